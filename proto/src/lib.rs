@@ -1,0 +1,47 @@
+//! The Millrace binary protocol: the bytes two processes exchange, and nothing else.
+//!
+//! Owns the frame header, every message body, the status codes, the checksum rule and the placement
+//! rule. Everything here is a pure function of its input: no I/O, no clock, no allocation on the
+//! read path. What the bytes mean for a cache is left to `node`, how to wait for them to `client`.
+//!
+//! ```text
+//!  one frame
+//! ┌────────────────┬──────────────────────┬───────────────────────────┐
+//! │ header 40 B    │ body  0..=64 KiB     │ payload  raw block bytes  │
+//! │ rkyv, in place │ rkyv, checked access │ never part of an archive  │
+//! └────────────────┴──────────────────────┴───────────────────────────┘
+//! ```
+//!
+//! `PROTOCOL.md` beside this crate is the specification; `vectors/` holds test vectors for authors
+//! of other implementations. Modules in reading order:
+
+pub mod checksum;
+pub mod frame;
+pub mod id;
+pub mod message;
+pub mod op;
+pub mod placement;
+pub mod status;
+
+pub use frame::{FrameError, HEADER_SIZE, Header};
+pub use id::FileId;
+pub use op::Op;
+pub use status::Status;
+
+/// The protocol version this crate speaks, and the only one it understands so far.
+///
+/// Version 1: the first. A version is raised when a body changes its meaning or layout; the header
+/// layout is the same in every version, so that a frame of an unknown version can be skipped.
+pub const VERSION: u8 = 1;
+
+/// Feature bits offered in `Hello`. A side uses a feature only when both sides offered it.
+pub mod feature {
+    /// `ReadMany`: a batch of ranges in one request.
+    pub const READ_MANY: u64 = 1 << 0;
+    /// Checksums accompany every `Read` and `ReadMany` reply.
+    pub const CHECKSUMS: u64 = 1 << 1;
+    /// Blocks are placed on shards by [`crate::placement`], one address per shard.
+    pub const SHARD_ADDRESSES: u64 = 1 << 2;
+    /// All features of this version.
+    pub const ALL: u64 = READ_MANY | CHECKSUMS | SHARD_ADDRESSES;
+}

@@ -1,0 +1,55 @@
+//! Operations a client may ask for.
+
+/// An operation. The number is the wire format and is never used again for something else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Op {
+    /// Negotiate version and features, learn limits and shard addresses.
+    Hello = 1,
+    /// Answered at once, with an empty body.
+    Ping = 2,
+    /// Path to file id, version and length.
+    Stat = 3,
+    /// One page of a directory.
+    List = 4,
+    /// A range of one block of a file version.
+    Read = 5,
+    /// A batch of ranges, each answered by a frame of its own with its index in `part`.
+    ReadMany = 6,
+    /// Bring every block of a file into the cache.
+    Load = 7,
+    /// Drop every block of a file from the cache; the source is never touched.
+    Free = 8,
+    /// Counters of the node.
+    Status = 9,
+}
+
+impl Op {
+    /// Every operation, in wire order.
+    pub const ALL: [Op; 9] = [
+        Op::Hello,
+        Op::Ping,
+        Op::Stat,
+        Op::List,
+        Op::Read,
+        Op::ReadMany,
+        Op::Load,
+        Op::Free,
+        Op::Status,
+    ];
+
+    /// The operation with this number, if this version knows it.
+    #[inline]
+    pub fn from_code(code: u8) -> Option<Op> {
+        let index = usize::from(code).checked_sub(1)?;
+        Op::ALL.get(index).copied()
+    }
+}
+
+const _: () = {
+    let mut index = 0;
+    while index < Op::ALL.len() {
+        assert!(Op::ALL[index] as usize == index + 1);
+        index += 1;
+    }
+};
