@@ -1,1 +1,33 @@
+//! The Millrace storage node: serves blocks of slow stores from memory, as fast as the machine allows.
+//!
+//! ```text
+//!              ┌────────────── core 0 ──────────────┐ ┌──── core 1 ────┐
+//!   clients ──►│ ring ─► runtime ─► worker ─► cache │ │      …         │
+//!              │  ▲          │        │  ▲          │ │                │
+//!              │  └─ send ◄──┘        │  └─ mailbox ◄┼─┼─► mailbox     │
+//!              └──────────────────────┼─────────────┘ └────────────────┘
+//!                         fills,      │      ▲  blocks, answers
+//!                         look-ups    ▼      │
+//!                              side thread (tokio) ──► under-store
+//! ```
+//!
+//! One thread for each core, sharing nothing on a hit. A shard owns the blocks that hash to it and its
+//! part of the memory arena. Modules in reading order:
 
+mod cache;
+pub mod config;
+mod connection;
+mod eventfd;
+mod files;
+mod mailbox;
+mod memory;
+mod metrics;
+pub mod node;
+mod ring;
+mod runtime;
+mod side;
+mod store;
+mod worker;
+
+pub use config::{Config, ConfigError};
+pub use node::{Node, StartError, Stopped};

@@ -51,10 +51,7 @@ pub struct Piece {
 #[inline]
 pub fn pieces(offset: u32, length: u32, block_length: u32) -> impl Iterator<Item = Piece> {
     let end = offset.checked_add(length).expect("range ends below 4 GiB");
-    assert!(
-        end <= block_length,
-        "range {offset}+{length} leaves a block of {block_length} bytes"
-    );
+    assert!(end <= block_length, "range {offset}+{length} leaves a block of {block_length} bytes");
     let mut position = offset;
     std::iter::from_fn(move || {
         if position >= end {
@@ -75,11 +72,7 @@ pub fn pieces(offset: u32, length: u32, block_length: u32) -> impl Iterator<Item
             (end.min((start / PAGE_SIZE + 1) * PAGE_SIZE), Grain::Part)
         };
         position = piece_end;
-        Some(Piece {
-            offset: start,
-            length: piece_end - start,
-            grain,
-        })
+        Some(Piece { offset: start, length: piece_end - start, grain })
     })
 }
 
@@ -116,11 +109,7 @@ pub fn verify(
         }
         position += piece.length as usize;
     }
-    if values.next().is_some() {
-        Err(offset)
-    } else {
-        Ok(())
-    }
+    if values.next().is_some() { Err(offset) } else { Ok(()) }
 }
 
 #[cfg(test)]

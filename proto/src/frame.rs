@@ -46,7 +46,7 @@ pub struct Header {
     pub flags: u16,
     /// Status of a reply, see [`Status`]; zero in a request.
     pub status: u16,
-    /// In a `ReadMany` reply the index of the range it answers, from 0; otherwise zero.
+    /// In a `ReadMany` reply the index of the range it answers, from 0, or [`PART_ALL`]; otherwise zero.
     pub part: u16,
     /// Length of the body in bytes, at most [`BODY_LENGTH_MAX`].
     pub body_length: u32,
@@ -72,6 +72,8 @@ const _: () = assert!(std::mem::offset_of!(ArchivedHeader, header_checksum) == C
 
 /// Bytes of the header that its checksum covers.
 const CHECKED_SIZE: usize = 36;
+/// `part` of a `ReadMany` reply that answers the request as a whole: no range of it was looked at.
+pub const PART_ALL: u16 = u16::MAX;
 /// Flag bit 0: a reply.
 pub const FLAG_REPLY: u16 = 1 << 0;
 
@@ -215,10 +217,7 @@ impl Header {
             return Err(FrameError::BodyTooLarge(self.body_length, body_max));
         }
         if self.payload_length > payload_max {
-            return Err(FrameError::PayloadTooLarge(
-                self.payload_length,
-                payload_max,
-            ));
+            return Err(FrameError::PayloadTooLarge(self.payload_length, payload_max));
         }
         Ok(())
     }
@@ -229,16 +228,8 @@ impl Header {
     /// [`FrameError::BadBodyChecksum`].
     #[inline]
     pub fn check_body(&self, body: &[u8]) -> Result<(), FrameError> {
-        let expected = if body.is_empty() {
-            0
-        } else {
-            crc32fast::hash(body)
-        };
-        if expected == self.body_checksum {
-            Ok(())
-        } else {
-            Err(FrameError::BadBodyChecksum)
-        }
+        let expected = if body.is_empty() { 0 } else { crc32fast::hash(body) };
+        if expected == self.body_checksum { Ok(()) } else { Err(FrameError::BadBodyChecksum) }
     }
 
     /// Whether this frame is a reply.
@@ -252,6 +243,11 @@ impl Header {
     }
 }
 
+/// A message that can be a body. Every struct of [`crate::message`] is one.
+pub trait Body: for<'a> Serialize<HighSerializer<Vec<u8>, ArenaHandle<'a>, Panic>> {}
+
+impl<T> Body for T where T: for<'a> Serialize<HighSerializer<Vec<u8>, ArenaHandle<'a>, Panic>> {}
+
 /// Appends one frame without payload bytes: header, then `body`.
 ///
 /// `header` brings everything but the body's length and the checksums; its `payload_length` is kept,
@@ -259,19 +255,13 @@ impl Header {
 ///
 /// # Panics
 /// If the body is longer than [`BODY_LENGTH_MAX`]: lists in bodies are bounded before they are encoded.
-pub fn encode<T>(out: &mut Vec<u8>, mut header: Header, body: &T)
-where
-    T: for<'a> Serialize<HighSerializer<Vec<u8>, ArenaHandle<'a>, Panic>>,
-{
+pub fn encode<T: Body>(out: &mut Vec<u8>, mut header: Header, body: &T) {
     let start = out.len();
     out.extend_from_slice(&[0; HEADER_SIZE]);
     let Ok(bytes) = rkyv::api::high::to_bytes_in::<Vec<u8>, Panic>(body, std::mem::take(out));
     *out = bytes;
     let body_length = out.len() - start - HEADER_SIZE;
-    assert!(
-        body_length <= BODY_LENGTH_MAX as usize,
-        "a body of {body_length} bytes is too long"
-    );
+    assert!(body_length <= BODY_LENGTH_MAX as usize, "a body of {body_length} bytes is too long");
     header.body_length = body_length as u32;
     header.body_checksum = crc32fast::hash(&out[start + HEADER_SIZE..]);
     write_header(out, start, header);
@@ -287,9 +277,7 @@ pub fn encode_empty(out: &mut Vec<u8>, mut header: Header) {
 }
 
 fn write_header(out: &mut [u8], start: usize, header: Header) {
-    let (bytes, _) = out[start..]
-        .split_first_chunk_mut()
-        .expect("room for the header was made");
+    let (bytes, _) = out[start..].split_first_chunk_mut().expect("room for the header was made");
     header.encode(bytes);
 }
 

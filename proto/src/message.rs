@@ -13,6 +13,8 @@ use crate::id::FileId;
 pub const PATH_LENGTH_MAX: usize = 4096;
 /// Most ranges in one `ReadMany`. Derived: 1024 ranges of 36 bytes fit a body of 64 KiB.
 pub const RANGES_MAX: usize = 1024;
+/// Most bytes that the ranges of one `ReadMany` may ask for together.
+pub const READ_MANY_BYTES_MAX: u64 = 16 << 20;
 /// Most bytes the entries of one `List` page may take in its body; leaves room for the token.
 pub const LIST_PAGE_BYTES_MAX: usize = 56 << 10;
 
@@ -175,7 +177,8 @@ pub struct ReadReply {
 /// `ReadMany`.
 #[derive(Archive, Serialize, Clone, Debug, PartialEq, Eq)]
 pub struct ReadManyRequest {
-    /// 1 to [`RANGES_MAX`] ranges. Replies come in any order.
+    /// 1 to [`RANGES_MAX`] ranges, of at most [`READ_MANY_BYTES_MAX`] bytes together. Replies come in
+    /// any order.
     pub ranges: Vec<Range>,
 }
 

@@ -105,10 +105,7 @@ impl Status {
     /// The status with this number; an unknown one is [`Status::Internal`], which no client retries.
     #[inline]
     pub fn from_code(code: u16) -> Status {
-        Status::ALL
-            .get(usize::from(code))
-            .copied()
-            .unwrap_or(Status::Internal)
+        Status::ALL.get(usize::from(code)).copied().unwrap_or(Status::Internal)
     }
 
     /// What a client does about it.

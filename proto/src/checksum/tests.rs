@@ -19,11 +19,7 @@ fn an_aligned_range_needs_no_part() {
     assert_eq!(cut(4096, 4096, 1 << 20), [(4096, 4096, Grain::Page)]);
     assert_eq!(
         cut(61440, 4096 + 65536 + 4096, 1 << 20),
-        [
-            (61440, 4096, Grain::Page),
-            (65536, 65536, Grain::Chunk),
-            (131_072, 4096, Grain::Page)
-        ]
+        [(61440, 4096, Grain::Page), (65536, 65536, Grain::Chunk), (131_072, 4096, Grain::Page)]
     );
 }
 
@@ -37,11 +33,7 @@ fn a_short_last_page_is_whole() {
 fn ragged_ends_are_parts() {
     assert_eq!(
         cut(4000, 5000, 1 << 20),
-        [
-            (4000, 96, Grain::Part),
-            (4096, 4096, Grain::Page),
-            (8192, 808, Grain::Part)
-        ]
+        [(4000, 96, Grain::Part), (4096, 4096, Grain::Page), (8192, 808, Grain::Part)]
     );
     assert_eq!(cut(10, 20, 1 << 20), [(10, 20, Grain::Part)]);
 }

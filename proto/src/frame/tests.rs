@@ -6,11 +6,8 @@ use crate::FileId;
 use crate::message::*;
 
 fn any_header() -> impl Strategy<Value = Header> {
-    (
-        any::<(u8, u8, u16, u16, u16)>(),
-        any::<(u32, u32, u32, u64, u32)>(),
-    )
-        .prop_map(|(small, large)| Header {
+    (any::<(u8, u8, u16, u16, u16)>(), any::<(u32, u32, u32, u64, u32)>()).prop_map(
+        |(small, large)| Header {
             magic: MAGIC,
             version: small.0,
             op: small.1,
@@ -23,7 +20,8 @@ fn any_header() -> impl Strategy<Value = Header> {
             request_id: large.3,
             body_checksum: large.4,
             header_checksum: 0,
-        })
+        },
+    )
 }
 
 fn encoded(header: Header) -> [u8; HEADER_SIZE] {
@@ -116,8 +114,5 @@ fn a_reply_repeats_request_id_and_op() {
 fn other_protocols_are_named_in_the_error() {
     let mut bytes = [b' '; HEADER_SIZE];
     bytes[..4].copy_from_slice(b"GET ");
-    assert_eq!(
-        Header::decode(&bytes),
-        Err(FrameError::BadMagic(u32::from_le_bytes(*b"GET ")))
-    );
+    assert_eq!(Header::decode(&bytes), Err(FrameError::BadMagic(u32::from_le_bytes(*b"GET "))));
 }

@@ -1,0 +1,422 @@
+//! One shard's cached blocks: the index, their checksums, and which one leaves when memory is short.
+//!
+//! Owns the blocks. Always holds: an entry is in the index, or it is doomed and waits for its last pin;
+//! a pinned block's pages are never given to another block; at most one version of a block is here.
+//! All tables are made at start for the most blocks that memory could hold, one for each page.
+//! Leaves the order of leaving to [`queue`] and [`ghost`], filling to the worker.
+
+use hashbrown::HashTable;
+use millrace_proto::checksum::{CHUNK_SIZE, Grain, PAGE_SIZE, pieces};
+use millrace_proto::{FileId, placement};
+
+use crate::memory::{self, Blank, Block, Segment, ShardMemory, Sums};
+
+mod ghost;
+mod queue;
+use ghost::Ghost;
+use queue::{Links, Queue};
+
+/// Block number `block` (offset / block size) of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BlockKey {
+    /// The file.
+    pub file: FileId,
+    /// Number of the block in the file.
+    pub block: u32,
+}
+
+impl BlockKey {
+    /// The hash that places the block on a shard and in the shard's index.
+    #[inline]
+    pub fn hash(&self) -> u64 {
+        placement::block_hash(self.file, u64::from(self.block))
+    }
+}
+
+/// Place of a block in the shard's table of entries; good while the block is pinned or indexed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryIndex(u32);
+
+/// Reuses counted at most: more say nothing about the next one (S3-FIFO, section 4.1).
+const REUSE_MAX: u8 = 3;
+/// Share of memory for blocks seen once, in percent (S3-FIFO: 10 works for most of 6594 traces).
+const SMALL_PERCENT: u64 = 10;
+
+/// Which queue an entry is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Small,
+    Main,
+    /// Not in the index any more; its memory is freed with the last pin.
+    Doomed,
+}
+
+struct Entry {
+    key: BlockKey,
+    version: u64,
+    block: Block,
+    block_sum: u32,
+    pin_count: u32,
+    /// Where the last read began, see [`Cache::touch`].
+    last_offset: u32,
+    reuse_count: u8,
+    place: Place,
+    links: Links,
+}
+
+/// Bytes of bookkeeping for each page of memory, at the worst case of one block for each page.
+pub const PAGE_COST: usize = memory::PAGE_COST
+    + 2 * size_of::<u32>()                      // checksums of the page and of its chunk
+    + size_of::<Option<Entry>>()
+    + size_of::<u32>()                          // free list
+    + 2 * (size_of::<u32>() + 1)                // index: at most half empty, one control byte each
+    + ghost::ENTRY_COST;
+
+/// What became of the bytes asked for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Damage {
+    /// A stored checksum did not match; the block has been dropped.
+    Found,
+}
+
+/// The shard's cache.
+pub struct Cache {
+    memory: ShardMemory,
+    index: HashTable<u32>,
+    entries: Vec<Option<Entry>>,
+    free_entries: Vec<u32>,
+    page_sums: Vec<u32>,
+    chunk_sums: Vec<u32>,
+    small: Queue,
+    main: Queue,
+    ghost: Ghost,
+    evicted_count: u64,
+    block_count: u32,
+    summed_bytes: u64,
+}
+
+impl Cache {
+    /// A cache over this memory.
+    pub fn new(memory: ShardMemory) -> Cache {
+        let entries_max = memory.page_count() as usize;
+        Cache {
+            index: HashTable::with_capacity(entries_max),
+            entries: Vec::with_capacity(entries_max),
+            free_entries: Vec::with_capacity(entries_max),
+            page_sums: vec![0; entries_max],
+            chunk_sums: vec![0; entries_max],
+            small: Queue::new(),
+            main: Queue::new(),
+            ghost: Ghost::new(entries_max),
+            evicted_count: 0,
+            block_count: 0,
+            summed_bytes: 0,
+            memory,
+        }
+    }
+
+    /// The block with this key, and its version.
+    #[inline]
+    pub fn find(&self, key: &BlockKey, hash: u64) -> Option<(EntryIndex, u64)> {
+        let index = *self.index.find(hash, |index| self.entry(*index).key == *key)?;
+        Some((EntryIndex(index), self.entry(index).version))
+    }
+
+    /// Counts a read that begins at `offset` of the block as a reuse, unless it goes on where an
+    /// earlier one was: a scan in small steps is one use, not many.
+    #[inline]
+    pub fn touch(&mut self, index: EntryIndex, offset: u32) {
+        let entry = self.entry_mut(index.0);
+        if offset <= entry.last_offset && entry.reuse_count < REUSE_MAX {
+            entry.reuse_count += 1;
+        }
+        entry.last_offset = offset;
+    }
+
+    /// Length of the block in bytes.
+    #[inline]
+    pub fn length(&self, index: EntryIndex) -> u32 {
+        self.entry(index.0).block.length()
+    }
+
+    /// Pins the block and describes a range of it: the pieces of memory that hold it, and the
+    /// checksums that cover it by the rule of the protocol. Costs a pass over bytes only for parts of
+    /// pages: their page is verified first, so that damage is found and never summed over.
+    ///
+    /// # Errors
+    /// [`Damage::Found`]: nothing is pinned, and the block is no longer in the cache.
+    #[inline]
+    pub fn pin_range(
+        &mut self,
+        index: EntryIndex,
+        offset: u32,
+        length: u32,
+        mut sum: impl FnMut(u32),
+        segment: impl FnMut(Segment),
+    ) -> Result<(), Damage> {
+        let entry = self.entries[index.0 as usize].as_mut().expect("the entry is in use");
+        let block_length = entry.block.length();
+        for piece in pieces(offset, length, block_length) {
+            let value = match piece.grain {
+                Grain::Block => entry.block_sum,
+                Grain::Chunk => {
+                    let page = self.memory.shard_page(&entry.block, piece.offset / PAGE_SIZE);
+                    self.chunk_sums[page as usize]
+                }
+                Grain::Page => {
+                    let page = self.memory.shard_page(&entry.block, piece.offset / PAGE_SIZE);
+                    self.page_sums[page as usize]
+                }
+                Grain::Part => {
+                    let page_index = piece.offset / PAGE_SIZE;
+                    let page_start = page_index * PAGE_SIZE;
+                    let page_length = PAGE_SIZE.min(block_length - page_start);
+                    let page = self.memory.shard_page(&entry.block, page_index);
+                    self.summed_bytes += u64::from(page_length + piece.length);
+                    if entry.block.sum(page_start, page_length) != self.page_sums[page as usize] {
+                        self.remove_entry(index);
+                        return Err(Damage::Found);
+                    }
+                    entry.block.sum(piece.offset, piece.length)
+                }
+            };
+            sum(value);
+        }
+        entry.block.segments(offset, length, segment);
+        entry.pin_count += 1;
+        Ok(())
+    }
+
+    /// Takes one pin away; the last one of a doomed block frees its memory.
+    #[inline]
+    pub fn unpin(&mut self, index: EntryIndex) {
+        let entry = self.entry_mut(index.0);
+        assert!(entry.pin_count > 0, "a block is unpinned as often as it was pinned");
+        entry.pin_count -= 1;
+        if entry.pin_count == 0 && entry.place == Place::Doomed {
+            self.free_entry(index.0);
+        }
+    }
+
+    /// Memory for a block of `length` bytes, made free by evicting if need be. `None` when what is
+    /// evictable is not enough: pinned blocks and blanks hold the rest.
+    pub fn allocate(&mut self, length: u32) -> Option<Blank> {
+        while self.memory.free_page_count() < ShardMemory::pages_for(length) {
+            if !self.evict_one() {
+                return None;
+            }
+        }
+        self.memory.allocate(length)
+    }
+
+    /// Gives a blank back that did not become a block.
+    pub fn release_blank(&mut self, blank: Blank) {
+        self.memory.release_blank(blank);
+    }
+
+    /// Adds a block. One with the same key, of whatever version, is removed first.
+    pub fn insert(&mut self, key: BlockKey, version: u64, block: Block, sums: &Sums) -> EntryIndex {
+        let hash = key.hash();
+        if let Some((old, _)) = self.find(&key, hash) {
+            self.remove_entry(old);
+        }
+        let page_count = ShardMemory::pages_for(block.length());
+        for (page, sum) in sums.pages.iter().enumerate() {
+            self.page_sums[self.memory.shard_page(&block, page as u32) as usize] = *sum;
+        }
+        for (chunk, sum) in sums.chunks.iter().enumerate() {
+            let first_page = chunk as u32 * (CHUNK_SIZE / PAGE_SIZE);
+            self.chunk_sums[self.memory.shard_page(&block, first_page) as usize] = *sum;
+        }
+        let place =
+            if self.ghost.contains(hash, self.block_count) { Place::Main } else { Place::Small };
+        let entry = Entry {
+            key,
+            version,
+            block,
+            block_sum: sums.block,
+            pin_count: 0,
+            last_offset: 0,
+            reuse_count: 0,
+            place,
+            links: Links::NONE,
+        };
+        let index = match self.free_entries.pop() {
+            Some(index) => {
+                self.entries[index as usize] = Some(entry);
+                index
+            }
+            None => {
+                self.entries.push(Some(entry));
+                self.entries.len() as u32 - 1
+            }
+        };
+        self.push(place, index, page_count);
+        let entries = &self.entries;
+        self.index.insert_unique(hash, index, |other| key_of(entries, *other).hash());
+        self.block_count += 1;
+        EntryIndex(index)
+    }
+
+    /// Removes a block, if it is here; returns its length in bytes. Memory that is still being sent is
+    /// freed when that is done.
+    pub fn remove(&mut self, key: &BlockKey) -> Option<u32> {
+        let (index, _) = self.find(key, key.hash())?;
+        let length = self.length(index);
+        self.remove_entry(index);
+        Some(length)
+    }
+
+    fn remove_entry(&mut self, index: EntryIndex) {
+        let entry = self.entry(index.0);
+        let (place, key, pinned) = (entry.place, entry.key, entry.pin_count > 0);
+        let page_count = ShardMemory::pages_for(entry.block.length());
+        match place {
+            Place::Small => self.small.remove(&mut self.entries, index.0, page_count),
+            Place::Main => self.main.remove(&mut self.entries, index.0, page_count),
+            Place::Doomed => return,
+        }
+        let found = self.index.find_entry(key.hash(), |other| *other == index.0);
+        found.expect("an entry that is not doomed is in the index").remove();
+        self.block_count -= 1;
+        if pinned {
+            self.entry_mut(index.0).place = Place::Doomed;
+        } else {
+            self.free_entry(index.0);
+        }
+    }
+
+    fn free_entry(&mut self, index: u32) {
+        let entry = self.entries[index as usize].take().expect("the entry is in use");
+        self.memory.release(entry.block);
+        self.free_entries.push(index);
+    }
+
+    /// Evicts one block by S3-FIFO. `false` when every block is pinned or there is none.
+    fn evict_one(&mut self) -> bool {
+        // Each step takes a block from the tail of a queue. Reuse counts fall by one each time round
+        // main, so a block that is not pinned leaves after REUSE_MAX rounds at the latest.
+        let steps_max =
+            self.small.length() as u64 + (u64::from(REUSE_MAX) + 2) * u64::from(self.block_count);
+        let mut pinned_in_row = 0;
+        for _ in 0..steps_max {
+            let small_pages_max = u64::from(self.memory.page_count()) * SMALL_PERCENT / 100;
+            let from_small = self.main.length() == 0
+                || (self.small.length() > 0
+                    && u64::from(self.small.page_count()) > small_pages_max);
+            let pinned = if from_small { self.step_small() } else { self.step_main() };
+            match pinned {
+                Step::Evicted => return true,
+                Step::Moved => pinned_in_row = 0,
+                Step::Pinned => {
+                    pinned_in_row += 1;
+                    if pinned_in_row > self.block_count {
+                        return false;
+                    }
+                }
+            }
+        }
+        false
+    }
+
+    /// Looks at the oldest block that was seen once: reused ones go to main, the rest leave.
+    fn step_small(&mut self) -> Step {
+        let Some(index) = self.small.tail() else { return Step::Pinned };
+        let entry = self.entry(index);
+        let (reuse_count, pinned, hash) =
+            (entry.reuse_count, entry.pin_count > 0, entry.key.hash());
+        let page_count = ShardMemory::pages_for(entry.block.length());
+        // A block in use is by that in use again: to main, where pinned ones are passed by.
+        if reuse_count > 0 || pinned {
+            self.small.remove(&mut self.entries, index, page_count);
+            self.entry_mut(index).reuse_count = 0;
+            self.push(Place::Main, index, page_count);
+            return Step::Moved;
+        }
+        self.ghost.insert(hash);
+        self.evicted_count += 1;
+        self.remove_entry(EntryIndex(index));
+        Step::Evicted
+    }
+
+    /// Looks at the oldest block of main: reused ones go round once more, the rest leave.
+    fn step_main(&mut self) -> Step {
+        let Some(index) = self.main.tail() else { return Step::Pinned };
+        let entry = self.entry_mut(index);
+        let pinned = entry.pin_count > 0;
+        if entry.reuse_count > 0 || pinned {
+            entry.reuse_count = entry.reuse_count.saturating_sub(1);
+            let page_count = ShardMemory::pages_for(entry.block.length());
+            self.main.remove(&mut self.entries, index, page_count);
+            self.push(Place::Main, index, page_count);
+            return if pinned { Step::Pinned } else { Step::Moved };
+        }
+        self.evicted_count += 1;
+        self.remove_entry(EntryIndex(index));
+        Step::Evicted
+    }
+
+    fn push(&mut self, place: Place, index: u32, page_count: u32) {
+        self.entry_mut(index).place = place;
+        match place {
+            Place::Small => self.small.push(&mut self.entries, index, page_count),
+            Place::Main => self.main.push(&mut self.entries, index, page_count),
+            Place::Doomed => unreachable!("a doomed entry is in no queue"),
+        }
+    }
+
+    #[inline]
+    fn entry(&self, index: u32) -> &Entry {
+        self.entries[index as usize].as_ref().expect("the entry is in use")
+    }
+
+    #[inline]
+    fn entry_mut(&mut self, index: u32) -> &mut Entry {
+        self.entries[index as usize].as_mut().expect("the entry is in use")
+    }
+
+    /// Blocks in the cache.
+    pub fn block_count(&self) -> u32 {
+        self.block_count
+    }
+
+    /// Bytes of memory that blocks and blanks hold, whole pages.
+    pub fn used_bytes(&self) -> u64 {
+        u64::from(self.memory.page_count() - self.memory.free_page_count()) * u64::from(PAGE_SIZE)
+    }
+
+    /// Bytes of memory for blocks.
+    pub fn capacity_bytes(&self) -> u64 {
+        u64::from(self.memory.page_count()) * u64::from(PAGE_SIZE)
+    }
+
+    /// Blocks evicted since start.
+    pub fn evicted_count(&self) -> u64 {
+        self.evicted_count
+    }
+
+    /// Bytes summed since start to serve ranges that cut a page; 0 as long as all were aligned.
+    pub fn summed_bytes(&self) -> u64 {
+        self.summed_bytes
+    }
+
+    /// Flips one bit of a cached block, as failing memory would.
+    #[cfg(test)]
+    pub fn damage(&mut self, index: EntryIndex, offset: u32) {
+        self.entry_mut(index.0).block.damage(offset);
+    }
+}
+
+/// What one step of eviction did.
+enum Step {
+    Evicted,
+    Moved,
+    Pinned,
+}
+
+fn key_of(entries: &[Option<Entry>], index: u32) -> BlockKey {
+    entries[index as usize].as_ref().expect("the entry is in use").key
+}
+
+#[cfg(test)]
+mod tests;

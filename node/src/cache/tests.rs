@@ -1,0 +1,196 @@
+use std::collections::HashMap;
+
+use millrace_proto::checksum;
+
+use super::*;
+use crate::memory::Arena;
+
+fn cache(page_count: u32) -> Cache {
+    Cache::new(Arena::new(page_count).unwrap().cut(1).pop().unwrap())
+}
+
+fn key(file: u128, block: u32) -> BlockKey {
+    BlockKey { file: FileId(file), block }
+}
+
+fn content(key: BlockKey, version: u64, length: u32) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(key.hash() ^ version);
+    std::iter::repeat_with(|| random.u8(..)).take(length as usize).collect()
+}
+
+fn fill(cache: &mut Cache, key: BlockKey, version: u64, length: u32) -> Option<EntryIndex> {
+    let bytes = content(key, version, length);
+    let mut blank = cache.allocate(length)?;
+    blank
+        .fill_with(|offset, target| {
+            let count = target.len().min(bytes.len() - offset as usize);
+            target[..count].copy_from_slice(&bytes[offset as usize..][..count]);
+            Ok(count)
+        })
+        .unwrap();
+    let (block, sums) = blank.freeze();
+    Some(cache.insert(key, version, block, &sums))
+}
+
+/// Pins a range and checks that its checksums are those of the expected bytes.
+fn pin(cache: &mut Cache, index: EntryIndex, offset: u32, expected: &[u8], block_length: u32) {
+    let mut sums = Vec::new();
+    let mut length = 0;
+    cache
+        .pin_range(
+            index,
+            offset,
+            expected.len() as u32,
+            |sum| sums.push(sum),
+            |segment| length += segment.length,
+        )
+        .unwrap();
+    assert_eq!(length, expected.len());
+    assert_eq!(checksum::verify(expected, offset, block_length, sums), Ok(()));
+}
+
+/// Random operations beside a plain map: what the cache has is what was put in, what it evicts is only
+/// ever missing, pinned blocks stay whole, and memory adds up.
+#[test]
+fn behaves_like_a_map_that_forgets() {
+    for seed in 0..8 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let page_count = random.u32(64..600);
+        let mut cache = cache(page_count);
+        let mut model: HashMap<BlockKey, (u64, u32)> = HashMap::new();
+        let mut pins: Vec<(EntryIndex, BlockKey, u64, u32)> = Vec::new();
+        for _ in 0..3_000 {
+            let key = key(random.u128(0..12), random.u32(0..12));
+            match random.u8(0..10) {
+                0..=4 => {
+                    let (version, length) = (random.u64(1..3), random.u32(1..70_000));
+                    if fill(&mut cache, key, version, length).is_some() {
+                        model.insert(key, (version, length));
+                    }
+                }
+                5..=7 => {
+                    let Some((index, version)) = cache.find(&key, key.hash()) else { continue };
+                    let (model_version, length) = model[&key];
+                    assert_eq!((version, cache.length(index)), (model_version, length));
+                    let offset = random.u32(0..length);
+                    let bytes = content(key, version, length);
+                    let end = random.u32(offset + 1..=length);
+                    cache.touch(index, offset);
+                    pin(&mut cache, index, offset, &bytes[offset as usize..end as usize], length);
+                    pins.push((index, key, version, length));
+                }
+                8 if !pins.is_empty() => {
+                    let (index, key, version, length) =
+                        pins.swap_remove(random.usize(..pins.len()));
+                    // The bytes are still those that were pinned, whatever was evicted or replaced.
+                    let bytes = content(key, version, length);
+                    let block = &cache.entry(index.0).block;
+                    assert_eq!(block.sum(0, length), crc32fast::hash(&bytes));
+                    cache.unpin(index);
+                }
+                _ => {
+                    let was_here = cache.find(&key, key.hash()).is_some();
+                    assert_eq!(cache.remove(&key).is_some(), was_here);
+                    model.remove(&key);
+                }
+            }
+            assert!(cache.used_bytes() <= cache.capacity_bytes());
+        }
+        for (index, ..) in pins {
+            cache.unpin(index);
+        }
+        for key in model.keys() {
+            cache.remove(key);
+        }
+        assert_eq!((cache.block_count(), cache.used_bytes()), (0, 0));
+    }
+}
+
+#[test]
+fn a_full_cache_of_pinned_blocks_says_so() {
+    let mut cache = cache(32);
+    let mut pinned = Vec::new();
+    for block in 0..2 {
+        let index = fill(&mut cache, key(1, block), 1, 65536).unwrap();
+        pin(&mut cache, index, 0, &content(key(1, block), 1, 65536), 65536);
+        pinned.push(index);
+    }
+    assert!(cache.allocate(1).is_none());
+    cache.unpin(pinned[0]);
+    assert!(cache.allocate(1).is_some());
+}
+
+#[test]
+fn small_files_do_not_take_a_whole_block() {
+    let mut cache = cache(256);
+    for file in 0..256 {
+        fill(&mut cache, key(file, 0), 1, 100).unwrap();
+    }
+    assert_eq!((cache.block_count(), cache.evicted_count()), (256, 0));
+}
+
+#[test]
+fn a_scan_does_not_wash_out_what_is_in_use() {
+    let mut cache = cache(100);
+    for file in 0..50 {
+        fill(&mut cache, key(file, 0), 1, 4096).unwrap();
+    }
+    for scanned in 1000..3000 {
+        for file in 0..50 {
+            let key = key(file, 0);
+            let (index, _) = cache.find(&key, key.hash()).expect("a block in use stays");
+            cache.touch(index, 0);
+        }
+        fill(&mut cache, key(scanned, 0), 1, 4096).unwrap();
+    }
+}
+
+#[test]
+fn steps_through_one_block_are_one_use() {
+    let mut cache = cache(64);
+    let index = fill(&mut cache, key(1, 0), 1, 65536).unwrap();
+    for offset in (0..65536).step_by(4096).skip(1) {
+        cache.touch(index, offset);
+    }
+    assert_eq!(cache.entry(index.0).reuse_count, 0);
+    cache.touch(index, 0);
+    assert_eq!(cache.entry(index.0).reuse_count, 1);
+}
+
+#[test]
+fn a_block_that_returns_soon_goes_to_main() {
+    let mut cache = cache(16);
+    for block in 0..40 {
+        fill(&mut cache, key(1, block), 1, 4096).unwrap();
+    }
+    assert!(cache.find(&key(1, 20), key(1, 20).hash()).is_none());
+    // Evicted 20 insertions ago, more than the 16 blocks that fit: forgotten.
+    let index = fill(&mut cache, key(1, 0), 1, 4096).unwrap();
+    assert_eq!(cache.entry(index.0).place, Place::Small);
+    let index = fill(&mut cache, key(1, 20), 1, 4096).unwrap();
+    assert_eq!(cache.entry(index.0).place, Place::Main);
+}
+
+#[test]
+fn damage_in_a_cut_page_is_found_and_the_block_dropped() {
+    let mut cache = cache(64);
+    let index = fill(&mut cache, key(1, 0), 1, 65536).unwrap();
+    cache.damage(index, 5000);
+    let result = cache.pin_range(index, 4100, 50, |_| (), |_| ());
+    assert_eq!(result, Err(Damage::Found));
+    assert!(cache.find(&key(1, 0), key(1, 0).hash()).is_none());
+    assert_eq!(cache.used_bytes(), 0);
+}
+
+#[test]
+fn damage_in_a_whole_page_is_found_by_the_reader() {
+    let mut cache = cache(64);
+    let index = fill(&mut cache, key(1, 0), 1, 65536).unwrap();
+    let stored = crc32fast::hash(&content(key(1, 0), 1, 65536)[4096..8192]);
+    cache.damage(index, 5000);
+    let mut sums = Vec::new();
+    cache.pin_range(index, 4096, 4096, |sum| sums.push(sum), |_| ()).unwrap();
+    assert_eq!(sums, [stored]);
+    assert_ne!(cache.entry(index.0).block.sum(4096, 4096), stored);
+    assert_eq!(cache.summed_bytes(), 0);
+}

@@ -1,0 +1,197 @@
+//! One client connection's state: bytes that are not a frame yet, and replies that are not sent yet.
+//!
+//! Owns both and the accounts that bound them. Always holds: a batch that the kernel may read from is
+//! not here but with the ring; every pin in a batch is released when the batch comes back.
+//! Leaves the meaning of frames to the worker, sockets to the runtime.
+
+use millrace_proto::Status;
+use millrace_proto::frame::{self, Header};
+use millrace_proto::message::ReadReply;
+
+use crate::cache::EntryIndex;
+use crate::memory::Segment;
+
+/// Names a connection of a shard: its place in the table, and how often the place was used before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Token {
+    /// Place in the shard's table.
+    pub index: u32,
+    /// Uses of the place before this one, modulo 2^24, so that a late completion is not taken for one
+    /// of the next connection.
+    pub generation: u32,
+}
+
+/// Generations are counted modulo this.
+pub const GENERATION_COUNT: u32 = 1 << 24;
+
+/// A pinned block that a batch sends from.
+#[derive(Clone, Copy, Debug)]
+pub enum Pin {
+    /// Of this shard.
+    Local(EntryIndex),
+    /// Of another one, which has to be told.
+    Remote { owner: u32, entry: EntryIndex },
+}
+
+/// A stretch of bytes to send.
+#[derive(Clone, Copy, Debug)]
+pub enum Piece {
+    /// Bytes of the batch's own `head`.
+    Head { start: usize, length: usize },
+    /// Bytes of the arena, pinned.
+    Memory(Segment),
+}
+
+/// Replies that are sent together.
+#[derive(Default, Debug)]
+pub struct Batch {
+    /// Headers and bodies of the replies.
+    pub head: Vec<u8>,
+    /// What to send, in order.
+    pub pieces: Vec<Piece>,
+    /// What to release afterwards.
+    pub pins: Vec<Pin>,
+    /// Bytes that the pieces hold.
+    pub length: u64,
+    /// Requests that this batch answers.
+    pub reply_count: u32,
+    /// Bytes that those requests asked for.
+    pub asked: u64,
+}
+
+impl Batch {
+    /// Appends the reply to a read: its header and body, then the pinned bytes.
+    pub fn push_read(
+        &mut self,
+        header: Header,
+        reply: &ReadReply,
+        segments: &[Segment],
+        pin: Pin,
+        asked: u32,
+    ) {
+        self.push_head(asked, |head| frame::encode(head, header, reply));
+        for segment in segments {
+            self.pieces.push(Piece::Memory(*segment));
+            self.length += segment.length as u64;
+        }
+        self.pins.push(pin);
+    }
+
+    /// Appends a reply that has no payload, as `encode` writes it.
+    pub fn push_head(&mut self, asked: u32, encode: impl FnOnce(&mut Vec<u8>)) {
+        let start = self.head.len();
+        encode(&mut self.head);
+        let length = self.head.len() - start;
+        match self.pieces.last_mut() {
+            Some(Piece::Head { length: last, .. }) => *last += length,
+            _ => self.pieces.push(Piece::Head { start, length }),
+        }
+        self.length += length as u64;
+        self.reply_count += 1;
+        self.asked += u64::from(asked);
+    }
+
+    /// Whether there is nothing to send.
+    pub fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    /// Empties the batch, keeping its memory unless one large reply made it grow.
+    pub fn clear(&mut self) {
+        self.head.clear();
+        self.head.shrink_to(HEAD_KEPT);
+        self.pieces.clear();
+        self.pieces.shrink_to(PIECES_KEPT);
+        self.pins.clear();
+        self.pins.shrink_to(PIECES_KEPT);
+        self.length = 0;
+        self.reply_count = 0;
+        self.asked = 0;
+    }
+}
+
+/// Bytes of `head` that an idle connection keeps: guessed, 16 replies to small reads.
+const HEAD_KEPT: usize = 2 << 10;
+/// Pieces that an idle connection keeps: as above.
+const PIECES_KEPT: usize = 64;
+
+/// How far a connection is on its way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
+pub enum Phase {
+    /// In use.
+    Open,
+    /// The client sends no more; what it has sent is still answered.
+    HalfClosed,
+    /// No more requests are taken; closes when those in flight are answered.
+    Draining,
+    /// Everything was sent and the sending side is shut; what still comes in is thrown away, so that
+    /// the client reads the last reply before it sees the end.
+    Lingering,
+    /// The runtime was told to close it.
+    Closed,
+}
+
+/// One client.
+pub struct Connection {
+    pub token: Token,
+    /// Bytes of a frame that is not complete, or of requests that wait for room.
+    pub stash: Vec<u8>,
+    /// Replies for the next send.
+    pub building: Batch,
+    /// The emptied batch of the last send, for the next one.
+    pub spare: Batch,
+    /// Whether a batch is with the kernel.
+    pub sending: bool,
+    /// Whether the runtime was told to send in this turn.
+    pub send_asked: bool,
+    /// Whether receiving was stopped because a limit was reached.
+    pub paused: bool,
+    /// Requests taken whose replies are not sent.
+    pub in_flight: u32,
+    /// Bytes that they asked for.
+    pub asked: u64,
+    pub phase: Phase,
+    /// When a byte came in or a send ended last, or the phase changed, in the node's milliseconds.
+    pub active_at: u64,
+}
+
+impl Connection {
+    /// A connection that was just accepted.
+    pub fn new(token: Token, now: u64) -> Connection {
+        Connection {
+            token,
+            stash: Vec::new(),
+            building: Batch::default(),
+            spare: Batch::default(),
+            sending: false,
+            send_asked: false,
+            paused: false,
+            in_flight: 0,
+            asked: 0,
+            phase: Phase::Open,
+            active_at: now,
+        }
+    }
+
+    /// Counts a request.
+    pub fn take(&mut self, asked: u32) {
+        self.in_flight += 1;
+        self.asked += u64::from(asked);
+    }
+
+    /// Takes the replies to send, if no send is under way.
+    pub fn next_batch(&mut self) -> Option<Batch> {
+        self.send_asked = false;
+        if self.sending || self.building.is_empty() {
+            return None;
+        }
+        self.sending = true;
+        let spare = std::mem::take(&mut self.spare);
+        Some(std::mem::replace(&mut self.building, spare))
+    }
+}
+
+/// Header of a reply to `header` with this status, for range `part` of it.
+pub fn reply_header(header: &Header, part: u16, status: Status) -> Header {
+    Header { part, ..header.reply(status) }
+}

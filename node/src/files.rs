@@ -1,0 +1,66 @@
+//! The files a node knows: id to path, version and length.
+//!
+//! Owns the only table that shards share, a bounded one. It is read on a miss and written when the
+//! source was asked; a hit never comes here. An entry may be forgotten at any time: a read that needs
+//! it is then answered `UnknownFile`, and the client looks the path up again.
+
+use std::sync::Arc;
+
+use millrace_proto::FileId;
+use quick_cache::sync::Cache;
+
+/// What is known of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileRecord {
+    /// Path below the source's root.
+    pub path: Arc<str>,
+    /// Version that was seen last.
+    pub version: u64,
+    /// Its length in bytes.
+    pub length: u64,
+}
+
+/// The table.
+pub struct FileTable {
+    records: Cache<FileId, FileRecord>,
+    source: String,
+}
+
+impl FileTable {
+    /// A table for at most `files_max` files of the source with this identity.
+    pub fn new(files_max: usize, source: &str) -> FileTable {
+        FileTable { records: Cache::new(files_max), source: source.to_owned() }
+    }
+
+    /// The id of a path: XXH3-128 of the source's identity, a zero byte and the path. The same after a
+    /// restart, and on every node that serves the same source.
+    pub fn id(&self, path: &str) -> FileId {
+        let mut text = Vec::with_capacity(self.source.len() + 1 + path.len());
+        text.extend_from_slice(self.source.as_bytes());
+        text.push(0);
+        text.extend_from_slice(path.as_bytes());
+        FileId(twox_hash::XxHash3_128::oneshot(&text))
+    }
+
+    /// What is known of a file.
+    pub fn get(&self, id: FileId) -> Option<FileRecord> {
+        self.records.get(&id)
+    }
+
+    /// Notes what the source told. Returns the record it replaces if that had another version: its
+    /// blocks have to go.
+    pub fn note(&self, id: FileId, record: FileRecord) -> Option<FileRecord> {
+        let old = self.records.get(&id);
+        if old.as_ref() != Some(&record) {
+            let version = record.version;
+            self.records.insert(id, record);
+            return old.filter(|old| old.version != version);
+        }
+        None
+    }
+
+    /// Forgets a file; returns what was known.
+    pub fn forget(&self, id: FileId) -> Option<FileRecord> {
+        self.records.remove(&id).map(|(_, record)| record)
+    }
+}

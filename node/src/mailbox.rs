@@ -1,0 +1,165 @@
+//! Messages to a shard, from other shards and from the side thread.
+//!
+//! Owns the bounded channels and the wake-up. Always holds: a message that was posted is seen, either
+//! because the shard looks before it sleeps or because its eventfd was rung. Posting to a full mailbox
+//! gives the message back; nothing blocks and nothing is lost.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use millrace_proto::frame::Header;
+use millrace_proto::message::Range;
+use millrace_proto::{FileId, Status};
+use rustix::event::EventfdFlags;
+use smallvec::SmallVec;
+
+use crate::cache::{BlockKey, EntryIndex};
+use crate::connection::Token;
+use crate::memory::{Blank, Block, Segment, Sums};
+use crate::store::StoreError;
+
+/// Who waits for a reply, and what the reply needs from the request.
+#[derive(Clone, Copy, Debug)]
+pub struct Requester {
+    /// Shard that has the connection.
+    pub shard: u32,
+    /// The connection.
+    pub token: Token,
+    /// Header of the request.
+    pub header: Header,
+    /// Index of the range in a `ReadMany`, else 0.
+    pub part: u16,
+    /// Bytes that were asked for, as counted against the connection's limit.
+    pub asked: u32,
+    /// Time after which the answer is of no use, in the node's milliseconds.
+    pub deadline: Option<u64>,
+}
+
+/// A range that the owner pinned for another shard to send.
+#[derive(Debug)]
+pub struct Served {
+    /// Who waits for it.
+    pub requester: Requester,
+    /// The pinned block, to be released on the owner.
+    pub entry: EntryIndex,
+    /// The owner.
+    pub owner: u32,
+    /// Checksums of the range.
+    pub sums: SmallVec<[u32; 16]>,
+    /// Where the bytes lie.
+    pub segments: SmallVec<[Segment; 2]>,
+}
+
+/// What became of a block that a `Load` asked for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Ensured {
+    /// It was in memory.
+    Resident,
+    /// It was read from the source.
+    Filled,
+    /// Not now: a limit was reached.
+    Busy,
+    /// Not at all.
+    Failed(Status, String),
+}
+
+/// Blocks and bytes that were dropped.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Dropped {
+    /// Blocks.
+    pub block_count: u64,
+    /// Bytes they held.
+    pub byte_count: u64,
+}
+
+/// A message to a shard.
+#[derive(Debug)]
+pub enum Mail {
+    /// Another shard has a request for a block that lives here.
+    Read { requester: Requester, range: Range },
+    /// The owner's answer: a pinned range to send.
+    Served(Served),
+    /// The owner's answer when there is nothing to send.
+    Failed { requester: Requester, status: Status, message: String },
+    /// A range pinned here for another shard was sent.
+    Release(EntryIndex),
+    /// A whole reply frame for a connection here.
+    Reply { requester: Requester, frame: Vec<u8> },
+    /// A block was read from the source, or could not be.
+    Filled { key: BlockKey, version: u64, result: Result<(Block, Sums), (Blank, StoreError)> },
+    /// Have this block in memory and say when it is.
+    Ensure { key: BlockKey, version: u64, reply: flume::Sender<Ensured> },
+    /// Drop the blocks of a file.
+    Drop { file: FileId, block_count: u32, reply: flume::Sender<Dropped> },
+    /// Finish what is in flight, then stop.
+    Shutdown,
+}
+
+/// One shard's mailbox, as seen by those who post.
+pub struct Mailbox {
+    sender: flume::Sender<Mail>,
+    sleeping: AtomicBool,
+    eventfd: OwnedFd,
+}
+
+/// The mailboxes of all shards, in shard order.
+pub type Mailboxes = Arc<[Mailbox]>;
+
+impl Mailbox {
+    /// A mailbox for at most `capacity` messages, and the end that the shard reads.
+    ///
+    /// # Errors
+    /// As `eventfd`: too many open files.
+    pub fn new(capacity: usize) -> io::Result<(Mailbox, flume::Receiver<Mail>)> {
+        let (sender, receiver) = flume::bounded(capacity);
+        // Blocking: a non-blocking eventfd makes io_uring answer EAGAIN instead of waiting.
+        let eventfd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?;
+        Ok((Mailbox { sender, sleeping: AtomicBool::new(false), eventfd }, receiver))
+    }
+
+    /// Posts a message. A full mailbox gives it back.
+    pub fn post(&self, mail: Mail) -> Result<(), Mail> {
+        self.sender.try_send(mail).map_err(flume::TrySendError::into_inner)?;
+        self.wake();
+        Ok(())
+    }
+
+    /// Posts a message, waiting for room. Lost only when the shard has stopped.
+    pub async fn post_when_room(&self, mail: Mail) {
+        if self.sender.send_async(mail).await.is_ok() {
+            self.wake();
+        }
+    }
+
+    /// Whether the shard has stopped reading.
+    pub fn is_abandoned(&self) -> bool {
+        self.sender.is_disconnected()
+    }
+
+    /// Wakes the shard if it sleeps.
+    fn wake(&self) {
+        // The swap orders the message before the flag is read: either the shard's last look sees the
+        // message, or this sees the flag.
+        if self.sleeping.swap(false, Ordering::SeqCst) {
+            // Fails only if the counter would pass 2^64 - 2, and then the shard is awake anyway.
+            let _ = rustix::io::write(&self.eventfd, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// Says that the shard is about to sleep. It has to look for mail once more afterwards.
+    pub fn going_to_sleep(&self) {
+        self.sleeping.store(true, Ordering::SeqCst);
+    }
+
+    /// Says that the shard is awake.
+    pub fn woke_up(&self) {
+        self.sleeping.store(false, Ordering::SeqCst);
+    }
+
+    /// The eventfd that wakes the shard; its ring rings it too.
+    pub fn eventfd(&self) -> &OwnedFd {
+        &self.eventfd
+    }
+}

@@ -1,0 +1,90 @@
+use super::*;
+
+fn shard(page_count: u32) -> ShardMemory {
+    Arena::new(page_count).unwrap().cut(1).pop().unwrap()
+}
+
+fn bytes_of(length: u32, seed: u64) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    std::iter::repeat_with(|| random.u8(..)).take(length as usize).collect()
+}
+
+/// Fills a blank in pieces of random size.
+fn fill(mut blank: Blank, bytes: &[u8], seed: u64) -> (Block, Sums) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    blank
+        .fill_with(|offset, target| {
+            let count = random.usize(1..=target.len());
+            target[..count].copy_from_slice(&bytes[offset as usize..][..count]);
+            Ok(count)
+        })
+        .unwrap();
+    blank.freeze()
+}
+
+#[test]
+fn sums_match_a_plain_pass_at_every_grain() {
+    for (length, seed) in
+        [(1, 1), (4096, 2), (4097, 3), (65536, 4), (70_000, 5), (1 << 20, 6), ((1 << 20) - 5, 7)]
+    {
+        let mut memory = shard(512);
+        let bytes = bytes_of(length, seed);
+        let (block, sums) = fill(memory.allocate(length).unwrap(), &bytes, seed);
+        assert_eq!(sums.pages, bytes.chunks(4096).map(crc32fast::hash).collect::<Vec<_>>());
+        assert_eq!(sums.chunks, bytes.chunks(65536).map(crc32fast::hash).collect::<Vec<_>>());
+        assert_eq!(sums.block, crc32fast::hash(&bytes));
+        assert_eq!(block.sum(0, length), sums.block);
+        memory.release(block);
+        assert_eq!(memory.free_page_count(), 512);
+    }
+}
+
+#[test]
+fn scattered_memory_still_holds_a_block() {
+    let mut memory = shard(64);
+    let singles: Vec<Blank> = (0..64).map(|_| memory.allocate(4096).unwrap()).collect();
+    assert!(memory.allocate(1).is_none());
+    for (index, blank) in singles.into_iter().enumerate() {
+        // Every other page is given back: no run is longer than one page.
+        if index % 2 == 0 {
+            memory.release_blank(blank);
+        } else {
+            std::mem::forget(blank);
+        }
+    }
+    assert!(memory.allocate(33 * 4096).is_none());
+    let bytes = bytes_of(32 * 4096, 9);
+    let (block, _) = fill(memory.allocate(32 * 4096).unwrap(), &bytes, 9);
+    let mut count = 0;
+    block.segments(100, 32 * 4096 - 200, |segment| {
+        assert!(segment.length <= 4096);
+        count += 1;
+    });
+    assert_eq!(count, 32);
+    assert_eq!(block.sum(100, 10_000), crc32fast::hash(&bytes[100..10_100]));
+}
+
+#[test]
+fn a_source_that_ends_early_is_an_error() {
+    let mut memory = shard(64);
+    let mut blank = memory.allocate(10_000).unwrap();
+    let mut left = 3;
+    let result = blank.fill_with(|_, target| {
+        left -= 1;
+        Ok(if left == 0 { 0 } else { target.len().min(100) })
+    });
+    assert_eq!(result.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    memory.release_blank(blank);
+}
+
+#[test]
+fn shards_get_separate_pages() {
+    let mut shards = Arena::new(64).unwrap().cut(2);
+    let mut blocks = Vec::new();
+    for (index, memory) in shards.iter_mut().enumerate() {
+        let bytes = vec![index as u8 + 1; 32 * 4096];
+        blocks.push(fill(memory.allocate(32 * 4096).unwrap(), &bytes, 1).0);
+    }
+    assert_eq!(blocks[0].sum(0, 32 * 4096), crc32fast::hash(&vec![1; 32 * 4096]));
+    assert_eq!(blocks[1].sum(0, 32 * 4096), crc32fast::hash(&vec![2; 32 * 4096]));
+}

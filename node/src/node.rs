@@ -1,0 +1,320 @@
+//! A node: configuration in, running threads out, and stopping them again.
+//!
+//! Owns the threads. Always holds: when [`Node::start`] returns, every shard accepts connections; when
+//! [`Node::stop`] returns, every thread has ended.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
+use millrace_proto::checksum::PAGE_SIZE;
+use rustix::process::{Resource, Rlimit};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::cache::{self, Cache};
+use crate::config::{Config, ConfigError};
+use crate::files::FileTable;
+use crate::mailbox::{Mail, Mailbox, Mailboxes};
+use crate::memory::Arena;
+use crate::metrics::Counters;
+use crate::runtime::{Ended, Runtime};
+use crate::side;
+use crate::store::UnderStore;
+use crate::store::local::LocalStore;
+use crate::worker::{Shared, Worker, WorkerLimits};
+
+/// Connections that wait for `accept`.
+const BACKLOG: i32 = 4096;
+/// Messages a mailbox holds. Guessed: several turns of a busy shard; when it is full the sender keeps
+/// its messages and tries again.
+const MAILBOX_CAPACITY: usize = 8192;
+/// Memory of an executor for storage buffers, in bytes; nothing reads files through it yet.
+const EXECUTOR_IO_MEMORY: usize = 64 << 10;
+/// Descriptors besides connections: rings, eventfds, listeners, files being read.
+const DESCRIPTORS_SPARE: u64 = 64;
+/// Descriptors of one shard besides its connections: glommio's three rings and ours, eventfds, listeners.
+const DESCRIPTORS_PER_SHARD: u64 = 16;
+
+/// Why a node does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration is not one that can work.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The source is not there, or not a directory, or may not be read.
+    #[error("serve {path}: {error}")]
+    Source { path: String, error: io::Error },
+    /// An address cannot be listened on.
+    #[error("listen on {address}: {error}")]
+    Listen { address: SocketAddr, error: io::Error },
+    /// The system allows too few open files for the connections.
+    #[error(
+        "connections_max needs {needed} open files, but only {allowed} are allowed: raise `ulimit -n` or lower connections_max"
+    )]
+    Descriptors { needed: u64, allowed: u64 },
+    /// Memory for the blocks cannot be had.
+    #[error("reserve {bytes} bytes for blocks: {error}; lower memory")]
+    Memory { bytes: u64, error: io::Error },
+    /// A thread cannot be started, or its ring cannot be made.
+    #[error("start shard {shard}: {message}")]
+    Shard { shard: usize, message: String },
+    /// The side thread cannot be started.
+    #[error("start the side thread: {0}")]
+    Side(io::Error),
+}
+
+/// How a node ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stopped {
+    /// Every reply in flight was sent; if not, the time to drain ran out and connections were cut.
+    pub clean: bool,
+}
+
+/// A running node.
+pub struct Node {
+    address: SocketAddr,
+    shard_addresses: Vec<SocketAddr>,
+    mailboxes: Mailboxes,
+    shards: Vec<ExecutorJoinHandle<io::Result<Ended>>>,
+    side: JoinHandle<()>,
+}
+
+impl Node {
+    /// Starts a node; returns when every shard accepts connections.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left running.
+    pub fn start(config: Config) -> Result<Node, StartError> {
+        config.validate()?;
+        let started = Instant::now();
+        let shard_count = config.shards;
+        raise_descriptor_limit(&config)?;
+        let store = LocalStore::new(&config.source).map_err(|error| StartError::Source {
+            path: config.source.display().to_string(),
+            error,
+        })?;
+        let store: Arc<dyn UnderStore> = Arc::new(store);
+        let files = Arc::new(FileTable::new(config.files_max, store.identity()));
+        let memories = arena(&config)?.cut(shard_count as u32);
+        let listeners = listen(&config)?;
+        let address = listeners[0].public_address;
+        let shard_addresses: Vec<SocketAddr> =
+            listeners.iter().map(|listener| listener.address()).collect();
+
+        let mut mailboxes = Vec::with_capacity(shard_count);
+        let mut receivers = Vec::with_capacity(shard_count);
+        for _ in 0..shard_count {
+            let (mailbox, receiver) = Mailbox::new(MAILBOX_CAPACITY).map_err(StartError::Side)?;
+            mailboxes.push(mailbox);
+            receivers.push(receiver);
+        }
+        let mailboxes: Mailboxes = mailboxes.into();
+        let shared = Arc::new(Shared {
+            files: Arc::clone(&files),
+            counters: (0..shard_count).map(|_| Counters::default()).collect(),
+            shard_addresses: advertised(&config, &shard_addresses),
+            block_size: config.block_size,
+            connection_count: AtomicUsize::new(0),
+            started,
+        });
+        let (side_queue, side) =
+            side::start(&config, store, files, Arc::clone(&mailboxes), started)
+                .map_err(StartError::Side)?;
+
+        let mut node = Node { address, shard_addresses, mailboxes, shards: Vec::new(), side };
+        let (ready, readiness) = flume::bounded(shard_count);
+        let parts = memories.into_iter().zip(listeners).zip(receivers);
+        for (shard, ((memory, listener), mail)) in parts.enumerate() {
+            let shared = Arc::clone(&shared);
+            let limits = limits(&config);
+            let side_queue = side_queue.clone();
+            let mailboxes = Arc::clone(&node.mailboxes);
+            let ready = ready.clone();
+            let drain_timeout_ms = config.drain_timeout_ms;
+            let builder = LocalExecutorBuilder::new(Placement::Fixed(config.cpus[shard]))
+                .name("millrace")
+                .io_memory(EXECUTOR_IO_MEMORY);
+            let spawned = builder.spawn(move || async move {
+                let worker =
+                    Worker::new(shard as u32, shared, limits, side_queue, Cache::new(memory));
+                let sockets = listener.into_sockets();
+                let runtime = Runtime::new(
+                    shard as u32,
+                    worker,
+                    sockets,
+                    mail,
+                    mailboxes,
+                    started,
+                    drain_timeout_ms,
+                );
+                match runtime {
+                    Ok(runtime) => {
+                        // Whoever starts the node may have given up on it.
+                        let _ = ready.send(Ok(()));
+                        runtime.run().await
+                    }
+                    Err(error) => {
+                        let _ = ready.send(Err((shard, error.to_string())));
+                        Ok(Ended::Cut)
+                    }
+                }
+            });
+            match spawned {
+                Ok(handle) => node.shards.push(handle),
+                Err(error) => {
+                    node.stop();
+                    return Err(StartError::Shard { shard, message: error.to_string() });
+                }
+            }
+        }
+        drop(side_queue);
+        for _ in 0..shard_count {
+            let outcome = readiness.recv().unwrap_or(Err((0, "the thread ended".to_owned())));
+            if let Err((shard, message)) = outcome {
+                node.stop();
+                return Err(StartError::Shard { shard, message });
+            }
+        }
+        Ok(node)
+    }
+
+    /// Where clients connect.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where each shard can be reached directly, in shard order.
+    pub fn shard_addresses(&self) -> &[SocketAddr] {
+        &self.shard_addresses
+    }
+
+    /// Stops: takes no more requests, sends the replies in flight for at most `drain_timeout_ms`, and
+    /// waits for every thread.
+    pub fn stop(self) -> Stopped {
+        for mailbox in self.mailboxes.iter() {
+            let mut mail = Mail::Shutdown;
+            while let Err(back) = mailbox.post(mail) {
+                if mailbox.is_abandoned() {
+                    break;
+                }
+                mail = back;
+                std::thread::yield_now();
+            }
+        }
+        let mut clean = true;
+        for shard in self.shards {
+            clean &= matches!(shard.join(), Ok(Ok(Ended::Drained)));
+        }
+        clean &= self.side.join().is_ok();
+        Stopped { clean }
+    }
+}
+
+fn limits(config: &Config) -> WorkerLimits {
+    WorkerLimits {
+        // Each shard may take them all: the kernel spreads connections, though not evenly.
+        connections_max: config.connections_max,
+        requests_in_flight_max: config.requests_in_flight_max as u32,
+        bytes_in_flight_max: config.bytes_in_flight_max as u64,
+        send_timeout_ms: config.send_timeout_ms,
+        idle_timeout_ms: config.idle_timeout_ms,
+    }
+}
+
+/// Raises the limit of open files to what the connections need.
+fn raise_descriptor_limit(config: &Config) -> Result<(), StartError> {
+    let needed = config.connections_max as u64
+        + config.shards as u64 * DESCRIPTORS_PER_SHARD
+        + config.fill_concurrency as u64
+        + DESCRIPTORS_SPARE;
+    let Rlimit { current, maximum } = rustix::process::getrlimit(Resource::Nofile);
+    if current.is_none_or(|current| current >= needed) {
+        return Ok(());
+    }
+    let raised = Rlimit { current: Some(needed.min(maximum.unwrap_or(u64::MAX))), maximum };
+    if rustix::process::setrlimit(Resource::Nofile, raised).is_ok()
+        && maximum.is_none_or(|maximum| maximum >= needed)
+    {
+        return Ok(());
+    }
+    Err(StartError::Descriptors { needed, allowed: maximum.unwrap_or(0) })
+}
+
+/// The arena, so large that with its bookkeeping it stays within `memory`.
+fn arena(config: &Config) -> Result<Arc<Arena>, StartError> {
+    let page_cost = PAGE_SIZE as usize + cache::PAGE_COST;
+    let page_count = (config.memory / page_cost) as u32;
+    Arena::new(page_count).map_err(|error| StartError::Memory {
+        bytes: u64::from(page_count) * u64::from(PAGE_SIZE),
+        error,
+    })
+}
+
+/// The listening sockets of one shard.
+struct Listener {
+    public: TcpListener,
+    public_address: SocketAddr,
+    /// The shard's own address; none when there is one shard, whose address is the public one.
+    own: Option<(TcpListener, SocketAddr)>,
+}
+
+impl Listener {
+    fn address(&self) -> SocketAddr {
+        self.own.as_ref().map_or(self.public_address, |(_, address)| *address)
+    }
+
+    fn into_sockets(self) -> Vec<TcpListener> {
+        std::iter::once(self.public).chain(self.own.map(|(socket, _)| socket)).collect()
+    }
+}
+
+/// Listens for every shard on the public address, where the kernel spreads connections over the
+/// shards, and on an address of its own: the ports that follow the public one, or any free ones if
+/// that was left to the system.
+fn listen(config: &Config) -> Result<Vec<Listener>, StartError> {
+    let mut public_address = config.listen;
+    let mut listeners = Vec::with_capacity(config.shards);
+    for shard in 0..config.shards {
+        let (public, bound) = listen_on(public_address, config.shards > 1)?;
+        public_address = bound;
+        let own = if config.shards == 1 {
+            None
+        } else {
+            let port = match config.listen.port() {
+                0 => 0,
+                port => port.checked_add(1 + shard as u16).unwrap_or(0),
+            };
+            Some(listen_on(SocketAddr::new(config.listen.ip(), port), false)?)
+        };
+        listeners.push(Listener { public, public_address: bound, own });
+    }
+    Ok(listeners)
+}
+
+fn listen_on(address: SocketAddr, shared: bool) -> Result<(TcpListener, SocketAddr), StartError> {
+    let open = || -> io::Result<(TcpListener, SocketAddr)> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(shared)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        let listener = TcpListener::from(socket);
+        let bound = listener.local_addr()?;
+        Ok((listener, bound))
+    };
+    open().map_err(|error| StartError::Listen { address, error })
+}
+
+/// The shard addresses that `Hello` tells. Without a host of its own the node leaves it out, and
+/// clients use the one they connected to.
+fn advertised(config: &Config, addresses: &[SocketAddr]) -> Vec<String> {
+    let host = match config.advertise.parse::<IpAddr>() {
+        Ok(IpAddr::V6(address)) => format!("[{address}]"),
+        _ => config.advertise.clone(),
+    };
+    addresses.iter().map(|address| format!("{host}:{}", address.port())).collect()
+}

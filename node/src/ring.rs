@@ -1,0 +1,538 @@
+//! The raw io_uring of a shard: accept, receive and send, and nothing that blocks.
+//!
+//! ```text
+//!   provided buffers (one ring, one slab)          send slots (one for each connection)
+//!  ┌────┬────┬────┬────┐ kernel takes one for     ┌──────────────────────────────────┐
+//!  │ 0  │ 1  │ 2  │ …  │ each receive; we give    │ batch (owned) · iovecs · msghdr  │
+//!  └────┴────┴────┴────┘ it back when it is read  └──────────────────────────────────┘
+//! ```
+//!
+//! Owns the ring, the receive buffers and every batch that is being sent. Always holds: memory that a
+//! submitted operation refers to stays where it is until its completion was seen. The caller hands a
+//! batch over by value and gets it back with the completion; blocks of the arena that it points to are
+//! pinned for as long. Leaves what the bytes mean to the worker.
+//!
+//! Needs Linux 6.1: provided buffer rings (5.19), multishot receive and SINGLE_ISSUER (6.0),
+//! DEFER_TASKRUN (6.1).
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use io_uring::types::{BufRingEntry, CancelBuilder, Fd, Timespec};
+use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
+use rustix::mm::{MapFlags, ProtFlags};
+
+use crate::connection::{Batch, GENERATION_COUNT, Piece, Token};
+
+/// Entries of the submission queue. Derived: a turn submits at most a few for each ready connection;
+/// a full queue is submitted early, so this bounds memory and not work.
+const SUBMISSIONS: u32 = 1024;
+/// Entries of the completion queue: large, since an overflow ends multishot operations.
+const COMPLETIONS: u32 = 8192;
+/// Receive buffers, a power of two.
+const BUFFER_COUNT: u16 = 256;
+/// Size of each in bytes. Derived: 16 reads take 1.3 KiB, a batch of 200 ranges 7.3 KiB.
+const BUFFER_SIZE: usize = 8 << 10;
+/// Id of the only buffer group.
+const BUFFER_GROUP: u16 = 0;
+/// Pieces of one `sendmsg`: UIO_MAXIOV.
+const PIECES_MAX: usize = 1024;
+
+/// What a completion belongs to, in the top byte of its user data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Kind {
+    Accept = 1,
+    Receive = 2,
+    Send = 3,
+    Cancel = 4,
+    Tick = 5,
+}
+
+/// A completed operation.
+#[derive(Debug)]
+pub enum Completion {
+    /// A connection was accepted by this listener, or accepting failed. `armed` is false when the
+    /// listener has to be armed again.
+    Accepted { listener: u32, result: io::Result<OwnedFd>, armed: bool },
+    /// Bytes came in, in this buffer. `armed` is false when receiving has to be asked for again.
+    Received { token: Token, buffer: Buffer, armed: bool },
+    /// Receiving ended: no bytes (`Ok`) when the client is done, or an error.
+    ReceiveEnded { token: Token, result: io::Result<()> },
+    /// A batch was sent whole, or could not be.
+    Sent { token: Token, batch: Batch, result: io::Result<()> },
+    /// The tick that was asked for.
+    Tick,
+}
+
+/// A filled receive buffer. To be given back with [`Ring::recycle`].
+#[derive(Debug)]
+pub struct Buffer {
+    index: u16,
+    length: usize,
+}
+
+/// A send under way.
+struct SendSlot {
+    batch: Batch,
+    token: Token,
+    fd: i32,
+    iovecs: Vec<libc::iovec>,
+    message: Box<libc::msghdr>,
+    /// Piece and offset in it that the next `sendmsg` begins at.
+    next_piece: usize,
+    next_offset: usize,
+}
+
+/// The ring.
+pub struct Ring {
+    ring: IoUring,
+    buffers: Buffers,
+    /// Send slots by connection index.
+    sends: Vec<Option<Box<SendSlot>>>,
+    /// Emptied slots, whose memory is used again.
+    spare_sends: Vec<Box<SendSlot>>,
+    tick_interval: Box<Timespec>,
+    completed: Vec<(u64, i32, u32)>,
+    next_completed: usize,
+    enter_count: u64,
+}
+
+impl Ring {
+    /// A ring for the calling thread, which alone may use it. It rings `eventfd` when something
+    /// completes while notifications are on.
+    ///
+    /// # Errors
+    /// If io_uring is not there, is switched off (`kernel.io_uring_disabled`, seccomp), or lacks what is
+    /// needed; the error says so.
+    pub fn new(eventfd: &OwnedFd, tick_ms: u32) -> io::Result<Ring> {
+        let explain = |error: io::Error| {
+            let hint = match error.raw_os_error() {
+                Some(libc::EPERM) => {
+                    "io_uring is switched off: see sysctl kernel.io_uring_disabled, or the container's seccomp profile"
+                }
+                Some(libc::EINVAL) => "the kernel is too old: Linux 6.1 or later is needed",
+                Some(libc::ENOSYS) => "the kernel has no io_uring",
+                Some(libc::ENOMEM) => "not enough memory may be locked: raise RLIMIT_MEMLOCK",
+                _ => "see the error",
+            };
+            io::Error::new(error.kind(), format!("set up io_uring: {error} ({hint})"))
+        };
+        let ring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .setup_clamp()
+            .setup_cqsize(COMPLETIONS)
+            .build(SUBMISSIONS)
+            .map_err(explain)?;
+        ring.submitter().register_eventfd(eventfd.as_raw_fd())?;
+        let buffers = Buffers::new(&ring).map_err(explain)?;
+        let tick_interval = Timespec::new().nsec(tick_ms * 1_000_000);
+        let mut ring = Ring {
+            ring,
+            buffers,
+            sends: Vec::new(),
+            spare_sends: Vec::new(),
+            tick_interval: Box::new(tick_interval),
+            completed: Vec::with_capacity(COMPLETIONS as usize),
+            next_completed: 0,
+            enter_count: 0,
+        };
+        ring.ring.completion().disable_eventfd();
+        Ok(ring)
+    }
+
+    /// Accepts connections on a listening socket until an error.
+    pub fn accept(&mut self, listener: u32, socket: BorrowedFd<'_>) {
+        let entry = opcode::AcceptMulti::new(Fd(socket.as_raw_fd()))
+            .flags(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
+        self.push(entry.build().user_data(user_data(Kind::Accept, listener, 0)));
+    }
+
+    /// Stops accepting on a listening socket.
+    pub fn stop_accepting(&mut self, listener: u32) {
+        self.cancel(user_data(Kind::Accept, listener, 0));
+    }
+
+    /// Receives on a connection until its end, an error, or a shortage of buffers.
+    pub fn receive(&mut self, token: Token, socket: BorrowedFd<'_>) {
+        let entry = opcode::RecvMulti::new(Fd(socket.as_raw_fd()), BUFFER_GROUP);
+        self.push(entry.build().user_data(user_data(Kind::Receive, token.index, token.generation)));
+    }
+
+    /// Stops receiving on a connection; bytes that came in before may still be reported.
+    pub fn stop_receiving(&mut self, token: Token) {
+        self.cancel(user_data(Kind::Receive, token.index, token.generation));
+    }
+
+    /// Sends a batch. One at a time for each connection; [`Completion::Sent`] gives it back.
+    ///
+    /// # Panics
+    /// If a batch of this connection is on its way already.
+    pub fn send(&mut self, token: Token, socket: BorrowedFd<'_>, batch: Batch) {
+        let index = token.index as usize;
+        if self.sends.len() <= index {
+            self.sends.resize_with(index + 1, || None);
+        }
+        assert!(self.sends[index].is_none(), "one send at a time");
+        let mut slot = self.spare_sends.pop().unwrap_or_else(|| Box::new(SendSlot::empty()));
+        slot.batch = batch;
+        slot.token = token;
+        slot.fd = socket.as_raw_fd();
+        slot.next_piece = 0;
+        slot.next_offset = 0;
+        let entry = slot.entry();
+        self.sends[index] = Some(slot);
+        self.push(entry);
+    }
+
+    /// Asks for one [`Completion::Tick`] after the tick interval.
+    pub fn tick(&mut self) {
+        let entry = opcode::Timeout::new(&raw const *self.tick_interval);
+        self.push(entry.build().user_data(user_data(Kind::Tick, 0, 0)));
+    }
+
+    /// Submits what was queued and lets the kernel run what is due, without waiting.
+    ///
+    /// # Errors
+    /// As `io_uring_enter`; none that a retry would not heal is known.
+    pub fn enter(&mut self) -> io::Result<()> {
+        let pending = {
+            let mut submission = self.ring.submission();
+            submission.sync();
+            submission.len() as u32
+        };
+        self.enter_count += 1;
+        let flags = EnterFlags::GETEVENTS.bits();
+        // SAFETY: every queued entry refers to memory that this struct owns until the completion is seen.
+        #[expect(unsafe_code, reason = "submitting to the kernel")]
+        let entered =
+            unsafe { self.ring.submitter().enter::<libc::sigset_t>(pending, 0, flags, None) };
+        match entered {
+            Ok(_) => Ok(()),
+            // EBUSY and EAGAIN: completions have to be taken first. EINTR: a signal.
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EBUSY | libc::EAGAIN | libc::EINTR)
+                ) =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether entering would bring something: entries to submit, completions, or work that is due.
+    pub fn has_work(&mut self) -> bool {
+        let due = {
+            let submission = self.ring.submission();
+            !submission.is_empty() || submission.taskrun() || submission.cq_overflow()
+        };
+        due || self.next_completed < self.completed.len() || !self.ring.completion().is_empty()
+    }
+
+    /// Switches the eventfd on or off: on before sleeping, off while hot.
+    pub fn notify(&mut self, on: bool) {
+        let completion = self.ring.completion();
+        if on { completion.enable_eventfd() } else { completion.disable_eventfd() }
+    }
+
+    /// How often the kernel was entered.
+    pub fn enter_count(&self) -> u64 {
+        self.enter_count
+    }
+
+    /// Batches that are being sent.
+    pub fn sends_in_flight(&self) -> usize {
+        self.sends.iter().flatten().count()
+    }
+
+    /// The next completed operation. Call until `None`.
+    pub fn next_completion(&mut self) -> Option<Completion> {
+        loop {
+            if self.next_completed == self.completed.len() {
+                self.completed.clear();
+                self.next_completed = 0;
+                let completion = self.ring.completion();
+                self.completed.extend(
+                    completion.map(|entry| (entry.user_data(), entry.result(), entry.flags())),
+                );
+                if self.completed.is_empty() {
+                    return None;
+                }
+            }
+            let (user_data, result, flags) = self.completed[self.next_completed];
+            self.next_completed += 1;
+            if let Some(completion) = self.interpret(user_data, result, flags) {
+                return Some(completion);
+            }
+        }
+    }
+
+    /// The bytes of a receive buffer.
+    pub fn bytes(&self, buffer: &Buffer) -> &[u8] {
+        self.buffers.bytes(buffer)
+    }
+
+    /// Gives a receive buffer back to the kernel.
+    pub fn recycle(&mut self, buffer: Buffer) {
+        self.buffers.provide(buffer.index);
+    }
+
+    fn interpret(&mut self, user_data: u64, result: i32, flags: u32) -> Option<Completion> {
+        let (kind, index, generation) = parts(user_data);
+        let token = Token { index, generation };
+        let armed = cqueue::more(flags);
+        match kind {
+            Kind::Accept => {
+                let result = check(result).map(|fd| {
+                    // SAFETY: the kernel just made this descriptor for us, and nobody else knows it.
+                    #[expect(unsafe_code, reason = "taking ownership of an accepted socket")]
+                    unsafe {
+                        <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd)
+                    }
+                });
+                Some(Completion::Accepted { listener: index, result, armed })
+            }
+            Kind::Receive => {
+                if let (Some(buffer), 1..) = (cqueue::buffer_select(flags), result) {
+                    let buffer = Buffer { index: buffer, length: result as usize };
+                    return Some(Completion::Received { token, buffer, armed });
+                }
+                if let Some(buffer) = cqueue::buffer_select(flags) {
+                    self.buffers.provide(buffer);
+                }
+                Some(Completion::ReceiveEnded { token, result: check(result).map(|_| ()) })
+            }
+            Kind::Send => self.on_send(index, result),
+            Kind::Tick => Some(Completion::Tick),
+            Kind::Cancel => None,
+        }
+    }
+
+    /// Goes on with a batch that was sent in part, or gives it back.
+    fn on_send(&mut self, index: u32, result: i32) -> Option<Completion> {
+        let mut slot =
+            self.sends[index as usize].take().expect("the slot of a send under way is taken");
+        let result = check(result).map(|count| slot.advance(count as usize));
+        match result {
+            Ok(true) | Err(_) => {
+                let batch = std::mem::take(&mut slot.batch);
+                let token = slot.token;
+                slot.iovecs.clear();
+                slot.iovecs.shrink_to(64);
+                if self.spare_sends.len() < 64 {
+                    self.spare_sends.push(slot);
+                }
+                Some(Completion::Sent { token, batch, result: result.map(|_| ()) })
+            }
+            Ok(false) => {
+                let entry = slot.entry();
+                self.sends[index as usize] = Some(slot);
+                self.push(entry);
+                None
+            }
+        }
+    }
+
+    fn cancel(&mut self, target: u64) {
+        let entry = opcode::AsyncCancel2::new(CancelBuilder::user_data(target));
+        self.push(entry.build().user_data(user_data(Kind::Cancel, 0, 0)));
+    }
+
+    /// Queues an entry; when the queue is full it is submitted first.
+    fn push(&mut self, entry: squeue::Entry) {
+        loop {
+            // SAFETY: what the entry refers to is owned by this struct until the completion is seen:
+            // sockets are closed, send slots dropped and the ring itself left only afterwards.
+            #[expect(unsafe_code, reason = "queueing an operation")]
+            let pushed = unsafe { self.ring.submission().push(&entry) };
+            if pushed.is_ok() {
+                return;
+            }
+            // Cannot be refused for good: the kernel takes what it can, and completions have room.
+            let _ = self.enter();
+        }
+    }
+}
+
+impl SendSlot {
+    fn empty() -> SendSlot {
+        // SAFETY: a msghdr of zeros is valid: null pointers with lengths of zero.
+        #[expect(unsafe_code, reason = "msghdr has private padding and no constructor")]
+        let message = unsafe { std::mem::zeroed::<libc::msghdr>() };
+        SendSlot {
+            batch: Batch::default(),
+            token: Token { index: 0, generation: 0 },
+            fd: -1,
+            iovecs: Vec::new(),
+            message: Box::new(message),
+            next_piece: 0,
+            next_offset: 0,
+        }
+    }
+
+    /// The operation that sends the rest of the batch, or as much as one `sendmsg` takes.
+    fn entry(&mut self) -> squeue::Entry {
+        self.iovecs.clear();
+        let mut skip = self.next_offset;
+        for piece in self.batch.pieces[self.next_piece..].iter().take(PIECES_MAX) {
+            let (address, length) = match *piece {
+                Piece::Head { start, length } => {
+                    (self.batch.head[start..start + length].as_ptr().addr(), length)
+                }
+                Piece::Memory(segment) => (segment.address, segment.length),
+            };
+            let base = std::ptr::with_exposed_provenance_mut(address + skip);
+            self.iovecs.push(libc::iovec { iov_base: base, iov_len: length - skip });
+            skip = 0;
+        }
+        self.message.msg_iov = self.iovecs.as_mut_ptr();
+        self.message.msg_iovlen = self.iovecs.len();
+        // WAITALL: the kernel itself goes on after a short send, without a round trip through us.
+        let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
+        opcode::SendMsg::new(Fd(self.fd), &raw const *self.message)
+            .flags(flags)
+            .build()
+            .user_data(user_data(Kind::Send, self.token.index, self.token.generation))
+    }
+
+    /// Counts sent bytes; says whether the batch is done.
+    fn advance(&mut self, mut count: usize) -> bool {
+        while count > 0 {
+            let length = match self.batch.pieces[self.next_piece] {
+                Piece::Head { length, .. } => length,
+                Piece::Memory(segment) => segment.length,
+            } - self.next_offset;
+            if count < length {
+                self.next_offset += count;
+                break;
+            }
+            count -= length;
+            self.next_piece += 1;
+            self.next_offset = 0;
+        }
+        self.next_piece == self.batch.pieces.len()
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        // A kernel that still sends from a batch must find it: what is under way is never freed.
+        for slot in self.sends.drain(..).flatten() {
+            std::mem::forget(slot);
+        }
+    }
+}
+
+/// The provided buffer ring and the slab its entries point into.
+struct Buffers {
+    entries: NonNull<BufRingEntry>,
+    slab: NonNull<u8>,
+    tail: u16,
+}
+
+/// Bytes of the entries; a whole number of system pages.
+const ENTRIES_SIZE: usize = BUFFER_COUNT as usize * size_of::<BufRingEntry>();
+/// Bytes of the slab.
+const SLAB_SIZE: usize = BUFFER_COUNT as usize * BUFFER_SIZE;
+
+const _: () = assert!(BUFFER_COUNT.is_power_of_two());
+const _: () = assert!(ENTRIES_SIZE.is_multiple_of(4096));
+
+impl Buffers {
+    fn new(ring: &IoUring) -> io::Result<Buffers> {
+        // SAFETY: a new private mapping at an address the kernel chooses aliases nothing.
+        #[expect(unsafe_code, reason = "mapping memory")]
+        let base = unsafe {
+            rustix::mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                ENTRIES_SIZE + SLAB_SIZE,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE,
+            )
+        }?;
+        let entries = NonNull::new(base.cast::<BufRingEntry>())
+            .ok_or_else(|| io::Error::other("mmap returned null"))?;
+        // SAFETY: the slab follows the entries in the same mapping.
+        #[expect(unsafe_code, reason = "address arithmetic inside the mapping")]
+        let slab = unsafe { entries.cast::<u8>().add(ENTRIES_SIZE) };
+        // SAFETY: the entries are mapped for as long as the process lives (see `Drop`).
+        #[expect(unsafe_code, reason = "registering the buffer ring")]
+        unsafe {
+            ring.submitter().register_buf_ring_with_flags(
+                entries.as_ptr().expose_provenance() as u64,
+                BUFFER_COUNT,
+                BUFFER_GROUP,
+                0,
+            )
+        }?;
+        let mut buffers = Buffers { entries, slab, tail: 0 };
+        for index in 0..BUFFER_COUNT {
+            buffers.provide(index);
+        }
+        Ok(buffers)
+    }
+
+    /// Gives one buffer to the kernel.
+    fn provide(&mut self, index: u16) {
+        let place = (self.tail & (BUFFER_COUNT - 1)) as usize;
+        // SAFETY: the offset is inside the slab, since the kernel only names buffers it was given.
+        #[expect(unsafe_code, reason = "address arithmetic inside the mapping")]
+        let address = unsafe { self.slab.add(index as usize * BUFFER_SIZE) };
+        // SAFETY: the place is inside the entries, by the mask.
+        #[expect(unsafe_code, reason = "address arithmetic inside the mapping")]
+        let entry = unsafe { self.entries.add(place).as_mut() };
+        entry.set_addr(address.as_ptr().expose_provenance() as u64);
+        entry.set_len(BUFFER_SIZE as u32);
+        entry.set_bid(index);
+        self.tail = self.tail.wrapping_add(1);
+        // SAFETY: the pointer is the first entry of the ring, which is initialised: fresh maps are zero.
+        #[expect(unsafe_code, reason = "the crate gives the tail's address only this way")]
+        let tail = unsafe { BufRingEntry::tail(self.entries.as_ptr()) };
+        // SAFETY: the tail is a u16, aligned, that the kernel reads and only we write.
+        #[expect(unsafe_code, reason = "the kernel reads the tail from another context")]
+        let tail = unsafe { AtomicU16::from_ptr(tail.cast_mut()) };
+        tail.store(self.tail, Ordering::Release);
+    }
+
+    fn bytes(&self, buffer: &Buffer) -> &[u8] {
+        assert!(buffer.index < BUFFER_COUNT && buffer.length <= BUFFER_SIZE);
+        // SAFETY: the offset is inside the slab, by the line above.
+        #[expect(unsafe_code, reason = "address arithmetic inside the mapping")]
+        let start = unsafe { self.slab.add(buffer.index as usize * BUFFER_SIZE) };
+        // SAFETY: the kernel filled the buffer and does not touch it again until it is provided, which
+        // consumes the `Buffer` that is borrowed here.
+        #[expect(unsafe_code, reason = "the received bytes")]
+        unsafe {
+            std::slice::from_raw_parts(start.as_ptr(), buffer.length)
+        }
+    }
+}
+
+// `Buffers` has no `Drop`: a receive may be under way when the process stops serving, and the kernel
+// would write into whatever took the memory's place. 2 MiB for each shard live as long as the process.
+
+fn user_data(kind: Kind, index: u32, generation: u32) -> u64 {
+    (kind as u64) << 56 | u64::from(generation % GENERATION_COUNT) << 32 | u64::from(index)
+}
+
+fn parts(user_data: u64) -> (Kind, u32, u32) {
+    let kind = match (user_data >> 56) as u8 {
+        1 => Kind::Accept,
+        2 => Kind::Receive,
+        3 => Kind::Send,
+        4 => Kind::Cancel,
+        5 => Kind::Tick,
+        other => panic!("no operation of kind {other} was ever submitted"),
+    };
+    (kind, user_data as u32, (user_data >> 32) as u32 & (GENERATION_COUNT - 1))
+}
+
+fn check(result: i32) -> io::Result<i32> {
+    if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(result) }
+}

@@ -1,0 +1,488 @@
+//! The loop of a shard: the only place where events meet the kernel.
+//!
+//! One pinned glommio executor for each core, and in it this loop, which drives the shard's raw ring.
+//! While there is work the loop stays hot: it enters the ring, handles what completed and what came by
+//! mail, submits, and lets other tasks of the executor run. When nothing came for a moment it switches
+//! the ring's eventfd on and lets the executor sleep on it.
+//!
+//! Always holds: before sleeping it looks once more at the ring and the mailbox, after both were told
+//! to ring the eventfd, so nothing is missed; no socket is closed while an operation on it is under way.
+
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use glommio::io::BufferedFile;
+use millrace_proto::frame::{self, Header};
+use millrace_proto::message::ErrorReply;
+use millrace_proto::{Op, Status};
+use rustix::net::{SendFlags, Shutdown};
+use rustix::thread::CpuSet;
+
+use crate::connection::Token;
+use crate::mailbox::{Mail, Mailboxes};
+use crate::ring::{Completion, Ring};
+use crate::worker::{Action, Event, Worker};
+
+/// How often time is looked at while something waits for it.
+pub const TICK_MS: u32 = 25;
+/// How long the loop stays hot without work. Measured: sleeping and waking cost about 15 us, so a
+/// pause in the traffic shorter than this costs less to wait through.
+const HOT: Duration = Duration::from_micros(50);
+/// Messages taken from the mailbox in one turn, so that mail cannot keep the ring waiting.
+const MAIL_PER_TURN: usize = 256;
+
+/// Confines the calling thread, and those it starts, to these processors.
+///
+/// # Errors
+/// As `sched_setaffinity`: a processor this process may not use.
+pub fn confine(cpus: &[usize]) -> io::Result<()> {
+    let mut set = CpuSet::new();
+    for cpu in cpus {
+        set.set(*cpu);
+    }
+    rustix::thread::sched_setaffinity(None, &set)?;
+    Ok(())
+}
+
+/// A client's socket.
+struct Socket {
+    fd: OwnedFd,
+    /// A receive is under way.
+    receiving: bool,
+    /// A receive is wanted: asked for again whenever one ends.
+    wants_receive: bool,
+    sending: bool,
+    closing: bool,
+}
+
+/// A shard and its ring.
+pub struct Runtime {
+    worker: Worker,
+    ring: Ring,
+    shard: u32,
+    listeners: Vec<TcpListener>,
+    mail: flume::Receiver<Mail>,
+    mailboxes: Mailboxes,
+    sockets: Vec<Option<Socket>>,
+    /// Messages that found a mailbox full, for the next turn.
+    undelivered: Vec<(u32, Mail)>,
+    actions: Vec<Action>,
+    started: Instant,
+    tick_armed: bool,
+    ticked_at: u64,
+    /// When to stop, in the node's milliseconds, once a shutdown began.
+    stop_at: Option<u64>,
+    drain_timeout_ms: u64,
+    /// Accepting failed for lack of descriptors: armed again with the next tick.
+    accept_later: Vec<u32>,
+}
+
+/// How a shard ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Every reply in flight was sent.
+    Drained,
+    /// The time to drain ran out, and the remaining connections were cut.
+    Cut,
+}
+
+impl Runtime {
+    /// Ties a shard's parts together, on the thread that will run it.
+    ///
+    /// # Errors
+    /// As [`Ring::new`].
+    pub fn new(
+        shard: u32,
+        worker: Worker,
+        listeners: Vec<TcpListener>,
+        mail: flume::Receiver<Mail>,
+        mailboxes: Mailboxes,
+        started: Instant,
+        drain_timeout_ms: u64,
+    ) -> io::Result<Runtime> {
+        let ring = Ring::new(mailboxes[shard as usize].eventfd(), TICK_MS)?;
+        Ok(Runtime {
+            worker,
+            ring,
+            shard,
+            listeners,
+            mail,
+            mailboxes,
+            sockets: Vec::new(),
+            undelivered: Vec::new(),
+            actions: Vec::new(),
+            started,
+            tick_armed: false,
+            ticked_at: 0,
+            stop_at: None,
+            drain_timeout_ms,
+            accept_later: Vec::new(),
+        })
+    }
+
+    /// Serves until a shutdown is complete.
+    ///
+    /// # Errors
+    /// If the kernel refuses the ring, which nothing heals.
+    pub async fn run(mut self) -> io::Result<Ended> {
+        let eventfd = self.mailboxes[self.shard as usize].eventfd().try_clone()?;
+        let eventfd = crate::eventfd::awaitable(eventfd);
+        for listener in 0..self.listeners.len() as u32 {
+            self.arm_accept(listener);
+        }
+        let mut worked_at = Instant::now();
+        loop {
+            self.ring.enter()?;
+            let worked = self.turn();
+            if let Some(ended) = self.ended() {
+                self.finish();
+                // A failed close of an eventfd leaves nothing undone.
+                let _ = eventfd.close().await;
+                return Ok(ended);
+            }
+            if worked {
+                worked_at = Instant::now();
+            } else if !self.wait_hot(worked_at) {
+                self.sleep(&eventfd).await?;
+                worked_at = Instant::now();
+            }
+            glommio::executor().yield_if_needed().await;
+        }
+    }
+
+    /// Handles what completed and what came by mail; says whether there was anything.
+    fn turn(&mut self) -> bool {
+        let now = self.now();
+        let mut worked = false;
+        while let Some(completion) = self.ring.next_completion() {
+            worked = true;
+            self.on_completion(now, completion);
+        }
+        for _ in 0..MAIL_PER_TURN {
+            let Ok(mail) = self.mail.try_recv() else { break };
+            worked = true;
+            if matches!(mail, Mail::Shutdown) {
+                self.begin_shutdown(now);
+            }
+            self.handle(now, Event::Mail(mail));
+        }
+        if now.saturating_sub(self.ticked_at) >= u64::from(TICK_MS) {
+            self.on_tick(now);
+        }
+        self.deliver();
+        self.perform();
+        worked || !self.undelivered.is_empty()
+    }
+
+    fn now(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    fn handle(&mut self, now: u64, event: Event<'_>) {
+        self.worker.handle(now, event, &mut self.actions);
+    }
+
+    /// Polls for a moment, without a system call; says whether work came.
+    fn wait_hot(&mut self, worked_at: Instant) -> bool {
+        loop {
+            if self.ring.has_work() || !self.mail.is_empty() {
+                return true;
+            }
+            if worked_at.elapsed() > HOT {
+                return false;
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Sleeps until the ring or the mailbox rings the eventfd.
+    async fn sleep(&mut self, eventfd: &BufferedFile) -> io::Result<()> {
+        self.worker.publish_gauges();
+        if !self.tick_armed && self.worker.needs_ticks() {
+            self.ring.tick();
+            self.tick_armed = true;
+        }
+        self.ring.notify(true);
+        let mailbox = &self.mailboxes[self.shard as usize];
+        mailbox.going_to_sleep();
+        // Whatever came before both were told is seen here; whatever comes later rings.
+        self.ring.enter()?;
+        if !self.ring.has_work() && self.mail.is_empty() {
+            self.worker.counters().sleep_count.add(1);
+            eventfd
+                .read_at(0, size_of::<u64>())
+                .await
+                .map_err(|error| io::Error::other(error.to_string()))?;
+        }
+        self.mailboxes[self.shard as usize].woke_up();
+        self.ring.notify(false);
+        Ok(())
+    }
+
+    fn on_tick(&mut self, now: u64) {
+        self.ticked_at = now;
+        self.worker.publish_gauges();
+        self.worker.counters().enter_count.set(self.ring.enter_count());
+        for listener in std::mem::take(&mut self.accept_later) {
+            self.arm_accept(listener);
+        }
+        self.handle(now, Event::Tick);
+    }
+
+    fn on_completion(&mut self, now: u64, completion: Completion) {
+        match completion {
+            Completion::Accepted { listener, result, armed } => {
+                self.on_accepted(now, listener, result, armed)
+            }
+            Completion::Received { token, buffer, armed } => {
+                self.worker.handle(
+                    now,
+                    Event::Received { token, bytes: self.ring.bytes(&buffer) },
+                    &mut self.actions,
+                );
+                self.ring.recycle(buffer);
+                if !armed {
+                    self.on_receive_stopped(token);
+                }
+            }
+            Completion::ReceiveEnded { token, result } => {
+                self.on_receive_ended(now, token, &result)
+            }
+            Completion::Sent { token, batch, result } => {
+                if let Some(socket) = self.socket(token) {
+                    socket.sending = false;
+                }
+                self.handle(now, Event::Sent { token, batch, ok: result.is_ok() });
+                self.close_if_idle(now, token);
+            }
+            Completion::Tick => {
+                self.tick_armed = false;
+                self.on_tick(now);
+            }
+        }
+    }
+
+    fn arm_accept(&mut self, listener: u32) {
+        if self.stop_at.is_none() {
+            self.ring.accept(listener, self.listeners[listener as usize].as_fd());
+        }
+    }
+
+    fn on_accepted(&mut self, now: u64, listener: u32, result: io::Result<OwnedFd>, armed: bool) {
+        match result {
+            Ok(fd) => self.on_connection(now, fd),
+            Err(error) => {
+                // Out of descriptors or memory: listen on, a little later.
+                if self.stop_at.is_none() {
+                    tracing::warn!("accept a connection: {error}");
+                    self.accept_later.push(listener);
+                }
+                return;
+            }
+        }
+        if !armed {
+            self.arm_accept(listener);
+        }
+    }
+
+    fn on_connection(&mut self, now: u64, fd: OwnedFd) {
+        if let Err(error) = rustix::net::sockopt::set_tcp_nodelay(&fd, true) {
+            tracing::debug!("set TCP_NODELAY: {error}");
+        }
+        let Some(token) = self.worker.accept(now) else {
+            refuse(&fd);
+            return;
+        };
+        let index = token.index as usize;
+        if self.sockets.len() <= index {
+            self.sockets.resize_with(index + 1, || None);
+        }
+        self.ring.receive(token, fd.as_fd());
+        self.sockets[index] = Some(Socket {
+            fd,
+            receiving: true,
+            wants_receive: true,
+            sending: false,
+            closing: false,
+        });
+    }
+
+    fn socket(&mut self, token: Token) -> Option<&mut Socket> {
+        self.sockets.get_mut(token.index as usize)?.as_mut()
+    }
+
+    /// A multishot receive ended though the connection goes on: it is asked for again, if wanted.
+    fn on_receive_stopped(&mut self, token: Token) {
+        let Some(socket) = self.sockets.get_mut(token.index as usize).and_then(Option::as_mut)
+        else {
+            return;
+        };
+        socket.receiving = socket.wants_receive && !socket.closing;
+        if socket.receiving {
+            self.ring.receive(token, socket.fd.as_fd());
+        }
+    }
+
+    fn on_receive_ended(&mut self, now: u64, token: Token, result: &io::Result<()>) {
+        let stopped = match result {
+            Ok(()) => false,
+            // Out of buffers: they are given back within this turn. Cancelled: paused, maybe resumed.
+            Err(error) => {
+                matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ECANCELED | libc::EINTR))
+            }
+        };
+        if stopped {
+            self.on_receive_stopped(token);
+        } else {
+            if let Some(socket) = self.socket(token) {
+                socket.receiving = false;
+                socket.wants_receive = false;
+            }
+            self.handle(now, Event::ReceiveEnded { token });
+        }
+        self.close_if_idle(now, token);
+    }
+
+    /// Closes a socket that is to be closed, once nothing is under way on it.
+    fn close_if_idle(&mut self, now: u64, token: Token) {
+        let Some(socket) = self.socket(token) else { return };
+        if socket.closing && !socket.receiving && !socket.sending {
+            self.sockets[token.index as usize] = None;
+            self.handle(now, Event::Closed { token });
+        }
+    }
+
+    /// Posts what found a mailbox full in an earlier turn. Bounded by the requests in flight: each has
+    /// at most one message under way.
+    fn deliver(&mut self) {
+        for (shard, mail) in std::mem::take(&mut self.undelivered) {
+            self.post(shard, mail);
+        }
+    }
+
+    fn post(&mut self, shard: u32, mail: Mail) {
+        if let Err(mail) = self.mailboxes[shard as usize].post(mail) {
+            self.undelivered.push((shard, mail));
+        }
+    }
+
+    /// Does what the worker asked for.
+    fn perform(&mut self) {
+        let now = self.now();
+        // Closing a socket can bring further actions, so this goes on until there are none.
+        let mut next = 0;
+        while next < self.actions.len() {
+            let action = std::mem::replace(&mut self.actions[next], Action::Done);
+            next += 1;
+            self.perform_one(now, action);
+        }
+        self.actions.clear();
+    }
+
+    fn perform_one(&mut self, now: u64, action: Action) {
+        match action {
+            Action::Send(token) => self.send(token),
+            Action::PauseReceive(token) => {
+                let Some(socket) = self.socket(token) else { return };
+                socket.wants_receive = false;
+                if socket.receiving {
+                    self.ring.stop_receiving(token);
+                }
+            }
+            Action::ResumeReceive(token) => {
+                let Some(socket) =
+                    self.sockets.get_mut(token.index as usize).and_then(Option::as_mut)
+                else {
+                    return;
+                };
+                socket.wants_receive = true;
+                if !socket.receiving && !socket.closing {
+                    socket.receiving = true;
+                    self.ring.receive(token, socket.fd.as_fd());
+                }
+            }
+            Action::FinishSending(token) => {
+                let Some(socket) =
+                    self.sockets.get_mut(token.index as usize).and_then(Option::as_mut)
+                else {
+                    return;
+                };
+                // A paused connection is listened to again: only so is the client's end seen.
+                socket.wants_receive = true;
+                if !socket.receiving && !socket.closing {
+                    socket.receiving = true;
+                    self.ring.receive(token, socket.fd.as_fd());
+                }
+                // The peer may be gone already; then there is nobody to tell.
+                let _ = rustix::net::shutdown(&socket.fd, Shutdown::Write);
+            }
+            Action::Close(token) => {
+                let Some(socket) = self.socket(token) else { return };
+                socket.closing = true;
+                socket.wants_receive = false;
+                // Ends whatever receive or send is under way; it fails if the peer did it first.
+                let _ = rustix::net::shutdown(&socket.fd, Shutdown::Both);
+                self.close_if_idle(now, token);
+            }
+            Action::Post(shard, mail) => self.post(shard, mail),
+            Action::Done => (),
+        }
+    }
+
+    fn send(&mut self, token: Token) {
+        let Some(socket) = self.sockets.get_mut(token.index as usize).and_then(Option::as_mut)
+        else {
+            return;
+        };
+        if socket.closing || socket.sending {
+            return;
+        }
+        if let Some(batch) = self.worker.next_batch(token) {
+            socket.sending = true;
+            self.ring.send(token, socket.fd.as_fd(), batch);
+        }
+    }
+
+    fn begin_shutdown(&mut self, now: u64) {
+        self.stop_at = Some(now + self.drain_timeout_ms);
+        for listener in 0..self.listeners.len() as u32 {
+            self.ring.stop_accepting(listener);
+        }
+    }
+
+    fn ended(&self) -> Option<Ended> {
+        let stop_at = self.stop_at?;
+        if self.worker.connection_count() == 0 {
+            return Some(Ended::Drained);
+        }
+        (self.now() >= stop_at).then_some(Ended::Cut)
+    }
+
+    /// Cuts what is left, and gives the kernel a moment to let go of it.
+    fn finish(&mut self) {
+        for socket in self.sockets.iter().flatten() {
+            // Fails if the peer did it first.
+            let _ = rustix::net::shutdown(&socket.fd, Shutdown::Both);
+        }
+        for _ in 0..1000 {
+            if self.ring.sends_in_flight() == 0 || self.ring.enter().is_err() {
+                return;
+            }
+            while self.ring.next_completion().is_some() {}
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// Tells a client that there is no room for it.
+fn refuse(fd: &OwnedFd) {
+    let message =
+        "as many clients as allowed are connected (connections_max): try again later".to_owned();
+    let mut reply = Vec::new();
+    let header = Header::request(Op::Hello, 0, 0).reply(Status::Busy);
+    frame::encode(&mut reply, header, &ErrorReply { message });
+    // A fresh socket has room for it; if not, closing it says enough.
+    let _ = rustix::net::send(fd, &reply, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+}

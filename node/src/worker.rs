@@ -1,0 +1,607 @@
+//! One shard: its connections, its cache, and what happens to a request.
+//!
+//! ```text
+//!  Event ──► Worker::handle(now, event, actions) ──► Action ──► runtime
+//! ```
+//!
+//! Owns all state of the shard; nothing here waits, reads a clock or makes a system call. Always holds:
+//! every request that was taken is answered once, or its connection is closed; a hit is answered within
+//! the call that brought the request, without a task and without an allocation.
+//! Modules: `request` turns frames into work, `read` finds blocks, `fill` brings them in.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use millrace_proto::frame::{self, Header};
+use millrace_proto::message::{ErrorReply, ReadReply};
+use millrace_proto::{FrameError, Status};
+
+use crate::cache::{BlockKey, Cache, EntryIndex};
+use crate::connection::{Batch, Connection, GENERATION_COUNT, Phase, Pin, Token, reply_header};
+use crate::files::FileTable;
+use crate::mailbox::{Mail, Requester, Served};
+use crate::memory::Segment;
+use crate::metrics::Counters;
+use crate::side::SideQueue;
+
+mod fill;
+mod read;
+mod request;
+
+use fill::Fill;
+
+/// What a client is told to wait when the node is busy, in milliseconds. Guessed: a few reads of a
+/// local disk.
+const BUSY_RETRY_MS: u32 = 10;
+/// How long a closing connection is listened to, so that the client reads the last reply.
+const LINGER_MS: u64 = 1_000;
+/// The same while the node stops, which should not take long.
+const LINGER_DRAINING_MS: u64 = 100;
+/// Most bytes of unread requests a connection may pile up while it is paused. Derived: what 32 rounds
+/// of one multishot receive bring (8 KiB each) before its cancellation, and one frame.
+const STASH_MAX: usize = 32 * 8192 + frame::HEADER_SIZE + frame::BODY_LENGTH_MAX as usize;
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// Bytes came in.
+    Received { token: Token, bytes: &'a [u8] },
+    /// No more bytes will come in: the client is done, or gone.
+    ReceiveEnded { token: Token },
+    /// A batch is with the socket, whole; or it failed and the connection is of no use.
+    Sent { token: Token, batch: Batch, ok: bool },
+    /// The socket is closed and no operation on it is under way.
+    Closed { token: Token },
+    /// A message from another shard or the side thread.
+    Mail(Mail),
+    /// Time passed: look at deadlines.
+    Tick,
+}
+
+/// What the runtime has to do.
+#[derive(Debug)]
+pub enum Action {
+    /// Take the connection's batch and send it.
+    Send(Token),
+    /// Stop receiving: a limit is reached.
+    PauseReceive(Token),
+    /// Receive again.
+    ResumeReceive(Token),
+    /// Everything was sent: tell the client that nothing more comes.
+    FinishSending(Token),
+    /// Close the socket, whatever is under way.
+    Close(Token),
+    /// Post a message to another shard.
+    Post(u32, Mail),
+    /// Nothing: this one is done.
+    Done,
+}
+
+/// The limits a worker keeps.
+#[derive(Clone, Debug)]
+pub struct WorkerLimits {
+    /// Connections of the node.
+    pub connections_max: usize,
+    /// Requests in flight on one connection.
+    pub requests_in_flight_max: u32,
+    /// Bytes that those may ask for.
+    pub bytes_in_flight_max: u64,
+    /// A client that takes no byte for so long is disconnected; 0 for never.
+    pub send_timeout_ms: u64,
+    /// A connection without a request for so long is closed; 0 for never.
+    pub idle_timeout_ms: u64,
+}
+
+/// What is the same for every shard of a node.
+pub struct Shared {
+    /// Files the node knows.
+    pub files: Arc<FileTable>,
+    /// Counters of all shards, in shard order.
+    pub counters: Arc<[Counters]>,
+    /// Addresses of all shards for `Hello`, in shard order.
+    pub shard_addresses: Vec<String>,
+    /// Size of a block in bytes.
+    pub block_size: u32,
+    /// Connections of all shards.
+    pub connection_count: AtomicUsize,
+    /// When the node started, for `Status`.
+    pub started: std::time::Instant,
+}
+
+/// One shard.
+pub struct Worker {
+    shard: u32,
+    shared: Arc<Shared>,
+    limits: WorkerLimits,
+    side: SideQueue,
+    cache: Cache,
+    connections: Vec<Option<Connection>>,
+    free_connections: Vec<u32>,
+    generations: Vec<u32>,
+    connection_count: u32,
+    fills: HashMap<BlockKey, Fill>,
+    /// Waiters that have a deadline: while there are some, ticks are wanted.
+    deadline_count: usize,
+    draining: bool,
+    /// Reused for every reply, so that a hit allocates nothing.
+    reply: ReadReply,
+    segments: Vec<Segment>,
+}
+
+impl Worker {
+    /// Shard number `shard`, with this part of the memory.
+    pub fn new(
+        shard: u32,
+        shared: Arc<Shared>,
+        limits: WorkerLimits,
+        side: SideQueue,
+        cache: Cache,
+    ) -> Worker {
+        Worker {
+            shard,
+            shared,
+            limits,
+            side,
+            cache,
+            connections: Vec::new(),
+            free_connections: Vec::new(),
+            generations: Vec::new(),
+            connection_count: 0,
+            fills: HashMap::new(),
+            deadline_count: 0,
+            draining: false,
+            reply: ReadReply { checksums: Vec::new() },
+            segments: Vec::new(),
+        }
+    }
+
+    /// Takes a new connection, or refuses it when a limit is reached.
+    pub fn accept(&mut self, now: u64) -> Option<Token> {
+        let open = self.shared.connection_count.load(Ordering::Relaxed);
+        if open >= self.limits.connections_max || self.draining {
+            self.counters().refused_count.add(1);
+            return None;
+        }
+        let index = self.free_connections.pop().unwrap_or_else(|| {
+            self.connections.push(None);
+            self.generations.push(0);
+            self.connections.len() as u32 - 1
+        });
+        let token = Token { index, generation: self.generations[index as usize] };
+        self.connections[index as usize] = Some(Connection::new(token, now));
+        self.connection_count += 1;
+        // Two shards that take the last place at once pass the limit by one each: it bounds memory.
+        self.shared.connection_count.fetch_add(1, Ordering::Relaxed);
+        self.counters().accepted_count.add(1);
+        self.counters().connection_count.set(u64::from(self.connection_count));
+        Some(token)
+    }
+
+    /// Takes an event and says what to do about it.
+    pub fn handle(&mut self, now: u64, event: Event<'_>, actions: &mut Vec<Action>) {
+        match event {
+            Event::Received { token, bytes } => self.on_received(now, token, bytes, actions),
+            Event::ReceiveEnded { token } => self.on_receive_ended(now, token, actions),
+            Event::Sent { token, batch, ok } => self.on_sent(now, token, batch, ok, actions),
+            Event::Closed { token } => self.on_closed(token, actions),
+            Event::Mail(mail) => self.on_mail(now, mail, actions),
+            Event::Tick => self.on_tick(now, actions),
+        }
+    }
+
+    /// The batch that [`Action::Send`] announced.
+    pub fn next_batch(&mut self, token: Token) -> Option<Batch> {
+        self.connection(token)?.next_batch()
+    }
+
+    /// Connections that are open.
+    pub fn connection_count(&self) -> u32 {
+        self.connection_count
+    }
+
+    /// Whether the passing of time may mean something: then ticks are wanted.
+    pub fn needs_ticks(&self) -> bool {
+        self.deadline_count > 0
+            || self.draining
+            || self.limits.idle_timeout_ms > 0 && self.connection_count > 0
+            || self
+                .connections
+                .iter()
+                .flatten()
+                .any(|connection| connection.sending || connection.phase != Phase::Open)
+    }
+
+    /// This shard's counters, with the gauges brought up to date.
+    pub fn counters(&self) -> &Counters {
+        &self.shared.counters[self.shard as usize]
+    }
+
+    /// Writes the gauges that are kept elsewhere while the shard is busy.
+    pub fn publish_gauges(&self) {
+        let counters = self.counters();
+        counters.block_count.set(u64::from(self.cache.block_count()));
+        counters.used_bytes.set(self.cache.used_bytes());
+        counters.capacity_bytes.set(self.cache.capacity_bytes());
+        counters.evicted_count.set(self.cache.evicted_count());
+        counters.summed_bytes.set(self.cache.summed_bytes());
+    }
+
+    #[inline]
+    fn connection(&mut self, token: Token) -> Option<&mut Connection> {
+        let connection = self.connections.get_mut(token.index as usize)?.as_mut()?;
+        (connection.token == token).then_some(connection)
+    }
+
+    fn on_received(&mut self, now: u64, token: Token, bytes: &[u8], actions: &mut Vec<Action>) {
+        let Some(connection) = self.connection(token) else { return };
+        connection.active_at = now;
+        if connection.phase >= Phase::Draining {
+            return;
+        }
+        if connection.stash.is_empty() && !connection.paused {
+            // The common case: whole frames, read in place from the receive buffer.
+            let used = self.take_frames(now, token, bytes, actions);
+            if let Some(connection) = self.connection(token) {
+                connection.stash.extend_from_slice(&bytes[used..]);
+            }
+        } else {
+            connection.stash.extend_from_slice(bytes);
+            self.take_stash(now, token, actions);
+        }
+        if let Some(connection) = self.connection(token)
+            && connection.stash.len() > STASH_MAX
+            && connection.phase == Phase::Open
+        {
+            tracing::warn!(
+                "close a connection that has piled up {} bytes of requests",
+                connection.stash.len()
+            );
+            self.close(token, actions);
+        }
+    }
+
+    /// Takes the frames that are in the stash, unless the connection is paused.
+    fn take_stash(&mut self, now: u64, token: Token, actions: &mut Vec<Action>) {
+        let Some(connection) = self.connection(token) else { return };
+        if connection.paused {
+            return;
+        }
+        let mut stash = std::mem::take(&mut connection.stash);
+        let used = self.take_frames(now, token, &stash, actions);
+        if let Some(connection) = self.connection(token) {
+            if used == stash.len() {
+                // An idle connection keeps no memory.
+                return;
+            }
+            stash.drain(..used);
+            stash.shrink_to(frame::HEADER_SIZE);
+            connection.stash = stash;
+        }
+    }
+
+    /// Takes whole frames from the front of `bytes` until a limit is reached; returns the bytes used.
+    fn take_frames(
+        &mut self,
+        now: u64,
+        token: Token,
+        bytes: &[u8],
+        actions: &mut Vec<Action>,
+    ) -> usize {
+        let mut used = 0;
+        loop {
+            let (count_max, asked_max) =
+                (self.limits.requests_in_flight_max, self.limits.bytes_in_flight_max);
+            let Some(connection) = self.connection(token) else { return bytes.len() };
+            if connection.phase >= Phase::Draining {
+                return bytes.len();
+            }
+            let rest = &bytes[used..];
+            let Some(head) = rest.first_chunk() else { return used };
+            if connection.in_flight >= count_max || connection.asked >= asked_max {
+                connection.paused = true;
+                actions.push(Action::PauseReceive(token));
+                return used;
+            }
+            let header = match Header::decode(head)
+                .and_then(|header| header.check_lengths(frame::BODY_LENGTH_MAX, 0).map(|()| header))
+            {
+                Ok(header) => header,
+                Err(error) => {
+                    self.refuse_stream(now, token, head, error, actions);
+                    return bytes.len();
+                }
+            };
+            let size = frame::HEADER_SIZE + header.body_length as usize;
+            let Some(body) = rest.get(frame::HEADER_SIZE..size) else { return used };
+            used += size;
+            match header.check_body(body) {
+                Ok(()) => self.on_request(now, token, &header, body, actions),
+                Err(error) => {
+                    self.counters().bad_frame_count.add(1);
+                    self.take_and_fail(token, &header, error.status(), &error.to_string(), actions);
+                }
+            }
+        }
+    }
+
+    /// Answers bytes that are no frame, then closes: where the next frame begins is not known.
+    fn refuse_stream(
+        &mut self,
+        now: u64,
+        token: Token,
+        head: &[u8; frame::HEADER_SIZE],
+        error: FrameError,
+        actions: &mut Vec<Action>,
+    ) {
+        self.counters().bad_frame_count.add(1);
+        tracing::debug!("close a connection: {error}");
+        // The request id is told if the header can be trusted, that is if only a length is wrong.
+        let header =
+            Header::decode(head).unwrap_or(Header::request(millrace_proto::Op::Ping, 0, 0));
+        self.take_and_fail(token, &header, error.status(), &error.to_string(), actions);
+        if let Some(connection) = self.connection(token) {
+            connection.phase = Phase::Draining;
+            connection.active_at = now;
+        }
+    }
+
+    /// Counts a request and answers it with an error.
+    fn take_and_fail(
+        &mut self,
+        token: Token,
+        header: &Header,
+        status: Status,
+        message: &str,
+        actions: &mut Vec<Action>,
+    ) {
+        let part =
+            if header.op == millrace_proto::Op::ReadMany as u8 { frame::PART_ALL } else { 0 };
+        let Some(connection) = self.connection(token) else { return };
+        connection.take(0);
+        let requester =
+            Requester { shard: self.shard, token, header: *header, part, asked: 0, deadline: None };
+        self.fail(&requester, status, message, actions);
+    }
+
+    /// Answers a request that was taken with an error, wherever its connection is.
+    fn fail(
+        &mut self,
+        requester: &Requester,
+        status: Status,
+        message: &str,
+        actions: &mut Vec<Action>,
+    ) {
+        let counters = self.counters();
+        if status == Status::Busy {
+            counters.busy_count.add(1)
+        } else {
+            counters.error_count.add(1)
+        }
+        if requester.shard != self.shard {
+            let mail = Mail::Failed { requester: *requester, status, message: message.to_owned() };
+            actions.push(Action::Post(requester.shard, mail));
+            return;
+        }
+        let mut header = reply_header(&requester.header, requester.part, status);
+        if status == Status::Busy {
+            header.budget_ms = BUSY_RETRY_MS;
+        }
+        let message = message.to_owned();
+        self.push_head(
+            requester,
+            |head| frame::encode(head, header, &ErrorReply { message }),
+            actions,
+        );
+    }
+
+    /// Adds a reply without payload to the requester's connection.
+    fn push_head(
+        &mut self,
+        requester: &Requester,
+        encode: impl FnOnce(&mut Vec<u8>),
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(connection) = self.connection(requester.token) else { return };
+        connection.building.push_head(requester.asked, encode);
+        ask_to_send(connection, actions);
+    }
+
+    /// Adds a reply whose bytes another shard pinned.
+    fn on_served(&mut self, served: Served, actions: &mut Vec<Action>) {
+        let Served { requester, entry, owner, sums, segments } = served;
+        let Some(connection) = self.connection(requester.token) else {
+            actions.push(Action::Post(owner, Mail::Release(entry)));
+            return;
+        };
+        let length: usize = segments.iter().map(|segment| segment.length).sum();
+        let mut header = reply_header(&requester.header, requester.part, Status::Ok);
+        header.payload_length = length as u32;
+        let reply = ReadReply { checksums: sums.into_vec() };
+        connection.building.push_read(
+            header,
+            &reply,
+            &segments,
+            Pin::Remote { owner, entry },
+            requester.asked,
+        );
+        ask_to_send(connection, actions);
+    }
+
+    fn on_sent(
+        &mut self,
+        now: u64,
+        token: Token,
+        mut batch: Batch,
+        ok: bool,
+        actions: &mut Vec<Action>,
+    ) {
+        self.release_pins(&batch, actions);
+        let (count_max, asked_max) =
+            (self.limits.requests_in_flight_max, self.limits.bytes_in_flight_max);
+        let Some(connection) = self.connection(token) else { return };
+        connection.sending = false;
+        connection.active_at = now;
+        connection.in_flight -= batch.reply_count;
+        connection.asked -= batch.asked;
+        batch.clear();
+        connection.spare = batch;
+        if !ok {
+            self.close(token, actions);
+            return;
+        }
+        if !connection.building.is_empty() {
+            ask_to_send(connection, actions);
+        }
+        let resume =
+            connection.paused && connection.in_flight < count_max && connection.asked < asked_max;
+        if resume {
+            if let Some(connection) = self.connection(token) {
+                connection.paused = false;
+            }
+            self.take_stash(now, token, actions);
+            if let Some(connection) = self.connection(token)
+                && !connection.paused
+            {
+                actions.push(Action::ResumeReceive(token));
+            }
+        }
+        self.finish_if_drained(now, token, actions);
+    }
+
+    /// Gives back what a batch pinned, here and on other shards.
+    fn release_pins(&mut self, batch: &Batch, actions: &mut Vec<Action>) {
+        for pin in &batch.pins {
+            match *pin {
+                Pin::Local(entry) => self.cache.unpin(entry),
+                Pin::Remote { owner, entry } => {
+                    actions.push(Action::Post(owner, Mail::Release(entry)))
+                }
+            }
+        }
+    }
+
+    fn on_receive_ended(&mut self, now: u64, token: Token, actions: &mut Vec<Action>) {
+        let Some(connection) = self.connection(token) else { return };
+        connection.active_at = now;
+        match connection.phase {
+            // A client that shut its sending side still gets the replies it waits for.
+            Phase::Open if connection.in_flight > 0 => connection.phase = Phase::HalfClosed,
+            Phase::HalfClosed | Phase::Draining if connection.in_flight > 0 => (),
+            _ => self.close(token, actions),
+        }
+    }
+
+    /// Goes on with closing, once nothing is in flight.
+    fn finish_if_drained(&mut self, now: u64, token: Token, actions: &mut Vec<Action>) {
+        let Some(connection) = self.connection(token) else { return };
+        if connection.in_flight > 0 {
+            return;
+        }
+        match connection.phase {
+            Phase::Draining => {
+                connection.phase = Phase::Lingering;
+                connection.active_at = now;
+                connection.stash = Vec::new();
+                actions.push(Action::FinishSending(token));
+            }
+            Phase::HalfClosed if !connection.paused => self.close(token, actions),
+            _ => (),
+        }
+    }
+
+    fn close(&mut self, token: Token, actions: &mut Vec<Action>) {
+        let Some(connection) = self.connection(token) else { return };
+        if connection.phase != Phase::Closed {
+            connection.phase = Phase::Closed;
+            actions.push(Action::Close(token));
+        }
+    }
+
+    fn on_closed(&mut self, token: Token, actions: &mut Vec<Action>) {
+        let Some(connection) = self.connection(token) else { return };
+        let unsent = std::mem::take(&mut connection.building);
+        self.release_pins(&unsent, actions);
+        self.connections[token.index as usize] = None;
+        self.generations[token.index as usize] = (token.generation + 1) % GENERATION_COUNT;
+        self.free_connections.push(token.index);
+        self.connection_count -= 1;
+        self.shared.connection_count.fetch_sub(1, Ordering::Relaxed);
+        self.counters().connection_count.set(u64::from(self.connection_count));
+    }
+
+    fn on_mail(&mut self, now: u64, mail: Mail, actions: &mut Vec<Action>) {
+        match mail {
+            Mail::Read { requester, range } => self.find(now, &requester, &range, actions),
+            Mail::Served(served) => self.on_served(served, actions),
+            Mail::Failed { requester, status, message } => {
+                self.fail(&requester, status, &message, actions)
+            }
+            Mail::Release(entry) => self.cache.unpin(entry),
+            Mail::Reply { requester, frame } => {
+                self.push_head(&requester, |head| head.extend_from_slice(&frame), actions);
+            }
+            Mail::Filled { key, version, result } => {
+                self.on_filled(now, key, version, result, actions)
+            }
+            Mail::Ensure { key, version, reply } => self.ensure(key, version, reply, actions),
+            Mail::Drop { file, block_count, reply } => self.on_drop(file, block_count, &reply),
+            Mail::Shutdown => self.on_shutdown(now, actions),
+        }
+    }
+
+    fn on_shutdown(&mut self, now: u64, actions: &mut Vec<Action>) {
+        self.draining = true;
+        for token in self.tokens() {
+            let Some(connection) = self.connection(token) else { continue };
+            if connection.in_flight == 0 && connection.stash.is_empty() {
+                self.close(token, actions);
+                continue;
+            }
+            if connection.phase < Phase::Draining {
+                connection.phase = Phase::Draining;
+            }
+            self.finish_if_drained(now, token, actions);
+        }
+    }
+
+    fn on_tick(&mut self, now: u64, actions: &mut Vec<Action>) {
+        self.expire_waiters(now, actions);
+        for token in self.tokens() {
+            let limits = &self.limits;
+            let (send_timeout, idle_timeout) = (limits.send_timeout_ms, limits.idle_timeout_ms);
+            let linger_ms = if self.draining { LINGER_DRAINING_MS } else { LINGER_MS };
+            let Some(connection) = self.connection(token) else { continue };
+            let quiet_ms = now.saturating_sub(connection.active_at);
+            let stalled = connection.sending && send_timeout > 0 && quiet_ms > send_timeout;
+            let idle = connection.in_flight == 0 && idle_timeout > 0 && quiet_ms > idle_timeout;
+            let lingered = connection.phase == Phase::Lingering && quiet_ms > linger_ms;
+            if stalled {
+                tracing::warn!("close a connection that took no byte for {quiet_ms} ms");
+            }
+            if stalled || idle || lingered {
+                self.close(token, actions);
+            }
+        }
+    }
+
+    fn tokens(&self) -> Vec<Token> {
+        self.connections.iter().flatten().map(|connection| connection.token).collect()
+    }
+}
+
+/// Tells the runtime once a turn that the connection has something to send.
+#[inline]
+fn ask_to_send(connection: &mut Connection, actions: &mut Vec<Action>) {
+    if !connection.sending && !connection.send_asked && connection.phase < Phase::Closed {
+        connection.send_asked = true;
+        actions.push(Action::Send(connection.token));
+    }
+}
+
+/// A block of this shard that was found.
+#[derive(Clone, Copy)]
+struct Hit {
+    entry: EntryIndex,
+    block_length: u32,
+}

@@ -1,0 +1,144 @@
+//! Finds the block of a range: here, on another shard, or not in memory at all.
+
+use millrace_proto::message::Range;
+use millrace_proto::{Status, placement};
+
+use super::{Action, Hit, Worker, ask_to_send};
+use crate::cache::{BlockKey, Damage};
+use crate::connection::{Pin, reply_header};
+use crate::mailbox::{Mail, Requester, Served};
+
+impl Worker {
+    /// Serves a range that was asked for, or sees to it that it will be served.
+    #[inline]
+    pub(super) fn find(
+        &mut self,
+        now: u64,
+        requester: &Requester,
+        range: &Range,
+        actions: &mut Vec<Action>,
+    ) {
+        let block_size = u64::from(self.shared.block_size);
+        let block = range.offset / block_size;
+        let offset = (range.offset % block_size) as u32;
+        let crosses = u64::from(offset) + u64::from(range.length) > block_size;
+        if range.length == 0 || crosses || block > u64::from(u32::MAX) {
+            let message = "a range has at least one byte and does not cross a block boundary";
+            self.fail(requester, Status::InvalidArgument, message, actions);
+            return;
+        }
+        let key = BlockKey { file: range.file, block: block as u32 };
+        let hash = key.hash();
+        let owner = placement::shard_of(hash, self.shared.counters.len() as u32);
+        if owner != self.shard {
+            self.counters().forwarded_count.add(1);
+            actions.push(Action::Post(owner, Mail::Read { requester: *requester, range: *range }));
+            return;
+        }
+        match self.cache.find(&key, hash) {
+            Some((entry, version)) if version == range.version => {
+                self.cache.touch(entry, offset);
+                let hit = Hit { entry, block_length: self.cache.length(entry) };
+                if self.serve(requester, hit, offset, range.length, actions) {
+                    let counters = self.counters();
+                    counters.hit_count.add(1);
+                    counters.hit_bytes.add(u64::from(range.length.min(hit.block_length - offset)));
+                }
+            }
+            _ => self.on_miss(now, requester, range, key, offset, actions),
+        }
+    }
+
+    /// Answers with a range of a block that is here; says whether bytes were served.
+    #[inline]
+    pub(super) fn serve(
+        &mut self,
+        requester: &Requester,
+        hit: Hit,
+        offset: u32,
+        length: u32,
+        actions: &mut Vec<Action>,
+    ) -> bool {
+        if offset >= hit.block_length {
+            self.fail(
+                requester,
+                Status::OutOfRange,
+                "the offset is at or past the end of the file",
+                actions,
+            );
+            return false;
+        }
+        let length = length.min(hit.block_length - offset);
+        if requester.shard != self.shard {
+            return self.serve_remote(requester, hit, offset, length, actions);
+        }
+        // Borrowed field by field: the connection gets what the cache describes.
+        let Some(connection) =
+            self.connections.get_mut(requester.token.index as usize).and_then(Option::as_mut)
+        else {
+            return false;
+        };
+        if connection.token != requester.token {
+            return false;
+        }
+        self.reply.checksums.clear();
+        self.segments.clear();
+        let pinned = self.cache.pin_range(
+            hit.entry,
+            offset,
+            length,
+            |sum| self.reply.checksums.push(sum),
+            |segment| self.segments.push(segment),
+        );
+        if let Err(Damage::Found) = pinned {
+            self.fail_damaged(requester, actions);
+            return false;
+        }
+        let mut header = reply_header(&requester.header, requester.part, Status::Ok);
+        header.payload_length = length;
+        let pin = Pin::Local(hit.entry);
+        connection.building.push_read(header, &self.reply, &self.segments, pin, requester.asked);
+        ask_to_send(connection, actions);
+        true
+    }
+
+    /// Pins a range for another shard and tells it where the bytes lie.
+    fn serve_remote(
+        &mut self,
+        requester: &Requester,
+        hit: Hit,
+        offset: u32,
+        length: u32,
+        actions: &mut Vec<Action>,
+    ) -> bool {
+        let mut served = Served {
+            requester: *requester,
+            entry: hit.entry,
+            owner: self.shard,
+            sums: smallvec::SmallVec::new(),
+            segments: smallvec::SmallVec::new(),
+        };
+        let pinned = self.cache.pin_range(
+            hit.entry,
+            offset,
+            length,
+            |sum| served.sums.push(sum),
+            |segment| served.segments.push(segment),
+        );
+        if let Err(Damage::Found) = pinned {
+            self.fail_damaged(requester, actions);
+            return false;
+        }
+        actions.push(Action::Post(requester.shard, Mail::Served(served)));
+        true
+    }
+
+    pub(super) fn fail_damaged(&mut self, requester: &Requester, actions: &mut Vec<Action>) {
+        self.counters().damaged_count.add(1);
+        tracing::error!(
+            "a cached block did not match its checksum and was dropped: is the memory faulty?"
+        );
+        let message = "the cached bytes were damaged and have been dropped: try again";
+        self.fail(requester, Status::Corrupt, message, actions);
+    }
+}

@@ -1,0 +1,204 @@
+//! Frames to work: which operation a request asks for, and those that are answered at once.
+
+use std::sync::Arc;
+
+use millrace_proto::frame::{self, Header};
+use millrace_proto::message::{
+    ArchivedFreeRequest, ArchivedHelloRequest, ArchivedListRequest, ArchivedLoadRequest,
+    ArchivedRange, ArchivedReadManyRequest, ArchivedStatRequest, Counter, HelloReply, RANGES_MAX,
+    READ_MANY_BYTES_MAX, Range, StatusReply,
+};
+use millrace_proto::{FrameError, Op, Status, VERSION, feature};
+
+use super::{Action, Worker};
+use crate::connection::{Token, reply_header};
+use crate::mailbox::Requester;
+use crate::metrics;
+use crate::side::{Lookup, LookupJob};
+
+/// Name and version of the node, as clients are told.
+pub(crate) const SERVER: &str = concat!("millrace/", env!("CARGO_PKG_VERSION"));
+
+impl Worker {
+    /// Takes one request.
+    #[inline]
+    pub(super) fn on_request(
+        &mut self,
+        now: u64,
+        token: Token,
+        header: &Header,
+        body: &[u8],
+        actions: &mut Vec<Action>,
+    ) {
+        if header.version != VERSION {
+            let message = format!(
+                "protocol version {} is not spoken here, version {VERSION} is",
+                header.version
+            );
+            self.take_and_fail(token, header, Status::UnsupportedVersion, &message, actions);
+            return;
+        }
+        let Some(op) = Op::from_code(header.op) else {
+            let message = format!("operation {} is not known here", header.op);
+            self.take_and_fail(token, header, Status::UnknownOp, &message, actions);
+            return;
+        };
+        let deadline = (header.budget_ms > 0).then(|| now + u64::from(header.budget_ms));
+        let mut requester =
+            Requester { shard: self.shard, token, header: *header, part: 0, asked: 0, deadline };
+        let result = match op {
+            Op::Read => frame::body::<ArchivedRange>(body).map(|range| {
+                let range = Range::from(range);
+                requester.asked = range.length.min(self.shared.block_size);
+                self.take(&requester);
+                self.find(now, &requester, &range, actions);
+            }),
+            Op::ReadMany => frame::body::<ArchivedReadManyRequest>(body)
+                .map(|request| self.read_many(now, requester, request, actions)),
+            _ => self.on_cold_request(op, requester, body, actions),
+        };
+        if let Err(error) = result {
+            self.counters().bad_frame_count.add(1);
+            self.take_and_fail(token, header, error.status(), &error.to_string(), actions);
+        }
+    }
+
+    /// Counts a request against its connection's limits.
+    #[inline]
+    fn take(&mut self, requester: &Requester) {
+        self.counters().request_count.add(1);
+        if let Some(connection) = self.connection(requester.token) {
+            connection.take(requester.asked);
+        }
+    }
+
+    fn read_many(
+        &mut self,
+        now: u64,
+        mut requester: Requester,
+        request: &ArchivedReadManyRequest,
+        actions: &mut Vec<Action>,
+    ) {
+        let count = request.ranges.len();
+        let asked: u64 =
+            request.ranges.iter().map(|range| u64::from(range.length.to_native())).sum();
+        if count == 0 || count > RANGES_MAX || asked > READ_MANY_BYTES_MAX {
+            let message = format!(
+                "a ReadMany takes 1 to {RANGES_MAX} ranges of at most {READ_MANY_BYTES_MAX} bytes together, \
+                 not {count} of {asked}"
+            );
+            self.take_and_fail(
+                requester.token,
+                &requester.header,
+                Status::InvalidArgument,
+                &message,
+                actions,
+            );
+            return;
+        }
+        for (part, range) in request.ranges.iter().enumerate() {
+            let range = Range::from(range);
+            requester.part = part as u16;
+            requester.asked = range.length.min(self.shared.block_size);
+            self.take(&requester);
+            self.find(now, &requester, &range, actions);
+        }
+    }
+
+    fn on_cold_request(
+        &mut self,
+        op: Op,
+        requester: Requester,
+        body: &[u8],
+        actions: &mut Vec<Action>,
+    ) -> Result<(), FrameError> {
+        let lookup = match op {
+            Op::Hello => {
+                let request = frame::body::<ArchivedHelloRequest>(body)?;
+                let spoken = request.version_min <= VERSION && VERSION <= request.version_max;
+                let features = request.features.to_native() & feature::ALL;
+                self.take(&requester);
+                self.hello(&requester, spoken, features, actions);
+                return Ok(());
+            }
+            Op::Ping => {
+                self.take(&requester);
+                let header = reply_header(&requester.header, 0, Status::Ok);
+                self.push_head(&requester, |head| frame::encode_empty(head, header), actions);
+                return Ok(());
+            }
+            Op::Status => {
+                self.take(&requester);
+                let reply = self.status();
+                let header = reply_header(&requester.header, 0, Status::Ok);
+                self.push_head(&requester, |head| frame::encode(head, header, &reply), actions);
+                return Ok(());
+            }
+            Op::Stat => {
+                Lookup::Stat { path: text(&frame::body::<ArchivedStatRequest>(body)?.path) }
+            }
+            Op::List => {
+                let request = frame::body::<ArchivedListRequest>(body)?;
+                let (path, token) = (text(&request.path), text(&request.token));
+                Lookup::List { path, token, limit: request.limit.to_native() }
+            }
+            Op::Load => {
+                Lookup::Load { path: text(&frame::body::<ArchivedLoadRequest>(body)?.path) }
+            }
+            Op::Free => {
+                Lookup::Free { path: text(&frame::body::<ArchivedFreeRequest>(body)?.path) }
+            }
+            Op::Read | Op::ReadMany => unreachable!("taken by on_request"),
+        };
+        self.take(&requester);
+        if self.side.offer_lookup(LookupJob { requester, lookup }).is_err() {
+            let message = "too many requests wait for the source (metadata_queue_max)";
+            self.fail(&requester, Status::Busy, message, actions);
+        }
+        Ok(())
+    }
+
+    fn hello(
+        &mut self,
+        requester: &Requester,
+        spoken: bool,
+        features: u64,
+        actions: &mut Vec<Action>,
+    ) {
+        if !spoken {
+            let message = format!("this node speaks protocol version {VERSION} only");
+            self.fail(requester, Status::UnsupportedVersion, &message, actions);
+            return;
+        }
+        let reply = HelloReply {
+            server: SERVER.to_owned(),
+            version: VERSION,
+            features,
+            block_size: self.shared.block_size,
+            body_length_max: frame::BODY_LENGTH_MAX,
+            requests_in_flight_max: self.limits.requests_in_flight_max,
+            ranges_max: RANGES_MAX as u32,
+            shards: self.shared.shard_addresses.clone(),
+        };
+        let header = reply_header(&requester.header, 0, Status::Ok);
+        self.push_head(requester, |head| frame::encode(head, header, &reply), actions);
+    }
+
+    fn status(&self) -> StatusReply {
+        self.publish_gauges();
+        let counters = metrics::sum(&self.shared.counters);
+        StatusReply {
+            server: SERVER.to_owned(),
+            uptime_ms: self.shared.started.elapsed().as_millis() as u64,
+            shard_count: self.shared.counters.len() as u32,
+            counters: counters
+                .into_iter()
+                .map(|(name, value)| Counter { name: name.to_owned(), value })
+                .collect(),
+        }
+    }
+}
+
+fn text(archived: &str) -> Arc<str> {
+    Arc::from(archived)
+}

@@ -1,0 +1,293 @@
+#!/usr/bin/env python3
+"""Checks the test vectors with a decoder and encoder written from ../PROTOCOL.md alone.
+
+Needs nothing but Python 3. Prints a line per file and exits with 1 at the first difference."""
+
+import functools
+import json
+import struct
+import sys
+import zlib
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+HEADER = "<IBBHHHIIIQII"  # section 1
+FIELDS = ("magic version op flags status part body_length payload_length budget_ms request_id "
+          "body_checksum header_checksum").split()
+BODY_MAX, PAYLOAD_MAX = 65536, 16 << 20
+
+# Section 4. A type is a number's name, "text", "id", "kind", a structure's name, or [element].
+PATH = {"path": "text"}
+STRUCTURES = {
+    "HelloRequest": {"client": "text", "version_min": "u8", "version_max": "u8", "features": "u64"},
+    "HelloReply": {"server": "text", "version": "u8", "features": "u64", "block_size": "u32",
+                   "body_length_max": "u32", "requests_in_flight_max": "u32", "ranges_max": "u32",
+                   "shards": ["text"]},
+    "StatRequest": PATH, "LoadRequest": PATH, "FreeRequest": PATH,
+    "Entry": {"name": "text", "kind": "kind", "id": "id", "version": "u64", "length": "u64",
+              "modified_ms": "i64"},
+    "StatReply": {"entry": "Entry"},
+    "ListRequest": {"path": "text", "token": "text", "limit": "u32"},
+    "ListReply": {"entries": ["Entry"], "next": "text"},
+    "Range": {"file": "id", "version": "u64", "offset": "u64", "length": "u32"},
+    "ReadReply": {"checksums": ["u32"]},
+    "ReadManyRequest": {"ranges": ["Range"]},
+    "LoadReply": {"entry": "Entry", "block_count": "u64", "filled_count": "u64"},
+    "FreeReply": {"block_count": "u64", "byte_count": "u64"},
+    "Counter": {"name": "text", "value": "u64"},
+    "StatusReply": {"server": "text", "uptime_ms": "u64", "shard_count": "u32",
+                    "counters": ["Counter"]},
+    "ErrorReply": {"message": "text"},
+}
+SIZES = dict(zip(STRUCTURES, (18, 41, 8, 8, 8, 49, 49, 20, 16, 36, 8, 8, 65, 16, 16, 28, 8)))
+OPS = dict(enumerate((
+    ("HelloRequest", "HelloReply"), ("None", "None"), ("StatRequest", "StatReply"),
+    ("ListRequest", "ListReply"), ("Range", "ReadReply"), ("ReadManyRequest", "ReadReply"),
+    ("LoadRequest", "LoadReply"), ("FreeRequest", "FreeReply"), ("None", "StatusReply")), 1))
+NUMBERS = {"u8": "<B", "u32": "<I", "u64": "<Q", "i64": "<q"}
+
+
+class Refused(Exception):
+    """Why, the status of the answer, and whether the connection closes."""
+
+def size_of(kind):
+    if isinstance(kind, list) or kind == "text":
+        return 8
+    if kind in NUMBERS:
+        return struct.calcsize(NUMBERS[kind])
+    if kind in STRUCTURES:
+        return sum(size_of(field) for field in STRUCTURES[kind].values())
+    return {"id": 16, "kind": 1}[kind]
+
+# ---- section 3, reading: the area low..high shrinks as it is claimed
+def need(condition):
+    if not condition:
+        raise Refused("BadBody", 10, False)
+
+def utf8(data):
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        need(False)
+
+
+class Reader:
+    def __init__(self, body):
+        self.body, self.low, self.high = body, 0, 0
+
+    def root(self, kind):
+        start = len(self.body) - size_of(kind)
+        need(start >= 0)
+        self.high = start
+        return self.read(kind, start)
+
+    def read(self, kind, at):
+        if isinstance(kind, list):
+            return self.read_list(kind[0], at)
+        if kind == "text":
+            return self.read_text(at)
+        if kind in NUMBERS:
+            return struct.unpack_from(NUMBERS[kind], self.body, at)[0]
+        if kind == "id":
+            return f"{int.from_bytes(self.body[at:at + 16], 'little'):032x}"
+        if kind == "kind":
+            need(self.body[at] in (1, 2))
+            return self.body[at]
+        value = {}
+        for name, field in STRUCTURES[kind].items():
+            value[name] = self.read(field, at)
+            at += size_of(field)
+        return value
+
+    def read_text(self, at):
+        inline = self.body[at:at + 8]
+        if inline[0] & 0xC0 != 0x80:
+            return utf8(inline.split(b"\xff")[0])
+        mark, offset = struct.unpack_from("<Ii", self.body, at)
+        length, target = (mark & 0x3F) | ((mark >> 8) << 6), at + offset
+        need(length >= 9 and self.low <= target and target + length <= self.high)
+        self.low = target + length
+        return utf8(self.body[target:target + length])
+
+    def read_list(self, element, at):
+        offset, count = struct.unpack_from("<iI", self.body, at)
+        target, size = at + offset, size_of(element)
+        end = target + count * size
+        need(self.low <= target and end <= self.high)
+        high, self.high = self.high, target
+        values = [self.read(element, target + index * size) for index in range(count)]
+        self.low, self.high = end, high
+        return values
+
+# ---- section 3, writing: out of line first, then the value
+def encode(kind, value):
+    out = bytearray()
+    place(kind, value, prepare(kind, value, out), out)
+    return bytes(out)
+
+def prepare(kind, value, out):
+    """Writes what `value` has out of line; returns where."""
+    start = len(out)
+    if isinstance(kind, list):
+        prepared = [prepare(kind[0], element, out) for element in value]
+        start = len(out)
+        for element, where in zip(value, prepared):
+            place(kind[0], element, where, out)
+    elif kind == "text":
+        if len(value.encode()) > 8:
+            out += value.encode()
+    elif kind in STRUCTURES:
+        return {name: prepare(field, value[name], out) for name, field in STRUCTURES[kind].items()}
+    return start
+
+def place(kind, value, where, out):
+    at = len(out)
+    if isinstance(kind, list):
+        out += struct.pack("<iI", where - at, len(value))
+    elif kind == "text":
+        data = value.encode()
+        if len(data) <= 8:
+            out += data.ljust(8, b"\xff")
+        else:
+            length = len(data)
+            out += struct.pack("<Ii", (length & 0x3F) | 0x80 | ((length >> 6) << 8), where - at)
+    elif kind in NUMBERS:
+        out += struct.pack(NUMBERS[kind], value)
+    elif kind == "id":
+        out += int(value, 16).to_bytes(16, "little")
+    elif kind == "kind":
+        out.append(value)
+    else:
+        for name, field in STRUCTURES[kind].items():
+            place(field, value[name], where[name], out)
+
+# ---- section 1: headers
+def header(data):
+    fields = dict(zip(FIELDS, struct.unpack_from(HEADER, data)))
+    if data[:4] != b"MILR":
+        raise Refused("BadMagic", 10, True)
+    if fields["header_checksum"] != zlib.crc32(data[:36]):
+        raise Refused("BadHeaderChecksum", 10, True)
+    return fields
+
+def judge(frame, message, payload_max):
+    fields, body = header(frame), frame[40:]
+    if fields["body_length"] > BODY_MAX:
+        raise Refused("BodyTooLarge", 14, True)
+    if fields["payload_length"] > payload_max:
+        raise Refused("PayloadTooLarge", 14, True)
+    if fields["body_checksum"] != zlib.crc32(body):
+        raise Refused("BadBodyChecksum", 11, False)
+    if fields["version"] != 1:
+        raise Refused("UnsupportedVersion", 12, False)
+    if fields["op"] not in OPS:
+        raise Refused("UnknownOp", 13, False)
+    return fields, None if message == "None" else Reader(body).root(message)
+
+# ---- sections 6 and 7: checksums and placement
+def cut(offset, length, block):
+    position, end = offset, offset + length
+    while position < end:
+        chunk, page = min(block, position + 65536), min(block, position + 4096)
+        if position == 0 and end == block:
+            stop, grain = end, "block"
+        elif position % 65536 == 0 and chunk <= end:
+            stop, grain = chunk, "chunk"
+        elif position % 4096 == 0 and page <= end:
+            stop, grain = page, "page"
+        else:
+            stop, grain = min(end, (position // 4096 + 1) * 4096), "part"
+        yield position, stop - position, grain
+        position = stop
+
+@functools.cache
+def content(length):
+    return bytes((i ^ (i >> 8) ^ (i >> 16)) & 0xFF for i in range(length))
+
+def block_hash(file, block):
+    mask = (1 << 64) - 1
+    low, high = file & mask, file >> 64
+    rotated = ((high << 32) | (high >> 32)) & mask
+    h = low ^ rotated ^ (block * 0x9E3779B97F4A7C15 & mask)
+    h = ((h ^ (h >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    h = ((h ^ (h >> 27)) * 0x94D049BB133111EB) & mask
+    return h ^ (h >> 31)
+
+# ---- the files
+def vectors(name):
+    text = (FOLDER / name).read_text(encoding="utf-8")
+    return [dict(line.split(": ", 1) for line in vector.strip("\n").split("\n"))
+            for vector in text.split("\n\n")[1:]]
+
+def data(text):
+    return b"" if text == "-" else bytes.fromhex(text)
+
+def same(vector, left, right):
+    if left != right:
+        sys.exit(f"differs: {vector}\n  {left}\n  {right}")
+
+def check_frame(reply, vector):
+    title, message, value = vector["name"], vector["message"], json.loads(vector["value"])
+    head, body, payload = (data(vector[key]) for key in ("header_hex", "body_hex", "payload_hex"))
+    if title == "refused_frame":  # its op means nothing
+        fields, decoded = header(head), Reader(body).root(message)
+    else:
+        fields, decoded = judge(head + body, message, PAYLOAD_MAX)
+        failed = reply and fields["status"] != 0 and message in ("ErrorReply", "None")
+        same(title, True, failed or message == OPS[fields["op"]][reply])
+    same(title, decoded, value)
+    same(title, b"" if message == "None" else encode(message, value), body)
+    wanted = json.loads(vector["header"])
+    same(title, {key: fields[key] for key in wanted}, wanted)
+    same(title, (len(body), len(payload)), (fields["body_length"], fields["payload_length"]))
+    built = b"MILR" + struct.pack("<BBHHHIIIQ", *(wanted[key] for key in FIELDS[1:10]))
+    built += struct.pack("<I", zlib.crc32(body))
+    same(title, built + struct.pack("<I", zlib.crc32(built)), head)
+    if message == "ReadReply":
+        block = content(70000)
+        pieces = cut(block.index(payload), len(payload), len(block))
+        same(title, [zlib.crc32(block[at:at + size]) for at, size, _ in pieces], value["checksums"])
+
+def check_invalid(vector):
+    try:
+        judge(data(vector["frame_hex"]), vector["message"], 0)
+        sys.exit(f"accepted: {vector['name']}")
+    except Refused as refused:
+        wanted = (vector["error"], int(vector["status"]), vector["closes"] == "true")
+        same(vector["name"], refused.args, wanted)
+
+def check_checksum(vector):
+    length, offset, size = (int(vector[key]) for key in ("block_length", "offset", "length"))
+    block = content(16 << 20)
+    pieces = [(*piece, zlib.crc32(block[piece[0]:piece[0] + piece[1]]))
+              for piece in cut(offset, size, length)]
+    same(vector, len(pieces), int(vector["count"]))
+    if "digest" in vector:
+        values = struct.pack(f"<{len(pieces)}I", *(piece[3] for piece in pieces))
+        same(vector, f"{zlib.crc32(values):08x}", vector["digest"])
+    else:
+        texts = [f"{at}+{count} {grain} {value:08x}" for at, count, grain, value in pieces]
+        same(vector, ", ".join(texts), vector["pieces"])
+
+def check_placement(vector):
+    h = block_hash(int(vector["file"], 16), int(vector["block"]))
+    same(vector, f"{h:016x}", vector["hash"])
+    for count in (1, 3, 8, 256):
+        same(vector, (h * count) >> 64, int(vector[f"shard_of_{count}"]))
+
+def main():
+    for kind, size in SIZES.items():
+        same(kind, size_of(kind), size)
+    same("CRC-32", zlib.crc32(b"123456789"), 0xCBF43926)
+    checks = {"requests": functools.partial(check_frame, 0),
+              "replies": functools.partial(check_frame, 1), "invalid": check_invalid,
+              "checksum": check_checksum, "placement": check_placement}
+    for name, check in checks.items():
+        found = vectors(f"{name}.txt")
+        for vector in found:
+            check(vector)
+        print(f"{name}: {len(found)} vectors hold")
+
+
+if __name__ == "__main__":
+    main()
