@@ -1,1 +1,49 @@
+//! The Millrace client: reads files through the cache of a node, on tokio or blocking.
+//!
+//! Owns connections, retries, deadlines and the proof that the bytes are those the node cached. What
+//! the bytes on the wire mean is `proto`'s, what is in the cache the node's.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), millrace_client::Error> {
+//! let client = millrace_client::Client::connect("node1:7600", Default::default()).await?;
+//! let file = client.stat("datasets/train.bin").await?;
+//! let head = client.read(&file, 0, 4096).await?;
+//! # drop(head); Ok(())
+//! # }
+//! ```
+//!
+//! ```text
+//!  Client ── read: cut at block borders ──► Topology: block → shard ──► Lane ──► driver task ──► node
+//!    │                                                                   │
+//!    └── judge: status, length, checksums ◄── answer, with its bytes ◄───┘
+//! ```
+//!
+//! **Invariants.** A [`File`] is one version, and bytes of two versions never mix in one read. Every
+//! queue is bounded. A payload moves once from the kernel to where it stays. A dropped future leaves
+//! nothing behind that its caller could see. Modules in reading order:
 
+mod client;
+mod read;
+mod read_many;
+
+mod file;
+
+mod topology;
+
+mod connection;
+
+mod reply;
+mod retry;
+
+mod config;
+mod error;
+
+pub mod blocking;
+
+pub use client::Client;
+pub use config::ClientConfig;
+pub use error::Error;
+pub use file::{File, FreeReport, HelloInfo, LoadReport, NodeStatus};
+pub use millrace_proto::message::{Counter, Entry, Kind};
+pub use millrace_proto::{FileId, Status};
+pub use read::ReadOptions;

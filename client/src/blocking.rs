@@ -1,0 +1,179 @@
+//! The client for code without async: each method waits for its answer.
+//!
+//! Owns a tokio runtime of one worker thread, which moves the bytes; the calling thread judges
+//! checksums. A [`Client`] may be shared by many threads, whose calls then run side by side. It must
+//! not be used or dropped inside an async task, where waiting would stop everything else: use
+//! [`crate::Client`] there.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use millrace_proto::message::Entry;
+use tokio::runtime::{self, Runtime};
+
+use crate::config::ClientConfig;
+use crate::error::Error;
+use crate::file::{File, FreeReport, HelloInfo, LoadReport, NodeStatus};
+use crate::read::ReadOptions;
+
+/// A client of one node whose methods wait. Cloning is cheap, and clones share their connections.
+///
+/// Methods, arguments and errors are those of [`crate::Client`].
+///
+/// # Panics
+/// Every method, when called inside an async task.
+#[derive(Clone, Debug)]
+pub struct Client {
+    // First, so that it is dropped before its runtime.
+    client: crate::Client,
+    runtime: Arc<Runtime>,
+}
+
+impl Client {
+    /// See [`crate::Client::connect`].
+    ///
+    /// # Errors
+    /// Also [`Error::Connect`] when the system grants no thread.
+    pub fn connect(address: impl Into<String>, config: ClientConfig) -> Result<Client, Error> {
+        let address = address.into();
+        let runtime = start().map_err(|source| Error::Connect {
+            address: address.as_str().into(),
+            source: Arc::new(source),
+        })?;
+        let client = runtime.block_on(crate::Client::connect(address, config))?;
+        Ok(Client { client, runtime: Arc::new(runtime) })
+    }
+
+    /// See [`crate::Client::with_deadline`].
+    pub fn with_deadline(&self, deadline: Duration) -> Client {
+        Client { client: self.client.with_deadline(deadline), runtime: self.runtime.clone() }
+    }
+
+    /// See [`crate::Client::hello`].
+    pub fn hello(&self) -> HelloInfo {
+        self.client.hello()
+    }
+
+    /// See [`crate::Client::stat`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn stat(&self, path: &str) -> Result<File, Error> {
+        self.runtime.block_on(self.client.stat(path))
+    }
+
+    /// See [`crate::Client::list`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn list(&self, path: &str) -> Result<Vec<Entry>, Error> {
+        self.runtime.block_on(self.client.list(path))
+    }
+
+    /// See [`crate::Client::list_page`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn list_page(
+        &self,
+        path: &str,
+        token: Option<&str>,
+        limit: u32,
+    ) -> Result<(Vec<Entry>, Option<String>), Error> {
+        let page = self.client.list_page(path, token, limit);
+        self.runtime.block_on(page)
+    }
+
+    /// See [`crate::Client::file`].
+    pub fn file(&self, directory: &str, entry: &Entry) -> File {
+        self.client.file(directory, entry)
+    }
+
+    /// See [`crate::Client::read`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn read(&self, file: &File, offset: u64, length: u64) -> Result<Bytes, Error> {
+        self.runtime.block_on(self.client.read(file, offset, length))
+    }
+
+    /// See [`crate::Client::read_with`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn read_with(
+        &self,
+        file: &File,
+        offset: u64,
+        length: u64,
+        options: ReadOptions,
+    ) -> Result<Bytes, Error> {
+        let read = self.client.read_with(file, offset, length, options);
+        self.runtime.block_on(read)
+    }
+
+    /// See [`crate::Client::read_into`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn read_into(
+        &self,
+        file: &File,
+        offset: u64,
+        buffer: BytesMut,
+        length: u64,
+    ) -> Result<BytesMut, Error> {
+        let read = self.client.read_into(file, offset, buffer, length);
+        self.runtime.block_on(read)
+    }
+
+    /// See [`crate::Client::read_many`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn read_many(&self, ranges: &[(&File, u64, u64)]) -> Vec<Result<Bytes, Error>> {
+        self.runtime.block_on(self.client.read_many(ranges))
+    }
+
+    /// See [`crate::Client::load`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn load(&self, path: &str) -> Result<LoadReport, Error> {
+        self.runtime.block_on(self.client.load(path))
+    }
+
+    /// See [`crate::Client::free`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn free(&self, path: &str) -> Result<FreeReport, Error> {
+        self.runtime.block_on(self.client.free(path))
+    }
+
+    /// See [`crate::Client::status`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn status(&self) -> Result<NodeStatus, Error> {
+        self.runtime.block_on(self.client.status())
+    }
+
+    /// See [`crate::Client::ping`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn ping(&self) -> Result<Duration, Error> {
+        self.runtime.block_on(self.client.ping())
+    }
+}
+
+fn start() -> io::Result<Runtime> {
+    runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("millrace-client")
+        .enable_all()
+        .build()
+}

@@ -1,0 +1,114 @@
+//! What a user may tune: time limits, bounds and back-off of a client.
+//!
+//! Owns the defaults and their check. Every value has a maximum, so that no setting makes the client
+//! wait or allocate without bound. What a node allows is learnt from its `Hello` reply and lowers
+//! these values where it is less.
+
+use std::time::Duration;
+
+use crate::error::Error;
+
+/// Longest deadline, connect timeout or back-off that is accepted: one day.
+pub(crate) const DURATION_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+/// Most connections to one shard.
+pub(crate) const CONNECTIONS_PER_SHARD_MAX: usize = 64;
+/// Most requests in flight on one connection that may be asked for.
+pub(crate) const REQUESTS_IN_FLIGHT_MAX: usize = 1 << 16;
+
+/// Settings of a [`Client`](crate::Client). Start from [`ClientConfig::new`] and change what matters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientConfig {
+    /// Time one whole operation may take, retries and reconnects included; 1 ms to one day. Default
+    /// 30 s.
+    pub deadline: Duration,
+    /// Time to connect to one address and to exchange `Hello`; 1 ms to one day. Default 3 s.
+    pub connect_timeout: Duration,
+    /// Connections to each shard, 1 to 64. Default 1: one core of a node serves a shard, and one
+    /// connection keeps it busy.
+    pub connections_per_shard: usize,
+    /// Whether received bytes are judged against the node's checksums. Default true.
+    pub verify: bool,
+    /// First wait after a reply that asks to try again, at least 1 ms. Default 2 ms.
+    pub busy_backoff_min: Duration,
+    /// Longest wait between two tries of a request. Default 250 ms.
+    pub busy_backoff_max: Duration,
+    /// First wait before connecting again to an address that failed, at least 1 ms. Default 50 ms.
+    pub reconnect_backoff_min: Duration,
+    /// Longest wait before connecting again. Default 2 s.
+    pub reconnect_backoff_max: Duration,
+    /// Most requests in flight on one connection, 1 to 65 536; a range of a `ReadMany` counts as
+    /// one. The node's own limit applies where it is lower. Default 1024, the ranges of one batch.
+    pub requests_in_flight_max: usize,
+    /// Most bytes one call may ask for, since they are allocated before they arrive. Default 4 GiB.
+    pub read_length_max: u64,
+}
+
+impl ClientConfig {
+    /// The defaults told at each field.
+    pub fn new() -> ClientConfig {
+        ClientConfig {
+            deadline: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(3),
+            connections_per_shard: 1,
+            verify: true,
+            busy_backoff_min: Duration::from_millis(2),
+            busy_backoff_max: Duration::from_millis(250),
+            reconnect_backoff_min: Duration::from_millis(50),
+            reconnect_backoff_max: Duration::from_secs(2),
+            requests_in_flight_max: 1024,
+            read_length_max: 4 << 30,
+        }
+    }
+
+    /// Judges the ranges that the fields tell.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`], with the field to change.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let durations = [
+            ("deadline", self.deadline),
+            ("connect_timeout", self.connect_timeout),
+            ("busy_backoff_min", self.busy_backoff_min),
+            ("busy_backoff_max", self.busy_backoff_max),
+            ("reconnect_backoff_min", self.reconnect_backoff_min),
+            ("reconnect_backoff_max", self.reconnect_backoff_max),
+        ];
+        for (name, value) in durations {
+            if value < Duration::from_millis(1) || value > DURATION_MAX {
+                return Err(Error::InvalidArgument(format!(
+                    "{name} is {value:?}; choose 1 ms to one day"
+                )));
+            }
+        }
+        let pairs = [
+            ("busy_backoff", self.busy_backoff_min, self.busy_backoff_max),
+            ("reconnect_backoff", self.reconnect_backoff_min, self.reconnect_backoff_max),
+        ];
+        for (name, min, max) in pairs {
+            if min > max {
+                return Err(Error::InvalidArgument(format!(
+                    "{name}_min is {min:?} and {name}_max is {max:?}; choose min at most max"
+                )));
+            }
+        }
+        if !(1..=CONNECTIONS_PER_SHARD_MAX).contains(&self.connections_per_shard) {
+            return Err(Error::InvalidArgument(format!(
+                "connections_per_shard is {}; choose 1 to {CONNECTIONS_PER_SHARD_MAX}",
+                self.connections_per_shard
+            )));
+        }
+        if !(1..=REQUESTS_IN_FLIGHT_MAX).contains(&self.requests_in_flight_max) {
+            return Err(Error::InvalidArgument(format!(
+                "requests_in_flight_max is {}; choose 1 to {REQUESTS_IN_FLIGHT_MAX}",
+                self.requests_in_flight_max
+            )));
+        }
+        Ok(())
+    }
+}
+
+impl Default for ClientConfig {
+    fn default() -> ClientConfig {
+        ClientConfig::new()
+    }
+}

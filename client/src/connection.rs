@@ -1,0 +1,315 @@
+//! A lane: one connection to one shard that is opened when first needed and again when it breaks.
+//!
+//! A [`Lane`] is the handle callers hold, the driver in [`driver`] the task that owns the socket and
+//! every request in flight. They share nothing but a bounded channel, so there are no locks:
+//!
+//! ```text
+//!  callers ──► mpsc, bounded ──► driver: encode, one write for all that wait ──► socket
+//!     ▲                            │ in flight: id → where the answer lands
+//!     └──────── oneshot ◄──────────┴─ header, body, payload ◄──────────────────  socket
+//! ```
+//!
+//! Always holds: every request that was accepted is answered exactly once or its channel is dropped,
+//! so no caller hangs; a landing buffer belongs to the request until the answer hands it back. Whether
+//! an answer is good, and whether to try again, is left to the callers.
+
+mod driver;
+mod in_flight;
+mod receiver;
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use millrace_proto::message::{
+    FreeRequest, HelloRequest, ListRequest, LoadRequest, Range, ReadManyRequest, StatRequest,
+};
+use millrace_proto::{Header, Op, frame};
+use smallvec::{SmallVec, smallvec};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{self, Instant};
+
+use crate::config::ClientConfig;
+use crate::error::Error;
+use crate::file::HelloInfo;
+
+/// A request's op and body.
+#[derive(Debug)]
+pub(crate) enum Body {
+    Hello(HelloRequest),
+    Ping,
+    Stat(StatRequest),
+    List(ListRequest),
+    Read(Range),
+    ReadMany(ReadManyRequest),
+    Load(LoadRequest),
+    Free(FreeRequest),
+    Status,
+}
+
+impl Body {
+    pub(crate) fn op(&self) -> Op {
+        match self {
+            Body::Hello(_) => Op::Hello,
+            Body::Ping => Op::Ping,
+            Body::Stat(_) => Op::Stat,
+            Body::List(_) => Op::List,
+            Body::Read(_) => Op::Read,
+            Body::ReadMany(_) => Op::ReadMany,
+            Body::Load(_) => Op::Load,
+            Body::Free(_) => Op::Free,
+            Body::Status => Op::Status,
+        }
+    }
+
+    fn encode(&self, out: &mut Vec<u8>, header: Header) {
+        match self {
+            Body::Hello(body) => frame::encode(out, header, body),
+            Body::Stat(body) => frame::encode(out, header, body),
+            Body::List(body) => frame::encode(out, header, body),
+            Body::Read(body) => frame::encode(out, header, body),
+            Body::ReadMany(body) => frame::encode(out, header, body),
+            Body::Load(body) => frame::encode(out, header, body),
+            Body::Free(body) => frame::encode(out, header, body),
+            Body::Ping | Body::Status => frame::encode_empty(out, header),
+        }
+    }
+}
+
+/// Where a payload is to lie.
+#[derive(Debug)]
+pub(crate) enum Landing {
+    /// Anywhere: a slice of the receive buffer if it is small, else a buffer made for it.
+    Any,
+    /// In the spare capacity of this empty buffer, which has room for the whole payload.
+    Buffer(BytesMut),
+}
+
+/// Where a payload lies.
+#[derive(Debug)]
+pub(crate) enum Landed {
+    /// The connection's choice of [`Landing::Any`].
+    Slice(Bytes),
+    /// The buffer of [`Landing::Buffer`].
+    Buffer(BytesMut),
+}
+
+impl Landed {
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match self {
+            Landed::Slice(bytes) => bytes,
+            Landed::Buffer(buffer) => buffer,
+        }
+    }
+
+    /// The landing for another try.
+    pub(crate) fn into_landing(self) -> Landing {
+        match self {
+            Landed::Slice(_) => Landing::Any,
+            Landed::Buffer(mut buffer) => {
+                buffer.clear();
+                Landing::Buffer(buffer)
+            }
+        }
+    }
+}
+
+impl Landing {
+    fn into_empty(self) -> Landed {
+        match self {
+            Landing::Any => Landed::Slice(Bytes::new()),
+            Landing::Buffer(buffer) => Landed::Buffer(buffer),
+        }
+    }
+}
+
+/// One reply frame of any status; header and body have passed their checksums.
+#[derive(Clone, Debug)]
+pub(crate) struct Reply {
+    pub(crate) header: Header,
+    pub(crate) body: Bytes,
+}
+
+/// What became of one part of a request.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    /// Index of the range in a `ReadMany`, otherwise 0.
+    pub(crate) part: usize,
+    /// The reply, or why the connection ended before it: then another try makes sense.
+    pub(crate) outcome: Result<Reply, Error>,
+    /// The payload, or the landing as it was given.
+    pub(crate) landed: Landed,
+}
+
+/// Where answers go: to one caller, or to the collector of a batch, whose channel has room for all.
+#[derive(Debug)]
+enum Answers {
+    One(Option<oneshot::Sender<Answer>>),
+    Many(mpsc::Sender<Answer>),
+}
+
+impl Answers {
+    /// Whether nobody waits any more.
+    fn is_closed(&self) -> bool {
+        match self {
+            Answers::One(sender) => sender.as_ref().is_none_or(oneshot::Sender::is_closed),
+            Answers::Many(sender) => sender.is_closed(),
+        }
+    }
+
+    /// Hands out an answer; one that nobody waits for is dropped.
+    fn send(&mut self, answer: Answer) {
+        match self {
+            Answers::One(sender) => {
+                if let Some(sender) = sender.take() {
+                    drop(sender.send(answer));
+                }
+            }
+            Answers::Many(sender) => drop(sender.try_send(answer)),
+        }
+    }
+}
+
+/// One part of a request that is not answered yet.
+#[derive(Debug)]
+struct Part {
+    /// None once answered, or while the payload is landing.
+    landing: Option<Landing>,
+    /// Most payload bytes the reply may bring.
+    payload_max: u32,
+}
+
+/// A request on its way to the driver.
+#[derive(Debug)]
+struct Request {
+    body: Body,
+    parts: SmallVec<[Part; 1]>,
+    answers: Answers,
+    deadline: Instant,
+}
+
+/// What the driver tells of itself.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Link {
+    /// The last `Hello` reply.
+    pub(crate) hello: Option<Arc<HelloInfo>>,
+    /// Why there is no connection, when the last try to connect failed.
+    pub(crate) failure: Option<Error>,
+}
+
+/// Handle of a lane. The driver ends when the last clone is gone.
+#[derive(Clone, Debug)]
+pub(crate) struct Lane {
+    address: Arc<str>,
+    requests: mpsc::Sender<Request>,
+    link: watch::Receiver<Link>,
+}
+
+impl Lane {
+    /// Starts the driver of a lane to the first of `addresses` that can be reached, tried in order at
+    /// each connect. Nothing is connected before the first request.
+    ///
+    /// # Panics
+    /// If there is no address, or outside a tokio runtime.
+    pub(crate) fn start(addresses: SmallVec<[Arc<str>; 2]>, config: Arc<ClientConfig>) -> Lane {
+        let (requests, queue) = mpsc::channel(config.requests_in_flight_max);
+        let (link_sender, link) = watch::channel(Link::default());
+        let address = addresses[0].clone();
+        tokio::spawn(driver::Driver::new(addresses, config, queue, link_sender).run());
+        Lane { address, requests, link }
+    }
+
+    /// The driver's news, see [`Link`].
+    pub(crate) fn link(&self) -> watch::Receiver<Link> {
+        self.link.clone()
+    }
+
+    /// Sends one request and waits for its one answer.
+    ///
+    /// # Errors
+    /// Those no other try can heal: the deadline has passed ([`Error::Connect`] if it was for want of
+    /// a connection), or the driver is gone.
+    pub(crate) async fn exchange(
+        &self,
+        body: Body,
+        landing: Landing,
+        deadline: Instant,
+    ) -> Result<Answer, Error> {
+        let payload_max = match &body {
+            Body::Read(range) => range.length,
+            _ => 0,
+        };
+        let (sender, receiver) = oneshot::channel();
+        let request = Request {
+            body,
+            parts: smallvec![Part { landing: Some(landing), payload_max }],
+            answers: Answers::One(Some(sender)),
+            deadline,
+        };
+        let answer = async {
+            let sent = self.requests.send(request).await;
+            sent.map_err(|_| self.gone())?;
+            receiver.await.map_err(|_| self.gone())
+        };
+        match time::timeout_at(deadline, answer).await {
+            Ok(answer) => answer,
+            Err(_) => Err(self.too_late()),
+        }
+    }
+
+    /// Sends a batch and collects an answer for each range, in order. The landings of those that got
+    /// none before the deadline stay with the driver.
+    pub(crate) async fn exchange_many(
+        &self,
+        ranges: Vec<Range>,
+        landings: Vec<Landing>,
+        deadline: Instant,
+    ) -> Vec<Result<Answer, Error>> {
+        assert_eq!(ranges.len(), landings.len());
+        let count = ranges.len();
+        let mut answers: Vec<Option<Answer>> = Vec::new();
+        answers.resize_with(count, || None);
+        let (sender, mut receiver) = mpsc::channel(count.max(1));
+        let parts = ranges
+            .iter()
+            .zip(landings)
+            .map(|(range, landing)| Part { landing: Some(landing), payload_max: range.length });
+        let request = Request {
+            parts: parts.collect(),
+            body: Body::ReadMany(ReadManyRequest { ranges }),
+            answers: Answers::Many(sender),
+            deadline,
+        };
+        let collect = async {
+            let sent = self.requests.send(request).await;
+            sent.map_err(|_| self.gone())?;
+            for _ in 0..count {
+                let answer = receiver.recv().await.ok_or_else(|| self.gone())?;
+                let part = answer.part;
+                answers[part] = Some(answer);
+            }
+            Ok(())
+        };
+        let failure = match time::timeout_at(deadline, collect).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error),
+            Err(_) => Some(self.too_late()),
+        };
+        let missing = || failure.clone().unwrap_or_else(|| self.gone());
+        let answers = answers.into_iter();
+        answers.map(|answer| answer.ok_or_else(missing)).collect()
+    }
+
+    /// Why the deadline passed: for want of a connection, or of an answer.
+    fn too_late(&self) -> Error {
+        let link = self.link.borrow();
+        link.failure.clone().unwrap_or(Error::DeadlineExceeded)
+    }
+
+    /// The error when the task behind this handle is no more.
+    pub(crate) fn gone(&self) -> Error {
+        Error::ConnectionLost {
+            address: self.address.clone(),
+            reason: "the runtime that drove it has stopped".into(),
+        }
+    }
+}

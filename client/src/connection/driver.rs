@@ -1,0 +1,281 @@
+//! The task behind a lane: connects, says `Hello`, moves bytes both ways, and starts over.
+//!
+//! Reading and writing progress independently in one `select!`: a node that stops reading from a
+//! client which does not read can therefore never wait for this client while it waits for the node.
+//! Always holds: at most the allowed number of parts is in flight; whatever ends a connection, every
+//! request in flight is answered with the reason. Requests that were not sent yet wait for the next
+//! connection; their callers give up at their own deadlines.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_proto::message::HelloRequest;
+use millrace_proto::{Status, VERSION, feature};
+use smallvec::{SmallVec, smallvec};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{self, Instant, MissedTickBehavior};
+
+use super::in_flight::{self, InFlight};
+use super::receiver::Receiver;
+use super::{Answers, Body, Landing, Link, Part, Request};
+use crate::config::ClientConfig;
+use crate::error::Error;
+use crate::file::HelloInfo;
+use crate::reply;
+use crate::retry::Backoff;
+
+/// Encoded requests in bytes beyond which no more are taken until they are written. Guessed: about
+/// 2500 reads.
+const OUT_SIZE_MAX: usize = 256 << 10;
+/// How often overdue requests are looked for.
+const TICK: Duration = Duration::from_millis(500);
+/// How long after its deadline a request may stay unanswered on a silent connection. Guessed: a node
+/// answers by the deadline, so what is left is the network's delay.
+const SILENCE_MAX: Duration = Duration::from_secs(2);
+/// How long sent bytes may stay unacknowledged before the system gives the connection up, and how
+/// long an idle one goes unprobed. Guessed: longer than a lost packet's retransmissions.
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(10);
+
+/// An open connection.
+struct Opened {
+    address: Arc<str>,
+    stream: TcpStream,
+    receiver: Receiver,
+    in_flight: InFlight,
+    hello: HelloInfo,
+}
+
+/// See the module.
+pub(super) struct Driver {
+    addresses: SmallVec<[Arc<str>; 2]>,
+    config: Arc<ClientConfig>,
+    requests: mpsc::Receiver<Request>,
+    link: watch::Sender<Link>,
+    /// The next request to send, when it does not fit yet.
+    held: Option<Request>,
+}
+
+impl Driver {
+    pub(super) fn new(
+        addresses: SmallVec<[Arc<str>; 2]>,
+        config: Arc<ClientConfig>,
+        requests: mpsc::Receiver<Request>,
+        link: watch::Sender<Link>,
+    ) -> Driver {
+        Driver { addresses, config, requests, link, held: None }
+    }
+
+    /// Runs until every handle of the lane is gone.
+    pub(super) async fn run(mut self) {
+        let mut backoff =
+            Backoff::new(self.config.reconnect_backoff_min, self.config.reconnect_backoff_max);
+        loop {
+            if self.held.is_none() {
+                self.held = self.requests.recv().await;
+            }
+            match &self.held {
+                None => return,
+                Some(request) if request.answers.is_closed() => {
+                    self.held = None;
+                    continue;
+                }
+                Some(_) => {}
+            }
+            match self.open().await {
+                Ok(opened) => {
+                    let limit = self.config.requests_in_flight_max;
+                    let limit = limit.min(opened.hello.requests_in_flight_max as usize);
+                    self.link.send_replace(Link {
+                        hello: Some(Arc::new(opened.hello.clone())),
+                        failure: None,
+                    });
+                    if self.serve(opened, limit).await {
+                        backoff.reset();
+                        continue;
+                    }
+                }
+                Err(error) => self.link.send_modify(|link| link.failure = Some(error)),
+            }
+            if self.requests.is_closed() {
+                return;
+            }
+            time::sleep(backoff.step()).await;
+        }
+    }
+
+    /// Connects to the first address that answers `Hello`; the error is that of the last one.
+    async fn open(&self) -> Result<Opened, Error> {
+        let mut failure = Error::DeadlineExceeded;
+        for address in &self.addresses {
+            let opened = time::timeout(self.config.connect_timeout, open_address(address));
+            match opened.await {
+                Ok(Ok(opened)) => return Ok(opened),
+                Ok(Err(error)) => failure = error,
+                Err(_) => failure = connect_error(address, io::ErrorKind::TimedOut.into()),
+            }
+        }
+        Err(failure)
+    }
+
+    /// Serves requests until the connection ends. True if it was of use, so that connecting again at
+    /// once is no loop.
+    async fn serve(&mut self, opened: Opened, limit: usize) -> bool {
+        let Opened { address, mut stream, mut receiver, mut in_flight, .. } = opened;
+        let end = self.transfer(&address, &mut stream, &mut receiver, &mut in_flight, limit).await;
+        drop(stream);
+        receiver.abandon(&mut in_flight);
+        if let Err(error) = end {
+            in_flight.fail(&error);
+        }
+        in_flight.is_served
+    }
+
+    /// Moves bytes both ways. Returns when all callers are gone, with an error when the connection
+    /// is of no more use.
+    async fn transfer(
+        &mut self,
+        address: &Arc<str>,
+        stream: &mut TcpStream,
+        receiver: &mut Receiver,
+        in_flight: &mut InFlight,
+        limit: usize,
+    ) -> Result<(), Error> {
+        let lost = |reason: String| Error::ConnectionLost {
+            address: address.clone(),
+            reason: reason.into(),
+        };
+        let (mut reader, mut writer) = stream.split();
+        let mut tick = time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut received_last = Instant::now();
+        let mut out = Vec::new();
+        let mut written = 0;
+        loop {
+            let has_room = self.admit(in_flight, limit, &mut out);
+            if in_flight.is_retiring && in_flight.is_empty() {
+                return Err(lost("the node is shutting down".to_owned()));
+            }
+            tokio::select! {
+                request = self.requests.recv(), if has_room => match request {
+                    Some(request) => self.held = Some(request),
+                    None => return Ok(()),
+                },
+                count = writer.write(&out[written..]), if written < out.len() => {
+                    written += count.map_err(|error| lost(error.to_string()))?;
+                    if written == out.len() {
+                        out.clear();
+                        written = 0;
+                    }
+                }
+                count = receiver.read(&mut reader) => {
+                    match count {
+                        Ok(0) => return Err(lost("closed by the node".to_owned())),
+                        Ok(_) => received_last = Instant::now(),
+                        Err(error) => return Err(lost(error.to_string())),
+                    }
+                    receiver.advance(in_flight)?;
+                }
+                now = tick.tick(), if !in_flight.is_empty() => {
+                    if in_flight.is_silent(now, received_last, SILENCE_MAX) {
+                        return Err(lost("the node stopped answering".to_owned()));
+                    }
+                    if self.requests.is_closed() {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Encodes every waiting request that fits, so that one write carries them all. True if another
+    /// one would fit.
+    fn admit(&mut self, in_flight: &mut InFlight, limit: usize, out: &mut Vec<u8>) -> bool {
+        let now = Instant::now();
+        loop {
+            if in_flight.is_retiring || out.len() >= OUT_SIZE_MAX || in_flight.part_count() >= limit
+            {
+                return false;
+            }
+            let request = self.held.take().or_else(|| self.requests.try_recv().ok());
+            let Some(mut request) = request else {
+                return true;
+            };
+            if request.answers.is_closed() {
+                continue;
+            }
+            if request.deadline <= now {
+                let late = Err(&Error::DeadlineExceeded);
+                in_flight::refuse(&mut request.parts, &mut request.answers, late);
+                continue;
+            }
+            // A batch larger than the limit (which a new connection may have lowered) goes alone.
+            let fits = in_flight.part_count() + request.parts.len() <= limit;
+            if !fits && !in_flight.is_empty() {
+                self.held = Some(request);
+                return false;
+            }
+            in_flight.send(request, now, out);
+        }
+    }
+}
+
+/// Connects to one address and says `Hello`.
+async fn open_address(address: &Arc<str>) -> Result<Opened, Error> {
+    let connect = TcpStream::connect(&**address).await;
+    let mut stream = connect.map_err(|error| connect_error(address, error))?;
+    prepare(&stream).map_err(|error| connect_error(address, error))?;
+    let mut in_flight = InFlight::default();
+    let mut receiver = Receiver::new();
+    let (sender, mut answer) = oneshot::channel();
+    let hello = Request {
+        body: Body::Hello(HelloRequest {
+            client: concat!("millrace-client ", env!("CARGO_PKG_VERSION")).to_owned(),
+            version_min: VERSION,
+            version_max: VERSION,
+            features: feature::ALL,
+        }),
+        parts: smallvec![Part { landing: Some(Landing::Any), payload_max: 0 }],
+        answers: Answers::One(Some(sender)),
+        // The caller limits the time; the node answers at once.
+        deadline: Instant::now() + Duration::from_secs(60),
+    };
+    let mut out = Vec::new();
+    in_flight.send(hello, Instant::now(), &mut out);
+    let sent = stream.write_all(&out).await;
+    sent.map_err(|error| connect_error(address, error))?;
+    let answer = loop {
+        if let Ok(answer) = answer.try_recv() {
+            break answer;
+        }
+        let count = receiver.read(&mut stream).await;
+        if count.map_err(|error| connect_error(address, error))? == 0 {
+            let end = io::ErrorKind::UnexpectedEof.into();
+            return Err(connect_error(address, end));
+        }
+        receiver.advance(&mut in_flight)?;
+    };
+    let reply = answer.outcome?;
+    if reply.header.status() != Status::Ok {
+        return Err(reply::status_error(&reply));
+    }
+    let hello = HelloInfo::decode(&reply.body)?;
+    Ok(Opened { address: address.clone(), stream, receiver, in_flight, hello })
+}
+
+/// Small requests leave at once; a dead peer is noticed.
+fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(UNACKNOWLEDGED_MAX))?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX))?;
+    Ok(())
+}
+
+fn connect_error(address: &Arc<str>, source: io::Error) -> Error {
+    Error::Connect { address: address.clone(), source: Arc::new(source) }
+}

@@ -1,0 +1,93 @@
+//! What can go wrong for a caller, one variant for each thing a caller can do about it.
+//!
+//! An error is cheap to clone, because one lost connection may answer many ranges of a batch. What a
+//! retry inside the deadline can heal never gets here.
+
+use std::io;
+use std::sync::Arc;
+
+use millrace_proto::{FrameError, Status};
+
+/// Why an operation failed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The node answered with this status. A retryable one, such as [`Status::Busy`], is told once
+    /// no further try fits the deadline.
+    #[error("{}", status_text(*.status, .message))]
+    Status {
+        /// What the node decided.
+        status: Status,
+        /// The node's own words; may be empty.
+        message: String,
+    },
+    /// The file has changed since it was looked up: `stat` it again and start the read over, since
+    /// bytes of two versions never mix.
+    #[error(
+        "'{path}' has changed since it was looked up; stat it again and read the new version from the start"
+    )]
+    Stale {
+        /// Path of the file.
+        path: Arc<str>,
+    },
+    /// No answer came in time. Allow more time, or see what the node is busy with.
+    #[error("no answer before the deadline; allow more time or check the node's load")]
+    DeadlineExceeded,
+    /// The node cannot be reached at all: check the address, and that the node runs.
+    #[error("cannot connect to {address}: {source}; check the address and that the node runs")]
+    Connect {
+        /// The address that was tried, `host:port`.
+        address: Arc<str>,
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
+    /// The connection broke, and no try on a new one fitted the deadline: try again later.
+    #[error("connection to {address} lost: {reason}; try again later")]
+    ConnectionLost {
+        /// The address, `host:port`.
+        address: Arc<str>,
+        /// How it was lost.
+        reason: Arc<str>,
+    },
+    /// The received bytes did not match their checksum, twice: suspect memory or network hardware.
+    #[error(
+        "bytes of '{path}' at offset {offset} do not match their checksum, also when read again; check the node's memory and the network"
+    )]
+    Corrupt {
+        /// Path of the file.
+        path: Arc<str>,
+        /// Offset in the file, in bytes, of the first piece that does not match.
+        offset: u64,
+    },
+    /// The peer does not keep to the Millrace protocol: check its address and version.
+    #[error("protocol error: {0}; check that the address and version are those of a Millrace node")]
+    Protocol(Arc<str>),
+    /// The call itself cannot work; the text tells what to change.
+    #[error("invalid argument: {0}")]
+    InvalidArgument(String),
+}
+
+impl Error {
+    /// A protocol error with this text.
+    pub(crate) fn protocol(text: impl Into<Arc<str>>) -> Error {
+        Error::Protocol(text.into())
+    }
+
+    /// The node's status, if that is what failed.
+    pub fn status(&self) -> Option<Status> {
+        match self {
+            Error::Status { status, .. } => Some(*status),
+            _ => None,
+        }
+    }
+}
+
+impl From<FrameError> for Error {
+    fn from(error: FrameError) -> Error {
+        Error::protocol(error.to_string())
+    }
+}
+
+fn status_text(status: Status, message: &str) -> String {
+    if message.is_empty() { status.to_string() } else { format!("{status}: {message}") }
+}

@@ -1,0 +1,366 @@
+//! Reading one range of a file, of any length.
+//!
+//! ```text
+//!  range      ┌────────┬───────────────┬───────────────┬─────┐
+//!  blocks     │ piece  │     piece     │     piece     │piece│   cut at block borders
+//!             └───┬────┴───────┬───────┴───────┬───────┴──┬──┘
+//!             shard 3      shard 0         shard 5     shard 1   asked at once, in a window
+//!                 ▼            ▼               ▼          ▼
+//!  one buffer [..........................................]      disjoint parts, put together
+//! ```
+//!
+//! Always holds: all bytes of a read are of one version of the file; each piece was judged against
+//! its checksums in a task of the caller, never in the connection's; an error leaves no byte behind.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use millrace_proto::message::{ArchivedReadReply, Kind, Range};
+use millrace_proto::{Status, checksum, frame};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::client::Client;
+use crate::config::DURATION_MAX;
+use crate::connection::{Answer, Body, Landed, Landing};
+use crate::error::Error;
+use crate::file::File;
+use crate::reply::{self, Setback};
+
+/// Most pieces of one read in flight. Guessed: enough to keep every shard of a node at work.
+const WINDOW_PIECES_MAX: usize = 16;
+/// Most bytes of one read in flight, though always one piece. Guessed.
+const WINDOW_BYTES_MAX: usize = 64 << 20;
+
+/// What one read may do differently from the client's settings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReadOptions {
+    /// Whether to judge the bytes against the node's checksums; None for the client's setting.
+    pub verify: Option<bool>,
+    /// Time the read may take, 1 ms to one day; None for the client's deadline.
+    pub deadline: Option<Duration>,
+}
+
+/// [`ReadOptions`] with every choice made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms {
+    pub(crate) verify: bool,
+    pub(crate) deadline: Instant,
+}
+
+/// A range inside one block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Piece {
+    /// Offset in the file in bytes.
+    pub(crate) offset: u64,
+    /// Length in bytes, at least 1.
+    pub(crate) length: u32,
+    /// Block size in bytes that the cut was made with.
+    pub(crate) block_size: u32,
+}
+
+impl Piece {
+    pub(crate) fn block(&self) -> u64 {
+        self.offset / u64::from(self.block_size)
+    }
+
+    pub(crate) fn range(&self, file: &File) -> Range {
+        Range { file: file.id, version: file.version, offset: self.offset, length: self.length }
+    }
+}
+
+/// Why a piece is not there yet, with its landing for another try.
+#[derive(Debug)]
+pub(crate) enum Miss {
+    /// The node or the connection failed.
+    Setback(Setback),
+    /// The payload does not match its checksums, first at this offset of the file in bytes.
+    Damaged(u64),
+}
+
+impl Client {
+    /// Reads `length` bytes from `offset`, or what the file has of them: a range past the end gives
+    /// fewer bytes, or none.
+    ///
+    /// # Errors
+    /// [`Error::Stale`] when the file has changed since it was looked up, [`Error::Corrupt`] when the
+    /// bytes do not match their checksums twice in a row, [`Error::InvalidArgument`] for more than
+    /// [`ClientConfig::read_length_max`](crate::ClientConfig::read_length_max) bytes, and
+    /// [`Error::Status`] with `WrongKind` for a directory.
+    pub async fn read(&self, file: &File, offset: u64, length: u64) -> Result<Bytes, Error> {
+        let options = ReadOptions::default();
+        self.read_with(file, offset, length, options).await
+    }
+
+    /// [`Client::read`] with other options. A read inside one block of up to 16 KiB is a slice of a
+    /// 64 KiB receive buffer: copy it if it is to be kept for long.
+    ///
+    /// # Errors
+    /// As [`Client::read`].
+    pub async fn read_with(
+        &self,
+        file: &File,
+        offset: u64,
+        length: u64,
+        options: ReadOptions,
+    ) -> Result<Bytes, Error> {
+        let terms = self.terms(options);
+        let pieces = self.cut(file, offset, length)?;
+        match pieces[..] {
+            [] => Ok(Bytes::new()),
+            [piece] => {
+                let landed = self.read_piece(file, piece, Landing::Any, terms).await?;
+                Ok(into_bytes(landed))
+            }
+            _ => {
+                let buffer = BytesMut::with_capacity(total_length(&pieces));
+                Ok(self.read_pieces(file, &pieces, buffer, terms).await?.freeze())
+            }
+        }
+    }
+
+    /// Appends `length` bytes from `offset` (fewer at the end of the file) to `buffer` and returns it.
+    /// The bytes land in its spare capacity without a copy; if that is too small, it grows first.
+    ///
+    /// The buffer is owned, not borrowed: a dropped future must never leave a connection writing into
+    /// memory that its caller uses again. For the same reason it is gone when the read fails.
+    ///
+    /// # Errors
+    /// As [`Client::read`].
+    pub async fn read_into(
+        &self,
+        file: &File,
+        offset: u64,
+        mut buffer: BytesMut,
+        length: u64,
+    ) -> Result<BytesMut, Error> {
+        let terms = self.terms(ReadOptions::default());
+        let pieces = self.cut(file, offset, length)?;
+        buffer.reserve(total_length(&pieces));
+        let tail = buffer.split_off(buffer.len());
+        let tail = self.read_pieces(file, &pieces, tail, terms).await?;
+        buffer.unsplit(tail);
+        Ok(buffer)
+    }
+
+    /// Makes the choices that `options` leaves to the client.
+    pub(crate) fn terms(&self, options: ReadOptions) -> Terms {
+        let deadline = match options.deadline {
+            Some(deadline) => {
+                Instant::now() + deadline.clamp(Duration::from_millis(1), DURATION_MAX)
+            }
+            None => self.deadline(),
+        };
+        Terms { verify: options.verify.unwrap_or(self.config().verify), deadline }
+    }
+
+    /// Clamps a range to the file and cuts it at block borders.
+    pub(crate) fn cut(&self, file: &File, offset: u64, length: u64) -> Result<Vec<Piece>, Error> {
+        if file.kind == Kind::Directory {
+            return Err(Error::Status {
+                status: Status::WrongKind,
+                message: format!("'{}' is a directory; list it instead", file.path),
+            });
+        }
+        let length = length.min(file.length.saturating_sub(offset));
+        let length_max = self.config().read_length_max.min(isize::MAX as u64);
+        if length > length_max {
+            return Err(Error::InvalidArgument(format!(
+                "a read of {length} bytes is longer than read_length_max, {length_max}; read the file in parts"
+            )));
+        }
+        let block_size = self.topology().hello.block_size;
+        let end = offset.saturating_add(length);
+        let mut pieces = Vec::new();
+        let mut position = offset;
+        while position < end {
+            let block_left = u64::from(block_size) - position % u64::from(block_size);
+            let length = block_left.min(end - position);
+            pieces.push(Piece { offset: position, length: length as u32, block_size });
+            position += length;
+        }
+        Ok(pieces)
+    }
+
+    /// Reads pieces that follow each other into the spare capacity of an empty `buffer`, several at
+    /// a time.
+    async fn read_pieces(
+        &self,
+        file: &File,
+        pieces: &[Piece],
+        buffer: BytesMut,
+        terms: Terms,
+    ) -> Result<BytesMut, Error> {
+        let (buffers, rest) = split_for(pieces, buffer);
+        let mut landed = Vec::new();
+        if let ([piece], 1) = (pieces, buffers.len()) {
+            for buffer in buffers {
+                let landing = Landing::Buffer(buffer);
+                landed.push(Some(self.read_piece(file, *piece, landing, terms).await?));
+            }
+            return Ok(join(landed, rest));
+        }
+        landed.resize_with(pieces.len(), || None);
+        let block_size = pieces.first().map_or(1, |piece| piece.block_size as usize);
+        let window = (WINDOW_BYTES_MAX / block_size).clamp(1, WINDOW_PIECES_MAX);
+        // Dropped on an error or with the future, it aborts what is still under way.
+        let mut tasks = JoinSet::new();
+        let mut waiting = pieces.iter().copied().zip(buffers).enumerate();
+        loop {
+            while tasks.len() < window
+                && let Some((index, (piece, buffer))) = waiting.next()
+            {
+                let (client, file) = (self.clone(), file.clone());
+                let landing = Landing::Buffer(buffer);
+                tasks.spawn(async move {
+                    let landed = client.read_piece(&file, piece, landing, terms).await;
+                    (index, landed)
+                });
+            }
+            match tasks.join_next().await {
+                None => return Ok(join(landed, rest)),
+                Some(Ok((index, result))) => landed[index] = Some(result?),
+                Some(Err(_)) => return Err(self.stopped()),
+            }
+        }
+    }
+
+    /// Reads one piece, trying again while the deadline allows.
+    pub(crate) async fn read_piece(
+        &self,
+        file: &File,
+        piece: Piece,
+        mut landing: Landing,
+        terms: Terms,
+    ) -> Result<Landed, Error> {
+        let mut retry = self.retry(terms.deadline);
+        let mut is_damaged = false;
+        loop {
+            let topology = self.topology();
+            let lane = topology.lane(topology.shard_index(file.id, piece.block()));
+            let request = Body::Read(piece.range(file));
+            let answer = lane.exchange(request, landing, terms.deadline).await;
+            let answer = answer.map_err(|error| retry.end(error))?;
+            let (landed, miss) = judge(file, piece, answer, terms.verify);
+            let (wait_min, cause) = match miss {
+                None => return Ok(landed),
+                Some(Miss::Setback(Setback::Again { wait_min, cause })) => (wait_min, cause),
+                Some(Miss::Setback(Setback::Restat(cause))) => {
+                    self.restat(file, terms.deadline).await?;
+                    (Duration::ZERO, cause)
+                }
+                Some(Miss::Setback(Setback::Stale(_))) => return Err(reply::stale(&file.path)),
+                Some(Miss::Setback(Setback::Fail(error))) => return Err(error),
+                Some(Miss::Damaged(offset)) => {
+                    let path = file.path.clone();
+                    let error = Error::Corrupt { path, offset };
+                    if is_damaged {
+                        return Err(error);
+                    }
+                    is_damaged = true;
+                    (Duration::ZERO, error)
+                }
+            };
+            retry.pause(wait_min, cause).await?;
+            landing = landed.into_landing();
+        }
+    }
+
+    /// Looks a file up again whose id the node has forgotten.
+    async fn restat(&self, file: &File, deadline: Instant) -> Result<(), Error> {
+        let now = self.stat_until(file.path.clone(), deadline).await?;
+        if now.id == file.id && now.version == file.version && now.length == file.length {
+            Ok(())
+        } else {
+            Err(reply::stale(&file.path))
+        }
+    }
+}
+
+/// Judges one answer to a piece: status, length, then checksums.
+pub(crate) fn judge(
+    file: &File,
+    piece: Piece,
+    answer: Answer,
+    verify: bool,
+) -> (Landed, Option<Miss>) {
+    let landed = answer.landed;
+    let reply = match reply::judge(answer.outcome) {
+        Ok(reply) => reply,
+        Err(setback) => return (landed, Some(Miss::Setback(setback))),
+    };
+    let fail = |error| Some(Miss::Setback(Setback::Fail(error)));
+    let payload = landed.bytes();
+    if payload.len() != piece.length as usize {
+        let error = Error::protocol(format!(
+            "{} bytes came for a range of {} bytes of '{}'",
+            payload.len(),
+            piece.length,
+            file.path
+        ));
+        return (landed, fail(error));
+    }
+    if !verify {
+        return (landed, None);
+    }
+    let values = match frame::body::<ArchivedReadReply>(&reply.body) {
+        Ok(body) => body.checksums.iter().map(|value| value.to_native()),
+        Err(error) => return (landed, fail(error.into())),
+    };
+    let block_start = piece.offset - piece.offset % u64::from(piece.block_size);
+    let block_length = u64::from(piece.block_size).min(file.length.saturating_sub(block_start));
+    let offset = (piece.offset - block_start) as u32;
+    match checksum::verify(payload, offset, block_length as u32, values) {
+        Ok(()) => (landed, None),
+        Err(offset) => (landed, Some(Miss::Damaged(block_start + u64::from(offset)))),
+    }
+}
+
+/// Bytes of all pieces together.
+pub(crate) fn total_length(pieces: &[Piece]) -> usize {
+    pieces.iter().map(|piece| piece.length as usize).sum()
+}
+
+/// Cuts the spare capacity of an empty buffer into one buffer for each piece, and the rest.
+///
+/// # Panics
+/// If the capacity is less than the pieces.
+pub(crate) fn split_for(pieces: &[Piece], mut buffer: BytesMut) -> (Vec<BytesMut>, BytesMut) {
+    assert!(buffer.is_empty());
+    assert!(buffer.capacity() >= total_length(pieces));
+    let buffers = pieces.iter().map(|piece| {
+        let rest = buffer.split_off(piece.length as usize);
+        std::mem::replace(&mut buffer, rest)
+    });
+    let buffers = buffers.collect();
+    (buffers, buffer)
+}
+
+/// Puts pieces together that lie behind each other in memory, and `rest` behind them: no copy.
+pub(crate) fn join(landed: Vec<Option<Landed>>, rest: BytesMut) -> BytesMut {
+    let mut whole: Option<BytesMut> = None;
+    for landed in landed.into_iter().flatten() {
+        let piece = match landed {
+            Landed::Buffer(buffer) => buffer,
+            Landed::Slice(bytes) => BytesMut::from(bytes),
+        };
+        match &mut whole {
+            None => whole = Some(piece),
+            Some(whole) => whole.unsplit(piece),
+        }
+    }
+    match whole {
+        None => rest,
+        Some(mut whole) => {
+            whole.unsplit(rest);
+            whole
+        }
+    }
+}
+
+pub(crate) fn into_bytes(landed: Landed) -> Bytes {
+    match landed {
+        Landed::Slice(bytes) => bytes,
+        Landed::Buffer(buffer) => buffer.freeze(),
+    }
+}

@@ -1,0 +1,110 @@
+//! How long to wait between two tries.
+//!
+//! Owns the exponential back-off with jitter, for requests and for connections alike. A wait is
+//! never begun when it would end past the deadline. What deserves another try is decided elsewhere.
+
+use std::time::Duration;
+
+use tokio::time::{self, Instant};
+
+use crate::error::Error;
+
+/// Waits that double from `min` to `max`, each shortened by up to half at random so that clients who
+/// failed together do not come back together.
+#[derive(Debug)]
+pub(crate) struct Backoff {
+    next: Duration,
+    min: Duration,
+    max: Duration,
+}
+
+impl Backoff {
+    pub(crate) fn new(min: Duration, max: Duration) -> Backoff {
+        Backoff { next: min, min, max }
+    }
+
+    /// The next wait: between half and the whole of the current step.
+    pub(crate) fn step(&mut self) -> Duration {
+        let wait = self.next.mul_f64(0.5 + 0.5 * fastrand::f64());
+        self.next = (self.next * 2).min(self.max);
+        wait
+    }
+
+    /// Starts again from the shortest wait.
+    pub(crate) fn reset(&mut self) {
+        self.next = self.min;
+    }
+}
+
+/// The tries of one operation.
+#[derive(Debug)]
+pub(crate) struct Retry {
+    backoff: Backoff,
+    deadline: Instant,
+    /// What went wrong last.
+    cause: Option<Error>,
+}
+
+impl Retry {
+    pub(crate) fn new(backoff: Backoff, deadline: Instant) -> Retry {
+        Retry { backoff, deadline, cause: None }
+    }
+
+    /// Waits for the back-off, at least `wait_min`.
+    ///
+    /// # Errors
+    /// `cause`, at once, if that would pass the deadline.
+    pub(crate) async fn pause(&mut self, wait_min: Duration, cause: Error) -> Result<(), Error> {
+        let wait = self.backoff.step().max(wait_min);
+        let fits = Instant::now().checked_add(wait).is_some_and(|end| end < self.deadline);
+        if !fits {
+            return Err(cause);
+        }
+        self.cause = Some(cause);
+        time::sleep(wait).await;
+        Ok(())
+    }
+
+    /// The error that ends the operation: a try that came too late tells what made it late.
+    pub(crate) fn end(&self, error: Error) -> Error {
+        match (error, self.cause.clone()) {
+            (Error::DeadlineExceeded, Some(cause)) => cause,
+            (error, _) => error,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_up_to_the_maximum_and_start_over() {
+        let (min, max) = (Duration::from_millis(50), Duration::from_secs(2));
+        let mut backoff = Backoff::new(min, max);
+        let mut step = min;
+        for _ in 0..12 {
+            let wait = backoff.step();
+            assert!(wait >= step / 2 && wait <= step, "{wait:?} of a step of {step:?}");
+            step = (step * 2).min(max);
+        }
+        backoff.reset();
+        assert!(backoff.step() <= min);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_past_the_deadline_is_not_begun() {
+        let backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(1));
+        let mut retry = Retry::new(backoff, Instant::now() + Duration::from_millis(100));
+        let start = Instant::now();
+        let cause = || Error::protocol("cause");
+        let late = retry.pause(Duration::from_secs(1), cause()).await;
+        assert!(matches!(late, Err(Error::Protocol(_))));
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        let waited = retry.pause(Duration::from_millis(10), cause()).await;
+        assert!(waited.is_ok());
+        assert!(start.elapsed() >= Duration::from_millis(10));
+        let end = retry.end(Error::DeadlineExceeded);
+        assert!(matches!(end, Error::Protocol(_)));
+    }
+}
