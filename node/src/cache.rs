@@ -18,7 +18,7 @@ use queue::{Links, Queue};
 
 /// Block number `block` (offset / block size) of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct BlockKey {
+pub(crate) struct BlockKey {
     /// The file.
     pub file: FileId,
     /// Number of the block in the file.
@@ -28,14 +28,14 @@ pub struct BlockKey {
 impl BlockKey {
     /// The hash that places the block on a shard and in the shard's index.
     #[inline]
-    pub fn hash(&self) -> u64 {
+    pub(crate) fn hash(&self) -> u64 {
         placement::block_hash(self.file, u64::from(self.block))
     }
 }
 
 /// Place of a block in the shard's table of entries; good while the block is pinned or indexed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EntryIndex(u32);
+pub(crate) struct EntryIndex(u32);
 
 /// Reuses counted at most: more say nothing about the next one (S3-FIFO, section 4.1).
 const REUSE_MAX: u8 = 3;
@@ -65,7 +65,7 @@ struct Entry {
 }
 
 /// Bytes of bookkeeping for each page of memory, at the worst case of one block for each page.
-pub const PAGE_COST: usize = memory::PAGE_COST
+pub(crate) const PAGE_COST: usize = memory::PAGE_COST
     + 2 * size_of::<u32>()                      // checksums of the page and of its chunk
     + size_of::<Option<Entry>>()
     + size_of::<u32>()                          // free list
@@ -74,13 +74,13 @@ pub const PAGE_COST: usize = memory::PAGE_COST
 
 /// What became of the bytes asked for.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Damage {
+pub(crate) enum Damage {
     /// A stored checksum did not match; the block has been dropped.
     Found,
 }
 
 /// The shard's cache.
-pub struct Cache {
+pub(crate) struct Cache {
     memory: ShardMemory,
     index: HashTable<u32>,
     entries: Vec<Option<Entry>>,
@@ -97,7 +97,7 @@ pub struct Cache {
 
 impl Cache {
     /// A cache over this memory.
-    pub fn new(memory: ShardMemory) -> Cache {
+    pub(crate) fn new(memory: ShardMemory) -> Cache {
         let entries_max = memory.page_count() as usize;
         Cache {
             index: HashTable::with_capacity(entries_max),
@@ -117,7 +117,7 @@ impl Cache {
 
     /// The block with this key, and its version.
     #[inline]
-    pub fn find(&self, key: &BlockKey, hash: u64) -> Option<(EntryIndex, u64)> {
+    pub(crate) fn find(&self, key: &BlockKey, hash: u64) -> Option<(EntryIndex, u64)> {
         let index = *self.index.find(hash, |index| self.entry(*index).key == *key)?;
         Some((EntryIndex(index), self.entry(index).version))
     }
@@ -125,7 +125,7 @@ impl Cache {
     /// Counts a read that begins at `offset` of the block as a reuse, unless it goes on where an
     /// earlier one was: a scan in small steps is one use, not many.
     #[inline]
-    pub fn touch(&mut self, index: EntryIndex, offset: u32) {
+    pub(crate) fn touch(&mut self, index: EntryIndex, offset: u32) {
         let entry = self.entry_mut(index.0);
         if offset <= entry.last_offset && entry.reuse_count < REUSE_MAX {
             entry.reuse_count += 1;
@@ -135,7 +135,7 @@ impl Cache {
 
     /// Length of the block in bytes.
     #[inline]
-    pub fn length(&self, index: EntryIndex) -> u32 {
+    pub(crate) fn length(&self, index: EntryIndex) -> u32 {
         self.entry(index.0).block.length()
     }
 
@@ -146,7 +146,7 @@ impl Cache {
     /// # Errors
     /// [`Damage::Found`]: nothing is pinned, and the block is no longer in the cache.
     #[inline]
-    pub fn pin_range(
+    pub(crate) fn pin_range(
         &mut self,
         index: EntryIndex,
         offset: u32,
@@ -189,7 +189,7 @@ impl Cache {
 
     /// Takes one pin away; the last one of a doomed block frees its memory.
     #[inline]
-    pub fn unpin(&mut self, index: EntryIndex) {
+    pub(crate) fn unpin(&mut self, index: EntryIndex) {
         let entry = self.entry_mut(index.0);
         assert!(entry.pin_count > 0, "a block is unpinned as often as it was pinned");
         entry.pin_count -= 1;
@@ -200,7 +200,7 @@ impl Cache {
 
     /// Memory for a block of `length` bytes, made free by evicting if need be. `None` when what is
     /// evictable is not enough: pinned blocks and blanks hold the rest.
-    pub fn allocate(&mut self, length: u32) -> Option<Blank> {
+    pub(crate) fn allocate(&mut self, length: u32) -> Option<Blank> {
         while self.memory.free_page_count() < ShardMemory::pages_for(length) {
             if !self.evict_one() {
                 return None;
@@ -210,12 +210,12 @@ impl Cache {
     }
 
     /// Gives a blank back that did not become a block.
-    pub fn release_blank(&mut self, blank: Blank) {
+    pub(crate) fn release_blank(&mut self, blank: Blank) {
         self.memory.release_blank(blank);
     }
 
     /// Adds a block. One with the same key, of whatever version, is removed first.
-    pub fn insert(&mut self, key: BlockKey, version: u64, block: Block, sums: &Sums) -> EntryIndex {
+    pub(crate) fn insert(&mut self, key: BlockKey, version: u64, block: Block, sums: &Sums) -> EntryIndex {
         let hash = key.hash();
         if let Some((old, _)) = self.find(&key, hash) {
             self.remove_entry(old);
@@ -260,7 +260,7 @@ impl Cache {
 
     /// Removes a block, if it is here; returns its length in bytes. Memory that is still being sent is
     /// freed when that is done.
-    pub fn remove(&mut self, key: &BlockKey) -> Option<u32> {
+    pub(crate) fn remove(&mut self, key: &BlockKey) -> Option<u32> {
         let (index, _) = self.find(key, key.hash())?;
         let length = self.length(index);
         self.remove_entry(index);
@@ -376,33 +376,33 @@ impl Cache {
     }
 
     /// Blocks in the cache.
-    pub fn block_count(&self) -> u32 {
+    pub(crate) fn block_count(&self) -> u32 {
         self.block_count
     }
 
     /// Bytes of memory that blocks and blanks hold, whole pages.
-    pub fn used_bytes(&self) -> u64 {
+    pub(crate) fn used_bytes(&self) -> u64 {
         u64::from(self.memory.page_count() - self.memory.free_page_count()) * u64::from(PAGE_SIZE)
     }
 
     /// Bytes of memory for blocks.
-    pub fn capacity_bytes(&self) -> u64 {
+    pub(crate) fn capacity_bytes(&self) -> u64 {
         u64::from(self.memory.page_count()) * u64::from(PAGE_SIZE)
     }
 
     /// Blocks evicted since start.
-    pub fn evicted_count(&self) -> u64 {
+    pub(crate) fn evicted_count(&self) -> u64 {
         self.evicted_count
     }
 
     /// Bytes summed since start to serve ranges that cut a page; 0 as long as all were aligned.
-    pub fn summed_bytes(&self) -> u64 {
+    pub(crate) fn summed_bytes(&self) -> u64 {
         self.summed_bytes
     }
 
     /// Flips one bit of a cached block, as failing memory would.
     #[cfg(test)]
-    pub fn damage(&mut self, index: EntryIndex, offset: u32) {
+    pub(crate) fn damage(&mut self, index: EntryIndex, offset: u32) {
         self.entry_mut(index.0).block.damage(offset);
     }
 }

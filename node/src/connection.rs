@@ -13,7 +13,7 @@ use crate::memory::Segment;
 
 /// Names a connection of a shard: its place in the table, and how often the place was used before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Token {
+pub(crate) struct Token {
     /// Place in the shard's table.
     pub index: u32,
     /// Uses of the place before this one, modulo 2^24, so that a late completion is not taken for one
@@ -22,11 +22,11 @@ pub struct Token {
 }
 
 /// Generations are counted modulo this.
-pub const GENERATION_COUNT: u32 = 1 << 24;
+pub(crate) const GENERATION_COUNT: u32 = 1 << 24;
 
 /// A pinned block that a batch sends from.
 #[derive(Clone, Copy, Debug)]
-pub enum Pin {
+pub(crate) enum Pin {
     /// Of this shard.
     Local(EntryIndex),
     /// Of another one, which has to be told.
@@ -35,7 +35,7 @@ pub enum Pin {
 
 /// A stretch of bytes to send.
 #[derive(Clone, Copy, Debug)]
-pub enum Piece {
+pub(crate) enum Piece {
     /// Bytes of the batch's own `head`.
     Head { start: usize, length: usize },
     /// Bytes of the arena, pinned.
@@ -44,7 +44,7 @@ pub enum Piece {
 
 /// Replies that are sent together.
 #[derive(Default, Debug)]
-pub struct Batch {
+pub(crate) struct Batch {
     /// Headers and bodies of the replies.
     pub head: Vec<u8>,
     /// What to send, in order.
@@ -61,7 +61,7 @@ pub struct Batch {
 
 impl Batch {
     /// Appends the reply to a read: its header and body, then the pinned bytes.
-    pub fn push_read(
+    pub(crate) fn push_read(
         &mut self,
         header: Header,
         reply: &ReadReply,
@@ -78,7 +78,7 @@ impl Batch {
     }
 
     /// Appends a reply that has no payload, as `encode` writes it.
-    pub fn push_head(&mut self, asked: u32, encode: impl FnOnce(&mut Vec<u8>)) {
+    pub(crate) fn push_head(&mut self, asked: u32, encode: impl FnOnce(&mut Vec<u8>)) {
         let start = self.head.len();
         encode(&mut self.head);
         let length = self.head.len() - start;
@@ -92,12 +92,12 @@ impl Batch {
     }
 
     /// Whether there is nothing to send.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.pieces.is_empty()
     }
 
     /// Empties the batch, keeping its memory unless one large reply made it grow.
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.head.clear();
         self.head.shrink_to(HEAD_KEPT);
         self.pieces.clear();
@@ -117,7 +117,7 @@ const PIECES_KEPT: usize = 64;
 
 /// How far a connection is on its way out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
-pub enum Phase {
+pub(crate) enum Phase {
     /// In use.
     Open,
     /// The client sends no more; what it has sent is still answered.
@@ -132,7 +132,7 @@ pub enum Phase {
 }
 
 /// One client.
-pub struct Connection {
+pub(crate) struct Connection {
     pub token: Token,
     /// Bytes of a frame that is not complete, or of requests that wait for room.
     pub stash: Vec<u8>,
@@ -157,7 +157,7 @@ pub struct Connection {
 
 impl Connection {
     /// A connection that was just accepted.
-    pub fn new(token: Token, now: u64) -> Connection {
+    pub(crate) fn new(token: Token, now: u64) -> Connection {
         Connection {
             token,
             stash: Vec::new(),
@@ -174,13 +174,13 @@ impl Connection {
     }
 
     /// Counts a request.
-    pub fn take(&mut self, asked: u32) {
+    pub(crate) fn take(&mut self, asked: u32) {
         self.in_flight += 1;
         self.asked += u64::from(asked);
     }
 
     /// Takes the replies to send, if no send is under way.
-    pub fn next_batch(&mut self) -> Option<Batch> {
+    pub(crate) fn next_batch(&mut self) -> Option<Batch> {
         self.send_asked = false;
         if self.sending || self.building.is_empty() {
             return None;
@@ -192,6 +192,6 @@ impl Connection {
 }
 
 /// Header of a reply to `header` with this status, for range `part` of it.
-pub fn reply_header(header: &Header, part: u16, status: Status) -> Header {
+pub(crate) fn reply_header(header: &Header, part: u16, status: Status) -> Header {
     Header { part, ..header.reply(status) }
 }

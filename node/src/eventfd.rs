@@ -8,7 +8,7 @@ use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use glommio::io::BufferedFile;
 
 /// Makes an eventfd awaitable: reading 8 bytes at 0 completes when it is rung.
-pub fn awaitable(eventfd: OwnedFd) -> BufferedFile {
+pub(crate) fn awaitable(eventfd: OwnedFd) -> BufferedFile {
     // SAFETY: the descriptor is open and owned, and its ownership moves into the file.
     #[expect(unsafe_code, reason = "glommio takes a foreign descriptor only this way")]
     unsafe {

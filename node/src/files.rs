@@ -11,7 +11,7 @@ use quick_cache::sync::Cache;
 
 /// What is known of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FileRecord {
+pub(crate) struct FileRecord {
     /// Path below the source's root.
     pub path: Arc<str>,
     /// Version that was seen last.
@@ -21,20 +21,20 @@ pub struct FileRecord {
 }
 
 /// The table.
-pub struct FileTable {
+pub(crate) struct FileTable {
     records: Cache<FileId, FileRecord>,
     source: String,
 }
 
 impl FileTable {
     /// A table for at most `files_max` files of the source with this identity.
-    pub fn new(files_max: usize, source: &str) -> FileTable {
+    pub(crate) fn new(files_max: usize, source: &str) -> FileTable {
         FileTable { records: Cache::new(files_max), source: source.to_owned() }
     }
 
     /// The id of a path: XXH3-128 of the source's identity, a zero byte and the path. The same after a
     /// restart, and on every node that serves the same source.
-    pub fn id(&self, path: &str) -> FileId {
+    pub(crate) fn id(&self, path: &str) -> FileId {
         let mut text = Vec::with_capacity(self.source.len() + 1 + path.len());
         text.extend_from_slice(self.source.as_bytes());
         text.push(0);
@@ -43,13 +43,13 @@ impl FileTable {
     }
 
     /// What is known of a file.
-    pub fn get(&self, id: FileId) -> Option<FileRecord> {
+    pub(crate) fn get(&self, id: FileId) -> Option<FileRecord> {
         self.records.get(&id)
     }
 
     /// Notes what the source told. Returns the record it replaces if that had another version: its
     /// blocks have to go.
-    pub fn note(&self, id: FileId, record: FileRecord) -> Option<FileRecord> {
+    pub(crate) fn note(&self, id: FileId, record: FileRecord) -> Option<FileRecord> {
         let old = self.records.get(&id);
         if old.as_ref() != Some(&record) {
             let version = record.version;
@@ -60,7 +60,7 @@ impl FileTable {
     }
 
     /// Forgets a file; returns what was known.
-    pub fn forget(&self, id: FileId) -> Option<FileRecord> {
+    pub(crate) fn forget(&self, id: FileId) -> Option<FileRecord> {
         self.records.remove(&id).map(|(_, record)| record)
     }
 }

@@ -22,7 +22,7 @@ use crate::store::StoreError;
 
 /// Who waits for a reply, and what the reply needs from the request.
 #[derive(Clone, Copy, Debug)]
-pub struct Requester {
+pub(crate) struct Requester {
     /// Shard that has the connection.
     pub shard: u32,
     /// The connection.
@@ -39,7 +39,7 @@ pub struct Requester {
 
 /// A range that the owner pinned for another shard to send.
 #[derive(Debug)]
-pub struct Served {
+pub(crate) struct Served {
     /// Who waits for it.
     pub requester: Requester,
     /// The pinned block, to be released on the owner.
@@ -54,7 +54,7 @@ pub struct Served {
 
 /// What became of a block that a `Load` asked for.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Ensured {
+pub(crate) enum Ensured {
     /// It was in memory.
     Resident,
     /// It was read from the source.
@@ -67,7 +67,7 @@ pub enum Ensured {
 
 /// Blocks and bytes that were dropped.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Dropped {
+pub(crate) struct Dropped {
     /// Blocks.
     pub block_count: u64,
     /// Bytes they held.
@@ -76,7 +76,7 @@ pub struct Dropped {
 
 /// A message to a shard.
 #[derive(Debug)]
-pub enum Mail {
+pub(crate) enum Mail {
     /// Another shard has a request for a block that lives here.
     Read { requester: Requester, range: Range },
     /// The owner's answer: a pinned range to send.
@@ -98,21 +98,21 @@ pub enum Mail {
 }
 
 /// One shard's mailbox, as seen by those who post.
-pub struct Mailbox {
+pub(crate) struct Mailbox {
     sender: flume::Sender<Mail>,
     sleeping: AtomicBool,
     eventfd: OwnedFd,
 }
 
 /// The mailboxes of all shards, in shard order.
-pub type Mailboxes = Arc<[Mailbox]>;
+pub(crate) type Mailboxes = Arc<[Mailbox]>;
 
 impl Mailbox {
     /// A mailbox for at most `capacity` messages, and the end that the shard reads.
     ///
     /// # Errors
     /// As `eventfd`: too many open files.
-    pub fn new(capacity: usize) -> io::Result<(Mailbox, flume::Receiver<Mail>)> {
+    pub(crate) fn new(capacity: usize) -> io::Result<(Mailbox, flume::Receiver<Mail>)> {
         let (sender, receiver) = flume::bounded(capacity);
         // Blocking: a non-blocking eventfd makes io_uring answer EAGAIN instead of waiting.
         let eventfd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?;
@@ -120,21 +120,22 @@ impl Mailbox {
     }
 
     /// Posts a message. A full mailbox gives it back.
-    pub fn post(&self, mail: Mail) -> Result<(), Mail> {
+    #[expect(clippy::result_large_err, reason = "the message itself comes back, to be posted again")]
+    pub(crate) fn post(&self, mail: Mail) -> Result<(), Mail> {
         self.sender.try_send(mail).map_err(flume::TrySendError::into_inner)?;
         self.wake();
         Ok(())
     }
 
     /// Posts a message, waiting for room. Lost only when the shard has stopped.
-    pub async fn post_when_room(&self, mail: Mail) {
+    pub(crate) async fn post_when_room(&self, mail: Mail) {
         if self.sender.send_async(mail).await.is_ok() {
             self.wake();
         }
     }
 
     /// Whether the shard has stopped reading.
-    pub fn is_abandoned(&self) -> bool {
+    pub(crate) fn is_abandoned(&self) -> bool {
         self.sender.is_disconnected()
     }
 
@@ -149,17 +150,17 @@ impl Mailbox {
     }
 
     /// Says that the shard is about to sleep. It has to look for mail once more afterwards.
-    pub fn going_to_sleep(&self) {
+    pub(crate) fn going_to_sleep(&self) {
         self.sleeping.store(true, Ordering::SeqCst);
     }
 
     /// Says that the shard is awake.
-    pub fn woke_up(&self) {
+    pub(crate) fn woke_up(&self) {
         self.sleeping.store(false, Ordering::SeqCst);
     }
 
     /// The eventfd that wakes the shard; its ring rings it too.
-    pub fn eventfd(&self) -> &OwnedFd {
+    pub(crate) fn eventfd(&self) -> &OwnedFd {
         &self.eventfd
     }
 }

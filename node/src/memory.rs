@@ -24,15 +24,15 @@ use smallvec::SmallVec;
 
 mod buddy;
 use buddy::Buddy;
-pub use buddy::PAGE_COST;
+pub(crate) use buddy::PAGE_COST;
 
 /// Size of a page in bytes as `usize`.
 const PAGE: usize = PAGE_SIZE as usize;
 /// Pages in a checksum chunk.
-pub const PAGES_PER_CHUNK: u32 = CHUNK_SIZE / PAGE_SIZE;
+pub(crate) const PAGES_PER_CHUNK: u32 = CHUNK_SIZE / PAGE_SIZE;
 
 /// The mapping. Lives until the last shard, blank and in-flight send is gone.
-pub struct Arena {
+pub(crate) struct Arena {
     base: NonNull<u8>,
     page_count: u32,
     /// Kept open for readers that will map it, and for `sendfile`.
@@ -52,7 +52,7 @@ impl Arena {
     ///
     /// # Errors
     /// As `memfd_create`, `ftruncate` and `mmap`: too little memory or address space.
-    pub fn new(page_count: u32) -> io::Result<Arc<Arena>> {
+    pub(crate) fn new(page_count: u32) -> io::Result<Arc<Arena>> {
         let length = page_count as usize * PAGE;
         let memfd = rustix::fs::memfd_create("millrace-arena", MemfdFlags::CLOEXEC)?;
         rustix::fs::ftruncate(&memfd, length as u64)?;
@@ -84,7 +84,7 @@ impl Arena {
     ///
     /// # Panics
     /// If the arena was cut before.
-    pub fn cut(self: Arc<Arena>, shard_count: u32) -> Vec<ShardMemory> {
+    pub(crate) fn cut(self: Arc<Arena>, shard_count: u32) -> Vec<ShardMemory> {
         assert_eq!(
             Arc::strong_count(&self),
             1,
@@ -136,7 +136,7 @@ type Extents = SmallVec<[Extent; 2]>;
 
 /// A piece of a block as the kernel needs it: address and length of bytes that lie together.
 #[derive(Clone, Copy, Debug)]
-pub struct Segment {
+pub(crate) struct Segment {
     /// Address of the first byte in this process.
     pub address: usize,
     /// Length in bytes.
@@ -144,7 +144,7 @@ pub struct Segment {
 }
 
 /// One shard's part of the arena, and the allocator of its pages.
-pub struct ShardMemory {
+pub(crate) struct ShardMemory {
     arena: Arc<Arena>,
     first_page: u32,
     buddy: Buddy,
@@ -152,22 +152,22 @@ pub struct ShardMemory {
 
 impl ShardMemory {
     /// Pages of this shard, free or not.
-    pub fn page_count(&self) -> u32 {
+    pub(crate) fn page_count(&self) -> u32 {
         self.buddy.page_count()
     }
 
     /// Pages that are free now.
-    pub fn free_page_count(&self) -> u32 {
+    pub(crate) fn free_page_count(&self) -> u32 {
         self.buddy.free_count()
     }
 
     /// Pages that hold `length` bytes.
-    pub fn pages_for(length: u32) -> u32 {
+    pub(crate) fn pages_for(length: u32) -> u32 {
         length.div_ceil(PAGE_SIZE)
     }
 
     /// Takes pages for `length` bytes, in one run if there is one. `None` when too few are free.
-    pub fn allocate(&mut self, length: u32) -> Option<Blank> {
+    pub(crate) fn allocate(&mut self, length: u32) -> Option<Blank> {
         let wanted = Self::pages_for(length);
         if length == 0 || wanted > self.buddy.free_count() {
             return None;
@@ -192,12 +192,12 @@ impl ShardMemory {
     }
 
     /// Takes the pages of a block back.
-    pub fn release(&mut self, block: Block) {
+    pub(crate) fn release(&mut self, block: Block) {
         self.release_pages(block.pages);
     }
 
     /// Takes the pages of a blank back, filled or not.
-    pub fn release_blank(&mut self, blank: Blank) {
+    pub(crate) fn release_blank(&mut self, blank: Blank) {
         self.release_pages(blank.pages);
     }
 
@@ -208,7 +208,7 @@ impl ShardMemory {
     }
 
     /// The page of this shard, counted from its own first, that holds page `index` of the block.
-    pub fn shard_page(&self, block: &Block, index: u32) -> u32 {
+    pub(crate) fn shard_page(&self, block: &Block, index: u32) -> u32 {
         let mut skip = index;
         for extent in &block.pages.extents {
             if skip < extent.page_count {
@@ -261,25 +261,20 @@ impl Pages {
 /// Pages that are being filled: written by their holder alone, from the front to the end, each page
 /// summed while it is still in the processor's cache.
 #[derive(Debug)]
-pub struct Blank {
+pub(crate) struct Blank {
     pages: Pages,
     written: u32,
     page_sums: Vec<u32>,
 }
 
 impl Blank {
-    /// Bytes that have to be written before the blank can become a block.
-    pub fn length(&self) -> u32 {
-        self.pages.length
-    }
-
     /// Fills the rest by calling `read(offset, target)`, which writes the front of `target` and
     /// returns how many bytes; 0 means that the source ended early. Pieces are at most 64 KiB and,
     /// while the source fills them whole, begin on a page.
     ///
     /// # Errors
     /// The error of `read`; `UnexpectedEof` if it returned 0.
-    pub fn fill_with(
+    pub(crate) fn fill_with(
         &mut self,
         mut read: impl FnMut(u32, &mut [u8]) -> io::Result<usize>,
     ) -> io::Result<()> {
@@ -330,7 +325,7 @@ impl Blank {
     ///
     /// # Panics
     /// If bytes are missing.
-    pub fn freeze(self) -> (Block, Sums) {
+    pub(crate) fn freeze(self) -> (Block, Sums) {
         assert_eq!(self.written, self.pages.length, "a block is frozen when it is full");
         let sums = Sums::combine(self.page_sums, self.pages.length);
         (Block { pages: self.pages }, sums)
@@ -352,32 +347,32 @@ fn sum_of(pages: &Pages, offset: u32, length: u32) -> u32 {
 
 /// Pages that are full and never written again.
 #[derive(Debug)]
-pub struct Block {
+pub(crate) struct Block {
     pages: Pages,
 }
 
 impl Block {
     /// Length in bytes.
-    pub fn length(&self) -> u32 {
+    pub(crate) fn length(&self) -> u32 {
         self.pages.length
     }
 
     /// Calls `visit` with each piece of `offset..offset + length` that lies together. Addresses stay
     /// good until the block is released.
-    pub fn segments(&self, offset: u32, length: u32, mut visit: impl FnMut(Segment)) {
+    pub(crate) fn segments(&self, offset: u32, length: u32, mut visit: impl FnMut(Segment)) {
         self.pages.segments(offset, length, |address, length| {
-            visit(Segment { address: address.as_ptr().addr(), length });
+            visit(Segment { address: address.as_ptr().expose_provenance(), length });
         });
     }
 
     /// CRC-32 of a range: a pass over its bytes.
-    pub fn sum(&self, offset: u32, length: u32) -> u32 {
+    pub(crate) fn sum(&self, offset: u32, length: u32) -> u32 {
         sum_of(&self.pages, offset, length)
     }
 
     /// Flips one bit, as failing memory would. For tests of what happens then.
     #[cfg(test)]
-    pub fn damage(&mut self, offset: u32) {
+    pub(crate) fn damage(&mut self, offset: u32) {
         self.pages.segments(offset, 1, |address, _| {
             // SAFETY: `self` is borrowed mutably, so this is the only access to the page.
             #[expect(unsafe_code, reason = "fault injection")]
@@ -390,7 +385,7 @@ impl Block {
 
 /// Checksums of a block at every grain of [`millrace_proto::checksum`].
 #[derive(Debug, PartialEq, Eq)]
-pub struct Sums {
+pub(crate) struct Sums {
     /// Of each 4 KiB page, the last one maybe short.
     pub pages: Vec<u32>,
     /// Of each 64 KiB chunk, the last one maybe short.
@@ -427,6 +422,18 @@ impl Sums {
         let block = join(&chunks, CHUNK_SIZE, length);
         Sums { pages, chunks, block }
     }
+}
+
+/// The bytes of a segment, copied as the kernel would. The test sees to it that it is pinned.
+#[cfg(test)]
+pub(crate) fn peek(segment: Segment) -> Vec<u8> {
+    let start = std::ptr::with_exposed_provenance::<u8>(segment.address);
+    // SAFETY: segments describe pinned pages of a mapped arena, which nobody writes.
+    #[expect(unsafe_code, reason = "tests play the kernel")]
+    unsafe {
+        std::slice::from_raw_parts(start, segment.length)
+    }
+    .to_vec()
 }
 
 #[cfg(test)]

@@ -6,23 +6,23 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A number that one thread writes and any thread reads.
 #[derive(Default)]
-pub struct Count(AtomicU64);
+pub(crate) struct Count(AtomicU64);
 
 impl Count {
     /// Adds to the count. Only the owning shard may call it: two writers would lose counts.
     #[inline]
-    pub fn add(&self, amount: u64) {
+    pub(crate) fn add(&self, amount: u64) {
         self.0.store(self.0.load(Ordering::Relaxed) + amount, Ordering::Relaxed);
     }
 
     /// Sets a gauge. Only the owning shard may call it.
     #[inline]
-    pub fn set(&self, value: u64) {
+    pub(crate) fn set(&self, value: u64) {
         self.0.store(value, Ordering::Relaxed);
     }
 
     /// The value.
-    pub fn get(&self) -> u64 {
+    pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
@@ -32,13 +32,13 @@ macro_rules! counters {
         /// Counters of one shard, alone on their cache lines.
         #[derive(Default)]
         #[repr(align(128))]
-        pub struct Counters {
-            $($(#[doc = $help])+ pub $name: Count,)+
+        pub(crate) struct Counters {
+            $($(#[doc = $help])+ pub(crate) $name: Count,)+
         }
 
         impl Counters {
             /// Names and values, in the order of declaration.
-            pub fn values(&self) -> Vec<(&'static str, u64)> {
+            pub(crate) fn values(&self) -> Vec<(&'static str, u64)> {
                 vec![$((stringify!($name), self.$name.get()),)+]
             }
         }
@@ -95,7 +95,7 @@ counters! {
 }
 
 /// Sums the counters of all shards.
-pub fn sum(shards: &[Counters]) -> Vec<(&'static str, u64)> {
+pub(crate) fn sum(shards: &[Counters]) -> Vec<(&'static str, u64)> {
     let mut total = Counters::default().values();
     for shard in shards {
         for (total, (_, value)) in total.iter_mut().zip(shard.values()) {

@@ -53,7 +53,7 @@ enum Kind {
 
 /// A completed operation.
 #[derive(Debug)]
-pub enum Completion {
+pub(crate) enum Completion {
     /// A connection was accepted by this listener, or accepting failed. `armed` is false when the
     /// listener has to be armed again.
     Accepted { listener: u32, result: io::Result<OwnedFd>, armed: bool },
@@ -69,7 +69,7 @@ pub enum Completion {
 
 /// A filled receive buffer. To be given back with [`Ring::recycle`].
 #[derive(Debug)]
-pub struct Buffer {
+pub(crate) struct Buffer {
     index: u16,
     length: usize,
 }
@@ -87,13 +87,13 @@ struct SendSlot {
 }
 
 /// The ring.
-pub struct Ring {
+pub(crate) struct Ring {
     ring: IoUring,
     buffers: Buffers,
     /// Send slots by connection index.
-    sends: Vec<Option<Box<SendSlot>>>,
+    sends: Vec<Option<SendSlot>>,
     /// Emptied slots, whose memory is used again.
-    spare_sends: Vec<Box<SendSlot>>,
+    spare_sends: Vec<SendSlot>,
     tick_interval: Box<Timespec>,
     completed: Vec<(u64, i32, u32)>,
     next_completed: usize,
@@ -107,7 +107,7 @@ impl Ring {
     /// # Errors
     /// If io_uring is not there, is switched off (`kernel.io_uring_disabled`, seccomp), or lacks what is
     /// needed; the error says so.
-    pub fn new(eventfd: &OwnedFd, tick_ms: u32) -> io::Result<Ring> {
+    pub(crate) fn new(eventfd: &OwnedFd, tick_ms: u32) -> io::Result<Ring> {
         let explain = |error: io::Error| {
             let hint = match error.raw_os_error() {
                 Some(libc::EPERM) => {
@@ -146,25 +146,25 @@ impl Ring {
     }
 
     /// Accepts connections on a listening socket until an error.
-    pub fn accept(&mut self, listener: u32, socket: BorrowedFd<'_>) {
+    pub(crate) fn accept(&mut self, listener: u32, socket: BorrowedFd<'_>) {
         let entry = opcode::AcceptMulti::new(Fd(socket.as_raw_fd()))
             .flags(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
         self.push(entry.build().user_data(user_data(Kind::Accept, listener, 0)));
     }
 
     /// Stops accepting on a listening socket.
-    pub fn stop_accepting(&mut self, listener: u32) {
+    pub(crate) fn stop_accepting(&mut self, listener: u32) {
         self.cancel(user_data(Kind::Accept, listener, 0));
     }
 
     /// Receives on a connection until its end, an error, or a shortage of buffers.
-    pub fn receive(&mut self, token: Token, socket: BorrowedFd<'_>) {
+    pub(crate) fn receive(&mut self, token: Token, socket: BorrowedFd<'_>) {
         let entry = opcode::RecvMulti::new(Fd(socket.as_raw_fd()), BUFFER_GROUP);
         self.push(entry.build().user_data(user_data(Kind::Receive, token.index, token.generation)));
     }
 
     /// Stops receiving on a connection; bytes that came in before may still be reported.
-    pub fn stop_receiving(&mut self, token: Token) {
+    pub(crate) fn stop_receiving(&mut self, token: Token) {
         self.cancel(user_data(Kind::Receive, token.index, token.generation));
     }
 
@@ -172,13 +172,13 @@ impl Ring {
     ///
     /// # Panics
     /// If a batch of this connection is on its way already.
-    pub fn send(&mut self, token: Token, socket: BorrowedFd<'_>, batch: Batch) {
+    pub(crate) fn send(&mut self, token: Token, socket: BorrowedFd<'_>, batch: Batch) {
         let index = token.index as usize;
         if self.sends.len() <= index {
             self.sends.resize_with(index + 1, || None);
         }
         assert!(self.sends[index].is_none(), "one send at a time");
-        let mut slot = self.spare_sends.pop().unwrap_or_else(|| Box::new(SendSlot::empty()));
+        let mut slot = self.spare_sends.pop().unwrap_or_else(SendSlot::empty);
         slot.batch = batch;
         slot.token = token;
         slot.fd = socket.as_raw_fd();
@@ -190,7 +190,7 @@ impl Ring {
     }
 
     /// Asks for one [`Completion::Tick`] after the tick interval.
-    pub fn tick(&mut self) {
+    pub(crate) fn tick(&mut self) {
         let entry = opcode::Timeout::new(&raw const *self.tick_interval);
         self.push(entry.build().user_data(user_data(Kind::Tick, 0, 0)));
     }
@@ -199,7 +199,7 @@ impl Ring {
     ///
     /// # Errors
     /// As `io_uring_enter`; none that a retry would not heal is known.
-    pub fn enter(&mut self) -> io::Result<()> {
+    pub(crate) fn enter(&mut self) -> io::Result<()> {
         let pending = {
             let mut submission = self.ring.submission();
             submission.sync();
@@ -227,7 +227,7 @@ impl Ring {
     }
 
     /// Whether entering would bring something: entries to submit, completions, or work that is due.
-    pub fn has_work(&mut self) -> bool {
+    pub(crate) fn has_work(&mut self) -> bool {
         let due = {
             let submission = self.ring.submission();
             !submission.is_empty() || submission.taskrun() || submission.cq_overflow()
@@ -236,23 +236,23 @@ impl Ring {
     }
 
     /// Switches the eventfd on or off: on before sleeping, off while hot.
-    pub fn notify(&mut self, on: bool) {
+    pub(crate) fn notify(&mut self, on: bool) {
         let completion = self.ring.completion();
         if on { completion.enable_eventfd() } else { completion.disable_eventfd() }
     }
 
     /// How often the kernel was entered.
-    pub fn enter_count(&self) -> u64 {
+    pub(crate) fn enter_count(&self) -> u64 {
         self.enter_count
     }
 
     /// Batches that are being sent.
-    pub fn sends_in_flight(&self) -> usize {
+    pub(crate) fn sends_in_flight(&self) -> usize {
         self.sends.iter().flatten().count()
     }
 
     /// The next completed operation. Call until `None`.
-    pub fn next_completion(&mut self) -> Option<Completion> {
+    pub(crate) fn next_completion(&mut self) -> Option<Completion> {
         loop {
             if self.next_completed == self.completed.len() {
                 self.completed.clear();
@@ -274,12 +274,12 @@ impl Ring {
     }
 
     /// The bytes of a receive buffer.
-    pub fn bytes(&self, buffer: &Buffer) -> &[u8] {
+    pub(crate) fn bytes(&self, buffer: &Buffer) -> &[u8] {
         self.buffers.bytes(buffer)
     }
 
     /// Gives a receive buffer back to the kernel.
-    pub fn recycle(&mut self, buffer: Buffer) {
+    pub(crate) fn recycle(&mut self, buffer: Buffer) {
         self.buffers.provide(buffer.index);
     }
 
@@ -486,7 +486,10 @@ impl Buffers {
         let address = unsafe { self.slab.add(index as usize * BUFFER_SIZE) };
         // SAFETY: the place is inside the entries, by the mask.
         #[expect(unsafe_code, reason = "address arithmetic inside the mapping")]
-        let entry = unsafe { self.entries.add(place).as_mut() };
+        let mut entry = unsafe { self.entries.add(place) };
+        // SAFETY: the kernel reads entries between head and tail only, and this one is past the tail.
+        #[expect(unsafe_code, reason = "an entry of the mapping")]
+        let entry = unsafe { entry.as_mut() };
         entry.set_addr(address.as_ptr().expose_provenance() as u64);
         entry.set_len(BUFFER_SIZE as u32);
         entry.set_bid(index);

@@ -26,7 +26,7 @@ use crate::ring::{Completion, Ring};
 use crate::worker::{Action, Event, Worker};
 
 /// How often time is looked at while something waits for it.
-pub const TICK_MS: u32 = 25;
+pub(crate) const TICK_MS: u32 = 25;
 /// How long the loop stays hot without work. Measured: sleeping and waking cost about 15 us, so a
 /// pause in the traffic shorter than this costs less to wait through.
 const HOT: Duration = Duration::from_micros(50);
@@ -37,7 +37,7 @@ const MAIL_PER_TURN: usize = 256;
 ///
 /// # Errors
 /// As `sched_setaffinity`: a processor this process may not use.
-pub fn confine(cpus: &[usize]) -> io::Result<()> {
+pub(crate) fn confine(cpus: &[usize]) -> io::Result<()> {
     let mut set = CpuSet::new();
     for cpu in cpus {
         set.set(*cpu);
@@ -58,7 +58,7 @@ struct Socket {
 }
 
 /// A shard and its ring.
-pub struct Runtime {
+pub(crate) struct Runtime {
     worker: Worker,
     ring: Ring,
     shard: u32,
@@ -81,7 +81,7 @@ pub struct Runtime {
 
 /// How a shard ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
+pub(crate) enum Ended {
     /// Every reply in flight was sent.
     Drained,
     /// The time to drain ran out, and the remaining connections were cut.
@@ -93,7 +93,7 @@ impl Runtime {
     ///
     /// # Errors
     /// As [`Ring::new`].
-    pub fn new(
+    pub(crate) fn new(
         shard: u32,
         worker: Worker,
         listeners: Vec<TcpListener>,
@@ -126,7 +126,7 @@ impl Runtime {
     ///
     /// # Errors
     /// If the kernel refuses the ring, which nothing heals.
-    pub async fn run(mut self) -> io::Result<Ended> {
+    pub(crate) async fn run(mut self) -> io::Result<Ended> {
         let eventfd = self.mailboxes[self.shard as usize].eventfd().try_clone()?;
         let eventfd = crate::eventfd::awaitable(eventfd);
         for listener in 0..self.listeners.len() as u32 {

@@ -39,7 +39,7 @@ const ENTRY_SIZE: usize = 64;
 
 /// A block to read.
 #[derive(Debug)]
-pub struct FillJob {
+pub(crate) struct FillJob {
     /// Shard that owns the block.
     pub shard: u32,
     /// The block.
@@ -56,7 +56,7 @@ pub struct FillJob {
 
 /// A request that needs the source or all shards.
 #[derive(Debug)]
-pub enum Lookup {
+pub(crate) enum Lookup {
     Stat { path: Arc<str> },
     List { path: Arc<str>, token: Arc<str>, limit: u32 },
     Load { path: Arc<str> },
@@ -65,26 +65,35 @@ pub enum Lookup {
 
 /// A look-up and who waits for it.
 #[derive(Debug)]
-pub struct LookupJob {
+pub(crate) struct LookupJob {
     pub requester: Requester,
     pub lookup: Lookup,
 }
 
 /// The queues into the side thread.
 #[derive(Clone)]
-pub struct SideQueue {
+pub(crate) struct SideQueue {
     fills: flume::Sender<FillJob>,
     lookups: flume::Sender<LookupJob>,
 }
 
 impl SideQueue {
+    /// Queues whose other ends a test holds.
+    #[cfg(test)]
+    pub(crate) fn for_tests(
+        fills: flume::Sender<FillJob>,
+        lookups: flume::Sender<LookupJob>,
+    ) -> SideQueue {
+        SideQueue { fills, lookups }
+    }
+
     /// Queues a fill. A full queue gives the blank back.
-    pub fn offer_fill(&self, job: FillJob) -> Result<(), Blank> {
+    pub(crate) fn offer_fill(&self, job: FillJob) -> Result<(), Blank> {
         self.fills.try_send(job).map_err(|error| error.into_inner().blank)
     }
 
     /// Queues a look-up. A full queue refuses it.
-    pub fn offer_lookup(&self, job: LookupJob) -> Result<(), ()> {
+    pub(crate) fn offer_lookup(&self, job: LookupJob) -> Result<(), ()> {
         self.lookups.try_send(job).map_err(|_| ())
     }
 }
@@ -103,7 +112,7 @@ struct Context {
 ///
 /// # Errors
 /// If the thread or its runtime cannot be made.
-pub fn start(
+pub(crate) fn start(
     config: &Config,
     store: Arc<dyn UnderStore>,
     files: Arc<FileTable>,

@@ -13,14 +13,14 @@ use millrace_proto::message::Kind;
 
 use crate::memory::Blank;
 
-pub mod local;
+pub(crate) mod local;
 
 /// A future that a store returns.
-pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+pub(crate) type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// What a store tells of a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
+pub(crate) struct Found {
     /// File or directory.
     pub kind: Kind,
     /// Version of the content; 0 for a directory.
@@ -33,7 +33,7 @@ pub struct Found {
 
 /// One page of a directory.
 #[derive(Debug)]
-pub struct Page {
+pub(crate) struct Page {
     /// Names and what they are, sorted by the bytes of the names.
     pub entries: Vec<(String, Found)>,
     /// The last name that was looked at, if more follow it. It need not be among the entries.
@@ -42,7 +42,7 @@ pub struct Page {
 
 /// Why a store cannot do what was asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum StoreError {
+pub(crate) enum StoreError {
     /// No such path.
     #[error("no such file or directory")]
     NotFound,
@@ -65,7 +65,7 @@ pub enum StoreError {
 
 impl StoreError {
     /// The status that tells a client.
-    pub fn status(&self) -> Status {
+    pub(crate) fn status(&self) -> Status {
         match self {
             StoreError::NotFound => Status::NotFound,
             StoreError::WrongKind(_) => Status::WrongKind,
@@ -78,7 +78,7 @@ impl StoreError {
 }
 
 /// A place that blocks come from.
-pub trait UnderStore: Send + Sync + 'static {
+pub(crate) trait UnderStore: Send + Sync + 'static {
     /// Names the source: part of every file id, so it has to be the same after a restart.
     fn identity(&self) -> &str;
 
@@ -108,7 +108,7 @@ pub trait UnderStore: Send + Sync + 'static {
 ///
 /// # Errors
 /// [`StoreError::InvalidPath`], [`StoreError::Denied`] for paths that lead out of the root.
-pub fn check_path(path: &str) -> Result<(), StoreError> {
+pub(crate) fn check_path(path: &str) -> Result<(), StoreError> {
     if path.is_empty() {
         return Ok(());
     }

@@ -44,7 +44,7 @@ const STASH_MAX: usize = 32 * 8192 + frame::HEADER_SIZE + frame::BODY_LENGTH_MAX
 
 /// What happened.
 #[derive(Debug)]
-pub enum Event<'a> {
+pub(crate) enum Event<'a> {
     /// Bytes came in.
     Received { token: Token, bytes: &'a [u8] },
     /// No more bytes will come in: the client is done, or gone.
@@ -61,7 +61,8 @@ pub enum Event<'a> {
 
 /// What the runtime has to do.
 #[derive(Debug)]
-pub enum Action {
+#[expect(clippy::large_enum_variant, reason = "messages to other shards are moved, not boxed: no allocation")]
+pub(crate) enum Action {
     /// Take the connection's batch and send it.
     Send(Token),
     /// Stop receiving: a limit is reached.
@@ -80,7 +81,7 @@ pub enum Action {
 
 /// The limits a worker keeps.
 #[derive(Clone, Debug)]
-pub struct WorkerLimits {
+pub(crate) struct WorkerLimits {
     /// Connections of the node.
     pub connections_max: usize,
     /// Requests in flight on one connection.
@@ -94,7 +95,7 @@ pub struct WorkerLimits {
 }
 
 /// What is the same for every shard of a node.
-pub struct Shared {
+pub(crate) struct Shared {
     /// Files the node knows.
     pub files: Arc<FileTable>,
     /// Counters of all shards, in shard order.
@@ -110,7 +111,7 @@ pub struct Shared {
 }
 
 /// One shard.
-pub struct Worker {
+pub(crate) struct Worker {
     shard: u32,
     shared: Arc<Shared>,
     limits: WorkerLimits,
@@ -131,7 +132,7 @@ pub struct Worker {
 
 impl Worker {
     /// Shard number `shard`, with this part of the memory.
-    pub fn new(
+    pub(crate) fn new(
         shard: u32,
         shared: Arc<Shared>,
         limits: WorkerLimits,
@@ -157,7 +158,7 @@ impl Worker {
     }
 
     /// Takes a new connection, or refuses it when a limit is reached.
-    pub fn accept(&mut self, now: u64) -> Option<Token> {
+    pub(crate) fn accept(&mut self, now: u64) -> Option<Token> {
         let open = self.shared.connection_count.load(Ordering::Relaxed);
         if open >= self.limits.connections_max || self.draining {
             self.counters().refused_count.add(1);
@@ -179,7 +180,7 @@ impl Worker {
     }
 
     /// Takes an event and says what to do about it.
-    pub fn handle(&mut self, now: u64, event: Event<'_>, actions: &mut Vec<Action>) {
+    pub(crate) fn handle(&mut self, now: u64, event: Event<'_>, actions: &mut Vec<Action>) {
         match event {
             Event::Received { token, bytes } => self.on_received(now, token, bytes, actions),
             Event::ReceiveEnded { token } => self.on_receive_ended(now, token, actions),
@@ -191,17 +192,17 @@ impl Worker {
     }
 
     /// The batch that [`Action::Send`] announced.
-    pub fn next_batch(&mut self, token: Token) -> Option<Batch> {
+    pub(crate) fn next_batch(&mut self, token: Token) -> Option<Batch> {
         self.connection(token)?.next_batch()
     }
 
     /// Connections that are open.
-    pub fn connection_count(&self) -> u32 {
+    pub(crate) fn connection_count(&self) -> u32 {
         self.connection_count
     }
 
     /// Whether the passing of time may mean something: then ticks are wanted.
-    pub fn needs_ticks(&self) -> bool {
+    pub(crate) fn needs_ticks(&self) -> bool {
         self.deadline_count > 0
             || self.draining
             || self.limits.idle_timeout_ms > 0 && self.connection_count > 0
@@ -213,12 +214,12 @@ impl Worker {
     }
 
     /// This shard's counters, with the gauges brought up to date.
-    pub fn counters(&self) -> &Counters {
+    pub(crate) fn counters(&self) -> &Counters {
         &self.shared.counters[self.shard as usize]
     }
 
     /// Writes the gauges that are kept elsewhere while the shard is busy.
-    pub fn publish_gauges(&self) {
+    pub(crate) fn publish_gauges(&self) {
         let counters = self.counters();
         counters.block_count.set(u64::from(self.cache.block_count()));
         counters.used_bytes.set(self.cache.used_bytes());
@@ -605,3 +606,6 @@ struct Hit {
     entry: EntryIndex,
     block_length: u32,
 }
+
+#[cfg(test)]
+mod tests;

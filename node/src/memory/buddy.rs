@@ -12,7 +12,7 @@ const NONE: u32 = u32::MAX;
 /// The page is not the first of a free piece.
 const TAKEN: u8 = u8::MAX;
 /// Bytes of bookkeeping for each page.
-pub const PAGE_COST: usize = size_of::<Link>() + size_of::<u8>();
+pub(crate) const PAGE_COST: usize = size_of::<Link>() + size_of::<u8>();
 
 /// A free piece's place in the list of its order, kept at the index of its first page.
 #[derive(Clone, Copy)]

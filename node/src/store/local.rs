@@ -29,7 +29,7 @@ const SETTLE: Duration = Duration::from_millis(20);
 const OPEN_TRIES: usize = 16;
 
 /// A local directory.
-pub struct LocalStore {
+pub(crate) struct LocalStore {
     root: Arc<PathBuf>,
     identity: String,
 }
@@ -39,7 +39,7 @@ impl LocalStore {
     ///
     /// # Errors
     /// If the root is not a directory that can be opened.
-    pub fn new(root: &Path) -> io::Result<LocalStore> {
+    pub(crate) fn new(root: &Path) -> io::Result<LocalStore> {
         let root = root.canonicalize()?;
         open_root(&root)?;
         let identity = format!("file://{}", root.display());
@@ -56,8 +56,10 @@ impl LocalStore {
         F: FnOnce(&Path) -> T + Send + 'static,
     {
         let root = Arc::clone(&self.root);
-        let task = tokio::task::spawn_blocking(move || call(&root));
-        async { task.await.map_err(|error| StoreError::Failed(format!("reading thread: {error}"))) }
+        async move {
+            let task = tokio::task::spawn_blocking(move || call(&root));
+            task.await.map_err(|error| StoreError::Failed(format!("reading thread: {error}")))
+        }
     }
 }
 
@@ -278,3 +280,6 @@ fn look(root: &OwnedFd, directory: &OwnedFd, path: &str, name: &str) -> Option<F
     let target = open_beneath(root, &whole, OFlags::PATH).ok()?;
     found(&rustix::fs::fstat(&target).ok()?)
 }
+
+#[cfg(test)]
+mod tests;

@@ -30,6 +30,11 @@ impl Worker {
         body: &[u8],
         actions: &mut Vec<Action>,
     ) {
+        if header.is_reply() {
+            let message = "a reply where a request belongs";
+            self.take_and_fail(token, header, Status::BadFrame, message, actions);
+            return;
+        }
         if header.version != VERSION {
             let message = format!(
                 "protocol version {} is not spoken here, version {VERSION} is",

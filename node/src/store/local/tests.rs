@@ -1,0 +1,163 @@
+use std::os::unix::fs::symlink;
+
+use super::*;
+use crate::memory::{Arena, ShardMemory};
+
+struct Fixture {
+    runtime: tokio::runtime::Runtime,
+    directory: tempfile::TempDir,
+    store: LocalStore,
+    memory: ShardMemory,
+}
+
+impl Fixture {
+    fn new() -> Fixture {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("root");
+        std::fs::create_dir(&root).unwrap();
+        Fixture {
+            runtime: tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap(),
+            store: LocalStore::new(&root).unwrap(),
+            directory,
+            memory: Arena::new(1024).unwrap().cut(1).pop().unwrap(),
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join("root").join(name)
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) {
+        std::fs::write(self.path(name), bytes).unwrap();
+    }
+
+    fn stat(&self, path: &str) -> Result<Found, StoreError> {
+        self.runtime.block_on(self.store.stat(path.into()))
+    }
+
+    fn list(&self, path: &str, after: &str, limit: usize) -> Result<Page, StoreError> {
+        self.runtime.block_on(self.store.list(path.into(), after.into(), limit))
+    }
+
+    /// Fills a block and returns the CRC-32 of its bytes.
+    fn fill(&mut self, path: &str, version: u64, offset: u64, length: u32) -> Result<u32, StoreError> {
+        let blank = self.memory.allocate(length).unwrap();
+        let (blank, result) =
+            self.runtime.block_on(self.store.fill(path.into(), version, offset, blank));
+        match result {
+            Ok(()) => {
+                let (block, sums) = blank.freeze();
+                self.memory.release(block);
+                Ok(sums.block)
+            }
+            Err(error) => {
+                self.memory.release_blank(blank);
+                Err(error)
+            }
+        }
+    }
+}
+
+fn names(page: &Page) -> Vec<&str> {
+    page.entries.iter().map(|(name, _)| name.as_str()).collect()
+}
+
+#[test]
+fn fills_the_asked_part_of_a_file() {
+    let mut fixture = Fixture::new();
+    let bytes: Vec<u8> = (0..200_000u32).map(|index| (index % 251) as u8).collect();
+    fixture.write("a", &bytes);
+    let found = fixture.stat("a").unwrap();
+    assert_eq!((found.kind, found.length), (Kind::File, 200_000));
+    let sum = fixture.fill("a", found.version, 65536, 70_000).unwrap();
+    assert_eq!(sum, crc32fast::hash(&bytes[65536..135_536]));
+}
+
+#[test]
+fn a_changed_file_has_another_version_and_the_old_one_is_refused() {
+    let mut fixture = Fixture::new();
+    fixture.write("a", b"one");
+    let old = fixture.stat("a").unwrap();
+    fixture.fill("a", old.version, 0, 3).unwrap();
+    fixture.write("a", b"two");
+    let new = fixture.stat("a").unwrap();
+    assert_ne!(old.version, new.version);
+    assert_eq!(fixture.fill("a", old.version, 0, 3), Err(StoreError::Changed));
+    assert_eq!(fixture.fill("a", new.version, 0, 3), Ok(crc32fast::hash(b"two")));
+}
+
+#[test]
+fn a_file_that_shrank_or_vanished_is_told() {
+    let mut fixture = Fixture::new();
+    fixture.write("a", &[7; 10_000]);
+    let found = fixture.stat("a").unwrap();
+    fixture.write("a", &[7; 10]);
+    assert_eq!(fixture.fill("a", found.version, 0, 10_000), Err(StoreError::Changed));
+    std::fs::remove_file(fixture.path("a")).unwrap();
+    assert_eq!(fixture.fill("a", found.version, 0, 10_000), Err(StoreError::NotFound));
+}
+
+#[test]
+fn no_path_leads_out_of_the_root() {
+    let fixture = Fixture::new();
+    std::fs::write(fixture.directory.path().join("secret"), b"no").unwrap();
+    symlink("../secret", fixture.path("relative")).unwrap();
+    symlink("/etc/passwd", fixture.path("absolute")).unwrap();
+    symlink("..", fixture.path("up")).unwrap();
+    fixture.write("inside", b"yes");
+    symlink("inside", fixture.path("link")).unwrap();
+    for path in ["../secret", "/etc/passwd", "relative", "absolute", "up/secret", "a/../../secret"] {
+        assert!(matches!(fixture.stat(path), Err(StoreError::Denied(_))), "{path}");
+    }
+    assert_eq!(fixture.stat("link").unwrap().length, 3);
+    assert_eq!(names(&fixture.list("", "", 100).unwrap()), ["inside", "link"]);
+    for path in ["a//b", "./inside", "inside/", "a\0b"] {
+        assert!(matches!(fixture.stat(path), Err(StoreError::InvalidPath(_))), "{path:?}");
+    }
+}
+
+#[test]
+fn pages_of_a_directory_join_to_the_whole() {
+    let fixture = Fixture::new();
+    let mut expected: Vec<String> = (0..57).map(|index| format!("file {index}")).collect();
+    for name in &expected {
+        fixture.write(name, b"x");
+    }
+    std::fs::create_dir(fixture.path("directory")).unwrap();
+    expected.push("directory".to_owned());
+    expected.sort();
+    let mut found = Vec::new();
+    let mut after = String::new();
+    loop {
+        let page = fixture.list("", &after, 10).unwrap();
+        found.extend(names(&page).into_iter().map(str::to_owned));
+        match page.next {
+            Some(next) => after = next,
+            None => break,
+        }
+    }
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn what_is_neither_file_nor_directory_is_not_served() {
+    let mut fixture = Fixture::new();
+    let fifo = fixture.path("fifo");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, FileType::Fifo, Mode::RUSR, 0).unwrap();
+    assert!(matches!(fixture.stat("fifo"), Err(StoreError::WrongKind(_))));
+    assert_eq!(fixture.fill("fifo", 1, 0, 10), Err(StoreError::Changed));
+    assert!(fixture.list("", "", 10).unwrap().entries.is_empty());
+    fixture.write("file", b"x");
+    assert!(matches!(fixture.list("file", "", 10), Err(StoreError::WrongKind(_))));
+}
+
+#[test]
+fn a_root_that_is_removed_and_made_again_is_served_again() {
+    let fixture = Fixture::new();
+    fixture.write("a", b"x");
+    std::fs::remove_dir_all(fixture.path("")).unwrap();
+    assert!(matches!(fixture.stat("a"), Err(StoreError::Failed(_))));
+    std::fs::create_dir(fixture.path("")).unwrap();
+    fixture.write("a", b"x");
+    assert_eq!(fixture.stat("a").unwrap().length, 1);
+}

@@ -1,0 +1,404 @@
+//! Workers without a kernel: frames in, actions out, the side thread played by the test.
+
+use millrace_proto::frame::{Body, HEADER_SIZE};
+use millrace_proto::message::{ArchivedReadReply, Range, ReadManyRequest};
+use millrace_proto::{FileId, Op, checksum, placement};
+
+use super::*;
+use crate::connection::Piece;
+use crate::files::FileRecord;
+use crate::memory::{Arena, ShardMemory};
+use crate::side::{FillJob, LookupJob};
+use crate::store::StoreError;
+
+const BLOCK: u32 = 64 << 10;
+const FILE: FileId = FileId(0xf11e);
+const VERSION_ONE: u64 = 1;
+
+/// Shards of one node, and what they asked of the side thread.
+struct Node {
+    workers: Vec<Worker>,
+    shared: Arc<Shared>,
+    fills: flume::Receiver<FillJob>,
+    _lookups: flume::Receiver<LookupJob>,
+    /// Sent bytes of each reply, with the connection's shard and token.
+    sent: Vec<(u32, Token, Vec<u8>)>,
+    /// Sends are answered only when this is set: else the client reads nothing.
+    reads: bool,
+    actions: Vec<(u32, Action)>,
+}
+
+fn limits() -> WorkerLimits {
+    WorkerLimits {
+        connections_max: 4,
+        requests_in_flight_max: 8,
+        bytes_in_flight_max: 4 * u64::from(BLOCK),
+        send_timeout_ms: 1_000,
+        idle_timeout_ms: 0,
+    }
+}
+
+fn content(block: u32, length: u32) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(u64::from(block));
+    std::iter::repeat_with(|| random.u8(..)).take(length as usize).collect()
+}
+
+impl Node {
+    fn new(shard_count: u32, page_count: u32, fill_queue_max: usize) -> Node {
+        let (fill_sender, fills) = flume::bounded(fill_queue_max);
+        let (lookup_sender, lookups) = flume::bounded(8);
+        let files = FileTable::new(16, "test");
+        files.note(FILE, FileRecord { path: "f".into(), version: VERSION_ONE, length: 10 * u64::from(BLOCK) });
+        let shared = Arc::new(Shared {
+            files: Arc::new(files),
+            counters: (0..shard_count).map(|_| Counters::default()).collect(),
+            shard_addresses: Vec::new(),
+            block_size: BLOCK,
+            connection_count: AtomicUsize::new(0),
+            started: std::time::Instant::now(),
+        });
+        let side = SideQueue::for_tests(fill_sender, lookup_sender);
+        let workers = Arena::new(page_count)
+            .unwrap()
+            .cut(shard_count)
+            .into_iter()
+            .enumerate()
+            .map(|(shard, memory): (usize, ShardMemory)| {
+                Worker::new(shard as u32, Arc::clone(&shared), limits(), side.clone(), Cache::new(memory))
+            })
+            .collect();
+        Node { workers, shared, fills, _lookups: lookups, sent: Vec::new(), reads: true, actions: Vec::new() }
+    }
+
+    fn event(&mut self, now: u64, shard: u32, event: Event<'_>) {
+        let mut actions = Vec::new();
+        self.workers[shard as usize].handle(now, event, &mut actions);
+        for action in actions {
+            self.perform(now, shard, action);
+        }
+    }
+
+    fn perform(&mut self, now: u64, shard: u32, action: Action) {
+        match action {
+            Action::Post(to, mail) => self.event(now, to, Event::Mail(mail)),
+            Action::Send(token) if self.reads => {
+                let Some(batch) = self.workers[shard as usize].next_batch(token) else { return };
+                self.sent.push((shard, token, bytes_of(&batch)));
+                self.event(now, shard, Event::Sent { token, batch, ok: true });
+            }
+            other => self.actions.push((shard, other)),
+        }
+    }
+
+    fn receive(&mut self, now: u64, shard: u32, token: Token, bytes: &[u8]) {
+        self.event(now, shard, Event::Received { token, bytes });
+    }
+
+    /// Ends every fill that was begun, as `outcome` says; returns how many there were.
+    fn end_fills(&mut self, now: u64, outcome: impl Fn(&FillJob) -> Result<(), StoreError>) -> usize {
+        let jobs: Vec<FillJob> = self.fills.try_iter().collect();
+        let count = jobs.len();
+        for mut job in jobs {
+            let (shard, key, version) = (job.shard, job.key, job.version);
+            let result = match outcome(&job) {
+                Ok(()) => {
+                    let bytes = content(key.block, BLOCK);
+                    job.blank
+                        .fill_with(|offset, target| {
+                            let size = target.len();
+                            target.copy_from_slice(&bytes[offset as usize..][..size]);
+                            Ok(size)
+                        })
+                        .unwrap();
+                    Ok(job.blank.freeze())
+                }
+                Err(error) => Err((job.blank, error)),
+            };
+            self.event(now, shard, Event::Mail(Mail::Filled { key, version, result }));
+        }
+        count
+    }
+
+    /// Status and payload of every reply so far, by request id, checked against the content.
+    fn replies(&mut self) -> Vec<(u64, u16, Status, usize)> {
+        let mut replies = Vec::new();
+        for (_, _, bytes) in std::mem::take(&mut self.sent) {
+            let mut rest = &bytes[..];
+            while let Some(head) = rest.first_chunk::<HEADER_SIZE>() {
+                let header = Header::decode(head).unwrap();
+                let body_end = HEADER_SIZE + header.body_length as usize;
+                let end = body_end + header.payload_length as usize;
+                let body = &rest[HEADER_SIZE..body_end];
+                header.check_body(body).unwrap();
+                if header.status() == Status::Ok {
+                    let (block, offset) = (header.request_id as u32 / 1000, 0);
+                    let sums = &frame::body::<ArchivedReadReply>(body).unwrap().checksums;
+                    let payload = &rest[body_end..end];
+                    let sums = sums.iter().map(|sum| sum.to_native());
+                    checksum::verify(payload, offset, BLOCK, sums).unwrap();
+                    assert_eq!(payload, &content(block, BLOCK)[..payload.len()]);
+                }
+                replies.push((header.request_id, header.part, header.status(), end - body_end));
+                rest = &rest[end..];
+            }
+        }
+        replies
+    }
+
+    fn counter(&self, name: &str) -> u64 {
+        crate::metrics::sum(&self.shared.counters).iter().find(|(other, _)| *other == name).unwrap().1
+    }
+}
+
+/// The bytes that the kernel would send. Test memory is this process's own, so it can be looked at
+/// through the arena's checksums only; the payload is made again from the block it belongs to.
+fn bytes_of(batch: &Batch) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for piece in &batch.pieces {
+        match *piece {
+            Piece::Head { start, length } => bytes.extend_from_slice(&batch.head[start..start + length]),
+            Piece::Memory(segment) => bytes.extend_from_slice(&crate::memory::peek(segment)),
+        }
+    }
+    bytes
+}
+
+fn encoded<T: Body>(op: Op, id: u64, budget_ms: u32, body: &T) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    frame::encode(&mut bytes, Header::request(op, id, budget_ms), body);
+    bytes
+}
+
+/// A read of the front of a block; the id tells which block, see `replies`.
+fn read(block: u32, sequence: u64, budget_ms: u32) -> Vec<u8> {
+    let range = Range { file: FILE, version: VERSION_ONE, offset: u64::from(block * BLOCK), length: 5000 };
+    encoded(Op::Read, u64::from(block) * 1000 + sequence, budget_ms, &range)
+}
+
+#[test]
+fn a_hundred_readers_of_a_cold_block_cause_one_fill() {
+    let mut node = Node::new(1, 512, 8);
+    let mut tokens = Vec::new();
+    for _ in 0..4 {
+        tokens.push(node.workers[0].accept(0).unwrap());
+    }
+    // 100 requests, 8 in flight on each of 4 connections: the rest waits in the connections.
+    for sequence in 0..100 {
+        node.receive(0, 0, tokens[sequence as usize % 4], &read(3, sequence, 0));
+    }
+    assert_eq!(node.end_fills(1, |_| Ok(())), 1);
+    let replies = node.replies();
+    assert_eq!(replies.len(), 100);
+    assert!(replies.iter().all(|reply| (reply.2, reply.3) == (Status::Ok, 5000)));
+    assert_eq!((node.counter("fill_count"), node.counter("request_count")), (1, 100));
+}
+
+#[test]
+fn frames_cut_anywhere_are_the_same_frames() {
+    let mut random = fastrand::Rng::with_seed(1);
+    for _ in 0..200 {
+        let mut node = Node::new(1, 512, 8);
+        let token = node.workers[0].accept(0).unwrap();
+        let stream: Vec<u8> = (0..6).flat_map(|sequence| read(sequence as u32 % 2, sequence, 0)).collect();
+        let mut rest = &stream[..];
+        while !rest.is_empty() {
+            let (piece, after) = rest.split_at(random.usize(1..=rest.len()));
+            node.receive(0, 0, token, piece);
+            rest = after;
+        }
+        node.end_fills(0, |_| Ok(()));
+        let mut ids: Vec<u64> = node.replies().iter().map(|reply| reply.0).collect();
+        ids.sort_unstable();
+        assert_eq!(ids, [0, 2, 4, 1001, 1003, 1005]);
+    }
+}
+
+#[test]
+fn a_block_of_another_shard_is_served_without_a_copy_and_released() {
+    let mut node = Node::new(2, 1024, 16);
+    let tokens = [node.workers[0].accept(0).unwrap(), node.workers[1].accept(0).unwrap()];
+    for round in 0..2 {
+        for block in 0..8 {
+            let owner = placement::shard_of(placement::block_hash(FILE, u64::from(block)), 2);
+            let other = 1 - owner;
+            node.receive(0, other, tokens[other as usize], &read(block, round, 0));
+        }
+        node.end_fills(0, |_| Ok(()));
+        assert_eq!(node.replies().iter().filter(|reply| reply.2 == Status::Ok).count(), 8);
+    }
+    assert_eq!(node.counter("forwarded_count"), 16);
+    // Nothing is pinned any more: all memory can be taken.
+    for worker in &mut node.workers {
+        let length = worker.cache.capacity_bytes() as u32 / 2;
+        assert!(worker.cache.allocate(length).is_some());
+    }
+}
+
+#[test]
+fn a_client_that_does_not_read_is_not_read_from() {
+    let mut node = Node::new(1, 512, 8);
+    let token = node.workers[0].accept(0).unwrap();
+    node.reads = false;
+    for sequence in 0..20 {
+        node.receive(0, 0, token, &read(1, sequence, 0));
+        node.end_fills(0, |_| Ok(()));
+    }
+    assert_eq!(node.counter("request_count"), 8);
+    assert!(node.actions.iter().any(|(_, action)| matches!(action, Action::PauseReceive(_))));
+    node.reads = true;
+    node.actions.clear();
+    node.perform(0, 0, Action::Send(token));
+    assert_eq!(node.replies().len(), 20);
+    assert!(node.actions.iter().any(|(_, action)| matches!(action, Action::ResumeReceive(_))));
+}
+
+#[test]
+fn a_client_that_takes_nothing_is_disconnected_in_time() {
+    let mut node = Node::new(1, 512, 8);
+    let token = node.workers[0].accept(0).unwrap();
+    node.reads = false;
+    node.receive(0, 0, token, &read(1, 0, 0));
+    node.end_fills(0, |_| Ok(()));
+    let batch = node.workers[0].next_batch(token).unwrap();
+    assert!(node.workers[0].needs_ticks());
+    node.event(1_000, 0, Event::Tick);
+    assert!(!node.actions.iter().any(|(_, action)| matches!(action, Action::Close(_))));
+    node.event(1_001, 0, Event::Tick);
+    assert!(node.actions.iter().any(|(_, action)| matches!(action, Action::Close(_))));
+    node.event(1_002, 0, Event::Sent { token, batch, ok: false });
+    node.event(1_002, 0, Event::Closed { token });
+    assert_eq!(node.workers[0].connection_count(), 0);
+    assert!(node.workers[0].cache.allocate(500 * 4096).is_some());
+}
+
+#[test]
+fn a_deadline_is_kept_while_the_fill_goes_on_for_others() {
+    let mut node = Node::new(1, 512, 8);
+    let token = node.workers[0].accept(0).unwrap();
+    node.receive(100, 0, token, &read(1, 1, 50));
+    node.receive(100, 0, token, &read(1, 2, 0));
+    node.event(149, 0, Event::Tick);
+    assert!(node.replies().is_empty());
+    node.event(150, 0, Event::Tick);
+    assert_eq!(node.replies(), [(1001, 0, Status::DeadlineExceeded, 0)].map(|reply| (reply.0, reply.1, reply.2, 0)));
+    assert_eq!(node.end_fills(200, |_| Ok(())), 1);
+    assert_eq!(node.replies(), [(1002, 0, Status::Ok, 5000)]);
+}
+
+#[test]
+fn a_full_fill_queue_and_pinned_memory_are_busy() {
+    let mut node = Node::new(1, 512, 2);
+    let token = node.workers[0].accept(0).unwrap();
+    for block in 0..3 {
+        node.receive(0, 0, token, &read(block, 0, 0));
+    }
+    assert_eq!(node.replies(), [(2000, 0, Status::Busy, 0)]);
+    // 8 blocks of 16 pages fit 128 pages; all of them are on their way in.
+    let mut node = Node::new(1, 32, 8);
+    let token = node.workers[0].accept(0).unwrap();
+    for block in 0..3 {
+        node.receive(0, 0, token, &read(block, 0, 0));
+    }
+    assert_eq!(node.replies(), [(2000, 0, Status::Busy, 0)]);
+    assert_eq!(node.end_fills(0, |_| Ok(())), 2);
+}
+
+#[test]
+fn a_failed_fill_is_told_to_all_who_wait_and_tried_again_by_the_next() {
+    let mut node = Node::new(1, 512, 8);
+    let token = node.workers[0].accept(0).unwrap();
+    node.receive(0, 0, token, &read(1, 1, 0));
+    node.receive(0, 0, token, &read(1, 2, 0));
+    node.end_fills(0, |_| Err(StoreError::Failed("disk".to_owned())));
+    let statuses: Vec<Status> = node.replies().iter().map(|reply| reply.2).collect();
+    assert_eq!(statuses, [Status::SourceError, Status::SourceError]);
+    node.receive(0, 0, token, &read(1, 3, 0));
+    assert_eq!(node.end_fills(0, |_| Ok(())), 1);
+    assert_eq!(node.replies(), [(1003, 0, Status::Ok, 5000)]);
+}
+
+#[test]
+fn old_and_new_versions_are_never_mixed() {
+    let mut node = Node::new(1, 512, 8);
+    let token = node.workers[0].accept(0).unwrap();
+    node.receive(0, 0, token, &read(1, 1, 0));
+    node.end_fills(0, |_| Ok(()));
+    node.receive(0, 0, token, &read(2, 1, 0));
+    // A newer version is seen while block 2 of the old one is on its way in.
+    node.shared.files.note(FILE, FileRecord { path: "f".into(), version: 2, length: u64::from(BLOCK) * 10 });
+    let (reply, dropped) = flume::bounded(1);
+    node.event(0, 0, Event::Mail(Mail::Drop { file: FILE, block_count: 10, reply }));
+    assert_eq!(dropped.recv().unwrap().block_count, 1);
+    node.end_fills(0, |_| Ok(()));
+    node.receive(0, 0, token, &read(1, 2, 0));
+    let statuses: Vec<Status> = node.replies().iter().map(|reply| reply.2).collect();
+    assert_eq!(statuses, [Status::Ok, Status::StaleVersion, Status::StaleVersion]);
+    assert_eq!(node.workers[0].cache.block_count(), 0);
+}
+
+#[test]
+fn unknown_files_and_bad_ranges_have_their_own_answers() {
+    let mut node = Node::new(1, 512, 8);
+    let token = node.workers[0].accept(0).unwrap();
+    let mut id = 0;
+    let mut check = |file, version, offset, length, expected| {
+        id += 1;
+        let range = Range { file, version, offset, length };
+        node.receive(0, 0, token, &encoded(Op::Read, id, 0, &range));
+        assert_eq!(node.replies(), [(id, 0, expected, 0)], "{range:?}");
+    };
+    check(FileId(1), 1, 0, 10, Status::UnknownFile);
+    check(FILE, 2, 0, 10, Status::StaleVersion);
+    check(FILE, 1, 10 * u64::from(BLOCK), 10, Status::OutOfRange);
+    check(FILE, 1, u64::MAX, 10, Status::InvalidArgument);
+    check(FILE, 1, 0, 0, Status::InvalidArgument);
+    check(FILE, 1, 1, BLOCK, Status::InvalidArgument);
+    check(FILE, 1, 0, u32::MAX, Status::InvalidArgument);
+}
+
+#[test]
+fn a_batch_is_answered_range_by_range() {
+    let mut node = Node::new(1, 512, 8);
+    let token = node.workers[0].accept(0).unwrap();
+    let range = |file, length| Range { file, version: 1, offset: 0, length };
+    let request = ReadManyRequest { ranges: vec![range(FILE, 100), range(FileId(1), 1), range(FILE, 5000)] };
+    node.receive(0, 0, token, &encoded(Op::ReadMany, 7, 0, &request));
+    node.end_fills(0, |_| Ok(()));
+    let mut replies = node.replies();
+    replies.sort_by_key(|reply| reply.1);
+    assert_eq!(replies[0], (7, 0, Status::Ok, 100));
+    assert_eq!((replies[1].1, replies[1].2), (1, Status::UnknownFile));
+    assert_eq!(replies[2], (7, 2, Status::Ok, 5000));
+    node.receive(0, 0, token, &encoded(Op::ReadMany, 8, 0, &ReadManyRequest { ranges: Vec::new() }));
+    let replies = node.replies();
+    assert_eq!((replies[0].1, replies[0].2), (frame::PART_ALL, Status::InvalidArgument));
+}
+
+#[test]
+fn damaged_streams_end_and_damaged_bodies_do_not() {
+    let mut node = Node::new(1, 512, 8);
+    let token = node.workers[0].accept(0).unwrap();
+    let mut bytes = read(1, 1, 0);
+    bytes[HEADER_SIZE] ^= 1;
+    node.receive(0, 0, token, &bytes);
+    assert_eq!(node.replies(), [(1001, 0, Status::BadChecksum, 0)]);
+    bytes[0] ^= 1;
+    node.receive(0, 0, token, &bytes);
+    assert_eq!(node.replies(), [(0, 0, Status::BadFrame, 0)]);
+    assert!(node.actions.iter().any(|(_, action)| matches!(action, Action::FinishSending(_))));
+}
+
+#[test]
+fn shutdown_answers_what_is_in_flight_and_takes_nothing_new() {
+    let mut node = Node::new(1, 512, 8);
+    let busy = node.workers[0].accept(0).unwrap();
+    let idle = node.workers[0].accept(0).unwrap();
+    node.receive(0, 0, busy, &read(1, 1, 0));
+    node.event(0, 0, Event::Mail(Mail::Shutdown));
+    assert!(node.workers[0].accept(0).is_none());
+    assert!(node.actions.iter().any(|(_, action)| matches!(action, Action::Close(token) if *token == idle)));
+    node.receive(0, 0, busy, &read(1, 2, 0));
+    node.end_fills(0, |_| Ok(()));
+    assert_eq!(node.replies(), [(1001, 0, Status::Ok, 5000)]);
+    assert!(node.actions.iter().any(|(_, action)| matches!(action, Action::FinishSending(token) if *token == busy)));
+}
