@@ -605,6 +605,12 @@ fn replies_are_as_published() {
             Nothing,
         ),
         vector(
+            "read_many_refused",
+            "A batch that is refused as a whole: part 65535.",
+            Header { part: frame::PART_ALL, ..reply(Op::ReadMany, 14, Status::InvalidArgument) },
+            ErrorReply { message: "0 ranges".into() },
+        ),
+        vector(
             "refused_frame",
             "Before closing a stream that is out of step: no request is known, so id and op are 0.",
             Header { op: 0, ..reply(Op::Hello, 0, Status::BadFrame) },
