@@ -1,1 +1,22 @@
+//! The harness behind `millrace bench`: one load generator for every server, so that a ratio compares
+//! servers and not clients.
+//!
+//! Owns the load generator ([`load`]), the protocols it speaks ([`wire`]), the rivals and the node it
+//! starts ([`rival`]) and the reports ([`report`]). Two facts always hold: every reply is checked for
+//! success and for its exact length, and every server is read once with its bytes compared before a
+//! clock starts. Flags and printing are left to the command line, which calls [`read::read`] and
+//! [`compare::compare`].
+//!
+//! The generator speaks raw protocols and does not use the client library: it measures servers.
+//! Modules in reading order:
 
+pub mod compare;
+pub mod content;
+pub mod control;
+pub mod keys;
+pub mod load;
+pub mod machine;
+pub mod read;
+pub mod report;
+pub mod rival;
+pub mod wire;

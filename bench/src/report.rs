@@ -1,0 +1,146 @@
+//! What people and programs read: sizes, rates, aligned tables, JSON.
+//!
+//! Owns formatting. Sizes of objects are binary (`64 KiB`), rates decimal (`GB/s`), as in the
+//! results themselves.
+
+use std::fmt::Write;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+/// Bytes as `4 KiB`, exact where it can be: `1500 B` stays so.
+pub fn size(bytes: u64) -> String {
+    let units = [(1_u64 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    for (unit, name) in units {
+        if bytes >= unit && bytes.is_multiple_of(unit) {
+            return format!("{} {name}", bytes / unit);
+        }
+        if bytes >= unit * 10 {
+            return format!("{:.1} {name}", bytes as f64 / unit as f64);
+        }
+    }
+    format!("{bytes} B")
+}
+
+/// A count as `466.2 k` or `1.25 M`.
+pub fn count(value: f64) -> String {
+    if value >= 1e6 {
+        format!("{:.2} M", value / 1e6)
+    } else if value >= 1e4 {
+        format!("{:.1} k", value / 1e3)
+    } else {
+        format!("{value:.0}")
+    }
+}
+
+/// Microseconds as `85 µs` or `1.20 ms`.
+pub fn latency(us: f64) -> String {
+    if us >= 1e6 {
+        format!("{:.2} s", us / 1e6)
+    } else if us >= 1e3 {
+        format!("{:.2} ms", us / 1e3)
+    } else {
+        format!("{us:.0} µs")
+    }
+}
+
+/// A number with two decimals, or `-` where there is none.
+pub fn optional(value: Option<f64>) -> String {
+    value.map_or_else(|| "-".into(), |value| format!("{value:.2}"))
+}
+
+/// Rows under a head, the first column to the left, all others to the right.
+#[derive(Clone, Debug, Default)]
+pub struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// A table with this head.
+    pub fn new(head: &[&str]) -> Table {
+        let head = head.iter().map(|&cell| cell.to_owned()).collect();
+        Table { rows: vec![head] }
+    }
+
+    /// Adds a row.
+    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.rows.push(cells.into_iter().collect());
+    }
+
+    /// The table as lines, each with its line end.
+    pub fn render(&self) -> String {
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let cells = |column: usize| self.rows.iter().filter_map(move |row| row.get(column));
+        let widths: Vec<usize> = (0..columns)
+            .map(|column| cells(column).map(|cell| cell.chars().count()).max())
+            .map(|width| width.unwrap_or(0))
+            .collect();
+        let mut text = String::new();
+        for row in &self.rows {
+            let mut line = String::new();
+            for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
+                let padding = " ".repeat(width - cell.chars().count());
+                match column {
+                    0 => line.extend([cell.as_str(), &padding]),
+                    _ => line.extend(["  ", &padding, cell]),
+                }
+            }
+            let _ = writeln!(text, "{}", line.trim_end());
+        }
+        text
+    }
+}
+
+/// A report as indented JSON.
+///
+/// # Errors
+/// If it holds what JSON cannot, which no report of this crate does.
+pub fn json(report: &impl Serialize) -> Result<String> {
+    serde_json::to_string_pretty(report).context("write a report as JSON")
+}
+
+/// The middle of `values`, or the mean of the two in the middle; 0 if there are none.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match sorted.len() {
+        0 => 0.0,
+        length if length % 2 == 1 => sorted[middle],
+        _ => f64::midpoint(sorted[middle - 1], sorted[middle]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_read_well() {
+        assert_eq!(size(4096), "4 KiB");
+        assert_eq!(size(1 << 20), "1 MiB");
+        assert_eq!(size(1500), "1500 B");
+        assert_eq!(size(100_000), "97.7 KiB");
+        assert_eq!(count(466_200.0), "466.2 k");
+        assert_eq!(count(1_250_000.0), "1.25 M");
+        assert_eq!(count(2200.0), "2200");
+        assert_eq!(latency(85.4), "85 µs");
+        assert_eq!(latency(1200.0), "1.20 ms");
+        assert_eq!(optional(None), "-");
+    }
+
+    #[test]
+    fn columns_are_aligned() {
+        let mut table = Table::new(&["name", "µs"]);
+        table.row(["a".into(), "1234".into()]);
+        table.row(["longer".into(), "5".into()]);
+        assert_eq!(table.render(), "name      µs\na       1234\nlonger     5\n");
+    }
+
+    #[test]
+    fn median_is_the_middle() {
+        assert!((median(&[3.0, 1.0, 2.0]) - 2.0).abs() < 1e-12);
+        assert!((median(&[4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < 1e-12);
+        assert!(median(&[]).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,358 @@
+//! The servers of a comparison: started here, pinned, in a scratch directory, and killed on drop.
+//!
+//! Owns processes and their settings. Every rival gets the settings its own authors recommend for
+//! speed, with persistence off, and as many threads as the node: one. A program that is not
+//! installed is a [`Start::Missing`] and named in the report, never left out in silence.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Serialize;
+use tempfile::TempDir;
+
+mod memcached;
+mod nginx;
+mod node;
+mod redis;
+
+pub use node::NodeOptions;
+
+use crate::content::ObjectSet;
+use crate::machine;
+
+/// Longest wait until a server accepts connections.
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+/// Longest wait for a reply while objects are stored.
+const STORE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A server to compare with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rival {
+    /// `redis-server`, an in-memory store.
+    Redis,
+    /// `memcached`, an in-memory cache.
+    Memcached,
+    /// `nginx`, a web server that serves files by `sendfile`.
+    Nginx,
+}
+
+impl Rival {
+    /// All that can be compared with, in the order of reports.
+    pub const ALL: [Rival; 3] = [Rival::Redis, Rival::Memcached, Rival::Nginx];
+
+    /// Name as on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Rival::Redis => "redis",
+            Rival::Memcached => "memcached",
+            Rival::Nginx => "nginx",
+        }
+    }
+
+    /// Name of the program.
+    pub fn program(self) -> &'static str {
+        match self {
+            Rival::Redis => "redis-server",
+            Rival::Memcached => "memcached",
+            Rival::Nginx => "nginx",
+        }
+    }
+
+    /// The rival of this name.
+    ///
+    /// # Errors
+    /// Naming those there are.
+    pub fn from_name(name: &str) -> Result<Rival> {
+        let found = Rival::ALL.into_iter().find(|rival| rival.name() == name);
+        found.with_context(|| format!("there is no rival {name:?}; use redis, memcached or nginx"))
+    }
+
+    /// Whether it answers several keys in one request.
+    pub fn has_batch(self) -> bool {
+        self != Rival::Nginx
+    }
+
+    /// What the program says of its version, in one line, if it is installed.
+    pub fn version(self) -> Option<String> {
+        let flag = if self == Rival::Nginx { "-v" } else { "--version" };
+        let program = machine::find_program(self.program())?;
+        let output = Command::new(program).arg(flag).output().ok()?;
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text);
+        Some(text.lines().next()?.trim().to_owned())
+    }
+}
+
+/// What came of starting a rival.
+pub enum Start {
+    /// It runs and holds the objects.
+    Running(Server),
+    /// Its program is not installed.
+    Missing,
+}
+
+/// A running server; killed when dropped.
+pub struct Server {
+    child: Child,
+    address: SocketAddr,
+    /// Removed after the process has gone.
+    _scratch: TempDir,
+}
+
+impl Server {
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // The process may have ended by itself; then there is nothing to do.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Starts a rival on one CPU and stores the objects in it. The files of the set must already lie
+/// below `directory`, for rivals that serve files.
+///
+/// # Errors
+/// If the program ends or does not listen in time, with the end of what it wrote to stderr.
+pub fn start(rival: Rival, set: &ObjectSet, directory: &Path, cpu: usize) -> Result<Start> {
+    let Some(program) = machine::find_program(rival.program()) else {
+        return Ok(Start::Missing);
+    };
+    let server = machine::on_cpu(cpu, || match rival {
+        Rival::Redis => redis::start(&program, set),
+        Rival::Memcached => memcached::start(&program, set),
+        Rival::Nginx => nginx::start(&program, directory),
+    })
+    .with_context(|| format!("start {}", rival.program()))?;
+    match rival {
+        Rival::Redis => redis::store(&server, set),
+        Rival::Memcached => memcached::store(&server, set),
+        Rival::Nginx => Ok(()),
+    }
+    .with_context(|| format!("store {} objects in {}", set.count, rival.name()))?;
+    Ok(Start::Running(server))
+}
+
+/// Starts a Millrace node on one CPU with one shard, serving `directory`.
+///
+/// # Errors
+/// If it ends or does not say in time where it listens, with the end of what it wrote to stderr.
+pub fn start_node(options: &NodeOptions, directory: &Path, cpu: usize) -> Result<Server> {
+    machine::on_cpu(cpu, || node::start(options, directory, cpu)).context("start the node")
+}
+
+/// A directory in memory where there is one: no rival is measured by its disk.
+///
+/// # Errors
+/// If none can be created.
+pub fn scratch_directory() -> Result<TempDir> {
+    let memory = Path::new("/dev/shm");
+    let made = if memory.is_dir() {
+        tempfile::Builder::new().prefix("millrace-bench-").tempdir_in(memory)
+    } else {
+        tempfile::tempdir()
+    };
+    made.context("create a scratch directory")
+}
+
+/// Makes a command whose process the kernel kills when this thread ends, where `setpriv` is there to
+/// say so: a harness that is killed itself then leaves no server behind.
+fn command(program: &Path) -> Command {
+    match machine::find_program("setpriv") {
+        Some(setpriv) => {
+            let mut command = Command::new(setpriv);
+            command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+            command
+        }
+        None => Command::new(program),
+    }
+}
+
+/// A port of the loopback interface that was free a moment ago.
+fn free_address() -> Result<SocketAddr> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")?;
+    Ok(listener.local_addr()?)
+}
+
+/// Spawns a server with stderr in a file, and stdout there too unless `stdout` takes it.
+fn spawn(mut command: Command, scratch: &TempDir, stdout: Option<Stdio>) -> Result<Child> {
+    let log = File::create(stderr_path(scratch)).context("create a log")?;
+    let stdout = match stdout {
+        Some(stdout) => stdout,
+        None => log.try_clone()?.into(),
+    };
+    command.stdin(Stdio::null()).stdout(stdout).stderr(log);
+    let program = command.get_program().to_owned();
+    command.spawn().with_context(|| format!("run {}", Path::new(&program).display()))
+}
+
+fn stderr_path(scratch: &TempDir) -> PathBuf {
+    scratch.path().join("stderr")
+}
+
+/// The last lines a server wrote, for an error message.
+fn stderr_tail(scratch: &TempDir) -> String {
+    let bytes = std::fs::read(stderr_path(scratch)).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().collect();
+    let tail = &lines[lines.len().saturating_sub(10)..];
+    if tail.is_empty() {
+        "it wrote nothing".into()
+    } else {
+        format!("it wrote:\n{}", tail.join("\n"))
+    }
+}
+
+/// Waits until a server accepts connections at `address`.
+fn wait_for_port(child: Child, address: SocketAddr, scratch: TempDir) -> Result<Server> {
+    let mut server = Server { child, address, _scratch: scratch };
+    let deadline = Instant::now() + START_TIMEOUT;
+    loop {
+        if let Some(status) = server.child.try_wait()? {
+            bail!("it ended with {status}; {}", stderr_tail(&server._scratch));
+        }
+        if TcpStream::connect_timeout(&address, START_TIMEOUT).is_ok() {
+            return Ok(server);
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "it does not listen at {address} after {} s; {}",
+            START_TIMEOUT.as_secs(),
+            stderr_tail(&server._scratch)
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Waits for the line `<prefix>ADDRESS` on the stdout of a server.
+fn wait_for_line(mut child: Child, prefix: &str, scratch: TempDir) -> Result<Server> {
+    let stdout = child.stdout.take().context("stdout was not piped")?;
+    let mut server = Server { child, address: (Ipv4Addr::LOCALHOST, 0).into(), _scratch: scratch };
+    let (sender, receiver) = mpsc::channel();
+    // Reads on to the end, so that the server never blocks on a full pipe.
+    std::thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            let _ = sender.send(line);
+        }
+    });
+    let deadline = Instant::now() + START_TIMEOUT;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match receiver.recv_timeout(left) {
+            Ok(line) => {
+                if let Some(address) = line.trim().strip_prefix(prefix) {
+                    server.address = address
+                        .parse()
+                        .with_context(|| format!("it listens at {address:?}, no address"))?;
+                    return Ok(server);
+                }
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) => bail!(
+                "it did not print {prefix:?} within {} s; {}",
+                START_TIMEOUT.as_secs(),
+                stderr_tail(&server._scratch)
+            ),
+            Err(mpsc::RecvTimeoutError::Disconnected) => {
+                let status = server.child.wait()?;
+                bail!("it ended with {status}; {}", stderr_tail(&server._scratch));
+            }
+        }
+    }
+}
+
+/// Connects to a server to store objects in it.
+fn connect(server: &Server) -> Result<TcpStream> {
+    let stream = TcpStream::connect(server.address())?;
+    stream.set_read_timeout(Some(STORE_TIMEOUT))?;
+    stream.set_write_timeout(Some(STORE_TIMEOUT))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Stores every object: requests of about 1 MiB at once, then one line of reply for each.
+fn store_by(
+    server: &Server,
+    set: &ObjectSet,
+    success: &str,
+    encode: impl Fn(u64, &[u8], &mut Vec<u8>),
+) -> Result<()> {
+    use std::io::Write;
+    let mut stream = connect(server)?;
+    let mut replies = BufReader::new(stream.try_clone()?);
+    let per_write = ((1 << 20) / set.size as u64).max(1);
+    let (mut out, mut content, mut line) = (Vec::new(), Vec::new(), String::new());
+    let mut first = 0;
+    while first < set.count {
+        let end = set.count.min(first + per_write);
+        out.clear();
+        for index in first..end {
+            set.fill(index, &mut content);
+            encode(index, &content, &mut out);
+        }
+        stream.write_all(&out)?;
+        for index in first..end {
+            line.clear();
+            replies.read_line(&mut line)?;
+            ensure!(
+                line.trim_end() == success,
+                "object {index} was answered with {:?}",
+                line.trim_end()
+            );
+        }
+        first = end;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_lead_back_to_rivals() {
+        for rival in Rival::ALL {
+            assert_eq!(Rival::from_name(rival.name()).unwrap(), rival);
+        }
+        assert!(Rival::from_name("etcd").is_err());
+    }
+
+    #[test]
+    fn a_server_that_ends_at_once_is_told_with_its_words() {
+        let scratch = scratch_directory().unwrap();
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "echo no such flag >&2; exit 3"]);
+        let child = spawn(command, &scratch, Some(Stdio::piped())).unwrap();
+        let error = wait_for_line(child, "listening on ", scratch).err().unwrap();
+        assert!(error.to_string().contains("no such flag"), "{error}");
+    }
+
+    #[test]
+    fn the_line_tells_the_address_and_drop_kills() {
+        let scratch = scratch_directory().unwrap();
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "echo hello; echo listening on 127.0.0.1:77; sleep 60"]);
+        let child = spawn(command, &scratch, Some(Stdio::piped())).unwrap();
+        let server = wait_for_line(child, "listening on ", scratch).unwrap();
+        assert_eq!(server.address().port(), 77);
+        let pid = server.pid();
+        drop(server);
+        assert!(machine::process_cpu_s(pid).is_err());
+    }
+}

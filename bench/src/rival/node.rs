@@ -1,0 +1,41 @@
+//! The Millrace node: the program this harness is part of, started by its own `node` command.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::{Context, Result};
+
+use super::{Server, command, scratch_directory, spawn, wait_for_line};
+
+/// Line by which a node says on stdout that it serves.
+const READY_PREFIX: &str = "listening on ";
+
+/// How the node is started.
+#[derive(Clone, Debug, Default)]
+pub struct NodeOptions {
+    /// The program; `None` for the one that is running.
+    pub program: Option<PathBuf>,
+    /// Cache size in bytes.
+    pub memory_bytes: u64,
+    /// Further arguments behind those of the harness.
+    pub arguments: Vec<String>,
+}
+
+pub(super) fn start(options: &NodeOptions, directory: &Path, cpu: usize) -> Result<Server> {
+    let scratch = scratch_directory()?;
+    let program = match &options.program {
+        Some(program) => program.clone(),
+        None => std::env::current_exe().context("find the program that is running")?,
+    };
+    let mut command = command(&program);
+    command
+        .args(["node", "--listen", "127.0.0.1:0", "--shards", "1", "--cpus"])
+        .arg(cpu.to_string())
+        .arg("--memory")
+        .arg(options.memory_bytes.to_string())
+        .arg("--source")
+        .arg(directory)
+        .args(&options.arguments);
+    let child = spawn(command, &scratch, Some(Stdio::piped()))?;
+    wait_for_line(child, READY_PREFIX, scratch)
+}
