@@ -215,7 +215,13 @@ impl Cache {
     }
 
     /// Adds a block. One with the same key, of whatever version, is removed first.
-    pub(crate) fn insert(&mut self, key: BlockKey, version: u64, block: Block, sums: &Sums) -> EntryIndex {
+    pub(crate) fn insert(
+        &mut self,
+        key: BlockKey,
+        version: u64,
+        block: Block,
+        sums: &Sums,
+    ) -> EntryIndex {
         let hash = key.hash();
         if let Some((old, _)) = self.find(&key, hash) {
             self.remove_entry(old);

@@ -120,7 +120,10 @@ impl Mailbox {
     }
 
     /// Posts a message. A full mailbox gives it back.
-    #[expect(clippy::result_large_err, reason = "the message itself comes back, to be posted again")]
+    #[expect(
+        clippy::result_large_err,
+        reason = "the message itself comes back, to be posted again"
+    )]
     pub(crate) fn post(&self, mail: Mail) -> Result<(), Mail> {
         self.sender.try_send(mail).map_err(flume::TrySendError::into_inner)?;
         self.wake();

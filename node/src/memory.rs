@@ -430,10 +430,7 @@ pub(crate) fn peek(segment: Segment) -> Vec<u8> {
     let start = std::ptr::with_exposed_provenance::<u8>(segment.address);
     // SAFETY: segments describe pinned pages of a mapped arena, which nobody writes.
     #[expect(unsafe_code, reason = "tests play the kernel")]
-    unsafe {
-        std::slice::from_raw_parts(start, segment.length)
-    }
-    .to_vec()
+    unsafe { std::slice::from_raw_parts(start, segment.length) }.to_vec()
 }
 
 #[cfg(test)]

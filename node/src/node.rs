@@ -142,15 +142,8 @@ impl Node {
                 let worker =
                     Worker::new(shard as u32, shared, limits, side_queue, Cache::new(memory));
                 let sockets = listener.into_sockets();
-                let runtime = Runtime::new(
-                    shard as u32,
-                    worker,
-                    sockets,
-                    mail,
-                    mailboxes,
-                    started,
-                    drain_timeout_ms,
-                );
+                let runtime =
+                    Runtime::new(worker, sockets, mail, mailboxes, started, drain_timeout_ms);
                 match runtime {
                     Ok(runtime) => {
                         // Whoever starts the node may have given up on it.

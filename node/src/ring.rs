@@ -17,28 +17,26 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU16, Ordering};
 
-use io_uring::types::{BufRingEntry, CancelBuilder, Fd, Timespec};
+use io_uring::types::{CancelBuilder, Fd, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
-use rustix::mm::{MapFlags, ProtFlags};
 
-use crate::connection::{Batch, GENERATION_COUNT, Piece, Token};
+use crate::connection::{Batch, GENERATION_COUNT, Token};
+
+mod buffers;
+mod send;
+
+pub(crate) use buffers::Buffer;
+use buffers::{BUFFER_GROUP, Buffers};
+use send::SendSlot;
 
 /// Entries of the submission queue. Derived: a turn submits at most a few for each ready connection;
 /// a full queue is submitted early, so this bounds memory and not work.
 const SUBMISSIONS: u32 = 1024;
 /// Entries of the completion queue: large, since an overflow ends multishot operations.
 const COMPLETIONS: u32 = 8192;
-/// Receive buffers, a power of two.
-const BUFFER_COUNT: u16 = 256;
-/// Size of each in bytes. Derived: 16 reads take 1.3 KiB, a batch of 200 ranges 7.3 KiB.
-const BUFFER_SIZE: usize = 8 << 10;
-/// Id of the only buffer group.
-const BUFFER_GROUP: u16 = 0;
-/// Pieces of one `sendmsg`: UIO_MAXIOV.
-const PIECES_MAX: usize = 1024;
+/// Emptied send slots that are kept. Guessed: connections that send at the same time.
+const SPARE_SENDS_MAX: usize = 64;
 
 /// What a completion belongs to, in the top byte of its user data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,25 +63,6 @@ pub(crate) enum Completion {
     Sent { token: Token, batch: Batch, result: io::Result<()> },
     /// The tick that was asked for.
     Tick,
-}
-
-/// A filled receive buffer. To be given back with [`Ring::recycle`].
-#[derive(Debug)]
-pub(crate) struct Buffer {
-    index: u16,
-    length: usize,
-}
-
-/// A send under way.
-struct SendSlot {
-    batch: Batch,
-    token: Token,
-    fd: i32,
-    iovecs: Vec<libc::iovec>,
-    message: Box<libc::msghdr>,
-    /// Piece and offset in it that the next `sendmsg` begins at.
-    next_piece: usize,
-    next_offset: usize,
 }
 
 /// The ring.
@@ -168,7 +147,7 @@ impl Ring {
         self.cancel(user_data(Kind::Receive, token.index, token.generation));
     }
 
-    /// Sends a batch. One at a time for each connection; [`Completion::Sent`] gives it back.
+    /// Sends a batch. One at a time for each connection. [`Completion::Sent`] gives it back.
     ///
     /// # Panics
     /// If a batch of this connection is on its way already.
@@ -184,9 +163,7 @@ impl Ring {
         slot.fd = socket.as_raw_fd();
         slot.next_piece = 0;
         slot.next_offset = 0;
-        let entry = slot.entry();
-        self.sends[index] = Some(slot);
-        self.push(entry);
+        self.submit(slot);
     }
 
     /// Asks for one [`Completion::Tick`] after the tick interval.
@@ -314,29 +291,31 @@ impl Ring {
         }
     }
 
-    /// Goes on with a batch that was sent in part, or gives it back.
+    /// Counts what was sent of a batch, and goes on with the rest or gives it back.
     fn on_send(&mut self, index: u32, result: i32) -> Option<Completion> {
         let mut slot =
             self.sends[index as usize].take().expect("the slot of a send under way is taken");
-        let result = check(result).map(|count| slot.advance(count as usize));
-        match result {
-            Ok(true) | Err(_) => {
-                let batch = std::mem::take(&mut slot.batch);
-                let token = slot.token;
-                slot.iovecs.clear();
-                slot.iovecs.shrink_to(64);
-                if self.spare_sends.len() < 64 {
-                    self.spare_sends.push(slot);
-                }
-                Some(Completion::Sent { token, batch, result: result.map(|_| ()) })
-            }
+        let result = match check(result).map(|count| slot.advance(count as usize)) {
             Ok(false) => {
-                let entry = slot.entry();
-                self.sends[index as usize] = Some(slot);
-                self.push(entry);
-                None
+                self.submit(slot);
+                return None;
             }
+            Ok(true) => Ok(()),
+            Err(error) => Err(error),
+        };
+        let (token, batch) = (slot.token, slot.take_batch());
+        if self.spare_sends.len() < SPARE_SENDS_MAX {
+            self.spare_sends.push(slot);
         }
+        Some(Completion::Sent { token, batch, result })
+    }
+
+    /// Submits a send; it keeps its slot until it completes.
+    fn submit(&mut self, mut slot: SendSlot) {
+        let Token { index, generation } = slot.token;
+        let entry = slot.entry().user_data(user_data(Kind::Send, index, generation));
+        self.sends[index as usize] = Some(slot);
+        self.push(entry);
     }
 
     fn cancel(&mut self, target: u64) {
@@ -360,66 +339,6 @@ impl Ring {
     }
 }
 
-impl SendSlot {
-    fn empty() -> SendSlot {
-        // SAFETY: a msghdr of zeros is valid: null pointers with lengths of zero.
-        #[expect(unsafe_code, reason = "msghdr has private padding and no constructor")]
-        let message = unsafe { std::mem::zeroed::<libc::msghdr>() };
-        SendSlot {
-            batch: Batch::default(),
-            token: Token { index: 0, generation: 0 },
-            fd: -1,
-            iovecs: Vec::new(),
-            message: Box::new(message),
-            next_piece: 0,
-            next_offset: 0,
-        }
-    }
-
-    /// The operation that sends the rest of the batch, or as much as one `sendmsg` takes.
-    fn entry(&mut self) -> squeue::Entry {
-        self.iovecs.clear();
-        let mut skip = self.next_offset;
-        for piece in self.batch.pieces[self.next_piece..].iter().take(PIECES_MAX) {
-            let (address, length) = match *piece {
-                Piece::Head { start, length } => {
-                    (self.batch.head[start..start + length].as_ptr().addr(), length)
-                }
-                Piece::Memory(segment) => (segment.address, segment.length),
-            };
-            let base = std::ptr::with_exposed_provenance_mut(address + skip);
-            self.iovecs.push(libc::iovec { iov_base: base, iov_len: length - skip });
-            skip = 0;
-        }
-        self.message.msg_iov = self.iovecs.as_mut_ptr();
-        self.message.msg_iovlen = self.iovecs.len();
-        // WAITALL: the kernel itself goes on after a short send, without a round trip through us.
-        let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
-        opcode::SendMsg::new(Fd(self.fd), &raw const *self.message)
-            .flags(flags)
-            .build()
-            .user_data(user_data(Kind::Send, self.token.index, self.token.generation))
-    }
-
-    /// Counts sent bytes; says whether the batch is done.
-    fn advance(&mut self, mut count: usize) -> bool {
-        while count > 0 {
-            let length = match self.batch.pieces[self.next_piece] {
-                Piece::Head { length, .. } => length,
-                Piece::Memory(segment) => segment.length,
-            } - self.next_offset;
-            if count < length {
-                self.next_offset += count;
-                break;
-            }
-            count -= length;
-            self.next_piece += 1;
-            self.next_offset = 0;
-        }
-        self.next_piece == self.batch.pieces.len()
-    }
-}
-
 impl Drop for Ring {
     fn drop(&mut self) {
         // A kernel that still sends from a batch must find it: what is under way is never freed.
@@ -428,97 +347,6 @@ impl Drop for Ring {
         }
     }
 }
-
-/// The provided buffer ring and the slab its entries point into.
-struct Buffers {
-    entries: NonNull<BufRingEntry>,
-    slab: NonNull<u8>,
-    tail: u16,
-}
-
-/// Bytes of the entries; a whole number of system pages.
-const ENTRIES_SIZE: usize = BUFFER_COUNT as usize * size_of::<BufRingEntry>();
-/// Bytes of the slab.
-const SLAB_SIZE: usize = BUFFER_COUNT as usize * BUFFER_SIZE;
-
-const _: () = assert!(BUFFER_COUNT.is_power_of_two());
-const _: () = assert!(ENTRIES_SIZE.is_multiple_of(4096));
-
-impl Buffers {
-    fn new(ring: &IoUring) -> io::Result<Buffers> {
-        // SAFETY: a new private mapping at an address the kernel chooses aliases nothing.
-        #[expect(unsafe_code, reason = "mapping memory")]
-        let base = unsafe {
-            rustix::mm::mmap_anonymous(
-                std::ptr::null_mut(),
-                ENTRIES_SIZE + SLAB_SIZE,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::PRIVATE,
-            )
-        }?;
-        let entries = NonNull::new(base.cast::<BufRingEntry>())
-            .ok_or_else(|| io::Error::other("mmap returned null"))?;
-        // SAFETY: the slab follows the entries in the same mapping.
-        #[expect(unsafe_code, reason = "address arithmetic inside the mapping")]
-        let slab = unsafe { entries.cast::<u8>().add(ENTRIES_SIZE) };
-        // SAFETY: the entries are mapped for as long as the process lives (see `Drop`).
-        #[expect(unsafe_code, reason = "registering the buffer ring")]
-        unsafe {
-            ring.submitter().register_buf_ring_with_flags(
-                entries.as_ptr().expose_provenance() as u64,
-                BUFFER_COUNT,
-                BUFFER_GROUP,
-                0,
-            )
-        }?;
-        let mut buffers = Buffers { entries, slab, tail: 0 };
-        for index in 0..BUFFER_COUNT {
-            buffers.provide(index);
-        }
-        Ok(buffers)
-    }
-
-    /// Gives one buffer to the kernel.
-    fn provide(&mut self, index: u16) {
-        let place = (self.tail & (BUFFER_COUNT - 1)) as usize;
-        // SAFETY: the offset is inside the slab, since the kernel only names buffers it was given.
-        #[expect(unsafe_code, reason = "address arithmetic inside the mapping")]
-        let address = unsafe { self.slab.add(index as usize * BUFFER_SIZE) };
-        // SAFETY: the place is inside the entries, by the mask.
-        #[expect(unsafe_code, reason = "address arithmetic inside the mapping")]
-        let mut entry = unsafe { self.entries.add(place) };
-        // SAFETY: the kernel reads entries between head and tail only, and this one is past the tail.
-        #[expect(unsafe_code, reason = "an entry of the mapping")]
-        let entry = unsafe { entry.as_mut() };
-        entry.set_addr(address.as_ptr().expose_provenance() as u64);
-        entry.set_len(BUFFER_SIZE as u32);
-        entry.set_bid(index);
-        self.tail = self.tail.wrapping_add(1);
-        // SAFETY: the pointer is the first entry of the ring, which is initialised: fresh maps are zero.
-        #[expect(unsafe_code, reason = "the crate gives the tail's address only this way")]
-        let tail = unsafe { BufRingEntry::tail(self.entries.as_ptr()) };
-        // SAFETY: the tail is a u16, aligned, that the kernel reads and only we write.
-        #[expect(unsafe_code, reason = "the kernel reads the tail from another context")]
-        let tail = unsafe { AtomicU16::from_ptr(tail.cast_mut()) };
-        tail.store(self.tail, Ordering::Release);
-    }
-
-    fn bytes(&self, buffer: &Buffer) -> &[u8] {
-        assert!(buffer.index < BUFFER_COUNT && buffer.length <= BUFFER_SIZE);
-        // SAFETY: the offset is inside the slab, by the line above.
-        #[expect(unsafe_code, reason = "address arithmetic inside the mapping")]
-        let start = unsafe { self.slab.add(buffer.index as usize * BUFFER_SIZE) };
-        // SAFETY: the kernel filled the buffer and does not touch it again until it is provided, which
-        // consumes the `Buffer` that is borrowed here.
-        #[expect(unsafe_code, reason = "the received bytes")]
-        unsafe {
-            std::slice::from_raw_parts(start.as_ptr(), buffer.length)
-        }
-    }
-}
-
-// `Buffers` has no `Drop`: a receive may be under way when the process stops serving, and the kernel
-// would write into whatever took the memory's place. 2 MiB for each shard live as long as the process.
 
 fn user_data(kind: Kind, index: u32, generation: u32) -> u64 {
     (kind as u64) << 56 | u64::from(generation % GENERATION_COUNT) << 32 | u64::from(index)

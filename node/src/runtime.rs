@@ -94,7 +94,6 @@ impl Runtime {
     /// # Errors
     /// As [`Ring::new`].
     pub(crate) fn new(
-        shard: u32,
         worker: Worker,
         listeners: Vec<TcpListener>,
         mail: flume::Receiver<Mail>,
@@ -102,6 +101,7 @@ impl Runtime {
         started: Instant,
         drain_timeout_ms: u64,
     ) -> io::Result<Runtime> {
+        let shard = worker.shard();
         let ring = Ring::new(mailboxes[shard as usize].eventfd(), TICK_MS)?;
         Ok(Runtime {
             worker,
@@ -454,7 +454,7 @@ impl Runtime {
 
     fn ended(&self) -> Option<Ended> {
         let stop_at = self.stop_at?;
-        if self.worker.connection_count() == 0 {
+        if self.worker.is_node_drained() {
             return Some(Ended::Drained);
         }
         (self.now() >= stop_at).then_some(Ended::Cut)

@@ -61,7 +61,10 @@ pub(crate) enum Event<'a> {
 
 /// What the runtime has to do.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "messages to other shards are moved, not boxed: no allocation")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "messages to other shards are moved, not boxed: no allocation"
+)]
 pub(crate) enum Action {
     /// Take the connection's batch and send it.
     Send(Token),
@@ -157,6 +160,11 @@ impl Worker {
         }
     }
 
+    /// Number of this shard.
+    pub(crate) fn shard(&self) -> u32 {
+        self.shard
+    }
+
     /// Takes a new connection, or refuses it when a limit is reached.
     pub(crate) fn accept(&mut self, now: u64) -> Option<Token> {
         let open = self.shared.connection_count.load(Ordering::Relaxed);
@@ -197,8 +205,14 @@ impl Worker {
     }
 
     /// Connections that are open.
+    #[cfg(test)]
     pub(crate) fn connection_count(&self) -> u32 {
         self.connection_count
+    }
+
+    /// Whether no shard of the node has a connection: until then this one's blocks may be asked for.
+    pub(crate) fn is_node_drained(&self) -> bool {
+        self.shared.connection_count.load(Ordering::Relaxed) == 0
     }
 
     /// Whether the passing of time may mean something: then ticks are wanted.
@@ -289,6 +303,7 @@ impl Worker {
         bytes: &[u8],
         actions: &mut Vec<Action>,
     ) -> usize {
+        self.look_ahead(bytes);
         let mut used = 0;
         loop {
             let (count_max, asked_max) =

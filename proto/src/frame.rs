@@ -243,6 +243,16 @@ impl Header {
     }
 }
 
+/// Op and body of the frame in front, and what follows it, without judging anything: for looking
+/// ahead. `None` when the frame is not whole.
+#[inline]
+pub fn peek(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let (head, rest) = bytes.split_first_chunk::<HEADER_SIZE>()?;
+    let body_length = u32::from_le_bytes([head[12], head[13], head[14], head[15]]);
+    let (body, next) = rest.split_at_checked(body_length as usize)?;
+    Some((head[5], body, next))
+}
+
 /// A message that can be a body. Every struct of [`crate::message`] is one.
 pub trait Body: for<'a> Serialize<HighSerializer<Vec<u8>, ArenaHandle<'a>, Panic>> {}
 

@@ -95,6 +95,11 @@ impl InFlight {
                 millrace_proto::VERSION
             )));
         }
+        // A node that has no room for a connection says so before it has seen a request.
+        if header.request_id == 0 && matches!(header.status().next(), Next::Retry | Next::Reconnect) {
+            let message = "it takes no more connections now".to_owned();
+            return Err(Error::Status { status: header.status(), message });
+        }
         let Some(entry) = self.entries.get(&header.request_id) else {
             return Err(Error::protocol(format!(
                 "a reply with status '{}' to request {}, which is not in flight",

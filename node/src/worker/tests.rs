@@ -48,7 +48,10 @@ impl Node {
         let (fill_sender, fills) = flume::bounded(fill_queue_max);
         let (lookup_sender, lookups) = flume::bounded(8);
         let files = FileTable::new(16, "test");
-        files.note(FILE, FileRecord { path: "f".into(), version: VERSION_ONE, length: 10 * u64::from(BLOCK) });
+        files.note(
+            FILE,
+            FileRecord { path: "f".into(), version: VERSION_ONE, length: 10 * u64::from(BLOCK) },
+        );
         let shared = Arc::new(Shared {
             files: Arc::new(files),
             counters: (0..shard_count).map(|_| Counters::default()).collect(),
@@ -64,10 +67,24 @@ impl Node {
             .into_iter()
             .enumerate()
             .map(|(shard, memory): (usize, ShardMemory)| {
-                Worker::new(shard as u32, Arc::clone(&shared), limits(), side.clone(), Cache::new(memory))
+                Worker::new(
+                    shard as u32,
+                    Arc::clone(&shared),
+                    limits(),
+                    side.clone(),
+                    Cache::new(memory),
+                )
             })
             .collect();
-        Node { workers, shared, fills, _lookups: lookups, sent: Vec::new(), reads: true, actions: Vec::new() }
+        Node {
+            workers,
+            shared,
+            fills,
+            _lookups: lookups,
+            sent: Vec::new(),
+            reads: true,
+            actions: Vec::new(),
+        }
     }
 
     fn event(&mut self, now: u64, shard: u32, event: Event<'_>) {
@@ -95,7 +112,11 @@ impl Node {
     }
 
     /// Ends every fill that was begun, as `outcome` says; returns how many there were.
-    fn end_fills(&mut self, now: u64, outcome: impl Fn(&FillJob) -> Result<(), StoreError>) -> usize {
+    fn end_fills(
+        &mut self,
+        now: u64,
+        outcome: impl Fn(&FillJob) -> Result<(), StoreError>,
+    ) -> usize {
         let jobs: Vec<FillJob> = self.fills.try_iter().collect();
         let count = jobs.len();
         for mut job in jobs {
@@ -146,7 +167,11 @@ impl Node {
     }
 
     fn counter(&self, name: &str) -> u64 {
-        crate::metrics::sum(&self.shared.counters).iter().find(|(other, _)| *other == name).unwrap().1
+        crate::metrics::sum(&self.shared.counters)
+            .iter()
+            .find(|(other, _)| *other == name)
+            .unwrap()
+            .1
     }
 }
 
@@ -156,7 +181,9 @@ fn bytes_of(batch: &Batch) -> Vec<u8> {
     let mut bytes = Vec::new();
     for piece in &batch.pieces {
         match *piece {
-            Piece::Head { start, length } => bytes.extend_from_slice(&batch.head[start..start + length]),
+            Piece::Head { start, length } => {
+                bytes.extend_from_slice(&batch.head[start..start + length])
+            }
             Piece::Memory(segment) => bytes.extend_from_slice(&crate::memory::peek(segment)),
         }
     }
@@ -171,7 +198,8 @@ fn encoded<T: Body>(op: Op, id: u64, budget_ms: u32, body: &T) -> Vec<u8> {
 
 /// A read of the front of a block; the id tells which block, see `replies`.
 fn read(block: u32, sequence: u64, budget_ms: u32) -> Vec<u8> {
-    let range = Range { file: FILE, version: VERSION_ONE, offset: u64::from(block * BLOCK), length: 5000 };
+    let range =
+        Range { file: FILE, version: VERSION_ONE, offset: u64::from(block * BLOCK), length: 5000 };
     encoded(Op::Read, u64::from(block) * 1000 + sequence, budget_ms, &range)
 }
 
@@ -199,7 +227,8 @@ fn frames_cut_anywhere_are_the_same_frames() {
     for _ in 0..200 {
         let mut node = Node::new(1, 512, 8);
         let token = node.workers[0].accept(0).unwrap();
-        let stream: Vec<u8> = (0..6).flat_map(|sequence| read(sequence as u32 % 2, sequence, 0)).collect();
+        let stream: Vec<u8> =
+            (0..6).flat_map(|sequence| read(sequence as u32 % 2, sequence, 0)).collect();
         let mut rest = &stream[..];
         while !rest.is_empty() {
             let (piece, after) = rest.split_at(random.usize(1..=rest.len()));
@@ -280,7 +309,10 @@ fn a_deadline_is_kept_while_the_fill_goes_on_for_others() {
     node.event(149, 0, Event::Tick);
     assert!(node.replies().is_empty());
     node.event(150, 0, Event::Tick);
-    assert_eq!(node.replies(), [(1001, 0, Status::DeadlineExceeded, 0)].map(|reply| (reply.0, reply.1, reply.2, 0)));
+    assert_eq!(
+        node.replies(),
+        [(1001, 0, Status::DeadlineExceeded, 0)].map(|reply| (reply.0, reply.1, reply.2, 0))
+    );
     assert_eq!(node.end_fills(200, |_| Ok(())), 1);
     assert_eq!(node.replies(), [(1002, 0, Status::Ok, 5000)]);
 }
@@ -325,7 +357,9 @@ fn old_and_new_versions_are_never_mixed() {
     node.end_fills(0, |_| Ok(()));
     node.receive(0, 0, token, &read(2, 1, 0));
     // A newer version is seen while block 2 of the old one is on its way in.
-    node.shared.files.note(FILE, FileRecord { path: "f".into(), version: 2, length: u64::from(BLOCK) * 10 });
+    node.shared
+        .files
+        .note(FILE, FileRecord { path: "f".into(), version: 2, length: u64::from(BLOCK) * 10 });
     let (reply, dropped) = flume::bounded(1);
     node.event(0, 0, Event::Mail(Mail::Drop { file: FILE, block_count: 10, reply }));
     assert_eq!(dropped.recv().unwrap().block_count, 1);
@@ -361,7 +395,8 @@ fn a_batch_is_answered_range_by_range() {
     let mut node = Node::new(1, 512, 8);
     let token = node.workers[0].accept(0).unwrap();
     let range = |file, length| Range { file, version: 1, offset: 0, length };
-    let request = ReadManyRequest { ranges: vec![range(FILE, 100), range(FileId(1), 1), range(FILE, 5000)] };
+    let request =
+        ReadManyRequest { ranges: vec![range(FILE, 100), range(FileId(1), 1), range(FILE, 5000)] };
     node.receive(0, 0, token, &encoded(Op::ReadMany, 7, 0, &request));
     node.end_fills(0, |_| Ok(()));
     let mut replies = node.replies();
@@ -369,7 +404,12 @@ fn a_batch_is_answered_range_by_range() {
     assert_eq!(replies[0], (7, 0, Status::Ok, 100));
     assert_eq!((replies[1].1, replies[1].2), (1, Status::UnknownFile));
     assert_eq!(replies[2], (7, 2, Status::Ok, 5000));
-    node.receive(0, 0, token, &encoded(Op::ReadMany, 8, 0, &ReadManyRequest { ranges: Vec::new() }));
+    node.receive(
+        0,
+        0,
+        token,
+        &encoded(Op::ReadMany, 8, 0, &ReadManyRequest { ranges: Vec::new() }),
+    );
     let replies = node.replies();
     assert_eq!((replies[0].1, replies[0].2), (frame::PART_ALL, Status::InvalidArgument));
 }
@@ -396,9 +436,17 @@ fn shutdown_answers_what_is_in_flight_and_takes_nothing_new() {
     node.receive(0, 0, busy, &read(1, 1, 0));
     node.event(0, 0, Event::Mail(Mail::Shutdown));
     assert!(node.workers[0].accept(0).is_none());
-    assert!(node.actions.iter().any(|(_, action)| matches!(action, Action::Close(token) if *token == idle)));
+    assert!(
+        node.actions
+            .iter()
+            .any(|(_, action)| matches!(action, Action::Close(token) if *token == idle))
+    );
     node.receive(0, 0, busy, &read(1, 2, 0));
     node.end_fills(0, |_| Ok(()));
     assert_eq!(node.replies(), [(1001, 0, Status::Ok, 5000)]);
-    assert!(node.actions.iter().any(|(_, action)| matches!(action, Action::FinishSending(token) if *token == busy)));
+    assert!(
+        node.actions
+            .iter()
+            .any(|(_, action)| matches!(action, Action::FinishSending(token) if *token == busy))
+    );
 }

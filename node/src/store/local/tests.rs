@@ -40,7 +40,13 @@ impl Fixture {
     }
 
     /// Fills a block and returns the CRC-32 of its bytes.
-    fn fill(&mut self, path: &str, version: u64, offset: u64, length: u32) -> Result<u32, StoreError> {
+    fn fill(
+        &mut self,
+        path: &str,
+        version: u64,
+        offset: u64,
+        length: u32,
+    ) -> Result<u32, StoreError> {
         let blank = self.memory.allocate(length).unwrap();
         let (blank, result) =
             self.runtime.block_on(self.store.fill(path.into(), version, offset, blank));
@@ -106,7 +112,8 @@ fn no_path_leads_out_of_the_root() {
     symlink("..", fixture.path("up")).unwrap();
     fixture.write("inside", b"yes");
     symlink("inside", fixture.path("link")).unwrap();
-    for path in ["../secret", "/etc/passwd", "relative", "absolute", "up/secret", "a/../../secret"] {
+    for path in ["../secret", "/etc/passwd", "relative", "absolute", "up/secret", "a/../../secret"]
+    {
         assert!(matches!(fixture.stat(path), Err(StoreError::Denied(_))), "{path}");
     }
     assert_eq!(fixture.stat("link").unwrap().length, 3);
