@@ -1,1 +1,115 @@
-fn main() {}
+//! The one binary for people, `millrace`: parses the command line and ends with the right exit
+//! code.
+//!
+//! Owns the list of verbs and what each `--help` says first; every verb has a file of its own.
+//! Always holds: results go to stdout, everything else to stderr, and a failure is told in one line
+//! with the thing at fault. What a verb does is left to the crates behind it: `node`, `client` and
+//! `bench`.
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+
+mod quickstart;
+
+mod node;
+
+mod fs;
+
+mod bench;
+
+mod failure;
+mod jobs;
+mod output;
+mod signals;
+mod walk;
+
+use failure::Failure;
+
+const TOP_HELP: &str = "\
+Examples:
+  millrace quickstart                          see it work, in a few seconds, in one process
+  millrace node --source /data --memory 8GiB   serve /data at 127.0.0.1:7070
+  millrace fs ls -l                            what that node serves
+  millrace bench read --seconds 10             how fast it does so
+
+Exit codes:
+  0  done
+  1  failed: bytes that differ, a node that cannot be reached, a file that is not there
+  2  not understood: an unknown flag, or a value or a configuration that is not allowed";
+
+/// A distributed block cache: files of a slow source, read at the speed of memory.
+#[derive(Parser)]
+#[command(name = "millrace", version, after_help = TOP_HELP, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Quickstart(quickstart::Args),
+    Node(node::Args),
+    Fs(fs::Args),
+    Bench(bench::Args),
+    Completions(CompletionsArgs),
+}
+
+/// Print a completion script for a shell.
+///
+/// The script completes verbs, flags and their values. It is made from the same definition as this
+/// help, so make it anew after an update.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  millrace completions bash > /etc/bash_completion.d/millrace
+  millrace completions zsh > ~/.zfunc/_millrace
+  millrace completions fish > ~/.config/fish/completions/millrace.fish")]
+struct CompletionsArgs {
+    /// The shell
+    shell: Shell,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().verb {
+        Verb::Quickstart(args) => quickstart::run(&args),
+        Verb::Node(args) => node::run(&args),
+        Verb::Fs(args) => fs::run(args),
+        Verb::Bench(args) => bench::run(args),
+        Verb::Completions(args) => completions(args.shell),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn completions(shell: Shell) -> Result<(), Failure> {
+    // Written at once: the generator itself would panic when the reader goes away.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "millrace", &mut script);
+    output::print_bytes(&script)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_teaches_by_example() {
+        fn check(command: &clap::Command) {
+            let name = command.get_name();
+            let help = command.get_after_help().map(ToString::to_string);
+            assert!(help.is_some_and(|help| help.contains("Examples:")), "{name} has examples");
+            assert!(command.get_about().is_some(), "{name} says what it does");
+            command.get_subcommands().for_each(check);
+        }
+        check(&Cli::command());
+    }
+}

@@ -5,7 +5,7 @@
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), millrace_client::Error> {
-//! let client = millrace_client::Client::connect("node1:7600", Default::default()).await?;
+//! let client = millrace_client::Client::connect("node1:7070", Default::default()).await?;
 //! let file = client.stat("datasets/train.bin").await?;
 //! let head = client.read(&file, 0, 4096).await?;
 //! # drop(head); Ok(())

@@ -76,7 +76,7 @@ impl Network {
             .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
         if !is_valid {
             return Err(Error::InvalidArgument(format!(
-                "'{address}' is not an address; write host:port, such as node1:7600"
+                "'{address}' is not an address; write host:port, such as node1:7070"
             )));
         }
         Ok(Lane::start(smallvec![address.clone()], config.clone()))
@@ -169,8 +169,8 @@ mod tests {
         let check = |main: &str, shard, expect| {
             assert_eq!(&*shard_address(&main.into(), shard), expect);
         };
-        check("node1:7600", ":7601", "node1:7601");
-        check("[::1]:7600", ":7601", "[::1]:7601");
-        check("node1:7600", "10.0.0.2:7601", "10.0.0.2:7601");
+        check("node1:7070", ":7601", "node1:7601");
+        check("[::1]:7070", ":7601", "[::1]:7601");
+        check("node1:7070", "10.0.0.2:7601", "10.0.0.2:7601");
     }
 }

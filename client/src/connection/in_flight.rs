@@ -96,7 +96,8 @@ impl InFlight {
             )));
         }
         // A node that has no room for a connection says so before it has seen a request.
-        if header.request_id == 0 && matches!(header.status().next(), Next::Retry | Next::Reconnect) {
+        if header.request_id == 0 && matches!(header.status().next(), Next::Retry | Next::Reconnect)
+        {
             let message = "it takes no more connections now".to_owned();
             return Err(Error::Status { status: header.status(), message });
         }

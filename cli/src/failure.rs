@@ -1,0 +1,166 @@
+//! How a verb fails: what people read on stderr, and the exit code that scripts read.
+//!
+//! Owns the form of a message: `millrace: <what>: <cause>` in one line, then perhaps `hint: ...`.
+//! The libraries end a message with what to do, behind a semicolon; that part becomes the hint. A
+//! reader of stdout that went away is no failure: the program just ends.
+
+use std::process::ExitCode;
+
+use millrace_client::{Error, Status};
+
+use crate::output;
+
+/// Exit code for a world that is not as it has to be.
+const FAILED: u8 = 1;
+/// Exit code for a command line or a configuration that is not understood; clap uses the same.
+const USAGE: u8 = 2;
+
+/// Why a verb did not do what was asked.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// Something to tell.
+    Told {
+        /// One line without `millrace: `.
+        text: String,
+        /// What to do about it.
+        hint: Option<String>,
+        /// 1 or 2.
+        code: u8,
+    },
+    /// The report on stdout tells it already.
+    Reported,
+    /// Nobody reads stdout any more.
+    BrokenPipe,
+}
+
+impl Failure {
+    /// A failure of the world, from a message that may end with `; <what to do>`.
+    pub(crate) fn new(message: impl Into<String>) -> Failure {
+        Failure::split(&message.into(), FAILED)
+    }
+
+    /// A mistake on the command line, in the environment or in the configuration file.
+    pub(crate) fn usage(message: impl Into<String>) -> Failure {
+        Failure::split(&message.into(), USAGE)
+    }
+
+    /// What the client met when it worked on a path; the empty path is the root.
+    pub(crate) fn at_path(path: &str, error: &Error) -> Failure {
+        match error {
+            Error::Status { .. } => Failure::new(format!("{}: {error}", shown(path))),
+            _ => Failure::from(error.clone()),
+        }
+    }
+
+    /// The same failure with another hint.
+    pub(crate) fn with_hint(self, advice: impl Into<String>) -> Failure {
+        match self {
+            Failure::Told { text, code, .. } => {
+                Failure::Told { text, hint: Some(advice.into()), code }
+            }
+            other => other,
+        }
+    }
+
+    fn split(message: &str, code: u8) -> Failure {
+        // A message of several lines would hide the fact that each failure has one.
+        let message = message.trim().replace('\n', ", ");
+        let (text, hint) = match message.split_once("; ") {
+            Some((text, hint)) => (text.to_owned(), Some(hint.to_owned())),
+            None => (message, None),
+        };
+        Failure::Told { text, hint, code }
+    }
+
+    /// The lines for stderr, if there is something to tell.
+    fn lines(&self) -> Option<String> {
+        match self {
+            Failure::Told { text, hint, .. } => Some(match hint {
+                Some(hint) => format!("millrace: {text}\nhint: {hint}"),
+                None => format!("millrace: {text}"),
+            }),
+            Failure::Reported | Failure::BrokenPipe => None,
+        }
+    }
+
+    /// Tells the failure on stderr and gives the exit code.
+    pub(crate) fn report(&self) -> ExitCode {
+        if let Some(lines) = self.lines() {
+            output::note(&lines);
+        }
+        match self {
+            Failure::Told { code, .. } => ExitCode::from(*code),
+            Failure::Reported => ExitCode::from(FAILED),
+            Failure::BrokenPipe => ExitCode::SUCCESS,
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        Failure::new(error.to_string())
+    }
+}
+
+/// Whether an error is about one file or directory, so that others can still be worked on.
+pub(crate) fn is_about_path(error: &Error) -> bool {
+    match error {
+        Error::Stale { .. } => true,
+        Error::Status { status, .. } => matches!(
+            status,
+            Status::NotFound
+                | Status::WrongKind
+                | Status::PermissionDenied
+                | Status::InvalidArgument
+                | Status::OutOfRange
+                | Status::UnknownFile
+                | Status::StaleVersion
+                | Status::SourceError
+        ),
+        _ => false,
+    }
+}
+
+/// A path as people know it: the root has a name.
+pub(crate) fn shown(path: &str) -> &str {
+    if path.is_empty() { "/" } else { path }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn advice_becomes_the_hint() {
+        let check = |failure: Failure, expect: &str| {
+            assert_eq!(failure.lines().as_deref(), Some(expect));
+        };
+        check(
+            Failure::new("cannot connect to a:1: refused; check the address"),
+            "millrace: cannot connect to a:1: refused\nhint: check the address",
+        );
+        check(Failure::new("plain\n"), "millrace: plain");
+        check(Failure::new("two\nlines"), "millrace: two, lines");
+        check(
+            Failure::usage("flag --memory: `x` is not allowed; expected a size")
+                .with_hint("try 1GiB"),
+            "millrace: flag --memory: `x` is not allowed\nhint: try 1GiB",
+        );
+    }
+
+    #[test]
+    fn root_has_a_name_in_messages() {
+        let error = Error::Status { status: Status::PermissionDenied, message: String::new() };
+        let expect = Some("millrace: /: permission denied".to_owned());
+        assert_eq!(Failure::at_path("", &error).lines(), expect);
+    }
+
+    #[test]
+    fn lost_node_ends_the_work_and_a_lost_file_does_not() {
+        let status = |status| Error::Status { status, message: String::new() };
+        assert!(is_about_path(&status(Status::NotFound)));
+        assert!(is_about_path(&Error::Stale { path: "a".into() }));
+        assert!(!is_about_path(&status(Status::ShuttingDown)));
+        assert!(!is_about_path(&Error::DeadlineExceeded));
+    }
+}

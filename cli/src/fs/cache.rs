@@ -1,0 +1,190 @@
+//! `millrace fs load` and `millrace fs free`: what is in the cache.
+//!
+//! Owns the two verbs for single files and for trees. One file that fails does not stop the others:
+//! it is named, and the exit code tells. The source is never written to.
+
+use std::time::Instant;
+
+use indicatif::ProgressBar;
+use millrace_client::{Client, Error, File, FreeReport, LoadReport};
+use serde::Serialize;
+
+use crate::failure::{Failure, is_about_path, shown};
+use crate::jobs;
+use crate::output::{self, Sizes};
+use crate::walk::{self, Found};
+
+/// Files at once. Guessed: a node reads its source with 16 threads unless told otherwise.
+const FILES_AT_ONCE: usize = 16;
+/// Most files that are named when they fail.
+const NAMED_MAX: usize = 10;
+
+/// Bring every block of a file, or with -r of all files below a directory, into the cache.
+///
+/// Blocks that are there already cost nothing. What does not fit the memory of the node pushes out
+/// what was used least.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  millrace fs load datasets/train.csv
+  millrace fs load -r datasets
+  millrace fs load -r / --json")]
+pub(super) struct LoadArgs {
+    #[command(flatten)]
+    what: What,
+}
+
+/// Drop every block of a file, or with -r of all files below a directory, from the cache.
+///
+/// The files themselves are not touched: the next read brings them back from the source.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  millrace fs free datasets/train.csv
+  millrace fs free -r datasets")]
+pub(super) struct FreeArgs {
+    #[command(flatten)]
+    what: What,
+}
+
+#[derive(clap::Args)]
+struct What {
+    /// File or directory
+    path: String,
+    /// All files below a directory
+    #[arg(short, long)]
+    recursive: bool,
+    /// Exact sizes
+    #[arg(long)]
+    bytes: bool,
+    /// One JSON document
+    #[arg(long, conflicts_with = "bytes")]
+    json: bool,
+}
+
+/// What `load` prints for scripts.
+#[derive(Default, Serialize)]
+struct LoadTotal {
+    file_count: u64,
+    total_bytes: u64,
+    block_count: u64,
+    /// Blocks that had to be read from the source.
+    filled_count: u64,
+    failed_count: u64,
+    seconds: f64,
+}
+
+/// What `free` prints for scripts.
+#[derive(Default, Serialize)]
+struct FreeTotal {
+    file_count: u64,
+    /// Blocks dropped.
+    block_count: u64,
+    /// Bytes they held.
+    total_bytes: u64,
+    failed_count: u64,
+}
+
+pub(super) async fn load(client: &Client, args: &LoadArgs) -> Result<(), Failure> {
+    let started = Instant::now();
+    let mut total = LoadTotal::default();
+    let run = |client: Client, file: File| async move { client.load(&file.path).await };
+    let add = |report: LoadReport| {
+        total.file_count += 1;
+        total.total_bytes += report.file.length;
+        total.block_count += report.block_count;
+        total.filled_count += report.filled_count;
+    };
+    total.failed_count = for_files(client, &args.what, "load", run, add).await?;
+    total.seconds = started.elapsed().as_secs_f64();
+    if args.what.json {
+        output::print_json(&total)?;
+    } else {
+        output::print(&format!(
+            "loaded {}, {}: {}, {} of them read from the source, in {:.1} s\n",
+            output::counted(total.file_count, "file"),
+            Sizes::exact_if(args.what.bytes).show(total.total_bytes),
+            output::counted(total.block_count, "block"),
+            output::count(total.filled_count),
+            total.seconds
+        ))?;
+    }
+    judge(total.failed_count, "loaded")
+}
+
+pub(super) async fn free(client: &Client, args: &FreeArgs) -> Result<(), Failure> {
+    let mut total = FreeTotal::default();
+    let run = |client: Client, file: File| async move { client.free(&file.path).await };
+    let add = |report: FreeReport| {
+        total.file_count += 1;
+        total.block_count += report.block_count;
+        total.total_bytes += report.byte_count;
+    };
+    total.failed_count = for_files(client, &args.what, "free", run, add).await?;
+    if args.what.json {
+        output::print_json(&total)?;
+    } else {
+        output::print(&format!(
+            "freed {} of {}, {}\n",
+            output::counted(total.block_count, "block"),
+            output::counted(total.file_count, "file"),
+            Sizes::exact_if(args.what.bytes).show(total.total_bytes)
+        ))?;
+    }
+    judge(total.failed_count, "freed")
+}
+
+/// Runs an operation on every file asked for; tells how many paths failed.
+async fn for_files<R, F>(
+    client: &Client,
+    what: &What,
+    verb: &str,
+    run: impl Fn(Client, File) -> F,
+    mut add: impl FnMut(R),
+) -> Result<u64, Failure>
+where
+    R: Send + 'static,
+    F: Future<Output = Result<R, Error>> + Send + 'static,
+{
+    let path = walk::clean(&what.path);
+    let Found { files, unreadable, .. } = walk::find(client, &path, what.recursive).await?;
+    let bar = output::bytes_bar(verb, files.iter().map(|file| file.length).sum());
+    let mut failed_count = 0;
+    for (path, reason) in &unreadable {
+        tell(&bar, &mut failed_count, path, reason);
+    }
+    let start = |file: File| {
+        let result = run(client.clone(), file.clone());
+        async move { (file, result.await) }
+    };
+    let done = |(file, result): (File, Result<R, Error>)| {
+        bar.inc(file.length);
+        match result {
+            Ok(report) => add(report),
+            Err(error) if what.recursive && is_about_path(&error) => {
+                tell(&bar, &mut failed_count, &file.path, &error.to_string());
+            }
+            Err(error) => return Err(Failure::at_path(&file.path, &error)),
+        }
+        Ok(())
+    };
+    let result = jobs::for_each(files, FILES_AT_ONCE, start, done).await;
+    bar.finish_and_clear();
+    result.map(|()| failed_count as u64)
+}
+
+/// Names a path that failed, if not too many were named before.
+fn tell(bar: &ProgressBar, failed_count: &mut usize, path: &str, reason: &str) {
+    if *failed_count < NAMED_MAX {
+        bar.suspend(|| output::note(&format!("millrace: {}: {reason}", shown(path))));
+    }
+    *failed_count += 1;
+}
+
+fn judge(failed_count: u64, done: &str) -> Result<(), Failure> {
+    if failed_count == 0 {
+        return Ok(());
+    }
+    let what = output::counted(failed_count, "path");
+    Err(Failure::new(format!("{what} could not be {done}")))
+}

@@ -1,0 +1,312 @@
+//! `millrace fs get`: copies a file or a tree out of the cache.
+//!
+//! Owns the target files. Always holds: a file appears under its final name whole or not at all; it
+//! is written beside that name and renamed at the end, and removed when anything goes wrong first.
+//! A file that changes meanwhile is begun anew once.
+
+use std::fs::{File as Target, Permissions};
+use std::io;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use indicatif::ProgressBar;
+use millrace_client::{Client, Error, File};
+use tempfile::NamedTempFile;
+
+use super::cat::pieces;
+use crate::failure::{Failure, is_about_path, shown};
+use crate::{jobs, output, walk};
+
+/// Files at once.
+const FILES_AT_ONCE: usize = 8;
+/// Most bytes of one file in flight, though always one block: 8 files make 64 MiB of them.
+const FILE_WINDOW_BYTES_MAX: u64 = 8 << 20;
+/// Most blocks of one file in flight.
+const FILE_WINDOW_MAX: usize = 8;
+/// Most files that are named when they fail.
+const NAMED_MAX: usize = 10;
+
+/// Copy a file, or with -r all files below a directory, out of the cache.
+///
+/// A file goes to TARGET, or below it if that is a directory. A directory's content goes below
+/// TARGET, which is made if it is not there. Files that exist are replaced, each at once.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  millrace fs get datasets/train.csv .
+  millrace fs get datasets/train.csv copy.csv
+  millrace fs get -r datasets ./datasets")]
+pub(super) struct Args {
+    /// File or directory of the node
+    source: String,
+    /// Where to put it
+    target: PathBuf,
+    /// All files below a directory
+    #[arg(short, long)]
+    recursive: bool,
+    /// Do not judge the bytes against the node's checksums
+    #[arg(long)]
+    pub(super) no_verify: bool,
+}
+
+/// Why one file was not copied.
+enum Trouble {
+    /// The node did not give it.
+    Read(Error),
+    /// It could not be written.
+    Write(PathBuf, io::Error),
+}
+
+impl Trouble {
+    /// The failure of the whole command, if no other file would do better.
+    fn fatal(&self, path: &str) -> Option<Failure> {
+        match self {
+            Trouble::Read(error) if is_about_path(error) => None,
+            Trouble::Read(error) => Some(Failure::at_path(path, error)),
+            Trouble::Write(target, error) if error.kind() == io::ErrorKind::StorageFull => {
+                Some(Failure::new(format!("cannot write {}: {error}", target.display())))
+            }
+            Trouble::Write(..) => None,
+        }
+    }
+
+    fn text(&self, path: &str) -> String {
+        match self {
+            Trouble::Read(error) => format!("{}: {error}", shown(path)),
+            Trouble::Write(target, error) => format!("cannot write {}: {error}", target.display()),
+        }
+    }
+}
+
+pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
+    let source = walk::clean(&args.source);
+    let found = walk::find(client, &source, args.recursive).await?;
+    let started = Instant::now();
+    let total_bytes = found.files.iter().map(|file| file.length).sum();
+    let bar = output::bytes_bar("get", total_bytes);
+    let is_tree = !matches!(&found.files[..], [only] if *only.path == *source);
+    if is_tree {
+        make_directory(&args.target)?;
+    }
+    let file_count = found.files.len();
+    let start = |file: File| {
+        let target = if is_tree {
+            args.target.join(below(&source, &file.path))
+        } else {
+            target_of_file(&args.target, &file.path)
+        };
+        let (client, bar) = (client.clone(), bar.clone());
+        async move {
+            let result = copy(&client, &file, &target, &bar).await;
+            (file, result)
+        }
+    };
+    let mut failed = found.unreadable.len();
+    for (path, reason) in found.unreadable.iter().take(NAMED_MAX) {
+        output::note(&format!("millrace: {}: {reason}", shown(path)));
+    }
+    if found.circle_count > 0 {
+        let circles = output::counted(found.circle_count, "symbolic link");
+        output::note(&format!("{circles} left out: to a directory above itself"));
+    }
+    let mut copied_bytes = 0;
+    let done = |(file, result): (File, Result<u64, Trouble>)| {
+        let trouble = match result {
+            Ok(bytes) => {
+                copied_bytes += bytes;
+                return Ok(());
+            }
+            Err(trouble) => trouble,
+        };
+        if let Some(failure) = trouble.fatal(&file.path) {
+            return Err(failure);
+        }
+        if !is_tree {
+            return Err(Failure::new(trouble.text(&file.path)));
+        }
+        if failed < NAMED_MAX {
+            bar.suspend(|| output::note(&format!("millrace: {}", trouble.text(&file.path))));
+        }
+        failed += 1;
+        Ok(())
+    };
+    let result = jobs::for_each(found.files, FILES_AT_ONCE, start, done).await;
+    bar.finish_and_clear();
+    result?;
+    if failed > 0 {
+        let what = output::counted(failed as u64, "path");
+        return Err(Failure::new(format!("{what} could not be copied")));
+    }
+    let (files, bytes) = (output::counted(file_count as u64, "file"), output::size(copied_bytes));
+    let seconds = started.elapsed().as_secs_f64();
+    output::note(&format!("{files}, {bytes} in {seconds:.1} s"));
+    Ok(())
+}
+
+/// The path of a file relative to the directory that was asked for.
+fn below<'a>(directory: &str, path: &'a str) -> &'a str {
+    match path.strip_prefix(directory) {
+        Some(rest) => rest.trim_start_matches('/'),
+        None => path,
+    }
+}
+
+/// Where one file goes: below the target if that is a directory.
+fn target_of_file(target: &Path, path: &str) -> PathBuf {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    if target.is_dir() || target.as_os_str().as_encoded_bytes().ends_with(b"/") {
+        target.join(name)
+    } else {
+        target.to_owned()
+    }
+}
+
+fn make_directory(path: &Path) -> Result<(), Failure> {
+    std::fs::create_dir_all(path).map_err(|error| {
+        Failure::new(format!("cannot make the directory {}: {error}", path.display()))
+    })
+}
+
+/// Copies one file and tells its length; once more if it changes meanwhile.
+async fn copy(
+    client: &Client,
+    file: &File,
+    target: &Path,
+    bar: &ProgressBar,
+) -> Result<u64, Trouble> {
+    match copy_version(client, file, target, bar).await {
+        Err(Trouble::Read(Error::Stale { .. })) => {
+            let newer = client.stat(&file.path).await.map_err(Trouble::Read)?;
+            copy_version(client, &newer, target, bar).await
+        }
+        result => result,
+    }
+}
+
+async fn copy_version(
+    client: &Client,
+    file: &File,
+    target: &Path,
+    bar: &ProgressBar,
+) -> Result<u64, Trouble> {
+    let trouble = |error| Trouble::Write(target.to_owned(), error);
+    let part = Arc::new(blocking(target, part_file).await.map_err(trouble)?);
+    let block_size = u64::from(file.block_size);
+    let window = jobs::window(FILE_WINDOW_BYTES_MAX, block_size, 1, FILE_WINDOW_MAX);
+    let mut outcome = Ok(());
+    let start = |(offset, length)| {
+        let (client, file, part) = (client.clone(), file.clone(), part.clone());
+        async move {
+            let bytes = client.read(&file, offset, length).await.map_err(Step::Read)?;
+            let count = bytes.len() as u64;
+            write(part, bytes, offset).await.map_err(Step::Write)?;
+            if count == length { Ok(count) } else { Err(Step::Short) }
+        }
+    };
+    let done = |result| match result {
+        Ok(count) => {
+            bar.inc(count);
+            Ok(())
+        }
+        Err(step) => {
+            outcome = Err(step);
+            // Ends the loop; what it was is in `outcome`.
+            Err(Failure::Reported)
+        }
+    };
+    let all = pieces(0, file.length, block_size);
+    let ended = jobs::for_each(all, window, start, done).await;
+    match (outcome, ended) {
+        (Ok(()), Ok(())) => {}
+        (Err(Step::Read(error)), _) => return Err(Trouble::Read(error)),
+        (Err(Step::Write(error)), _) => return Err(trouble(error)),
+        (Err(Step::Short) | Ok(()), _) => {
+            return Err(Trouble::Read(Error::Stale { path: file.path.clone() }));
+        }
+    }
+    // Every job has ended, so this is the only owner left.
+    let part = Arc::into_inner(part).ok_or_else(|| trouble(io::ErrorKind::ResourceBusy.into()))?;
+    let keep = move |target: &Path| part.persist(target).map(drop).map_err(|error| error.error);
+    blocking(target, keep).await.map_err(trouble)?;
+    Ok(file.length)
+}
+
+/// What went wrong with one piece.
+enum Step {
+    Read(Error),
+    Write(io::Error),
+    Short,
+}
+
+/// A file beside the target that is removed unless it gets its name; `umask` judges its
+/// permissions.
+fn part_file(target: &Path) -> io::Result<NamedTempFile> {
+    let directory = match target.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    std::fs::create_dir_all(directory)?;
+    if target.is_dir() {
+        return Err(io::ErrorKind::IsADirectory.into());
+    }
+    tempfile::Builder::new()
+        .prefix(".millrace-")
+        .suffix(".part")
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(directory)
+}
+
+async fn write(part: Arc<NamedTempFile>, bytes: Bytes, offset: u64) -> io::Result<()> {
+    let write = move || {
+        let file: &Target = part.as_file();
+        file.write_all_at(&bytes, offset)
+    };
+    tokio::task::spawn_blocking(write).await.map_err(io::Error::other)?
+}
+
+/// Runs file operations where they hold up nothing else.
+async fn blocking<T: Send + 'static>(
+    target: &Path,
+    call: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let target = target.to_owned();
+    let task = tokio::task::spawn_blocking(move || call(&target));
+    task.await.map_err(io::Error::other)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trees_lose_the_path_they_were_asked_by() {
+        assert_eq!(below("", "a/b"), "a/b");
+        assert_eq!(below("a", "a/b/c"), "b/c");
+        assert_eq!(below("a/b", "a/b/c"), "c");
+    }
+
+    #[test]
+    fn one_file_goes_below_a_directory_or_takes_the_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let inside = directory.path().join("b.txt");
+        assert_eq!(target_of_file(directory.path(), "a/b.txt"), inside);
+        let other = directory.path().join("other");
+        assert_eq!(target_of_file(&other, "a/b.txt"), other);
+        let slash = directory.path().join("new/");
+        assert_eq!(target_of_file(&slash, "b.txt"), directory.path().join("new/b.txt"));
+    }
+
+    #[test]
+    fn part_of_a_file_that_fails_is_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let part = part_file(&directory.path().join("deep/file")).unwrap();
+        let count = || std::fs::read_dir(directory.path().join("deep")).unwrap().count();
+        assert_eq!(count(), 1);
+        drop(part);
+        assert_eq!(count(), 0);
+        assert!(part_file(directory.path()).is_err(), "a directory is in the way");
+    }
+}

@@ -1,0 +1,241 @@
+//! `millrace fs ls` and `millrace fs stat`: what is there.
+//!
+//! Owns their text and JSON forms. A recursive listing is printed directory by directory, so a
+//! large tree starts to appear at once and never has to fit memory.
+
+use std::fmt::Write as _;
+
+use millrace_client::{Client, Entry, File, Kind, Status};
+use serde::Serialize;
+
+use crate::failure::{Failure, shown};
+use crate::output::{self, Align, Sizes, Table};
+use crate::walk::{self, Step, Walk};
+
+/// List a directory.
+///
+/// Names of directories end with `/`. With -R whole paths are printed, one on a line.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  millrace fs ls
+  millrace fs ls -l datasets
+  millrace fs ls -R --json | jq -r 'select(.length > 1e9) | .path'")]
+pub(super) struct LsArgs {
+    /// Directory or file
+    #[arg(default_value = "/")]
+    path: String,
+    /// Also size and time of the last change (UTC)
+    #[arg(short, long)]
+    long: bool,
+    /// Also everything below
+    #[arg(short = 'R', long)]
+    recursive: bool,
+    /// Exact sizes
+    #[arg(long)]
+    bytes: bool,
+    /// One JSON document on a line for each entry
+    #[arg(long, conflicts_with_all = ["long", "bytes"])]
+    json: bool,
+}
+
+/// Tell all about one file or directory.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  millrace fs stat datasets/train.csv
+  millrace fs stat --json datasets/train.csv")]
+pub(super) struct StatArgs {
+    /// File or directory
+    path: String,
+    /// Exact sizes
+    #[arg(long)]
+    bytes: bool,
+    /// One JSON document
+    #[arg(long, conflicts_with = "bytes")]
+    json: bool,
+}
+
+/// What a script reads of an entry. Id and version are text: they may not fit the numbers of JSON.
+#[derive(Serialize)]
+struct Document<'a> {
+    path: &'a str,
+    kind: &'static str,
+    length: u64,
+    modified_ms: i64,
+    id: String,
+    version: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    block_size: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    block_count: Option<u64>,
+}
+
+/// `file` or `directory`.
+fn kind_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::File => "file",
+        Kind::Directory => "directory",
+    }
+}
+
+pub(super) async fn ls(client: &Client, args: &LsArgs) -> Result<(), Failure> {
+    let path = walk::clean(&args.path);
+    if args.recursive {
+        return ls_tree(client, &path, args).await;
+    }
+    match client.list(&path).await {
+        Ok(entries) if args.json => {
+            entries.iter().try_for_each(|entry| print_line(&walk::join(&path, &entry.name), entry))
+        }
+        Ok(entries) => output::print(&lines(&entries, args, |entry| entry.name.clone())),
+        Err(error) if error.status() == Some(Status::WrongKind) => {
+            ls_file(client, &path, args).await
+        }
+        Err(error) => Err(Failure::at_path(&path, &error)),
+    }
+}
+
+async fn ls_file(client: &Client, path: &str, args: &LsArgs) -> Result<(), Failure> {
+    let file = client.stat(path).await.map_err(|error| Failure::at_path(path, &error))?;
+    let entry = Entry {
+        name: path.to_owned(),
+        kind: file.kind,
+        id: file.id,
+        version: file.version,
+        length: file.length,
+        modified_ms: file.modified_ms,
+    };
+    if args.json {
+        print_line(path, &entry)
+    } else {
+        output::print(&lines(&[entry], args, |entry| entry.name.clone()))
+    }
+}
+
+async fn ls_tree(client: &Client, path: &str, args: &LsArgs) -> Result<(), Failure> {
+    let mut walk = Walk::new(client, path);
+    let mut failed_count = 0;
+    while let Some(step) = walk.next(|_| true).await? {
+        match step {
+            Step::Directory { path, entries } if args.json => {
+                for entry in &entries {
+                    print_line(&walk::join(&path, &entry.name), entry)?;
+                }
+            }
+            Step::Directory { path, entries } => {
+                output::print(&lines(&entries, args, |entry| walk::join(&path, &entry.name)))?;
+            }
+            // It is listed as a name of its parent; what is below it was listed before.
+            Step::Circle => {}
+            Step::Unreadable { path, reason } => {
+                output::note(&format!("millrace: {}: {reason}", shown(&path)));
+                failed_count += 1;
+            }
+        }
+    }
+    if failed_count > 0 {
+        let failed = output::counted(failed_count, "directory");
+        return Err(Failure::new(format!("{failed} could not be listed")));
+    }
+    Ok(())
+}
+
+/// Entries as text, each under the name that `label` gives it.
+fn lines(entries: &[Entry], args: &LsArgs, label: impl Fn(&Entry) -> String) -> String {
+    let mut text = String::new();
+    for entry in entries {
+        let mark = if entry.kind == Kind::Directory { "/" } else { "" };
+        let name = output::name(&label(entry));
+        if args.long {
+            let size = match entry.kind {
+                Kind::File => Sizes::exact_if(args.bytes).show(entry.length),
+                Kind::Directory => "-".to_owned(),
+            };
+            // Fixed widths, so that directories printed one after the other are aligned too.
+            let width = if args.bytes { 15 } else { 10 };
+            let time = output::time(entry.modified_ms);
+            let _ = write!(text, "{size:>width$}  {time}  ");
+        }
+        let _ = writeln!(text, "{name}{mark}");
+    }
+    text
+}
+
+fn print_line(path: &str, entry: &Entry) -> Result<(), Failure> {
+    output::print_json_line(&Document {
+        path,
+        kind: kind_name(entry.kind),
+        length: entry.length,
+        modified_ms: entry.modified_ms,
+        id: entry.id.to_string(),
+        version: format!("{:016x}", entry.version),
+        block_size: None,
+        block_count: None,
+    })
+}
+
+pub(super) async fn stat(client: &Client, args: &StatArgs) -> Result<(), Failure> {
+    let path = walk::clean(&args.path);
+    let file = client.stat(&path).await.map_err(|error| Failure::at_path(&path, &error))?;
+    if args.json {
+        return output::print_json(&Document {
+            path: &file.path,
+            kind: kind_name(file.kind),
+            length: file.length,
+            modified_ms: file.modified_ms,
+            id: file.id.to_string(),
+            version: format!("{:016x}", file.version),
+            block_size: Some(file.block_size),
+            block_count: Some(file.block_count()),
+        });
+    }
+    output::print(&describe(&file, Sizes::exact_if(args.bytes)))
+}
+
+fn describe(file: &File, sizes: Sizes) -> String {
+    let mut table = Table::new(&[Align::Left, Align::Left]);
+    table.row(["path", &output::name(shown(&file.path))]);
+    table.row(["kind", kind_name(file.kind)]);
+    if file.kind == Kind::File {
+        let blocks = output::count(file.block_count());
+        let block_size = sizes.show(file.block_size.into());
+        table.row(["size", &sizes.show(file.length)]);
+        table.row(["blocks", &format!("{blocks} of {block_size}")]);
+    }
+    table.row(["modified", &format!("{} UTC", output::time(file.modified_ms))]);
+    if file.kind == Kind::File {
+        table.row(["version", &format!("{:016x}", file.version)]);
+        table.row(["id", &file.id.to_string()]);
+    }
+    table.render()
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_client::FileId;
+
+    use super::*;
+
+    fn entry(name: &str, kind: Kind, length: u64) -> Entry {
+        Entry { name: name.to_owned(), kind, id: FileId(1), version: 2, length, modified_ms: 0 }
+    }
+
+    #[test]
+    fn long_lines_are_aligned_and_short_ones_bare() {
+        let entries = [entry("data", Kind::Directory, 0), entry("grün.txt", Kind::File, 1500)];
+        let mut args = LsArgs {
+            path: String::new(),
+            long: false,
+            recursive: false,
+            bytes: false,
+            json: false,
+        };
+        let name = |entry: &Entry| entry.name.clone();
+        assert_eq!(lines(&entries, &args, name), "data/\ngrün.txt\n");
+        args.long = true;
+        let expect =
+            "         -  1970-01-01 00:00  data/\n   1.5 KiB  1970-01-01 00:00  grün.txt\n";
+        assert_eq!(lines(&entries, &args, name), expect);
+    }
+}

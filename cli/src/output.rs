@@ -1,0 +1,326 @@
+//! What people and scripts see: stdout, stderr, sizes, times, tables, JSON and progress.
+//!
+//! Owns both streams: nothing else in this crate prints. Always holds: stdout has results only, and
+//! a reader that goes away ends the program quietly, where `println!` would panic. Progress is
+//! drawn on stderr and only on a terminal.
+
+use std::fmt::Write as _;
+use std::io::{self, ErrorKind, IsTerminal, Write};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use crate::failure::Failure;
+
+/// Writes text to stdout.
+///
+/// # Errors
+/// [`Failure::BrokenPipe`] when nobody reads it; otherwise what the system said.
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    print_bytes(text.as_bytes())
+}
+
+/// [`print`] for bytes.
+pub(crate) fn print_bytes(bytes: &[u8]) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    let result = stdout.write_all(bytes).and_then(|()| stdout.flush());
+    result.map_err(|error| match error.kind() {
+        ErrorKind::BrokenPipe => Failure::BrokenPipe,
+        _ => Failure::new(format!("cannot write to stdout: {error}")),
+    })
+}
+
+/// Prints one JSON document of several lines.
+pub(crate) fn print_json(document: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(document);
+    print_document(text)
+}
+
+/// Prints one JSON document on one line.
+pub(crate) fn print_json_line(document: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string(document);
+    print_document(text)
+}
+
+fn print_document(text: serde_json::Result<String>) -> Result<(), Failure> {
+    let mut text = text.map_err(|error| Failure::new(format!("cannot write JSON: {error}")))?;
+    text.push('\n');
+    print(&text)
+}
+
+/// Writes a line to stderr. If nobody reads that either, there is nobody left to tell.
+pub(crate) fn note(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// How sizes are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sizes {
+    /// `1.4 MiB`.
+    Human,
+    /// `1468006`.
+    Exact,
+}
+
+impl Sizes {
+    /// The choice of a `--bytes` flag.
+    pub(crate) fn exact_if(bytes: bool) -> Sizes {
+        if bytes { Sizes::Exact } else { Sizes::Human }
+    }
+
+    /// A size in this form.
+    pub(crate) fn show(self, bytes: u64) -> String {
+        match self {
+            Sizes::Human => size(bytes),
+            Sizes::Exact => bytes.to_string(),
+        }
+    }
+}
+
+/// Bytes as `1.4 MiB`, without the fraction where it is none: `64 KiB`.
+pub(crate) fn size(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut unit_index = bytes.ilog2() as usize / 10 - 1;
+    let scaled = |unit_index: usize| bytes as f64 / (1_u64 << (10 * (unit_index + 1))) as f64;
+    // 1023.96 KiB would round to 1024.0 KiB, which is 1.0 MiB.
+    if scaled(unit_index) >= 1023.95 && unit_index + 1 < UNITS.len() {
+        unit_index += 1;
+    }
+    let unit = UNITS[unit_index];
+    if bytes.trailing_zeros() as usize >= 10 * (unit_index + 1) {
+        format!("{:.0} {unit}", scaled(unit_index))
+    } else {
+        format!("{:.1} {unit}", scaled(unit_index))
+    }
+}
+
+/// A count with its thousands set apart: `12,345`.
+pub(crate) fn count(value: u64) -> String {
+    let digits = value.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A count with its noun: `1 file`, `12,345 files`.
+pub(crate) fn counted(value: u64, noun: &str) -> String {
+    let ending = match (value, noun.strip_suffix('y')) {
+        (1, _) => return format!("1 {noun}"),
+        (_, Some(stem)) => format!("{stem}ies"),
+        (_, None) => format!("{noun}s"),
+    };
+    format!("{} {ending}", count(value))
+}
+
+/// Part of a whole in percent, never 100 unless it is the whole.
+pub(crate) fn percent(part: u64, whole: u64) -> u64 {
+    if whole == 0 {
+        return 100;
+    }
+    let value = u128::from(part) * 100 / u128::from(whole);
+    value.min(100) as u64
+}
+
+/// Milliseconds since the Unix epoch as `2026-09-01 12:34`, UTC.
+pub(crate) fn time(unix_ms: i64) -> String {
+    let minutes = unix_ms.div_euclid(60_000);
+    let (days, minute) = (minutes.div_euclid(1440), minutes.rem_euclid(1440));
+    // Days to a date of the Gregorian calendar, in eras of 400 years that begin on 1 March of year
+    // 0: howardhinnant.github.io/date_algorithms.html, civil_from_days.
+    let shifted = days + 719_468;
+    let era = shifted.div_euclid(146_097);
+    let day_of_era = shifted.rem_euclid(146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}", minute / 60, minute % 60)
+}
+
+/// A name as it may go to stdout: on a terminal, control characters are made visible there.
+pub(crate) fn name(text: &str) -> String {
+    if io::stdout().is_terminal() { visible(text) } else { text.to_owned() }
+}
+
+/// A name without control characters, which could move the cursor or hide text.
+pub(crate) fn visible(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for letter in text.chars() {
+        if letter.is_control() {
+            shown.extend(letter.escape_default());
+        } else {
+            shown.push(letter);
+        }
+    }
+    shown
+}
+
+/// Where the text of a column stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Align {
+    Left,
+    Right,
+}
+
+/// Rows of text in aligned columns.
+#[derive(Debug)]
+pub(crate) struct Table {
+    columns: Vec<Align>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// A table without a head.
+    pub(crate) fn new(columns: &[Align]) -> Table {
+        Table { columns: columns.to_vec(), rows: Vec::new() }
+    }
+
+    /// Adds a row with a cell for each column.
+    pub(crate) fn row<C: Into<String>>(&mut self, cells: impl IntoIterator<Item = C>) {
+        let row: Vec<String> = cells.into_iter().map(Into::into).collect();
+        assert_eq!(row.len(), self.columns.len(), "a cell for each column");
+        self.rows.push(row);
+    }
+
+    /// The table as lines, each with its line end and without blanks before it.
+    pub(crate) fn render(&self) -> String {
+        let width = |cell: &String| cell.chars().count();
+        let widths: Vec<usize> = (0..self.columns.len())
+            .map(|column| self.rows.iter().map(|row| width(&row[column])).max())
+            .map(Option::unwrap_or_default)
+            .collect();
+        let mut text = String::new();
+        for row in &self.rows {
+            let mut line = String::new();
+            for (column, cell) in row.iter().enumerate() {
+                if column > 0 {
+                    line.push_str("  ");
+                }
+                // Formatting counts characters, as `width` does.
+                let _ = match self.columns[column] {
+                    Align::Left => write!(line, "{cell:<0$}", widths[column]),
+                    Align::Right => write!(line, "{cell:>0$}", widths[column]),
+                };
+            }
+            text.push_str(line.trim_end());
+            text.push('\n');
+        }
+        text
+    }
+}
+
+/// A bar on stderr that counts bytes, if that is a terminal.
+pub(crate) fn bytes_bar(what: &str, total_bytes: u64) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(total_bytes), ProgressDrawTarget::stderr());
+    let template = "{msg:<6} {bar:32} {percent:>3} %  {binary_bytes} of {binary_total_bytes}";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("━╸ "));
+    }
+    bar.set_message(what.to_owned());
+    bar
+}
+
+/// A line on stderr that tells what happens now: redrawn on a terminal, else written once.
+pub(crate) struct Activity(Option<ProgressBar>);
+
+impl Activity {
+    /// Nothing is told yet.
+    pub(crate) fn start() -> Activity {
+        Activity(io::stderr().is_terminal().then(ProgressBar::new_spinner))
+    }
+
+    /// Tells what happens now.
+    pub(crate) fn tell(&self, text: &str) {
+        match &self.0 {
+            Some(spinner) => {
+                spinner.set_message(text.to_owned());
+                spinner.tick();
+            }
+            None => note(text),
+        }
+    }
+}
+
+impl Drop for Activity {
+    fn drop(&mut self) {
+        if let Some(spinner) = &self.0 {
+            spinner.finish_and_clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_read_well() {
+        let check = |bytes, expect: &str| assert_eq!(size(bytes), expect);
+        check(0, "0 B");
+        check(1023, "1023 B");
+        check(1024, "1 KiB");
+        check(1500, "1.5 KiB");
+        check(64 << 10, "64 KiB");
+        check((1 << 20) - 1, "1.0 MiB");
+        check(1_468_006, "1.4 MiB");
+        check(5 << 30, "5 GiB");
+        check(u64::MAX, "16.0 EiB");
+        assert_eq!(Sizes::exact_if(true).show(1500), "1500");
+        assert_eq!(Sizes::exact_if(false).show(1500), "1.5 KiB");
+    }
+
+    #[test]
+    fn counts_are_grouped_and_agree_with_their_noun() {
+        assert_eq!(count(0), "0");
+        assert_eq!(count(999), "999");
+        assert_eq!(count(1000), "1,000");
+        assert_eq!(count(12_345_678), "12,345,678");
+        assert_eq!(counted(1, "file"), "1 file");
+        assert_eq!(counted(2, "file"), "2 files");
+        assert_eq!(counted(0, "entry"), "0 entries");
+    }
+
+    #[test]
+    fn percent_is_whole_only_for_the_whole() {
+        assert_eq!(percent(999, 1000), 99);
+        assert_eq!(percent(1000, 1000), 100);
+        assert_eq!(percent(2000, 1000), 100);
+        assert_eq!(percent(0, 0), 100);
+    }
+
+    #[test]
+    fn times_are_dates() {
+        assert_eq!(time(0), "1970-01-01 00:00");
+        assert_eq!(time(951_782_400_000), "2000-02-29 00:00");
+        assert_eq!(time(1_788_265_999_000), "2026-09-01 12:33");
+        assert_eq!(time(-1), "1969-12-31 23:59");
+    }
+
+    #[test]
+    fn columns_are_aligned_by_characters() {
+        let mut table = Table::new(&[Align::Left, Align::Right, Align::Left]);
+        table.row(["name", "µs", "note"]);
+        table.row(["ä", "1234", ""]);
+        table.row(["longer", "5", "x"]);
+        let expect = "name      µs  note\nä       1234\nlonger     5  x\n";
+        assert_eq!(table.render(), expect);
+        assert_eq!(Table::new(&[Align::Left]).render(), "");
+    }
+
+    #[test]
+    fn control_characters_do_not_reach_a_terminal() {
+        assert_eq!(visible("a\u{1b}[2Jb\n"), "a\\u{1b}[2Jb\\n");
+        assert_eq!(visible("grün 文"), "grün 文");
+    }
+}

@@ -1,0 +1,434 @@
+//! The binary as people and scripts meet it: its output, its messages and its exit codes.
+//!
+//! Owns no knowledge of how verbs work inside. Every test runs the real program, some against a
+//! real node on a free port; what a node does under load and faults is left to the end-to-end
+//! tests.
+
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Unit of caching in these tests: small, so that few bytes make several blocks.
+const BLOCK_SIZE: &str = "64KiB";
+
+/// The program without the variables that would configure it.
+fn millrace(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
+    for (name, _) in std::env::vars_os() {
+        if name.as_encoded_bytes().starts_with(b"MILLRACE_") {
+            command.env_remove(name);
+        }
+    }
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+/// What a run said, with its exit code.
+struct Said {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+fn said(output: Output) -> Said {
+    Said {
+        code: output.status.code(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+fn run(arguments: &[&str]) -> Said {
+    said(millrace(arguments).output().unwrap())
+}
+
+/// Runs what has to succeed.
+fn run_well(arguments: &[&str]) -> String {
+    let said = run(arguments);
+    assert_eq!(said.code, Some(0), "{arguments:?}: {}{}", said.stdout, said.stderr);
+    said.stdout
+}
+
+/// Runs what has to fail with this code, and with all these words on stderr.
+fn run_badly(arguments: &[&str], code: i32, words: &[&str]) -> Said {
+    let said = run(arguments);
+    assert_eq!(said.code, Some(code), "{arguments:?}: {}{}", said.stdout, said.stderr);
+    for word in words {
+        assert!(said.stderr.contains(word), "{arguments:?} does not say {word:?}: {}", said.stderr);
+    }
+    said
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+/// Bytes that differ in every block.
+fn content(length: usize) -> Vec<u8> {
+    (0..length as u32)
+        .flat_map(|index| (index.wrapping_mul(2_654_435_761)).to_le_bytes())
+        .take(length)
+        .collect()
+}
+
+/// A tree with everything that is awkward: nothing, several blocks, names, depth and links.
+fn awkward_tree() -> TempDir {
+    let root = tempfile::tempdir().unwrap();
+    let path = |name: &str| root.path().join(name);
+    std::fs::write(path("empty"), "").unwrap();
+    std::fs::write(path("large.bin"), content(5 * 65_536 + 123)).unwrap();
+    std::fs::write(path("grün 文 \u{1f642}.txt"), "names are UTF-8\n").unwrap();
+    std::fs::create_dir_all(path("a/b/c")).unwrap();
+    std::fs::create_dir(path("a/nothing")).unwrap();
+    std::fs::write(path("a/b/c/exact"), content(65_536)).unwrap();
+    std::fs::write(path("-r"), "looks like a flag\n").unwrap();
+    symlink("../large.bin", path("a/inside")).unwrap();
+    symlink("/etc/hostname", path("outside")).unwrap();
+    symlink("nowhere", path("dangling")).unwrap();
+    symlink("..", path("a/circle")).unwrap();
+    root
+}
+
+/// A node process; killed when dropped.
+struct Node {
+    child: Child,
+    address: String,
+}
+
+impl Node {
+    fn start(source: &Path) -> Node {
+        let mut command = millrace(&["node", "--listen", "127.0.0.1:0", "--shards", "1"]);
+        command.args(["--memory", "16MiB", "--block-size", BLOCK_SIZE, "--source", text(source)]);
+        // A verb that reads it and a node that does not: neither may trip over the other's
+        // variable.
+        command.env("MILLRACE_NODE", "127.0.0.1:1").env("MILLRACE_LOG", "warn");
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        let stdout = child.stdout.take().unwrap();
+        BufReader::new(stdout).read_line(&mut line).unwrap();
+        let address = line.trim_end().strip_prefix("listening on ").unwrap_or_default().to_owned();
+        let node = Node { child, address };
+        assert!(!node.address.is_empty(), "the node said {line:?}");
+        node
+    }
+
+    fn fs(&self, arguments: &[&str]) -> Command {
+        let mut command = millrace(&["fs"]);
+        command.args(arguments).env("MILLRACE_NODE", &self.address);
+        command
+    }
+
+    fn fs_well(&self, arguments: &[&str]) -> Vec<u8> {
+        let output = self.fs(arguments).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(0), "fs {arguments:?}: {stderr}");
+        output.stdout
+    }
+
+    fn fs_text(&self, arguments: &[&str]) -> String {
+        String::from_utf8(self.fs_well(arguments)).unwrap()
+    }
+
+    fn fs_fails(&self, arguments: &[&str]) -> String {
+        let said = said(self.fs(arguments).output().unwrap());
+        assert_eq!(said.code, Some(1), "fs {arguments:?}: {}", said.stdout);
+        said.stderr
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn terminate(child: &Child) {
+    let pid = child.id().to_string();
+    let status = Command::new("kill").args(["-TERM", &pid]).status().unwrap();
+    assert!(status.success());
+}
+
+#[test]
+fn every_verb_has_help_with_examples() {
+    let verbs: &[&[&str]] = &[
+        &[],
+        &["quickstart"],
+        &["node"],
+        &["fs"],
+        &["fs", "ls"],
+        &["fs", "stat"],
+        &["fs", "cat"],
+        &["fs", "get"],
+        &["fs", "load"],
+        &["fs", "free"],
+        &["fs", "status"],
+        &["bench"],
+        &["bench", "read"],
+        &["bench", "compare"],
+        &["completions"],
+    ];
+    for verb in verbs {
+        let help = run_well(&[verb, &["--help"][..]].concat());
+        assert!(help.contains("Examples:\n  millrace"), "{verb:?}: {help}");
+    }
+    assert!(run_well(&["--help"]).contains("Exit codes:"));
+    assert!(run_well(&["--version"]).starts_with("millrace "));
+}
+
+#[test]
+fn unknown_flag_names_the_nearest() {
+    run_badly(&["quickstart", "--memroy", "1GiB"], 2, &["--memroy", "'--memory'"]);
+    run_badly(&["node", "--souce", "/data"], 2, &["--souce", "'--source'"]);
+    run_badly(&["quickstrat"], 2, &["quickstart"]);
+}
+
+#[test]
+fn bad_value_names_its_flag_and_what_is_allowed() {
+    let source = tempfile::tempdir().unwrap();
+    let source = text(source.path());
+    let words = ["millrace: flag --memory: `lots` is not allowed", "hint: expected a size"];
+    run_badly(&["node", "--source", source, "--memory", "lots"], 2, &words);
+    run_badly(&["quickstart", source, "--memory", "lots"], 2, &words);
+    run_badly(&["node", "--source", source, "--shards", "-1"], 2, &["flag --shards: `-1`"]);
+    run_badly(&["bench", "read", "--size", "x"], 2, &["--size", "whole number"]);
+    run_badly(&["fs", "cat", "x", "--range", "9-3"], 2, &["--range", "before the first"]);
+    run_badly(&["fs", "ls", "--node", "nonsense"], 2, &["flag --node", "host:port"]);
+    run_badly(&["node"], 2, &["--source DIR"]);
+}
+
+#[test]
+fn unknown_key_or_variable_names_the_nearest() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("millrace.toml");
+    std::fs::write(&file, "memroy = \"1GiB\"\n").unwrap();
+    let words = ["`memroy`", "millrace.toml", "did you mean `memory`?"];
+    run_badly(&["node", "--config", text(&file)], 2, &words);
+    let mut command = millrace(&["node", "--source", "/"]);
+    let said = said(command.env("MILLRACE_MEMROY", "1GiB").output().unwrap());
+    assert_eq!(said.code, Some(2));
+    assert!(said.stderr.contains("did you mean `MILLRACE_MEMORY`?"), "{}", said.stderr);
+}
+
+#[test]
+fn printed_configuration_is_a_configuration() {
+    let directory = tempfile::tempdir().unwrap();
+    let template = run_well(&["node", "--print-config"]);
+    assert!(template.contains("# source = \"/data\""), "{template}");
+    let file = directory.path().join("millrace.toml");
+    let arguments = ["node", "--source", "/data", "--memory", "64MiB", "--print-config"];
+    std::fs::write(&file, run_well(&arguments)).unwrap();
+    let again = run_well(&["node", "--config", text(&file), "--print-config"]);
+    assert_eq!(again, std::fs::read_to_string(&file).unwrap());
+    assert!(again.contains("\nmemory = \"64MiB\"\n"), "{again}");
+}
+
+#[test]
+fn completions_know_the_verbs() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = run_well(&["completions", shell]);
+        assert!(script.contains("quickstart"), "{shell}");
+    }
+    run_badly(&["completions", "cmd.exe"], 2, &["bash"]);
+}
+
+#[test]
+fn missing_directory_is_told_kindly() {
+    let words = ["millrace: cannot read DIR /no/such/place", "hint: name a directory"];
+    let said = run_badly(&["quickstart", "/no/such/place"], 1, &words);
+    assert_eq!(said.stdout, "");
+    let empty = tempfile::tempdir().unwrap();
+    run_badly(&["quickstart", text(empty.path())], 1, &["has no files to read"]);
+}
+
+#[test]
+fn missing_node_is_told_with_its_address() {
+    let words = ["cannot connect to 127.0.0.1:1", "hint: check --node"];
+    run_badly(&["fs", "ls", "--node", "127.0.0.1:1"], 1, &words);
+}
+
+#[test]
+fn quickstart_proves_every_byte_of_an_awkward_tree() {
+    let root = awkward_tree();
+    let arguments = ["quickstart", text(root.path()), "--block-size", BLOCK_SIZE];
+    let arguments = [&arguments[..], &["--memory", "32MiB"]].concat();
+    let said = run(&arguments);
+    assert_eq!(said.code, Some(0), "{}{}", said.stdout, said.stderr);
+    assert_eq!(said.stderr, "", "no log noise");
+    for word in ["6 files", "2 entries left out", "\ncold ", "\nwarm ", "every byte matched"] {
+        assert!(said.stdout.contains(word), "no {word:?} in {}", said.stdout);
+    }
+
+    let report = json(&run_well(&[&arguments[..], &["--json"]].concat()));
+    assert_eq!(report["file_count"], 6);
+    assert_eq!(report["matched_count"], 6);
+    assert_eq!(report["mismatches"], Value::Array(Vec::new()));
+    assert_eq!(report["warm_hit_percent"], 100);
+    for pass in report["passes"].as_array().unwrap() {
+        assert_eq!(pass["file_count"], 6);
+        // `a/inside` is the large one on another path; two files have 16 and 18 bytes.
+        assert_eq!(pass["total_bytes"], 2 * (5 * 65_536 + 123) + 65_536 + 16 + 18);
+    }
+}
+
+#[test]
+fn quickstart_says_when_memory_is_short() {
+    let root = tempfile::tempdir().unwrap();
+    std::fs::write(root.path().join("large"), content(12 << 20)).unwrap();
+    let arguments = ["--memory", "4MiB", "--shards", "1", "--block-size", BLOCK_SIZE];
+    let stdout = run_well(&[&["quickstart", text(root.path())], &arguments[..]].concat());
+    assert!(stdout.contains("% of it fits in memory"), "{stdout}");
+    assert!(stdout.contains("every byte matched"), "{stdout}");
+}
+
+#[test]
+fn quickstart_keeps_serving_until_it_is_told_to_stop() {
+    let root = awkward_tree();
+    let mut command = millrace(&["quickstart", text(root.path()), "--keep"]);
+    command.args(["--memory", "32MiB", "--block-size", BLOCK_SIZE]);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    let address = loop {
+        line.clear();
+        assert_ne!(stdout.read_line(&mut line).unwrap(), 0, "it ended");
+        if let Some(rest) = line.strip_prefix("serving at ") {
+            break rest.split_whitespace().next().unwrap().to_owned();
+        }
+    };
+    let listing = run_well(&["fs", "ls", "--node", &address]);
+    assert!(listing.contains("large.bin\n"), "{listing}");
+    terminate(&child);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let mut rest = String::new();
+    stdout.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains(&format!("millrace fs ls -l --node {address}")), "{rest}");
+}
+
+#[test]
+fn node_ends_well_when_terminated() {
+    let root = awkward_tree();
+    let mut node = Node::start(root.path());
+    terminate(&node.child);
+    assert_eq!(node.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn fs_lists_and_tells() {
+    let root = awkward_tree();
+    let node = Node::start(root.path());
+    let names = "-r\na/\nempty\ngrün 文 \u{1f642}.txt\nlarge.bin\n";
+    assert_eq!(node.fs_text(&["ls"]), names);
+    assert_eq!(node.fs_text(&["ls", "/"]), names);
+    let tree = node.fs_text(&["ls", "-R"]);
+    assert!(tree.contains("a/b/c/exact\n"), "{tree}");
+    // The circle is listed as a name, and not entered.
+    assert!(tree.contains("a/circle/\n") && !tree.contains("a/circle/a"), "{tree}");
+    let long = node.fs_text(&["ls", "-l", "--bytes", "large.bin"]);
+    assert!(long.trim_start().starts_with("327803  20"), "{long}");
+    let lines = node.fs_text(&["ls", "--json", "a"]);
+    let names: Vec<Value> = lines.lines().map(|line| json(line)["path"].clone()).collect();
+    assert_eq!(names, ["a/b", "a/circle", "a/inside", "a/nothing"]);
+    let stat = json(&node.fs_text(&["stat", "--json", "/large.bin"]));
+    assert_eq!((&stat["length"], &stat["block_count"]), (&327_803.into(), &6.into()));
+    assert!(node.fs_fails(&["stat", "absent"]).starts_with("millrace: absent: not found"));
+    assert!(node.fs_fails(&["ls", "outside"]).starts_with("millrace: outside: "));
+}
+
+#[test]
+fn fs_cat_writes_the_bytes_asked_for() {
+    let root = awkward_tree();
+    let node = Node::start(root.path());
+    let large = content(5 * 65_536 + 123);
+    assert_eq!(node.fs_well(&["cat", "large.bin"]), large);
+    assert_eq!(node.fs_well(&["cat", "--no-verify", "a/inside"]), large);
+    assert_eq!(node.fs_well(&["cat", "empty"]), b"");
+    let check = |arguments: &[&str], expect: &[u8]| {
+        let all = [&["cat", "large.bin"], arguments].concat();
+        assert_eq!(node.fs_well(&all), expect, "{arguments:?}");
+    };
+    check(&["--range", "65530-65545"], &large[65_530..65_546]);
+    check(&["--range", "-5"], &large[large.len() - 5..]);
+    check(&["--offset", "64KiB", "--length", "70000"], &large[65_536..135_536]);
+    check(&["--offset", "1GiB"], b"");
+    assert!(node.fs_fails(&["cat", "a"]).contains("a is a directory\nhint: "));
+
+    // A reader that has enough is no failure.
+    let mut child = node.fs(&["cat", "large.bin"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut first = [0; 10];
+    child.stdout.take().unwrap().read_exact(&mut first).unwrap();
+    assert_eq!(first, large[..10]);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn fs_get_copies_whole_files_or_none() {
+    let root = awkward_tree();
+    let node = Node::start(root.path());
+    let target = tempfile::tempdir().unwrap();
+    let path = |name: &str| target.path().join(name);
+    let large = content(5 * 65_536 + 123);
+    node.fs_well(&["get", "large.bin", text(target.path())]);
+    assert_eq!(std::fs::read(path("large.bin")).unwrap(), large);
+    std::fs::write(path("other"), "old").unwrap();
+    node.fs_well(&["get", "/large.bin", text(&path("other"))]);
+    assert_eq!(std::fs::read(path("other")).unwrap(), large);
+
+    node.fs_well(&["get", "-r", "/", text(&path("tree"))]);
+    assert_eq!(std::fs::read(path("tree/a/inside")).unwrap(), large);
+    assert_eq!(std::fs::read(path("tree/a/b/c/exact")).unwrap(), content(65_536));
+    assert_eq!(std::fs::read(path("tree/empty")).unwrap(), b"");
+    assert!(!path("tree/outside").exists() && !path("tree/a/circle").exists());
+
+    assert!(node.fs_fails(&["get", "a", text(&path("b"))]).contains("add -r"));
+    assert!(node.fs_fails(&["get", "absent", text(&path("b"))]).contains("not found"));
+    // A directory in the way of a file: nothing is left beside it.
+    std::fs::create_dir_all(path("way/large.bin")).unwrap();
+    node.fs_fails(&["get", "large.bin", text(&path("way"))]);
+    assert_eq!(std::fs::read_dir(path("way")).unwrap().count(), 1);
+}
+
+#[test]
+fn fs_steers_the_cache() {
+    let root = awkward_tree();
+    let node = Node::start(root.path());
+    let report = |arguments: &[&str]| json(&node.fs_text(arguments));
+    let load = report(&["load", "--json", "large.bin"]);
+    assert_eq!((&load["block_count"], &load["filled_count"]), (&6.into(), &6.into()));
+    let load = report(&["load", "--json", "large.bin"]);
+    assert_eq!(load["filled_count"], 0);
+    let load = report(&["load", "-r", "--json", "/"]);
+    assert_eq!((&load["file_count"], &load["failed_count"]), (&6.into(), &0.into()));
+    let status = report(&["status", "--json"]);
+    assert_eq!(
+        (&status["shard_count"], &status["counters"]["fill_error_count"]),
+        (&1.into(), &0.into())
+    );
+    let free = report(&["free", "--json", "large.bin"]);
+    assert_eq!(free["block_count"], 6);
+    assert!(node.fs_fails(&["load", "a"]).contains("add -r"));
+    assert!(node.fs_text(&["status"]).contains("\nfill_count "));
+    let text = node.fs_text(&["free", "-r", "a/b"]);
+    assert!(text.starts_with("freed ") && text.contains(" of 1 file,"), "{text}");
+}
+
+#[test]
+fn bench_reads_a_node() {
+    let root = awkward_tree();
+    let node = Node::start(root.path());
+    let arguments = ["--node", &node.address, "--seconds", "0.2", "--warmup", "0", "--json"];
+    let arguments = [&["bench", "read", "/large.bin", "--verify"], &arguments[..]].concat();
+    let report = json(&run_well(&arguments));
+    assert_eq!(report["file_count"], 1);
+    assert!(report["result"]["reads"].as_u64().unwrap() > 0, "{report}");
+    let small = ["large.bin", "--size", "1MiB", "--node", &node.address];
+    run_badly(&[&["bench", "read"], &small[..]].concat(), 1, &["millrace: bench read: ", "hint:"]);
+}
