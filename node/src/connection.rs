@@ -151,7 +151,8 @@ pub(crate) struct Connection {
     /// Bytes that they asked for.
     pub asked: u64,
     pub phase: Phase,
-    /// When a byte came in or a send ended last, or the phase changed, in the node's milliseconds.
+    /// When a byte came in while nothing was sent, a send began or went on, or the phase changed, in the
+    /// node's milliseconds.
     pub active_at: u64,
 }
 
@@ -180,12 +181,13 @@ impl Connection {
     }
 
     /// Takes the replies to send, if no send is under way.
-    pub(crate) fn next_batch(&mut self) -> Option<Batch> {
+    pub(crate) fn next_batch(&mut self, now: u64) -> Option<Batch> {
         self.send_asked = false;
         if self.sending || self.building.is_empty() {
             return None;
         }
         self.sending = true;
+        self.active_at = now;
         let spare = std::mem::take(&mut self.spare);
         Some(std::mem::replace(&mut self.building, spare))
     }

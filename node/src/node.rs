@@ -270,6 +270,11 @@ impl Listener {
 /// that was left to the system.
 fn listen(config: &Config) -> Result<Vec<Listener>, StartError> {
     let mut public_address = config.listen;
+    if config.shards > 1 && config.listen.port() != 0 {
+        // Sockets that share a port also share it with another node, which would take half of our
+        // clients. One that does not share finds out whether the port is free.
+        listen_on(config.listen, false)?;
+    }
     let mut listeners = Vec::with_capacity(config.shards);
     for shard in 0..config.shards {
         let (public, bound) = listen_on(public_address, config.shards > 1)?;

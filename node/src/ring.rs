@@ -27,6 +27,7 @@ mod buffers;
 mod send;
 
 pub(crate) use buffers::Buffer;
+pub(crate) use buffers::{BUFFER_COUNT, BUFFER_SIZE};
 use buffers::{BUFFER_GROUP, Buffers};
 use send::SendSlot;
 
@@ -61,6 +62,8 @@ pub(crate) enum Completion {
     ReceiveEnded { token: Token, result: io::Result<()> },
     /// A batch was sent whole, or could not be.
     Sent { token: Token, batch: Batch, result: io::Result<()> },
+    /// Some of a batch was sent; the rest goes on by itself.
+    SentSome { token: Token },
     /// The tick that was asked for.
     Tick,
 }
@@ -71,6 +74,8 @@ pub(crate) struct Ring {
     buffers: Buffers,
     /// Send slots by connection index.
     sends: Vec<Option<SendSlot>>,
+    /// Connections whose send the kernel gave up for now.
+    blocked_sends: Vec<u32>,
     /// Emptied slots, whose memory is used again.
     spare_sends: Vec<SendSlot>,
     tick_interval: Box<Timespec>,
@@ -114,6 +119,7 @@ impl Ring {
             ring,
             buffers,
             sends: Vec::new(),
+            blocked_sends: Vec::new(),
             spare_sends: Vec::new(),
             tick_interval: Box::new(tick_interval),
             completed: Vec::with_capacity(COMPLETIONS as usize),
@@ -140,6 +146,17 @@ impl Ring {
     pub(crate) fn receive(&mut self, token: Token, socket: BorrowedFd<'_>) {
         let entry = opcode::RecvMulti::new(Fd(socket.as_raw_fd()), BUFFER_GROUP);
         self.push(entry.build().user_data(user_data(Kind::Receive, token.index, token.generation)));
+    }
+
+    /// Receives one buffer. For a connection that may have much to say: a multishot receive would bring
+    /// 32 buffers in a row, again and again, and cannot be cancelled before the socket is empty.
+    pub(crate) fn receive_once(&mut self, token: Token, socket: BorrowedFd<'_>) {
+        let fd = Fd(socket.as_raw_fd());
+        let entry = opcode::Recv::new(fd, std::ptr::null_mut(), BUFFER_SIZE as u32)
+            .buf_group(BUFFER_GROUP)
+            .build()
+            .flags(squeue::Flags::BUFFER_SELECT);
+        self.push(entry.user_data(user_data(Kind::Receive, token.index, token.generation)));
     }
 
     /// Stops receiving on a connection; bytes that came in before may still be reported.
@@ -297,10 +314,18 @@ impl Ring {
             self.sends[index as usize].take().expect("the slot of a send under way is taken");
         let result = match check(result).map(|count| slot.advance(count as usize)) {
             Ok(false) => {
+                let token = slot.token;
                 self.submit(slot);
-                return None;
+                return Some(Completion::SentSome { token });
             }
             Ok(true) => Ok(()),
+            // A client that shut its sending side makes the socket look ready when it is full; after
+            // 128 tries the kernel gives up. It is asked again with the next tick.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.sends[index as usize] = Some(slot);
+                self.blocked_sends.push(index);
+                return None;
+            }
             Err(error) => Err(error),
         };
         let (token, batch) = (slot.token, slot.take_batch());
@@ -308,6 +333,15 @@ impl Ring {
             self.spare_sends.push(slot);
         }
         Some(Completion::Sent { token, batch, result })
+    }
+
+    /// Submits the sends again that the kernel gave up.
+    pub(crate) fn retry_sends(&mut self) {
+        for index in std::mem::take(&mut self.blocked_sends) {
+            if let Some(slot) = self.sends[index as usize].take() {
+                self.submit(slot);
+            }
+        }
     }
 
     /// Submits a send; it keeps its slot until it completes.

@@ -53,6 +53,8 @@ struct Socket {
     receiving: bool,
     /// A receive is wanted: asked for again whenever one ends.
     wants_receive: bool,
+    /// More may wait in the socket than the worker wants to have at once: one buffer at a time.
+    gently: bool,
     sending: bool,
     closing: bool,
 }
@@ -223,6 +225,7 @@ impl Runtime {
 
     fn on_tick(&mut self, now: u64) {
         self.ticked_at = now;
+        self.ring.retry_sends();
         self.worker.publish_gauges();
         self.worker.counters().enter_count.set(self.ring.enter_count());
         for listener in std::mem::take(&mut self.accept_later) {
@@ -237,6 +240,11 @@ impl Runtime {
                 self.on_accepted(now, listener, result, armed)
             }
             Completion::Received { token, buffer, armed } => {
+                if let Some(socket) = self.socket(token)
+                    && !buffer.is_full()
+                {
+                    socket.gently = false;
+                }
                 self.worker.handle(
                     now,
                     Event::Received { token, bytes: self.ring.bytes(&buffer) },
@@ -245,11 +253,13 @@ impl Runtime {
                 self.ring.recycle(buffer);
                 if !armed {
                     self.on_receive_stopped(token);
+                    self.close_if_idle(now, token);
                 }
             }
             Completion::ReceiveEnded { token, result } => {
                 self.on_receive_ended(now, token, &result)
             }
+            Completion::SentSome { token } => self.handle(now, Event::SentSome { token }),
             Completion::Sent { token, batch, result } => {
                 if let Some(socket) = self.socket(token) {
                     socket.sending = false;
@@ -299,14 +309,15 @@ impl Runtime {
         if self.sockets.len() <= index {
             self.sockets.resize_with(index + 1, || None);
         }
-        self.ring.receive(token, fd.as_fd());
-        self.sockets[index] = Some(Socket {
+        let socket = self.sockets[index].insert(Socket {
             fd,
             receiving: true,
             wants_receive: true,
+            gently: true,
             sending: false,
             closing: false,
         });
+        receive(&mut self.ring, token, socket);
     }
 
     fn socket(&mut self, token: Token) -> Option<&mut Socket> {
@@ -321,7 +332,7 @@ impl Runtime {
         };
         socket.receiving = socket.wants_receive && !socket.closing;
         if socket.receiving {
-            self.ring.receive(token, socket.fd.as_fd());
+            receive(&mut self.ring, token, socket);
         }
     }
 
@@ -383,10 +394,11 @@ impl Runtime {
 
     fn perform_one(&mut self, now: u64, action: Action) {
         match action {
-            Action::Send(token) => self.send(token),
+            Action::Send(token) => self.send(now, token),
             Action::PauseReceive(token) => {
                 let Some(socket) = self.socket(token) else { return };
                 socket.wants_receive = false;
+                socket.gently = true;
                 if socket.receiving {
                     self.ring.stop_receiving(token);
                 }
@@ -400,7 +412,7 @@ impl Runtime {
                 socket.wants_receive = true;
                 if !socket.receiving && !socket.closing {
                     socket.receiving = true;
-                    self.ring.receive(token, socket.fd.as_fd());
+                    receive(&mut self.ring, token, socket);
                 }
             }
             Action::FinishSending(token) => {
@@ -413,7 +425,7 @@ impl Runtime {
                 socket.wants_receive = true;
                 if !socket.receiving && !socket.closing {
                     socket.receiving = true;
-                    self.ring.receive(token, socket.fd.as_fd());
+                    receive(&mut self.ring, token, socket);
                 }
                 // The peer may be gone already; then there is nobody to tell.
                 let _ = rustix::net::shutdown(&socket.fd, Shutdown::Write);
@@ -431,7 +443,7 @@ impl Runtime {
         }
     }
 
-    fn send(&mut self, token: Token) {
+    fn send(&mut self, now: u64, token: Token) {
         let Some(socket) = self.sockets.get_mut(token.index as usize).and_then(Option::as_mut)
         else {
             return;
@@ -439,7 +451,7 @@ impl Runtime {
         if socket.closing || socket.sending {
             return;
         }
-        if let Some(batch) = self.worker.next_batch(token) {
+        if let Some(batch) = self.worker.next_batch(now, token) {
             socket.sending = true;
             self.ring.send(token, socket.fd.as_fd(), batch);
         }
@@ -471,8 +483,18 @@ impl Runtime {
                 return;
             }
             while self.ring.next_completion().is_some() {}
+            self.ring.retry_sends();
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+}
+
+/// Asks for the bytes that come in on a socket.
+fn receive(ring: &mut Ring, token: Token, socket: &Socket) {
+    if socket.gently {
+        ring.receive_once(token, socket.fd.as_fd());
+    } else {
+        ring.receive(token, socket.fd.as_fd());
     }
 }
 

@@ -23,6 +23,7 @@ use crate::files::FileTable;
 use crate::mailbox::{Mail, Requester, Served};
 use crate::memory::Segment;
 use crate::metrics::Counters;
+use crate::ring;
 use crate::side::SideQueue;
 
 mod fill;
@@ -38,9 +39,11 @@ const BUSY_RETRY_MS: u32 = 10;
 const LINGER_MS: u64 = 1_000;
 /// The same while the node stops, which should not take long.
 const LINGER_DRAINING_MS: u64 = 100;
-/// Most bytes of unread requests a connection may pile up while it is paused. Derived: what 32 rounds
-/// of one multishot receive bring (8 KiB each) before its cancellation, and one frame.
-const STASH_MAX: usize = 32 * 8192 + frame::HEADER_SIZE + frame::BODY_LENGTH_MAX as usize;
+/// Most bytes of unread requests a connection may pile up while it is paused. Derived: all receive
+/// buffers, which one multishot receive may fill before its cancellation, and one frame.
+const STASH_MAX: usize = ring::BUFFER_COUNT as usize * ring::BUFFER_SIZE
+    + frame::HEADER_SIZE
+    + frame::BODY_LENGTH_MAX as usize;
 
 /// What happened.
 #[derive(Debug)]
@@ -51,6 +54,8 @@ pub(crate) enum Event<'a> {
     ReceiveEnded { token: Token },
     /// A batch is with the socket, whole; or it failed and the connection is of no use.
     Sent { token: Token, batch: Batch, ok: bool },
+    /// The socket took a part of a batch.
+    SentSome { token: Token },
     /// The socket is closed and no operation on it is under way.
     Closed { token: Token },
     /// A message from another shard or the side thread.
@@ -193,6 +198,11 @@ impl Worker {
             Event::Received { token, bytes } => self.on_received(now, token, bytes, actions),
             Event::ReceiveEnded { token } => self.on_receive_ended(now, token, actions),
             Event::Sent { token, batch, ok } => self.on_sent(now, token, batch, ok, actions),
+            Event::SentSome { token } => {
+                if let Some(connection) = self.connection(token) {
+                    connection.active_at = now;
+                }
+            }
             Event::Closed { token } => self.on_closed(token, actions),
             Event::Mail(mail) => self.on_mail(now, mail, actions),
             Event::Tick => self.on_tick(now, actions),
@@ -200,8 +210,8 @@ impl Worker {
     }
 
     /// The batch that [`Action::Send`] announced.
-    pub(crate) fn next_batch(&mut self, token: Token) -> Option<Batch> {
-        self.connection(token)?.next_batch()
+    pub(crate) fn next_batch(&mut self, now: u64, token: Token) -> Option<Batch> {
+        self.connection(token)?.next_batch(now)
     }
 
     /// Connections that are open.
@@ -250,7 +260,10 @@ impl Worker {
 
     fn on_received(&mut self, now: u64, token: Token, bytes: &[u8], actions: &mut Vec<Action>) {
         let Some(connection) = self.connection(token) else { return };
-        connection.active_at = now;
+        if !connection.sending {
+            // Of a client that takes nothing, what it asks is no sign of life.
+            connection.active_at = now;
+        }
         if connection.phase >= Phase::Draining {
             return;
         }

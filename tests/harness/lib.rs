@@ -1,1 +1,41 @@
+//! What the end-to-end tests stand on: nodes as real processes, peers that speak raw frames, content
+//! that can be checked without keeping it.
+//!
+//! Owns no claims of its own; those are in `e2e/`. Always holds: a node dies with its handle, and what
+//! it wrote to its log is shown when the test fails. Timeouts here are guards against hanging and
+//! never a claim about speed. Modules in reading order:
 
+pub mod content;
+pub mod node;
+pub mod peer;
+
+pub use content::{BLOCK, Scratch};
+pub use node::{Memory, Node, NodeOptions};
+pub use peer::{Peer, Reply};
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long a test waits for something that should come soon. Guessed: a debug build on a busy
+/// machine with two cores stays far below.
+pub const HANG_GUARD: Duration = Duration::from_secs(60);
+
+static HEAVY: Mutex<()> = Mutex::new(());
+
+/// Held by tests that need most of the machine, so that they do not run side by side.
+pub fn heavy() -> MutexGuard<'static, ()> {
+    // A heavy test that failed leaves nothing behind that the next one could stumble over.
+    HEAVY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Asks until `holds` does.
+///
+/// # Panics
+/// If that takes longer than [`HANG_GUARD`].
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < HANG_GUARD, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

@@ -12,9 +12,9 @@ use io_uring::types::BufRingEntry;
 use rustix::mm::{MapFlags, ProtFlags};
 
 /// Receive buffers, a power of two.
-const BUFFER_COUNT: u16 = 256;
+pub(crate) const BUFFER_COUNT: u16 = 256;
 /// Size of each in bytes. Derived: 16 reads take 1.3 KiB, a batch of 200 ranges 7.3 KiB.
-const BUFFER_SIZE: usize = 8 << 10;
+pub(crate) const BUFFER_SIZE: usize = 8 << 10;
 /// Id of the only buffer group.
 pub(super) const BUFFER_GROUP: u16 = 0;
 
@@ -39,6 +39,13 @@ const SLAB_SIZE: usize = BUFFER_COUNT as usize * BUFFER_SIZE;
 
 const _: () = assert!(BUFFER_COUNT.is_power_of_two());
 const _: () = assert!(ENTRIES_SIZE.is_multiple_of(4096));
+
+impl Buffer {
+    /// Whether more may have been waiting than went in.
+    pub(crate) fn is_full(&self) -> bool {
+        self.length == BUFFER_SIZE
+    }
+}
 
 impl Buffers {
     pub(super) fn new(ring: &IoUring) -> io::Result<Buffers> {

@@ -71,8 +71,8 @@ impl SendSlot {
         }
         self.message.msg_iov = self.iovecs.as_mut_ptr();
         self.message.msg_iovlen = self.iovecs.len();
-        // WAITALL: the kernel itself goes on after a short send, without a round trip through us.
-        let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
+        // Not WAITALL: a short send is how we learn that a slow client takes something.
+        let flags = libc::MSG_NOSIGNAL as u32;
         opcode::SendMsg::new(Fd(self.fd), &raw const *self.message).flags(flags).build()
     }
 

@@ -99,7 +99,8 @@ impl Node {
         match action {
             Action::Post(to, mail) => self.event(now, to, Event::Mail(mail)),
             Action::Send(token) if self.reads => {
-                let Some(batch) = self.workers[shard as usize].next_batch(token) else { return };
+                let batch = self.workers[shard as usize].next_batch(now, token);
+                let Some(batch) = batch else { return };
                 self.sent.push((shard, token, bytes_of(&batch)));
                 self.event(now, shard, Event::Sent { token, batch, ok: true });
             }
@@ -288,7 +289,7 @@ fn a_client_that_takes_nothing_is_disconnected_in_time() {
     node.reads = false;
     node.receive(0, 0, token, &read(1, 0, 0));
     node.end_fills(0, |_| Ok(()));
-    let batch = node.workers[0].next_batch(token).unwrap();
+    let batch = node.workers[0].next_batch(0, token).unwrap();
     assert!(node.workers[0].needs_ticks());
     node.event(1_000, 0, Event::Tick);
     assert!(!node.actions.iter().any(|(_, action)| matches!(action, Action::Close(_))));

@@ -1,0 +1,13 @@
+//! Real nodes in processes of their own, and what they promise. One module for each story; the name of
+//! a test is its claim.
+
+mod free_load;
+mod lifecycle;
+mod limits;
+mod malformed;
+mod paths;
+mod pressure;
+mod read_write;
+mod rude;
+mod single_flight;
+mod versions;
