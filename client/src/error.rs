@@ -51,7 +51,8 @@ pub enum Error {
     },
     /// The received bytes did not match their checksum, twice: suspect memory or network hardware.
     #[error(
-        "bytes of '{path}' at offset {offset} do not match their checksum, also when read again; check the node's memory and the network"
+        "bytes of '{path}' at offset {offset} do not match their checksum, also when read again; \
+         check the node's memory and the network"
     )]
     Corrupt {
         /// Path of the file.

@@ -21,6 +21,11 @@ pub(crate) struct Token {
     pub generation: u32,
 }
 
+/// Receive buffers of a shard, a power of two.
+pub(crate) const RECEIVE_BUFFER_COUNT: u16 = 256;
+/// Size of each in bytes. Derived: 16 reads take 1.3 KiB, a batch of 200 ranges 7.3 KiB.
+pub(crate) const RECEIVE_BUFFER_SIZE: usize = 8 << 10;
+
 /// Generations are counted modulo this.
 pub(crate) const GENERATION_COUNT: u32 = 1 << 24;
 

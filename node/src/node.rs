@@ -53,7 +53,8 @@ pub enum StartError {
     Listen { address: SocketAddr, error: io::Error },
     /// The system allows too few open files for the connections.
     #[error(
-        "connections_max needs {needed} open files, but only {allowed} are allowed: raise `ulimit -n` or lower connections_max"
+        "connections_max needs {needed} open files, but only {allowed} are allowed: \
+         raise `ulimit -n` or lower connections_max"
     )]
     Descriptors { needed: u64, allowed: u64 },
     /// Memory for the blocks cannot be had.

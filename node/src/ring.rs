@@ -21,13 +21,12 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use io_uring::types::{CancelBuilder, Fd, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 
-use crate::connection::{Batch, GENERATION_COUNT, Token};
+use crate::connection::{Batch, GENERATION_COUNT, RECEIVE_BUFFER_SIZE, Token};
 
 mod buffers;
 mod send;
 
 pub(crate) use buffers::Buffer;
-pub(crate) use buffers::{BUFFER_COUNT, BUFFER_SIZE};
 use buffers::{BUFFER_GROUP, Buffers};
 use send::SendSlot;
 
@@ -152,7 +151,7 @@ impl Ring {
     /// 32 buffers in a row, again and again, and cannot be cancelled before the socket is empty.
     pub(crate) fn receive_once(&mut self, token: Token, socket: BorrowedFd<'_>) {
         let fd = Fd(socket.as_raw_fd());
-        let entry = opcode::Recv::new(fd, std::ptr::null_mut(), BUFFER_SIZE as u32)
+        let entry = opcode::Recv::new(fd, std::ptr::null_mut(), RECEIVE_BUFFER_SIZE as u32)
             .buf_group(BUFFER_GROUP)
             .build()
             .flags(squeue::Flags::BUFFER_SELECT);

@@ -18,12 +18,14 @@ use millrace_proto::message::{ErrorReply, ReadReply};
 use millrace_proto::{FrameError, Status};
 
 use crate::cache::{BlockKey, Cache, EntryIndex};
-use crate::connection::{Batch, Connection, GENERATION_COUNT, Phase, Pin, Token, reply_header};
+use crate::connection::{
+    Batch, Connection, GENERATION_COUNT, Phase, Pin, RECEIVE_BUFFER_COUNT, RECEIVE_BUFFER_SIZE,
+    Token, reply_header,
+};
 use crate::files::FileTable;
 use crate::mailbox::{Mail, Requester, Served};
 use crate::memory::Segment;
 use crate::metrics::Counters;
-use crate::ring;
 use crate::side::SideQueue;
 
 mod fill;
@@ -39,11 +41,14 @@ const BUSY_RETRY_MS: u32 = 10;
 const LINGER_MS: u64 = 1_000;
 /// The same while the node stops, which should not take long.
 const LINGER_DRAINING_MS: u64 = 100;
-/// Most bytes of unread requests a connection may pile up while it is paused. Derived: all receive
-/// buffers, which one multishot receive may fill before its cancellation, and one frame.
-const STASH_MAX: usize = ring::BUFFER_COUNT as usize * ring::BUFFER_SIZE
+/// Most bytes of unread requests that one connection may pile up while it is paused. Derived: all
+/// receive buffers, which one multishot receive may fill before its cancellation, and one frame.
+const STASH_MAX: usize = RECEIVE_BUFFER_COUNT as usize * RECEIVE_BUFFER_SIZE
     + frame::HEADER_SIZE
     + frame::BODY_LENGTH_MAX as usize;
+/// The same for all connections of a shard together: who passes it is disconnected. Guessed: room for
+/// 256 of the longest frames that come in slowly.
+const STASHES_MAX: usize = 16 << 20;
 
 /// What happened.
 #[derive(Debug)]
@@ -133,6 +138,8 @@ pub(crate) struct Worker {
     /// Waiters that have a deadline: while there are some, ticks are wanted.
     deadline_count: usize,
     draining: bool,
+    /// Bytes in the stashes of all connections.
+    stashed: usize,
     /// Reused for every reply, so that a hit allocates nothing.
     reply: ReadReply,
     segments: Vec<Segment>,
@@ -160,6 +167,7 @@ impl Worker {
             fills: HashMap::new(),
             deadline_count: 0,
             draining: false,
+            stashed: 0,
             reply: ReadReply { checksums: Vec::new() },
             segments: Vec::new(),
         }
@@ -267,8 +275,10 @@ impl Worker {
         if connection.phase >= Phase::Draining {
             return;
         }
+        let before = connection.stash.len();
         if connection.stash.is_empty() && !connection.paused {
             // The common case: whole frames, read in place from the receive buffer.
+            self.look_ahead(bytes);
             let used = self.take_frames(now, token, bytes, actions);
             if let Some(connection) = self.connection(token) {
                 connection.stash.extend_from_slice(&bytes[used..]);
@@ -277,16 +287,19 @@ impl Worker {
             connection.stash.extend_from_slice(bytes);
             self.take_stash(now, token, actions);
         }
-        if let Some(connection) = self.connection(token)
-            && connection.stash.len() > STASH_MAX
-            && connection.phase == Phase::Open
-        {
-            tracing::warn!(
-                "close a connection that has piled up {} bytes of requests",
-                connection.stash.len()
-            );
+        let length = self.count_stash(token, before);
+        if length > STASH_MAX || (length > 0 && self.stashed > STASHES_MAX) {
+            tracing::warn!("close a connection that has piled up {length} bytes of requests");
             self.close(token, actions);
         }
+    }
+
+    /// Brings the sum of the stashes up to date after one that had `before` bytes may have changed;
+    /// returns its length now.
+    fn count_stash(&mut self, token: Token, before: usize) -> usize {
+        let length = self.connection(token).map_or(0, |connection| connection.stash.len());
+        self.stashed = self.stashed - before + length;
+        length
     }
 
     /// Takes the frames that are in the stash, unless the connection is paused.
@@ -316,7 +329,6 @@ impl Worker {
         bytes: &[u8],
         actions: &mut Vec<Action>,
     ) -> usize {
-        self.look_ahead(bytes);
         let mut used = 0;
         loop {
             let (count_max, asked_max) =
@@ -487,8 +499,10 @@ impl Worker {
         if resume {
             if let Some(connection) = self.connection(token) {
                 connection.paused = false;
+                let before = connection.stash.len();
+                self.take_stash(now, token, actions);
+                self.count_stash(token, before);
             }
-            self.take_stash(now, token, actions);
             if let Some(connection) = self.connection(token)
                 && !connection.paused
             {
@@ -531,7 +545,8 @@ impl Worker {
             Phase::Draining => {
                 connection.phase = Phase::Lingering;
                 connection.active_at = now;
-                connection.stash = Vec::new();
+                let before = std::mem::take(&mut connection.stash).len();
+                self.count_stash(token, before);
                 actions.push(Action::FinishSending(token));
             }
             Phase::HalfClosed if !connection.paused => self.close(token, actions),
@@ -550,6 +565,8 @@ impl Worker {
     fn on_closed(&mut self, token: Token, actions: &mut Vec<Action>) {
         let Some(connection) = self.connection(token) else { return };
         let unsent = std::mem::take(&mut connection.building);
+        let before = std::mem::take(&mut connection.stash).len();
+        self.count_stash(token, before);
         self.release_pins(&unsent, actions);
         self.connections[token.index as usize] = None;
         self.generations[token.index as usize] = (token.generation + 1) % GENERATION_COUNT;

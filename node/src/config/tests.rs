@@ -146,11 +146,13 @@ fn wrong_values_name_the_place_the_range_and_an_example() {
     );
     check_error(
         load(None, &[("MILLRACE_FILES_MAX", "-1")], &[]),
-        "environment variable MILLRACE_FILES_MAX: `-1` is not allowed; expected a whole number from 1 to 100000000, for example `1_000_000`",
+        "environment variable MILLRACE_FILES_MAX: `-1` is not allowed; \
+         expected a whole number from 1 to 100000000, for example `1_000_000`",
     );
     check_error(
         load(Some("fill_concurrency = 513"), &[], &[]),
-        "key fill_concurrency in /etc/m.toml: `513` is not allowed; expected a whole number from 1 to 512, for example `64`",
+        "key fill_concurrency in /etc/m.toml: `513` is not allowed; \
+         expected a whole number from 1 to 512, for example `64`",
     );
 }
 
@@ -183,7 +185,8 @@ fn rules_between_keys_name_the_place_to_mend() {
     );
     check_error(
         load(Some("source = '/data'\nmemory = '4MiB'"), &[], &[]),
-        "key memory in /etc/m.toml: `4MiB` is not allowed; expected at least 8MiB: 1 shard(s) of 8 blocks of 1MiB and of 4MiB each, for example `8MiB`",
+        "key memory in /etc/m.toml: `4MiB` is not allowed; \
+         expected at least 8MiB: 1 shard(s) of 8 blocks of 1MiB and of 4MiB each, for example `8MiB`",
     );
     check_error(
         with_flags(&[("bytes_in_flight_max", "64KiB")]),

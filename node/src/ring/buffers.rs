@@ -11,10 +11,8 @@ use io_uring::IoUring;
 use io_uring::types::BufRingEntry;
 use rustix::mm::{MapFlags, ProtFlags};
 
-/// Receive buffers, a power of two.
-pub(crate) const BUFFER_COUNT: u16 = 256;
-/// Size of each in bytes. Derived: 16 reads take 1.3 KiB, a batch of 200 ranges 7.3 KiB.
-pub(crate) const BUFFER_SIZE: usize = 8 << 10;
+use crate::connection::{RECEIVE_BUFFER_COUNT, RECEIVE_BUFFER_SIZE};
+
 /// Id of the only buffer group.
 pub(super) const BUFFER_GROUP: u16 = 0;
 
@@ -33,17 +31,17 @@ pub(super) struct Buffers {
 }
 
 /// Bytes of the entries; a whole number of system pages.
-const ENTRIES_SIZE: usize = BUFFER_COUNT as usize * size_of::<BufRingEntry>();
+const ENTRIES_SIZE: usize = RECEIVE_BUFFER_COUNT as usize * size_of::<BufRingEntry>();
 /// Bytes of the slab.
-const SLAB_SIZE: usize = BUFFER_COUNT as usize * BUFFER_SIZE;
+const SLAB_SIZE: usize = RECEIVE_BUFFER_COUNT as usize * RECEIVE_BUFFER_SIZE;
 
-const _: () = assert!(BUFFER_COUNT.is_power_of_two());
+const _: () = assert!(RECEIVE_BUFFER_COUNT.is_power_of_two());
 const _: () = assert!(ENTRIES_SIZE.is_multiple_of(4096));
 
 impl Buffer {
     /// Whether more may have been waiting than went in.
     pub(crate) fn is_full(&self) -> bool {
-        self.length == BUFFER_SIZE
+        self.length == RECEIVE_BUFFER_SIZE
     }
 }
 
@@ -69,13 +67,13 @@ impl Buffers {
         unsafe {
             ring.submitter().register_buf_ring_with_flags(
                 entries.as_ptr().expose_provenance() as u64,
-                BUFFER_COUNT,
+                RECEIVE_BUFFER_COUNT,
                 BUFFER_GROUP,
                 0,
             )
         }?;
         let mut buffers = Buffers { entries, slab, tail: 0 };
-        for index in 0..BUFFER_COUNT {
+        for index in 0..RECEIVE_BUFFER_COUNT {
             buffers.provide(index);
         }
         Ok(buffers)
@@ -83,10 +81,10 @@ impl Buffers {
 
     /// Gives one buffer to the kernel.
     pub(super) fn provide(&mut self, index: u16) {
-        let place = (self.tail & (BUFFER_COUNT - 1)) as usize;
+        let place = (self.tail & (RECEIVE_BUFFER_COUNT - 1)) as usize;
         // SAFETY: the offset is inside the slab, since the kernel only names buffers it was given.
         #[expect(unsafe_code, reason = "address arithmetic inside the mapping")]
-        let address = unsafe { self.slab.add(index as usize * BUFFER_SIZE) };
+        let address = unsafe { self.slab.add(index as usize * RECEIVE_BUFFER_SIZE) };
         // SAFETY: the place is inside the entries, by the mask.
         #[expect(unsafe_code, reason = "address arithmetic inside the mapping")]
         let mut entry = unsafe { self.entries.add(place) };
@@ -94,7 +92,7 @@ impl Buffers {
         #[expect(unsafe_code, reason = "an entry of the mapping")]
         let entry = unsafe { entry.as_mut() };
         entry.set_addr(address.as_ptr().expose_provenance() as u64);
-        entry.set_len(BUFFER_SIZE as u32);
+        entry.set_len(RECEIVE_BUFFER_SIZE as u32);
         entry.set_bid(index);
         self.tail = self.tail.wrapping_add(1);
         // SAFETY: the pointer is the first entry of the ring, which is initialised: fresh maps are zero.
@@ -107,10 +105,10 @@ impl Buffers {
     }
 
     pub(super) fn bytes(&self, buffer: &Buffer) -> &[u8] {
-        assert!(buffer.index < BUFFER_COUNT && buffer.length <= BUFFER_SIZE);
+        assert!(buffer.index < RECEIVE_BUFFER_COUNT && buffer.length <= RECEIVE_BUFFER_SIZE);
         // SAFETY: the offset is inside the slab, by the line above.
         #[expect(unsafe_code, reason = "address arithmetic inside the mapping")]
-        let start = unsafe { self.slab.add(buffer.index as usize * BUFFER_SIZE) };
+        let start = unsafe { self.slab.add(buffer.index as usize * RECEIVE_BUFFER_SIZE) };
         // SAFETY: the kernel filled the buffer and does not touch it again until it is provided, which
         // consumes the `Buffer` that is borrowed here.
         #[expect(unsafe_code, reason = "the received bytes")]

@@ -59,7 +59,8 @@ proptest! {
 
     #[test]
     fn verify_accepts_the_right_bytes_and_finds_one_flipped_bit(
-        block in proptest::collection::vec(any::<u8>(), 1..20_000), start in any::<usize>(), length in any::<usize>(), flip in any::<usize>(),
+        block in proptest::collection::vec(any::<u8>(), 1..20_000),
+        start in any::<usize>(), length in any::<usize>(), flip in any::<usize>(),
     ) {
         let offset = start % block.len();
         let length = 1 + length % (block.len() - offset);

@@ -1,0 +1,388 @@
+//! How a vector is written to a file and read back.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use millrace_proto::frame::{self, BODY_LENGTH_MAX, PAYLOAD_LENGTH_MAX};
+use millrace_proto::message::*;
+use millrace_proto::{FileId, FrameError, HEADER_SIZE, Header, Op, Status};
+
+/// A message that can be put in a file and compared with what a file holds.
+pub(crate) trait Message {
+    fn kind(&self) -> &'static str;
+    fn frame(&self, header: Header) -> Vec<u8>;
+    fn json(&self) -> String;
+    /// Whether `body` is an archive of an equal value.
+    fn is_in(&self, body: &[u8]) -> Result<bool, FrameError>;
+}
+
+/// `message!(Type, Archived, |archived| owned value, |message| JSON)`
+macro_rules! message {
+    ($type:ident, $archived:ident, |$a:ident| $owned:expr, |$m:ident| $json:expr) => {
+        impl Message for $type {
+            fn kind(&self) -> &'static str {
+                stringify!($type)
+            }
+            fn frame(&self, header: Header) -> Vec<u8> {
+                let mut out = Vec::new();
+                frame::encode(&mut out, header, self);
+                out
+            }
+            fn json(&self) -> String {
+                let $m = self;
+                $json
+            }
+            fn is_in(&self, body: &[u8]) -> Result<bool, FrameError> {
+                let $a = frame::body::<$archived>(body)?;
+                Ok(*self == $owned)
+            }
+        }
+    };
+}
+
+message!(
+    HelloRequest,
+    ArchivedHelloRequest,
+    |a| HelloRequest {
+        client: text(&a.client),
+        version_min: a.version_min,
+        version_max: a.version_max,
+        features: a.features.to_native()
+    },
+    |m| object(&[
+        ("client", string(&m.client)),
+        ("version_min", m.version_min.to_string()),
+        ("version_max", m.version_max.to_string()),
+        ("features", m.features.to_string())
+    ])
+);
+message!(
+    HelloReply,
+    ArchivedHelloReply,
+    |a| HelloReply {
+        server: text(&a.server),
+        version: a.version,
+        features: a.features.to_native(),
+        block_size: a.block_size.to_native(),
+        body_length_max: a.body_length_max.to_native(),
+        requests_in_flight_max: a.requests_in_flight_max.to_native(),
+        ranges_max: a.ranges_max.to_native(),
+        shards: a.shards.iter().map(text).collect(),
+    },
+    |m| object(&[
+        ("server", string(&m.server)),
+        ("version", m.version.to_string()),
+        ("features", m.features.to_string()),
+        ("block_size", m.block_size.to_string()),
+        ("body_length_max", m.body_length_max.to_string()),
+        ("requests_in_flight_max", m.requests_in_flight_max.to_string()),
+        ("ranges_max", m.ranges_max.to_string()),
+        ("shards", list(&m.shards, |shard| string(shard))),
+    ])
+);
+message!(StatRequest, ArchivedStatRequest, |a| StatRequest { path: text(&a.path) }, |m| object(&[
+    ("path", string(&m.path))
+]));
+message!(StatReply, ArchivedStatReply, |a| StatReply { entry: Entry::from(&a.entry) }, |m| object(
+    &[("entry", entry_json(&m.entry))]
+));
+message!(
+    ListRequest,
+    ArchivedListRequest,
+    |a| ListRequest { path: text(&a.path), token: text(&a.token), limit: a.limit.to_native() },
+    |m| object(&[
+        ("path", string(&m.path)),
+        ("token", string(&m.token)),
+        ("limit", m.limit.to_string())
+    ])
+);
+message!(
+    ListReply,
+    ArchivedListReply,
+    |a| ListReply { entries: a.entries.iter().map(Entry::from).collect(), next: text(&a.next) },
+    |m| object(&[("entries", list(&m.entries, entry_json)), ("next", string(&m.next))])
+);
+message!(Range, ArchivedRange, |a| Range::from(a), |m| range_json(m));
+message!(
+    ReadReply,
+    ArchivedReadReply,
+    |a| ReadReply { checksums: a.checksums.iter().map(|sum| sum.to_native()).collect() },
+    |m| object(&[("checksums", list(&m.checksums, u32::to_string))])
+);
+message!(
+    ReadManyRequest,
+    ArchivedReadManyRequest,
+    |a| ReadManyRequest { ranges: a.ranges.iter().map(Range::from).collect() },
+    |m| object(&[("ranges", list(&m.ranges, range_json))])
+);
+message!(LoadRequest, ArchivedLoadRequest, |a| LoadRequest { path: text(&a.path) }, |m| object(&[
+    ("path", string(&m.path))
+]));
+message!(
+    LoadReply,
+    ArchivedLoadReply,
+    |a| LoadReply {
+        entry: Entry::from(&a.entry),
+        block_count: a.block_count.to_native(),
+        filled_count: a.filled_count.to_native()
+    },
+    |m| object(&[
+        ("entry", entry_json(&m.entry)),
+        ("block_count", m.block_count.to_string()),
+        ("filled_count", m.filled_count.to_string())
+    ])
+);
+message!(FreeRequest, ArchivedFreeRequest, |a| FreeRequest { path: text(&a.path) }, |m| object(&[
+    ("path", string(&m.path))
+]));
+message!(
+    FreeReply,
+    ArchivedFreeReply,
+    |a| FreeReply { block_count: a.block_count.to_native(), byte_count: a.byte_count.to_native() },
+    |m| object(&[
+        ("block_count", m.block_count.to_string()),
+        ("byte_count", m.byte_count.to_string())
+    ])
+);
+message!(
+    StatusReply,
+    ArchivedStatusReply,
+    |a| StatusReply {
+        server: text(&a.server),
+        uptime_ms: a.uptime_ms.to_native(),
+        shard_count: a.shard_count.to_native(),
+        counters: a
+            .counters
+            .iter()
+            .map(|counter| Counter { name: text(&counter.name), value: counter.value.to_native() })
+            .collect(),
+    },
+    |m| object(&[
+        ("server", string(&m.server)),
+        ("uptime_ms", m.uptime_ms.to_string()),
+        ("shard_count", m.shard_count.to_string()),
+        (
+            "counters",
+            list(&m.counters, |counter| object(&[
+                ("name", string(&counter.name)),
+                ("value", counter.value.to_string())
+            ]))
+        ),
+    ])
+);
+message!(ErrorReply, ArchivedErrorReply, |a| ErrorReply { message: text(&a.message) }, |m| object(
+    &[("message", string(&m.message))]
+));
+
+/// Stands for "no body".
+pub(crate) struct Nothing;
+
+impl Message for Nothing {
+    fn kind(&self) -> &'static str {
+        "None"
+    }
+    fn frame(&self, header: Header) -> Vec<u8> {
+        let mut out = Vec::new();
+        frame::encode_empty(&mut out, header);
+        out
+    }
+    fn json(&self) -> String {
+        "null".to_owned()
+    }
+    fn is_in(&self, body: &[u8]) -> Result<bool, FrameError> {
+        Ok(body.is_empty())
+    }
+}
+
+pub(crate) fn text(archived: &rkyv::string::ArchivedString) -> String {
+    archived.as_str().to_owned()
+}
+
+/// JSON of a text without control characters.
+pub(crate) fn string(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+pub(crate) fn object(fields: &[(&str, String)]) -> String {
+    let fields: Vec<String> =
+        fields.iter().map(|(name, value)| format!("\"{name}\": {value}")).collect();
+    format!("{{{}}}", fields.join(", "))
+}
+
+pub(crate) fn list<T>(values: &[T], json: impl Fn(&T) -> String) -> String {
+    format!("[{}]", values.iter().map(json).collect::<Vec<_>>().join(", "))
+}
+
+pub(crate) fn entry_json(entry: &Entry) -> String {
+    object(&[
+        ("name", string(&entry.name)),
+        ("kind", (entry.kind as u8).to_string()),
+        ("id", string(&entry.id.to_string())),
+        ("version", entry.version.to_string()),
+        ("length", entry.length.to_string()),
+        ("modified_ms", entry.modified_ms.to_string()),
+    ])
+}
+
+pub(crate) fn range_json(range: &Range) -> String {
+    object(&[
+        ("file", string(&range.file.to_string())),
+        ("version", range.version.to_string()),
+        ("offset", range.offset.to_string()),
+        ("length", range.length.to_string()),
+    ])
+}
+
+/// Hex digits; `-` for none, since no line ends in a space.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    if bytes.is_empty() {
+        return "-".to_owned();
+    }
+    bytes.iter().fold(String::new(), |mut out, byte| {
+        let _ = write!(out, "{byte:02x}");
+        out
+    })
+}
+
+pub(crate) fn unhex(text: &str) -> Vec<u8> {
+    if text == "-" {
+        return Vec::new();
+    }
+    (0..text.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).expect("hex digits"))
+        .collect()
+}
+
+/// Compares `built` with the file, or writes it where asked to; returns the vectors in the file.
+#[track_caller]
+pub(crate) fn check_file(name: &str, built: &str) -> Vec<BTreeMap<String, String>> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("vectors").join(name);
+    if std::env::var_os("MILLRACE_BLESS").is_some_and(|value| value == "1") {
+        std::fs::write(&path, built).expect("write the vectors");
+    }
+    let stored =
+        std::fs::read_to_string(&path).expect("read the vectors; MILLRACE_BLESS=1 writes them");
+    for (number, (stored, built)) in stored.lines().zip(built.lines()).enumerate() {
+        assert_eq!(stored, built, "{name}, line {}", number + 1);
+    }
+    assert_eq!(stored, built, "{name}");
+    stored
+        .split("\n\n")
+        .skip(1)
+        .map(|vector| {
+            vector
+                .lines()
+                .map(|line| {
+                    let (key, value) = line.split_once(": ").expect("lines are `key: value`");
+                    (key.to_owned(), value.to_owned())
+                })
+                .collect()
+        })
+        .collect()
+}
+
+pub(crate) struct Vector {
+    pub(crate) name: &'static str,
+    pub(crate) about: &'static str,
+    pub(crate) header: Header,
+    pub(crate) body: Box<dyn Message>,
+    pub(crate) payload: Vec<u8>,
+}
+
+pub(crate) fn vector(
+    name: &'static str,
+    about: &'static str,
+    header: Header,
+    body: impl Message + 'static,
+) -> Vector {
+    Vector { name, about, header, body: Box::new(body), payload: Vec::new() }
+}
+
+pub(crate) fn check_frames(file: &str, about: &str, vectors: &[Vector]) {
+    let mut built = format!("{FORMAT}{about}");
+    for vector in vectors {
+        let header = Header { payload_length: vector.payload.len() as u32, ..vector.header };
+        let frame = vector.body.frame(header);
+        let (head, body) = frame.split_at(HEADER_SIZE);
+        let header = object(&[
+            ("version", header.version.to_string()),
+            ("op", header.op.to_string()),
+            ("flags", header.flags.to_string()),
+            ("status", header.status.to_string()),
+            ("part", header.part.to_string()),
+            ("body_length", body.len().to_string()),
+            ("payload_length", header.payload_length.to_string()),
+            ("budget_ms", header.budget_ms.to_string()),
+            ("request_id", header.request_id.to_string()),
+        ]);
+        let _ = write!(
+            built,
+            "\nname: {}\nabout: {}\nheader: {header}\nmessage: {}\nvalue: {}\n\
+             header_hex: {}\nbody_hex: {}\npayload_hex: {}\n",
+            vector.name,
+            vector.about,
+            vector.body.kind(),
+            vector.body.json(),
+            hex(head),
+            hex(body),
+            hex(&vector.payload),
+        );
+    }
+    let stored = check_file(file, &built);
+    assert_eq!(stored.len(), vectors.len());
+    for (stored, vector) in stored.iter().zip(vectors) {
+        let (head, body) = (unhex(&stored["header_hex"]), unhex(&stored["body_hex"]));
+        let header = Header::decode(head.first_chunk().expect("40 bytes")).expect("a valid header");
+        header.check_lengths(BODY_LENGTH_MAX, PAYLOAD_LENGTH_MAX).expect("lengths within limits");
+        header.check_body(&body).expect("the body's checksum");
+        let expect = Header {
+            body_length: body.len() as u32,
+            payload_length: vector.payload.len() as u32,
+            body_checksum: header.body_checksum,
+            header_checksum: header.header_checksum,
+            ..vector.header
+        };
+        assert_eq!(header, expect, "{}", vector.name);
+        assert_eq!(vector.body.is_in(&body), Ok(true), "{}", vector.name);
+        assert_eq!(unhex(&stored["payload_hex"]), vector.payload, "{}", vector.name);
+    }
+}
+
+pub(crate) const FORMAT: &str = "\
+# Millrace protocol, version 1: test vectors. See ../PROTOCOL.md.
+# Vectors are separated by empty lines; a line is `key: value`. `header` and `value` are JSON, with
+# file ids as 32 hex digits, most significant first. `-` stands for no bytes. On the wire a frame is
+# header, body, payload.
+";
+
+pub(crate) const ID: FileId = FileId(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff);
+
+pub(crate) fn request(op: Op, id: u64) -> Header {
+    Header::request(op, id, 0)
+}
+
+pub(crate) fn reply(op: Op, id: u64, status: Status) -> Header {
+    Header::request(op, id, 0).reply(status)
+}
+
+pub(crate) fn file(name: &str) -> Entry {
+    Entry {
+        name: name.into(),
+        kind: Kind::File,
+        id: ID,
+        version: 0x0123_4567_89ab_cdef,
+        length: 70_000,
+        modified_ms: 1_700_000_000_123,
+    }
+}
+
+pub(crate) fn range(offset: u64, length: u32) -> Range {
+    Range { file: ID, version: 0x0123_4567_89ab_cdef, offset, length }
+}
+
+/// Byte `index` of the block that all vectors use.
+pub(crate) fn byte(index: usize) -> u8 {
+    (index ^ (index >> 8) ^ (index >> 16)) as u8
+}
