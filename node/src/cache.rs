@@ -5,15 +5,16 @@
 //! All tables are made at start for the most blocks that memory could hold, one for each page.
 //! Leaves the order of leaving to [`queue`] and [`ghost`], filling to the worker.
 
-use hashbrown::HashTable;
 use millrace_proto::checksum::{CHUNK_SIZE, Grain, PAGE_SIZE, pieces};
 use millrace_proto::{FileId, placement};
 
 use crate::memory::{self, Blank, Block, Segment, ShardMemory, Sums};
 
 mod ghost;
+mod index;
 mod queue;
 use ghost::Ghost;
+use index::Index;
 use queue::{Links, Queue};
 
 /// Block number `block` (offset / block size) of a file.
@@ -42,6 +43,10 @@ const REUSE_MAX: u8 = 3;
 /// Share of memory for blocks seen once, in percent (S3-FIFO: 10 works for most of 6594 traces).
 const SMALL_PERCENT: u64 = 10;
 
+/// Reads that are looked ahead for at once. Guessed: what a receive buffer holds is about 100, and the
+/// processor has no more than some ten loads from memory under way.
+pub(crate) const WARM_MAX: usize = 32;
+
 /// Which queue an entry is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
@@ -69,7 +74,7 @@ pub(crate) const PAGE_COST: usize = memory::PAGE_COST
     + 2 * size_of::<u32>()                      // checksums of the page and of its chunk
     + size_of::<Option<Entry>>()
     + size_of::<u32>()                          // free list
-    + 2 * (size_of::<u32>() + 1)                // index: at most half empty, one control byte each
+    + index::ENTRY_COST
     + ghost::ENTRY_COST;
 
 /// What became of the bytes asked for.
@@ -82,7 +87,7 @@ pub(crate) enum Damage {
 /// The shard's cache.
 pub(crate) struct Cache {
     memory: ShardMemory,
-    index: HashTable<u32>,
+    index: Index,
     entries: Vec<Option<Entry>>,
     free_entries: Vec<u32>,
     page_sums: Vec<u32>,
@@ -100,7 +105,7 @@ impl Cache {
     pub(crate) fn new(memory: ShardMemory) -> Cache {
         let entries_max = memory.page_count() as usize;
         Cache {
-            index: HashTable::with_capacity(entries_max),
+            index: Index::new(entries_max),
             entries: Vec::with_capacity(entries_max),
             free_entries: Vec::with_capacity(entries_max),
             page_sums: vec![0; entries_max],
@@ -118,8 +123,29 @@ impl Cache {
     /// The block with this key, and its version.
     #[inline]
     pub(crate) fn find(&self, key: &BlockKey, hash: u64) -> Option<(EntryIndex, u64)> {
-        let index = *self.index.find(hash, |index| self.entry(*index).key == *key)?;
+        let index = self.index.find(hash, |index| self.entry(index).key == *key)?;
         Some((EntryIndex(index), self.entry(index).version))
+    }
+
+    /// Touches what serving these reads (hash of the block, offset in it) will need: first all slots of
+    /// the index, then all entries, then the first bytes of all payloads. Each step waits for memory
+    /// once for all reads, where serving them one by one would wait several times for each.
+    #[inline]
+    pub(crate) fn warm(&self, reads: &[(u64, u32)]) {
+        let mut entries = [None; WARM_MAX];
+        for (entry, (hash, _)) in entries.iter_mut().zip(reads) {
+            *entry = self.index.warm(*hash);
+        }
+        let mut sum = 0;
+        for index in entries.iter().flatten() {
+            sum ^= self.entry(*index).version;
+        }
+        for (index, (_, offset)) in entries.iter().zip(reads) {
+            if let Some(index) = index {
+                sum ^= u64::from(self.entry(*index).block.first_byte(*offset));
+            }
+        }
+        std::hint::black_box(sum);
     }
 
     /// Counts a read that begins at `offset` of the block as a reuse, unless it goes on where an
@@ -258,8 +284,7 @@ impl Cache {
             }
         };
         self.push(place, index, page_count);
-        let entries = &self.entries;
-        self.index.insert_unique(hash, index, |other| key_of(entries, *other).hash());
+        self.index.insert(hash, index);
         self.block_count += 1;
         EntryIndex(index)
     }
@@ -282,8 +307,7 @@ impl Cache {
             Place::Main => self.main.remove(&mut self.entries, index.0, page_count),
             Place::Doomed => return,
         }
-        let found = self.index.find_entry(key.hash(), |other| *other == index.0);
-        found.expect("an entry that is not doomed is in the index").remove();
+        self.index.remove(key.hash(), index.0);
         self.block_count -= 1;
         if pinned {
             self.entry_mut(index.0).place = Place::Doomed;
@@ -418,10 +442,6 @@ enum Step {
     Evicted,
     Moved,
     Pinned,
-}
-
-fn key_of(entries: &[Option<Entry>], index: u32) -> BlockKey {
-    entries[index as usize].as_ref().expect("the entry is in use").key
 }
 
 #[cfg(test)]

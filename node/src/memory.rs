@@ -365,6 +365,21 @@ impl Block {
         });
     }
 
+    /// The byte at this offset, or any other if the block is shorter: for nothing but the processor's
+    /// cache.
+    #[inline]
+    pub(crate) fn first_byte(&self, offset: u32) -> u8 {
+        let mut byte = 0;
+        self.pages.segments(offset.min(self.pages.length - 1), 1, |address, _| {
+            // SAFETY: one byte of pages that this block owns and nobody writes.
+            #[expect(unsafe_code, reason = "a readable view of arena pages")]
+            unsafe {
+                byte = *address.as_ptr();
+            }
+        });
+        byte
+    }
+
     /// CRC-32 of a range: a pass over its bytes.
     pub(crate) fn sum(&self, offset: u32, length: u32) -> u32 {
         sum_of(&self.pages, offset, length)

@@ -130,6 +130,8 @@ pub(crate) struct Worker {
     limits: WorkerLimits,
     side: SideQueue,
     cache: Cache,
+    /// Binary logarithm of the block size.
+    block_shift: u32,
     connections: Vec<Option<Connection>>,
     free_connections: Vec<u32>,
     generations: Vec<u32>,
@@ -154,12 +156,14 @@ impl Worker {
         side: SideQueue,
         cache: Cache,
     ) -> Worker {
+        let block_shift = shared.block_size.trailing_zeros();
         Worker {
             shard,
             shared,
             limits,
             side,
             cache,
+            block_shift,
             connections: Vec::new(),
             free_connections: Vec::new(),
             generations: Vec::new(),

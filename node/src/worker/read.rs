@@ -4,32 +4,48 @@ use millrace_proto::message::{ArchivedRange, ArchivedReadManyRequest, Range};
 use millrace_proto::{Op, Status, frame, placement};
 
 use super::{Action, Hit, Worker, ask_to_send};
-use crate::cache::{BlockKey, Damage};
+use crate::cache::{BlockKey, Damage, WARM_MAX};
 use crate::connection::{Pin, reply_header};
 use crate::mailbox::{Mail, Requester, Served};
 
 impl Worker {
-    /// Looks up the blocks of all reads in `bytes`, for nothing but the processor's cache: in a row the
-    /// look-ups wait for memory together, between replies each would wait alone. Measured with 16384
-    /// blocks of 4 KiB: 17 to 20 % more reads.
+    /// Touches in advance what the reads in `bytes` will need, see [`crate::cache::Cache::warm`].
+    /// Measured with 16384 blocks of 4 KiB: a fifth more reads.
     #[inline]
     pub(super) fn look_ahead(&self, bytes: &[u8]) {
-        let block_size = u64::from(self.shared.block_size);
-        let warm = |range: &ArchivedRange| {
-            let block = (range.offset.to_native() / block_size) as u32;
-            let key = BlockKey { file: (&range.file).into(), block };
-            std::hint::black_box(self.cache.find(&key, key.hash()));
-        };
+        let mut reads = [(0, 0); WARM_MAX];
+        let mut count = 0;
         let mut rest = bytes;
         while let Some((op, body, next)) = frame::peek(rest) {
             rest = next;
+            let mut add = |range: &ArchivedRange| {
+                let (block, offset) = self.block_and_offset(range.offset.to_native());
+                let key = BlockKey { file: (&range.file).into(), block: block as u32 };
+                reads[count] = (key.hash(), offset);
+                count += 1;
+                if count == WARM_MAX {
+                    self.cache.warm(&reads);
+                    count = 0;
+                }
+            };
             if op == Op::Read as u8 {
-                let _ = frame::body(body).map(warm);
+                let _ = frame::body(body).map(add);
             } else if op == Op::ReadMany as u8 {
                 let request = frame::body::<ArchivedReadManyRequest>(body);
-                let _ = request.map(|request| request.ranges.iter().for_each(warm));
+                let _ = request.map(|request| request.ranges.iter().for_each(&mut add));
             }
         }
+        // One read alone waits as long either way.
+        if count > 1 {
+            self.cache.warm(&reads[..count]);
+        }
+    }
+
+    /// Number of the block at an offset of a file, and the offset in it.
+    #[inline]
+    fn block_and_offset(&self, offset: u64) -> (u64, u32) {
+        let shift = self.block_shift;
+        (offset >> shift, (offset & ((1 << shift) - 1)) as u32)
     }
 
     /// Serves a range that was asked for, or sees to it that it will be served.
@@ -41,10 +57,8 @@ impl Worker {
         range: &Range,
         actions: &mut Vec<Action>,
     ) {
-        let block_size = u64::from(self.shared.block_size);
-        let block = range.offset / block_size;
-        let offset = (range.offset % block_size) as u32;
-        let crosses = u64::from(offset) + u64::from(range.length) > block_size;
+        let (block, offset) = self.block_and_offset(range.offset);
+        let crosses = u64::from(offset) + u64::from(range.length) > 1 << self.block_shift;
         if range.length == 0 || crosses || block > u64::from(u32::MAX) {
             let message = "a range has at least one byte and does not cross a block boundary";
             self.fail(requester, Status::InvalidArgument, message, actions);
