@@ -1,4 +1,5 @@
-//! A blocking Millrace connection for what comes before a measurement: `Hello`, `Stat`, `List`.
+//! A blocking Millrace connection for what is beside a measurement: `Hello`, `Stat`, `List`,
+//! `Status`.
 //!
 //! Owns one request at a time, except that `Stat` of many paths is pipelined. Waiting is bounded by
 //! the stream's timeouts. Speed is left to [`crate::load`].
@@ -11,8 +12,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use millrace_proto::frame::{self, BODY_LENGTH_MAX};
 use millrace_proto::message::{
-    ArchivedHelloReply, ArchivedListReply, ArchivedStatReply, Entry, HelloRequest, Kind,
-    ListRequest, StatRequest,
+    ArchivedHelloReply, ArchivedListReply, ArchivedStatReply, ArchivedStatusReply, Entry,
+    HelloRequest, Kind, ListRequest, StatRequest,
 };
 use millrace_proto::{HEADER_SIZE, Header, Op, VERSION, feature};
 
@@ -182,6 +183,21 @@ impl<S: BorrowMut<TcpStream>> Control<S> {
         let reply = frame::body::<ArchivedListReply>(&body)?;
         let entries = reply.entries.iter().map(Entry::from).collect();
         Ok((entries, reply.next.as_str().to_owned()))
+    }
+
+    /// A counter of the node, or `None` if this node does not count that.
+    ///
+    /// # Errors
+    /// If the node does not answer.
+    pub fn counter(&mut self, name: &str) -> Result<Option<u64>> {
+        let mut out = Vec::new();
+        frame::encode_empty(&mut out, Header::request(Op::Status, 3, 0));
+        self.stream.borrow_mut().write_all(&out)?;
+        let body = self.reply(3).context("ask the node for its counters")?;
+        let reply = frame::body::<ArchivedStatusReply>(&body)?;
+        let mut counters = reply.counters.iter();
+        let found = counters.find(|counter| counter.name.as_str() == name);
+        Ok(found.map(|counter| counter.value.to_native()))
     }
 
     fn reply(&mut self, request_id: u64) -> Result<Vec<u8>> {

@@ -14,6 +14,7 @@
 //! then, whether or not a slot was free: a slow reply delays none of the clocks behind it.
 
 use std::net::SocketAddr;
+use std::sync::mpsc::Sender;
 
 use anyhow::{Context, Result, ensure};
 use hdrhistogram::Histogram;
@@ -56,6 +57,9 @@ pub struct LoadOptions<'a> {
     pub cpu: Option<usize>,
     /// Process whose CPU time is measured too.
     pub server_pid: Option<u32>,
+    /// Is sent a mark whenever the clocks are read; the last two are the start and the end of the
+    /// measured time.
+    pub marks: Option<&'a Sender<()>>,
     /// What is checked of each reply beside status and length.
     pub check: Check<'a>,
 }
@@ -72,6 +76,7 @@ impl Default for LoadOptions<'_> {
             spin: false,
             cpu: None,
             server_pid: None,
+            marks: None,
             check: Check::Lengths,
         }
     }
@@ -123,7 +128,7 @@ pub struct LoadResult {
     pub latency: Latency,
     /// CPU time of the generator in seconds, without the time in which it spun for nothing.
     pub client_cpu_s: f64,
-    /// CPU time of the server in seconds, if its process was named.
+    /// CPU time of the server in seconds, if its process was named or it tells it itself.
     pub server_cpu_s: Option<f64>,
     /// CPU time of the generator per GB.
     pub client_cpu_s_per_gb: f64,
@@ -132,6 +137,20 @@ pub struct LoadResult {
     /// Open loop: requests that were due but unanswered when waiting for them ended; the latency
     /// counts them with the time they had waited.
     pub unanswered: u64,
+}
+
+impl LoadResult {
+    /// Whether most of what was due went unanswered, so that the rate says nothing of the server.
+    pub fn is_overrun(&self) -> bool {
+        self.unanswered > self.requests
+    }
+
+    /// Puts in the CPU time of the server, in seconds.
+    pub(crate) fn set_server_cpu(&mut self, seconds: f64) {
+        let gb = self.bytes as f64 / 1e9;
+        self.server_cpu_s = Some(seconds);
+        self.server_cpu_s_per_gb = Some(if gb > 0.0 { seconds / gb } else { 0.0 });
+    }
 }
 
 /// Counts of a run; [`LoadResult`] is derived from them.

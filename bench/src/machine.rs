@@ -90,6 +90,28 @@ fn rate(bytes: usize, repeat: u32, mut work: impl FnMut()) -> f64 {
     best
 }
 
+/// CPUs this process may use, in order.
+///
+/// # Errors
+/// If the kernel does not tell.
+pub fn usable_cpus() -> Result<Vec<usize>> {
+    let set = sched_getaffinity(None).context("read the CPU affinity")?;
+    Ok((0..CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect())
+}
+
+/// CPUs in ascending order as `0-3,8`.
+pub fn cpu_list(cpus: &[usize]) -> String {
+    let mut parts = Vec::new();
+    for run in cpus.chunk_by(|left, right| left + 1 == *right) {
+        match run {
+            [only] => parts.push(only.to_string()),
+            [first, .., last] => parts.push(format!("{first}-{last}")),
+            [] => {}
+        }
+    }
+    parts.join(",")
+}
+
 /// Runs `work` with the current thread, and whatever it spawns, on one CPU only, and puts the
 /// affinity back.
 ///
@@ -153,6 +175,14 @@ mod tests {
         assert_eq!(stat_ticks(text), Some(42));
         assert_eq!(stat_ticks("12 (a"), None);
         assert!(process_cpu_s(std::process::id()).unwrap() >= 0.0);
+    }
+
+    #[test]
+    fn lists_of_cpus_are_short() {
+        assert_eq!(cpu_list(&[0, 1]), "0-1");
+        assert_eq!(cpu_list(&[0, 1, 2, 5, 7, 8]), "0-2,5,7-8");
+        assert_eq!(cpu_list(&[]), "");
+        assert!(!usable_cpus().unwrap().is_empty());
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! Owns the discovery of files. Only what the node itself serves is read, and nothing is written.
 
 use std::fmt::Write as _;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::mpsc::{self, Sender};
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
@@ -12,8 +13,11 @@ use crate::control::Control;
 use crate::keys::{Distribution, Keys};
 use crate::load::{self, Check, LoadOptions, LoadResult};
 use crate::machine::Machine;
-use crate::report;
+use crate::report::{self, Table};
 use crate::wire::{FileRanges, Millrace};
+
+/// Counter of a node: CPU time of its whole process in milliseconds.
+const CPU_COUNTER: &str = "cpu_ms";
 
 /// How a node is read.
 #[derive(Clone, Debug)]
@@ -24,9 +28,9 @@ pub struct ReadOptions {
     pub paths: Vec<String>,
     /// Most files that are taken.
     pub files_max: usize,
-    /// Size of each read in bytes, at most the node's block size. Reads start at multiples of it
-    /// within a block and never cross a block boundary.
-    pub size: u32,
+    /// Sizes of reads in bytes, each at most the node's block size, measured one after the other.
+    /// Reads start at multiples of it within a block and never cross a block boundary.
+    pub sizes: Vec<u32>,
     /// Number of connections, spread over the node's shards.
     pub connections: usize,
     /// Requests in flight on each connection.
@@ -47,7 +51,7 @@ pub struct ReadOptions {
     pub verify: bool,
     /// CPU the load generator is pinned to.
     pub cpu: Option<usize>,
-    /// Process of the node, if its CPU time is to be measured.
+    /// Process of the node, to measure its CPU time; `None` asks the node, which may not tell.
     pub server_pid: Option<u32>,
     /// Seed of the choice.
     pub seed: u64,
@@ -59,7 +63,7 @@ impl Default for ReadOptions {
             address: String::new(),
             paths: Vec::new(),
             files_max: 100_000,
-            size: 64 << 10,
+            sizes: vec![64 << 10],
             connections: 8,
             depth: 16,
             batch: None,
@@ -94,8 +98,6 @@ pub struct ReadReport {
     pub file_count: usize,
     /// Size of them all in bytes.
     pub total_bytes: u64,
-    /// Size of each read in bytes.
-    pub size: u32,
     /// Number of connections.
     pub connections: usize,
     /// Requests in flight on each.
@@ -108,6 +110,15 @@ pub struct ReadReport {
     pub rate: Option<f64>,
     /// Whether checksums were checked.
     pub verified: bool,
+    /// Results of each size.
+    pub sizes: Vec<SizeReport>,
+}
+
+/// Results of one size of reads.
+#[derive(Clone, Debug, Serialize)]
+pub struct SizeReport {
+    /// Size of each read in bytes.
+    pub size: u32,
     /// What was measured.
     pub result: LoadResult,
 }
@@ -118,6 +129,7 @@ pub struct ReadReport {
 /// If the node is not reached, has no files there, or a reply is wrong.
 pub fn read(options: &ReadOptions, mut progress: impl FnMut(&str)) -> Result<ReadReport> {
     ensure!(options.files_max > 0, "no files, no reads");
+    ensure!(!options.sizes.is_empty(), "no sizes, no reads");
     let address = resolve(&options.address)?;
     let mut control = Control::connect(address)?;
     let node = control.hello()?;
@@ -131,9 +143,9 @@ pub fn read(options: &ReadOptions, mut progress: impl FnMut(&str)) -> Result<Rea
             entries.extend(control.find_files(path, room)?);
         }
     }
-    let ranges = FileRanges::new(entries, options.size, node.block_size)?;
-    let distribution = options.zipf_theta.map_or(Distribution::Uniform, Distribution::Zipf);
-    let mut keys = Keys::new(distribution, ranges.count(), options.seed)?;
+    let ranges = |&size| FileRanges::new(entries.clone(), size, node.block_size);
+    // All before the first is measured: a size that cannot be read is told at once.
+    let ranges: Vec<FileRanges> = options.sizes.iter().map(ranges).collect::<Result<_>>()?;
     let routed = options.connections >= node.shards.len();
     let addresses = if routed { node.shards.clone() } else { vec![address] };
     let batch = options.batch.unwrap_or(1);
@@ -143,38 +155,83 @@ pub fn read(options: &ReadOptions, mut progress: impl FnMut(&str)) -> Result<Rea
         address,
         shard_count: node.shards.len(),
         routed,
-        file_count: ranges.file_count(),
-        total_bytes: ranges.total_bytes(),
-        size: options.size,
+        file_count: ranges[0].file_count(),
+        total_bytes: ranges[0].total_bytes(),
         connections: options.connections,
         depth: options.depth,
         batch,
         zipf_theta: options.zipf_theta,
         rate: options.rate,
         verified: options.verify,
-        result: LoadResult::default(),
+        sizes: Vec::with_capacity(ranges.len()),
     };
-    progress(&format!(
-        "reading {} of {} files for {} s",
-        report::size(report.total_bytes),
-        report.file_count,
-        options.warmup_seconds + options.seconds
-    ));
-    let mut wire = Millrace::new(&node, ranges, batch, routed)?;
-    let load = LoadOptions {
-        connections: options.connections,
-        depth: options.depth,
-        batch,
-        warmup_seconds: options.warmup_seconds,
-        seconds: options.seconds,
-        rate: options.rate,
-        spin: options.spin,
-        cpu: options.cpu,
-        server_pid: options.server_pid,
-        check: if options.verify { Check::Checksums } else { Check::Lengths },
-    };
-    report.result = load::run(&mut wire, &addresses, &mut keys, &load)?;
+    for (&size, ranges) in options.sizes.iter().zip(ranges) {
+        progress(&format!(
+            "reading {} of {}, {} a read, for {} s",
+            report::size(report.total_bytes),
+            report::counted(report.file_count, "file"),
+            report::size(u64::from(size)),
+            options.warmup_seconds + options.seconds
+        ));
+        let distribution = options.zipf_theta.map_or(Distribution::Uniform, Distribution::Zipf);
+        let mut keys = Keys::new(distribution, ranges.count(), options.seed)?;
+        let mut wire = Millrace::new(&node, ranges, batch, routed)?;
+        let load = LoadOptions {
+            connections: options.connections,
+            depth: options.depth,
+            batch,
+            warmup_seconds: options.warmup_seconds,
+            seconds: options.seconds,
+            rate: options.rate,
+            spin: options.spin,
+            cpu: options.cpu,
+            server_pid: options.server_pid,
+            marks: None,
+            check: if options.verify { Check::Checksums } else { Check::Lengths },
+        };
+        let result = if options.server_pid.is_none() && tells_cpu(&mut control) {
+            with_node_cpu(&mut control, |marks| {
+                let load = LoadOptions { marks: Some(marks), ..load };
+                load::run(&mut wire, &addresses, &mut keys, &load)
+            })?
+        } else {
+            load::run(&mut wire, &addresses, &mut keys, &load)?
+        };
+        report.sizes.push(SizeReport { size, result });
+    }
     Ok(report)
+}
+
+/// Whether the node tells its CPU time. A failure is no answer: the measurement does not need it.
+fn tells_cpu(control: &mut Control<TcpStream>) -> bool {
+    control.counter(CPU_COUNTER).ok().flatten().is_some()
+}
+
+/// Runs `work`, which marks the start and the end of what it measures, and adds the CPU time that
+/// the node says it used between the two. Another thread asks, so that the load never waits.
+fn with_node_cpu(
+    control: &mut Control<TcpStream>,
+    work: impl FnOnce(&Sender<()>) -> Result<LoadResult>,
+) -> Result<LoadResult> {
+    let (marks, heard) = mpsc::channel();
+    std::thread::scope(|scope| {
+        let asker = scope.spawn(move || {
+            let (mut begin, mut end) = (None, None);
+            for () in heard {
+                begin = end;
+                end = control.counter(CPU_COUNTER).ok().flatten();
+            }
+            Some(end?.saturating_sub(begin?))
+        });
+        let result = work(&marks);
+        drop(marks);
+        let used_ms = asker.join().unwrap_or(None);
+        let mut result = result?;
+        if let Some(used_ms) = used_ms {
+            result.set_server_cpu(used_ms as f64 / 1e3);
+        }
+        Ok(result)
+    })
 }
 
 fn resolve(address: &str) -> Result<SocketAddr> {
@@ -187,16 +244,15 @@ fn resolve(address: &str) -> Result<SocketAddr> {
 impl ReadReport {
     /// The report for people.
     pub fn render(&self) -> String {
-        let result = &self.result;
         let mut text = String::new();
         let _ = writeln!(
             text,
-            "{} at {}: {} in {} files, {} shards{}",
+            "{} at {}: {} in {}, {}{}",
             self.server,
             self.address,
             report::size(self.total_bytes),
-            self.file_count,
-            self.shard_count,
+            report::counted(self.file_count, "file"),
+            report::counted(self.shard_count, "shard"),
             if self.routed { "" } else { ", requests not routed" }
         );
         let loop_name = match self.rate {
@@ -205,40 +261,69 @@ impl ReadReport {
         };
         let _ = writeln!(
             text,
-            "{} a read, {} a request, {} connections, depth {}, {loop_name}{}",
-            report::size(u64::from(self.size)),
-            self.batch,
-            self.connections,
+            "{} a request, {}, depth {}, {loop_name}{}",
+            report::counted(self.batch, "read"),
+            report::counted(self.connections, "connection"),
             self.depth,
             if self.verified { ", verified" } else { "" }
         );
-        let _ = writeln!(
-            text,
-            "{} reads in {:.2} s: {} reads/s, {:.2} GB/s",
-            report::count(result.reads as f64),
-            result.seconds,
-            report::count(result.reads_per_s),
-            result.gb_per_s
-        );
-        let latency = &result.latency;
-        let _ = writeln!(
-            text,
-            "latency p50 {}, p90 {}, p99 {}, p99.9 {}, max {}",
-            report::latency(latency.p50_us),
-            report::latency(latency.p90_us),
-            report::latency(latency.p99_us),
-            report::latency(latency.p999_us),
-            report::latency(latency.max_us)
-        );
-        let _ = writeln!(
-            text,
-            "CPU seconds a GB: client {:.3}, server {}",
-            result.client_cpu_s_per_gb,
-            report::optional(result.server_cpu_s_per_gb)
-        );
-        if result.unanswered > 0 {
-            let _ = writeln!(text, "{} requests were not answered in time", result.unanswered);
+        text.push('\n');
+        let mut table = Table::new(&[
+            "size",
+            "reads",
+            "time",
+            "reads/s",
+            "GB/s",
+            "p50",
+            "p90",
+            "p99",
+            "p99.9",
+            "max",
+            "client s/GB",
+            "server s/GB",
+        ]);
+        for SizeReport { size, result } in &self.sizes {
+            let latency = &result.latency;
+            let cpu = |seconds: Option<f64>| {
+                seconds.map_or_else(|| "-".into(), |seconds| format!("{seconds:.3}"))
+            };
+            table.row([
+                report::size(u64::from(*size)),
+                report::count(result.reads as f64),
+                format!("{:.2} s", result.seconds),
+                report::count(result.reads_per_s),
+                format!("{:.2}", result.gb_per_s),
+                report::latency(latency.p50_us),
+                report::latency(latency.p90_us),
+                report::latency(latency.p99_us),
+                report::latency(latency.p999_us),
+                report::latency(latency.max_us),
+                cpu(Some(result.client_cpu_s_per_gb)),
+                cpu(result.server_cpu_s_per_gb),
+            ]);
+        }
+        text.push_str(&table.render());
+        for SizeReport { size, result } in &self.sizes {
+            if result.unanswered > 0 {
+                let size = report::size(u64::from(*size));
+                let unanswered = result.unanswered;
+                let _ = writeln!(text, "{size}: {unanswered} requests not answered in time");
+            }
         }
         text
+    }
+
+    /// Warnings: open loops in which most requests went unanswered.
+    pub fn warnings(&self) -> Vec<String> {
+        let overrun = self.sizes.iter().filter(|found| found.result.is_overrun());
+        let warning = |found: &SizeReport| {
+            let (size, result) = (report::size(u64::from(found.size)), &found.result);
+            format!(
+                "{size}: {} of {} requests went unanswered: the rate is more than the node can do",
+                result.unanswered,
+                result.unanswered + result.requests
+            )
+        };
+        overrun.map(warning).collect()
     }
 }

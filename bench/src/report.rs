@@ -8,18 +8,29 @@ use std::fmt::Write;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-/// Bytes as `4 KiB`, exact where it can be: `1500 B` stays so.
+/// Bytes as `1.4 MiB`, without the fraction where it is none: `64 KiB`.
 pub fn size(bytes: u64) -> String {
-    let units = [(1_u64 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
-    for (unit, name) in units {
-        if bytes >= unit && bytes.is_multiple_of(unit) {
-            return format!("{} {name}", bytes / unit);
-        }
-        if bytes >= unit * 10 {
-            return format!("{:.1} {name}", bytes as f64 / unit as f64);
-        }
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
     }
-    format!("{bytes} B")
+    let mut unit_index = bytes.ilog2() as usize / 10 - 1;
+    let scaled = |unit_index: usize| bytes as f64 / (1_u64 << (10 * (unit_index + 1))) as f64;
+    // 1023.96 KiB would round to 1024.0 KiB, which is 1.0 MiB.
+    if scaled(unit_index) >= 1023.95 && unit_index + 1 < UNITS.len() {
+        unit_index += 1;
+    }
+    let unit = UNITS[unit_index];
+    if bytes.trailing_zeros() as usize >= 10 * (unit_index + 1) {
+        format!("{:.0} {unit}", scaled(unit_index))
+    } else {
+        format!("{:.1} {unit}", scaled(unit_index))
+    }
+}
+
+/// A number with its noun: `1 shard`, `2 shards`.
+pub fn counted(value: usize, noun: &str) -> String {
+    if value == 1 { format!("1 {noun}") } else { format!("{value} {noun}s") }
 }
 
 /// A count as `466.2 k` or `1.25 M`.
@@ -119,7 +130,10 @@ mod tests {
     fn numbers_read_well() {
         assert_eq!(size(4096), "4 KiB");
         assert_eq!(size(1 << 20), "1 MiB");
-        assert_eq!(size(1500), "1500 B");
+        assert_eq!(size(1500), "1.5 KiB");
+        assert_eq!(size(10_288_947), "9.8 MiB");
+        assert_eq!(counted(1, "shard"), "1 shard");
+        assert_eq!(counted(0, "file"), "0 files");
         assert_eq!(size(100_000), "97.7 KiB");
         assert_eq!(count(466_200.0), "466.2 k");
         assert_eq!(count(1_250_000.0), "1.25 M");

@@ -3,18 +3,28 @@
 //! Owns flags and printing. Every default is the harness's own, so a flag that is not given changes
 //! nothing. What is measured, and how, is left to the crate `bench`.
 
+use std::error::Error;
+use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use clap::{Subcommand, value_parser};
 use millrace_bench::compare::{self, CompareOptions};
+use millrace_bench::load::{CONNECTIONS_MAX, DEPTH_MAX};
+use millrace_bench::machine;
 use millrace_bench::read::{self, ReadOptions};
 use millrace_bench::rival::{NodeOptions, Rival};
+use millrace_bench::wire::BATCH_MAX;
 use millrace_node::config::parse_size;
 
 use crate::failure::Failure;
-use crate::fs::NodeAddress;
+use crate::fs::{NO_NODE_HINT, NodeAddress};
 use crate::output::{self, Activity};
+
+/// Most rounds. Guessed: with the shortest sensible round, hours.
+const ROUNDS_MAX: usize = 10_000;
+/// Largest skew: nearly every read is then of one range.
+const THETA_MAX: f64 = 10.0;
 
 /// Measure a node, alone or beside other servers.
 ///
@@ -45,7 +55,7 @@ enum Verb {
 #[command(after_help = "\
 Examples:
   millrace bench read --seconds 10
-  millrace bench read --size 4KiB --connections 16 --depth 32 datasets/train
+  millrace bench read --sizes 4KiB,64KiB --connections 16 --depth 32 datasets/train
   millrace bench read --rate 20000 --zipf 0.99 --json")]
 struct ReadArgs {
     #[command(flatten)]
@@ -53,33 +63,38 @@ struct ReadArgs {
     /// Files to read, or directories for all files below them [default: everything]
     paths: Vec<String>,
     /// Most files to read
-    #[arg(long, value_name = "COUNT", default_value_t = ReadOptions::default().files_max)]
+    #[arg(long, value_name = "COUNT", value_parser = counts(usize::MAX),
+        allow_negative_numbers = true, default_value_t = ReadOptions::default().files_max)]
     files_max: usize,
-    /// Size of each read, at most a block of the node
-    #[arg(long, value_parser = read_size, default_value = "64KiB")]
-    size: u32,
+    /// Sizes of reads, each at most a block of the node; measured one after the other
+    #[arg(long, visible_alias = "size", value_name = "SIZE", value_delimiter = ',',
+        value_parser = read_size, default_value = "64KiB")]
+    sizes: Vec<u32>,
     /// Connections, spread over the shards of the node
-    #[arg(long, value_name = "COUNT", default_value_t = ReadOptions::default().connections)]
+    #[arg(long, value_name = "COUNT", value_parser = counts(CONNECTIONS_MAX),
+        allow_negative_numbers = true, default_value_t = ReadOptions::default().connections)]
     connections: usize,
     /// Requests in flight on each connection
-    #[arg(long, value_name = "COUNT", default_value_t = ReadOptions::default().depth)]
+    #[arg(long, value_name = "COUNT", value_parser = counts(DEPTH_MAX),
+        allow_negative_numbers = true, default_value_t = ReadOptions::default().depth)]
     depth: usize,
     /// Reads in each request [default: plain reads]
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", value_parser = counts(BATCH_MAX),
+        allow_negative_numbers = true)]
     batch: Option<usize>,
     /// Measured time
-    #[arg(long, value_name = "SECONDS", value_parser = seconds,
-        default_value_t = ReadOptions::default().seconds)]
+    #[arg(long, visible_alias = "duration", value_name = "SECONDS", value_parser = measured_seconds,
+        allow_negative_numbers = true, default_value_t = ReadOptions::default().seconds)]
     seconds: f64,
     /// Load before the clock starts
     #[arg(long, value_name = "SECONDS", value_parser = seconds,
-        default_value_t = ReadOptions::default().warmup_seconds)]
+        allow_negative_numbers = true, default_value_t = ReadOptions::default().warmup_seconds)]
     warmup: f64,
     /// Skew of the choice, such as 0.99 [default: every range alike]
-    #[arg(long, value_name = "THETA")]
+    #[arg(long, value_name = "THETA", value_parser = theta, allow_negative_numbers = true)]
     zipf: Option<f64>,
     /// Reads per second, sent whether or not replies come [default: as fast as replies come]
-    #[arg(long, value_name = "RATE")]
+    #[arg(long, value_name = "RATE", value_parser = rate, allow_negative_numbers = true)]
     rate: Option<f64>,
     /// Let the load generator spin instead of sleep: a little faster, at the cost of its CPU
     #[arg(long)]
@@ -90,7 +105,7 @@ struct ReadArgs {
     /// CPU to pin the load generator to
     #[arg(long, value_name = "CPU")]
     cpu: Option<usize>,
-    /// Process of the node on this machine, to measure its CPU time
+    /// Process of the node on this machine, to measure its CPU time [default: the node tells it]
     #[arg(long, value_name = "PID")]
     server_pid: Option<u32>,
     /// Seed of the choice
@@ -126,27 +141,31 @@ struct CompareArgs {
     #[arg(long)]
     no_node: bool,
     /// Connections to each server
-    #[arg(long, value_name = "COUNT", default_value_t = CompareOptions::default().connections)]
+    #[arg(long, value_name = "COUNT", value_parser = counts(CONNECTIONS_MAX),
+        allow_negative_numbers = true, default_value_t = CompareOptions::default().connections)]
     connections: usize,
     /// Requests in flight on each connection
-    #[arg(long, value_name = "COUNT", default_value_t = CompareOptions::default().depth)]
+    #[arg(long, value_name = "COUNT", value_parser = counts(DEPTH_MAX),
+        allow_negative_numbers = true, default_value_t = CompareOptions::default().depth)]
     depth: usize,
     /// Objects in each request, for servers that have such requests [default: plain reads]
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", value_parser = counts(BATCH_MAX),
+        allow_negative_numbers = true)]
     batch: Option<usize>,
     /// Measured time of each server in each round
-    #[arg(long, value_name = "SECONDS", value_parser = seconds,
-        default_value_t = CompareOptions::default().seconds)]
+    #[arg(long, visible_alias = "duration", value_name = "SECONDS", value_parser = measured_seconds,
+        allow_negative_numbers = true, default_value_t = CompareOptions::default().seconds)]
     seconds: f64,
     /// Load before each measurement
     #[arg(long, value_name = "SECONDS", value_parser = seconds,
-        default_value_t = CompareOptions::default().warmup_seconds)]
+        allow_negative_numbers = true, default_value_t = CompareOptions::default().warmup_seconds)]
     warmup: f64,
     /// Let the load generator spin instead of sleep: a little faster, at the cost of its CPU
     #[arg(long)]
     spin: bool,
     /// Rounds; an odd number has a median that was measured
-    #[arg(long, value_name = "COUNT", default_value_t = CompareOptions::default().rounds)]
+    #[arg(long, value_name = "COUNT", value_parser = counts(ROUNDS_MAX),
+        allow_negative_numbers = true, default_value_t = CompareOptions::default().rounds)]
     rounds: usize,
     /// CPU of every server
     #[arg(long, value_name = "CPU", default_value_t = CompareOptions::default().server_cpu)]
@@ -182,11 +201,21 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
 }
 
 fn run_read(args: ReadArgs) -> Result<(), Failure> {
+    args.node.check()?;
+    if let Some(cpu) = args.cpu {
+        check_cpu("--cpu", cpu)?;
+    }
+    if let Some(pid) = args.server_pid
+        && machine::process_cpu_s(pid).is_err()
+    {
+        let message = format!("flag --server-pid: there is no process {pid} on this machine");
+        return Err(Failure::usage(message));
+    }
     let options = ReadOptions {
         address: args.node.address,
         paths: args.paths.iter().map(|path| crate::walk::clean(path)).collect(),
         files_max: args.files_max,
-        size: args.size,
+        sizes: args.sizes,
         connections: args.connections,
         depth: args.depth,
         batch: args.batch,
@@ -203,11 +232,19 @@ fn run_read(args: ReadArgs) -> Result<(), Failure> {
     let activity = Activity::start();
     let report = read::read(&options, |text| activity.tell(text));
     drop(activity);
-    let report = report.map_err(|error| Failure::new(format!("bench read: {error:#}")))?;
+    let report = report.map_err(|error| {
+        let failure = Failure::new(format!("bench read: {error:#}"));
+        if is_no_connection(error.as_ref()) { failure.with_hint(NO_NODE_HINT) } else { failure }
+    })?;
+    for warning in report.warnings() {
+        output::note(&format!("warning: {warning}"));
+    }
     if args.json { output::print_json(&report) } else { output::print(&report.render()) }
 }
 
 fn run_compare(args: CompareArgs) -> Result<(), Failure> {
+    check_cpu("--server-cpu", args.server_cpu)?;
+    check_cpu("--client-cpu", args.client_cpu)?;
     let node = NodeOptions {
         program: args.program,
         // The harness knows the objects, so it chooses where nobody else does.
@@ -237,9 +274,43 @@ fn run_compare(args: CompareArgs) -> Result<(), Failure> {
     if args.json { output::print_json(&report) } else { output::print(&report.render()) }
 }
 
+/// Whether there was nobody to talk to, rather than somebody who said something wrong.
+fn is_no_connection(error: &(dyn Error + 'static)) -> bool {
+    let sources = std::iter::successors(Some(error), |&error| error.source());
+    let mut io_errors = sources.filter_map(|error| error.downcast_ref::<io::Error>());
+    io_errors.any(|error| {
+        matches!(
+            error.kind(),
+            ErrorKind::ConnectionRefused
+                | ErrorKind::HostUnreachable
+                | ErrorKind::NetworkUnreachable
+                | ErrorKind::TimedOut
+        )
+    })
+}
+
+fn check_cpu(flag: &str, cpu: usize) -> Result<(), Failure> {
+    let usable =
+        machine::usable_cpus().map_err(|error| Failure::new(format!("flag {flag}: {error:#}")))?;
+    if usable.contains(&cpu) {
+        return Ok(());
+    }
+    let list = machine::cpu_list(&usable);
+    Err(Failure::usage(format!("flag {flag}: CPU {cpu} is not usable; usable are {list}")))
+}
+
+/// A number from 1 to `max`.
+fn counts(max: usize) -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=max as u64)
+}
+
 fn read_size(text: &str) -> Result<u32, String> {
     let size = parse_size(text).map_err(|error| error.to_string())?;
-    u32::try_from(size).map_err(|_| "a read is at most a block, which has 16MiB at most".to_owned())
+    match u32::try_from(size) {
+        Ok(0) => Err("a read has at least one byte".to_owned()),
+        Ok(size) => Ok(size),
+        Err(_) => Err("a read is at most a block, which has 16MiB at most".to_owned()),
+    }
 }
 
 fn object_size(text: &str) -> Result<usize, String> {
@@ -254,6 +325,27 @@ fn seconds(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(seconds) if (0.0..=86_400.0).contains(&seconds) => Ok(seconds),
         _ => Err("use a number of seconds from 0 to 86400, such as 5 or 0.5".to_owned()),
+    }
+}
+
+fn measured_seconds(text: &str) -> Result<f64, String> {
+    match seconds(text) {
+        Ok(seconds) if seconds > 0.0 => Ok(seconds),
+        _ => Err("use a number of seconds above 0 and up to 86400, such as 5 or 0.5".to_owned()),
+    }
+}
+
+fn theta(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(theta) if theta > 0.0 && theta <= THETA_MAX => Ok(theta),
+        _ => Err(format!("use a number above 0 and up to {THETA_MAX}, such as 0.99")),
+    }
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate > 0.0 && rate.is_finite() => Ok(rate),
+        _ => Err("use a number of reads per second above 0, such as 20000".to_owned()),
     }
 }
 
@@ -273,13 +365,17 @@ mod tests {
         assert_eq!(read_size("64KiB"), Ok(64 << 10));
         assert!(read_size("4GiB").is_err());
         assert!(object_size("0").is_err());
+        assert!(read_size("0").is_err());
         assert_eq!(seconds("0.5"), Ok(0.5));
         assert!(seconds("NaN").is_err() && seconds("-1").is_err() && seconds("soon").is_err());
+        assert!(seconds("0").is_ok() && measured_seconds("0").is_err());
+        assert!(theta("0.99").is_ok() && theta("0").is_err() && theta("-1").is_err());
+        assert!(rate("0.5").is_ok() && rate("0").is_err() && rate("inf").is_err());
     }
 
     #[test]
     fn defaults_told_as_text_are_those_of_the_harness() {
-        assert_eq!(read_size("64KiB"), Ok(ReadOptions::default().size));
+        assert_eq!(ReadOptions::default().sizes, [read_size("64KiB").unwrap()]);
         let defaults = CompareOptions::default();
         assert_eq!(defaults.sizes, [4 << 10, 64 << 10, 1 << 20]);
         assert_eq!(defaults.set_bytes, 64 << 20);

@@ -21,6 +21,8 @@ mod status;
 use crate::failure::Failure;
 use crate::signals;
 
+/// What to do where no node answers.
+pub(crate) const NO_NODE_HINT: &str = "check --node, or start one: millrace node --source DIR";
 /// Where a node listens when nobody says otherwise.
 const ADDRESS: &str = "127.0.0.1:7070";
 /// Longest wait for the whole of one file to be loaded.
@@ -53,6 +55,20 @@ pub(crate) struct NodeAddress {
         display_order = 100,
         default_value = ADDRESS, global = true)]
     pub(crate) address: String,
+}
+
+impl NodeAddress {
+    /// Judges the form of the address, before anything is looked up or contacted.
+    ///
+    /// # Errors
+    /// If it is not `host:port`.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        let parts = self.address.rsplit_once(':');
+        if parts.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) {
+            return Ok(());
+        }
+        Err(Failure::usage(format!("flag --node: {:?} is not host:port", self.address)))
+    }
 }
 
 #[derive(Subcommand)]
@@ -102,9 +118,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
 fn no_node(error: Error) -> Failure {
     match error {
         Error::InvalidArgument(text) => Failure::usage(format!("flag --node: {text}")),
-        error @ Error::Connect { .. } => {
-            Failure::from(error).with_hint("check --node, or start one: millrace node --source DIR")
-        }
+        error @ Error::Connect { .. } => Failure::from(error).with_hint(NO_NODE_HINT),
         error => Failure::from(error),
     }
 }

@@ -21,6 +21,8 @@ use crate::signals::Signals;
 
 /// Variables with the node's prefix that belong to other parts of this program and its tests.
 const OTHER_VARIABLES: [&str; 3] = ["MILLRACE_LOG", "MILLRACE_NODE", "MILLRACE_BLESS"];
+/// Name of the argument without a flag.
+const DIRECTORY: &str = "directory";
 /// The variable that says what is logged.
 const LOG_VARIABLE: &str = "MILLRACE_LOG";
 
@@ -38,7 +40,7 @@ over the file.";
 
 const EXAMPLES: &str = "\
 Examples:
-  millrace node --source /data --memory 8GiB
+  millrace node /data --memory 8GiB
   millrace node --source /mnt/nfs --listen 0.0.0.0:7070 --fill-concurrency 64
   millrace node --source /data --print-config > millrace.toml
   millrace node --config millrace.toml";
@@ -57,6 +59,12 @@ impl clap::Args for Args {
             .about("Serve a directory through a cache in memory")
             .long_about(LONG_ABOUT)
             .after_help(EXAMPLES)
+            .arg(
+                Arg::new(DIRECTORY)
+                    .value_name("DIR")
+                    .conflicts_with("source")
+                    .help("Directory to serve, as --source"),
+            )
             .arg(
                 Arg::new("config")
                     .long("config")
@@ -108,7 +116,11 @@ impl FromArgMatches for Args {
         Ok(Args {
             config: matches.get_one("config").cloned(),
             print_config: matches.get_flag("print_config"),
-            values: KEYS.iter().filter_map(|key| value(key.name)).collect(),
+            values: KEYS
+                .iter()
+                .filter_map(|key| value(key.name))
+                .chain(value(DIRECTORY).map(|(_, text)| ("source".to_owned(), text)))
+                .collect(),
         })
     }
 

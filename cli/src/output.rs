@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+pub(crate) use millrace_bench::report::size;
 use serde::Serialize;
 
 use crate::failure::Failure;
@@ -74,26 +75,6 @@ impl Sizes {
             Sizes::Human => size(bytes),
             Sizes::Exact => bytes.to_string(),
         }
-    }
-}
-
-/// Bytes as `1.4 MiB`, without the fraction where it is none: `64 KiB`.
-pub(crate) fn size(bytes: u64) -> String {
-    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    if bytes < 1024 {
-        return format!("{bytes} B");
-    }
-    let mut unit_index = bytes.ilog2() as usize / 10 - 1;
-    let scaled = |unit_index: usize| bytes as f64 / (1_u64 << (10 * (unit_index + 1))) as f64;
-    // 1023.96 KiB would round to 1024.0 KiB, which is 1.0 MiB.
-    if scaled(unit_index) >= 1023.95 && unit_index + 1 < UNITS.len() {
-        unit_index += 1;
-    }
-    let unit = UNITS[unit_index];
-    if bytes.trailing_zeros() as usize >= 10 * (unit_index + 1) {
-        format!("{:.0} {unit}", scaled(unit_index))
-    } else {
-        format!("{:.1} {unit}", scaled(unit_index))
     }
 }
 

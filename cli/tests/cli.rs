@@ -203,6 +203,7 @@ fn bad_value_names_its_flag_and_what_is_allowed() {
     run_badly(&["fs", "cat", "x", "--range", "9-3"], 2, &["--range", "before the first"]);
     run_badly(&["fs", "ls", "--node", "nonsense"], 2, &["flag --node", "host:port"]);
     run_badly(&["node"], 2, &["--source DIR"]);
+    run_badly(&["node", source, "--source", source], 2, &["[DIR]", "--source"]);
 }
 
 #[test]
@@ -228,6 +229,8 @@ fn printed_configuration_is_a_configuration() {
     std::fs::write(&file, run_well(&arguments)).unwrap();
     let again = run_well(&["node", "--config", text(&file), "--print-config"]);
     assert_eq!(again, std::fs::read_to_string(&file).unwrap());
+    let named = run_well(&["node", "/data", "--memory", "64MiB", "--print-config"]);
+    assert_eq!(again, named, "a directory without a flag is the source");
     assert!(again.contains("\nmemory = \"64MiB\"\n"), "{again}");
 }
 
@@ -358,7 +361,12 @@ fn fs_cat_writes_the_bytes_asked_for() {
     check(&["--range", "65530-65545"], &large[65_530..65_546]);
     check(&["--range", "-5"], &large[large.len() - 5..]);
     check(&["--offset", "64KiB", "--length", "70000"], &large[65_536..135_536]);
-    check(&["--offset", "1GiB"], b"");
+    check(&["--offset", "327803"], b"");
+    let beyond = node.fs_fails(&["cat", "large.bin", "--offset", "1GiB"]);
+    assert!(beyond.contains("flag --offset: begins at byte 1073741824, large.bin has 327803"));
+    let beyond = node.fs_fails(&["cat", "large.bin", "--range", "327804-"]);
+    assert!(beyond.contains("flag --range: begins at byte 327804"), "{beyond}");
+    assert_eq!(node.fs_well(&["cat", "empty", "--range", "5-"]), b"");
     assert!(node.fs_fails(&["cat", "a"]).contains("a is a directory\nhint: "));
 
     // A reader that has enough is no failure.
@@ -382,7 +390,9 @@ fn fs_get_copies_whole_files_or_none() {
     node.fs_well(&["get", "/large.bin", text(&path("other"))]);
     assert_eq!(std::fs::read(path("other")).unwrap(), large);
 
-    node.fs_well(&["get", "-r", "/", text(&path("tree"))]);
+    let report = json(&node.fs_text(&["get", "-r", "--json", "/", text(&path("tree"))]));
+    assert_eq!((&report["file_count"], &report["failed_count"]), (&6.into(), &0.into()));
+    assert_eq!(report["total_bytes"], 2 * (5 * 65_536 + 123) + 65_536 + 16 + 18);
     assert_eq!(std::fs::read(path("tree/a/inside")).unwrap(), large);
     assert_eq!(std::fs::read(path("tree/a/b/c/exact")).unwrap(), content(65_536));
     assert_eq!(std::fs::read(path("tree/empty")).unwrap(), b"");
@@ -421,6 +431,32 @@ fn fs_steers_the_cache() {
 }
 
 #[test]
+fn bench_judges_flags_before_it_starts() {
+    // Nothing listens there: whatever is contacted first would be told instead.
+    let read = |arguments: &[&str], words: &[&str]| {
+        let all = [&["bench", "read", "--node", "127.0.0.1:1"], arguments].concat();
+        run_badly(&all, 2, words);
+    };
+    read(&["--connections", "0"], &["--connections", "1..=1024"]);
+    read(&["--depth", "-1"], &["--depth"]);
+    read(&["--batch", "0"], &["--batch"]);
+    read(&["--rate", "-5"], &["--rate", "above 0"]);
+    read(&["--duration", "0"], &["--seconds", "above 0"]);
+    read(&["--zipf", "-1"], &["--zipf", "above 0"]);
+    read(&["--sizes", "4KiB,0"], &["--sizes", "at least one byte"]);
+    read(&["--cpu", "99999"], &["flag --cpu: CPU 99999 is not usable\nhint: usable are "]);
+    read(&["--server-pid", "4294967295"], &["flag --server-pid: there is no process"]);
+    run_badly(&["bench", "read", "--node", "nonsense"], 2, &["flag --node", "host:port"]);
+    let compare = |arguments: &[&str], words: &[&str]| {
+        run_badly(&[&["bench", "compare"], arguments].concat(), 2, words);
+    };
+    compare(&["--rounds", "0"], &["--rounds"]);
+    compare(&["--server-cpu", "99999"], &["flag --server-cpu: CPU 99999 is not usable"]);
+    let words = ["millrace: bench read: connect to 127.0.0.1:1", "hint: check --node"];
+    run_badly(&["bench", "read", "--node", "127.0.0.1:1"], 1, &words);
+}
+
+#[test]
 fn bench_reads_a_node() {
     let root = awkward_tree();
     let node = Node::start(root.path());
@@ -428,7 +464,17 @@ fn bench_reads_a_node() {
     let arguments = [&["bench", "read", "/large.bin", "--verify"], &arguments[..]].concat();
     let report = json(&run_well(&arguments));
     assert_eq!(report["file_count"], 1);
-    assert!(report["result"]["reads"].as_u64().unwrap() > 0, "{report}");
+    assert!(report["sizes"][0]["result"]["reads"].as_u64().unwrap() > 0, "{report}");
+    let several = ["--sizes", "4KiB,64KiB", "--duration", "0.1", "--warmup", "0"];
+    let several = [&["bench", "read", "large.bin", "--node", &node.address], &several[..]].concat();
+    let report = run_well(&several);
+    assert!(report.contains(" 1 shard\n") && report.contains("\n64 KiB "), "{report}");
+    let report = json(&run_well(&[&several[..], &["--json"]].concat()));
+    assert_eq!(report["sizes"].as_array().unwrap().len(), 2);
+    assert_eq!(
+        (&report["sizes"][0]["size"], &report["sizes"][1]["size"]),
+        (&4096.into(), &65_536.into())
+    );
     let small = ["large.bin", "--size", "1MiB", "--node", &node.address];
     run_badly(&[&["bench", "read"], &small[..]].concat(), 1, &["millrace: bench read: ", "hint:"]);
 }

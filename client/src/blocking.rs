@@ -129,12 +129,40 @@ impl Client {
         self.runtime.block_on(read)
     }
 
+    /// See [`crate::Client::read_into_with`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn read_into_with(
+        &self,
+        file: &File,
+        offset: u64,
+        buffer: BytesMut,
+        length: u64,
+        options: ReadOptions,
+    ) -> Result<BytesMut, Error> {
+        let read = self.client.read_into_with(file, offset, buffer, length, options);
+        self.runtime.block_on(read)
+    }
+
     /// See [`crate::Client::read_many`].
     ///
     /// # Errors
     /// Those of the async method.
     pub fn read_many(&self, ranges: &[(&File, u64, u64)]) -> Vec<Result<Bytes, Error>> {
         self.runtime.block_on(self.client.read_many(ranges))
+    }
+
+    /// See [`crate::Client::read_many_with`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn read_many_with(
+        &self,
+        ranges: &[(&File, u64, u64)],
+        options: ReadOptions,
+    ) -> Vec<Result<Bytes, Error>> {
+        self.runtime.block_on(self.client.read_many_with(ranges, options))
     }
 
     /// See [`crate::Client::load`].

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::config::{ClientConfig, DURATION_MAX};
 use crate::connection::{Body, Landing, Reply};
 use crate::error::Error;
-use crate::file::{File, FreeReport, HelloInfo, LoadReport, NodeStatus};
+use crate::file::{self, File, FreeReport, HelloInfo, LoadReport, NodeStatus};
 use crate::reply::{self, Setback};
 use crate::retry::{Backoff, Retry};
 use crate::topology::{Network, Topology};
@@ -33,8 +33,8 @@ const TOKEN_LENGTH_MAX: usize = 8 << 10;
 ///
 /// # Errors
 /// Besides what each method tells, every one may return [`Error::DeadlineExceeded`],
-/// [`Error::Connect`], [`Error::ConnectionLost`], [`Error::Protocol`], and [`Error::Status`] with what
-/// the node decided.
+/// [`Error::Connect`], [`Error::NoHello`], [`Error::ConnectionLost`], [`Error::Protocol`], and
+/// [`Error::Status`] with what the node decided.
 #[derive(Clone, Debug)]
 pub struct Client {
     config: Arc<ClientConfig>,
@@ -46,10 +46,10 @@ impl Client {
     /// Connects to a node at `address`, `host:port`, and exchanges `Hello`.
     ///
     /// # Errors
-    /// [`Error::Connect`] when the first try to connect fails: only a client that was connected once
-    /// waits for its node to come back. [`Error::Protocol`] when the peer is no Millrace node, or
-    /// sends no checksums though [`ClientConfig::verify`] is set. [`Error::InvalidArgument`] for a
-    /// bad address or setting.
+    /// [`Error::Connect`] or [`Error::NoHello`] when the first try to connect fails: only a client
+    /// that was connected once waits for its node to come back. [`Error::Protocol`] when the peer is
+    /// no Millrace node, or sends no checksums though [`ClientConfig::verify`] is set.
+    /// [`Error::InvalidArgument`] for a bad address or setting.
     pub async fn connect(
         address: impl Into<String>,
         config: ClientConfig,
@@ -162,8 +162,9 @@ impl Client {
         let request = || Body::Load(LoadRequest { path: path.to_owned() });
         let reply = self.call(request, self.deadline()).await?;
         let report = frame::body::<ArchivedLoadReply>(&reply.body)?;
+        let block_size = self.network.hello().block_size;
         Ok(LoadReport {
-            file: self.file_at(path.into(), &Entry::from(&report.entry)),
+            file: File::new(path.into(), &Entry::from(&report.entry), block_size),
             block_count: report.block_count.to_native(),
             filled_count: report.filled_count.to_native(),
         })
@@ -233,8 +234,9 @@ impl Client {
         check_path(&path)?;
         let request = || Body::Stat(StatRequest { path: path.as_ref().to_owned() });
         let reply = self.call(request, deadline).await?;
-        let entry = Entry::from(&frame::body::<ArchivedStatReply>(&reply.body)?.entry);
-        Ok(self.file_at(path, &entry))
+        let found = frame::body::<ArchivedStatReply>(&reply.body)?;
+        let block_size = file::check_block_size(found.block_size.to_native())?;
+        Ok(File::new(path, &Entry::from(&found.entry), block_size))
     }
 
     async fn list_until(
@@ -277,10 +279,6 @@ impl Client {
             };
             retry.pause(wait_min, cause).await?;
         }
-    }
-
-    fn file_at(&self, path: Arc<str>, entry: &Entry) -> File {
-        File::new(path, entry, self.network.hello().block_size)
     }
 }
 

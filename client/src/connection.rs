@@ -226,8 +226,8 @@ impl Lane {
     /// Sends one request and waits for its one answer.
     ///
     /// # Errors
-    /// Those no other try can heal: the deadline has passed ([`Error::Connect`] if it was for want of
-    /// a connection), or the driver is gone.
+    /// Those no other try can heal: the deadline has passed ([`Error::Connect`] or [`Error::NoHello`]
+    /// if it was for want of a connection), or the driver is gone.
     pub(crate) async fn exchange(
         &self,
         body: Body,

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use millrace_proto::{FrameError, Status};
 
@@ -40,6 +41,18 @@ pub enum Error {
         address: Arc<str>,
         /// What the system said.
         source: Arc<io::Error>,
+    },
+    /// Something accepts connections at the address but does not answer `Hello`: check that it is a
+    /// Millrace node, and one that is not stuck.
+    #[error(
+        "connected to {address}, but it did not answer Hello within {}: is this a Millrace node?",
+        duration_text(*.timeout)
+    )]
+    NoHello {
+        /// The address, `host:port`.
+        address: Arc<str>,
+        /// The time it had, see [`ClientConfig::connect_timeout`](crate::ClientConfig::connect_timeout).
+        timeout: Duration,
     },
     /// The connection broke, and no try on a new one fitted the deadline: try again later.
     #[error("connection to {address} lost: {reason}; try again later")]
@@ -86,6 +99,15 @@ impl Error {
 impl From<FrameError> for Error {
     fn from(error: FrameError) -> Error {
         Error::protocol(error.to_string())
+    }
+}
+
+/// A duration in whole seconds, else in milliseconds.
+fn duration_text(duration: Duration) -> String {
+    if duration.subsec_nanos() == 0 {
+        format!("{} s", duration.as_secs())
+    } else {
+        format!("{} ms", duration.as_millis())
     }
 }
 

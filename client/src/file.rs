@@ -27,7 +27,7 @@ pub struct File {
     pub version: u64,
     /// Length in bytes.
     pub length: u64,
-    /// The node's block size in bytes when the file was looked up.
+    /// The node's block size in bytes, as `stat` told it, or `Hello` for a file from a list or a load.
     pub block_size: u32,
     /// File or directory.
     pub kind: Kind,
@@ -52,6 +52,20 @@ impl File {
             modified_ms: entry.modified_ms,
         }
     }
+}
+
+/// Passes a block size in bytes that this client can cut reads with.
+///
+/// # Errors
+/// [`Error::Protocol`] for any other.
+pub(crate) fn check_block_size(block_size: u32) -> Result<u32, Error> {
+    let sizes = checksum::PAGE_SIZE..=frame::PAYLOAD_LENGTH_MAX;
+    if block_size.is_power_of_two() && sizes.contains(&block_size) {
+        return Ok(block_size);
+    }
+    Err(Error::protocol(format!(
+        "a block size of {block_size} bytes is not a power of two from 4 KiB to 16 MiB"
+    )))
 }
 
 /// What a node told in its `Hello` reply.
@@ -87,13 +101,7 @@ impl HelloInfo {
                 millrace_proto::VERSION
             )));
         }
-        let block_size = reply.block_size.to_native();
-        let sizes = checksum::PAGE_SIZE..=frame::PAYLOAD_LENGTH_MAX;
-        if !block_size.is_power_of_two() || !sizes.contains(&block_size) {
-            return Err(Error::protocol(format!(
-                "a block size of {block_size} bytes is not a power of two from 4 KiB to 16 MiB"
-            )));
-        }
+        let block_size = check_block_size(reply.block_size.to_native())?;
         if reply.shards.len() > SHARDS_MAX {
             return Err(Error::protocol(format!(
                 "{} shards are more than {SHARDS_MAX}",

@@ -131,10 +131,26 @@ impl Client {
         &self,
         file: &File,
         offset: u64,
-        mut buffer: BytesMut,
+        buffer: BytesMut,
         length: u64,
     ) -> Result<BytesMut, Error> {
-        let terms = self.terms(ReadOptions::default());
+        let options = ReadOptions::default();
+        self.read_into_with(file, offset, buffer, length, options).await
+    }
+
+    /// [`Client::read_into`] with other options.
+    ///
+    /// # Errors
+    /// As [`Client::read`].
+    pub async fn read_into_with(
+        &self,
+        file: &File,
+        offset: u64,
+        mut buffer: BytesMut,
+        length: u64,
+        options: ReadOptions,
+    ) -> Result<BytesMut, Error> {
+        let terms = self.terms(options);
         let pieces = self.cut(file, offset, length)?;
         buffer.reserve(total_length(&pieces));
         let tail = buffer.split_off(buffer.len());

@@ -15,7 +15,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use millrace_proto::frame::PAYLOAD_LENGTH_MAX;
+use millrace_proto::frame::{BODY_LENGTH_MAX, PAYLOAD_LENGTH_MAX};
 
 mod text;
 
@@ -45,6 +45,8 @@ pub struct Config {
     pub requests_in_flight_max: usize,
     /// Most reply bytes not yet sent on one connection.
     pub bytes_in_flight_max: usize,
+    /// Longest body of a request.
+    pub body_length_max: u32,
     /// Parallel reads of the source.
     pub fill_concurrency: usize,
     /// Block reads waiting for the source.
@@ -245,6 +247,14 @@ pub const KEYS: &[Key] = &[
         access: Access::Size(number!(bytes_in_flight_max, BLOCK_SIZE_MIN as u64..=16 * GIB)),
     },
     Key {
+        name: "body_length_max",
+        value: "SIZE",
+        default: "64KiB",
+        help: "Longest body of a request; paths and batches of ranges have to fit",
+        example: "16KiB",
+        access: Access::Size(number!(body_length_max, 8 * KIB..=BODY_LENGTH_MAX as u64)),
+    },
+    Key {
         name: "fill_concurrency",
         value: "COUNT",
         default: "16",
@@ -350,10 +360,10 @@ impl Key {
 
     /// Sets the field; `false` if the text is not an allowed value.
     fn set(&self, config: &mut Config, text: &str) -> bool {
-        let text = text.trim();
         let (number, value) = match &self.access {
-            Access::Count(number) => (number, parse_count(text)),
-            Access::Size(number) => (number, parse_size(text).ok()),
+            Access::Count(number) => (number, parse_count(text.trim())),
+            Access::Size(number) => (number, parse_size(text.trim()).ok()),
+            // A path may begin or end with a space.
             Access::Text { set, .. } => return set(config, text),
         };
         match value {
@@ -534,6 +544,7 @@ impl Config {
             connections_max: 16,
             requests_in_flight_max: 8,
             bytes_in_flight_max: 256 << 10,
+            body_length_max: BODY_LENGTH_MAX,
             fill_concurrency: 2,
             fill_queue_max: 8,
             metadata_queue_max: 8,
@@ -558,6 +569,7 @@ impl Config {
             connections_max: 4096,
             requests_in_flight_max: 256,
             bytes_in_flight_max: 32 << 20,
+            body_length_max: BODY_LENGTH_MAX,
             fill_concurrency: 16,
             fill_queue_max: 1024,
             metadata_queue_max: 1024,

@@ -115,10 +115,10 @@ impl Batch {
     }
 }
 
-/// Bytes of `head` that an idle connection keeps: guessed, 16 replies to small reads.
-const HEAD_KEPT: usize = 2 << 10;
-/// Pieces that an idle connection keeps: as above.
-const PIECES_KEPT: usize = 64;
+/// Bytes of `head` that a connection keeps between sends. Derived: 80 replies to small reads.
+const HEAD_KEPT: usize = 8 << 10;
+/// Pieces that it keeps: two for each of those replies.
+const PIECES_KEPT: usize = 160;
 
 /// How far a connection is on its way out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]

@@ -88,6 +88,8 @@ counters! {
     accepted_count,
     /// Connections refused because of a limit.
     refused_count,
+    /// Processor time of the whole node in milliseconds; kept by the first shard.
+    cpu_ms,
     /// Times the shard's ring was entered.
     enter_count,
     /// Times the shard went to sleep.

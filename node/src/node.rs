@@ -120,7 +120,6 @@ impl Node {
             shard_addresses: advertised(&config, &shard_addresses),
             block_size: config.block_size,
             connection_count: AtomicUsize::new(0),
-            started,
         });
         let (side_queue, side) =
             side::start(&config, store, files, Arc::clone(&mailboxes), started)
@@ -214,6 +213,7 @@ fn limits(config: &Config) -> WorkerLimits {
         connections_max: config.connections_max,
         requests_in_flight_max: config.requests_in_flight_max as u32,
         bytes_in_flight_max: config.bytes_in_flight_max as u64,
+        body_length_max: config.body_length_max,
         send_timeout_ms: config.send_timeout_ms,
         idle_timeout_ms: config.idle_timeout_ms,
     }

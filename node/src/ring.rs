@@ -12,8 +12,8 @@
 //! batch over by value and gets it back with the completion; blocks of the arena that it points to are
 //! pinned for as long. Leaves what the bytes mean to the worker.
 //!
-//! Needs Linux 6.1: provided buffer rings (5.19), multishot receive and SINGLE_ISSUER (6.0),
-//! DEFER_TASKRUN (6.1).
+//! Needs Linux 6.0: provided buffer rings (5.19) and multishot receive (6.0). Uses DEFER_TASKRUN where the
+//! kernel has it (6.1).
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -67,6 +67,24 @@ pub(crate) enum Completion {
     Tick,
 }
 
+/// How the kernel is asked to run completions.
+#[derive(Clone, Copy, Debug)]
+enum Setup {
+    /// Within our own `enter`, for one submitter: no interrupts (Linux 6.1).
+    Deferred,
+    /// Whenever it likes.
+    Plain,
+}
+
+fn build(setup: Setup) -> io::Result<IoUring> {
+    let mut builder = IoUring::builder();
+    builder.setup_clamp().setup_cqsize(COMPLETIONS);
+    if let Setup::Deferred = setup {
+        builder.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
+    }
+    builder.build(SUBMISSIONS)
+}
+
 /// The ring.
 pub(crate) struct Ring {
     ring: IoUring,
@@ -91,6 +109,17 @@ impl Ring {
     /// If io_uring is not there, is switched off (`kernel.io_uring_disabled`, seccomp), or lacks what is
     /// needed; the error says so.
     pub(crate) fn new(eventfd: &OwnedFd, tick_ms: u32) -> io::Result<Ring> {
+        match Ring::with(Setup::Deferred, eventfd, tick_ms) {
+            // A kernel that does not know the flags: everything works without them, more slowly.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                tracing::info!("no deferred task work in this kernel (Linux 6.1 has it)");
+                Ring::with(Setup::Plain, eventfd, tick_ms)
+            }
+            result => result,
+        }
+    }
+
+    fn with(setup: Setup, eventfd: &OwnedFd, tick_ms: u32) -> io::Result<Ring> {
         let explain = |error: io::Error| {
             let hint = match error.raw_os_error() {
                 Some(libc::EPERM) => {
@@ -103,14 +132,7 @@ impl Ring {
             };
             io::Error::new(error.kind(), format!("set up io_uring: {error} ({hint})"))
         };
-        let ring = IoUring::builder()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_taskrun_flag()
-            .setup_clamp()
-            .setup_cqsize(COMPLETIONS)
-            .build(SUBMISSIONS)
-            .map_err(explain)?;
+        let ring = build(setup).map_err(explain)?;
         ring.submitter().register_eventfd(eventfd.as_raw_fd())?;
         let buffers = Buffers::new(&ring).map_err(explain)?;
         let tick_interval = Timespec::new().nsec(tick_ms * 1_000_000);
@@ -399,4 +421,29 @@ fn parts(user_data: u64) -> (Kind, u32, u32) {
 
 fn check(result: i32) -> io::Result<i32> {
     if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(result) }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::event::EventfdFlags;
+
+    use super::*;
+
+    /// The flags of newer kernels change when work is done, never whether.
+    #[test]
+    fn ticks_come_with_and_without_deferred_work() {
+        for setup in [Setup::Deferred, Setup::Plain] {
+            let eventfd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+            let mut ring = Ring::with(setup, &eventfd, 1).unwrap();
+            ring.tick();
+            let completion = std::iter::repeat_with(|| {
+                ring.enter().unwrap();
+                ring.next_completion()
+            })
+            .take(1_000_000)
+            .flatten()
+            .next();
+            assert!(matches!(completion, Some(Completion::Tick)), "{setup:?}");
+        }
+    }
 }

@@ -19,6 +19,7 @@ use millrace_proto::message::ErrorReply;
 use millrace_proto::{Op, Status};
 use rustix::net::{SendFlags, Shutdown};
 use rustix::thread::CpuSet;
+use rustix::time::ClockId;
 
 use crate::connection::Token;
 use crate::mailbox::{Mail, Mailboxes};
@@ -201,7 +202,7 @@ impl Runtime {
 
     /// Sleeps until the ring or the mailbox rings the eventfd.
     async fn sleep(&mut self, eventfd: &BufferedFile) -> io::Result<()> {
-        self.worker.publish_gauges();
+        self.publish_gauges();
         if !self.tick_armed && self.worker.needs_ticks() {
             self.ring.tick();
             self.tick_armed = true;
@@ -223,11 +224,20 @@ impl Runtime {
         Ok(())
     }
 
+    fn publish_gauges(&self) {
+        self.worker.publish_gauges();
+        let counters = self.worker.counters();
+        counters.enter_count.set(self.ring.enter_count());
+        if self.shard == 0 {
+            let time = rustix::time::clock_gettime(ClockId::ProcessCPUTime);
+            counters.cpu_ms.set((time.tv_sec * 1000 + time.tv_nsec / 1_000_000) as u64);
+        }
+    }
+
     fn on_tick(&mut self, now: u64) {
         self.ticked_at = now;
         self.ring.retry_sends();
-        self.worker.publish_gauges();
-        self.worker.counters().enter_count.set(self.ring.enter_count());
+        self.publish_gauges();
         for listener in std::mem::take(&mut self.accept_later) {
             self.arm_accept(listener);
         }

@@ -322,7 +322,7 @@ impl Context {
 
     async fn stat(&self, requester: &Requester, path: Arc<str>) -> Answer {
         let entry = self.look_up(&path).await?;
-        Ok(encode(requester, &StatReply { entry }))
+        Ok(encode(requester, &StatReply { entry, block_size: self.block_size }))
     }
 
     async fn list(

@@ -46,7 +46,7 @@ const LINGER_DRAINING_MS: u64 = 100;
 const STASH_MAX: usize = RECEIVE_BUFFER_COUNT as usize * RECEIVE_BUFFER_SIZE
     + frame::HEADER_SIZE
     + frame::BODY_LENGTH_MAX as usize;
-/// The same for all connections of a shard together: who passes it is disconnected. Guessed: room for
+/// The same for all connections of a node together: who passes it is disconnected. Guessed: room for
 /// 256 of the longest frames that come in slowly.
 const STASHES_MAX: usize = 16 << 20;
 
@@ -101,6 +101,8 @@ pub(crate) struct WorkerLimits {
     pub requests_in_flight_max: u32,
     /// Bytes that those may ask for.
     pub bytes_in_flight_max: u64,
+    /// Longest body of a request.
+    pub body_length_max: u32,
     /// A client that takes no byte for so long is disconnected; 0 for never.
     pub send_timeout_ms: u64,
     /// A connection without a request for so long is closed; 0 for never.
@@ -119,8 +121,6 @@ pub(crate) struct Shared {
     pub block_size: u32,
     /// Connections of all shards.
     pub connection_count: AtomicUsize,
-    /// When the node started, for `Status`.
-    pub started: std::time::Instant,
 }
 
 /// One shard.
@@ -292,7 +292,9 @@ impl Worker {
             self.take_stash(now, token, actions);
         }
         let length = self.count_stash(token, before);
-        if length > STASH_MAX || (length > 0 && self.stashed > STASHES_MAX) {
+        if length > STASH_MAX
+            || (length > 0 && self.stashed > STASHES_MAX / self.shared.counters.len())
+        {
             tracing::warn!("close a connection that has piled up {length} bytes of requests");
             self.close(token, actions);
         }
@@ -337,6 +339,7 @@ impl Worker {
         loop {
             let (count_max, asked_max) =
                 (self.limits.requests_in_flight_max, self.limits.bytes_in_flight_max);
+            let body_length_max = self.limits.body_length_max;
             let Some(connection) = self.connection(token) else { return bytes.len() };
             if connection.phase >= Phase::Draining {
                 return bytes.len();
@@ -349,7 +352,7 @@ impl Worker {
                 return used;
             }
             let header = match Header::decode(head)
-                .and_then(|header| header.check_lengths(frame::BODY_LENGTH_MAX, 0).map(|()| header))
+                .and_then(|header| header.check_lengths(body_length_max, 0).map(|()| header))
             {
                 Ok(header) => header,
                 Err(error) => {
@@ -656,5 +659,7 @@ struct Hit {
     block_length: u32,
 }
 
+#[cfg(test)]
+mod allocations;
 #[cfg(test)]
 mod tests;

@@ -116,6 +116,9 @@ impl From<&ArchivedEntry> for Entry {
 pub struct StatReply {
     /// What was found.
     pub entry: Entry,
+    /// Size of a block in bytes, a power of two, as in the [`HelloReply`]: a client that skipped
+    /// `Hello` can cut its reads, too. A `Read` never crosses a multiple of it.
+    pub block_size: u32,
 }
 
 /// `List`: one page of a directory, sorted by the bytes of the names.
@@ -244,3 +247,6 @@ pub struct ErrorReply {
     /// What went wrong and what to do, for people.
     pub message: String,
 }
+
+#[cfg(test)]
+mod tests;

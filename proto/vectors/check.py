@@ -26,7 +26,7 @@ STRUCTURES = {
     "StatRequest": PATH, "LoadRequest": PATH, "FreeRequest": PATH,
     "Entry": {"name": "text", "kind": "kind", "id": "id", "version": "u64", "length": "u64",
               "modified_ms": "i64"},
-    "StatReply": {"entry": "Entry"},
+    "StatReply": {"entry": "Entry", "block_size": "u32"},
     "ListRequest": {"path": "text", "token": "text", "limit": "u32"},
     "ListReply": {"entries": ["Entry"], "next": "text"},
     "Range": {"file": "id", "version": "u64", "offset": "u64", "length": "u32"},
@@ -39,7 +39,7 @@ STRUCTURES = {
                     "counters": ["Counter"]},
     "ErrorReply": {"message": "text"},
 }
-SIZES = dict(zip(STRUCTURES, (18, 41, 8, 8, 8, 49, 49, 20, 16, 36, 8, 8, 65, 16, 16, 28, 8)))
+SIZES = dict(zip(STRUCTURES, (18, 41, 8, 8, 8, 49, 53, 20, 16, 36, 8, 8, 65, 16, 16, 28, 8)))
 OPS = dict(enumerate((
     ("HelloRequest", "HelloReply"), ("None", "None"), ("StatRequest", "StatReply"),
     ("ListRequest", "ListReply"), ("Range", "ReadReply"), ("ReadManyRequest", "ReadReply"),

@@ -189,7 +189,7 @@ async fn an_idle_node_uses_no_processor() {
     tokio::time::sleep(Duration::from_secs(3)).await;
     let (used, passed) = (node.cpu_time() - before, start.elapsed());
     println!("idle: {used:?} of processor time in {passed:?}");
-    assert!(used * 50 <= passed, "{used:?} in {passed:?} is more than 2 % of a core");
+    assert!(used * 100 <= passed, "{used:?} in {passed:?} is more than 1 % of a core");
     let read = client.read(&file, 5, 10).await.expect("read");
     content::check("a", 5, &read);
     drop(client);

@@ -180,6 +180,10 @@ impl<'a, W: Wire> Generator<'a, W> {
 
     fn read_clocks(&self) -> Result<Reading> {
         let pid = self.options.server_pid;
+        if let Some(marks) = self.options.marks {
+            // Whoever stopped listening does not need it.
+            let _ = marks.send(());
+        }
         Ok(Reading {
             server_cpu_s: pid.map(machine::process_cpu_s).transpose()?,
             client_cpu_s: machine::thread_cpu_s(),

@@ -108,7 +108,7 @@ fn answer(op: Op, header: Header, body: &[u8], fault: Fault) -> Vec<u8> {
                 length: SET.size as u64,
                 modified_ms: 0,
             };
-            frame::encode(&mut out, reply, &StatReply { entry });
+            frame::encode(&mut out, reply, &StatReply { entry, block_size: BLOCK_SIZE });
         }
         Op::Read => {
             let range = frame::body::<ArchivedRange>(body).unwrap();

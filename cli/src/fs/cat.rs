@@ -28,7 +28,7 @@ Examples:
 pub(super) struct Args {
     /// The file
     path: String,
-    /// Where to begin
+    /// Where to begin, at most at the end of the file
     #[arg(long, value_name = "SIZE", value_parser = parse_size, conflicts_with = "range")]
     offset: Option<u64>,
     /// How many bytes to write at most
@@ -99,6 +99,18 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
         offset: args.offset.unwrap_or(0),
         length: args.length.unwrap_or(u64::MAX),
     });
+    if let Span::From { offset, .. } = span
+        && offset > file.length
+        && file.length > 0
+    {
+        let flag = if args.range.is_some() { "--range" } else { "--offset" };
+        let message = format!(
+            "flag {flag}: begins at byte {offset}, {} has {} bytes",
+            shown(&path),
+            file.length
+        );
+        return Err(Failure::new(message));
+    }
     let (offset, length) = span.within(file.length);
     let block_size = u64::from(file.block_size);
     let window = jobs::window(WINDOW_BYTES_MAX, block_size, 2, WINDOW_MAX);

@@ -14,6 +14,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use indicatif::ProgressBar;
 use millrace_client::{Client, Error, File};
+use serde::Serialize;
 use tempfile::NamedTempFile;
 
 use super::cat::pieces;
@@ -38,7 +39,8 @@ const NAMED_MAX: usize = 10;
 Examples:
   millrace fs get datasets/train.csv .
   millrace fs get datasets/train.csv copy.csv
-  millrace fs get -r datasets ./datasets")]
+  millrace fs get -r datasets ./datasets
+  millrace fs get -r datasets ./datasets --json")]
 pub(super) struct Args {
     /// File or directory of the node
     source: String,
@@ -50,6 +52,18 @@ pub(super) struct Args {
     /// Do not judge the bytes against the node's checksums
     #[arg(long)]
     pub(super) no_verify: bool,
+    /// One JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `get` prints for scripts.
+#[derive(Serialize)]
+struct GetTotal {
+    file_count: u64,
+    total_bytes: u64,
+    failed_count: u64,
+    seconds: f64,
 }
 
 /// Why one file was not copied.
@@ -91,7 +105,6 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
     if is_tree {
         make_directory(&args.target)?;
     }
-    let file_count = found.files.len();
     let start = |file: File| {
         let target = if is_tree {
             args.target.join(below(&source, &file.path))
@@ -112,10 +125,11 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
         let circles = output::counted(found.circle_count, "symbolic link");
         output::note(&format!("{circles} left out: to a directory above itself"));
     }
-    let mut copied_bytes = 0;
+    let (mut file_count, mut copied_bytes) = (0, 0);
     let done = |(file, result): (File, Result<u64, Trouble>)| {
         let trouble = match result {
             Ok(bytes) => {
+                file_count += 1;
                 copied_bytes += bytes;
                 return Ok(());
             }
@@ -136,13 +150,23 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
     let result = jobs::for_each(found.files, FILES_AT_ONCE, start, done).await;
     bar.finish_and_clear();
     result?;
+    let seconds = started.elapsed().as_secs_f64();
+    if args.json {
+        output::print_json(&GetTotal {
+            file_count,
+            total_bytes: copied_bytes,
+            failed_count: failed as u64,
+            seconds,
+        })?;
+    }
     if failed > 0 {
         let what = output::counted(failed as u64, "path");
         return Err(Failure::new(format!("{what} could not be copied")));
     }
-    let (files, bytes) = (output::counted(file_count as u64, "file"), output::size(copied_bytes));
-    let seconds = started.elapsed().as_secs_f64();
-    output::note(&format!("{files}, {bytes} in {seconds:.1} s"));
+    if !args.json {
+        let (files, bytes) = (output::counted(file_count, "file"), output::size(copied_bytes));
+        output::note(&format!("{files}, {bytes} in {seconds:.1} s"));
+    }
     Ok(())
 }
 

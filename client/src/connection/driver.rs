@@ -111,14 +111,25 @@ impl Driver {
     async fn open(&self) -> Result<Opened, Error> {
         let mut failure = Error::DeadlineExceeded;
         for address in &self.addresses {
-            let opened = time::timeout(self.config.connect_timeout, open_address(address));
-            match opened.await {
-                Ok(Ok(opened)) => return Ok(opened),
-                Ok(Err(error)) => failure = error,
-                Err(_) => failure = connect_error(address, io::ErrorKind::TimedOut.into()),
+            match self.open_address(address).await {
+                Ok(opened) => return Ok(opened),
+                Err(error) => failure = error,
             }
         }
         Err(failure)
+    }
+
+    /// Connects to one address and says `Hello`, both within the connect timeout. Which of the two
+    /// took too long is told, since another thing is to be checked for each.
+    async fn open_address(&self, address: &Arc<str>) -> Result<Opened, Error> {
+        let timeout = self.config.connect_timeout;
+        let deadline = Instant::now() + timeout;
+        let stream = match time::timeout_at(deadline, TcpStream::connect(&**address)).await {
+            Ok(connected) => connected.map_err(|error| connect_error(address, error))?,
+            Err(_) => return Err(connect_error(address, io::ErrorKind::TimedOut.into())),
+        };
+        let no_hello = |_| Error::NoHello { address: address.clone(), timeout };
+        time::timeout_at(deadline, say_hello(address, stream)).await.map_err(no_hello)?
     }
 
     /// Serves requests until the connection ends. True if it was of use, so that connecting again at
@@ -223,10 +234,8 @@ impl Driver {
     }
 }
 
-/// Connects to one address and says `Hello`.
-async fn open_address(address: &Arc<str>) -> Result<Opened, Error> {
-    let connect = TcpStream::connect(&**address).await;
-    let mut stream = connect.map_err(|error| connect_error(address, error))?;
+/// Says `Hello` on a new connection and waits for the answer.
+async fn say_hello(address: &Arc<str>, mut stream: TcpStream) -> Result<Opened, Error> {
     prepare(&stream).map_err(|error| connect_error(address, error))?;
     let mut in_flight = InFlight::default();
     let mut receiver = Receiver::new();

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{BufMut, BytesMut};
 use millrace_client::{Client, ClientConfig, Error, File, ReadOptions, Status};
+use millrace_proto::message::StatReply;
 use millrace_proto::{HEADER_SIZE, Header, Op, frame, placement};
 use mock::{Act, Asked, BLOCK_SIZE, Mock, PATH, Setup, World};
 
@@ -209,9 +210,12 @@ async fn payload_damaged_twice_is_corrupt() {
 
 #[tokio::test]
 async fn unverified_read_passes_damaged_bytes() {
-    let (mock, client, file) = open(Setup::default(), first_reads(1, flip_last_byte)).await;
+    let (mock, client, file) = open(Setup::default(), first_reads(2, flip_last_byte)).await;
     let options = ReadOptions { verify: Some(false), deadline: None };
     let bytes = client.read_with(&file, 0, 100, options).await.unwrap();
+    assert_eq!(bytes[..99], mock.world.content[..99]);
+    assert_ne!(bytes[99], mock.world.content[99]);
+    let bytes = client.read_into_with(&file, 0, BytesMut::new(), 100, options).await.unwrap();
     assert_eq!(bytes[..99], mock.world.content[..99]);
     assert_ne!(bytes[99], mock.world.content[99]);
 }
@@ -582,6 +586,51 @@ async fn peer_that_is_no_node_is_told_at_connect() {
 }
 
 #[tokio::test]
+async fn peer_that_accepts_but_never_answers_hello_is_told_apart() {
+    // The system accepts for a listener that never does.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    for (timeout, text) in [(Duration::from_millis(150), "150 ms"), (Duration::from_secs(1), "1 s")]
+    {
+        let config = ClientConfig { connect_timeout: timeout, ..config() };
+        let error = Client::connect(&*address, config).await.unwrap_err();
+        assert!(matches!(error, Error::NoHello { .. }), "{error}");
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "connected to {address}, but it did not answer Hello within {text}: \
+                 is this a Millrace node?"
+            )
+        );
+    }
+}
+
+#[tokio::test]
+async fn block_size_of_a_file_is_what_stat_told() {
+    // Another one than in Hello, then one that no read can be cut with.
+    let told = [BLOCK_SIZE * 2, 3 << 16];
+    let count = AtomicUsize::new(0);
+    let mock = Mock::start(Setup::default(), move |world, asked| {
+        if asked.op != Op::Stat {
+            return honest(world, asked);
+        }
+        let block_size = told[count.fetch_add(1, Ordering::Relaxed)];
+        let mut out = Vec::new();
+        let reply = StatReply { entry: world.entry(), block_size };
+        frame::encode(&mut out, asked.header.reply(Status::Ok), &reply);
+        vec![Act::Send(out)]
+    })
+    .await;
+    let client = Client::connect(&*mock.address, config()).await.unwrap();
+    let file = client.stat(PATH).await.unwrap();
+    assert_eq!(file.block_size, BLOCK_SIZE * 2);
+    let entries = client.list("data").await.unwrap();
+    assert_eq!(client.file("data", &entries[0]).block_size, BLOCK_SIZE);
+    let error = client.stat(PATH).await.unwrap_err();
+    assert!(matches!(error, Error::Protocol(_)), "{error}");
+}
+
+#[tokio::test]
 async fn bad_arguments_are_told_without_asking() {
     let (mock, client, file) = open(Setup::default(), honest).await;
     let before = mock.world.request_count.load(Ordering::Relaxed);
@@ -619,4 +668,9 @@ fn blocking_client_reads_without_a_runtime_of_its_caller() {
     assert_eq!(client.list("data").unwrap().len(), 5);
     let buffer = client.read_into(&file, 0, BytesMut::new(), 7).unwrap();
     assert_eq!(buffer, mock.world.content[..7]);
+    let options = ReadOptions { verify: Some(false), ..ReadOptions::default() };
+    let buffer = client.read_into_with(&file, 7, buffer, 9, options).unwrap();
+    assert_eq!(buffer, mock.world.content[..16]);
+    let many = client.read_many_with(&[(&file, 3, 4)], options);
+    assert_eq!(many[0].as_ref().unwrap(), &mock.world.content[3..7]);
 }

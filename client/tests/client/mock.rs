@@ -95,7 +95,11 @@ impl World {
         match asked.op {
             Op::Hello => frame::encode(&mut out, header, &self.hello()),
             Op::Ping => frame::encode_empty(&mut out, header),
-            Op::Stat => frame::encode(&mut out, header, &StatReply { entry: self.entry() }),
+            Op::Stat => frame::encode(
+                &mut out,
+                header,
+                &StatReply { entry: self.entry(), block_size: BLOCK_SIZE },
+            ),
             Op::List => return self.list(asked),
             Op::Read => return self.read(asked, 0, asked.range()),
             Op::ReadMany => {

@@ -1,3 +1,5 @@
+//! The cache against a plain map, and what its policy keeps, drops and finds damaged.
+
 use std::collections::HashMap;
 
 use millrace_proto::checksum;

@@ -1,3 +1,5 @@
+//! Layers of settings, their texts, and what a wrong value is told.
+
 use proptest::prelude::*;
 
 use super::*;

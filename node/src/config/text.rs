@@ -19,7 +19,7 @@ pub fn usable_cpus() -> Vec<usize> {
 /// Core numbers and ranges such as `0,2-5`, in the order given, each core once.
 pub(super) fn parse_cpus(text: &str) -> Option<Vec<usize>> {
     let mut cpus = Vec::new();
-    for part in text.split(',') {
+    for part in text.trim().split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let first = parse_count(first.trim())? as usize;
         let last = parse_count(last.trim())? as usize;

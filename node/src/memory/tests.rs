@@ -1,3 +1,5 @@
+//! Pages are handed out, filled and summed: bytes and checksums against a plain pass over them.
+
 use super::*;
 
 fn shard(page_count: u32) -> ShardMemory {

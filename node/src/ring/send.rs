@@ -15,7 +15,7 @@ use crate::connection::{Batch, Piece, Token};
 /// Pieces of one `sendmsg`: UIO_MAXIOV.
 const PIECES_MAX: usize = 1024;
 /// Iovecs that an emptied slot keeps.
-const IOVECS_KEPT: usize = 64;
+const IOVECS_KEPT: usize = 160;
 
 /// A send under way.
 pub(super) struct SendSlot {

@@ -60,7 +60,7 @@ impl Worker {
             }),
             Op::ReadMany => frame::body::<ArchivedReadManyRequest>(body)
                 .map(|request| self.read_many(now, requester, request, actions)),
-            _ => self.on_cold_request(op, requester, body, actions),
+            _ => self.on_cold_request(now, op, requester, body, actions),
         };
         if let Err(error) = result {
             self.counters().bad_frame_count.add(1);
@@ -87,9 +87,10 @@ impl Worker {
         let count = request.ranges.len();
         let asked: u64 =
             request.ranges.iter().map(|range| u64::from(range.length.to_native())).sum();
-        if count == 0 || count > RANGES_MAX || asked > READ_MANY_BYTES_MAX {
+        let ranges_max = self.ranges_max();
+        if count == 0 || count > ranges_max || asked > READ_MANY_BYTES_MAX {
             let message = format!(
-                "a ReadMany takes 1 to {RANGES_MAX} ranges of at most {READ_MANY_BYTES_MAX} bytes together, \
+                "a ReadMany takes 1 to {ranges_max} ranges of at most {READ_MANY_BYTES_MAX} bytes together, \
                  not {count} of {asked}"
             );
             self.take_and_fail(
@@ -112,6 +113,7 @@ impl Worker {
 
     fn on_cold_request(
         &mut self,
+        now: u64,
         op: Op,
         requester: Requester,
         body: &[u8],
@@ -134,7 +136,7 @@ impl Worker {
             }
             Op::Status => {
                 self.take(&requester);
-                let reply = self.status();
+                let reply = self.status(now);
                 let header = reply_header(&requester.header, 0, Status::Ok);
                 self.push_head(&requester, |head| frame::encode(head, header, &reply), actions);
                 return Ok(());
@@ -163,6 +165,13 @@ impl Worker {
         Ok(())
     }
 
+    /// Most ranges that fit a body.
+    fn ranges_max(&self) -> usize {
+        let fit = (self.limits.body_length_max as usize - size_of::<ArchivedReadManyRequest>())
+            / size_of::<ArchivedRange>();
+        fit.min(RANGES_MAX)
+    }
+
     fn hello(
         &mut self,
         requester: &Requester,
@@ -180,21 +189,21 @@ impl Worker {
             version: VERSION,
             features,
             block_size: self.shared.block_size,
-            body_length_max: frame::BODY_LENGTH_MAX,
+            body_length_max: self.limits.body_length_max,
             requests_in_flight_max: self.limits.requests_in_flight_max,
-            ranges_max: RANGES_MAX as u32,
+            ranges_max: self.ranges_max() as u32,
             shards: self.shared.shard_addresses.clone(),
         };
         let header = reply_header(&requester.header, 0, Status::Ok);
         self.push_head(requester, |head| frame::encode(head, header, &reply), actions);
     }
 
-    fn status(&self) -> StatusReply {
+    fn status(&self, now: u64) -> StatusReply {
         self.publish_gauges();
         let counters = metrics::sum(&self.shared.counters);
         StatusReply {
             server: SERVER.to_owned(),
-            uptime_ms: self.shared.started.elapsed().as_millis() as u64,
+            uptime_ms: now,
             shard_count: self.shared.counters.len() as u32,
             counters: counters
                 .into_iter()

@@ -16,13 +16,13 @@ const FILE: FileId = FileId(0xf11e);
 const VERSION_ONE: u64 = 1;
 
 /// Shards of one node, and what they asked of the side thread.
-struct Node {
-    workers: Vec<Worker>,
+pub(super) struct Node {
+    pub(super) workers: Vec<Worker>,
     shared: Arc<Shared>,
     fills: flume::Receiver<FillJob>,
     _lookups: flume::Receiver<LookupJob>,
     /// Sent bytes of each reply, with the connection's shard and token.
-    sent: Vec<(u32, Token, Vec<u8>)>,
+    pub(super) sent: Vec<(u32, Token, Vec<u8>)>,
     /// Sends are answered only when this is set: else the client reads nothing.
     reads: bool,
     actions: Vec<(u32, Action)>,
@@ -33,6 +33,7 @@ fn limits() -> WorkerLimits {
         connections_max: 4,
         requests_in_flight_max: 8,
         bytes_in_flight_max: 4 * u64::from(BLOCK),
+        body_length_max: frame::BODY_LENGTH_MAX,
         send_timeout_ms: 1_000,
         idle_timeout_ms: 0,
     }
@@ -44,7 +45,7 @@ fn content(block: u32, length: u32) -> Vec<u8> {
 }
 
 impl Node {
-    fn new(shard_count: u32, page_count: u32, fill_queue_max: usize) -> Node {
+    pub(super) fn new(shard_count: u32, page_count: u32, fill_queue_max: usize) -> Node {
         let (fill_sender, fills) = flume::bounded(fill_queue_max);
         let (lookup_sender, lookups) = flume::bounded(8);
         let files = FileTable::new(16, "test");
@@ -58,7 +59,6 @@ impl Node {
             shard_addresses: Vec::new(),
             block_size: BLOCK,
             connection_count: AtomicUsize::new(0),
-            started: std::time::Instant::now(),
         });
         let side = SideQueue::for_tests(fill_sender, lookup_sender);
         let workers = Arena::new(page_count)
@@ -113,7 +113,7 @@ impl Node {
     }
 
     /// Ends every fill that was begun, as `outcome` says; returns how many there were.
-    fn end_fills(
+    pub(super) fn end_fills(
         &mut self,
         now: u64,
         outcome: impl Fn(&FillJob) -> Result<(), StoreError>,
@@ -198,7 +198,7 @@ fn encoded<T: Body>(op: Op, id: u64, budget_ms: u32, body: &T) -> Vec<u8> {
 }
 
 /// A read of the front of a block; the id tells which block, see `replies`.
-fn read(block: u32, sequence: u64, budget_ms: u32) -> Vec<u8> {
+pub(super) fn read(block: u32, sequence: u64, budget_ms: u32) -> Vec<u8> {
     let range =
         Range { file: FILE, version: VERSION_ONE, offset: u64::from(block * BLOCK), length: 5000 };
     encoded(Op::Read, u64::from(block) * 1000 + sequence, budget_ms, &range)

@@ -1,3 +1,5 @@
+//! Pieces tile every range, and the checksums of them find one flipped bit.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Headers and bodies round-trip; damaged or arbitrary bytes are refused and never panic.
+
 use proptest::prelude::*;
 use rkyv::rancor::Failure;
 

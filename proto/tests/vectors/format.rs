@@ -84,9 +84,12 @@ message!(
 message!(StatRequest, ArchivedStatRequest, |a| StatRequest { path: text(&a.path) }, |m| object(&[
     ("path", string(&m.path))
 ]));
-message!(StatReply, ArchivedStatReply, |a| StatReply { entry: Entry::from(&a.entry) }, |m| object(
-    &[("entry", entry_json(&m.entry))]
-));
+message!(
+    StatReply,
+    ArchivedStatReply,
+    |a| StatReply { entry: Entry::from(&a.entry), block_size: a.block_size.to_native() },
+    |m| object(&[("entry", entry_json(&m.entry)), ("block_size", m.block_size.to_string())])
+);
 message!(
     ListRequest,
     ArchivedListRequest,

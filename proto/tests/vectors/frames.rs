@@ -153,9 +153,9 @@ fn replies_are_as_published() {
         vector("ping", "No body.", reply(Op::Ping, 2, Status::Ok), Nothing),
         vector(
             "stat",
-            "A structure within the root.",
+            "A structure within the root, then a number.",
             reply(Op::Stat, 3, Status::Ok),
-            StatReply { entry: file("a/b.data2") },
+            StatReply { entry: file("a/b.data2"), block_size: 1 << 20 },
         ),
         vector(
             "list",

@@ -1,3 +1,5 @@
+//! Replies land whole however the stream is cut, and damage never leaves a caller without an answer.
+
 use millrace_proto::message::{Range, ReadReply};
 use millrace_proto::{FileId, Op, Status};
 use proptest::prelude::*;

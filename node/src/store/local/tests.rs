@@ -1,3 +1,5 @@
+//! A directory as the source: what is served, what is refused, and what a change does.
+
 use std::os::unix::fs::symlink;
 
 use super::*;
