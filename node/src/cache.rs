@@ -298,6 +298,23 @@ impl Cache {
         Some(length)
     }
 
+    /// Removes every block of a file; returns how many and their bytes. For files that have more blocks
+    /// than the cache: the cost follows what is here, not what could be.
+    pub(crate) fn remove_file(&mut self, file: FileId) -> (u64, u64) {
+        let (mut block_count, mut byte_count) = (0, 0);
+        for index in 0..self.entries.len() as u32 {
+            let found = self.entries[index as usize]
+                .as_ref()
+                .is_some_and(|entry| entry.key.file == file && entry.place != Place::Doomed);
+            if found {
+                block_count += 1;
+                byte_count += u64::from(self.length(EntryIndex(index)));
+                self.remove_entry(EntryIndex(index));
+            }
+        }
+        (block_count, byte_count)
+    }
+
     fn remove_entry(&mut self, index: EntryIndex) {
         let entry = self.entry(index.0);
         let (place, key, pinned) = (entry.place, entry.key, entry.pin_count > 0);
@@ -333,7 +350,8 @@ impl Cache {
             let small_pages_max = u64::from(self.memory.page_count()) * SMALL_PERCENT / 100;
             let from_small = self.main.length() == 0
                 || (self.small.length() > 0
-                    && u64::from(self.small.page_count()) > small_pages_max);
+                    && (u64::from(self.small.page_count()) > small_pages_max
+                        || pinned_in_row >= self.main.length()));
             let pinned = if from_small { self.step_small() } else { self.step_main() };
             match pinned {
                 Step::Evicted => return true,

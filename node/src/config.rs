@@ -616,6 +616,11 @@ impl Config {
         if !is_host(&self.advertise) {
             return self.refuse("advertise", None);
         }
+        // `Hello` names every shard: 8 bytes for the text, brackets, a colon and a port each.
+        if self.shards * (self.advertise.len() + 16) > BODY_LENGTH_MAX as usize - 1024 {
+            let allowed = format!("a shorter name: it is told for each of {} shards", self.shards);
+            return self.refuse("advertise", Some(allowed));
+        }
         if !self.block_size.is_power_of_two() {
             return self.refuse("block_size", Some("a power of two from 64KiB to 16MiB".into()));
         }

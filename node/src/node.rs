@@ -7,7 +7,6 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
-use std::thread::JoinHandle;
 use std::time::Instant;
 
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
@@ -22,7 +21,7 @@ use crate::mailbox::{Mail, Mailbox, Mailboxes};
 use crate::memory::Arena;
 use crate::metrics::Counters;
 use crate::runtime::{Ended, Runtime};
-use crate::side;
+use crate::side::{self, Side};
 use crate::store::UnderStore;
 use crate::store::local::LocalStore;
 use crate::worker::{Shared, Worker, WorkerLimits};
@@ -35,7 +34,7 @@ const MAILBOX_CAPACITY: usize = 8192;
 /// Memory of an executor for storage buffers, in bytes; nothing reads files through it yet.
 const EXECUTOR_IO_MEMORY: usize = 64 << 10;
 /// Descriptors besides connections: rings, eventfds, listeners, files being read.
-const DESCRIPTORS_SPARE: u64 = 64;
+const DESCRIPTORS_SPARE: u64 = 256;
 /// Descriptors of one shard besides its connections: glommio's three rings and ours, eventfds, listeners.
 const DESCRIPTORS_PER_SHARD: u64 = 16;
 
@@ -81,7 +80,7 @@ pub struct Node {
     shard_addresses: Vec<SocketAddr>,
     mailboxes: Mailboxes,
     shards: Vec<ExecutorJoinHandle<io::Result<Ended>>>,
-    side: JoinHandle<()>,
+    side: Side,
 }
 
 impl Node {
@@ -121,9 +120,9 @@ impl Node {
             block_size: config.block_size,
             connection_count: AtomicUsize::new(0),
         });
-        let (side_queue, side) =
-            side::start(&config, store, files, Arc::clone(&mailboxes), started)
-                .map_err(StartError::Side)?;
+        let side = side::start(&config, store, files, Arc::clone(&mailboxes), started)
+            .map_err(StartError::Side)?;
+        let side_queue = side.queue.clone();
 
         let mut node = Node { address, shard_addresses, mailboxes, shards: Vec::new(), side };
         let (ready, readiness) = flume::bounded(shard_count);
@@ -148,7 +147,13 @@ impl Node {
                     Ok(runtime) => {
                         // Whoever starts the node may have given up on it.
                         let _ = ready.send(Ok(()));
-                        runtime.run().await
+                        drop(ready);
+                        let ended = runtime.run().await;
+                        if let Err(error) = &ended {
+                            // The other shards would wait for this one's blocks for ever.
+                            panic!("shard {shard} lost its ring: {error}");
+                        }
+                        ended
                     }
                     Err(error) => {
                         let _ = ready.send(Err((shard, error.to_string())));
@@ -159,17 +164,24 @@ impl Node {
             match spawned {
                 Ok(handle) => node.shards.push(handle),
                 Err(error) => {
-                    node.stop();
+                    node.end();
                     return Err(StartError::Shard { shard, message: error.to_string() });
                 }
             }
         }
-        drop(side_queue);
+        // With the last copy gone, a thread that ends without a word is noticed.
+        drop(ready);
         for _ in 0..shard_count {
-            let outcome = readiness.recv().unwrap_or(Err((0, "the thread ended".to_owned())));
-            if let Err((shard, message)) = outcome {
-                node.stop();
-                return Err(StartError::Shard { shard, message });
+            match readiness.recv() {
+                Ok(Ok(())) => (),
+                Ok(Err((shard, message))) => {
+                    node.end();
+                    return Err(StartError::Shard { shard, message });
+                }
+                Err(flume::RecvError::Disconnected) => {
+                    let (shard, message) = node.end().1.unwrap_or((0, "it ended".to_owned()));
+                    return Err(StartError::Shard { shard, message });
+                }
             }
         }
         Ok(node)
@@ -188,6 +200,11 @@ impl Node {
     /// Stops: takes no more requests, sends the replies in flight for at most `drain_timeout_ms`, and
     /// waits for every thread.
     pub fn stop(self) -> Stopped {
+        self.end().0
+    }
+
+    /// As [`Node::stop`]; also tells which shard failed first, and how.
+    fn end(self) -> (Stopped, Option<(usize, String)>) {
         for mailbox in self.mailboxes.iter() {
             let mut mail = Mail::Shutdown;
             while let Err(back) = mailbox.post(mail) {
@@ -199,11 +216,22 @@ impl Node {
             }
         }
         let mut clean = true;
-        for shard in self.shards {
-            clean &= matches!(shard.join(), Ok(Ok(Ended::Drained)));
+        let mut failure = None;
+        for (shard, handle) in self.shards.into_iter().enumerate() {
+            let error = match handle.join() {
+                Ok(Ok(ended)) => {
+                    clean &= ended == Ended::Drained;
+                    continue;
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(error) => error.to_string(),
+            };
+            clean = false;
+            failure.get_or_insert((shard, error));
         }
-        clean &= self.side.join().is_ok();
-        Stopped { clean }
+        drop(self.side.stop);
+        clean &= self.side.thread.join().is_ok();
+        (Stopped { clean }, failure)
     }
 }
 

@@ -64,6 +64,8 @@ struct Socket {
 pub(crate) struct Runtime {
     worker: Worker,
     ring: Ring,
+    /// What the shard sleeps on, until it runs.
+    eventfd: Option<OwnedFd>,
     shard: u32,
     listeners: Vec<TcpListener>,
     mail: flume::Receiver<Mail>,
@@ -105,10 +107,12 @@ impl Runtime {
         drain_timeout_ms: u64,
     ) -> io::Result<Runtime> {
         let shard = worker.shard();
+        let eventfd = mailboxes[shard as usize].eventfd().try_clone()?;
         let ring = Ring::new(mailboxes[shard as usize].eventfd(), TICK_MS)?;
         Ok(Runtime {
             worker,
             ring,
+            eventfd: Some(eventfd),
             shard,
             listeners,
             mail,
@@ -130,8 +134,7 @@ impl Runtime {
     /// # Errors
     /// If the kernel refuses the ring, which nothing heals.
     pub(crate) async fn run(mut self) -> io::Result<Ended> {
-        let eventfd = self.mailboxes[self.shard as usize].eventfd().try_clone()?;
-        let eventfd = crate::eventfd::awaitable(eventfd);
+        let eventfd = crate::eventfd::awaitable(self.eventfd.take().expect("taken once"));
         for listener in 0..self.listeners.len() as u32 {
             self.arm_accept(listener);
         }
@@ -203,7 +206,7 @@ impl Runtime {
     /// Sleeps until the ring or the mailbox rings the eventfd.
     async fn sleep(&mut self, eventfd: &BufferedFile) -> io::Result<()> {
         self.publish_gauges();
-        if !self.tick_armed && self.worker.needs_ticks() {
+        if !self.tick_armed && (self.worker.needs_ticks() || !self.accept_later.is_empty()) {
             self.ring.tick();
             self.tick_armed = true;
         }
@@ -384,8 +387,15 @@ impl Runtime {
     }
 
     fn post(&mut self, shard: u32, mail: Mail) {
-        if let Err(mail) = self.mailboxes[shard as usize].post(mail) {
+        let mailbox = &self.mailboxes[shard as usize];
+        let Err(mail) = mailbox.post(mail) else { return };
+        if !mailbox.is_abandoned() {
             self.undelivered.push((shard, mail));
+        } else if let Mail::Read { requester, .. } = mail {
+            // The shard has ended before this one was told to stop.
+            let message = "the node is shutting down".to_owned();
+            let mail = Mail::Failed { requester, status: Status::ShuttingDown, message };
+            self.handle(self.now(), Event::Mail(mail));
         }
     }
 
@@ -471,6 +481,9 @@ impl Runtime {
         self.stop_at = Some(now + self.drain_timeout_ms);
         for listener in 0..self.listeners.len() as u32 {
             self.ring.stop_accepting(listener);
+            // Clients are refused from now on, and do not wait in the backlog. Fails if it was not
+            // listening, which is as good.
+            let _ = rustix::net::shutdown(&self.listeners[listener as usize], Shutdown::Both);
         }
     }
 

@@ -98,6 +98,14 @@ impl SideQueue {
     }
 }
 
+/// The running side thread.
+pub(crate) struct Side {
+    pub(crate) queue: SideQueue,
+    /// Dropped to stop the thread.
+    pub(crate) stop: flume::Sender<()>,
+    pub(crate) thread: JoinHandle<()>,
+}
+
 /// What every job needs.
 struct Context {
     store: Arc<dyn UnderStore>,
@@ -108,7 +116,7 @@ struct Context {
     started: Instant,
 }
 
-/// Starts the thread. It ends when every [`SideQueue`] is gone.
+/// Starts the thread. It ends when `stop` is dropped, whatever the source is doing.
 ///
 /// # Errors
 /// If the thread or its runtime cannot be made.
@@ -118,7 +126,7 @@ pub(crate) fn start(
     files: Arc<FileTable>,
     shards: Mailboxes,
     started: Instant,
-) -> io::Result<(SideQueue, JoinHandle<()>)> {
+) -> io::Result<Side> {
     let (fill_sender, fills) = flume::bounded::<FillJob>(config.fill_queue_max);
     let (lookup_sender, lookups) = flume::bounded::<LookupJob>(config.metadata_queue_max);
     let fill_concurrency = config.fill_concurrency;
@@ -137,6 +145,7 @@ pub(crate) fn start(
         loads: Arc::new(Semaphore::new(config.load_concurrency)),
         started,
     });
+    let (stop, stopped) = flume::bounded::<()>(1);
     let cpus = config.cpus.clone();
     let thread = std::thread::Builder::new().name("millrace-side".to_owned()).spawn(move || {
         // The pool's threads inherit this: the node stays on the processors it was given.
@@ -145,11 +154,17 @@ pub(crate) fn start(
         }
         let fills = serve_fills(Arc::clone(&context), fills, fill_concurrency);
         let lookups = serve_lookups(context, lookups);
-        runtime.block_on(async { tokio::join!(fills, lookups) });
+        runtime.block_on(async {
+            tokio::select! {
+                _ = async { tokio::join!(fills, lookups) } => (),
+                // Nothing is sent: the other end is dropped once every shard has ended.
+                _ = stopped.recv_async() => (),
+            }
+        });
         // A read that hangs in the source must not keep the node from stopping.
         runtime.shutdown_timeout(Duration::from_secs(1));
     })?;
-    Ok((SideQueue { fills: fill_sender, lookups: lookup_sender }, thread))
+    Ok(Side { queue: SideQueue { fills: fill_sender, lookups: lookup_sender }, stop, thread })
 }
 
 async fn serve_fills(context: Arc<Context>, jobs: flume::Receiver<FillJob>, concurrency: usize) {

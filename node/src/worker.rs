@@ -137,6 +137,8 @@ pub(crate) struct Worker {
     generations: Vec<u32>,
     connection_count: u32,
     fills: HashMap<BlockKey, Fill>,
+    /// Bytes of the blocks that are on their way in.
+    filling_bytes: u64,
     /// Waiters that have a deadline: while there are some, ticks are wanted.
     deadline_count: usize,
     draining: bool,
@@ -169,6 +171,7 @@ impl Worker {
             generations: Vec::new(),
             connection_count: 0,
             fills: HashMap::new(),
+            filling_bytes: 0,
             deadline_count: 0,
             draining: false,
             stashed: 0,
@@ -272,12 +275,12 @@ impl Worker {
 
     fn on_received(&mut self, now: u64, token: Token, bytes: &[u8], actions: &mut Vec<Action>) {
         let Some(connection) = self.connection(token) else { return };
+        if connection.phase >= Phase::Draining {
+            return;
+        }
         if !connection.sending {
             // Of a client that takes nothing, what it asks is no sign of life.
             connection.active_at = now;
-        }
-        if connection.phase >= Phase::Draining {
-            return;
         }
         let before = connection.stash.len();
         if connection.stash.is_empty() && !connection.paused {
@@ -292,9 +295,9 @@ impl Worker {
             self.take_stash(now, token, actions);
         }
         let length = self.count_stash(token, before);
-        if length > STASH_MAX
-            || (length > 0 && self.stashed > STASHES_MAX / self.shared.counters.len())
-        {
+        // However many shards there are, a few connections may be paused on each.
+        let stashes_max = (STASHES_MAX / self.shared.counters.len()).max(2 * STASH_MAX);
+        if length > STASH_MAX || (length > 0 && self.stashed > stashes_max) {
             tracing::warn!("close a connection that has piled up {length} bytes of requests");
             self.close(token, actions);
         }

@@ -198,7 +198,7 @@ fn a_budget_that_runs_out_is_answered_so_and_the_fill_goes_on() {
     let _turn = heavy();
     let scratch = Scratch::new();
     scratch.file("slow", 20 * 16 * MIB);
-    let options = NodeOptions::new(scratch.root()).set("memory", "384MiB");
+    let options = NodeOptions::new(scratch.root()).set("memory", "768MiB");
     let node = options.set("block_size", "16MiB").set("fill_concurrency", 1).start();
     let mut peer = node.peer().with_block_size(16 * MIB as u32);
     let entry = peer.stat("slow").expect("stat");
@@ -290,6 +290,7 @@ async fn memory_full_of_what_is_being_sent_is_busy_and_clients_wait() {
     // Sockets take some megabytes by themselves; what is asked for twice is pinned for longer.
     let mut holder = node.peer().with_block_size(MIB as u32);
     let entry = holder.stat("held").expect("stat");
+    assert_eq!(holder.load("held"), Status::Ok);
     let frames: Vec<u8> = (0..56)
         .flat_map(|id| request(Op::Read, id + 1, &range(&entry, id % 14 * MIB as u64, MIB as u32)))
         .collect();

@@ -111,6 +111,7 @@ fn a_slow_client_that_reads_steadily_is_not_cut_off() {
     let mut slow = node.peer().with_block_size(MIB as u32);
     rustix::net::sockopt::set_socket_recv_buffer_size(&slow.stream, 256 << 10).expect("SO_RCVBUF");
     let entry = slow.stat("a").expect("stat");
+    assert_eq!(slow.load("a"), Status::Ok);
     ask_for_blocks(&mut slow, &entry, 16);
     let mut bytes = vec![0; 256 << 10];
     let mut total = 0;

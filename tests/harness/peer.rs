@@ -8,8 +8,8 @@ use std::net::{SocketAddr, TcpStream};
 
 use millrace_proto::frame::{self, Body, HEADER_SIZE, Header};
 use millrace_proto::message::{
-    ArchivedErrorReply, ArchivedReadReply, ArchivedStatReply, ArchivedStatusReply, Entry, Range,
-    StatRequest,
+    ArchivedErrorReply, ArchivedReadReply, ArchivedStatReply, ArchivedStatusReply, Entry,
+    LoadRequest, Range, StatRequest,
 };
 use millrace_proto::{Op, Status, checksum};
 
@@ -213,6 +213,11 @@ impl Peer {
     ///
     /// # Errors
     /// The node's status.
+    /// Has a whole file in the node's memory.
+    pub fn load(&mut self, path: &str) -> Status {
+        self.ask(Op::Load, &LoadRequest { path: path.to_owned() }).status()
+    }
+
     pub fn read(&mut self, entry: &Entry, offset: u64, length: u32) -> Result<Vec<u8>, Status> {
         let reply = self.ask(Op::Read, &range(entry, offset, length));
         reply.into_bytes(entry, offset, self.block_size)

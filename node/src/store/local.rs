@@ -23,8 +23,9 @@ use super::{Found, Page, StoreError, StoreFuture, UnderStore, check_path};
 use crate::memory::Blank;
 
 /// A change younger than this may be followed by another one with the same timestamp. Derived: two
-/// ticks of the slowest usual kernel (100 Hz).
-const SETTLE: Duration = Duration::from_millis(20);
+/// ticks of the slowest usual kernel are 20 ms, but one long `write` sets the time when it begins, and
+/// 200 ms are some hundred megabytes of it.
+const SETTLE: Duration = Duration::from_millis(200);
 /// `openat2` answers EAGAIN when something was renamed meanwhile; so often it is asked again.
 const OPEN_TRIES: usize = 16;
 

@@ -28,6 +28,8 @@ enum Waiter {
 /// A block on its way in.
 pub(super) struct Fill {
     version: u64,
+    /// Length of the block in bytes.
+    length: u32,
     waiters: SmallVec<[Waiter; 1]>,
 }
 
@@ -36,6 +38,9 @@ struct Refusal {
     status: Status,
     message: &'static str,
 }
+
+/// Share of the memory that may be on its way in at once, in percent. Guessed.
+const FILLING_PERCENT: u64 = 50;
 
 const UNKNOWN: Refusal = Refusal {
     status: Status::UnknownFile,
@@ -136,6 +141,11 @@ impl Worker {
             // The version before this one is still on its way in; it will find itself stale.
             return Err((Refusal { status: Status::Busy, ..STALE }, waiter));
         };
+        // Blocks that are asked for faster than the source gives them must not empty the cache.
+        let filling_max = self.cache.capacity_bytes() * FILLING_PERCENT / 100;
+        if self.filling_bytes > 0 && self.filling_bytes + u64::from(length) > filling_max {
+            return Err((QUEUE_FULL, waiter));
+        }
         let Some(blank) = self.cache.allocate(length) else { return Err((ALL_PINNED, waiter)) };
         let offset = u64::from(key.block) * u64::from(self.shared.block_size);
         let job = FillJob { shard: self.shard, key, version, path: record.path, offset, blank };
@@ -143,7 +153,8 @@ impl Worker {
             self.cache.release_blank(blank);
             return Err((QUEUE_FULL, waiter));
         }
-        place.insert(Fill { version, waiters: SmallVec::from_iter([waiter]) });
+        self.filling_bytes += u64::from(length);
+        place.insert(Fill { version, length, waiters: SmallVec::from_iter([waiter]) });
         Ok(())
     }
 
@@ -177,6 +188,7 @@ impl Worker {
     ) {
         let fill = self.fills.remove(&key).expect("a fill ends once");
         assert_eq!(fill.version, version);
+        self.filling_bytes -= u64::from(fill.length);
         let outcome = match result {
             Ok((block, sums)) => {
                 self.counters().fill_count.add(1);
@@ -257,6 +269,12 @@ impl Worker {
     ) {
         let shard_count = self.shared.counters.len() as u32;
         let mut dropped = Dropped::default();
+        if block_count > self.cache.block_count() {
+            (dropped.block_count, dropped.byte_count) = self.cache.remove_file(file);
+            // Whoever asked may have gone; the blocks are dropped all the same.
+            let _ = reply.try_send(dropped);
+            return;
+        }
         for block in 0..block_count {
             let key = BlockKey { file, block };
             if placement::shard_of(key.hash(), shard_count) != self.shard {

@@ -16,6 +16,10 @@ use crate::mailbox::Requester;
 use crate::metrics;
 use crate::side::{Lookup, LookupJob};
 
+/// Requests in flight on one connection that are neither reads nor pings, as far as their replies are
+/// concerned. Derived: 64 replies of at most 64 KiB are 4 MiB.
+const COLD_IN_FLIGHT_MAX: u64 = 64;
+
 /// Name and version of the node, as clients are told.
 pub(crate) const SERVER: &str = concat!("millrace/", env!("CARGO_PKG_VERSION"));
 
@@ -60,7 +64,14 @@ impl Worker {
             }),
             Op::ReadMany => frame::body::<ArchivedReadManyRequest>(body)
                 .map(|request| self.read_many(now, requester, request, actions)),
-            _ => self.on_cold_request(now, op, requester, body, actions),
+            _ => {
+                if op != Op::Ping {
+                    // Replies to these are made in the heap: few of them may wait unsent.
+                    let share = self.limits.bytes_in_flight_max / COLD_IN_FLIGHT_MAX;
+                    requester.asked = share.min(u64::from(u32::MAX)) as u32;
+                }
+                self.on_cold_request(now, op, requester, body, actions)
+            }
         };
         if let Err(error) = result {
             self.counters().bad_frame_count.add(1);

@@ -326,14 +326,31 @@ fn a_full_fill_queue_and_pinned_memory_are_busy() {
         node.receive(0, 0, token, &read(block, 0, 0));
     }
     assert_eq!(node.replies(), [(2000, 0, Status::Busy, 0)]);
-    // 8 blocks of 16 pages fit 128 pages; all of them are on their way in.
-    let mut node = Node::new(1, 32, 8);
+    // Four blocks of 16 pages fit; at most half of the memory may be on its way in.
+    let mut node = Node::new(1, 64, 8);
     let token = node.workers[0].accept(0).unwrap();
     for block in 0..3 {
         node.receive(0, 0, token, &read(block, 0, 0));
     }
     assert_eq!(node.replies(), [(2000, 0, Status::Busy, 0)]);
     assert_eq!(node.end_fills(0, |_| Ok(())), 2);
+    // All of it is being sent.
+    node.reads = false;
+    for block in 2..4 {
+        node.receive(0, 0, token, &read(block, 0, 0));
+        node.end_fills(0, |_| Ok(()));
+    }
+    let holder = node.workers[0].accept(0).unwrap();
+    node.sent.clear();
+    for block in 0..4 {
+        node.receive(0, 0, holder, &read(block, 1, 0));
+    }
+    let held = node.workers[0].next_batch(0, holder).unwrap();
+    assert_eq!(held.pins.len(), 4);
+    let other = node.workers[0].accept(0).unwrap();
+    node.reads = true;
+    node.receive(0, 0, other, &read(4, 2, 0));
+    assert_eq!(node.replies(), [(4002, 0, Status::Busy, 0)]);
 }
 
 #[test]
