@@ -411,8 +411,8 @@ pub(crate) struct Sums {
 
 impl Sums {
     /// Derives chunk and block values from those of the pages, without another pass over the bytes:
-    /// `crc(a ++ b)` follows from `crc(a)`, `crc(b)` and the length of `b`. A step costs about 40 ns
-    /// for a whole page, a tenth of the pass it saves.
+    /// `crc(a ++ b)` follows from `crc(a)`, `crc(b)` and the length of `b`. A step is at
+    /// most 32 shifts and exclusive ors for each set bit of that length, one bit for a whole page.
     fn combine(pages: Vec<u32>, length: u32) -> Sums {
         let join = |parts: &[u32], part_size: u32, length: u32| {
             let mut joined = 0;

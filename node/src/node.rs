@@ -179,7 +179,11 @@ impl Node {
                     return Err(StartError::Shard { shard, message });
                 }
                 Err(flume::RecvError::Disconnected) => {
-                    let (shard, message) = node.end().1.unwrap_or((0, "it ended".to_owned()));
+                    let (shard, error) = node.end().1.unwrap_or((0, "it ended".to_owned()));
+                    // Its executor needs rings of its own before ours is tried.
+                    let message = format!(
+                        "{error}; io_uring has to be allowed, and `ulimit -l` 512 KiB or more"
+                    );
                     return Err(StartError::Shard { shard, message });
                 }
             }

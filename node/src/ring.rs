@@ -125,7 +125,9 @@ impl Ring {
                 Some(libc::EPERM) => {
                     "io_uring is switched off: see sysctl kernel.io_uring_disabled, or the container's seccomp profile"
                 }
-                Some(libc::EINVAL) => "the kernel is too old: Linux 6.1 or later is needed",
+                Some(libc::EINVAL) => {
+                    "the kernel is too old: Linux 6.0 is the least, 6.1 is recommended"
+                }
                 Some(libc::ENOSYS) => "the kernel has no io_uring",
                 Some(libc::ENOMEM) => "not enough memory may be locked: raise RLIMIT_MEMLOCK",
                 _ => "see the error",

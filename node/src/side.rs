@@ -2,8 +2,8 @@
 //! ever waits for it.
 //!
 //! Owns fills, look-ups of paths, loads and frees. Always holds: every job it took is answered to the
-//! shard it came from, and every blank goes back there. Queues are bounded; a full one gives the job
-//! back and the shard answers `Busy`. Leaves memory and blocks to the shards.
+//! shard it came from, and every blank goes back there, until the thread is stopped. Queues are bounded;
+//! a full one gives the job back and the shard answers `Busy`. Leaves memory and blocks to the shards.
 
 use std::io;
 use std::sync::Arc;

@@ -597,10 +597,8 @@ impl Worker {
             Mail::Reply { requester, frame } => {
                 self.push_head(&requester, |head| head.extend_from_slice(&frame), actions);
             }
-            Mail::Filled { key, version, result } => {
-                self.on_filled(now, key, version, result, actions)
-            }
-            Mail::Ensure { key, version, reply } => self.ensure(key, version, reply, actions),
+            Mail::Filled { key, version, result } => self.on_filled(key, version, result, actions),
+            Mail::Ensure { key, version, reply } => self.ensure(key, version, reply),
             Mail::Drop { file, block_count, reply } => self.on_drop(file, block_count, &reply),
             Mail::Shutdown => self.on_shutdown(now, actions),
         }

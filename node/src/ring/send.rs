@@ -2,7 +2,7 @@
 //!
 //! Pieces are gathered and copied by one `sendmsg` in the ring. Sending large blocks by reference, with
 //! `sendfile` from the arena's memfd, was built and measured on an EPYC with small pages: 6.6 GB/s beside
-//! 6.5 at 1 MiB, 4.5 beside 6.0 at 64 KiB, at twice the client's CPU. It was left out.
+//! 6.4 at 1 MiB, 4.5 beside 6.0 at 64 KiB, at twice the client's CPU. It was left out.
 //!
 //! Always holds: while an operation is under way the slot owns the batch, the iovecs and the msghdr that
 //! it refers to, and the connection's socket stays open.

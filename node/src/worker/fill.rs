@@ -52,6 +52,8 @@ const PAST_END: Refusal =
     Refusal { status: Status::OutOfRange, message: "the offset is at or past the end of the file" };
 const ALL_PINNED: Refusal =
     Refusal { status: Status::Busy, message: "all memory is being sent or filled: try again" };
+const FILLING_FULL: Refusal =
+    Refusal { status: Status::Busy, message: "half of the memory is on its way in: try again" };
 const QUEUE_FULL: Refusal = Refusal {
     status: Status::Busy,
     message: "too many blocks wait for the source (fill_queue_max)",
@@ -84,13 +86,7 @@ impl Worker {
     }
 
     /// Has a block in memory for a load.
-    pub(super) fn ensure(
-        &mut self,
-        key: BlockKey,
-        version: u64,
-        reply: flume::Sender<Ensured>,
-        _actions: &mut Vec<Action>,
-    ) {
+    pub(super) fn ensure(&mut self, key: BlockKey, version: u64, reply: flume::Sender<Ensured>) {
         let resident = self.cache.find(&key, key.hash()).is_some_and(|(_, found)| found == version);
         let answer = if resident {
             Some((Ensured::Resident, reply))
@@ -144,7 +140,7 @@ impl Worker {
         // Blocks that are asked for faster than the source gives them must not empty the cache.
         let filling_max = self.cache.capacity_bytes() * FILLING_PERCENT / 100;
         if self.filling_bytes > 0 && self.filling_bytes + u64::from(length) > filling_max {
-            return Err((QUEUE_FULL, waiter));
+            return Err((FILLING_FULL, waiter));
         }
         let Some(blank) = self.cache.allocate(length) else { return Err((ALL_PINNED, waiter)) };
         let offset = u64::from(key.block) * u64::from(self.shared.block_size);
@@ -180,7 +176,6 @@ impl Worker {
 
     pub(super) fn on_filled(
         &mut self,
-        _now: u64,
         key: BlockKey,
         version: u64,
         result: Result<(Block, Sums), (Blank, StoreError)>,

@@ -468,3 +468,33 @@ fn shutdown_answers_what_is_in_flight_and_takes_nothing_new() {
             .any(|(_, action)| matches!(action, Action::FinishSending(token) if *token == busy))
     );
 }
+
+#[test]
+fn a_body_longer_than_configured_ends_the_stream() {
+    let mut node = Node::new(1, 512, 8);
+    node.workers[0].limits.body_length_max = 100;
+    let token = node.workers[0].accept(0).unwrap();
+    node.receive(0, 0, token, &read(1, 1, 0));
+    node.end_fills(0, |_| Ok(()));
+    assert_eq!(node.replies(), [(1001, 0, Status::Ok, 5000)]);
+    let range = Range { file: FILE, version: VERSION_ONE, offset: 0, length: 1 };
+    let request = ReadManyRequest { ranges: vec![range; 3] };
+    node.receive(0, 0, token, &encoded(Op::ReadMany, 7, 0, &request));
+    assert_eq!(node.replies(), [(7, frame::PART_ALL, Status::FrameTooLarge, 0)]);
+    assert!(node.actions.iter().any(|(_, action)| matches!(action, Action::FinishSending(_))));
+}
+
+#[test]
+fn dropping_a_huge_file_costs_what_is_here() {
+    let mut node = Node::new(1, 512, 8);
+    let token = node.workers[0].accept(0).unwrap();
+    node.receive(0, 0, token, &read(1, 1, 0));
+    node.receive(0, 0, token, &read(9, 1, 0));
+    node.end_fills(0, |_| Ok(()));
+    // Four billion look-ups would take minutes.
+    let (reply, dropped) = flume::bounded(1);
+    node.event(0, 0, Event::Mail(Mail::Drop { file: FILE, block_count: u32::MAX, reply }));
+    let dropped = dropped.recv().unwrap();
+    assert_eq!((dropped.block_count, dropped.byte_count), (2, 2 * u64::from(BLOCK)));
+    assert_eq!((node.workers[0].cache.block_count(), node.workers[0].cache.used_bytes()), (0, 0));
+}
