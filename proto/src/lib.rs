@@ -22,6 +22,7 @@ pub mod message;
 pub mod op;
 pub mod placement;
 pub mod status;
+pub mod zookeeper;
 
 pub use frame::{FrameError, HEADER_SIZE, Header};
 pub use id::FileId;
