@@ -1,0 +1,446 @@
+//! The configuration of a replica: one checked [`Config`] out of three sources.
+//!
+//! ```text
+//!  built-in defaults  <  a file: our TOML, or zoo.cfg with myid and -D properties  <  flags
+//! ```
+//!
+//! [`KEYS`] is the one table of what can be set; keys of TOML and flags are its names, and the keys
+//! of `zoo.cfg` lead to it (`config/zoo.rs`). Every source is turned into text first, so one parser
+//! a key serves all. An unknown key of our own is an error that names the nearest; one of `zoo.cfg`
+//! is a warning, for such files outlive versions. The first problem is reported, with its place.
+//!
+//! Defaults are ZooKeeper's but for these. Of its four-letter words all that only tell are
+//! answered, not `srvr` alone. TTL nodes are on. The admin endpoint is off until asked for and then
+//! on loopback, not open to all on 8080. Connections, watches and replies have limits. Without a
+//! `zoo.cfg` clients are served on loopback only, and a tick is 2000 ms as in ZooKeeper's sample
+//! file.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+mod keys;
+pub mod members;
+mod properties;
+mod text;
+mod words;
+mod zoo;
+
+use keys::{GIB, MIB};
+pub use keys::{KEYS, Key};
+use members::check_members;
+pub use members::{Member, MemberError, Role};
+pub use words::Word;
+
+/// Everything a replica can be told; the keys are documented in [`KEYS`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Directory of the state.
+    pub data_dir: PathBuf,
+    /// Directory of the log.
+    pub log_dir: PathBuf,
+    /// Where clients are served; port 0 takes any free one.
+    pub client_address: SocketAddr,
+    /// This replica among the members, from 1 to 254; 1 where there are none.
+    pub replica_id: u64,
+    /// The ensemble as it begins; empty for a replica by itself. Later changes are replicated.
+    pub members: Vec<Member>,
+    /// Listen for peers on every interface, not only where `members` says.
+    pub peer_listen_all: bool,
+    /// ZooKeeper's unit of time.
+    pub tick_ms: u64,
+    /// Ticks a follower may take to catch up, for `conf` alone: Raft has no such limit.
+    pub init_limit_ticks: u64,
+    /// Ticks a follower may lag, for `conf` alone.
+    pub sync_limit_ticks: u64,
+    /// Shortest time-out a session is granted.
+    pub min_session_timeout_ms: u64,
+    /// Longest time-out a session is granted.
+    pub max_session_timeout_ms: u64,
+    /// Most connections from one address; 0 for no such limit.
+    pub max_client_connections_per_ip: usize,
+    /// Most connections.
+    pub max_client_connections: usize,
+    /// Connections that the kernel holds before they are accepted.
+    pub listen_backlog: u32,
+    /// Longest request, without its length.
+    pub max_message_bytes: usize,
+    /// Most reply bytes not yet sent on one connection.
+    pub client_output_max_bytes: usize,
+    /// Most requests of clients in flight; then no more are read.
+    pub outstanding_max: usize,
+    /// Most paths that one client watches.
+    pub watches_per_client_max: usize,
+    /// The four-letter words that are answered.
+    pub four_letter_whitelist: Vec<Word>,
+    /// Serve reads to clients that ask for it while there is no leader.
+    pub read_only_mode: bool,
+    /// Take reconfig requests.
+    pub reconfig_enabled: bool,
+    /// The digest id that makes its holder `super`. Never shown.
+    pub super_digest: Option<String>,
+    /// Do not check ACLs.
+    pub skip_acl: bool,
+    /// Refuse what exceeds a hard quota.
+    pub enforce_quota: bool,
+    /// Take nodes with a time to live.
+    pub ttl_nodes: bool,
+    /// How often containers and TTL nodes that are due are looked for.
+    pub container_check_ms: u64,
+    /// The admin endpoint, or none.
+    pub admin: Option<SocketAddr>,
+    /// Path of its commands, without a slash at the end.
+    pub admin_commands_path: String,
+    /// Endpoint of `/metrics` and `/health` alone, or none.
+    pub metrics: Option<SocketAddr>,
+    /// Largest size of the state: address space, not memory.
+    pub map_size_bytes: u64,
+    /// Largest size of the log.
+    pub log_map_size_bytes: u64,
+    /// Longest time between durable checkpoints of a state that changed.
+    pub checkpoint_interval_ms: u64,
+    /// Log bytes after which a checkpoint is due anyhow.
+    pub checkpoint_log_bytes: u64,
+    /// Log bytes kept behind the checkpoint for followers that lag.
+    pub log_retain_bytes: u64,
+    /// Silence after which a follower stands for election; drawn anew from here to its double.
+    pub election_timeout_ms: u64,
+    /// How often a leader shows that it lives.
+    pub heartbeat_ms: u64,
+    /// What was understood but has no effect, or was not understood in a `zoo.cfg`.
+    pub warnings: Vec<String>,
+}
+
+/// Ticks in the shortest and in the longest session time-out, where they are not given
+/// (ZooKeeper's).
+const SESSION_TICKS: (u64, u64) = (2, 20);
+
+/// Where the values of a file come from.
+#[derive(Debug, Clone, Copy)]
+pub enum Source<'a> {
+    /// No file: defaults and flags.
+    None,
+    /// Our own file.
+    Toml(&'a Path),
+    /// An ordinary `zoo.cfg`, the `myid` beside its data, and Java's `-Dname=value`, without `-D`.
+    ZooKeeper {
+        /// The file.
+        file: &'a Path,
+        /// Names and values; names that are not ZooKeeper's are passed over.
+        properties: &'a [(String, String)],
+    },
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A file cannot be read.
+    #[error("cannot read {}: {error}", file.display())]
+    Read {
+        /// The file.
+        file: PathBuf,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// A file does not follow its syntax.
+    #[error("{}, line {line}: {message}", file.display())]
+    Syntax {
+        /// The file.
+        file: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// What is wrong.
+        message: String,
+    },
+    /// A name that is not in [`KEYS`].
+    #[error("unknown {given}; did you mean `{nearest}`?")]
+    UnknownKey {
+        /// What was given and where.
+        given: String,
+        /// The nearest known name, spelled for that place.
+        nearest: String,
+    },
+    /// A value of the wrong type or outside its range.
+    #[error("{place}: `{value}` is not allowed; expected {allowed}, for example `{example}`")]
+    Value {
+        /// Where it was set.
+        place: String,
+        /// The value as text.
+        value: String,
+        /// What would be allowed.
+        allowed: String,
+        /// An allowed value.
+        example: String,
+    },
+    /// Values that cannot stand together, or one that is missing.
+    #[error("{0}")]
+    Rule(String),
+    /// The members cannot be these.
+    #[error("members of the ensemble: {0}")]
+    Members(#[from] MemberError),
+}
+
+/// A configuration in the making: values, and where each key of [`KEYS`] was set.
+struct Draft {
+    config: Config,
+    places: Vec<Option<String>>,
+}
+
+impl Draft {
+    fn new() -> Draft {
+        Draft { config: Config::unset(), places: vec![None; KEYS.len()] }
+    }
+
+    /// Sets a key of [`KEYS`]; `place` says where, for people.
+    fn set(&mut self, name: &str, value: &str, place: String) -> Result<(), ConfigError> {
+        let index = index_of(name);
+        let key = &KEYS[index];
+        if !key.set(&mut self.config, value) {
+            return Err(value_error(key, value, place));
+        }
+        self.places[index] = Some(place);
+        Ok(())
+    }
+
+    /// Whether anything has set the key.
+    fn is_set(&self, name: &str) -> bool {
+        self.places[index_of(name)].is_some()
+    }
+
+    /// The place of a key, for errors about rules between keys.
+    fn place(&self, name: &str) -> String {
+        self.places[index_of(name)].clone().unwrap_or_else(|| format!("default of {name}"))
+    }
+
+    /// Fills in what depends on other keys and checks the rules between them.
+    fn finish(mut self) -> Result<Config, ConfigError> {
+        if self.config.data_dir.as_os_str().is_empty() {
+            return Err(ConfigError::Rule(
+                "no data directory: give --data-dir DIR, data_dir in the configuration file or \
+                 dataDir in zoo.cfg"
+                    .to_owned(),
+            ));
+        }
+        let config = &mut self.config;
+        if config.log_dir.as_os_str().is_empty() {
+            config.log_dir.clone_from(&config.data_dir);
+        }
+        if config.min_session_timeout_ms == 0 {
+            config.min_session_timeout_ms = config.tick_ms * SESSION_TICKS.0;
+        }
+        if config.max_session_timeout_ms == 0 {
+            config.max_session_timeout_ms = config.tick_ms * SESSION_TICKS.1;
+        }
+        let config = &self.config;
+        if config.min_session_timeout_ms > config.max_session_timeout_ms {
+            return Err(self.refuse("min_session_timeout_ms", "at most the longest time-out"));
+        }
+        if config.election_timeout_ms < 3 * config.heartbeat_ms {
+            let allowed = "at most a third of the election timeout";
+            return Err(self.refuse("heartbeat_ms", allowed));
+        }
+        check_members(&config.members)?;
+        let is_member = config.members.iter().any(|member| member.id == config.replica_id);
+        if !config.members.is_empty() && !is_member {
+            let ids: Vec<String> =
+                config.members.iter().map(|member| member.id.to_string()).collect();
+            return Err(
+                self.refuse("replica_id", &format!("one of the members {}", ids.join(", ")))
+            );
+        }
+        Ok(self.config)
+    }
+
+    fn refuse(&self, name: &str, allowed: &str) -> ConfigError {
+        let key = &KEYS[index_of(name)];
+        ConfigError::Value {
+            place: self.place(name),
+            value: key.get(&self.config),
+            allowed: allowed.to_owned(),
+            example: key.example.to_owned(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads a source, puts flags on top and checks the result. `flags` are pairs of a name, as in
+    /// [`KEYS`] or as a flag, and a value.
+    ///
+    /// # Errors
+    /// The first problem, with the place where it can be mended.
+    pub fn load(source: Source<'_>, flags: &[(String, String)]) -> Result<Config, ConfigError> {
+        let mut draft = Draft::new();
+        match source {
+            Source::None => {}
+            Source::Toml(file) => read_toml(&mut draft, file)?,
+            Source::ZooKeeper { file, properties } => {
+                let later = zoo::read(&mut draft, file, properties)?;
+                set_flags(&mut draft, flags)?;
+                later.complete(&mut draft)?;
+                return draft.finish();
+            }
+        }
+        set_flags(&mut draft, flags)?;
+        draft.finish()
+    }
+
+    /// The defaults, for a replica by itself.
+    pub fn production(data_dir: PathBuf) -> Config {
+        let mut draft = Draft::new();
+        draft.config.data_dir = data_dir;
+        draft.finish().expect("defaults keep the rules")
+    }
+
+    /// Every limit small, so that tests reach it soon; any free port.
+    pub fn tiny(data_dir: PathBuf) -> Config {
+        Config {
+            client_address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            tick_ms: 100,
+            min_session_timeout_ms: 200,
+            max_session_timeout_ms: 2000,
+            max_client_connections_per_ip: 0,
+            max_client_connections: 32,
+            client_output_max_bytes: 2 << 20,
+            outstanding_max: 16,
+            watches_per_client_max: 64,
+            container_check_ms: 100,
+            map_size_bytes: 64 << 20,
+            log_map_size_bytes: 64 << 20,
+            checkpoint_interval_ms: 50,
+            checkpoint_log_bytes: 64 << 10,
+            log_retain_bytes: 64 << 10,
+            ..Config::production(data_dir)
+        }
+    }
+
+    /// The defaults; what follows from other keys is 0 or empty.
+    fn unset() -> Config {
+        Config {
+            data_dir: PathBuf::new(),
+            log_dir: PathBuf::new(),
+            client_address: SocketAddr::from((Ipv4Addr::LOCALHOST, 2181)),
+            replica_id: 1,
+            members: Vec::new(),
+            peer_listen_all: false,
+            tick_ms: 2000,
+            init_limit_ticks: 10,
+            sync_limit_ticks: 5,
+            min_session_timeout_ms: 0,
+            max_session_timeout_ms: 0,
+            max_client_connections_per_ip: 60,
+            max_client_connections: 20_000,
+            listen_backlog: 1024,
+            max_message_bytes: millrace_proto::zookeeper::MAX_BUFFER,
+            client_output_max_bytes: 16 << 20,
+            outstanding_max: 1000,
+            watches_per_client_max: 1_000_000,
+            four_letter_whitelist: Word::read_only(),
+            read_only_mode: false,
+            reconfig_enabled: false,
+            super_digest: None,
+            skip_acl: false,
+            enforce_quota: false,
+            ttl_nodes: true,
+            container_check_ms: 60_000,
+            admin: None,
+            admin_commands_path: "/commands".to_owned(),
+            metrics: None,
+            map_size_bytes: 64 * GIB,
+            log_map_size_bytes: 16 * GIB,
+            checkpoint_interval_ms: 5000,
+            checkpoint_log_bytes: 64 * MIB,
+            log_retain_bytes: 256 * MIB,
+            election_timeout_ms: 400,
+            heartbeat_ms: 50,
+            warnings: Vec::new(),
+        }
+    }
+
+    /// This replica among the members; `None` where there are none.
+    pub fn own_member(&self) -> Option<&Member> {
+        self.members.iter().find(|member| member.id == self.replica_id)
+    }
+
+    /// The effective values as text, in the order of [`KEYS`]; the secret is not shown.
+    pub fn describe(&self) -> Vec<(&'static str, String)> {
+        KEYS.iter().map(|key| (key.name, key.get(self))).collect()
+    }
+}
+
+fn set_flags(draft: &mut Draft, flags: &[(String, String)]) -> Result<(), ConfigError> {
+    for (name, value) in flags {
+        let name = name.trim_start_matches("--").replace('-', "_");
+        let key = Key::find(&name).ok_or_else(|| {
+            let nearest = nearest(&name, KEYS.iter().map(|key| key.name)).replace('_', "-");
+            let given = format!("flag `--{}`", name.replace('_', "-"));
+            ConfigError::UnknownKey { given, nearest: format!("--{nearest}") }
+        })?;
+        draft.set(key.name, value, format!("flag {}", key.flag()))?;
+    }
+    Ok(())
+}
+
+/// Reads a TOML file of scalars and lists of scalars.
+fn read_toml(draft: &mut Draft, file: &Path) -> Result<(), ConfigError> {
+    let text = read_file(file)?;
+    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
+        let position = error.span().map_or(0, |span| span.start).min(text.len());
+        ConfigError::Syntax {
+            file: file.to_owned(),
+            line: 1 + text.as_bytes()[..position].iter().filter(|byte| **byte == b'\n').count(),
+            message: format!("not valid TOML: {}", error.message()),
+        }
+    })?;
+    for (name, value) in table {
+        let place = format!("key {name} in {}", file.display());
+        let key = Key::find(&name).ok_or_else(|| ConfigError::UnknownKey {
+            given: format!("key `{name}` in {}", file.display()),
+            nearest: nearest(&name, KEYS.iter().map(|key| key.name)).to_owned(),
+        })?;
+        let text = value_text(&value)
+            .ok_or_else(|| value_error(key, &value.to_string(), place.clone()))?;
+        draft.set(key.name, &text, place)?;
+    }
+    Ok(())
+}
+
+fn read_file(file: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(file)
+        .map_err(|error| ConfigError::Read { file: file.to_owned(), error })
+}
+
+/// A scalar as text, or a list of them joined by commas.
+fn value_text(value: &toml::Value) -> Option<String> {
+    match value {
+        toml::Value::String(text) => Some(text.clone()),
+        toml::Value::Integer(number) => Some(number.to_string()),
+        toml::Value::Boolean(flag) => Some(flag.to_string()),
+        toml::Value::Array(values) if !values.iter().any(toml::Value::is_array) => {
+            let texts: Option<Vec<String>> = values.iter().map(value_text).collect();
+            Some(texts?.join(","))
+        }
+        _ => None,
+    }
+}
+
+fn index_of(name: &str) -> usize {
+    let index = KEYS.iter().position(|key| key.name == name);
+    index.expect("only names of the table are looked up")
+}
+
+fn value_error(key: &Key, value: &str, place: String) -> ConfigError {
+    ConfigError::Value {
+        place,
+        value: value.to_owned(),
+        allowed: key.allowed(),
+        example: key.example.to_owned(),
+    }
+}
+
+/// The known name that looks most like `name`.
+fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> &'a str {
+    let nearness = |other: &str| strsim::jaro_winkler(other, name);
+    known.max_by(|a, b| nearness(a).total_cmp(&nearness(b))).expect("the table is not empty")
+}
+
+#[cfg(test)]
+mod tests;

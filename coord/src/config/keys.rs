@@ -1,0 +1,439 @@
+//! The one table of what can be set: name, help, default, range, and how text becomes a field.
+//!
+//! A value that a key takes is given back by it as text that it takes again; the secret alone is
+//! not shown.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use super::Config;
+use super::members::{Member, REPLICA_ID_MAX};
+use super::text::{format_size, parse_count, parse_flag, parse_size};
+use super::words::{format_words, parse_words};
+
+/// One thing that can be set.
+pub struct Key {
+    /// Name in our file, such as `tick_ms`.
+    pub name: &'static str,
+    /// Placeholder for the value in a usage line, such as `SIZE`.
+    pub value: &'static str,
+    /// Default as text, for people.
+    pub default: &'static str,
+    /// One line that says what it does.
+    pub help: &'static str,
+    /// A value that is allowed.
+    pub example: &'static str,
+    access: Access,
+}
+
+/// How the text of a key becomes a field and back.
+enum Access {
+    /// A plain number, such as `10_000`.
+    Count(Number),
+    /// A number of bytes, such as `512MiB`.
+    Size(Number),
+    /// `true` or `false`.
+    Flag { set: fn(&mut Config, bool), get: fn(&Config) -> bool },
+    /// Anything else; `set` tells whether the text was understood.
+    Text { allowed: &'static str, set: fn(&mut Config, &str) -> bool, get: fn(&Config) -> String },
+}
+
+struct Number {
+    min: u64,
+    max: u64,
+    set: fn(&mut Config, u64),
+    get: fn(&Config) -> u64,
+}
+
+const KIB: u64 = 1 << 10;
+pub(super) const MIB: u64 = 1 << 20;
+pub(super) const GIB: u64 = 1 << 30;
+const TIB: u64 = 1 << 40;
+const HOUR_MS: u64 = 3_600_000;
+
+/// A key whose number lives in the field of its name. The range is checked before the cast.
+macro_rules! number {
+    (
+        $kind:ident, $name:ident, $value:literal, $range:expr, $default:literal,
+        $help:literal, $example:literal
+    ) => {
+        Key {
+            name: stringify!($name),
+            value: $value,
+            default: $default,
+            help: $help,
+            example: $example,
+            access: Access::$kind(Number {
+                min: *$range.start(),
+                max: *$range.end(),
+                set: |config, value| config.$name = value as _,
+                get: |config| config.$name as u64,
+            }),
+        }
+    };
+}
+
+/// A key that is on or off.
+macro_rules! flag {
+    ($name:ident, $default:literal, $help:literal) => {
+        Key {
+            name: stringify!($name),
+            value: "BOOL",
+            default: $default,
+            help: $help,
+            example: "true",
+            access: Access::Flag {
+                set: |config, value| config.$name = value,
+                get: |config| config.$name,
+            },
+        }
+    };
+}
+
+/// A key of the two directories.
+macro_rules! directory {
+    ($name:ident, $default:literal, $help:literal) => {
+        Key {
+            name: stringify!($name),
+            value: "DIR",
+            default: $default,
+            help: $help,
+            example: "/var/lib/millrace-coord",
+            access: Access::Text {
+                allowed: "a path",
+                set: |config, text| {
+                    config.$name = PathBuf::from(text);
+                    !text.is_empty()
+                },
+                get: |config| config.$name.display().to_string(),
+            },
+        }
+    };
+}
+
+/// A key of an endpoint that may be off.
+macro_rules! endpoint {
+    ($name:ident, $help:literal, $example:literal) => {
+        Key {
+            name: stringify!($name),
+            value: "IP:PORT",
+            default: "off",
+            help: $help,
+            example: $example,
+            access: Access::Text {
+                allowed: "an IP address and a port, or off",
+                set: |config, text| match text {
+                    "off" => {
+                        config.$name = None;
+                        true
+                    }
+                    _ => text.parse().map(|address| config.$name = Some(address)).is_ok(),
+                },
+                get: |config| config.$name.map_or("off".to_owned(), |address| address.to_string()),
+            },
+        }
+    };
+}
+
+/// Every key, in the order of help.
+pub const KEYS: &[Key] = &[
+    directory!(data_dir, "none: it must be given", "Directory of the state"),
+    directory!(
+        log_dir,
+        "data_dir",
+        "Directory of the log; another disk than the state's is faster"
+    ),
+    Key {
+        name: "client_address",
+        value: "IP:PORT",
+        default: "127.0.0.1:2181",
+        help: "Address for clients; 0.0.0.0 for every interface, port 0 for any free port",
+        example: "0.0.0.0:2181",
+        access: Access::Text {
+            allowed: "an IP address and a port",
+            set: |config, text| text.parse().map(|address| config.client_address = address).is_ok(),
+            get: |config| config.client_address.to_string(),
+        },
+    },
+    number!(Count, replica_id, "ID", 1..=REPLICA_ID_MAX, "1", "Which of `members` this is", "2"),
+    Key {
+        name: "members",
+        value: "LIST",
+        default: "none: a replica by itself",
+        help: "The ensemble as it begins: ID=host:port:port[:observer][;[host:]port], with commas",
+        example: "1=a:2888:3888;2181,2=b:2888:3888;2181,3=c:2888:3888;2181",
+        access: Access::Text {
+            allowed: "members with commas, each ID=host:port:port[:observer][;[host:]port]",
+            set: |config, text| {
+                let lines = text.split(',').filter(|line| !line.trim().is_empty());
+                let members: Result<Vec<Member>, _> = lines.map(Member::parse_line).collect();
+                members.map(|members| config.members = members).is_ok()
+            },
+            get: |config| {
+                let lines: Vec<String> = config.members.iter().map(Member::to_string).collect();
+                lines.join(",")
+            },
+        },
+    },
+    flag!(peer_listen_all, "false", "Listen for peers on every interface"),
+    number!(Count, tick_ms, "MS", 10..=HOUR_MS, "2000", "Unit of session time-outs", "500"),
+    number!(
+        Count,
+        min_session_timeout_ms,
+        "MS",
+        1..=24 * HOUR_MS,
+        "2 ticks",
+        "Shortest time-out that a session is granted",
+        "4000"
+    ),
+    number!(
+        Count,
+        max_session_timeout_ms,
+        "MS",
+        1..=24 * HOUR_MS,
+        "20 ticks",
+        "Longest time-out that a session is granted",
+        "40000"
+    ),
+    number!(
+        Count,
+        max_client_connections_per_ip,
+        "COUNT",
+        0..=1_000_000,
+        "60",
+        "Most connections from one address; 0 for as many as there may be",
+        "1000"
+    ),
+    number!(
+        Count,
+        max_client_connections,
+        "COUNT",
+        1..=1_000_000,
+        "20000",
+        "Most connections; further ones are closed at once",
+        "100_000"
+    ),
+    number!(
+        Count,
+        listen_backlog,
+        "COUNT",
+        1..=65_535,
+        "1024",
+        "Connections that may wait to be accepted",
+        "4096"
+    ),
+    number!(
+        Size,
+        max_message_bytes,
+        "SIZE",
+        KIB..=GIB,
+        "1048575",
+        "Longest request; clients have a limit of their own for replies",
+        "4MiB"
+    ),
+    number!(
+        Size,
+        client_output_max_bytes,
+        "SIZE",
+        64 * KIB..=16 * GIB,
+        "16MiB",
+        "Most reply bytes that wait for one client; one that reads no more is disconnected",
+        "64MiB"
+    ),
+    number!(
+        Count,
+        outstanding_max,
+        "COUNT",
+        1..=1_000_000,
+        "1000",
+        "Most requests in flight; then no more are read",
+        "10_000"
+    ),
+    number!(
+        Count,
+        watches_per_client_max,
+        "COUNT",
+        1..=100_000_000,
+        "1000000",
+        "Most paths that one client may watch; further watches are refused",
+        "10_000"
+    ),
+    Key {
+        name: "four_letter_whitelist",
+        value: "WORDS",
+        default: "all that only tell: not crst and srst",
+        help: "Four-letter words that are answered, with commas; * for all, empty for none",
+        example: "ruok,srvr,mntr",
+        access: Access::Text {
+            allowed: "four-letter words with commas",
+            set: |config, text| {
+                let (words, unknown) = parse_words(text);
+                config.four_letter_whitelist = words;
+                unknown.is_empty()
+            },
+            get: |config| format_words(&config.four_letter_whitelist),
+        },
+    },
+    flag!(read_only_mode, "false", "Serve reads without a leader to clients that ask for it"),
+    flag!(reconfig_enabled, "false", "Take reconfig requests of clients that may write the node"),
+    Key {
+        name: "super_digest",
+        value: "USER:DIGEST",
+        default: "none",
+        help: "Who shows the credentials of this digest passes every ACL",
+        example: "super:D/InIHSb7yEEbrWz8b9l71RjZJU=",
+        access: Access::Text {
+            allowed: "user, colon and the base64 of a SHA-1, or nothing",
+            set: |config, text| {
+                config.super_digest = (!text.is_empty()).then(|| text.to_owned());
+                text.is_empty() || text.split_once(':').is_some_and(|(_, hash)| hash.len() == 28)
+            },
+            get: |config| {
+                if config.super_digest.is_some() { "(not shown)".to_owned() } else { String::new() }
+            },
+        },
+    },
+    flag!(skip_acl, "false", "Do not check ACLs"),
+    flag!(enforce_quota, "false", "Refuse what exceeds a hard quota"),
+    flag!(ttl_nodes, "true", "Take nodes with a time to live"),
+    number!(
+        Count,
+        container_check_ms,
+        "MS",
+        10..=24 * HOUR_MS,
+        "60000",
+        "How often empty containers and TTL nodes that are due are looked for",
+        "10000"
+    ),
+    endpoint!(admin, "Address of the admin endpoint (HTTP, JSON), or off", "127.0.0.1:8080"),
+    endpoint!(
+        metrics,
+        "Address of Prometheus /metrics and of /health alone, or off",
+        "0.0.0.0:7000"
+    ),
+    number!(
+        Size,
+        map_size_bytes,
+        "SIZE",
+        16 * MIB..=16 * TIB,
+        "64GiB",
+        "Largest size of the state on disk; address space, not memory",
+        "1TiB"
+    ),
+    number!(
+        Size,
+        log_map_size_bytes,
+        "SIZE",
+        16 * MIB..=16 * TIB,
+        "16GiB",
+        "Largest size of the log on disk",
+        "64GiB"
+    ),
+    number!(
+        Count,
+        checkpoint_interval_ms,
+        "MS",
+        10..=24 * HOUR_MS,
+        "5000",
+        "Longest time between checkpoints of a state that changed",
+        "30000"
+    ),
+    number!(
+        Size,
+        checkpoint_log_bytes,
+        "SIZE",
+        64 * KIB..=TIB,
+        "64MiB",
+        "Log bytes after which a checkpoint is due anyhow; a start replays so many",
+        "256MiB"
+    ),
+    number!(
+        Size,
+        log_retain_bytes,
+        "SIZE",
+        64 * KIB..=TIB,
+        "256MiB",
+        "Log bytes kept for followers that lag; others get a snapshot",
+        "1GiB"
+    ),
+    number!(
+        Count,
+        election_timeout_ms,
+        "MS",
+        50..=60_000,
+        "400",
+        "Silence of the leader after which a follower stands for election",
+        "1000"
+    ),
+    number!(
+        Count,
+        heartbeat_ms,
+        "MS",
+        5..=10_000,
+        "50",
+        "How often a leader shows that it lives",
+        "100"
+    ),
+];
+
+impl Key {
+    /// The key of this name.
+    pub fn find(name: &str) -> Option<&'static Key> {
+        KEYS.iter().find(|key| key.name == name)
+    }
+
+    /// The flag that sets it, such as `--tick-ms`.
+    pub fn flag(&self) -> String {
+        format!("--{}", self.name.replace('_', "-"))
+    }
+
+    /// What values are allowed, such as `a size from 64KiB to 16MiB`.
+    pub fn allowed(&self) -> String {
+        match &self.access {
+            Access::Count(number) => {
+                format!("a whole number from {} to {}", number.min, number.max)
+            }
+            Access::Size(number) => {
+                format!("a size from {} to {}", format_size(number.min), format_size(number.max))
+            }
+            Access::Flag { .. } => "true or false".to_owned(),
+            Access::Text { allowed, .. } => (*allowed).to_owned(),
+        }
+    }
+
+    /// The value in `config` as text; a secret is not shown.
+    pub fn get(&self, config: &Config) -> String {
+        match &self.access {
+            Access::Count(number) => (number.get)(config).to_string(),
+            Access::Size(number) => format_size((number.get)(config)),
+            Access::Flag { get, .. } => get(config).to_string(),
+            Access::Text { get, .. } => get(config),
+        }
+    }
+
+    /// Sets the field; `false` if the text is not an allowed value.
+    pub(super) fn set(&self, config: &mut Config, text: &str) -> bool {
+        let (number, value) = match &self.access {
+            Access::Count(number) => (number, parse_count(text.trim())),
+            Access::Size(number) => (number, parse_size(text.trim())),
+            Access::Flag { set, .. } => {
+                return parse_flag(text.trim()).map(|value| set(config, value)).is_some();
+            }
+            // A path may begin or end with a space.
+            Access::Text { set, .. } => return set(config, text),
+        };
+        match value {
+            Some(value) if (number.min..=number.max).contains(&value) => {
+                (number.set)(config, value);
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(self.name)
+    }
+}

@@ -1,0 +1,329 @@
+//! The members of the ensemble as text: `server.N` lines, the data of `/zookeeper/config`, and what
+//! a reconfig request asks for.
+//!
+//! ```text
+//!  server.3 = host : 2888 : 3888 [: participant | : observer] [; [clienthost :] 2181]
+//!              │       │      └ election port: written back, never used (Raft elects)
+//!              └───────┴ where its peers reach it
+//! ```
+//!
+//! A set of members is only ever handed out checked: ids and addresses once each, and somebody who
+//! votes. Where two addresses are given with `|`, the first counts.
+
+use std::fmt;
+
+use millrace_proto::zookeeper::Error;
+
+use super::properties;
+use super::text::{join_host_port, parse_port, split_host_port};
+
+/// Highest id of a member. ZooKeeper's limit where TTL nodes are on; Raft reserves 0.
+pub const REPLICA_ID_MAX: u64 = 254;
+/// Most members of an ensemble. Guessed: far more than anybody votes with.
+pub const MEMBERS_MAX: usize = 64;
+
+/// Whether a member votes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Votes and may lead.
+    Participant,
+    /// Follows without a vote: a Raft learner.
+    Observer,
+}
+
+impl Role {
+    /// The word in a `server.N` line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Participant => "participant",
+            Role::Observer => "observer",
+        }
+    }
+}
+
+/// One member of the ensemble.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Member {
+    /// From 1 to [`REPLICA_ID_MAX`].
+    pub id: u64,
+    /// Where its peers reach it, `host:port`; an IPv6 host is in brackets.
+    pub peer_address: String,
+    /// ZooKeeper's third port, kept so that the text comes back as it was.
+    pub election_port: u16,
+    pub role: Role,
+    /// Where clients reach it, `host:port`; `None` where the text did not say.
+    pub client_address: Option<String>,
+}
+
+impl Member {
+    /// Reads what stands after `server.N=`.
+    ///
+    /// # Errors
+    /// [`MemberError::Server`].
+    pub fn parse(id: u64, text: &str) -> Result<Member, MemberError> {
+        let bad = |allowed| MemberError::Server { text: text.to_owned(), allowed };
+        if !(1..=REPLICA_ID_MAX).contains(&id) {
+            return Err(bad("an id from 1 to 254"));
+        }
+        let (peer, client) = match text.split_once(';') {
+            Some((peer, client)) => (peer, Some(client.trim())),
+            None => (text, None),
+        };
+        // More addresses of the same member may follow.
+        let peer = peer.split('|').next().unwrap_or_default().trim();
+        let (peer, role) = match peer.rsplit_once(':') {
+            Some((rest, word)) if word.eq_ignore_ascii_case("observer") => (rest, Role::Observer),
+            Some((rest, word)) if word.eq_ignore_ascii_case("participant") => {
+                (rest, Role::Participant)
+            }
+            _ => (peer, Role::Participant),
+        };
+        let shape = "host:port:port[:participant|observer][;[host:]port]";
+        let (peer, election_port) = peer.rsplit_once(':').ok_or_else(|| bad(shape))?;
+        let election_port = parse_port(election_port).ok_or_else(|| bad(shape))?;
+        let (host, port) = split_host_port(peer).ok_or_else(|| bad(shape))?;
+        let client_address = match client {
+            None => None,
+            Some(client) => {
+                let only_port = parse_port(client).map(|port| ("0.0.0.0", port));
+                let (host, port) =
+                    only_port.or_else(|| split_host_port(client)).ok_or_else(|| bad(shape))?;
+                Some(join_host_port(host, port))
+            }
+        };
+        let peer_address = join_host_port(host, port);
+        Ok(Member { id, peer_address, election_port, role, client_address })
+    }
+
+    /// Reads `server.N=..`, as reconfig requests have it; `N=..` will do.
+    ///
+    /// # Errors
+    /// [`MemberError::Server`].
+    pub fn parse_line(line: &str) -> Result<Member, MemberError> {
+        let bad = || MemberError::Server {
+            text: line.to_owned(),
+            allowed: "server.N=host:port:port[:participant|observer][;[host:]port]",
+        };
+        let (name, value) = line.trim().split_once('=').ok_or_else(bad)?;
+        let name = name.trim();
+        let id = name.strip_prefix("server.").unwrap_or(name).parse().map_err(|_| bad())?;
+        Member::parse(id, value.trim())
+    }
+
+    /// Host of the peer address, without brackets.
+    pub fn peer_host(&self) -> &str {
+        split_host_port(&self.peer_address).map_or("", |(host, _)| host)
+    }
+
+    /// Port of the peer address.
+    pub fn peer_port(&self) -> u16 {
+        split_host_port(&self.peer_address).map_or(0, |(_, port)| port)
+    }
+
+    /// Host and election port, as ZooKeeper shows them.
+    pub fn election_address(&self) -> String {
+        join_host_port(self.peer_host(), self.election_port)
+    }
+}
+
+impl fmt::Display for Member {
+    /// The line without its end (`QuorumServer.toString`).
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Member { id, peer_address, election_port, role, client_address } = self;
+        write!(out, "server.{id}={peer_address}:{election_port}:{}", role.name())?;
+        match client_address {
+            Some(address) => write!(out, ";{address}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Why members cannot be these.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MemberError {
+    /// A member's text is not understood.
+    #[error("`{text}` is no member; expected {allowed}")]
+    Server {
+        /// The text.
+        text: String,
+        /// What it should look like.
+        allowed: &'static str,
+    },
+    /// Two members have one id or one address.
+    #[error("server.{first} and server.{second} have the same {what}")]
+    Twice {
+        /// One of them.
+        first: u64,
+        /// The other one.
+        second: u64,
+        /// What they share.
+        what: &'static str,
+    },
+    /// Nobody would vote.
+    #[error("no member is a participant: nobody could lead")]
+    NoParticipant,
+    /// More than [`MEMBERS_MAX`].
+    #[error("{count} members; {MEMBERS_MAX} are allowed")]
+    TooMany {
+        /// How many.
+        count: usize,
+    },
+    /// A member that joins does not say where clients reach it.
+    #[error("server.{id} joins without a client address: end it with ;port or ;host:port")]
+    NoClientAddress {
+        /// Its id.
+        id: u64,
+    },
+    /// What shall leave is no id.
+    #[error("`{text}` cannot leave: it is no id of a server")]
+    Leaving {
+        /// What was given.
+        text: String,
+    },
+    /// The text of a configuration has no version, or a bad one.
+    #[error("`{text}` is no version: expected version= and hexadecimal digits")]
+    Version {
+        /// What was found.
+        text: String,
+    },
+}
+
+impl MemberError {
+    /// The code for the client that asked (ZooKeeper 3.8 fails to read a bad id of a leaver).
+    pub fn reply(&self) -> Error {
+        match self {
+            MemberError::Leaving { .. } => Error::MarshallingError,
+            _ => Error::BadArguments,
+        }
+    }
+}
+
+/// Checks a set of members; none at all is allowed and means a replica by itself.
+///
+/// # Errors
+/// [`MemberError::Twice`], [`MemberError::NoParticipant`], [`MemberError::TooMany`].
+pub fn check_members(members: &[Member]) -> Result<(), MemberError> {
+    if members.len() > MEMBERS_MAX {
+        return Err(MemberError::TooMany { count: members.len() });
+    }
+    for (index, member) in members.iter().enumerate() {
+        for other in &members[..index] {
+            let what = if other.id == member.id {
+                "id"
+            } else if other.peer_address == member.peer_address {
+                "peer address"
+            } else {
+                continue;
+            };
+            return Err(MemberError::Twice { first: other.id, second: member.id, what });
+        }
+    }
+    if !members.is_empty() && members.iter().all(|member| member.role == Role::Observer) {
+        return Err(MemberError::NoParticipant);
+    }
+    Ok(())
+}
+
+/// The data of `/zookeeper/config` (`QuorumMaj.toString`): a line for each member, then the
+/// version, the zxid of the change that made it.
+pub fn config_text(members: &[Member], version: i64) -> String {
+    let mut text = String::with_capacity(members.len() * 64 + 32);
+    for member in members {
+        text.push_str(&member.to_string());
+        text.push('\n');
+    }
+    text.push_str(&format!("version={version:x}"));
+    text
+}
+
+/// Reads what [`config_text`] writes. Lines of weights and groups are passed over.
+///
+/// # Errors
+/// [`MemberError`].
+pub fn parse_config_text(text: &str) -> Result<(Vec<Member>, i64), MemberError> {
+    let mut version = None;
+    let mut members = Vec::new();
+    for line in text.lines().filter(|line| !line.trim().is_empty()) {
+        match line.trim().strip_prefix("version=") {
+            Some(digits) => version = Some(parse_version(digits)?),
+            None if line.trim_start().starts_with("server.") => {
+                members.push(Member::parse_line(line)?);
+            }
+            None => {}
+        }
+    }
+    check_members(&members)?;
+    let version = version.ok_or_else(|| MemberError::Version { text: text.to_owned() })?;
+    Ok((members, version))
+}
+
+/// Reads the hexadecimal digits after `version=`.
+///
+/// # Errors
+/// [`MemberError::Version`].
+pub fn parse_version(digits: &str) -> Result<i64, MemberError> {
+    i64::from_str_radix(digits.trim(), 16)
+        .ok()
+        .filter(|version| *version >= 0)
+        .ok_or_else(|| MemberError::Version { text: digits.to_owned() })
+}
+
+/// The members after a reconfig request: `new_members` alone where it is given, else `current` with
+/// those of `joining` put in (a known id is replaced) and those of `leaving` taken out, unknown
+/// ones being gone already (`PrepRequestProcessor`). Sorted by id.
+///
+/// # Errors
+/// [`MemberError`]; [`MemberError::reply`] is the code to answer.
+pub fn reconfigure(
+    current: &[Member],
+    joining: Option<&str>,
+    leaving: Option<&str>,
+    new_members: Option<&str>,
+) -> Result<Vec<Member>, MemberError> {
+    let mut members = Vec::new();
+    if let Some(text) = new_members.filter(|text| !text.trim().is_empty()) {
+        // ZooKeeper reads the list as a properties file with lines for commas.
+        let lines = text.replace(',', "\n");
+        let properties = properties::parse(&lines)
+            .map_err(|_| MemberError::Server { text: text.to_owned(), allowed: "plain text" })?;
+        for property in properties {
+            if property.key != "version" {
+                let line = format!("{}={}", property.key, property.value);
+                members.push(joined(&line)?);
+            }
+        }
+    } else {
+        members.extend_from_slice(current);
+        for text in list(leaving) {
+            let id: u64 =
+                text.parse().map_err(|_| MemberError::Leaving { text: text.to_owned() })?;
+            members.retain(|member| member.id != id);
+        }
+        for text in list(joining) {
+            let member = joined(text)?;
+            members.retain(|other| other.id != member.id);
+            members.push(member);
+        }
+    }
+    if members.is_empty() {
+        return Err(MemberError::NoParticipant);
+    }
+    members.sort_by_key(|member| member.id);
+    check_members(&members)?;
+    Ok(members)
+}
+
+fn list(text: Option<&str>) -> impl Iterator<Item = &str> {
+    text.unwrap_or_default().split(',').map(str::trim).filter(|part| !part.is_empty())
+}
+
+fn joined(line: &str) -> Result<Member, MemberError> {
+    let member = Member::parse_line(line)?;
+    match member.client_address {
+        Some(_) => Ok(member),
+        None => Err(MemberError::NoClientAddress { id: member.id }),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,225 @@
+//! Every figure that a replica counts, one line each: its name here, its name in ZooKeeper, its
+//! help.
+//!
+//! Plain numbers that the one thread of a replica writes. Names in ZooKeeper are those of `mntr`
+//! without `zk_`; where ZooKeeper counts no such thing the name is ours. `srst` sets all back to 0,
+//! as ZooKeeper does, so monitoring has to take a fall for a new beginning.
+
+/// Upper bounds of the buckets of a [`Latency`] in microseconds; one more bucket takes the rest.
+pub const LATENCY_BOUNDS_US: [u64; 15] = [
+    50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000,
+    1_000_000, 5_000_000,
+];
+
+/// How long things took: exact sum and extremes, and coarse buckets.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Latency {
+    /// How many.
+    pub count: u64,
+    /// Microseconds of all together.
+    pub sum_us: u64,
+    min_us: u64,
+    max_us: u64,
+    buckets: [u64; LATENCY_BOUNDS_US.len() + 1],
+}
+
+impl Latency {
+    /// Adds one that took so many microseconds.
+    pub fn record(&mut self, took_us: u64) {
+        self.min_us = if self.count == 0 { took_us } else { self.min_us.min(took_us) };
+        self.max_us = self.max_us.max(took_us);
+        self.count += 1;
+        self.sum_us += took_us;
+        self.buckets[LATENCY_BOUNDS_US.partition_point(|bound| *bound < took_us)] += 1;
+    }
+
+    /// The shortest in whole milliseconds; 0 where there was none.
+    pub fn min_ms(&self) -> u64 {
+        self.min_us / 1000
+    }
+
+    /// The longest in whole milliseconds.
+    pub fn max_ms(&self) -> u64 {
+        self.max_us / 1000
+    }
+
+    /// The mean in milliseconds; 0 where there was none.
+    pub fn average_ms(&self) -> f64 {
+        if self.count == 0 { 0.0 } else { self.sum_us as f64 / self.count as f64 / 1000.0 }
+    }
+
+    /// What `share` (0 to 1) of them did not exceed, in milliseconds: a bound of a bucket, or the
+    /// longest where that is less.
+    pub fn quantile_ms(&self, share: f64) -> f64 {
+        let rank = (share * self.count as f64).ceil() as u64;
+        let mut seen = 0;
+        for (index, count) in self.buckets.iter().enumerate() {
+            seen += count;
+            if seen >= rank && seen > 0 {
+                let bound = LATENCY_BOUNDS_US.get(index).copied().unwrap_or(self.max_us);
+                return bound.min(self.max_us) as f64 / 1000.0;
+            }
+        }
+        0.0
+    }
+
+    /// Both together.
+    pub fn merged(&self, other: &Latency) -> Latency {
+        let mut both = self.clone();
+        if other.count == 0 {
+            return both;
+        }
+        both.min_us = if self.count == 0 { other.min_us } else { self.min_us.min(other.min_us) };
+        both.max_us = self.max_us.max(other.max_us);
+        both.count += other.count;
+        both.sum_us += other.sum_us;
+        for (bucket, more) in both.buckets.iter_mut().zip(other.buckets) {
+            *bucket += more;
+        }
+        both
+    }
+}
+
+/// Sizes seen: the last and the extremes, in bytes. ZooKeeper shows -1 where there was none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sizes {
+    pub last: i64,
+    pub min: i64,
+    pub max: i64,
+}
+
+impl Default for Sizes {
+    fn default() -> Sizes {
+        Sizes { last: -1, min: -1, max: -1 }
+    }
+}
+
+impl Sizes {
+    /// Adds one of so many bytes.
+    pub fn record(&mut self, size: usize) {
+        let size = i64::try_from(size).unwrap_or(i64::MAX);
+        self.last = size;
+        self.min = if self.min < 0 { size } else { self.min.min(size) };
+        self.max = self.max.max(size);
+    }
+}
+
+macro_rules! metrics {
+    (
+        counters { $($(#[doc = $help:literal])+ $name:ident = $zoo:literal,)+ }
+        latencies { $($(#[doc = $latency_help:literal])+ $latency:ident = $latency_zoo:literal,)+ }
+    ) => {
+        /// What a replica has counted since its start, or since `srst`.
+        #[derive(Debug, Clone, PartialEq, Eq, Default)]
+        pub struct Metrics {
+            $($(#[doc = $help])+ pub $name: u64,)+
+            $($(#[doc = $latency_help])+ pub $latency: Latency,)+
+            /// Bytes of the entries that this replica proposed.
+            pub proposal_bytes: Sizes,
+        }
+
+        impl Metrics {
+            /// ZooKeeper's name, help and value of each counter, in the order of declaration.
+            pub fn counters(&self) -> Vec<(&'static str, &'static str, u64)> {
+                vec![$(($zoo, concat!($($help),+).trim_ascii(), self.$name),)+]
+            }
+
+            /// ZooKeeper's name and help of each latency, in the order of declaration.
+            pub fn latencies(&self) -> Vec<(&'static str, &'static str, &Latency)> {
+                vec![$((
+                    $latency_zoo,
+                    concat!($($latency_help),+).trim_ascii(),
+                    &self.$latency,
+                ),)+]
+            }
+        }
+    };
+}
+
+metrics! {
+    counters {
+        /// Requests received from clients, pings and handshakes included.
+        packets_received = "packets_received",
+        /// Replies and watch events sent to clients.
+        packets_sent = "packets_sent",
+        /// Bytes received from clients.
+        bytes_received = "bytes_received_count",
+        /// Bytes sent to clients.
+        bytes_sent = "response_bytes",
+        /// Connections of clients that were accepted.
+        connections_opened = "connection_opened",
+        /// Connections of clients that have ended.
+        connections_closed = "connection_drop_count",
+        /// Connections that were closed at once because there were too many.
+        connections_rejected = "connection_rejected",
+        /// Requests longer than jute.maxbuffer; their connections were closed.
+        requests_too_large = "large_requests_rejected",
+        /// Clients that were disconnected because they did not read their replies.
+        slow_clients_closed = "slow_clients_closed",
+        /// Auth requests that failed.
+        auth_failures = "auth_failed_count",
+        /// Sessions opened by clients of this replica.
+        sessions_opened = "connection_request_count",
+        /// Sessions that a client of this replica came back to.
+        sessions_attached = "connection_revalidate_count",
+        /// Sessions that this replica, as leader, found silent for too long.
+        sessions_expired = "stale_sessions_expired",
+        /// Watch events sent to clients.
+        watches_fired = "watches_fired",
+        /// Watches refused because their client had too many.
+        watches_refused = "watches_refused",
+        /// Entries that this replica proposed as leader.
+        proposals = "proposal_count",
+        /// Batches of entries given to the log, each one durable commit.
+        appends = "append_count",
+        /// Commands applied to the state.
+        commands_applied = "commit_count",
+        /// Times this replica stood for election.
+        elections = "looking_count",
+        /// Times the leader that this replica follows, or is, changed.
+        leader_changes = "leader_changes",
+        /// Snapshots sent to other replicas.
+        snapshots_sent = "snap_count",
+        /// Snapshots received from the leader and installed.
+        snapshots_received = "snapshots_received",
+        /// Streams to other replicas that broke.
+        peers_lost = "peers_lost",
+    }
+    latencies {
+        /// Reads, from their arrival to their reply.
+        read_latency = "readlatency",
+        /// Writes, from their arrival to their reply.
+        write_latency = "updatelatency",
+        /// Durable commits of the log.
+        sync_latency = "fsynctime",
+        /// Durable checkpoints of the state.
+        checkpoint_latency = "snapshottime",
+        /// Time without a leader, until one was known again.
+        election_latency = "election_time",
+    }
+}
+
+impl Metrics {
+    /// A read was answered after so many milliseconds.
+    pub fn read_took(&mut self, took_ms: u64) {
+        self.read_latency.record(took_ms.saturating_mul(1000));
+    }
+
+    /// A write was answered after so many milliseconds.
+    pub fn write_took(&mut self, took_ms: u64) {
+        self.write_latency.record(took_ms.saturating_mul(1000));
+    }
+
+    /// Reads and writes together.
+    pub fn request_latency(&self) -> Latency {
+        self.read_latency.merged(&self.write_latency)
+    }
+
+    /// Sets everything back, as `srst` asks.
+    pub fn reset(&mut self) {
+        *self = Metrics::default();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,86 @@
+//! What HTTP serves: admin commands, `/metrics` and `/health`.
+//!
+//! As in ZooKeeper every admin command is answered with status 200 and names its error in the body;
+//! `/health` alone tells by its status whether requests are served.
+
+use serde_json::json;
+
+use super::admin;
+use super::prometheus::metrics_text;
+use super::{Effect, Snapshot};
+use crate::config::Config;
+
+/// An answer to a GET.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page {
+    /// Status of HTTP.
+    pub status: u16,
+    pub content_type: &'static str,
+    pub body: String,
+    /// What it asks of the replica.
+    pub effect: Effect,
+}
+
+impl Page {
+    fn new(status: u16, content_type: &'static str, body: String) -> Page {
+        Page { status, content_type, body, effect: Effect::None }
+    }
+
+    pub(super) fn json(status: u16, value: &serde_json::Value) -> Page {
+        let body = serde_json::to_string_pretty(value).expect("values have text as keys");
+        Page::new(status, "application/json", body)
+    }
+}
+
+/// The page at a path, whose query is not read. Where `with_commands` is false only `/metrics` and
+/// `/health` are there, for the endpoint that anybody may ask.
+pub fn page(path: &str, snapshot: &Snapshot, with_commands: bool) -> Page {
+    match bare(path) {
+        "/metrics" => {
+            let kind = "text/plain; version=0.0.4; charset=utf-8";
+            return Page::new(200, kind, metrics_text(snapshot));
+        }
+        "/health" => return health(snapshot),
+        _ => {}
+    }
+    let not_found = || Page::new(404, "text/plain; charset=utf-8", "Not found\n".to_owned());
+    if !with_commands {
+        return not_found();
+    }
+    match command(path, &snapshot.config) {
+        None => not_found(),
+        Some("") => {
+            let links = admin::links(&snapshot.config.admin_commands_path);
+            Page::new(200, "text/html; charset=utf-8", links)
+        }
+        Some(name) => admin::run(name, snapshot),
+    }
+}
+
+/// The admin command that a path names by its full name, the name itself where it is none of ours,
+/// and nothing for the list of commands.
+pub(super) fn command<'a>(path: &'a str, config: &Config) -> Option<&'a str> {
+    let rest = bare(path).strip_prefix(config.admin_commands_path.as_str())?;
+    match rest.strip_prefix('/') {
+        None if rest.is_empty() => Some(""),
+        None => None,
+        Some(name) => Some(admin::full_name(name).unwrap_or(name)),
+    }
+}
+
+/// A path without its query.
+fn bare(path: &str) -> &str {
+    path.split(['?', '#']).next().unwrap_or_default()
+}
+
+fn health(snapshot: &Snapshot) -> Page {
+    let is_serving = snapshot.mode.is_serving();
+    let value = json!({
+        "serving": is_serving,
+        "mode": snapshot.mode.name(),
+        "replica": snapshot.config.replica_id,
+        "leader": snapshot.raft.leader,
+        "zxid": snapshot.zxid,
+    });
+    Page::json(if is_serving { 200 } else { 503 }, &value)
+}
