@@ -1,0 +1,544 @@
+//! One replica of the service: clients and peers in, Raft and the state machine, replies out.
+//!
+//! Owns the state, the sessions of its clients, its watches and its Raft node; it is moved by
+//! [`Replica::handle`] and [`Replica::turn`] alone and asks for every effect by an [`Action`]. It
+//! makes no system call and reads no clock, so a cluster of replicas runs in one thread from one seed.
+//!
+//! ```text
+//!  request ─► read: answered from the state, after the client's earlier writes
+//!         └─► write: a command ─► outbox ─┬─ leader: one entry for all that wait ─► Raft ─► log
+//!                                         └─ follower: forwarded to the leader
+//!  committed entry ─► State::apply ─► watch events ─► reply, where the client waits
+//!                                 └─► records ─► the durable state, in the background
+//! ```
+//!
+//! What always holds: a client's replies leave in the order of its requests; a watch event leaves
+//! before any reply that shows what it tells; a write is acknowledged after its entry is durable on
+//! a majority and applied here; a write whose fate is unknown closes its client's connection.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use ::raft::eraftpb::EntryType;
+
+use crate::command::{BATCH_HEADER_SIZE, Rules, begin_batch};
+use crate::config::{Config, Member};
+use crate::metrics::Metrics;
+use crate::raft::{Consensus, Outputs, Timing};
+use crate::state::{Changes, State};
+use crate::store::{Applied, Identity, LogReader, StoreError};
+use crate::watch::WatchTable;
+
+mod admin;
+mod apply;
+mod client;
+mod cluster;
+mod event;
+mod handshake;
+mod liveness;
+mod message;
+mod read;
+mod reconfigure;
+mod report;
+mod request;
+mod snapshot;
+mod timers;
+
+use client::{Client, Phase};
+pub use event::{Action, AdminRequest, Checkpoint, ClientId, Event, Now};
+use liveness::Liveness;
+use message::PeerMessage;
+use reconfigure::Reconfigure;
+use snapshot::{Receiving, Sending};
+
+/// Milliseconds between two ticks of Raft.
+pub const TICK_MS: u64 = 25;
+/// Bytes of commands in one entry, unless a single command is larger.
+const ENTRY_BYTES_MAX: usize = 256 << 10;
+/// Bytes of commands that wait to be proposed or forwarded; above it no client is read.
+const OUTBOX_BYTES_MAX: usize = 16 << 20;
+/// Bits of a tag that name the client's slot; the others count the writes of this process.
+const SLOT_BITS: u32 = 24;
+
+/// The number of the write that a tag belongs to.
+fn number_of(tag: u64) -> u64 {
+    tag >> SLOT_BITS
+}
+
+/// The client's slot that a tag names.
+fn slot_of(tag: u64) -> usize {
+    (tag & ((1 << SLOT_BITS) - 1)) as usize
+}
+
+/// What a replica is made from.
+pub struct Setup {
+    pub config: Config,
+    pub identity: Identity,
+    /// Random: tells this process from earlier ones of the same replica, and decides by chance
+    /// what has to be decided by chance.
+    pub origin: u64,
+    /// Random and secret: the passwords of sessions are made from it.
+    pub secret: [u8; 32],
+    pub log: Box<dyn LogReader>,
+    pub state: State,
+    /// What the state holds; an index of 0 for a replica that joins and has nothing yet.
+    pub applied: Applied,
+    pub now: Now,
+}
+
+/// Commands on their way to a leader: encoded, one after another.
+#[derive(Default)]
+struct Outbox {
+    bytes: Vec<u8>,
+    lengths: VecDeque<usize>,
+}
+
+impl Outbox {
+    fn push(&mut self, command: &crate::command::Command<'_>) {
+        let start = self.bytes.len();
+        command.encode(&mut self.bytes);
+        self.lengths.push_back(self.bytes.len() - start);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.lengths.is_empty()
+    }
+
+    /// The commands that make the next entry after `start` bytes were taken: how many, how long.
+    fn next_entry(&self, start_count: usize) -> (usize, usize) {
+        let mut bytes = 0;
+        let mut count = 0;
+        for length in self.lengths.range(start_count..) {
+            if count > 0 && bytes + length > ENTRY_BYTES_MAX {
+                break;
+            }
+            bytes += length;
+            count += 1;
+        }
+        (count, bytes)
+    }
+
+    /// Hands the commands to `give`, as much as one entry holds at a time, until it takes no more.
+    /// Gives whether anything was taken.
+    fn drain(&mut self, mut give: impl FnMut(&[u8]) -> bool) -> bool {
+        let (mut count, mut bytes) = (0, 0);
+        while count < self.lengths.len() {
+            let (next_count, next_bytes) = self.next_entry(count);
+            if !give(&self.bytes[bytes..bytes + next_bytes]) {
+                break;
+            }
+            count += next_count;
+            bytes += next_bytes;
+        }
+        self.lengths.drain(..count);
+        self.bytes.drain(..bytes);
+        count > 0
+    }
+}
+
+/// One replica.
+pub struct Replica {
+    config: Config,
+    identity: Identity,
+    origin: u64,
+    secret: [u8; 32],
+    consensus: Consensus,
+    state: State,
+    changes: Changes,
+    watches: WatchTable,
+    /// Slots of the watchers of one event; kept to be used again.
+    watchers: Vec<u32>,
+    metrics: Metrics,
+
+    clients: Vec<Option<Client>>,
+    client_count: usize,
+    /// Which client of this replica speaks for a session.
+    sessions_here: HashMap<i64, ClientId>,
+    /// Clients whose output has bytes, in the order of their first.
+    sends: Vec<ClientId>,
+    /// Clients with requests that may have come to the front.
+    unblocked: Vec<ClientId>,
+
+    /// Commands of our clients and of ourselves that no leader has been given.
+    outbox: Outbox,
+    /// Commands of other replicas' clients, while we lead.
+    forwarded: VecDeque<Vec<u8>>,
+    forwarded_bytes: usize,
+    /// Count of our clients' writes, the last part of a tag.
+    writes_issued: u64,
+    /// Writes up to this number were given to a leader: their fate depends on it.
+    writes_dispatched: u64,
+
+    /// The leader and term for which the last turn worked.
+    leader: u64,
+    leader_term: u64,
+    /// Since when there is no leader; `None` while there is one.
+    leaderless_since_ms: Option<u64>,
+    liveness: Liveness,
+    /// Sessions heard of here since the leader was last told.
+    touched: Vec<i64>,
+
+    members: Vec<Member>,
+    /// Version of the configuration that says so.
+    members_version: i64,
+    connected: HashSet<u64>,
+    sending: HashMap<u64, Sending>,
+    receiving: Option<Receiving>,
+    reconfigure: Option<Reconfigure>,
+    /// Changes of members that our clients asked for and no leader was told of.
+    reconfigures_asked: Vec<Vec<u8>>,
+
+    syncs: read::Syncs,
+    timers: timers::Timers,
+    started_ms: u64,
+    leading_since_ms: Option<u64>,
+    admin_waiting: Vec<admin::Waiting>,
+    is_failed: bool,
+    is_shutting_down: bool,
+    /// Records of the state that changed since the last checkpoint action.
+    is_state_changed: bool,
+}
+
+impl Replica {
+    /// Continues from what is durable.
+    ///
+    /// # Errors
+    ///
+    /// When the log cannot be read.
+    pub fn new(setup: Setup, actions: &mut Vec<Action>) -> Result<Replica, StoreError> {
+        let Setup { config, identity, origin, secret, log, state, applied, now } = setup;
+        let timing = Timing {
+            election_ticks: ticks(config.election_timeout_ms),
+            heartbeat_ticks: ticks(config.heartbeat_ms),
+        };
+        let mut consensus =
+            Consensus::new(identity.replica_id, timing, origin, log, applied.clone())?;
+        consensus.campaign_if_alone();
+        let mut replica = Replica {
+            timers: timers::Timers::new(now.ms),
+            watches: WatchTable::new(config.watches_per_client_max, origin),
+            members: Vec::new(),
+            members_version: 0,
+            started_ms: now.ms,
+            leading_since_ms: None,
+            config,
+            identity,
+            origin,
+            secret,
+            consensus,
+            state,
+            changes: Changes::default(),
+            watchers: Vec::new(),
+            metrics: Metrics::default(),
+            clients: Vec::new(),
+            client_count: 0,
+            sessions_here: HashMap::new(),
+            sends: Vec::new(),
+            unblocked: Vec::new(),
+            outbox: Outbox::default(),
+            forwarded: VecDeque::new(),
+            forwarded_bytes: 0,
+            writes_issued: 0,
+            writes_dispatched: 0,
+            leader: 0,
+            leader_term: 0,
+            leaderless_since_ms: Some(now.ms),
+            liveness: Liveness::default(),
+            touched: Vec::new(),
+            connected: HashSet::new(),
+            sending: HashMap::new(),
+            receiving: None,
+            reconfigure: None,
+            reconfigures_asked: Vec::new(),
+            syncs: read::Syncs::default(),
+            admin_waiting: Vec::new(),
+            is_failed: false,
+            is_shutting_down: false,
+            is_state_changed: false,
+        };
+        replica.read_members(actions);
+        Ok(replica)
+    }
+
+    /// Takes what happened. Effects that need no order among events wait for [`Replica::turn`].
+    pub fn handle(&mut self, now: Now, event: Event<'_>, actions: &mut Vec<Action>) {
+        match event {
+            Event::ClientOpened { client, address } => self.open_client(now, client, address),
+            Event::ClientMessage { client, message } => {
+                self.client_message(now, client, message, actions);
+            }
+            Event::ClientClosed { client } => self.forget_client(client),
+            Event::PeerConnected { peer } => self.peer_connected(peer),
+            Event::PeerLost { peer } => self.peer_lost(peer, actions),
+            Event::PeerMessage { peer, message } => self.peer_message(now, peer, message, actions),
+            Event::LogDurable { number } => {
+                let mut messages = Vec::new();
+                self.consensus.durable(number, &mut messages);
+                self.send_raft(messages, actions);
+            }
+            Event::CheckpointDurable { applied } => self.checkpoint_durable(applied, actions),
+            Event::StorageFailed { error } => {
+                self.is_failed = true;
+                let reason = format!(
+                    "{error}; nothing more is acknowledged: mend the disk and start the replica again"
+                );
+                actions.push(Action::Stop { reason });
+            }
+            Event::SnapshotOpened { peer, applied } => self.snapshot_opened(peer, applied, actions),
+            Event::SnapshotChunk { peer, chunk } => self.snapshot_chunk(peer, chunk, actions),
+            Event::SnapshotStored { peer } => self.snapshot_stored(peer, actions),
+            Event::SnapshotInstalled { peer, applied, state } => {
+                self.snapshot_installed(now, peer, applied, *state, actions);
+            }
+            Event::SnapshotRefused { peer, error } => self.snapshot_refused(peer, &error, actions),
+            Event::Admin { ticket, request } => self.admin(now, ticket, request, actions),
+        }
+    }
+
+    /// Ends a turn: proposes what was collected, drives Raft, runs the timers. Gives the time, in
+    /// monotonic milliseconds, at which it wants to be called again if nothing happens.
+    pub fn turn(&mut self, now: Now, actions: &mut Vec<Action>) -> u64 {
+        if self.is_failed {
+            return u64::MAX;
+        }
+        self.run_timers(now, actions);
+        loop {
+            // First of all: what is given to a leader from here on is given to this one.
+            self.watch_leader(now, actions);
+            self.flush_reconfigures(now, actions);
+            self.flush_outbox(now, actions);
+            let has_moved = self.step_raft(now, actions);
+            self.serve_unblocked(now, actions);
+            if !has_moved && self.unblocked.is_empty() {
+                break;
+            }
+        }
+        self.checkpoint(actions);
+        self.answer_admin(now, actions);
+        for client in self.sends.drain(..) {
+            if let Some(Some(entry)) = self.clients.get_mut(client.slot as usize)
+                && entry.id == client
+            {
+                entry.is_send_queued = false;
+                actions.push(Action::Send { client });
+            }
+        }
+        self.next_deadline()
+    }
+
+    /// Whether the next message of this client may be handed in; asked before each.
+    pub fn accepts(&self, client: ClientId) -> bool {
+        self.outbox.bytes.len() < OUTBOX_BYTES_MAX
+            && self.client(client).is_some_and(Client::accepts)
+    }
+
+    /// Bytes to send to a client: the runtime takes what the kernel takes.
+    pub fn output(&mut self, client: ClientId) -> Option<&mut Vec<u8>> {
+        let slot = self.clients.get_mut(client.slot as usize)?.as_mut()?;
+        (slot.id == client).then_some(&mut slot.output)
+    }
+
+    /// Gives the memory of a sent output back.
+    pub fn output_sent(&mut self, client: ClientId) {
+        if let Some(client) = self.client_mut(client) {
+            client.trim_output();
+        }
+    }
+
+    /// Begins to stop: new clients are refused, leadership is handed over. The caller goes on with
+    /// turns until [`Replica::may_stop`] or its patience ends.
+    pub fn shut_down(&mut self) {
+        if !self.is_shutting_down {
+            self.is_shutting_down = true;
+            self.consensus.transfer(0);
+        }
+    }
+
+    /// Whether stopping now costs the others no election.
+    pub fn may_stop(&self) -> bool {
+        !self.consensus.is_leader() || self.consensus.conf_state().voters.len() == 1
+    }
+
+    /// The replicated state, to look at.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Index of the last applied entry.
+    pub fn applied(&self) -> u64 {
+        self.consensus.applied()
+    }
+
+    /// Term and whether this replica leads in it.
+    pub fn leadership(&self) -> (u64, bool) {
+        (self.consensus.term(), self.consensus.is_leader())
+    }
+
+    fn client(&self, id: ClientId) -> Option<&Client> {
+        self.clients.get(id.slot as usize)?.as_ref().filter(|client| client.id == id)
+    }
+
+    fn client_mut(&mut self, id: ClientId) -> Option<&mut Client> {
+        self.clients.get_mut(id.slot as usize)?.as_mut().filter(|client| client.id == id)
+    }
+
+    /// Sees to it that a client's output is sent at the end of the turn.
+    fn queue_send(&mut self, id: ClientId) {
+        let Some(Some(client)) = self.clients.get_mut(id.slot as usize) else { return };
+        if client.id == id && !client.is_send_queued {
+            client.is_send_queued = true;
+            self.sends.push(id);
+        }
+    }
+
+    fn rules(&self) -> Rules {
+        Rules {
+            enforce_quota: self.config.enforce_quota,
+            skip_acl: self.config.skip_acl,
+            ttl_nodes: self.config.ttl_nodes,
+        }
+    }
+
+    /// Gives what waits in the outbox to the leader, whoever it is.
+    fn flush_outbox(&mut self, now: Now, actions: &mut Vec<Action>) {
+        if self.consensus.is_leader() {
+            self.propose_waiting(now);
+        } else if self.leader != 0
+            && self.leader != self.identity.replica_id
+            && !self.outbox.is_empty()
+            && self.connected.contains(&self.leader)
+        {
+            let peer = self.leader;
+            self.outbox.drain(|commands| {
+                let message = PeerMessage::Forward { commands }.encode();
+                actions.push(Action::SendPeer { peer, message });
+                true
+            });
+            self.writes_dispatched = self.writes_issued;
+        }
+    }
+
+    /// Proposes what waits, in few entries. What Raft does not take now is kept.
+    fn propose_waiting(&mut self, now: Now) {
+        let rules = self.rules();
+        let consensus = &mut self.consensus;
+        let proposals = &mut self.metrics.proposals;
+        let mut propose = |commands: &[u8]| {
+            let mut entry = Vec::with_capacity(BATCH_HEADER_SIZE + commands.len());
+            begin_batch(&mut entry, now.wall_ms, rules);
+            entry.extend_from_slice(commands);
+            let is_taken = consensus.propose(entry);
+            *proposals += u64::from(is_taken);
+            is_taken
+        };
+        while let Some(commands) = self.forwarded.front() {
+            if !propose(commands) {
+                return;
+            }
+            let commands = self.forwarded.pop_front().expect("there is a first one");
+            self.forwarded_bytes -= commands.len();
+        }
+        // Writes are numbered as they are issued; if Raft takes some, the rest counts as
+        // dispatched too, which closes a client too many at worst.
+        if self.outbox.drain(propose) {
+            self.writes_dispatched = self.writes_issued;
+        }
+    }
+
+    /// Does what Raft wants; `false` when it was content.
+    fn step_raft(&mut self, now: Now, actions: &mut Vec<Action>) -> bool {
+        let mut has_moved = false;
+        // While a received snapshot takes the state's place, nothing may be applied to the old one.
+        while !self.is_installing() {
+            let Some(outputs) = self.consensus.step_ready() else { break };
+            has_moved = true;
+            let Outputs { messages, committed, reads, append, restored } = outputs;
+            self.send_raft(messages, actions);
+            if let Some(applied) = restored {
+                self.take_installed(now, &applied, actions);
+            }
+            if let Some(append) = append {
+                self.metrics.appends += 1;
+                actions.push(Action::Append { append });
+            }
+            self.syncs.answered(reads);
+            for entry in &committed {
+                match entry.entry_type {
+                    EntryType::EntryNormal => self.apply_batch(now, entry, actions),
+                    _ => self.apply_members(now, entry, actions),
+                }
+            }
+            if let Some(last) = committed.last() {
+                self.consensus.applied_to(last.index, last.term);
+                self.is_state_changed = true;
+            }
+            self.release_syncs();
+        }
+        has_moved
+    }
+
+    /// Hands the records that changed in this turn to the durable state.
+    fn checkpoint(&mut self, actions: &mut Vec<Action>) {
+        if !std::mem::take(&mut self.is_state_changed) {
+            return;
+        }
+        let mut records = Vec::new();
+        self.state.records(&mut self.changes, &mut |key, value| {
+            records.push((key.to_vec(), value.map(<[u8]>::to_vec)));
+        });
+        let checkpoint = Checkpoint {
+            records,
+            index: self.consensus.applied(),
+            term: self.consensus.applied_term(),
+            conf_state: self.consensus.conf_state().clone(),
+        };
+        actions.push(Action::Checkpoint { checkpoint });
+    }
+
+    /// Notices a new leader or the loss of one: what was given to the old one has no known fate.
+    fn watch_leader(&mut self, now: Now, actions: &mut Vec<Action>) {
+        let (leader, term) = (self.consensus.leader(), self.consensus.term());
+        if leader == self.leader && term == self.leader_term {
+            return;
+        }
+        let had_led = self.leader == self.identity.replica_id;
+        self.leader = leader;
+        self.leader_term = term;
+        self.leaderless_since_ms = (leader == 0).then_some(now.ms);
+        tracing::info!(replica = self.identity.replica_id, leader, term, "leader");
+        self.metrics.leader_changes += 1;
+        self.close_dispatched(actions);
+        self.leading_since_ms = (leader == self.identity.replica_id).then_some(now.ms);
+        if leader == self.identity.replica_id {
+            self.begin_leading(now);
+        } else if had_led {
+            self.stop_leading(actions);
+        }
+        if leader != 0 {
+            self.close_read_only(actions);
+        }
+    }
+
+    /// Closes the clients whose writes were given to a leader that may have lost them.
+    fn close_dispatched(&mut self, actions: &mut Vec<Action>) {
+        let dispatched = self.writes_dispatched;
+        let lost: Vec<ClientId> = self
+            .clients
+            .iter()
+            .flatten()
+            .filter(|client| client.phase != Phase::Closed && client.has_write_up_to(dispatched))
+            .map(|client| client.id)
+            .collect();
+        for client in lost {
+            self.close_client(client, actions);
+        }
+        self.syncs.ask_again();
+    }
+}
+
+/// Milliseconds as ticks of Raft, at least one.
+fn ticks(ms: u64) -> usize {
+    (ms / TICK_MS).max(1) as usize
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,140 @@
+//! What other replicas say, and who they are.
+
+use ::raft::eraftpb::Message;
+
+use super::message::PeerMessage;
+use super::{Action, Now, OUTBOX_BYTES_MAX, Replica};
+use crate::config::Member;
+use crate::raft::is_snapshot;
+
+/// Bytes of others' commands that the leader keeps while Raft takes none; above it the sender is
+/// told to send its clients away.
+const FORWARDED_BYTES_MAX: usize = 4 * OUTBOX_BYTES_MAX;
+
+impl Replica {
+    /// Says which streams to keep: to every member, and to those about to join.
+    pub(super) fn tell_peers(&mut self, actions: &mut Vec<Action>) {
+        let own = self.identity.replica_id;
+        let mut members: Vec<Member> =
+            self.members.iter().filter(|member| member.id != own).cloned().collect();
+        for joining in self.joining_members() {
+            if joining.id != own && !members.iter().any(|member| member.id == joining.id) {
+                members.push(joining);
+            }
+        }
+        actions.push(Action::Peers { members });
+    }
+
+    pub(super) fn peer_connected(&mut self, peer: u64) {
+        self.connected.insert(peer);
+    }
+
+    pub(super) fn peer_lost(&mut self, peer: u64, actions: &mut Vec<Action>) {
+        if !self.connected.remove(&peer) {
+            return;
+        }
+        self.consensus.report_unreachable(peer);
+        self.stop_sending_snapshot(peer, actions);
+        // What was forwarded over the stream may never have arrived.
+        if peer == self.leader {
+            self.close_dispatched(actions);
+        }
+    }
+
+    pub(super) fn peer_message(
+        &mut self,
+        now: Now,
+        peer: u64,
+        message: &[u8],
+        actions: &mut Vec<Action>,
+    ) {
+        let message = match PeerMessage::decode(message) {
+            Ok(message) => message,
+            Err(error) => {
+                tracing::warn!(peer, %error, "a message of a replica is unreadable");
+                return;
+            }
+        };
+        match message {
+            // Whoever is not who the stream says is not listened to.
+            PeerMessage::Raft(message) if message.from == peer => self.consensus.step(message),
+            PeerMessage::Raft(_) => {}
+            PeerMessage::Forward { commands } => self.take_forwarded(peer, commands, actions),
+            PeerMessage::NotLeader => self.close_dispatched(actions),
+            PeerMessage::Alive { sessions } => {
+                for session in sessions {
+                    self.liveness.touch(session, now.ms);
+                }
+            }
+            PeerMessage::SnapshotBegin(message) => self.begin_receiving(peer, message, actions),
+            PeerMessage::SnapshotChunk { chunk } => self.receive_chunk(peer, chunk, actions),
+            PeerMessage::SnapshotEnd => self.end_receiving(peer, actions),
+            PeerMessage::SnapshotMore => self.send_more(peer, actions),
+            PeerMessage::SnapshotDone { is_installed } => {
+                self.snapshot_done(peer, is_installed, actions);
+            }
+            PeerMessage::Reconfigure { command } => {
+                self.begin_reconfigure(now, peer, command, actions);
+            }
+            PeerMessage::ReconfigureRefused { tag, error } => self.reconfigure_refused(tag, error),
+        }
+    }
+
+    fn take_forwarded(&mut self, peer: u64, commands: &[u8], actions: &mut Vec<Action>) {
+        let is_full = self.forwarded_bytes + commands.len() > FORWARDED_BYTES_MAX;
+        if !self.consensus.is_leader() || is_full {
+            let message = PeerMessage::NotLeader.encode();
+            actions.push(Action::SendPeer { peer, message });
+            return;
+        }
+        self.forwarded_bytes += commands.len();
+        self.forwarded.push_back(commands.to_vec());
+    }
+
+    /// Sends Raft's messages; a snapshot goes its own way.
+    pub(super) fn send_raft(&mut self, messages: Vec<Message>, actions: &mut Vec<Action>) {
+        for message in messages {
+            let peer = message.to;
+            if is_snapshot(&message) {
+                self.begin_sending(message, actions);
+            } else if self.connected.contains(&peer) {
+                let message = PeerMessage::Raft(message).encode();
+                actions.push(Action::SendPeer { peer, message });
+            } else {
+                self.consensus.report_unreachable(peer);
+            }
+        }
+    }
+
+    /// A replica that is no member any more has nothing to do.
+    pub(super) fn leave_if_removed(&mut self, actions: &mut Vec<Action>) {
+        let own = self.identity.replica_id;
+        let state = self.consensus.conf_state();
+        let is_member = state.voters.contains(&own)
+            || state.learners.contains(&own)
+            || state.voters_outgoing.contains(&own)
+            || state.learners_next.contains(&own);
+        if !is_member && self.consensus.applied() != 0 {
+            let reason = format!("replica {own} was removed from the ensemble");
+            actions.push(Action::Stop { reason });
+        }
+    }
+
+    /// The durable state has caught up: the log before it may go, but for what followers that
+    /// lag a little still need.
+    pub(super) fn checkpoint_durable(
+        &mut self,
+        applied: crate::store::Applied,
+        actions: &mut Vec<Action>,
+    ) {
+        let checkpoint = applied.index;
+        self.consensus.set_checkpoint(applied);
+        let wanted = self.consensus.progress().into_iter().filter(|&(_, _, active)| active);
+        let slowest = wanted.map(|(_, matched, _)| matched).min().unwrap_or(checkpoint);
+        let retained = self.consensus.index_behind(self.config.log_retain_bytes);
+        let index = slowest.min(checkpoint).max(retained);
+        if let Some(term) = self.consensus.compact(index) {
+            actions.push(Action::CompactLog { index, term });
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! A client comes, gets or takes up a session, and goes.
+
+use std::net::SocketAddr;
+
+use millrace_proto::zookeeper::record::PASSWORD_SIZE;
+use millrace_proto::zookeeper::{ConnectRequest, ConnectResponse, Error, jute};
+
+use super::client::{Client, Pending, Phase};
+use super::{Action, ClientId, Now, Replica, SLOT_BITS};
+use crate::command::{Act, Command};
+use crate::config::Config;
+use crate::state::Outcome;
+
+impl Replica {
+    pub(super) fn open_client(&mut self, now: Now, id: ClientId, address: SocketAddr) {
+        let slot = id.slot as usize;
+        if self.clients.len() <= slot {
+            self.clients.resize_with(slot + 1, || None);
+        }
+        self.clients[slot] = Some(Client::new(id, address, now.ms));
+        self.client_count += 1;
+    }
+
+    /// The client's connection is gone; its session lives on until it expires.
+    pub(super) fn forget_client(&mut self, id: ClientId) {
+        let Some(client) = self.client_mut(id) else { return };
+        let (session, is_closed) = (client.session, client.phase == Phase::Closed);
+        let sent = client.usage.sent;
+        self.clients[id.slot as usize] = None;
+        if !is_closed {
+            self.release_session(id, session);
+            self.client_count -= 1;
+            self.metrics.packets_sent += sent;
+        }
+    }
+
+    /// Ends a connection after what stands in its output was sent.
+    pub(super) fn close_client(&mut self, id: ClientId, actions: &mut Vec<Action>) {
+        let Some(client) = self.client_mut(id) else { return };
+        if client.phase == Phase::Closed {
+            return;
+        }
+        client.phase = Phase::Closed;
+        client.pending.clear();
+        client.pending_bytes = 0;
+        let session = client.session;
+        let sent = client.usage.sent;
+        self.release_session(id, session);
+        self.client_count -= 1;
+        self.metrics.packets_sent += sent;
+        actions.push(Action::CloseClient { client: id });
+    }
+
+    fn release_session(&mut self, id: ClientId, session: i64) {
+        if self.sessions_here.get(&session) == Some(&id) {
+            self.sessions_here.remove(&session);
+        }
+        self.watches.drop_client(id.slot);
+    }
+
+    /// A tag for the next write of a client.
+    pub(super) fn next_tag(&mut self, id: ClientId) -> u64 {
+        self.writes_issued += 1;
+        self.writes_issued << SLOT_BITS | u64::from(id.slot)
+    }
+
+    /// The time-out a client gets that asks for `asked_ms`.
+    fn granted_timeout(&self, asked_ms: i32) -> i32 {
+        let Config { min_session_timeout_ms: min, max_session_timeout_ms: max, .. } = self.config;
+        let granted = u64::try_from(asked_ms).unwrap_or(0).clamp(min, max);
+        i32::try_from(granted).unwrap_or(i32::MAX)
+    }
+
+    /// Takes the first message of a client (`ZooKeeperServer.processConnectRequest`).
+    pub(super) fn connect(
+        &mut self,
+        now: Now,
+        id: ClientId,
+        message: &[u8],
+        actions: &mut Vec<Action>,
+    ) {
+        let Ok(request) = ConnectRequest::decode(message) else {
+            tracing::debug!("a client's first message is no handshake");
+            return self.close_client(id, actions);
+        };
+        let has_leader = self.has_leader(now);
+        if self.is_shutting_down || self.is_failed {
+            return self.close_client(id, actions);
+        }
+        if !has_leader {
+            if self.config.read_only_mode && request.read_only == Some(true) {
+                return self.connect_read_only(id, &request);
+            }
+            return self.close_client(id, actions);
+        }
+        let timeout_ms = self.granted_timeout(request.timeout_ms);
+        let tag = self.next_tag(id);
+        let act = if request.session == 0 {
+            Act::CreateSession { timeout_ms, password: self.new_password(tag) }
+        } else {
+            let password = request.password.unwrap_or_default();
+            let Ok(password) = <[u8; PASSWORD_SIZE]>::try_from(password) else {
+                return self.refuse_session(id, request.read_only, actions);
+            };
+            Act::Attach { timeout_ms, password }
+        };
+        let origin = self.origin;
+        let command = Command {
+            origin,
+            tag,
+            session: request.session,
+            attach: 0,
+            identities: Vec::new(),
+            act,
+        };
+        self.outbox.push(&command);
+        let Some(client) = self.client_mut(id) else { return };
+        client.phase = Phase::Connecting;
+        client.timeout_ms = timeout_ms;
+        // Known from now on, so that the session's fate finds this client while it waits.
+        client.session = request.session;
+        client.wait(Pending::Connect {
+            tag,
+            read_only: request.read_only,
+            last_zxid_seen: request.last_zxid_seen,
+        });
+    }
+
+    /// Serves old state to a client that asked for it, while there is no leader
+    /// (`ReadOnlyZooKeeperServer`). The session exists here alone and cannot be taken elsewhere.
+    fn connect_read_only(&mut self, id: ClientId, request: &ConnectRequest<'_>) {
+        let (session, tag) = match request.session {
+            0 => {
+                let tag = self.next_tag(id);
+                (i64::MIN | (self.writes_issued as i64) << 8 | 1, tag)
+            }
+            // A session of better days goes on being the client's; it is checked when there is
+            // a leader again.
+            session => (session, 0),
+        };
+        let password = match request.password.and_then(|password| password.try_into().ok()) {
+            Some(password) if request.session != 0 => password,
+            _ => self.new_password(tag),
+        };
+        let timeout_ms = self.granted_timeout(request.timeout_ms);
+        let response = ConnectResponse {
+            timeout_ms,
+            session,
+            password,
+            read_only: request.read_only.map(|_| true),
+        };
+        let Some(client) = self.client_mut(id) else { return };
+        client.phase = Phase::ReadOnly;
+        client.session = session;
+        client.timeout_ms = timeout_ms;
+        jute::message(&mut client.output, |writer| response.encode(writer));
+        self.queue_send(id);
+    }
+
+    /// Tells a client that its session is gone, and closes.
+    fn refuse_session(&mut self, id: ClientId, read_only: Option<bool>, actions: &mut Vec<Action>) {
+        let response = ConnectResponse {
+            timeout_ms: 0,
+            session: 0,
+            password: [0; PASSWORD_SIZE],
+            read_only: read_only.map(|_| false),
+        };
+        let Some(client) = self.client_mut(id) else { return };
+        jute::message(&mut client.output, |writer| response.encode(writer));
+        client.session = 0;
+        self.close_client(id, actions);
+    }
+
+    /// The handshake came through the log.
+    #[expect(clippy::too_many_arguments, reason = "all of them are one handshake")]
+    pub(super) fn connected(
+        &mut self,
+        now: Now,
+        id: ClientId,
+        command: &Command<'_>,
+        read_only: Option<bool>,
+        last_zxid_seen: i64,
+        answer: Result<Outcome, Error>,
+        actions: &mut Vec<Action>,
+    ) {
+        let (session, attach, timeout_ms, password) = match (answer, command.act) {
+            (Ok(Outcome::Session { id, timeout_ms, password, attach }), _) => {
+                (id, attach, timeout_ms, password)
+            }
+            (Ok(Outcome::Attached { timeout_ms, attach }), Act::Attach { password, .. }) => {
+                (command.session, attach, timeout_ms, password)
+            }
+            _ => return self.refuse_session(id, read_only, actions),
+        };
+        // The client has seen a later state than this replica has: another must serve it.
+        if last_zxid_seen > self.state.zxid() {
+            return self.close_client(id, actions);
+        }
+        self.sessions_here.insert(session, id);
+        let Some(client) = self.client_mut(id) else { return };
+        client.phase = Phase::Open;
+        client.session = session;
+        client.attach = attach;
+        client.timeout_ms = timeout_ms;
+        client.usage.last_ms = now.ms;
+        let response =
+            ConnectResponse { timeout_ms, session, password, read_only: read_only.map(|_| false) };
+        jute::message(&mut client.output, |writer| response.encode(writer));
+        self.metrics.sessions_opened += 1;
+        self.queue_send(id);
+    }
+}

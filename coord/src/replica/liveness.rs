@@ -1,0 +1,118 @@
+//! Which sessions have been silent for too long: kept by the leader alone.
+//!
+//! Replicated state says which sessions there are; when their clients were last heard of is known
+//! only here, in memory, and a new leader gives every session its whole time-out again. Deadlines
+//! are rounded up to buckets, as ZooKeeper's `ExpiryQueue` does: a session lives between its
+//! time-out and one bucket more.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+/// Width of a bucket in milliseconds: how much later than its time-out a session may expire.
+const BUCKET_MS: u64 = 100;
+
+struct Entry {
+    timeout_ms: u64,
+    bucket: u64,
+}
+
+/// Deadlines of all sessions.
+#[derive(Default)]
+pub(super) struct Liveness {
+    sessions: HashMap<i64, Entry>,
+    buckets: BTreeMap<u64, HashSet<i64>>,
+}
+
+impl Liveness {
+    pub(super) fn clear(&mut self) {
+        self.sessions.clear();
+        self.buckets.clear();
+    }
+
+    /// Watches over a session from now on, or starts its time anew.
+    pub(super) fn insert(&mut self, session: i64, timeout_ms: u64, now_ms: u64) {
+        self.remove(session);
+        let bucket = (now_ms + timeout_ms) / BUCKET_MS + 1;
+        self.sessions.insert(session, Entry { timeout_ms, bucket });
+        self.buckets.entry(bucket).or_default().insert(session);
+    }
+
+    pub(super) fn remove(&mut self, session: i64) {
+        let Some(entry) = self.sessions.remove(&session) else { return };
+        self.take_from_bucket(entry.bucket, session);
+    }
+
+    fn take_from_bucket(&mut self, bucket: u64, session: i64) {
+        if let Some(members) = self.buckets.get_mut(&bucket) {
+            members.remove(&session);
+            if members.is_empty() {
+                self.buckets.remove(&bucket);
+            }
+        }
+    }
+
+    /// A session was heard of. Unknown ones are ignored: they are closed.
+    pub(super) fn touch(&mut self, session: i64, now_ms: u64) {
+        let Some(entry) = self.sessions.get_mut(&session) else { return };
+        let bucket = (now_ms + entry.timeout_ms) / BUCKET_MS + 1;
+        let old = std::mem::replace(&mut entry.bucket, bucket);
+        if old != bucket {
+            self.take_from_bucket(old, session);
+            self.buckets.entry(bucket).or_default().insert(session);
+        }
+    }
+
+    /// When the next session expires, if nothing is heard of it: milliseconds.
+    pub(super) fn next_ms(&self) -> Option<u64> {
+        self.buckets.keys().next().map(|bucket| bucket * BUCKET_MS)
+    }
+
+    /// When this session expires, if nothing is heard of it.
+    pub(super) fn expires_ms(&self, session: i64) -> Option<u64> {
+        self.sessions.get(&session).map(|entry| entry.bucket * BUCKET_MS)
+    }
+
+    /// Takes the sessions that have expired, in the order of their ids within a bucket.
+    pub(super) fn expired(&mut self, now_ms: u64) -> Vec<i64> {
+        let mut expired = Vec::new();
+        while let Some(first) = self.buckets.first_entry() {
+            if first.key() * BUCKET_MS > now_ms {
+                break;
+            }
+            let mut members: Vec<i64> = first.remove().into_iter().collect();
+            members.sort_unstable();
+            expired.extend(members);
+        }
+        for session in &expired {
+            self.sessions.remove(session);
+        }
+        expired
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_silent_session_expires_once_and_a_touched_one_lives() {
+        let mut liveness = Liveness::default();
+        liveness.insert(1, 1000, 0);
+        liveness.insert(2, 1000, 0);
+        assert_eq!(liveness.expired(1000), [0i64; 0], "not before its time-out");
+        liveness.touch(2, 900);
+        assert_eq!(liveness.expired(1100), [1]);
+        assert_eq!(liveness.expired(1500), [0i64; 0]);
+        liveness.touch(1, 1500);
+        assert_eq!(liveness.next_ms(), Some(2000), "a touch does not bring 1 back");
+        assert_eq!(liveness.expired(10_000), [2]);
+        assert_eq!(liveness.next_ms(), None);
+    }
+
+    #[test]
+    fn a_removed_session_never_expires() {
+        let mut liveness = Liveness::default();
+        liveness.insert(1, 1000, 0);
+        liveness.remove(1);
+        assert_eq!(liveness.expired(10_000), [0i64; 0]);
+    }
+}

@@ -1,0 +1,303 @@
+//! What replicas tell each other: Raft's messages, forwarded writes, signs of life, snapshots.
+//!
+//! The transport has framed and checked the bytes; a message that does not decode all the same is
+//! from a version that speaks differently, and is refused. The layout is big endian as everywhere
+//! in this service. Raft's messages are written by hand and not as protocol buffers: the entries
+//! are copied once, and nothing that a peer sends reaches a parser that recurses.
+
+use ::raft::eraftpb::{ConfState, Entry, EntryType, Message, MessageType};
+use bytes::Bytes;
+use millrace_proto::zookeeper::{JuteError, Reader, Writer};
+use protobuf::ProtobufEnum;
+
+use crate::store::Applied;
+
+/// A message between two replicas.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum PeerMessage<'a> {
+    /// Raft's own. A snapshot message carries no data: that comes in chunks.
+    Raft(Message),
+    /// Writes of our clients, for the leader to propose: encoded commands, one after another.
+    Forward {
+        commands: &'a [u8],
+    },
+    /// The answer to `Forward` of one that is no leader: what was forwarded is lost.
+    NotLeader,
+    /// Sessions whose clients were heard of, for the leader that watches over them.
+    Alive {
+        sessions: Vec<i64>,
+    },
+    /// A snapshot follows: the message that Raft will be given when it has been installed.
+    SnapshotBegin(Message),
+    SnapshotChunk {
+        chunk: &'a [u8],
+    },
+    SnapshotEnd,
+    /// A chunk was stored: send another.
+    SnapshotMore,
+    /// The snapshot took effect, or was refused.
+    SnapshotDone {
+        is_installed: bool,
+    },
+    /// A change of members that one of our clients asks for: its command, encoded.
+    Reconfigure {
+        command: &'a [u8],
+    },
+    /// The leader's no to the change with this tag.
+    ReconfigureRefused {
+        tag: u64,
+        error: i32,
+    },
+}
+
+const RAFT: u8 = 1;
+const FORWARD: u8 = 2;
+const NOT_LEADER: u8 = 3;
+const ALIVE: u8 = 4;
+const SNAPSHOT_BEGIN: u8 = 5;
+const SNAPSHOT_CHUNK: u8 = 6;
+const SNAPSHOT_END: u8 = 7;
+const SNAPSHOT_MORE: u8 = 8;
+const SNAPSHOT_DONE: u8 = 9;
+const RECONFIGURE: u8 = 10;
+const RECONFIGURE_REFUSED: u8 = 11;
+
+impl<'a> PeerMessage<'a> {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        let mut writer = Writer::new(&mut out);
+        match self {
+            PeerMessage::Raft(message) => {
+                writer.raw(&[RAFT]);
+                write_raft(&mut writer, message);
+            }
+            PeerMessage::Forward { commands } => {
+                writer.raw(&[FORWARD]);
+                writer.raw(commands);
+            }
+            PeerMessage::NotLeader => writer.raw(&[NOT_LEADER]),
+            PeerMessage::Alive { sessions } => {
+                writer.raw(&[ALIVE]);
+                writer.list(sessions, |writer, session| writer.long(*session));
+            }
+            PeerMessage::SnapshotBegin(message) => {
+                writer.raw(&[SNAPSHOT_BEGIN]);
+                write_raft(&mut writer, message);
+            }
+            PeerMessage::SnapshotChunk { chunk } => {
+                writer.raw(&[SNAPSHOT_CHUNK]);
+                writer.raw(chunk);
+            }
+            PeerMessage::SnapshotEnd => writer.raw(&[SNAPSHOT_END]),
+            PeerMessage::SnapshotMore => writer.raw(&[SNAPSHOT_MORE]),
+            PeerMessage::SnapshotDone { is_installed } => {
+                writer.raw(&[SNAPSHOT_DONE]);
+                writer.boolean(*is_installed);
+            }
+            PeerMessage::Reconfigure { command } => {
+                writer.raw(&[RECONFIGURE]);
+                writer.raw(command);
+            }
+            PeerMessage::ReconfigureRefused { tag, error } => {
+                writer.raw(&[RECONFIGURE_REFUSED]);
+                writer.long(*tag as i64);
+                writer.int(*error);
+            }
+        }
+        out
+    }
+
+    pub(super) fn decode(bytes: &'a [u8]) -> Result<PeerMessage<'a>, JuteError> {
+        let mut reader = Reader::new(bytes);
+        let [kind] = *reader.take(1)? else { return Err(JuteError::Short) };
+        Ok(match kind {
+            RAFT => PeerMessage::Raft(read_raft(&mut reader)?),
+            FORWARD => PeerMessage::Forward { commands: reader.rest() },
+            NOT_LEADER => PeerMessage::NotLeader,
+            ALIVE => {
+                PeerMessage::Alive { sessions: reader.list(Reader::long)?.unwrap_or_default() }
+            }
+            SNAPSHOT_BEGIN => PeerMessage::SnapshotBegin(read_raft(&mut reader)?),
+            SNAPSHOT_CHUNK => PeerMessage::SnapshotChunk { chunk: reader.rest() },
+            SNAPSHOT_END => PeerMessage::SnapshotEnd,
+            SNAPSHOT_MORE => PeerMessage::SnapshotMore,
+            SNAPSHOT_DONE => PeerMessage::SnapshotDone { is_installed: reader.boolean()? },
+            RECONFIGURE => PeerMessage::Reconfigure { command: reader.rest() },
+            RECONFIGURE_REFUSED => {
+                PeerMessage::ReconfigureRefused { tag: reader.long()? as u64, error: reader.int()? }
+            }
+            other => return Err(JuteError::Operation(i32::from(other))),
+        })
+    }
+}
+
+fn write_raft(writer: &mut Writer<'_>, message: &Message) {
+    writer.int(message.msg_type.value());
+    for number in [
+        message.to,
+        message.from,
+        message.term,
+        message.log_term,
+        message.index,
+        message.commit,
+        message.commit_term,
+        message.request_snapshot,
+        message.reject_hint,
+    ] {
+        writer.long(number as i64);
+    }
+    writer.long(message.priority);
+    writer.boolean(message.reject);
+    writer.buffer(Some(&message.context));
+    writer.list(&message.entries, |writer, entry| {
+        writer.int(entry.entry_type.value());
+        writer.long(entry.term as i64);
+        writer.long(entry.index as i64);
+        writer.buffer(Some(&entry.data));
+        writer.buffer(Some(&entry.context));
+    });
+    let metadata = message.get_snapshot().get_metadata();
+    writer.long(metadata.index as i64);
+    if metadata.index != 0 {
+        writer.long(metadata.term as i64);
+        write_conf_state(writer, metadata.get_conf_state());
+    }
+}
+
+fn read_raft(reader: &mut Reader<'_>) -> Result<Message, JuteError> {
+    let kind = reader.int()?;
+    let mut message = Message {
+        msg_type: MessageType::from_i32(kind).ok_or(JuteError::Operation(kind))?,
+        to: reader.long()? as u64,
+        from: reader.long()? as u64,
+        term: reader.long()? as u64,
+        log_term: reader.long()? as u64,
+        index: reader.long()? as u64,
+        commit: reader.long()? as u64,
+        commit_term: reader.long()? as u64,
+        request_snapshot: reader.long()? as u64,
+        reject_hint: reader.long()? as u64,
+        priority: reader.long()?,
+        reject: reader.boolean()?,
+        context: shared(reader)?,
+        ..Message::default()
+    };
+    message.entries = reader.list(read_entry)?.unwrap_or_default().into();
+    let index = reader.long()? as u64;
+    if index != 0 {
+        let term = reader.long()? as u64;
+        let conf_state = read_conf_state(reader)?;
+        set_snapshot(&mut message, Applied { index, term, conf_state });
+    }
+    Ok(message)
+}
+
+/// Makes `message` speak of the snapshot that holds `applied`.
+pub(super) fn set_snapshot(message: &mut Message, applied: Applied) {
+    let metadata = message.mut_snapshot().mut_metadata();
+    metadata.index = applied.index;
+    metadata.term = applied.term;
+    metadata.set_conf_state(applied.conf_state);
+}
+
+fn shared(reader: &mut Reader<'_>) -> Result<Bytes, JuteError> {
+    Ok(Bytes::copy_from_slice(reader.buffer()?.unwrap_or_default()))
+}
+
+fn read_entry(reader: &mut Reader<'_>) -> Result<Entry, JuteError> {
+    let kind = reader.int()?;
+    Ok(Entry {
+        entry_type: EntryType::from_i32(kind).ok_or(JuteError::Operation(kind))?,
+        term: reader.long()? as u64,
+        index: reader.long()? as u64,
+        data: shared(reader)?,
+        context: shared(reader)?,
+        ..Entry::default()
+    })
+}
+
+fn write_conf_state(writer: &mut Writer<'_>, state: &ConfState) {
+    for list in [&state.voters, &state.learners, &state.voters_outgoing, &state.learners_next] {
+        writer.list(list, |writer, id| writer.long(*id as i64));
+    }
+    writer.boolean(state.auto_leave);
+}
+
+fn read_conf_state(reader: &mut Reader<'_>) -> Result<ConfState, JuteError> {
+    let ids = |reader: &mut Reader<'_>| -> Result<Vec<u64>, JuteError> {
+        Ok(reader.list(|reader| reader.long().map(|id| id as u64))?.unwrap_or_default())
+    };
+    Ok(ConfState {
+        voters: ids(reader)?,
+        learners: ids(reader)?,
+        voters_outgoing: ids(reader)?,
+        learners_next: ids(reader)?,
+        auto_leave: reader.boolean()?,
+        ..ConfState::default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_message_survives_the_wire() {
+        let mut raft = Message {
+            msg_type: MessageType::MsgAppend,
+            to: 1,
+            from: 2,
+            term: 3,
+            log_term: 4,
+            index: 5,
+            commit: 6,
+            commit_term: 7,
+            request_snapshot: 8,
+            reject_hint: 9,
+            priority: -1,
+            reject: true,
+            context: Bytes::from_static(b"read"),
+            ..Message::default()
+        };
+        raft.entries.push(Entry {
+            entry_type: EntryType::EntryConfChangeV2,
+            term: 3,
+            index: 6,
+            data: Bytes::from_static(b"data"),
+            context: Bytes::from_static(b"context"),
+            ..Entry::default()
+        });
+        let mut snapshot = Message { msg_type: MessageType::MsgSnapshot, ..raft.clone() };
+        let conf_state = ConfState {
+            voters: vec![1, 2],
+            learners: vec![3],
+            voters_outgoing: vec![1],
+            learners_next: vec![4],
+            auto_leave: true,
+            ..ConfState::default()
+        };
+        set_snapshot(&mut snapshot, Applied { index: 9, term: 2, conf_state });
+        for message in [
+            PeerMessage::Raft(raft),
+            PeerMessage::Raft(Message::default()),
+            PeerMessage::Forward { commands: b"commands" },
+            PeerMessage::NotLeader,
+            PeerMessage::Alive { sessions: vec![1, -2] },
+            PeerMessage::SnapshotBegin(snapshot),
+            PeerMessage::SnapshotChunk { chunk: b"chunk" },
+            PeerMessage::SnapshotEnd,
+            PeerMessage::SnapshotMore,
+            PeerMessage::SnapshotDone { is_installed: true },
+            PeerMessage::Reconfigure { command: b"command" },
+            PeerMessage::ReconfigureRefused { tag: 7, error: -14 },
+        ] {
+            let bytes = message.encode();
+            assert_eq!(PeerMessage::decode(&bytes), Ok(message));
+            for length in 0..bytes.len() {
+                // Cut short it may be refused or be another message, but nothing panics.
+                let _ = PeerMessage::decode(&bytes[..length]);
+            }
+        }
+        assert_eq!(PeerMessage::decode(&[99]), Err(JuteError::Operation(99)));
+    }
+}

@@ -1,0 +1,227 @@
+//! A change of members: asked by `reconfig` or an operator, decided by the leader, made by Raft.
+//!
+//! Several changes go through a joint configuration, in which both the old and the new majority
+//! must agree. The leader waits until a majority of the new participants has a stream to it, so
+//! that a change never stops the ensemble by itself.
+
+use std::collections::BTreeSet;
+
+use ::raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2};
+use millrace_proto::zookeeper::{Error, Reader, Request, opcode, perms};
+
+use super::message::PeerMessage;
+use super::{Action, Now, Replica, slot_of};
+use crate::command::{Act, Command, begin_batch};
+use crate::config::{Member, Role, members};
+
+/// How long the leader waits for new participants to connect.
+const CONNECT_PATIENCE_MS: u64 = 10_000;
+/// The node that holds the members.
+const CONFIG_PATH: &str = "/zookeeper/config";
+
+/// A change that waits for its participants to connect.
+pub(super) struct Reconfigure {
+    members: Vec<Member>,
+    text: String,
+    /// The command that asked, encoded, and the replica that waits for its outcome.
+    command: Vec<u8>,
+    peer: u64,
+    deadline_ms: u64,
+}
+
+fn is_participant(member: &Member) -> bool {
+    member.role == Role::Participant
+}
+
+impl Replica {
+    /// Sends a reconfig to the leader: it does not go through the log as other writes do.
+    pub(super) fn ask_reconfigure(&mut self, command: Vec<u8>) {
+        self.reconfigures_asked.push(command);
+    }
+
+    /// Hands the asked changes to the leader.
+    pub(super) fn flush_reconfigures(&mut self, now: Now, actions: &mut Vec<Action>) {
+        if self.reconfigures_asked.is_empty() || self.leader == 0 {
+            return;
+        }
+        for command in std::mem::take(&mut self.reconfigures_asked) {
+            if self.consensus.is_leader() {
+                let own = self.identity.replica_id;
+                self.begin_reconfigure(now, own, &command, actions);
+            } else {
+                let message = PeerMessage::Reconfigure { command: &command }.encode();
+                actions.push(Action::SendPeer { peer: self.leader, message });
+            }
+        }
+        self.writes_dispatched = self.writes_issued;
+    }
+
+    /// Members that are not part of the ensemble yet but are to be connected to.
+    pub(super) fn joining_members(&self) -> Vec<Member> {
+        self.reconfigure.as_ref().map(|change| change.members.clone()).unwrap_or_default()
+    }
+
+    /// The leader's part: checks a change and waits for its participants.
+    pub(super) fn begin_reconfigure(
+        &mut self,
+        now: Now,
+        peer: u64,
+        command: &[u8],
+        actions: &mut Vec<Action>,
+    ) {
+        let Ok(asked) = Command::decode(&mut Reader::new(command)) else { return };
+        if !self.consensus.is_leader() {
+            let message = PeerMessage::NotLeader.encode();
+            return actions.push(Action::SendPeer { peer, message });
+        }
+        match self.check_change(&asked) {
+            Ok((members, text)) => {
+                self.reconfigure = Some(Reconfigure {
+                    members,
+                    text,
+                    command: command.to_vec(),
+                    peer,
+                    deadline_ms: now.ms + CONNECT_PATIENCE_MS,
+                });
+                self.tell_peers(actions);
+                self.check_reconfigure(now, actions);
+            }
+            Err(error) => self.refuse_to(peer, asked.tag, error, actions),
+        }
+    }
+
+    /// What the members would be (`PrepRequestProcessor`, its case `reconfig`).
+    fn check_change(&self, asked: &Command<'_>) -> Result<(Vec<Member>, String), Error> {
+        if self.reconfigure.is_some() || self.consensus.is_changing_members() {
+            return Err(Error::ReconfigInProgress);
+        }
+        let Act::Request { code: opcode::RECONFIG, record } = asked.act else {
+            return Err(Error::BadArguments);
+        };
+        let Ok(Request::Reconfig { joining, leaving, new_members, config_id }) =
+            Request::decode(opcode::RECONFIG, record)
+        else {
+            return Err(Error::MarshallingError);
+        };
+        // A single server has no members to change.
+        if self.members.is_empty() {
+            return Err(Error::Unimplemented);
+        }
+        let may_write =
+            self.config.skip_acl || self.state.allows(CONFIG_PATH, perms::WRITE, &asked.identities);
+        if !may_write {
+            return Err(Error::NoAuth);
+        }
+        let (_, version) = members::parse_config_text(&self.state.config_text())
+            .map_err(|_| Error::DataInconsistency)?;
+        if config_id != -1 && config_id != version {
+            return Err(Error::BadVersion);
+        }
+        let members = members::reconfigure(&self.members, joining, leaving, new_members)
+            .map_err(|error| error.reply())?;
+        // Larger than any version before, and known to the leader alone until it is committed.
+        let version = self.consensus.last_index() as i64 + 1;
+        let text = members::config_text(&members, version);
+        Ok((members, text))
+    }
+
+    /// Proposes the waiting change once a majority of its participants is connected.
+    pub(super) fn check_reconfigure(&mut self, now: Now, actions: &mut Vec<Action>) {
+        let Some(change) = &self.reconfigure else { return };
+        let own = self.identity.replica_id;
+        let participants = || change.members.iter().filter(|member| is_participant(member));
+        let connected = participants()
+            .filter(|member| member.id == own || self.connected.contains(&member.id))
+            .count();
+        if connected * 2 <= participants().count() {
+            if now.ms >= change.deadline_ms {
+                self.refuse_waiting(Error::NewConfigNoQuorum, actions);
+            }
+            return;
+        }
+        let change = self.reconfigure.take().expect("it was there");
+        let Ok(asked) = Command::decode(&mut Reader::new(&change.command)) else { return };
+        let command = Command { act: Act::SetConfig { text: &change.text }, ..asked };
+        let changes = self.raft_changes(&change.members);
+        if changes.is_empty() {
+            // Addresses alone: Raft does not care.
+            self.outbox.push(&command);
+            return;
+        }
+        let mut context = Vec::new();
+        begin_batch(&mut context, now.wall_ms, self.rules());
+        command.encode(&mut context);
+        let mut conf_change = ConfChangeV2::default();
+        conf_change.set_changes(changes.into());
+        conf_change.context = context.into();
+        if !self.consensus.propose_members(conf_change) {
+            self.reconfigure = Some(change);
+            self.refuse_waiting(Error::ReconfigInProgress, actions);
+        }
+    }
+
+    /// What Raft has to change to get from its members to these.
+    fn raft_changes(&self, members: &[Member]) -> Vec<ConfChangeSingle> {
+        let state = self.consensus.conf_state();
+        let mut changes = Vec::new();
+        let mut change = |id: u64, kind: ConfChangeType| {
+            let mut single = ConfChangeSingle::default();
+            single.node_id = id;
+            single.set_change_type(kind);
+            changes.push(single);
+        };
+        for member in members {
+            if is_participant(member) && !state.voters.contains(&member.id) {
+                change(member.id, ConfChangeType::AddNode);
+            } else if !is_participant(member) && !state.learners.contains(&member.id) {
+                change(member.id, ConfChangeType::AddLearnerNode);
+            }
+        }
+        let kept: BTreeSet<u64> = members.iter().map(|member| member.id).collect();
+        for id in state.voters.iter().chain(&state.learners) {
+            if !kept.contains(id) {
+                change(*id, ConfChangeType::RemoveNode);
+            }
+        }
+        changes
+    }
+
+    fn refuse_waiting(&mut self, error: Error, actions: &mut Vec<Action>) {
+        let Some(change) = self.reconfigure.take() else { return };
+        if let Ok(asked) = Command::decode(&mut Reader::new(&change.command)) {
+            self.refuse_to(change.peer, asked.tag, error, actions);
+        }
+        self.tell_peers(actions);
+    }
+
+    /// Leadership is lost: whoever asked closes its client, which asks again elsewhere.
+    pub(super) fn refuse_reconfigure(&mut self, actions: &mut Vec<Action>) {
+        let Some(change) = self.reconfigure.take() else { return };
+        if change.peer != self.identity.replica_id {
+            let message = PeerMessage::NotLeader.encode();
+            actions.push(Action::SendPeer { peer: change.peer, message });
+        }
+        self.tell_peers(actions);
+    }
+
+    fn refuse_to(&mut self, peer: u64, tag: u64, error: Error, actions: &mut Vec<Action>) {
+        if peer == self.identity.replica_id {
+            self.reconfigure_refused(tag, error.code());
+        } else {
+            let message = PeerMessage::ReconfigureRefused { tag, error: error.code() }.encode();
+            actions.push(Action::SendPeer { peer, message });
+        }
+    }
+
+    /// The leader said no to a change that one of ours asked for.
+    pub(super) fn reconfigure_refused(&mut self, tag: u64, error: i32) {
+        if self.admin_refused(tag, error) {
+            return;
+        }
+        let zxid = self.state.zxid();
+        let Some(Some(client)) = self.clients.get_mut(slot_of(tag)) else { return };
+        let id = client.id;
+        client.refuse_write(tag, zxid, error);
+        self.unblocked.push(id);
+    }
+}

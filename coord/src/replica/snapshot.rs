@@ -1,0 +1,257 @@
+//! A follower that is too far behind for the log gets the whole state, in chunks, beside the log.
+//!
+//! The chunks come from a consistent view of the leader's durable state, so nothing waits for them.
+//! The receiver stores them apart from its own state; when all are there, they take its place, and
+//! only then Raft is told. Between the two nothing is applied, for what would it be applied to.
+
+use ::raft::eraftpb::Message;
+
+use super::message::{PeerMessage, set_snapshot};
+use super::{Action, Now, Replica};
+use crate::state::{Changes, State};
+use crate::store::Applied;
+
+/// Chunks on their way to a follower that it has not stored yet.
+const CHUNKS_IN_FLIGHT_MAX: u32 = 4;
+
+/// A snapshot on its way to a follower.
+pub(super) struct Sending {
+    /// What Raft wants the follower to be given.
+    message: Message,
+    chunks_in_flight: u32,
+    /// Whether the view is being read.
+    is_reading: bool,
+    is_at_end: bool,
+}
+
+/// A snapshot that is coming in.
+pub(super) struct Receiving {
+    peer: u64,
+    message: Message,
+    /// Whether all of it is there and takes the state's place.
+    is_installing: bool,
+    /// The new state, between its installation and Raft's consent.
+    installed: Option<(Applied, State)>,
+}
+
+impl Replica {
+    /// Whether the state on disk is being replaced.
+    pub(super) fn is_installing(&self) -> bool {
+        self.receiving
+            .as_ref()
+            .is_some_and(|receiving| receiving.is_installing && receiving.installed.is_none())
+    }
+
+    fn send_peer(&self, peer: u64, message: &PeerMessage<'_>, actions: &mut Vec<Action>) {
+        actions.push(Action::SendPeer { peer, message: message.encode() });
+    }
+
+    // The leader's side.
+
+    pub(super) fn begin_sending(&mut self, message: Message, actions: &mut Vec<Action>) {
+        let peer = message.to;
+        if !self.connected.contains(&peer) {
+            self.consensus.report_snapshot(peer, false);
+            return;
+        }
+        if self.sending.contains_key(&peer) {
+            return;
+        }
+        tracing::info!(peer, "sending a snapshot");
+        self.metrics.snapshots_sent += 1;
+        let sending = Sending { message, chunks_in_flight: 0, is_reading: false, is_at_end: false };
+        self.sending.insert(peer, sending);
+        actions.push(Action::OpenSnapshot { peer });
+    }
+
+    pub(super) fn snapshot_opened(
+        &mut self,
+        peer: u64,
+        applied: Applied,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(sending) = self.sending.get_mut(&peer) else {
+            return actions.push(Action::CloseSnapshot { peer });
+        };
+        // The durable state may have moved on since Raft asked: newer is as good.
+        set_snapshot(&mut sending.message, applied);
+        sending.is_reading = true;
+        let message = PeerMessage::SnapshotBegin(sending.message.clone());
+        self.send_peer(peer, &message, actions);
+        actions.push(Action::ReadSnapshot { peer });
+    }
+
+    pub(super) fn snapshot_chunk(
+        &mut self,
+        peer: u64,
+        chunk: Option<Vec<u8>>,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(sending) = self.sending.get_mut(&peer) else { return };
+        sending.is_reading = false;
+        let Some(chunk) = chunk else {
+            sending.is_at_end = true;
+            self.send_peer(peer, &PeerMessage::SnapshotEnd, actions);
+            return actions.push(Action::CloseSnapshot { peer });
+        };
+        sending.chunks_in_flight += 1;
+        if sending.chunks_in_flight < CHUNKS_IN_FLIGHT_MAX {
+            sending.is_reading = true;
+            actions.push(Action::ReadSnapshot { peer });
+        }
+        self.send_peer(peer, &PeerMessage::SnapshotChunk { chunk: &chunk }, actions);
+    }
+
+    pub(super) fn send_more(&mut self, peer: u64, actions: &mut Vec<Action>) {
+        let Some(sending) = self.sending.get_mut(&peer) else { return };
+        sending.chunks_in_flight = sending.chunks_in_flight.saturating_sub(1);
+        if !sending.is_reading && !sending.is_at_end {
+            sending.is_reading = true;
+            actions.push(Action::ReadSnapshot { peer });
+        }
+    }
+
+    pub(super) fn snapshot_done(
+        &mut self,
+        peer: u64,
+        is_installed: bool,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(sending) = self.sending.remove(&peer) else { return };
+        tracing::info!(peer, is_installed, "a snapshot was sent");
+        self.consensus.report_snapshot(peer, is_installed);
+        if !sending.is_at_end {
+            actions.push(Action::CloseSnapshot { peer });
+        }
+    }
+
+    pub(super) fn stop_sending_snapshot(&mut self, peer: u64, actions: &mut Vec<Action>) {
+        self.snapshot_done(peer, false, actions);
+    }
+
+    pub(super) fn stop_sending_snapshots(&mut self, actions: &mut Vec<Action>) {
+        let mut peers: Vec<u64> = self.sending.keys().copied().collect();
+        peers.sort_unstable();
+        for peer in peers {
+            self.stop_sending_snapshot(peer, actions);
+        }
+    }
+
+    // The follower's side.
+
+    pub(super) fn begin_receiving(
+        &mut self,
+        peer: u64,
+        message: Message,
+        actions: &mut Vec<Action>,
+    ) {
+        // One that is taking the state's place already is not disturbed.
+        if self.receiving.as_ref().is_some_and(|receiving| receiving.is_installing) {
+            return self.send_peer(
+                peer,
+                &PeerMessage::SnapshotDone { is_installed: false },
+                actions,
+            );
+        }
+        let index = message.get_snapshot().get_metadata().index;
+        if message.from != peer || index <= self.consensus.committed() {
+            // Nothing to gain from it; Raft tells the leader how far we are.
+            self.consensus.step(message);
+            return self.send_peer(
+                peer,
+                &PeerMessage::SnapshotDone { is_installed: true },
+                actions,
+            );
+        }
+        tracing::info!(peer, index, "receiving a snapshot");
+        self.metrics.snapshots_received += 1;
+        self.receiving = Some(Receiving { peer, message, is_installing: false, installed: None });
+        actions.push(Action::BeginInstall { peer });
+    }
+
+    pub(super) fn receive_chunk(&mut self, peer: u64, chunk: &[u8], actions: &mut Vec<Action>) {
+        let is_expected = self
+            .receiving
+            .as_ref()
+            .is_some_and(|receiving| receiving.peer == peer && !receiving.is_installing);
+        if is_expected {
+            actions.push(Action::StoreSnapshot { peer, chunk: chunk.to_vec() });
+        }
+    }
+
+    pub(super) fn snapshot_stored(&mut self, peer: u64, actions: &mut Vec<Action>) {
+        self.send_peer(peer, &PeerMessage::SnapshotMore, actions);
+    }
+
+    pub(super) fn end_receiving(&mut self, peer: u64, actions: &mut Vec<Action>) {
+        let Some(receiving) = &mut self.receiving else { return };
+        if receiving.peer != peer || receiving.is_installing {
+            return;
+        }
+        let index = receiving.message.get_snapshot().get_metadata().index;
+        if index <= self.consensus.committed() {
+            // The log brought us further in the meantime: the state on disk must not go back.
+            self.receiving = None;
+            let message = PeerMessage::SnapshotDone { is_installed: true };
+            return self.send_peer(peer, &message, actions);
+        }
+        receiving.is_installing = true;
+        actions.push(Action::FinishInstall { peer });
+    }
+
+    pub(super) fn snapshot_installed(
+        &mut self,
+        _now: Now,
+        peer: u64,
+        applied: Applied,
+        state: State,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(receiving) = &mut self.receiving else {
+            panic!("only a snapshot that was asked for is installed");
+        };
+        let mut message = receiving.message.clone();
+        set_snapshot(&mut message, applied.clone());
+        receiving.installed = Some((applied, state));
+        // Raft's answer may come from a later term, but what a majority has agreed on stays so:
+        // the snapshot is taken in whoever leads now.
+        message.term = message.term.max(self.consensus.term());
+        self.consensus.step(message);
+        if !self.consensus.has_snapshot() {
+            // The state on disk is the snapshot's, whose entries are all committed: starting
+            // from it is safe, going on with the one in memory is not.
+            let reason = "a snapshot was installed that Raft does not want; start again".to_owned();
+            actions.push(Action::Stop { reason });
+            self.is_failed = true;
+            return;
+        }
+        self.send_peer(peer, &PeerMessage::SnapshotDone { is_installed: true }, actions);
+    }
+
+    pub(super) fn snapshot_refused(&mut self, peer: u64, error: &str, actions: &mut Vec<Action>) {
+        tracing::warn!(peer, error, "a received snapshot was not installed");
+        self.receiving = None;
+        self.send_peer(peer, &PeerMessage::SnapshotDone { is_installed: false }, actions);
+    }
+
+    /// Raft took the snapshot: its state is ours from here on.
+    pub(super) fn take_installed(
+        &mut self,
+        _now: Now,
+        applied: &Applied,
+        actions: &mut Vec<Action>,
+    ) {
+        let installed = self.receiving.take().and_then(|receiving| receiving.installed);
+        let (installed_at, state) = installed.expect("Raft restores what was installed before");
+        assert!(installed_at.index == applied.index, "Raft restores what was installed");
+        self.state = state;
+        self.changes = Changes::default();
+        // What our clients watch may have changed without an event: they set their watches
+        // again when they reconnect, and learn of it then.
+        let all: Vec<_> = self.clients.iter().flatten().map(|client| client.id).collect();
+        for client in all {
+            self.close_client(client, actions);
+        }
+        self.read_members(actions);
+    }
+}
