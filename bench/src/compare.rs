@@ -250,7 +250,8 @@ fn available(options: &CompareOptions, report: &mut CompareReport) -> Vec<Rival>
     rivals
 }
 
-fn commit() -> Option<String> {
+/// Commit of the current directory, if it is under git.
+pub(crate) fn commit() -> Option<String> {
     let output = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     (output.status.success() && !text.trim().is_empty()).then(|| text.trim().to_owned())
@@ -478,7 +479,10 @@ fn ratios(servers: &[ServerReport]) -> Vec<RatioReport> {
 }
 
 /// Median of the ratios of each round; a round whose divisor is 0 has none.
-fn median_ratio(ours: impl IntoIterator<Item = f64>, theirs: impl IntoIterator<Item = f64>) -> f64 {
+pub(crate) fn median_ratio(
+    ours: impl IntoIterator<Item = f64>,
+    theirs: impl IntoIterator<Item = f64>,
+) -> f64 {
     let ratios: Vec<f64> = ours
         .into_iter()
         .zip(theirs)

@@ -4,8 +4,9 @@
 //! Owns the load generator ([`load`]), the protocols it speaks ([`wire`]), the rivals and the node it
 //! starts ([`rival`]) and the reports ([`report`]). Two facts always hold: every reply is checked for
 //! success and for its exact length, and every server is read once with its bytes compared before a
-//! clock starts. Flags and printing are left to the command line, which calls [`read::read`] and
-//! [`compare::compare`].
+//! clock starts. Flags and printing are left to the command line, which calls [`read::read`],
+//! [`compare::compare`] and [`coord::measure`]. The last is for the coordination service and has
+//! servers, protocols and a generator of its own.
 //!
 //! The generator speaks raw protocols and does not use the client library: it measures servers.
 //! Modules in reading order:
@@ -13,6 +14,7 @@
 pub mod compare;
 pub mod content;
 pub mod control;
+pub mod coord;
 pub mod keys;
 pub mod load;
 pub mod machine;

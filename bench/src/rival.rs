@@ -174,7 +174,7 @@ pub fn scratch_directory() -> Result<TempDir> {
 
 /// Makes a command whose process the kernel kills when this thread ends, where `setpriv` is there to
 /// say so: a harness that is killed itself then leaves no server behind.
-fn command(program: &Path) -> Command {
+pub(crate) fn command(program: &Path) -> Command {
     match machine::find_program("setpriv") {
         Some(setpriv) => {
             let mut command = Command::new(setpriv);
@@ -192,7 +192,11 @@ fn free_address() -> Result<SocketAddr> {
 }
 
 /// Spawns a server with stderr in a file, and stdout there too unless `stdout` takes it.
-fn spawn(mut command: Command, scratch: &TempDir, stdout: Option<Stdio>) -> Result<Child> {
+pub(crate) fn spawn(
+    mut command: Command,
+    scratch: &TempDir,
+    stdout: Option<Stdio>,
+) -> Result<Child> {
     let log = File::create(stderr_path(scratch)).context("create a log")?;
     let stdout = match stdout {
         Some(stdout) => stdout,
@@ -208,7 +212,7 @@ fn stderr_path(scratch: &TempDir) -> PathBuf {
 }
 
 /// The last lines a server wrote, for an error message.
-fn stderr_tail(scratch: &TempDir) -> String {
+pub(crate) fn stderr_tail(scratch: &TempDir) -> String {
     let bytes = std::fs::read(stderr_path(scratch)).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<&str> = text.lines().collect();

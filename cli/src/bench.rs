@@ -17,6 +17,8 @@ use millrace_bench::rival::{NodeOptions, Rival};
 use millrace_bench::wire::BATCH_MAX;
 use millrace_node::config::parse_size;
 
+mod coord;
+
 use crate::failure::Failure;
 use crate::fs::{NO_NODE_HINT, NodeAddress};
 use crate::output::{self, Activity};
@@ -26,7 +28,7 @@ const ROUNDS_MAX: usize = 10_000;
 /// Largest skew: nearly every read is then of one range.
 const THETA_MAX: f64 = 10.0;
 
-/// Measure a node, alone or beside other servers.
+/// Measure a node or the coordination service, alone or beside other servers.
 ///
 /// The load generator is one thread that speaks each server's own protocol and checks the length of
 /// every reply, so that what is measured is the server. A GB is 10^9 bytes of payload.
@@ -34,7 +36,8 @@ const THETA_MAX: f64 = 10.0;
 #[command(after_help = "\
 Examples:
   millrace bench read --node 127.0.0.1:7070 --seconds 10
-  millrace bench compare --sizes 64KiB --rivals redis")]
+  millrace bench compare --sizes 64KiB --rivals redis
+  millrace bench coord --rivals zookeeper")]
 pub(crate) struct Args {
     #[command(subcommand)]
     verb: Verb,
@@ -44,6 +47,7 @@ pub(crate) struct Args {
 enum Verb {
     Read(ReadArgs),
     Compare(CompareArgs),
+    Coord(coord::Args),
 }
 
 /// Load a running node with random reads of its files.
@@ -197,6 +201,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     match args.verb {
         Verb::Read(args) => run_read(args),
         Verb::Compare(args) => run_compare(args),
+        Verb::Coord(args) => coord::run(args),
     }
 }
 
