@@ -15,6 +15,8 @@ mod quickstart;
 
 mod node;
 
+mod coord;
+
 mod fs;
 
 mod bench;
@@ -32,6 +34,7 @@ Examples:
   millrace quickstart                          see it work, in a few seconds, in one process
   millrace node --source /data --memory 8GiB   serve /data at 127.0.0.1:7070
   millrace fs ls -l                            what that node serves
+  millrace coord --data DIR                    serve ZooKeeper's clients at 127.0.0.1:2181
   millrace bench read --seconds 10             how fast it does so
 
 Exit codes:
@@ -51,6 +54,7 @@ struct Cli {
 enum Verb {
     Quickstart(quickstart::Args),
     Node(node::Args),
+    Coord(Box<coord::Args>),
     Fs(fs::Args),
     Bench(bench::Args),
     Completions(CompletionsArgs),
@@ -75,6 +79,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().verb {
         Verb::Quickstart(args) => quickstart::run(&args),
         Verb::Node(args) => node::run(&args),
+        Verb::Coord(args) => coord::run(*args),
         Verb::Fs(args) => fs::run(args),
         Verb::Bench(args) => bench::run(args),
         Verb::Completions(args) => completions(args.shell),

@@ -251,7 +251,7 @@ fn as_file(config: &Config, source_is_example: bool) -> String {
 }
 
 /// A number as it is, anything else as a TOML string.
-fn as_toml(value: &str) -> String {
+pub(crate) fn as_toml(value: &str) -> String {
     if value.parse::<u64>().is_ok() {
         return value.to_owned();
     }

@@ -137,7 +137,7 @@ impl<'a> Command<'a> {
         let session = reader.long()?;
         let attach = reader.long()?;
         let identities = reader
-            .list(|reader| Ok(Identity { scheme: reader.path()?, id: reader.path()? }))?
+            .list(|reader| Ok(Identity { scheme: reader.text()?, id: reader.text()? }))?
             .unwrap_or_default();
         let [kind] = *reader.take(1)? else { return Err(JuteError::Short) };
         let act = match kind {
@@ -150,7 +150,7 @@ impl<'a> Command<'a> {
             ATTACH => Act::Attach { timeout_ms: reader.int()?, password: password(reader)? },
             CLOSE_SESSION => Act::CloseSession,
             DELETE_CONTAINER => Act::DeleteContainer { path: reader.path()? },
-            SET_CONFIG => Act::SetConfig { text: reader.path()? },
+            SET_CONFIG => Act::SetConfig { text: reader.text()? },
             other => return Err(JuteError::Operation(i32::from(other))),
         };
         Ok(Command { origin, tag, session, attach, identities, act })

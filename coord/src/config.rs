@@ -46,6 +46,8 @@ pub struct Config {
     pub members: Vec<Member>,
     /// Listen for peers on every interface, not only where `members` says.
     pub peer_listen_all: bool,
+    /// Listen for peers here, where `members` names an address that is mapped to this one.
+    pub peer_listen: Option<SocketAddr>,
     /// ZooKeeper's unit of time.
     pub tick_ms: u64,
     /// Ticks a follower may take to catch up, for `conf` alone: Raft has no such limit.
@@ -321,6 +323,7 @@ impl Config {
             replica_id: 1,
             members: Vec::new(),
             peer_listen_all: false,
+            peer_listen: None,
             tick_ms: 2000,
             init_limit_ticks: 10,
             sync_limit_ticks: 5,

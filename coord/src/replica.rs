@@ -249,7 +249,7 @@ impl Replica {
             receiving: None,
             reconfigure: None,
             reconfigures_asked: Vec::new(),
-            syncs: read::Syncs::default(),
+            syncs: read::Syncs::new(origin),
             admin_waiting: Vec::new(),
             is_failed: false,
             is_shutting_down: false,

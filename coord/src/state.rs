@@ -157,8 +157,11 @@ impl State {
         command: &Command<'_>,
         changes: &mut Changes,
     ) -> Result<Outcome, Error> {
-        self.zxid += 1;
-        changes.touch(Touched::Zxid);
+        // All but a client's coming back count, as in ZooKeeper.
+        if !matches!(command.act, Act::Attach { .. }) {
+            self.zxid += 1;
+            changes.touch(Touched::Zxid);
+        }
         match command.act {
             Act::CreateSession { timeout_ms, password } => {
                 Ok(self.create_session(time_ms, timeout_ms, password, changes))
@@ -202,7 +205,7 @@ impl State {
         // Like ZooKeeper's ids: the time, with room for 65,536 sessions in a millisecond.
         let id = (self.last_session + 1).max(time_ms << 16 & 0x00ff_ffff_ffff_ffff);
         self.last_session = id;
-        let attach = self.zxid;
+        let attach = 1;
         let session = Session { timeout_ms, attach, password, ephemerals: BTreeSet::new() };
         self.sessions.insert(id, session);
         changes.touch(Touched::LastSession);
@@ -223,7 +226,7 @@ impl State {
         if pairs.fold(0, |differing, (one, other)| differing | (one ^ other)) != 0 {
             return Err(Error::SessionExpired);
         }
-        session.attach = self.zxid;
+        session.attach += 1;
         session.timeout_ms = timeout_ms;
         changes.touch(Touched::Session(id));
         Ok(Outcome::Attached { timeout_ms: session.timeout_ms, attach: session.attach })

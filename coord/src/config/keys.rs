@@ -176,6 +176,11 @@ pub const KEYS: &[Key] = &[
         },
     },
     flag!(peer_listen_all, "false", "Listen for peers on every interface"),
+    endpoint!(
+        peer_listen,
+        "Where to listen for peers, if that differs from what members says; else off",
+        "0.0.0.0:2888"
+    ),
     number!(Count, tick_ms, "MS", 10..=HOUR_MS, "2000", "Unit of session time-outs", "500"),
     number!(
         Count,

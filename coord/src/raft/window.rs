@@ -62,11 +62,18 @@ impl Window {
             checkpoint: applied.clone(),
             reader,
         };
-        // A snapshot that was installed replaces the log, also when the crash came in between.
-        if applied.index > initial.last_index || applied.index < initial.compacted_index {
+        // A snapshot that was installed replaces the log, also when the crash came in between: the
+        // log then ends before it, or holds other entries that nobody agreed on.
+        let is_replaced = applied.index > initial.last_index
+            || applied.index < initial.compacted_index
+            || (applied.index > initial.compacted_index
+                && window.reader.term(applied.index)? != Some(applied.term));
+        if is_replaced {
             window.compacted = (applied.index, applied.term);
         } else {
-            let first = applied.index.max(initial.compacted_index) + 1;
+            // With the last entry applied, which nothing replaces: memory always knows where the log
+            // ends.
+            let first = applied.index.max(initial.compacted_index + 1);
             let entries = window.reader.entries(first, initial.last_index + 1, u64::MAX)?;
             window.bytes = entries.iter().map(size_of).sum();
             window.entries = entries.into();
@@ -144,9 +151,9 @@ impl Window {
 
     /// Gives memory back: entries up to `index` are durable and applied.
     pub(super) fn shrink(&mut self, index: u64) {
-        // The last entry stays, so that its index and term are at hand.
-        while self.bytes > WINDOW_BYTES_MAX && self.entries.len() > 1 {
-            if self.entries.front().is_none_or(|entry| entry.index > index) {
+        // The entry at `index` stays: those behind it may all be replaced.
+        while self.bytes > WINDOW_BYTES_MAX {
+            if self.entries.front().is_none_or(|entry| entry.index >= index) {
                 return;
             }
             let dropped = self.entries.pop_front().expect("there is a first one");

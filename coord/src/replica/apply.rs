@@ -63,9 +63,13 @@ impl Replica {
     /// Takes over who the members are from the replicated configuration.
     pub(super) fn read_members(&mut self, actions: &mut Vec<Action>) {
         let text = self.state.config_text();
-        // A replica by itself has no such text.
         if text.is_empty() {
-            self.members.clear();
+            // A replica by itself has no such text, ever. One that joins has none yet: it speaks to
+            // those that its own configuration names, who hear from it what it lacks.
+            self.members = match self.consensus.applied() {
+                0 => self.config.members.clone(),
+                _ => Vec::new(),
+            };
             return self.tell_peers(actions);
         }
         match members::parse_config_text(&text) {

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use millrace_proto::zookeeper::{
-    Error, ReplyHeader, Request, STATE_CONNECTED, WatchEvent, Writer, add_watch_mode, opcode, xid,
+    Error, ReplyHeader, Request, STATE_CONNECTED, WatchEvent, Writer, add_watch_mode, opcode, watcher_type, xid,
 };
 
 use super::client::Pending;
@@ -15,8 +15,10 @@ use crate::state::read::read;
 use crate::watch::{TooManyWatches, WatchLists, WatchTable};
 
 /// Syncs on their way: each turn's go to the leader as one question (Raft thesis, 6.4).
-#[derive(Default)]
 pub(super) struct Syncs {
+    /// Of this process. The leader tells questions apart by their bytes alone: without it, that of
+    /// one replica would be taken for that of another, or for one of an earlier process.
+    origin: u64,
     issued: u64,
     /// Asked since the last question.
     fresh: Vec<(ClientId, u64)>,
@@ -34,6 +36,17 @@ struct Question {
 }
 
 impl Syncs {
+    pub(super) fn new(origin: u64) -> Syncs {
+        Syncs {
+            origin,
+            issued: 0,
+            fresh: Vec::new(),
+            asked: VecDeque::new(),
+            answered: Vec::new(),
+            number: 0,
+        }
+    }
+
     fn issue(&mut self, id: ClientId) -> u64 {
         self.issued += 1;
         self.fresh.push((id, self.issued));
@@ -53,7 +66,8 @@ impl Syncs {
             return;
         }
         self.number += 1;
-        consensus.read_index(self.number.to_be_bytes().to_vec());
+        let context = [self.origin.to_be_bytes(), self.number.to_be_bytes()].concat();
+        consensus.read_index(context);
         let waiting = std::mem::take(&mut self.fresh);
         self.asked.push_back(Question { number: self.number, asked_ms: now.ms, waiting });
     }
@@ -67,8 +81,12 @@ impl Syncs {
 
     pub(super) fn answered(&mut self, reads: Vec<(Vec<u8>, u64)>) {
         for (context, index) in reads {
-            let Ok(context) = <[u8; 8]>::try_from(context.as_slice()) else { continue };
-            let number = u64::from_be_bytes(context);
+            let Some((origin, number)) = context.split_first_chunk() else { continue };
+            let Ok(number) = <[u8; 8]>::try_from(number) else { continue };
+            let number = u64::from_be_bytes(number);
+            if u64::from_be_bytes(*origin) != self.origin {
+                continue;
+            }
             let Some(place) = self.asked.iter().position(|question| question.number == number)
             else {
                 continue;
@@ -158,12 +176,12 @@ impl Replica {
             Ok(request) => request,
             Err(error) => {
                 let error = error_of(error);
-                client.reply_error(request_xid, zxid, error);
                 // As ZooKeeper: an operation nobody knows ends the connection.
                 if error == Error::Unimplemented {
-                    self.close_client(id, actions);
+                    client.reply_error(request_xid, -1, error);
+                    return self.close_client(id, actions);
                 }
-                return;
+                return client.reply_error(request_xid, zxid, error);
             }
         };
         let mut watched = Ok(());
@@ -171,7 +189,8 @@ impl Replica {
             let events;
             (events, watched) = set_watches(&mut self.watches, &self.state, id.slot, &request);
             for event in &events {
-                let header = ReplyHeader { xid: xid::NOTIFICATION, zxid, error: 0 };
+                // No write is told here, but what had changed: there is no zxid to tell.
+                let header = ReplyHeader { xid: xid::NOTIFICATION, zxid: -1, error: 0 };
                 client.reply(header, |writer| event.encode(writer));
             }
         }
@@ -224,12 +243,18 @@ impl View<'_> {
                 let is_recursive = match mode {
                     add_watch_mode::PERSISTENT => false,
                     add_watch_mode::PERSISTENT_RECURSIVE => true,
-                    _ => return Err(Error::BadArguments),
+                    _ => return Err(Error::MarshallingError),
                 };
                 self.watches.add_persistent(self.slot, path, is_recursive).map_err(full)?;
                 // The reply is the record that carries an error elsewhere, with none in it.
                 writer.int(0);
                 Ok(())
+            }
+            Request::CheckWatches { kind, .. } | Request::RemoveWatches { kind, .. }
+                if !(watcher_type::CHILDREN..=watcher_type::PERSISTENT_RECURSIVE)
+                    .contains(&kind) =>
+            {
+                Err(Error::MarshallingError)
             }
             Request::CheckWatches { path, kind } => {
                 let is_there = self.watches.contains(self.slot, path, kind);

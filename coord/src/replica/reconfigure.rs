@@ -107,11 +107,6 @@ impl Replica {
         if self.members.is_empty() {
             return Err(Error::Unimplemented);
         }
-        let may_write =
-            self.config.skip_acl || self.state.allows(CONFIG_PATH, perms::WRITE, &asked.identities);
-        if !may_write {
-            return Err(Error::NoAuth);
-        }
         let (_, version) = members::parse_config_text(&self.state.config_text())
             .map_err(|_| Error::DataInconsistency)?;
         if config_id != -1 && config_id != version {
@@ -119,6 +114,12 @@ impl Replica {
         }
         let members = members::reconfigure(&self.members, joining, leaving, new_members)
             .map_err(|error| error.reply())?;
+        // Last, as in ZooKeeper: what is wrong with a change is told to anybody.
+        let may_write =
+            self.config.skip_acl || self.state.allows(CONFIG_PATH, perms::WRITE, &asked.identities);
+        if !may_write {
+            return Err(Error::NoAuth);
+        }
         // Larger than any version before, and known to the leader alone until it is committed.
         let version = self.consensus.last_index() as i64 + 1;
         let text = members::config_text(&members, version);

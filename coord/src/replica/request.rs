@@ -171,6 +171,6 @@ pub(super) fn split(message: &[u8]) -> Option<(i32, i32, &[u8])> {
 pub(super) fn error_of(error: JuteError) -> Error {
     match error {
         JuteError::Operation(_) => Error::Unimplemented,
-        JuteError::Short | JuteError::Length(_) | JuteError::Text => Error::MarshallingError,
+        JuteError::Short | JuteError::Length(_) => Error::MarshallingError,
     }
 }

@@ -165,7 +165,6 @@ pub(super) fn fix<'a>(
             }
             "digest" => is_digest(entry.id),
             "ip" => network(entry.id).is_some(),
-            "x509" | "sasl" => !entry.id.is_empty(),
             _ => false,
         };
         if !is_valid {
@@ -178,7 +177,7 @@ pub(super) fn fix<'a>(
 
 /// Whether an identity of this scheme took a secret: an address does not.
 fn is_proof(scheme: &str) -> bool {
-    matches!(scheme, "digest" | "x509" | "sasl")
+    scheme == "digest"
 }
 
 #[derive(Debug)]

@@ -11,13 +11,14 @@ pub enum JuteError {
     /// A length is below -1 or runs past the end of the record.
     #[error("length {0} is negative or runs past the end of the record")]
     Length(i32),
-    /// A string is not UTF-8.
-    #[error("a string is not UTF-8")]
-    Text,
     /// An operation code nobody knows, or one that may not stand here.
     #[error("operation {0} is unknown or may not stand here")]
     Operation(i32),
 }
+
+/// What a string reads as that is not UTF-8. Java puts U+FFFD where it cannot decode; no path and no
+/// credential may hold that character, so one stands for all of them.
+const NOT_TEXT: &str = "/\u{fffd}";
 
 /// Reads primitives from the front of a record.
 #[derive(Debug, Clone, Copy)]
@@ -75,11 +76,16 @@ impl<'a> Reader<'a> {
 
     pub fn string(&mut self) -> Result<Option<&'a str>, JuteError> {
         let Some(bytes) = self.buffer()? else { return Ok(None) };
-        std::str::from_utf8(bytes).map(Some).map_err(|_| JuteError::Text)
+        Ok(Some(std::str::from_utf8(bytes).unwrap_or(NOT_TEXT)))
     }
 
-    /// A path: a string for which null reads as empty, which no path check lets pass.
+    /// A path: a string that may not be null.
     pub fn path(&mut self) -> Result<&'a str, JuteError> {
+        self.string()?.ok_or(JuteError::Length(-1))
+    }
+
+    /// A string for which null reads as empty.
+    pub fn text(&mut self) -> Result<&'a str, JuteError> {
         Ok(self.string()?.unwrap_or_default())
     }
 

@@ -165,7 +165,7 @@ pub const OPEN_ACL: Acl<'static> = Acl { perms: super::perms::ALL, scheme: "worl
 
 impl<'a> Acl<'a> {
     pub fn decode(reader: &mut Reader<'a>) -> Result<Acl<'a>, JuteError> {
-        Ok(Acl { perms: reader.int()?, scheme: reader.path()?, id: reader.path()? })
+        Ok(Acl { perms: reader.int()?, scheme: reader.text()?, id: reader.text()? })
     }
 
     pub fn encode(&self, writer: &mut Writer<'_>) {

@@ -261,7 +261,7 @@ fn write_acl(writer: &mut Writer<'_>, acl: Option<&[Acl<'_>]>) {
 }
 
 fn paths<'a>(reader: &mut Reader<'a>) -> Result<Vec<&'a str>, JuteError> {
-    Ok(reader.list(|reader| reader.path())?.unwrap_or_default())
+    reader.list(|reader| reader.path())?.ok_or(JuteError::Length(-1))
 }
 
 /// The writes, and the check, that a multi may hold.
@@ -314,14 +314,15 @@ fn simple<'a>(code: i32, reader: &mut Reader<'a>) -> Result<Request<'a>, JuteErr
         opcode::DELETE => Request::Delete { path: reader.path()?, version: reader.int()? },
         opcode::EXISTS => Request::Exists { path: reader.path()?, watch: reader.boolean()? },
         opcode::GET_DATA => Request::GetData { path: reader.path()?, watch: reader.boolean()? },
+        // Null is as good as empty here: a path that no check lets pass.
         opcode::SET_DATA => Request::SetData {
-            path: reader.path()?,
+            path: reader.text()?,
             data: reader.buffer()?,
             version: reader.int()?,
         },
         opcode::GET_ACL => Request::GetAcl { path: reader.path()? },
         opcode::SET_ACL => Request::SetAcl {
-            path: reader.path()?,
+            path: reader.text()?,
             acl: reader.list(Acl::decode)?,
             version: reader.int()?,
         },
@@ -331,7 +332,7 @@ fn simple<'a>(code: i32, reader: &mut Reader<'a>) -> Result<Request<'a>, JuteErr
         opcode::GET_CHILDREN2 => {
             Request::GetChildren2 { path: reader.path()?, watch: reader.boolean()? }
         }
-        opcode::SYNC => Request::Sync { path: reader.path()? },
+        opcode::SYNC => Request::Sync { path: reader.text()? },
         opcode::PING => Request::Ping,
         opcode::CHECK => Request::Check { path: reader.path()?, version: reader.int()? },
         opcode::RECONFIG => Request::Reconfig {
@@ -344,11 +345,11 @@ fn simple<'a>(code: i32, reader: &mut Reader<'a>) -> Result<Request<'a>, JuteErr
             Request::CheckWatches { path: reader.path()?, kind: reader.int()? }
         }
         opcode::REMOVE_WATCHES => {
-            Request::RemoveWatches { path: reader.path()?, kind: reader.int()? }
+            Request::RemoveWatches { path: reader.text()?, kind: reader.int()? }
         }
         opcode::AUTH => {
             let _kind = reader.int()?;
-            Request::Auth { scheme: reader.path()?, auth: reader.buffer()?.unwrap_or_default() }
+            Request::Auth { scheme: reader.text()?, auth: reader.buffer()?.unwrap_or_default() }
         }
         opcode::SASL => Request::Sasl { token: reader.buffer()?.unwrap_or_default() },
         opcode::SET_WATCHES | opcode::SET_WATCHES2 => {

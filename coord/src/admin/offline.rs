@@ -1,0 +1,293 @@
+//! Data that no process uses: looked at, copied, and made anew from a copy.
+//!
+//! Owns no format: stores and states read themselves, and verify every byte as they do. Always
+//! holds: nothing that is looked at is changed; what is restored appears as a whole or not at all.
+//!
+//! A data directory is a state and the log behind it. Entries that are known to be committed are
+//! part of what is loaded; a member that was cut off may hold others, whose fate the rest of the
+//! ensemble decides, and those are only counted.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use protobuf::ProtobufEnum as _;
+use raft::eraftpb::{ConfState, Entry, EntryType};
+
+use crate::command::{Act, Batch, Command, Rules};
+use crate::config::members::{Member, config_text, parse_config_text};
+use crate::raft::decode_members;
+use crate::runtime::load;
+use crate::state::{Changes, State};
+use crate::store::memory::MemoryDisk;
+use crate::store::{
+    self, Append, Applied, Identity, LogStore, Sizes, StateStore, StoreError, Stores,
+};
+
+mod walk;
+
+pub use walk::{Node, walk};
+
+/// Bytes of entries that are in memory at a time.
+const ENTRIES_BYTES_MAX: u64 = 16 << 20;
+/// Where a directory is made before it gets its name.
+const RESTORING: &str = "restoring";
+/// What an empty data directory may have in it: `myid` belongs to the configuration, the lock to
+/// whoever looked for data here before.
+const NOT_DATA: [&str; 4] = ["myid", "lock", "lost+found", RESTORING];
+
+/// Why data cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OfflineError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("{} holds no data of a replica", path.display())]
+    NoData { path: PathBuf },
+    #[error("{} is not empty: it has {found}", path.display())]
+    NotEmpty { path: PathBuf, found: String },
+    #[error("cannot {doing} {}: {error}", path.display())]
+    Io { doing: &'static str, path: PathBuf, error: std::io::Error },
+    #[error("the members in it cannot be read: {0}")]
+    Members(#[from] crate::config::MemberError),
+}
+
+/// What a data directory or a backup holds, verified.
+pub struct Offline {
+    /// Whose it is; `None` for a backup.
+    pub identity: Option<Identity>,
+    /// The last entry that the state holds, and its term.
+    pub index: u64,
+    pub term: u64,
+    pub state: State,
+    /// First and last entry of the log; `None` where there are none.
+    pub log: Option<(u64, u64)>,
+    /// Entries of the log behind `index` that may or may not be committed.
+    pub unsettled_count: u64,
+}
+
+/// Loads a data directory.
+///
+/// # Errors
+/// [`OfflineError::NoData`]; [`StoreError::Locked`] if a process uses it, [`StoreError::Corrupt`]
+/// or others if it is damaged.
+pub fn open(directory: &Path) -> Result<Offline, OfflineError> {
+    let no_data = || OfflineError::NoData { path: directory.to_owned() };
+    // Opening leaves a lock file, which has no business in other people's directories.
+    if !directory.join("raft").is_dir() && !directory.join("state").is_dir() {
+        return Err(no_data());
+    }
+    let stores = store::open_existing(directory, Sizes::default())?;
+    let (applied, state) = load(&stores.state, 0)?.ok_or_else(no_data)?;
+    let identity = stores.identity;
+    let mut offline = Offline {
+        identity: Some(identity),
+        index: applied.index,
+        term: applied.term,
+        state,
+        log: None,
+        unsettled_count: 0,
+    };
+    offline.follow_log(&stores, &applied)?;
+    Ok(offline)
+}
+
+/// Loads a backup.
+///
+/// # Errors
+/// As [`StateStore::install_from`], or [`StoreError::Corrupt`] if its records make no state.
+pub fn open_backup(file: &Path) -> Result<Offline, OfflineError> {
+    let mut store = MemoryDisk::new(0).state();
+    store.install_from(file)?;
+    let loaded = load(&store, 0)?;
+    let (applied, state) =
+        loaded.ok_or_else(|| OfflineError::NoData { path: file.to_owned() })?;
+    let Applied { index, term, .. } = applied;
+    Ok(Offline { identity: None, index, term, state, log: None, unsettled_count: 0 })
+}
+
+impl Offline {
+    /// Reads the whole log, and applies what is committed and not in the state yet.
+    fn follow_log(&mut self, stores: &Stores, applied: &Applied) -> Result<(), StoreError> {
+        let reader = stores.log.reader();
+        let log = reader.initial()?;
+        let (first, last) = (log.compacted_index + 1, log.last_index);
+        if first > last {
+            return Ok(());
+        }
+        self.log = Some((first, last));
+        // The log of before a snapshot, which was installed but not followed by a new log.
+        let is_obsolete = applied.index > log.last_index
+            || (applied.index > log.compacted_index
+                && reader.term(applied.index)? != Some(applied.term));
+        let own = stores.identity.replica_id;
+        let is_alone =
+            applied.conf_state.voters == [own] && applied.conf_state.voters_outgoing.is_empty();
+        // A lone voter's entries are committed as soon as they are durable.
+        let mut committed = if is_alone { last } else { log.hard_state.commit.max(applied.index) };
+        let mut next = first;
+        while next <= last {
+            let entries = reader.entries(next, last + 1, ENTRIES_BYTES_MAX)?;
+            let Some(end) = entries.last() else { break };
+            next = end.index + 1;
+            for entry in &entries {
+                if is_obsolete || entry.index <= self.index || entry.index > committed {
+                    continue;
+                }
+                if entry.get_entry_type() != EntryType::EntryNormal {
+                    // From here on others may have a say.
+                    committed = log.hard_state.commit.max(entry.index);
+                }
+                self.apply(entry)?;
+            }
+        }
+        if !is_obsolete {
+            self.unsettled_count = last.saturating_sub(self.index);
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, entry: &Entry) -> Result<(), StoreError> {
+        self.index = entry.index;
+        self.term = entry.term;
+        let data = match entry.get_entry_type() {
+            EntryType::EntryNormal => entry.data.clone(),
+            EntryType::EntryConfChangeV2 => decode_members(entry).context,
+            other => return Err(unreadable(entry, format!("it is of kind {}", other.value()))),
+        };
+        // The first entry of a term, or the end of a change of members.
+        if data.is_empty() {
+            return Ok(());
+        }
+        let mut batch = Batch::decode(&data).map_err(|error| unreadable(entry, error))?;
+        let (time_ms, rules) = (batch.time_ms, batch.rules);
+        let mut changes = Changes::default();
+        while let Some(command) = batch.next_command().map_err(|error| unreadable(entry, error))? {
+            // A refused command is one whose client was told so.
+            let _ = self.state.apply(time_ms, rules, &command, &mut changes);
+        }
+        Ok(())
+    }
+
+    /// Writes it into a new file, as a running replica would. The file has its name only when it is
+    /// complete.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] if the file exists or cannot be written.
+    pub fn back_up(&self, file: &Path) -> Result<(), OfflineError> {
+        let store_id = self.identity.map_or(0, |identity| identity.store_id);
+        let members = self.state.config_text();
+        let voters = match members.is_empty() {
+            true => vec![self.identity.map_or(1, |identity| identity.replica_id)],
+            false => parse_config_text(&members)?.0.iter().map(|member| member.id).collect(),
+        };
+        let conf_state = ConfState { voters, ..ConfState::default() };
+        let mut store = MemoryDisk::new(store_id).state();
+        self.commit_to(&mut store, conf_state)?;
+        store.copy_to(file)?;
+        Ok(())
+    }
+
+    /// Makes a data directory that holds this state, for a replica with a new identity: by itself,
+    /// or as the one `member` of a new ensemble that others can be added to. `directory` may have
+    /// been created, and may have a `myid`.
+    ///
+    /// # Errors
+    /// [`OfflineError::NotEmpty`], or as the system says; `directory` is then as it was but for a
+    /// folder `restoring`.
+    pub fn restore(
+        mut self,
+        directory: &Path,
+        replica_id: u64,
+        member: Option<&Member>,
+    ) -> Result<(), OfflineError> {
+        check_empty(directory)?;
+        self.set_members(member)?;
+        let fail = |doing| {
+            move |error| OfflineError::Io { doing, path: directory.to_owned(), error }
+        };
+        let fresh = directory.join(RESTORING);
+        match fs::remove_dir_all(&fresh) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(fail("clear")(error));
+            }
+            _ => {}
+        }
+        fs::create_dir_all(&fresh).map_err(fail("create"))?;
+        let (cluster_id, store_id) = (fastrand::u64(1..), fastrand::u64(1..));
+        let identity = Identity { cluster_id, replica_id, store_id };
+        let mut stores = store::open(&fresh, identity, Sizes::default())?;
+        let conf_state = ConfState { voters: vec![replica_id], ..ConfState::default() };
+        self.commit_to(&mut stores.state, conf_state)?;
+        let reset = Some((self.index, self.term));
+        stores.log.append(&[Append { reset, ..Append::default() }])?;
+        drop(stores);
+        // A directory with a state and no log is refused, so this order leaves no half that starts.
+        for part in ["state", "raft"] {
+            fs::rename(fresh.join(part), directory.join(part)).map_err(fail("complete"))?;
+        }
+        let synced = fs::File::open(directory).and_then(|directory| directory.sync_all());
+        synced.map_err(fail("sync"))?;
+        fs::remove_dir_all(&fresh).map_err(fail("clear"))
+    }
+
+    /// Replaces the replicated list of members, if it has to change.
+    fn set_members(&mut self, member: Option<&Member>) -> Result<(), OfflineError> {
+        let before = self.state.config_text();
+        let version = match before.is_empty() {
+            true => 0,
+            false => parse_config_text(&before)?.1,
+        };
+        let text = match member {
+            // Larger than any before.
+            Some(member) => {
+                let version = self.state.zxid().max(self.index as i64).max(version) + 1;
+                config_text(std::slice::from_ref(member), version)
+            }
+            None => String::new(),
+        };
+        if text == before {
+            return Ok(());
+        }
+        let act = Act::SetConfig { text: &text };
+        let command =
+            Command { origin: 0, tag: 0, session: 0, attach: 0, identities: Vec::new(), act };
+        let set = self.state.apply(0, Rules::default(), &command, &mut Changes::default());
+        set.expect("the node of the members cannot be deleted");
+        Ok(())
+    }
+
+    fn commit_to(
+        &self,
+        store: &mut dyn StateStore,
+        conf_state: ConfState,
+    ) -> Result<(), StoreError> {
+        let mut records = Vec::new();
+        self.state.all_records(&mut |key, value| records.push((key.to_vec(), value.to_vec())));
+        // The cheapest order for the store.
+        records.sort_unstable();
+        let mut changes = records.iter().map(|(key, value)| (&key[..], Some(&value[..])));
+        store.commit(&mut changes, &Applied { index: self.index, term: self.term, conf_state })
+    }
+}
+
+/// Whether a directory that may be missing has nothing that counts.
+fn check_empty(directory: &Path) -> Result<(), OfflineError> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => {
+            return Err(OfflineError::Io { doing: "list", path: directory.to_owned(), error });
+        }
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !NOT_DATA.contains(&name.as_str()) {
+            return Err(OfflineError::NotEmpty { path: directory.to_owned(), found: name });
+        }
+    }
+    Ok(())
+}
+
+fn unreadable(entry: &Entry, reason: impl std::fmt::Display) -> StoreError {
+    let at = format!("entry {}: {reason}", entry.index);
+    StoreError::Corrupt { what: "the Raft log".to_owned(), at }
+}

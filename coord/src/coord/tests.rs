@@ -1,0 +1,323 @@
+//! Whole replicas in this process, with real directories and sockets.
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use millrace_proto::zookeeper::record::OPEN_ACL;
+use millrace_proto::zookeeper::{
+    ConnectRequest, ConnectResponse, CreateKind, Reader, ReplyHeader, Request, Writer,
+};
+use tempfile::TempDir;
+
+use super::*;
+use crate::config::Role;
+use crate::report::Mode;
+
+/// How long a test waits for what must come.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// A client that waits for each answer.
+struct Client {
+    stream: TcpStream,
+    xid: i32,
+}
+
+impl Client {
+    /// A new session; an error when the replica closes instead.
+    fn open(address: SocketAddr) -> io::Result<Client> {
+        let mut stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut record = Vec::new();
+        let request = ConnectRequest {
+            protocol_version: 0,
+            last_zxid_seen: 0,
+            timeout_ms: 2000,
+            session: 0,
+            password: Some(&[0; 16]),
+            read_only: Some(false),
+        };
+        request.encode(&mut Writer::new(&mut record));
+        send(&mut stream, &record)?;
+        let response = ConnectResponse::decode(&receive(&mut stream)?).unwrap();
+        assert_ne!(response.session, 0);
+        Ok(Client { stream, xid: 0 })
+    }
+
+    /// The error code and the body of the reply.
+    fn ask(&mut self, request: &Request<'_>) -> io::Result<(i32, Vec<u8>)> {
+        self.xid += 1;
+        let mut message = Vec::new();
+        let mut writer = Writer::new(&mut message);
+        writer.int(self.xid);
+        writer.int(request.code());
+        request.encode(&mut writer);
+        send(&mut self.stream, &message)?;
+        let message = receive(&mut self.stream)?;
+        let mut reader = Reader::new(&message);
+        let header = ReplyHeader::decode(&mut reader).unwrap();
+        assert_eq!(header.xid, self.xid);
+        Ok((header.error, reader.rest().to_vec()))
+    }
+
+    fn create(&mut self, path: &str, data: &[u8]) -> io::Result<i32> {
+        let acl = Some(vec![OPEN_ACL]);
+        let kind = CreateKind::Create;
+        let request = Request::Create { kind, path, data: Some(data), acl, flags: 0, ttl_ms: 0 };
+        Ok(self.ask(&request)?.0)
+    }
+
+    fn get(&mut self, path: &str) -> io::Result<Option<Vec<u8>>> {
+        let (error, body) = self.ask(&Request::GetData { path, watch: false })?;
+        let data = || Reader::new(&body).buffer().unwrap().unwrap_or_default().to_vec();
+        Ok((error == 0).then(data))
+    }
+}
+
+fn send(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
+    stream.write_all(&[&(message.len() as u32).to_be_bytes(), message].concat())
+}
+
+fn receive(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let mut length = [0; 4];
+    stream.read_exact(&mut length)?;
+    let mut message = vec![0; u32::from_be_bytes(length) as usize];
+    stream.read_exact(&mut message)?;
+    Ok(message)
+}
+
+/// Tries until it succeeds: leaders are elected, streams are opened.
+fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(value) = attempt() {
+            return value;
+        }
+        assert!(began.elapsed() < PATIENCE, "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn client(coord: &Coord) -> Client {
+    eventually("a session", || Client::open(coord.client_address()).ok())
+}
+
+fn alone(directory: &Path) -> Coord {
+    Coord::start(Config::tiny(directory.to_owned())).unwrap()
+}
+
+fn word(coord: &Coord, word: &[u8]) -> String {
+    let mut stream = TcpStream::connect(coord.client_address()).unwrap();
+    stream.write_all(word).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+fn mode(coord: &Coord) -> Mode {
+    let report = coord.operator().report(Wanted::default());
+    report.recv_timeout(PATIENCE).unwrap().snapshot.mode
+}
+
+#[test]
+fn what_a_replica_acknowledged_is_there_after_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    for round in 0..5 {
+        let coord = alone(directory.path());
+        let mut client = client(&coord);
+        for earlier in 0..round {
+            let data = client.get(&format!("/{earlier}")).unwrap();
+            assert_eq!(data, Some(vec![earlier; 10]), "round {round}");
+        }
+        assert_eq!(client.create(&format!("/{round}"), &[round; 10]).unwrap(), 0);
+        match round % 2 {
+            0 => coord.stop().unwrap(),
+            _ => drop(coord),
+        }
+    }
+}
+
+#[test]
+fn words_and_reports_tell_the_mode() {
+    let directory = tempfile::tempdir().unwrap();
+    let coord = alone(directory.path());
+    client(&coord).create("/a", b"data").unwrap();
+    assert_eq!(word(&coord, b"ruok"), "imok");
+    let text = word(&coord, b"srvr");
+    assert!(text.contains("Mode: standalone"), "{text}");
+    let refused = word(&coord, b"crst");
+    assert!(refused.contains("not in the whitelist"), "{refused}");
+    assert_eq!(mode(&coord), Mode::Standalone);
+    let report = coord.operator().report(Wanted::default()).recv_timeout(PATIENCE).unwrap();
+    let metrics = report.snapshot.metrics;
+    assert!(metrics.bytes_received > 0 && metrics.bytes_sent > 0);
+    assert!(metrics.sync_latency.count > 0 && metrics.connections_opened >= 4);
+}
+
+#[test]
+fn two_replicas_cannot_share_a_directory() {
+    let directory = tempfile::tempdir().unwrap();
+    let coord = alone(directory.path());
+    let second = Coord::start(Config::tiny(directory.path().to_owned()));
+    assert!(matches!(second, Err(StartError::Store(StoreError::Locked { .. }))));
+    drop(coord);
+    alone(directory.path()).stop().unwrap();
+}
+
+#[test]
+fn a_directory_of_another_replica_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    alone(directory.path()).stop().unwrap();
+    let config = Config { replica_id: 2, ..Config::tiny(directory.path().to_owned()) };
+    let Err(error) = Coord::start(config) else { panic!("it started") };
+    assert!(error.to_string().contains("holds the data of replica 1"), "{error}");
+}
+
+#[test]
+fn an_address_in_use_is_named() {
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let coord = alone(one.path());
+    let client_address = coord.client_address();
+    let config = Config { client_address, ..Config::tiny(two.path().to_owned()) };
+    let Err(error) = Coord::start(config) else { panic!("it started") };
+    assert!(error.to_string().contains(&client_address.to_string()), "{error}");
+}
+
+#[test]
+fn an_operator_is_answered() {
+    let directory = tempfile::tempdir().unwrap();
+    let coord = alone(directory.path());
+    client(&coord).create("/a", b"data").unwrap();
+    let operator = coord.operator();
+    let durable = operator.ask(AdminRequest::Checkpoint).recv_timeout(PATIENCE).unwrap();
+    assert!(durable.is_ok(), "{durable:?}");
+    let copy = directory.path().join("copy");
+    let copied = operator.backup(copy.clone()).recv_timeout(PATIENCE).unwrap();
+    assert!(copied.is_ok() && copy.is_file(), "{copied:?}");
+    operator.stop();
+    coord.wait().unwrap();
+    let late = operator.ask(AdminRequest::Digest).recv_timeout(PATIENCE);
+    assert!(late.is_err(), "nobody is there to answer");
+}
+
+/// Members at ports that were free a moment ago.
+fn members(count: u64) -> Vec<Member> {
+    let listeners: Vec<_> = (0..count)
+        .map(|_| std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap())
+        .collect();
+    let port = |listener: &std::net::TcpListener| listener.local_addr().unwrap().port();
+    (1..).zip(&listeners).map(|(id, listener)| member(id, port(listener))).collect()
+}
+
+fn member(id: u64, port: u16) -> Member {
+    Member {
+        id,
+        peer_address: format!("127.0.0.1:{port}"),
+        election_port: 1,
+        role: Role::Participant,
+        client_address: None,
+    }
+}
+
+fn config(id: u64, members: &[Member], directory: &TempDir) -> Config {
+    Config {
+        replica_id: id,
+        members: members.to_vec(),
+        ..Config::tiny(directory.path().to_owned())
+    }
+}
+
+fn leader(coords: &[Option<Coord>]) -> usize {
+    eventually("a leader", || {
+        let is_leader = |coord: &Option<Coord>| {
+            coord.as_ref().is_some_and(|coord| mode(coord) == Mode::Leader)
+        };
+        coords.iter().position(is_leader)
+    })
+}
+
+#[test]
+fn three_replicas_go_on_without_one_and_take_it_back() {
+    let members = members(3);
+    let directories: Vec<TempDir> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let start = |index: usize| {
+        let config = config(index as u64 + 1, &members, &directories[index]);
+        Some(Coord::start(config).unwrap())
+    };
+    let mut coords: Vec<Option<Coord>> = (0..3).map(start).collect();
+    for round in 0..3 {
+        let path = format!("/{round}");
+        let gone = leader(&coords);
+        let next = (gone + 1) % 3;
+        let mut client = client(coords[next].as_ref().unwrap());
+        assert_eq!(client.create(&path, b"with three").unwrap(), 0);
+        coords[gone].take().unwrap().stop().unwrap();
+        let written = eventually("a write with two", || {
+            let mut client = Client::open(coords[next].as_ref()?.client_address()).ok()?;
+            client.create(&format!("{path}/two"), b"with two").ok()
+        });
+        // An attempt whose answer was lost may have created it.
+        assert!([0, -110].contains(&written), "{written}");
+        coords[gone] = start(gone);
+        let back = coords[gone].as_ref().unwrap();
+        let data = eventually("a read of what it missed", || {
+            Client::open(back.client_address()).ok()?.get(&format!("{path}/two")).ok()?
+        });
+        assert_eq!(data, b"with two");
+    }
+}
+
+#[test]
+fn a_replica_that_lost_its_directory_is_not_taken_back() {
+    let members = members(3);
+    let mut directories: Vec<TempDir> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let mut coords: Vec<Option<Coord>> = (0..3)
+        .map(|index| Coord::start(config(index as u64 + 1, &members, &directories[index])).ok())
+        .collect();
+    let lost = (leader(&coords) + 1) % 3;
+    let id = lost as u64 + 1;
+    let all_know_it = || {
+        coords.iter().enumerate().filter(|(index, _)| *index != lost).all(|(_, coord)| {
+            let report = coord.as_ref().unwrap().operator().report(Wanted::default());
+            let peers = report.recv_timeout(PATIENCE).unwrap().peers;
+            peers.iter().any(|peer| peer.id == id && peer.sends && peer.hears)
+        })
+    };
+    eventually("streams", || all_know_it().then_some(()));
+    coords[lost].take().unwrap().stop().unwrap();
+    directories[lost] = tempfile::tempdir().unwrap();
+    coords[lost] = Coord::start(config(id, &members, &directories[lost])).ok();
+    let keeper = coords[(lost + 1) % 3].as_ref().unwrap().operator();
+    eventually("a refusal", || {
+        let report = keeper.report(Wanted::default()).recv_timeout(PATIENCE).unwrap();
+        let peer = report.peers.into_iter().find(|peer| peer.id == id)?;
+        let is_refused = peer.trouble.is_some_and(|why| why.contains("has lost its data"));
+        (is_refused && !peer.sends && !peer.hears).then_some(())
+    });
+}
+
+#[test]
+fn a_replica_that_joins_gets_the_state_when_it_is_added() {
+    let members = members(2);
+    let directories: Vec<TempDir> = (0..2).map(|_| tempfile::tempdir().unwrap()).collect();
+    let first = Coord::start(config(1, &members[..1], &directories[0])).unwrap();
+    assert_eq!(client(&first).create("/a", b"data").unwrap(), 0);
+    let second = Coord::join(config(2, &members, &directories[1])).unwrap();
+    let port = second.client_address().port();
+    let line = format!("server.2={}:1:participant;{port}", members[1].peer_address);
+    let request = AdminRequest::Reconfigure { joining: Some(line), leaving: None };
+    let answer = first.operator().ask(request).recv_timeout(PATIENCE).unwrap();
+    assert!(answer.is_ok(), "{answer:?}");
+    let data = eventually("the state", || {
+        Client::open(second.client_address()).ok()?.get("/a").ok()?
+    });
+    assert_eq!(data, b"data");
+    second.stop().unwrap();
+    // It is a member now, and comes back as one.
+    let second = Coord::start(config(2, &members, &directories[1])).unwrap();
+    let data = eventually("the state again", || {
+        Client::open(second.client_address()).ok()?.get("/a").ok()?
+    });
+    assert_eq!(data, b"data");
+}

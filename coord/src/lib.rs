@@ -1,0 +1,32 @@
+//! The coordination service: ZooKeeper's protocol over Raft and LMDB.
+//!
+//! What the tools of ZooKeeper's users cannot tell from ZooKeeper: membership, configuration,
+//! election. A replica is one pure state machine, [`replica`], between a runtime that talks to the
+//! kernel and two stores that talk to the disk:
+//!
+//! ```text
+//!  clients ─► runtime ─► replica.handle(now, event) ─► actions ─► runtime ─► sockets
+//!  peers ───►            │ state  watches  sessions │             log thread ─► raft/ (LMDB)
+//!  admin ───►            └────────── raft ──────────┘             state thread ─► state/ (LMDB)
+//! ```
+//!
+//! Modules in reading order:
+
+pub mod command;
+pub mod state;
+pub mod watch;
+pub mod auth;
+pub mod replica;
+mod raft;
+pub mod store;
+pub mod config;
+pub mod metrics;
+pub mod report;
+pub mod runtime;
+pub mod peers;
+pub mod socket;
+pub mod coord;
+pub mod admin;
+
+pub use config::Config;
+pub use coord::Coord;

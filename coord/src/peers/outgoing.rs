@@ -1,0 +1,320 @@
+//! Our stream to one other replica: dialled, greeted, filled, and dialled again when it broke.
+//!
+//! ```text
+//!  waiting ──► resolving ──► greeting ──► open
+//!     ▲            │             │          │
+//!     └────────────┴─────────────┴──────────┘  after a pause that grows with each failure
+//! ```
+//!
+//! Always holds: what is queued is sent in order or the stream breaks; at most
+//! [`QUEUE_SIZE_MAX`] bytes and one message wait.
+
+use std::io::{self, Read};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use mio::net::TcpStream;
+use mio::{Interest, Registry, Token};
+use socket2::SockRef;
+
+use super::admission::Admission;
+use super::hello::{self, ANSWER_SIZE_MAX, Answer};
+use super::resolver::Resolver;
+use crate::socket::{Outbox, RateLimit};
+
+/// Bytes that may wait for one peer. A peer that is so far behind is better served from the log.
+const QUEUE_SIZE_MAX: usize = 64 * 1024 * 1024;
+/// Pauses between dials: the first, and the longest. Each has up to half of it added by chance.
+const PAUSE_MS_MIN: u64 = 50;
+const PAUSE_MS_MAX: u64 = 1000;
+/// How long a connect may take. Short, because after a partition a new attempt gets through
+/// sooner than the next retransmission of an old one.
+const CONNECT_MS: u64 = 1000;
+/// How long the other side may take to answer our hello.
+const GREETING_MS: u64 = 5000;
+/// A stream on which nothing was sent for so long carries an empty frame.
+pub(super) const KEEP_ALIVE_MS: u64 = 1000;
+/// How long sent bytes may stay without acknowledgement until the kernel breaks the stream.
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(3);
+
+#[derive(Debug)]
+enum Phase {
+    Waiting { until_ms: u64 },
+    Resolving,
+    Greeting { stream: TcpStream, connected: bool, answer: Vec<u8>, deadline_ms: u64 },
+    Open { stream: TcpStream },
+}
+
+/// What became of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    Nothing,
+    Connected,
+    /// It was open and is not any more.
+    Lost,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    pub(super) peer: u64,
+    /// `host:port`, looked up again for each dial.
+    pub(super) address: String,
+    pub(super) token: Token,
+    /// The socket has news.
+    pub(super) ready: bool,
+    phase: Phase,
+    outbox: Outbox,
+    sent_at_ms: u64,
+    pause_ms: u64,
+    dials: usize,
+    trouble: Option<String>,
+    log: RateLimit,
+}
+
+impl Outgoing {
+    pub(super) fn new(peer: u64, address: String, token: Token) -> Outgoing {
+        Outgoing {
+            peer,
+            address,
+            token,
+            ready: false,
+            phase: Phase::Waiting { until_ms: 0 },
+            outbox: Outbox::default(),
+            sent_at_ms: 0,
+            pause_ms: PAUSE_MS_MIN,
+            dials: 0,
+            trouble: None,
+            log: RateLimit::default(),
+        }
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.phase, Phase::Open { .. })
+    }
+
+    /// Why there is no stream, or why the last one ended.
+    pub(super) fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
+    }
+
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.outbox.len()
+    }
+
+    /// When [`Outgoing::drive`] has something to do without news from the socket.
+    pub(super) fn deadline_ms(&self) -> u64 {
+        match &self.phase {
+            Phase::Waiting { until_ms } => *until_ms,
+            Phase::Resolving => u64::MAX,
+            Phase::Greeting { deadline_ms, .. } => *deadline_ms,
+            Phase::Open { .. } => self.sent_at_ms + KEEP_ALIVE_MS,
+        }
+    }
+
+    /// Does what is due: dials, greets, notices the end, keeps alive.
+    pub(super) fn drive(
+        &mut self,
+        now_ms: u64,
+        registry: &Registry,
+        resolver: &Resolver,
+        admission: &mut Admission,
+    ) -> Change {
+        let due = now_ms >= self.deadline_ms();
+        let news = std::mem::take(&mut self.ready);
+        if !due && !news {
+            return Change::Nothing;
+        }
+        match &mut self.phase {
+            Phase::Waiting { .. } if due => self.dial(now_ms, registry, resolver, admission),
+            Phase::Waiting { .. } | Phase::Resolving => Change::Nothing,
+            Phase::Greeting { .. } => match self.greet(now_ms, admission) {
+                Ok(true) => {
+                    tracing::info!(peer = self.peer, address = self.address, "connected to a peer");
+                    Change::Connected
+                }
+                Ok(false) if due => self.fail(now_ms, "no answer in time".into()),
+                Ok(false) => Change::Nothing,
+                Err(why) => self.fail(now_ms, why),
+            },
+            Phase::Open { stream } => {
+                if due && self.outbox.len() == 0 {
+                    hello::frame(self.outbox.tail(), &[]);
+                    self.sent_at_ms = now_ms;
+                }
+                let ended = if news { ended(stream) } else { None };
+                match ended.or_else(|| self.outbox.flush(stream).err().map(|e| e.to_string())) {
+                    Some(why) => self.fail(now_ms, why),
+                    None => Change::Nothing,
+                }
+            }
+        }
+    }
+
+    fn dial(
+        &mut self,
+        now_ms: u64,
+        registry: &Registry,
+        resolver: &Resolver,
+        admission: &Admission,
+    ) -> Change {
+        if let Ok(address) = self.address.parse() {
+            return self.connect(now_ms, &[address], registry, admission);
+        }
+        if resolver.ask(self.peer, &self.address) {
+            self.phase = Phase::Resolving;
+            return Change::Nothing;
+        }
+        self.fail(now_ms, "too many names wait to be looked up".into())
+    }
+
+    /// Takes the outcome of a look-up.
+    pub(super) fn resolved(
+        &mut self,
+        now_ms: u64,
+        result: io::Result<Vec<SocketAddr>>,
+        registry: &Registry,
+        admission: &Admission,
+    ) {
+        if !matches!(self.phase, Phase::Resolving) {
+            return;
+        }
+        match result {
+            Ok(addresses) if addresses.is_empty() => {
+                self.fail(now_ms, "the name has no address".into());
+            }
+            Ok(addresses) => {
+                self.connect(now_ms, &addresses, registry, admission);
+            }
+            Err(error) => {
+                self.fail(now_ms, error.to_string());
+            }
+        }
+    }
+
+    fn connect(
+        &mut self,
+        now_ms: u64,
+        addresses: &[SocketAddr],
+        registry: &Registry,
+        admission: &Admission,
+    ) -> Change {
+        let address = addresses[self.dials % addresses.len()];
+        self.dials = self.dials.wrapping_add(1);
+        match open(address, registry, self.token) {
+            Ok(stream) => {
+                self.outbox.clear();
+                admission.hello(self.peer).encode(self.outbox.tail());
+                let deadline_ms = now_ms + CONNECT_MS;
+                let answer = Vec::new();
+                self.phase = Phase::Greeting { stream, connected: false, answer, deadline_ms };
+                Change::Nothing
+            }
+            Err(error) => self.fail(now_ms, error.to_string()),
+        }
+    }
+
+    /// Goes on with the greeting; true when it has ended well.
+    fn greet(&mut self, now_ms: u64, admission: &mut Admission) -> Result<bool, String> {
+        let Phase::Greeting { stream, connected, answer, deadline_ms } = &mut self.phase else {
+            return Ok(false);
+        };
+        if let Ok(Some(error)) | Err(error) = stream.take_error() {
+            return Err(error.to_string());
+        }
+        if !*connected {
+            if stream.peer_addr().is_err() {
+                return Ok(false);
+            }
+            *connected = true;
+            *deadline_ms = now_ms + GREETING_MS;
+        }
+        self.outbox.flush(stream).map_err(|error| error.to_string())?;
+        let mut bytes = [0; ANSWER_SIZE_MAX];
+        loop {
+            match stream.read(&mut bytes) {
+                Ok(0) => return Err("closed without an answer".into()),
+                Ok(count) => answer.extend_from_slice(&bytes[..count]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error.to_string()),
+            }
+            let Some(answer) = Answer::decode(answer)? else { continue };
+            if let Some(why) = answer.refusal {
+                return Err(format!("refused: {why}"));
+            }
+            if answer.hello.sender != self.peer {
+                return Err(format!("answered by replica {}", answer.hello.sender));
+            }
+            admission.judge(&answer.hello)?;
+            let phase = std::mem::replace(&mut self.phase, Phase::Resolving);
+            if let Phase::Greeting { stream, .. } = phase {
+                self.phase = Phase::Open { stream };
+            }
+            self.sent_at_ms = now_ms;
+            self.pause_ms = PAUSE_MS_MIN;
+            self.trouble = None;
+            return Ok(true);
+        }
+    }
+
+    /// Queues a message. On a stream that is not open it is dropped: the sender was told.
+    ///
+    /// # Errors
+    /// The stream must break: too much waits.
+    pub(super) fn send(&mut self, message: &[u8]) -> Result<(), String> {
+        if !self.is_open() {
+            return Ok(());
+        }
+        if self.outbox.len() > QUEUE_SIZE_MAX || message.len() > hello::PAYLOAD_SIZE_MAX {
+            return Err(format!("{} bytes wait to be sent: it does not keep up", self.outbox.len()));
+        }
+        hello::frame(self.outbox.tail(), message);
+        Ok(())
+    }
+
+    /// Sends what was queued.
+    pub(super) fn flush(&mut self, now_ms: u64) -> Change {
+        let Phase::Open { stream } = &self.phase else { return Change::Nothing };
+        if self.outbox.len() == 0 {
+            return Change::Nothing;
+        }
+        self.sent_at_ms = now_ms;
+        match self.outbox.flush(stream) {
+            Ok(()) => Change::Nothing,
+            Err(error) => self.fail(now_ms, error.to_string()),
+        }
+    }
+
+    /// Breaks the stream and waits before the next dial.
+    pub(super) fn fail(&mut self, now_ms: u64, why: String) -> Change {
+        if let Some(left_out) = self.log.allow(now_ms) {
+            let (peer, address) = (self.peer, &self.address);
+            tracing::warn!(peer, address, why, left_out, "no stream to a peer");
+        }
+        let was_open = self.is_open();
+        self.trouble = Some(why);
+        self.outbox.clear();
+        let until_ms = now_ms + self.pause_ms + fastrand::u64(0..=self.pause_ms / 2);
+        self.phase = Phase::Waiting { until_ms };
+        self.pause_ms = (self.pause_ms * 2).min(PAUSE_MS_MAX);
+        if was_open { Change::Lost } else { Change::Nothing }
+    }
+}
+
+fn open(address: SocketAddr, registry: &Registry, token: Token) -> io::Result<TcpStream> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_nodelay(true)?;
+    SockRef::from(&stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX))?;
+    registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
+    Ok(stream)
+}
+
+/// Why an open stream has ended, if it has: nothing is ever received on it.
+fn ended(mut stream: &TcpStream) -> Option<String> {
+    match stream.read(&mut [0; 1]) {
+        Ok(0) => Some("closed by the other side".into()),
+        Ok(_) => Some("the other side sent on a stream that is ours".into()),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+        Err(error) => Some(error.to_string()),
+    }
+}

@@ -1,0 +1,322 @@
+//! The loop of a replica: the only place where its events meet the kernel.
+//!
+//! One thread owns the replica and all sockets. A pass takes what other threads wrote, looks once
+//! at every socket that has news, gives the replica its turn, and does what it asked for: peers
+//! first, because they are what a write waits for, then at most one write for each client. The loop
+//! sleeps only when nothing is left to look at.
+//!
+//! ```text
+//!  sockets ─► clients, peers ─┐                    ┌─► log thread ─► durable number ─┐
+//!  mailbox ───────────────────┴─► replica ─► actions ─► state thread ─► letters ─────┴─► mailbox
+//!                                                  └─► clients, peers ─► sockets
+//! ```
+//!
+//! What always holds: no call here waits for the disk or for a name, unless the disk is so far
+//! behind that all bounded queues before it are full; the clock is read once a pass; actions are
+//! done in their order, except that writes to clients come last.
+
+use std::io;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use mio::{Events, Poll, Token};
+
+use crate::config::Config;
+use crate::peers::{PeerStatus, Peers, Resolved, Tokens};
+use crate::replica::{Action, AdminRequest, ClientId, Event, Now};
+use crate::report::{Effect, Snapshot, Wanted};
+use crate::socket::SHARED_SIZE;
+
+pub(crate) mod clients;
+mod log_thread;
+mod machine;
+mod mailbox;
+mod reports;
+mod state_thread;
+#[cfg(test)]
+mod tests;
+
+use clients::Clients;
+pub(crate) use log_thread::LogThread;
+pub(crate) use machine::{Machine, World};
+pub(crate) use mailbox::{Letters, Mailbox, mailbox};
+pub(crate) use reports::Disk;
+pub(crate) use state_thread::{StateThread, load};
+
+/// Tokens of the poll. Streams have ranges of their own, far apart.
+pub(crate) const BELL: Token = Token(0);
+pub(crate) const CLIENT_LISTENER: Token = Token(1);
+pub(crate) const PEER_TOKENS: Tokens =
+    Tokens { listener: Token(2), outgoing: 1 << 32, incoming: 2 << 32 };
+pub(crate) const CLIENT_FIRST: usize = 3 << 32;
+
+/// Kernel events taken at once.
+const EVENTS_PER_PASS: usize = 1024;
+/// Letters taken at once.
+const LETTERS_PER_PASS: usize = 64;
+/// How long handing leadership over may take when the replica stops. An election would take about
+/// as long.
+const SHUT_DOWN_MS: u64 = 2000;
+/// How long the last bytes to clients may take.
+const SETTLE: Duration = Duration::from_millis(200);
+/// A pass that takes longer is worth a line: peers and clients noticed it.
+const SLOW_PASS: Duration = Duration::from_millis(200);
+
+/// What another thread tells the loop.
+pub(crate) enum Letter {
+    /// Something happened at the replica.
+    Event(Event<'static>),
+    /// A name was looked up.
+    Resolved(Resolved),
+    /// An operator asks the replica.
+    Ask(AdminRequest, Answer),
+    /// An operator wants a copy of the state in a new file.
+    Backup(std::path::PathBuf, Answer),
+    /// An operator wants to know how it stands.
+    Report(Wanted, flume::Sender<Report>),
+    /// An operator sets figures back.
+    Reset(Effect),
+    /// The replica is to stop.
+    Stop,
+}
+
+/// Where an operator waits.
+pub(crate) type Answer = flume::Sender<Result<String, String>>;
+
+/// How a replica stands, with what only the loop knows.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// What the four-letter words and the admin pages are made of.
+    pub snapshot: Snapshot,
+    /// How it stands with the other replicas.
+    pub peers: Vec<PeerStatus>,
+}
+
+/// See the module.
+pub(crate) struct Runtime<M> {
+    pub(crate) config: Config,
+    pub(crate) machine: M,
+    pub(crate) poll: Poll,
+    pub(crate) letters: Letters,
+    pub(crate) clients: Clients,
+    pub(crate) peers: Peers,
+    pub(crate) log: LogThread,
+    pub(crate) state: StateThread,
+    pub(crate) disk: Disk,
+    /// What the replica has asked for already.
+    pub(crate) actions: Vec<Action>,
+    pub(crate) clock: Clock,
+}
+
+/// The time as a replica knows it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Clock {
+    started: Instant,
+}
+
+impl Clock {
+    pub(crate) fn start() -> Clock {
+        Clock { started: Instant::now() }
+    }
+
+    pub(crate) fn now(&self) -> Now {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Now {
+            ms: self.started.elapsed().as_millis() as u64,
+            wall_ms: wall.as_millis() as i64,
+        }
+    }
+}
+
+/// What changes from pass to pass.
+struct Pass {
+    shared: Vec<u8>,
+    /// The last append that the replica knows to be durable.
+    durable: u64,
+    /// Clients whose output is to be sent.
+    sends: Vec<ClientId>,
+    /// Actions being done.
+    doing: Vec<Action>,
+    /// Operators that wait, by ticket.
+    operators: Vec<(u64, Answer)>,
+    tickets: u64,
+    /// When the patience with a replica that is to stop ends.
+    stop_at_ms: Option<u64>,
+    /// Why the replica must stop.
+    failure: Option<String>,
+    /// Something is left to look at: do not sleep.
+    more: bool,
+}
+
+impl<M: Machine> Runtime<M> {
+    /// Runs until it is told to stop, or must: then says why.
+    pub(crate) fn run(mut self) -> Result<(), String> {
+        let mut events = Events::with_capacity(EVENTS_PER_PASS);
+        let mut pass = Pass {
+            shared: vec![0; SHARED_SIZE],
+            durable: 0,
+            sends: Vec::new(),
+            doing: Vec::new(),
+            operators: Vec::new(),
+            tickets: 0,
+            stop_at_ms: None,
+            failure: None,
+            more: true,
+        };
+        let mut deadline_ms = 0;
+        while !self.is_over(&pass) {
+            let slept = self.sleep(&mut events, &pass, deadline_ms);
+            slept.map_err(|error| format!("polling the sockets failed: {error}"))?;
+            let began = Instant::now();
+            deadline_ms = self.pass(&events, &mut pass);
+            let took = began.elapsed();
+            if took > SLOW_PASS {
+                tracing::warn!(took_ms = took.as_millis() as u64, "a slow pass");
+            }
+        }
+        self.finish(pass)
+    }
+
+    fn is_over(&self, pass: &Pass) -> bool {
+        let stops = pass
+            .stop_at_ms
+            .is_some_and(|at_ms| self.machine.may_stop() || self.clock.now().ms >= at_ms);
+        stops || pass.failure.is_some()
+    }
+
+    /// Waits for the kernel, another thread, or the deadline; not at all when there is more to do.
+    fn sleep(&mut self, events: &mut Events, pass: &Pass, deadline_ms: u64) -> io::Result<()> {
+        let may_sleep = !pass.more && self.letters.may_sleep(pass.durable);
+        let timeout = match may_sleep {
+            false => Some(Duration::ZERO),
+            true if deadline_ms == u64::MAX => None,
+            true => {
+                Some(Duration::from_millis(deadline_ms.saturating_sub(self.clock.now().ms)))
+            }
+        };
+        let polled = self.poll.poll(events, timeout);
+        self.letters.woke();
+        match polled {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            polled => polled,
+        }
+    }
+
+    /// One pass; gives the time of the next if nothing happens.
+    fn pass(&mut self, events: &Events, pass: &mut Pass) -> u64 {
+        let now = self.clock.now();
+        for event in events {
+            let ended = event.is_read_closed() || event.is_error();
+            match event.token() {
+                BELL => {}
+                CLIENT_LISTENER => self.clients.arrived(),
+                token if token.0 >= CLIENT_FIRST => {
+                    self.clients.ready(token, event.is_readable(), ended);
+                }
+                token => self.peers.ready(token),
+            }
+        }
+        pass.more = self.read_letters(now, pass);
+        let Runtime { machine, clients, peers, actions, .. } = self;
+        let mut world = World { now, machine, actions };
+        pass.more |= clients.accept(now.ms);
+        pass.more |= peers.pass(now.ms, &mut pass.shared, &mut |event| world.handle(event));
+        pass.more |= clients.pass(&mut pass.shared, &mut world);
+        let deadline_ms = world.machine.turn(now, world.actions);
+        self.act(now, pass);
+        self.answer_words(now);
+        pass.more |= self.clients.may_go_on(&self.machine) || !self.actions.is_empty();
+        deadline_ms
+            .min(self.clients.run_timers(now.ms))
+            .min(self.peers.deadline_ms())
+            .min(self.state.deadline_ms(now.ms))
+    }
+
+    /// Takes what other threads wrote. True when there may be more.
+    fn read_letters(&mut self, now: Now, pass: &mut Pass) -> bool {
+        let durable = self.letters.durable();
+        if durable != pass.durable {
+            pass.durable = durable;
+            self.machine.handle(now, Event::LogDurable { number: durable }, &mut self.actions);
+        }
+        for _ in 0..LETTERS_PER_PASS {
+            let Some(letter) = self.letters.next() else { return false };
+            match letter {
+                Letter::Event(event) => self.machine.handle(now, event, &mut self.actions),
+                Letter::Resolved(resolved) => self.peers.resolved(now.ms, resolved),
+                Letter::Ask(request, answer) => {
+                    pass.tickets += 1;
+                    let ticket = pass.tickets;
+                    pass.operators.push((ticket, answer));
+                    let event = Event::Admin { ticket, request };
+                    self.machine.handle(now, event, &mut self.actions);
+                }
+                Letter::Backup(path, answer) => self.state.backup(path, answer),
+                Letter::Report(wanted, answer) => {
+                    // One that does not wait any more has its reason.
+                    let _ = answer.send(self.report(now, wanted));
+                }
+                Letter::Reset(effect) => self.reset(effect),
+                Letter::Stop if pass.stop_at_ms.is_none() => {
+                    pass.stop_at_ms = Some(now.ms + SHUT_DOWN_MS);
+                    self.machine.shut_down();
+                }
+                Letter::Stop => {}
+            }
+        }
+        true
+    }
+
+    /// Does what the replica asked for.
+    fn act(&mut self, now: Now, pass: &mut Pass) {
+        let mut doing = std::mem::take(&mut pass.doing);
+        std::mem::swap(&mut doing, &mut self.actions);
+        for action in doing.drain(..) {
+            self.act_one(now, action, pass);
+        }
+        pass.doing = doing;
+        self.state.push_on();
+        pass.more |= self.peers.flush(now.ms);
+        let Runtime { machine, clients, actions, .. } = self;
+        let mut world = World { now, machine, actions };
+        for client in pass.sends.drain(..) {
+            clients.send(client, &mut world);
+        }
+    }
+
+    fn act_one(&mut self, now: Now, action: Action, pass: &mut Pass) {
+        match action {
+            Action::Send { client } => pass.sends.push(client),
+            Action::CloseClient { client } => {
+                self.clients.close(client, now.ms, &mut self.machine);
+            }
+            Action::SendPeer { peer, message } => self.peers.send(now.ms, peer, &message),
+            Action::Peers { members } => {
+                self.peers.set_members(&members);
+                pass.more = true;
+            }
+            Action::Append { append } => self.log.append(append),
+            Action::CompactLog { index, term } => self.log.compact(index, term),
+            Action::AdminReply { ticket, reply } => {
+                let found = pass.operators.iter().position(|(waiting, _)| *waiting == ticket);
+                if let Some(index) = found {
+                    let _ = pass.operators.swap_remove(index).1.send(reply);
+                }
+            }
+            Action::Stop { reason } => pass.failure = Some(reason),
+            action => self.state.ask(action),
+        }
+    }
+
+    /// Ends in order: clients get what is theirs, what is queued is made durable.
+    fn finish(mut self, pass: Pass) -> Result<(), String> {
+        let now = self.clock.now();
+        self.clients.close_all(now.ms, &mut self.machine, SETTLE);
+        self.peers.flush(now.ms);
+        self.log.stop();
+        self.state.stop();
+        match pass.failure {
+            Some(reason) => Err(reason),
+            None => Ok(()),
+        }
+    }
+}

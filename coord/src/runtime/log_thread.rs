@@ -1,0 +1,161 @@
+//! The thread that writes the Raft log.
+//!
+//! It takes all appends that wait and makes them durable in one commit: the longer a commit takes,
+//! the more the next one carries. Always holds: an append is called durable after its commit, and
+//! appends become durable in order; after a store error nothing more is written. Forgets old
+//! entries in small steps while no append waits; a log that is full is compacted at once.
+
+use std::io;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use flume::{Receiver, Sender};
+
+use super::{Disk, Event, Letter, Mailbox};
+use crate::store::{Append, LogStore, StoreError};
+
+/// Appends that wait at most. Each turn of the loop makes one at most, and the replica stops taking
+/// requests long before; a loop that gets here waits for the disk.
+const APPENDS_MAX: usize = 4096;
+
+enum Work {
+    Append(Append),
+    Compact { index: u64, term: u64 },
+}
+
+/// The loop's end of the thread.
+pub(crate) struct LogThread {
+    work: Sender<Work>,
+    thread: JoinHandle<()>,
+}
+
+impl LogThread {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub(crate) fn start(
+        store: Box<dyn LogStore>,
+        mailbox: Mailbox,
+        disk: Disk,
+    ) -> io::Result<LogThread> {
+        let (sender, work) = flume::bounded(APPENDS_MAX);
+        let writer = Writer {
+            store,
+            mailbox,
+            disk,
+            work,
+            batch: Vec::new(),
+            compaction: None,
+            is_broken: false,
+        };
+        let thread = std::thread::Builder::new().name("coord-log".into()).spawn(|| writer.run())?;
+        Ok(LogThread { work: sender, thread })
+    }
+
+    /// Queues an append; waits while too many do.
+    pub(super) fn append(&self, append: Append) {
+        self.send(Work::Append(append));
+    }
+
+    /// Asks for the entries up to `index` to be forgotten, sometime.
+    pub(super) fn compact(&self, index: u64, term: u64) {
+        self.send(Work::Compact { index, term });
+    }
+
+    fn send(&self, work: Work) {
+        // A thread that ended has said so with `StorageFailed`.
+        let _ = self.work.send(work);
+    }
+
+    /// Writes what waits, and ends the thread.
+    pub(super) fn stop(self) {
+        let LogThread { work, thread } = self;
+        drop(work);
+        if thread.join().is_err() {
+            tracing::error!("the log thread panicked");
+        }
+    }
+}
+
+struct Writer {
+    store: Box<dyn LogStore>,
+    mailbox: Mailbox,
+    disk: Disk,
+    work: Receiver<Work>,
+    /// Appends of the next commit.
+    batch: Vec<Append>,
+    /// Up to where entries are to be forgotten: index and term.
+    compaction: Option<(u64, u64)>,
+    is_broken: bool,
+}
+
+impl Writer {
+    fn run(mut self) {
+        loop {
+            // With entries to forget, only look whether something more important waits.
+            let next = match self.compaction {
+                Some(_) => self.work.try_recv().map_err(|it| it == flume::TryRecvError::Disconnected),
+                None => self.work.recv().map_err(|_| true),
+            };
+            match next {
+                Ok(work) => {
+                    self.take(work);
+                    while let Ok(work) = self.work.try_recv() {
+                        self.take(work);
+                    }
+                    self.append();
+                }
+                Err(true) => return,
+                Err(false) => self.compact(),
+            }
+        }
+    }
+
+    fn take(&mut self, work: Work) {
+        match work {
+            Work::Append(append) => self.batch.push(append),
+            Work::Compact { index, term } => self.compaction = Some((index, term)),
+        }
+    }
+
+    fn append(&mut self) {
+        let Some(number) = self.batch.last().map(|append| append.number) else { return };
+        if !self.is_broken {
+            let began = Instant::now();
+            let mut result = self.store.append(&self.batch);
+            while matches!(result, Err(StoreError::Full { .. })) && self.compaction.is_some() {
+                self.compact();
+                result = self.store.append(&self.batch);
+            }
+            match result {
+                Ok(()) => {
+                    self.mailbox.log_durable(number);
+                    let mut figures = self.disk.figures();
+                    figures.sync_latency.record(began.elapsed().as_micros() as u64);
+                    figures.log_bytes = self.store.used_bytes();
+                }
+                Err(error) => self.fail(&error),
+            }
+        }
+        self.batch.clear();
+    }
+
+    /// One step of forgetting.
+    fn compact(&mut self) {
+        let Some((index, term)) = self.compaction.take().filter(|_| !self.is_broken) else { return };
+        match self.store.compact(index, term) {
+            Ok(reached) if reached < index => self.compaction = Some((index, term)),
+            Ok(_) => {}
+            // Room comes back by itself; nothing is lost by keeping entries.
+            Err(error @ StoreError::Full { .. }) => tracing::warn!(%error, "compacting the log"),
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    fn fail(&mut self, error: &StoreError) {
+        self.is_broken = true;
+        let error = error.to_string();
+        self.mailbox.send(Letter::Event(Event::StorageFailed { error }));
+    }
+}

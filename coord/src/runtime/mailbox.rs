@@ -1,0 +1,112 @@
+//! How other threads reach the loop: letters, and a bell that rings only when the loop sleeps.
+//!
+//! Waking a thread costs microseconds on both sides, so a loop that is awake is not woken: it looks
+//! into the mailbox in each pass anyway. Always holds: what was put here before the loop slept is
+//! seen before it sleeps, and what is put here while it sleeps wakes it.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use mio::{Registry, Token, Waker};
+
+use super::Letter;
+
+/// Letters that wait at most. Guessed: our threads have few under way each.
+const LETTERS_MAX: usize = 1024;
+/// Letters that wait at most when an operator's is taken. Lower, so that operators cannot keep our
+/// threads from writing.
+const LETTERS_OFFERED_MAX: usize = 256;
+const _: () = assert!(LETTERS_OFFERED_MAX < LETTERS_MAX / 2);
+
+struct Bell {
+    is_asleep: AtomicBool,
+    waker: Waker,
+    /// The last append that is durable. Not a letter: one is enough for all before it, and the
+    /// log thread then never waits for the loop, so the loop may wait for the log thread.
+    durable: AtomicU64,
+}
+
+/// Where other threads write to the loop. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Mailbox {
+    letters: flume::Sender<Letter>,
+    bell: Arc<Bell>,
+}
+
+/// The loop's end of it.
+pub(crate) struct Letters {
+    letters: flume::Receiver<Letter>,
+    bell: Arc<Bell>,
+}
+
+/// Makes a mailbox whose bell is `token`.
+///
+/// # Errors
+/// No eventfd could be made.
+pub(crate) fn mailbox(registry: &Registry, token: Token) -> io::Result<(Mailbox, Letters)> {
+    let (sender, receiver) = flume::bounded(LETTERS_MAX);
+    let bell = Arc::new(Bell {
+        is_asleep: AtomicBool::new(false),
+        waker: Waker::new(registry, token)?,
+        durable: AtomicU64::new(0),
+    });
+    let letters = Letters { letters: receiver, bell: Arc::clone(&bell) };
+    Ok((Mailbox { letters: sender, bell }, letters))
+}
+
+impl Mailbox {
+    /// Puts a letter in; waits while the mailbox is full. False when the loop has ended.
+    pub(crate) fn send(&self, letter: Letter) -> bool {
+        let is_sent = self.letters.send(letter).is_ok();
+        self.ring();
+        is_sent
+    }
+
+    /// As [`Mailbox::send`], but the letter is dropped when too many wait.
+    pub(crate) fn offer(&self, letter: Letter) -> bool {
+        self.letters.len() < LETTERS_OFFERED_MAX && self.send(letter)
+    }
+
+    /// Says that appends up to `number` are durable.
+    pub(crate) fn log_durable(&self, number: u64) {
+        self.bell.durable.store(number, Ordering::SeqCst);
+        self.ring();
+    }
+
+    fn ring(&self) {
+        if self.bell.is_asleep.swap(false, Ordering::SeqCst)
+            && let Err(error) = self.bell.waker.wake()
+        {
+            // The loop wakes by its timers, some milliseconds late.
+            tracing::warn!(%error, "the loop could not be woken");
+        }
+    }
+}
+
+impl Letters {
+    /// Says that the loop is about to sleep; false when something came and it must not.
+    pub(crate) fn may_sleep(&self, durable_seen: u64) -> bool {
+        self.bell.is_asleep.store(true, Ordering::SeqCst);
+        if self.letters.is_empty() && self.durable() == durable_seen {
+            return true;
+        }
+        self.woke();
+        false
+    }
+
+    /// Says that the loop is awake.
+    pub(crate) fn woke(&self) {
+        self.bell.is_asleep.store(false, Ordering::SeqCst);
+    }
+
+    /// The last append that is durable.
+    pub(crate) fn durable(&self) -> u64 {
+        self.bell.durable.load(Ordering::SeqCst)
+    }
+
+    /// The next letter.
+    pub(crate) fn next(&self) -> Option<Letter> {
+        self.letters.try_recv().ok()
+    }
+}

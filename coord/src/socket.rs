@@ -1,0 +1,243 @@
+//! What the sockets of clients and of peers have in common: listening, receiving, waiting to send.
+//!
+//! Always holds: a message is cut out of the bytes where the kernel put them, and only the tail of
+//! an incomplete one is copied; what a socket holds here grows with what really came, never with
+//! what its sender announced; no call blocks.
+
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use mio::net::{TcpListener, TcpStream};
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// Size of the buffer that all sockets of a loop receive into. Guessed: large enough that a full
+/// pipeline of small requests comes in one call.
+pub(crate) const SHARED_SIZE: usize = 256 * 1024;
+/// Room that an idle socket may keep for the next tail.
+const IDLE_ROOM: usize = 4096;
+/// An outbox is moved to the front of its memory when this much of it was sent.
+const SENT_KEPT_MAX: usize = 1024 * 1024;
+
+/// How far the bytes that were received could be cut into messages.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Cut {
+    /// Bytes that are done with.
+    pub(crate) consumed: usize,
+    /// Bytes, from `consumed` on, that the next message takes; 0 when not known yet.
+    pub(crate) needed: usize,
+}
+
+/// What a receive brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Received {
+    /// Nothing waits in the socket.
+    Nothing,
+    /// So many bytes; `more` when the socket may hold others.
+    Bytes { count: usize, more: bool },
+    /// The other side sends no more.
+    End,
+}
+
+/// What came from a socket and is not handled yet.
+#[derive(Debug, Default)]
+pub(crate) struct Inbox {
+    kept: Vec<u8>,
+    needed: usize,
+}
+
+impl Inbox {
+    /// Whether to receive: not while a whole message waits here.
+    pub(crate) fn may_receive(&self) -> bool {
+        self.kept.len() < self.needed.max(1)
+    }
+
+    /// Receives once and lets `cut` handle what is there.
+    ///
+    /// # Errors
+    /// As the socket's.
+    pub(crate) fn receive(
+        &mut self,
+        mut stream: &TcpStream,
+        shared: &mut [u8],
+        cut: impl FnOnce(&[u8]) -> Cut,
+    ) -> io::Result<Received> {
+        let kept = self.kept.len();
+        if self.needed > shared.len() || kept > shared.len() / 2 {
+            return self.receive_long(stream, shared.len(), cut);
+        }
+        let count = match stream.read(&mut shared[kept..]) {
+            Ok(0) => return Ok(Received::End),
+            Ok(count) => count,
+            Err(error) => return nothing(error),
+        };
+        shared[..kept].copy_from_slice(&self.kept);
+        let bytes = &shared[..kept + count];
+        let done = cut(bytes);
+        self.kept.clear();
+        self.kept.extend_from_slice(&bytes[done.consumed..]);
+        self.needed = done.needed;
+        self.trim();
+        Ok(Received::Bytes { count, more: bytes.len() == shared.len() })
+    }
+
+    /// Receives into memory of its own: for messages that are longer than the shared buffer.
+    fn receive_long(
+        &mut self,
+        stream: &TcpStream,
+        step_min: usize,
+        cut: impl FnOnce(&[u8]) -> Cut,
+    ) -> io::Result<Received> {
+        // At most doubles what came: a length that is only announced costs nothing.
+        let missing = self.needed.saturating_sub(self.kept.len()).max(1);
+        self.kept.reserve(missing.min(self.kept.len().max(step_min)));
+        let room = self.kept.capacity() - self.kept.len();
+        match rustix::io::read(stream, rustix::buffer::spare_capacity(&mut self.kept)) {
+            Ok(0) => Ok(Received::End),
+            Ok(count) => {
+                self.again(cut);
+                Ok(Received::Bytes { count, more: count == room })
+            }
+            Err(error) => nothing(error.into()),
+        }
+    }
+
+    /// Lets `cut` handle what waits here, without receiving.
+    pub(crate) fn again(&mut self, cut: impl FnOnce(&[u8]) -> Cut) {
+        let done = cut(&self.kept);
+        self.kept.drain(..done.consumed);
+        self.needed = done.needed;
+        self.trim();
+    }
+
+    fn trim(&mut self) {
+        if self.kept.is_empty() && self.kept.capacity() > IDLE_ROOM {
+            self.kept = Vec::new();
+        }
+    }
+}
+
+fn nothing(error: io::Error) -> io::Result<Received> {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => Ok(Received::Nothing),
+        io::ErrorKind::Interrupted => Ok(Received::Bytes { count: 0, more: true }),
+        _ => Err(error),
+    }
+}
+
+/// Sends as much of `bytes` as the kernel takes.
+///
+/// # Errors
+/// As the socket's; a kernel that takes nothing is no error.
+pub(crate) fn send(mut stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    let mut sent = 0;
+    while sent < bytes.len() {
+        match stream.write(&bytes[sent..]) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => sent += count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(sent)
+}
+
+/// Bytes that wait to be sent.
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    bytes: Vec<u8>,
+    sent: usize,
+}
+
+impl Outbox {
+    /// An outbox that holds `bytes`.
+    pub(crate) fn of(bytes: Vec<u8>) -> Outbox {
+        Outbox { bytes, sent: 0 }
+    }
+
+    /// Where bytes are appended.
+    pub(crate) fn tail(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
+    }
+
+    /// Bytes that wait.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len() - self.sent
+    }
+
+    /// Sends what the kernel takes.
+    ///
+    /// # Errors
+    /// As [`send`].
+    pub(crate) fn flush(&mut self, stream: &TcpStream) -> io::Result<()> {
+        self.sent += send(stream, &self.bytes[self.sent..])?;
+        if self.sent == self.bytes.len() {
+            self.clear();
+        } else if self.sent > SENT_KEPT_MAX && self.sent > self.bytes.len() / 2 {
+            self.bytes.drain(..self.sent);
+            self.sent = 0;
+        }
+        Ok(())
+    }
+
+    /// Forgets what waits.
+    pub(crate) fn clear(&mut self) {
+        self.sent = 0;
+        self.bytes.clear();
+        self.bytes.shrink_to(SENT_KEPT_MAX);
+    }
+}
+
+/// Listens at `address`. The wildcard address takes IPv4 and IPv6, as far as the machine has them.
+///
+/// # Errors
+/// As `bind`'s and `listen`'s: the address is in use or not this machine's.
+pub(crate) fn listen(address: SocketAddr, backlog: i32) -> io::Result<TcpListener> {
+    if address.ip().is_unspecified() {
+        let both = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), address.port());
+        match bind(both, backlog) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(error),
+            Ok(listener) => return Ok(listener),
+            // No IPv6 here.
+            Err(_) => {}
+        }
+    }
+    bind(address, backlog)
+}
+
+fn bind(address: SocketAddr, backlog: i32) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(!address.ip().is_unspecified())?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(backlog)?;
+    Ok(TcpListener::from_std(socket.into()))
+}
+
+/// Lets a line into the log once in [`RateLimit::PAUSE_MS`], and counts the others.
+#[derive(Debug, Default)]
+pub(crate) struct RateLimit {
+    quiet_until_ms: u64,
+    left_out: u64,
+}
+
+impl RateLimit {
+    /// The least time between two lines.
+    const PAUSE_MS: u64 = 10_000;
+
+    /// Whether to log now, and how many lines were left out since the last one.
+    pub(crate) fn allow(&mut self, now_ms: u64) -> Option<u64> {
+        if now_ms < self.quiet_until_ms {
+            self.left_out += 1;
+            return None;
+        }
+        self.quiet_until_ms = now_ms + RateLimit::PAUSE_MS;
+        Some(std::mem::take(&mut self.left_out))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,261 @@
+//! The data directory: who may use it, whose it is, and that both halves are there.
+//!
+//! The log is created first, then the state; nothing is stored before both have a header with the
+//! identity. So a directory where the state is missing and the log is untouched is one whose
+//! creation was cut short, and is created again; with anything in the log it has lost its state,
+//! and is refused. A replica that lost its log or state and started empty would break promises it
+//! made.
+
+use std::fs::{self, File, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::FlockOperation;
+
+use super::lmdb::{self, Environment};
+use super::log::LmdbLog;
+use super::record::{Kind, LogHeader, StateHeader};
+use super::state::LmdbState;
+use super::{Identity, StoreError};
+
+const LOG: &str = "raft";
+const STATE: &str = "state";
+
+/// How far the two environments may grow, in bytes. This is address space, not disk or memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sizes {
+    pub log_bytes_max: u64,
+    pub state_bytes_max: u64,
+}
+
+impl Default for Sizes {
+    fn default() -> Sizes {
+        Sizes { log_bytes_max: 16 << 30, state_bytes_max: 64 << 30 }
+    }
+}
+
+/// Both stores of a directory, open. The directory is locked while either of them is.
+pub struct Stores {
+    pub identity: Identity,
+    pub log: LmdbLog,
+    pub state: LmdbState,
+}
+
+impl Stores {
+    /// Gives a replica that was created with cluster id 0 its cluster, for good.
+    ///
+    /// # Errors
+    /// As [`super::LogStore::append`].
+    ///
+    /// # Panics
+    /// If it has another cluster already.
+    pub fn adopt(&mut self, cluster_id: u64) -> Result<(), StoreError> {
+        self.log.adopt(cluster_id)?;
+        self.state.adopt(cluster_id)?;
+        self.identity.cluster_id = cluster_id;
+        Ok(())
+    }
+}
+
+/// Opens the directory of the replica `wanted`, or creates it if it is missing or empty; only then
+/// `wanted.store_id` is used. With `wanted.cluster_id` 0 it may be of any cluster.
+///
+/// # Errors
+/// [`StoreError::Locked`], [`StoreError::Foreign`], [`StoreError::Incomplete`],
+/// [`StoreError::Corrupt`], or [`StoreError::Io`].
+pub fn open(directory: &Path, wanted: Identity, sizes: Sizes) -> Result<Stores, StoreError> {
+    fs::create_dir_all(directory).map_err(|error| StoreError::io("create", directory, error))?;
+    let mut stores = open_any(directory, Some(wanted), sizes)?;
+    let found = stores.identity;
+    let foreign = |reason| StoreError::Foreign { path: directory.to_owned(), reason };
+    if found.replica_id != wanted.replica_id {
+        return Err(foreign(format!(
+            "holds the data of replica {}, but this is replica {}: give each replica a directory \
+             of its own, or correct the id in the configuration",
+            found.replica_id, wanted.replica_id
+        )));
+    }
+    if found.cluster_id != wanted.cluster_id && wanted.cluster_id != 0 {
+        if found.cluster_id != 0 {
+            return Err(foreign(format!(
+                "holds the data of cluster {:016x}, but this replica is configured for cluster \
+                 {:016x}: use the directory of this cluster, or move the other one away",
+                found.cluster_id, wanted.cluster_id
+            )));
+        }
+        stores.adopt(wanted.cluster_id)?;
+    }
+    Ok(stores)
+}
+
+/// Opens a directory whoever it belongs to; creates nothing. For tools that work offline.
+///
+/// # Errors
+/// As [`open`]; [`StoreError::Incomplete`] if there is no data.
+pub fn open_existing(directory: &Path, sizes: Sizes) -> Result<Stores, StoreError> {
+    open_any(directory, None, sizes)
+}
+
+fn open_any(
+    directory: &Path,
+    create_for: Option<Identity>,
+    sizes: Sizes,
+) -> Result<Stores, StoreError> {
+    let lock = Arc::new(Lock::take(directory)?);
+    // A snapshot that was not installed before the process ended.
+    remove_directory(&LmdbState::incoming(&directory.join(STATE)))?;
+    let log_path = directory.join(LOG);
+    let state_path = directory.join(STATE);
+    let log = find(&log_path, Kind::Log, sizes.log_bytes_max, &lock)?;
+    let log = log.map(|(found, header)| LmdbLog::open(found, &header)).transpose()?;
+    let state = find(&state_path, Kind::State, sizes.state_bytes_max, &lock)?;
+    let state = state.map(|(found, header)| LmdbState::open(found, &header)).transpose()?;
+    let incomplete = |reason: &str| StoreError::Incomplete {
+        path: directory.to_owned(),
+        reason: reason.to_owned(),
+    };
+    match (log, state, create_for) {
+        (Some(log), Some(state), _) => agree(directory, log, state),
+        (None, None, None) => Err(incomplete("holds no data of a replica")),
+        (None, None, Some(identity)) => create(&log_path, &state_path, identity, sizes, &lock),
+        (Some(log), None, Some(identity)) if log.is_pristine() => {
+            tracing::warn!("creating {} again: it was not finished", directory.display());
+            drop(log);
+            create(&log_path, &state_path, identity, sizes, &lock)
+        }
+        (Some(_), None, _) => Err(incomplete(
+            "has a log but no state: move the directory away and let the replica join again as a \
+             new one, or restore a backup",
+        )),
+        (None, Some(_), _) => Err(incomplete(
+            "has a state but no log: what this replica promised to others is lost. Move the \
+             directory away and let the replica join again as a new one",
+        )),
+    }
+}
+
+/// Opens an environment that has a header.
+fn find(
+    path: &Path,
+    kind: Kind,
+    bytes_max: u64,
+    lock: &Arc<Lock>,
+) -> Result<Option<(Environment, Vec<u8>)>, StoreError> {
+    if lmdb::data_bytes(path)? == 0 {
+        return Ok(None);
+    }
+    let (environment, header) = Environment::open(path, kind, bytes_max, lock.clone())?;
+    Ok(header.map(|header| (environment, header)))
+}
+
+fn agree(directory: &Path, mut log: LmdbLog, mut state: LmdbState) -> Result<Stores, StoreError> {
+    let (of_log, of_state) = (log.identity(), state.identity());
+    let is_same_store =
+        (of_log.replica_id, of_log.store_id) == (of_state.replica_id, of_state.store_id);
+    match (of_log.cluster_id, of_state.cluster_id) {
+        _ if !is_same_store => {}
+        (ours, theirs) if ours == theirs => return Ok(Stores { identity: of_log, log, state }),
+        // Adopting a cluster was cut short: the other half follows.
+        (ours, 0) => {
+            state.adopt(ours)?;
+            return Ok(Stores { identity: of_log, log, state });
+        }
+        (0, theirs) => {
+            log.adopt(theirs)?;
+            return Ok(Stores { identity: of_state, log, state });
+        }
+        _ => {}
+    }
+    let reason = format!(
+        "is put together of two: the log belongs to {}, the state to {}. Bring back the half that \
+         belongs to the other, or move the directory away and let the replica join again",
+        describe(&of_log),
+        describe(&of_state)
+    );
+    Err(StoreError::Foreign { path: directory.to_owned(), reason })
+}
+
+fn describe(identity: &Identity) -> String {
+    format!(
+        "replica {} of cluster {:016x}, store {:016x}",
+        identity.replica_id, identity.cluster_id, identity.store_id
+    )
+}
+
+fn create(
+    log_path: &Path,
+    state_path: &Path,
+    identity: Identity,
+    sizes: Sizes,
+    lock: &Arc<Lock>,
+) -> Result<Stores, StoreError> {
+    for path in [log_path, state_path] {
+        remove_directory(path)?;
+        create_directory(path)?;
+    }
+    let (log, _) = Environment::open(log_path, Kind::Log, sizes.log_bytes_max, lock.clone())?;
+    let log = LmdbLog::create(log, LogHeader::new(identity))?;
+    let (state, _) =
+        Environment::open(state_path, Kind::State, sizes.state_bytes_max, lock.clone())?;
+    let state = LmdbState::create(state, StateHeader::new(identity))?;
+    // The names of the files, then those of their directories, then the directory's own.
+    let directory = log_path.parent().unwrap_or(Path::new("/"));
+    for path in [log_path, state_path, directory] {
+        sync_directory(path)?;
+    }
+    if let Some(parent) = directory.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        sync_directory(parent)?;
+    }
+    Ok(Stores { identity, log, state })
+}
+
+/// Makes a directory that is not there.
+pub(super) fn create_directory(path: &Path) -> Result<(), StoreError> {
+    fs::create_dir(path).map_err(|error| StoreError::io("create", path, error))
+}
+
+/// Removes a directory with all that is in it; it need not be there.
+pub(super) fn remove_directory(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(StoreError::io("remove", path, error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Makes durable which files a directory has.
+pub(super) fn sync_directory(path: &Path) -> Result<(), StoreError> {
+    let synced = File::open(path).and_then(|directory| directory.sync_all());
+    synced.map_err(|error| StoreError::io("sync the directory", path, error))
+}
+
+/// That no other process, and no other part of this one, uses the directory.
+pub(super) struct Lock {
+    pub(super) file: File,
+}
+
+impl Drop for Lock {
+    /// Closing is not enough: a process that was just forked, and has not yet begun its program,
+    /// still has the file open, and with it the lock.
+    fn drop(&mut self) {
+        if let Err(error) = rustix::fs::flock(&self.file, FlockOperation::Unlock) {
+            tracing::warn!("cannot unlock a data directory: {error}");
+        }
+    }
+}
+
+impl Lock {
+    pub(super) fn take(directory: &Path) -> Result<Lock, StoreError> {
+        let path: PathBuf = directory.join("lock");
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        let file = file.map_err(|error| StoreError::io("open", &path, error))?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Lock { file }),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                Err(StoreError::Locked { path: directory.to_owned() })
+            }
+            Err(error) => Err(StoreError::io("lock", &path, error)),
+        }
+    }
+}

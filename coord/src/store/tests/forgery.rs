@@ -1,0 +1,161 @@
+//! Files whose structure is perfect but whose content is old or has lost something: what a disk
+//! leaves that forgot writes it had acknowledged. Random damage hardly ever makes one.
+
+use std::fs;
+use std::sync::Arc;
+
+use super::*;
+use crate::store::directory::Lock;
+use crate::store::lmdb::Environment;
+use crate::store::record::{self, HEADER_KEY, Kind};
+
+const PAGE: usize = 4096;
+/// Offsets in a meta page: what a transaction changes (both trees and the last page), its number.
+const TREES: std::ops::Range<usize> = 40..144;
+const TRANSACTION: std::ops::Range<usize> = 144..152;
+
+/// A machine whose last commit replaced something in both halves.
+fn used() -> OnDisk {
+    let mut machine = OnDisk::new();
+    for step in 1..=6 {
+        machine.log().append(&[append(entries(step, step + 3, step))]).unwrap();
+        let value = step.to_string();
+        commit(machine.state(), &[("a", Some(&value)), ("b", Some("b")), ("c", Some("c"))], step);
+    }
+    machine
+}
+
+fn is_refused(directory: &TempDir, because: &str) {
+    let opened = open_existing(directory.path(), SIZES);
+    let loaded = opened.and_then(|stores| whole_state(&stores.state).map(|_| ()));
+    let Err(StoreError::Corrupt { what, at }) = loaded else {
+        panic!("{loaded:?} instead of: {because}");
+    };
+    assert!(at.contains(because), "{what}: {at} instead of: {because}");
+}
+
+/// Changes both meta pages of each half: `forge` gets the newer and the older one.
+fn forge_meta(forge: impl Fn(&mut [u8], &mut [u8]), because: &str) {
+    for half in ["raft", "state"] {
+        let directory = used().close();
+        let path = directory.path().join(half).join("data.mdb");
+        let mut bytes = fs::read(&path).unwrap();
+        let (first, second) = bytes[..2 * PAGE].split_at_mut(PAGE);
+        if first[TRANSACTION] > second[TRANSACTION] {
+            forge(first, second);
+        } else {
+            forge(second, first);
+        }
+        fs::write(&path, bytes).unwrap();
+        is_refused(&directory, because);
+    }
+}
+
+/// The forged file is as LMDB would write it: its own checks, and ours of the pages, pass.
+const OTHER_TRANSACTION: &str = "a header that another transaction wrote";
+
+fn add(meta: &mut [u8], difference: i64) {
+    let number = i64::from_le_bytes(meta[TRANSACTION].try_into().unwrap()) + difference;
+    meta[TRANSACTION].copy_from_slice(&number.to_le_bytes());
+}
+
+#[test]
+fn a_meta_page_that_became_older_does_not_bring_back_the_commit_before() {
+    forge_meta(|newer, _| add(newer, -2), OTHER_TRANSACTION);
+}
+
+#[test]
+fn a_meta_page_that_became_newer_does_not_bring_back_the_commit_before() {
+    forge_meta(|_, older| add(older, 2), OTHER_TRANSACTION);
+}
+
+#[test]
+fn a_meta_page_with_the_roots_of_the_commit_before_is_refused() {
+    forge_meta(|newer, older| newer[TREES].copy_from_slice(&older[TREES]), OTHER_TRANSACTION);
+}
+
+#[test]
+fn meta_pages_of_commits_that_do_not_follow_each_other_are_refused() {
+    forge_meta(|_, older| add(older, -2), "do not follow each other");
+    forge_meta(|newer, _| add(newer, 2), "do not follow each other");
+    forge_meta(
+        |newer, older| {
+            add(newer, 1);
+            add(older, 1);
+        },
+        "do not follow each other",
+    );
+}
+
+/// Puts a record (`None` removes it) into a half without telling its header.
+fn forge_record(half: &str, kind: Kind, key: &[u8], value: Option<&[u8]>) -> TempDir {
+    let directory = used().close();
+    let lock = Arc::new(Lock::take(directory.path()).unwrap());
+    let path = directory.path().join(half);
+    let (environment, header) = Environment::open(&path, kind, SIZES.log_bytes_max, lock).unwrap();
+    let mut header = header.unwrap();
+    // Twice, so that both meta pages lead to it.
+    for _ in 0..2 {
+        environment
+            .write(|transaction, records, number| {
+                match value {
+                    Some(value) => records.put(transaction, key, value).unwrap(),
+                    None => drop(records.delete(transaction, key).unwrap()),
+                }
+                header[6..14].copy_from_slice(&number.to_le_bytes());
+                let crc = record::record_crc(HEADER_KEY, &header[4..]);
+                header[..4].copy_from_slice(&crc.to_le_bytes());
+                records.put(transaction, HEADER_KEY, &header).unwrap();
+                Ok(())
+            })
+            .unwrap();
+    }
+    environment.close().unwrap();
+    directory
+}
+
+#[test]
+fn forging_itself_is_not_what_is_refused() {
+    // The record that is there already.
+    let mut same = Vec::new();
+    record::write_state(b"b", b"b", &mut same);
+    let directory = forge_record("state", Kind::State, &record::state_key(b"b"), Some(&same));
+    let stores = open_existing(directory.path(), SIZES).unwrap();
+    assert_eq!(whole_state(&stores.state).unwrap().0.len(), 3);
+}
+
+#[test]
+fn a_record_that_is_missing_old_or_too_many_is_noticed() {
+    let forge = |key: &[u8], value: Option<&[u8]>| {
+        let mut stored = Vec::new();
+        let value = value.map(|value| {
+            record::write_state(key, value, &mut stored);
+            &stored[..]
+        });
+        let directory = forge_record("state", Kind::State, &record::state_key(key), value);
+        is_refused(&directory, "are not the 3 that were written");
+    };
+    forge(b"b", None);
+    forge(b"a", Some(b"5"));
+    forge(b"d", Some(b"d"));
+}
+
+#[test]
+fn an_entry_that_is_missing_old_or_too_many_is_noticed() {
+    let forge = |index: u64, entry: Option<Entry>, because: &str| {
+        let mut stored = Vec::new();
+        let value = entry.map(|entry| {
+            record::write_entry(&entry, 0, &mut stored);
+            &stored[..]
+        });
+        let directory = forge_record("raft", Kind::Log, &record::entry_key(index), value);
+        is_refused(&directory, because);
+    };
+    // The log has 1 to 5 of their own terms, then 6 to 9 of term 6.
+    forge(3, None, "entry 3: it is missing");
+    forge(9, None, "it ends with entry 8, but its header says 9");
+    forge(6, entries(6, 6, 5).pop(), "entry 6: it does not follow");
+    forge(9, entries(9, 9, 5).pop(), "entry 9: it does not follow");
+    forge(1, entries(1, 1, 2).pop(), "entry 2: it does not follow");
+    forge(10, entries(10, 10, 6).pop(), "entry 10: it does not follow");
+}
