@@ -8,6 +8,13 @@ use clap::Subcommand;
 
 mod serve;
 
+mod ask;
+mod status;
+
+mod change;
+mod data;
+mod dump;
+
 use crate::failure::Failure;
 
 /// Run a replica of the coordination service, or look after one.
@@ -19,12 +26,16 @@ use crate::failure::Failure;
 /// `warn,millrace_coord=debug`). SIGTERM and SIGINT let it hand leadership over and make durable
 /// what is queued; a second signal ends it at once.
 #[derive(clap::Args)]
-#[command(args_conflicts_with_subcommands = true, after_help = "\
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "\
 Examples:
   millrace coord --data /var/lib/coord                     one replica, no configuration
   millrace coord /etc/zookeeper/conf/zoo.cfg               as ZooKeeper would be started
   millrace coord --config coord.toml --admin 127.0.0.1:8080
-  millrace coord --data DIR --print-config > coord.toml")]
+  millrace coord --data DIR --print-config > coord.toml
+  millrace coord status --data DIR                         how that replica stands"
+)]
 pub(crate) struct Args {
     #[command(flatten)]
     serve: serve::Args,
@@ -33,11 +44,29 @@ pub(crate) struct Args {
 }
 
 #[derive(Subcommand)]
-enum Verb {}
+enum Verb {
+    Status(status::StatusArgs),
+    Members(status::MembersArgs),
+    Add(change::AddArgs),
+    Remove(change::RemoveArgs),
+    Transfer(change::TransferArgs),
+    Snapshot(change::SnapshotArgs),
+    Backup(data::BackupArgs),
+    Restore(data::RestoreArgs),
+    Dump(dump::Args),
+}
 
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     match args.verb {
         None => serve::run(&args.serve),
-        Some(verb) => match verb {},
+        Some(Verb::Status(args)) => status::run(&args),
+        Some(Verb::Members(args)) => status::run_members(&args),
+        Some(Verb::Add(args)) => change::add(&args),
+        Some(Verb::Remove(args)) => change::remove(&args),
+        Some(Verb::Transfer(args)) => change::transfer(&args),
+        Some(Verb::Snapshot(args)) => change::snapshot(&args),
+        Some(Verb::Backup(args)) => data::backup(&args),
+        Some(Verb::Restore(args)) => data::restore(&args),
+        Some(Verb::Dump(args)) => dump::run(&args),
     }
 }

@@ -129,6 +129,17 @@ pub(crate) fn time(unix_ms: i64) -> String {
     format!("{year:04}-{month:02}-{day:02} {:02}:{:02}", minute / 60, minute % 60)
 }
 
+/// Seconds as `3 d 4 h`: the two largest units.
+pub(crate) fn uptime(seconds: u64) -> String {
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, _) => format!("{minutes} min {} s", seconds % 60),
+        (0, _, _) => format!("{hours} h {} min", minutes % 60),
+        (_, _, _) => format!("{days} d {} h", hours % 24),
+    }
+}
+
 /// A name as it may go to stdout: on a terminal, control characters are made visible there.
 pub(crate) fn name(text: &str) -> String {
     if io::stdout().is_terminal() { visible(text) } else { text.to_owned() }
@@ -145,6 +156,11 @@ pub(crate) fn visible(text: &str) -> String {
         }
     }
     shown
+}
+
+/// [`visible`] for text of several lines.
+pub(crate) fn visible_lines(text: &str) -> String {
+    text.lines().map(visible).collect::<Vec<_>>().join("\n")
 }
 
 /// Where the text of a column stands.
@@ -286,6 +302,13 @@ mod tests {
         assert_eq!(time(951_782_400_000), "2000-02-29 00:00");
         assert_eq!(time(1_788_265_999_000), "2026-09-01 12:33");
         assert_eq!(time(-1), "1969-12-31 23:59");
+    }
+
+    #[test]
+    fn uptimes_have_two_units() {
+        assert_eq!(uptime(59), "59 s");
+        assert_eq!(uptime(61), "1 min 1 s");
+        assert_eq!(uptime(90_000), "1 d 1 h");
     }
 
     #[test]

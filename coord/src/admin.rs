@@ -99,10 +99,8 @@ impl Admin {
     /// # Errors
     /// See [`AdminError`]; nothing is open then.
     pub fn start(config: &Config, operator: Operator) -> Result<Admin, AdminError> {
-        let socket = listen_in(&config.data_dir).map_err(|error| AdminError::Socket {
-            path: config.data_dir.join(SOCKET),
-            error,
-        })?;
+        let socket = listen_in(&config.data_dir)
+            .map_err(|error| AdminError::Socket { path: config.data_dir.join(SOCKET), error })?;
         let mut entrances = vec![Entrance::new(Door::Socket, Listener::Unix(socket))];
         let mut open = |door, what, address: Option<SocketAddr>| {
             let Some(address) = address else { return Ok(None) };

@@ -24,8 +24,8 @@ use crate::replica::{Action, AdminRequest, Replica, Setup};
 use crate::report::{Effect, Wanted};
 use crate::runtime::clients::{Clients, Limits};
 use crate::runtime::{
-    BELL, CLIENT_FIRST, CLIENT_LISTENER, Clock, Disk, Letter, LogThread, Mailbox, PEER_TOKENS, Report,
-    Runtime, StateThread, mailbox,
+    BELL, CLIENT_FIRST, CLIENT_LISTENER, Clock, Disk, Letter, LogThread, Mailbox, PEER_TOKENS,
+    Report, Runtime, StateThread, mailbox,
 };
 use crate::socket;
 use crate::store::{LogStore, StoreError, Stores};
@@ -223,8 +223,19 @@ fn start(config: Config, joins: bool) -> Result<Coord, StartError> {
     let log = LogThread::start(Box::new(log), mailbox.clone(), disk.clone())?;
     let interval_ms = config.checkpoint_interval_ms;
     let state = StateThread::start(Box::new(state), interval_ms, mailbox.clone(), disk.clone())?;
-    let runtime =
-        Runtime { config, machine, poll, letters, clients, peers, log, state, disk, actions, clock };
+    let runtime = Runtime {
+        config,
+        machine,
+        poll,
+        letters,
+        clients,
+        peers,
+        log,
+        state,
+        disk,
+        actions,
+        clock,
+    };
     let thread = std::thread::Builder::new()
         .name(format!("coord-{}", identity.replica_id))
         .spawn(move || runtime.run())?;
@@ -237,9 +248,9 @@ fn listen(address: SocketAddr, backlog: i32) -> Result<TcpListener, StartError> 
     socket::listen(address, backlog).map_err(|error| StartError::Listen { address, error })
 }
 
-/// Listens where the other members dial this one: where the configuration says, or at its own address
-/// if this machine has that, else (behind a translated address, or by a name that other machines
-/// resolve) everywhere.
+/// Listens where the other members dial this one: where the configuration says, or at its own
+/// address if this machine has that, else (behind a translated address, or by a name that other
+/// machines resolve) everywhere.
 fn listen_to_peers(config: &Config) -> Result<Option<TcpListener>, StartError> {
     let Some(own) = config.own_member() else { return Ok(None) };
     if let Some(address) = config.peer_listen {

@@ -122,9 +122,9 @@ impl Peers {
         self.admission.set_members(members.iter().map(|member| member.id).collect());
         let lost = &mut self.lost;
         self.outgoing.retain(|outgoing| {
-            let keep = members
-                .iter()
-                .any(|member| member.id == outgoing.peer && member.peer_address == outgoing.address);
+            let keep = members.iter().any(|member| {
+                member.id == outgoing.peer && member.peer_address == outgoing.address
+            });
             if !keep && outgoing.is_open() {
                 lost.push(outgoing.peer);
             }
@@ -258,9 +258,10 @@ impl Peers {
             return false;
         }
         let was_greeted = incoming.peer.is_some();
-        let outcome = incoming.receive(now_ms, shared, &mut self.admission, &mut |peer, message| {
-            handle(Event::PeerMessage { peer, message });
-        });
+        let outcome =
+            incoming.receive(now_ms, shared, &mut self.admission, &mut |peer, message| {
+                handle(Event::PeerMessage { peer, message });
+            });
         match outcome {
             Ok(more) => {
                 incoming.ready = more;

@@ -19,8 +19,9 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use ::raft::eraftpb::EntryType;
+use millrace_proto::zookeeper::Reader;
 
-use crate::command::{BATCH_HEADER_SIZE, Rules, begin_batch};
+use crate::command::{BATCH_HEADER_SIZE, Command, Rules, begin_batch};
 use crate::config::{Config, Member};
 use crate::metrics::Metrics;
 use crate::raft::{Consensus, Outputs, Timing};
@@ -93,7 +94,7 @@ struct Outbox {
 }
 
 impl Outbox {
-    fn push(&mut self, command: &crate::command::Command<'_>) {
+    fn push(&mut self, command: &Command<'_>) {
         let start = self.bytes.len();
         command.encode(&mut self.bytes);
         self.lengths.push_back(self.bytes.len() - start);
@@ -101,6 +102,22 @@ impl Outbox {
 
     fn is_empty(&self) -> bool {
         self.lengths.is_empty()
+    }
+
+    /// Drops the commands whose tag `keep` refuses.
+    fn retain(&mut self, mut keep: impl FnMut(u64) -> bool) {
+        let bytes = std::mem::take(&mut self.bytes);
+        let mut start = 0;
+        self.lengths.retain(|length| {
+            let encoded = &bytes[start..start + length];
+            start += length;
+            let command = Command::decode(&mut Reader::new(encoded));
+            let is_kept = keep(command.expect("we wrote it ourselves").tag);
+            if is_kept {
+                self.bytes.extend_from_slice(encoded);
+            }
+            is_kept
+        });
     }
 
     /// The commands that make the next entry after `start` bytes were taken: how many, how long.
@@ -267,7 +284,7 @@ impl Replica {
                 self.client_message(now, client, message, actions);
             }
             Event::ClientClosed { client } => self.forget_client(client),
-            Event::PeerConnected { peer } => self.peer_connected(peer),
+            Event::PeerConnected { peer } => self.peer_connected(peer, actions),
             Event::PeerLost { peer } => self.peer_lost(peer, actions),
             Event::PeerMessage { peer, message } => self.peer_message(now, peer, message, actions),
             Event::LogDurable { number } => {
@@ -407,9 +424,9 @@ impl Replica {
             && !self.outbox.is_empty()
             && self.connected.contains(&self.leader)
         {
-            let peer = self.leader;
+            let (peer, term) = (self.leader, self.leader_term);
             self.outbox.drain(|commands| {
-                let message = PeerMessage::Forward { commands }.encode();
+                let message = PeerMessage::Forward { term, commands }.encode();
                 actions.push(Action::SendPeer { peer, message });
                 true
             });
@@ -531,6 +548,16 @@ impl Replica {
         for client in lost {
             self.close_client(client, actions);
         }
+        // What those clients asked later is not given to the next leader either: of a client's
+        // requests a beginning takes effect. Nor are our own commands, which have no tag: that a
+        // session was silent is for the next leader to find out anew.
+        let clients = &mut self.clients;
+        self.outbox.retain(|tag| match clients.get_mut(slot_of(tag)) {
+            _ if tag == 0 => false,
+            Some(client) => client.as_mut().is_some_and(|client| client.tagged(tag).is_some()),
+            // An operator's.
+            None => true,
+        });
         self.syncs.ask_again();
     }
 }

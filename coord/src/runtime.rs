@@ -120,10 +120,7 @@ impl Clock {
 
     pub(crate) fn now(&self) -> Now {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Now {
-            ms: self.started.elapsed().as_millis() as u64,
-            wall_ms: wall.as_millis() as i64,
-        }
+        Now { ms: self.started.elapsed().as_millis() as u64, wall_ms: wall.as_millis() as i64 }
     }
 }
 
@@ -189,9 +186,7 @@ impl<M: Machine> Runtime<M> {
         let timeout = match may_sleep {
             false => Some(Duration::ZERO),
             true if deadline_ms == u64::MAX => None,
-            true => {
-                Some(Duration::from_millis(deadline_ms.saturating_sub(self.clock.now().ms)))
-            }
+            true => Some(Duration::from_millis(deadline_ms.saturating_sub(self.clock.now().ms))),
         };
         let polled = self.poll.poll(events, timeout);
         self.letters.woke();

@@ -1,6 +1,11 @@
 //! Real nodes in processes of their own, and what they promise. One module for each story; the name of
 //! a test is its claim.
 
+mod coord_cli;
+mod coord_damage;
+mod coord_ensemble;
+mod coord_limits;
+mod coord_malformed;
 mod free_load;
 mod lifecycle;
 mod limits;

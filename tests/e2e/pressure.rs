@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use millrace_client::{Client, ClientConfig};
-use millrace_tests::node::memory_of;
+use millrace_tests::process::memory_of;
 use millrace_tests::{HANG_GUARD, NodeOptions, Scratch, content, heavy};
 
 const MIB: u64 = 1 << 20;

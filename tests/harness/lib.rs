@@ -6,12 +6,16 @@
 //! never a claim about speed. Modules in reading order:
 
 pub mod content;
+pub mod coord;
+pub mod linearizable;
 pub mod node;
 pub mod peer;
+pub mod process;
 
 pub use content::{BLOCK, Scratch};
-pub use node::{Memory, Node, NodeOptions};
+pub use node::{Node, NodeOptions};
 pub use peer::{Peer, Reply};
+pub use process::Memory;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

@@ -73,8 +73,7 @@ impl DataDir {
     /// # Errors
     /// Nobody answers, or the replica says no.
     pub(super) fn command(&self, path: &str, argument: &Value) -> Result<String, Failure> {
-        let stream =
-            connect(&self.directory).map_err(|error| nobody(&self.directory, &error))?;
+        let stream = connect(&self.directory).map_err(|error| nobody(&self.directory, &error))?;
         command(stream, &self.directory, path, argument)
     }
 
@@ -171,11 +170,7 @@ fn broken(from: &str, error: &io::Error) -> Failure {
 }
 
 /// Sends a request and reads the answer: its status and its body.
-fn exchange(
-    stream: Stream,
-    request: &str,
-    time: Option<Duration>,
-) -> io::Result<(u16, String)> {
+fn exchange(stream: Stream, request: &str, time: Option<Duration>) -> io::Result<(u16, String)> {
     let mut answer = Vec::new();
     match stream {
         Stream::Unix(mut stream) => {

@@ -173,8 +173,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         tracing::warn!("{warning}");
     }
     let signals = Signals::install()?;
-    let coord =
-        if args.join { Coord::join(config.clone()) } else { Coord::start(config.clone()) };
+    let coord = if args.join { Coord::join(config.clone()) } else { Coord::start(config.clone()) };
     let coord = coord.map_err(|error| refused_to_start(&error))?;
     let operator = coord.operator();
     let config = Config { client_address: coord.client_address(), ..config };

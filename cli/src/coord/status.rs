@@ -10,7 +10,7 @@ use millrace_coord::admin::{MemberStatus, Status};
 
 use super::ask::Replica;
 use crate::failure::Failure;
-use crate::output::{self, Align, Table, count, counted, size, visible};
+use crate::output::{self, Align, Table, count, size, visible};
 
 /// How often `--watch` looks.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -103,16 +103,10 @@ fn describe(status: &Status) -> String {
         let _ = write!(text, "\n{}", describe_members(status));
     }
     let mut table = Table::new(&[Align::Left, Align::Left]);
-    table.row([
-        "clients",
-        &format!(
-            "{} at {}, {} in flight, {}",
-            counted(status.connections, "connection"),
-            visible(&status.client_address),
-            counted(status.outstanding, "request"),
-            counted(status.watches, "watche").replace("watche ", "watch "),
-        ),
-    ]);
+    let address = visible(&status.client_address);
+    table.row(["clients", &format!("{} at {address}", count(status.connections))]);
+    table.row(["requests", &format!("{} in flight", count(status.outstanding))]);
+    table.row(["watches", &count(status.watches)]);
     table.row(["sessions", &count(status.sessions)]);
     table.row([
         "nodes",
@@ -146,7 +140,7 @@ fn headline(status: &Status) -> String {
         (mode, 0) => format!("{}, no leader", visible(mode)),
         (mode, _) => visible(mode),
     };
-    let uptime = uptime(status.uptime_ms / 1000);
+    let uptime = output::uptime(status.uptime_ms / 1000);
     format!("{who}, {mode}, up {uptime}, millrace {}\n", visible(&status.version))
 }
 

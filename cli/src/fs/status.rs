@@ -64,7 +64,7 @@ fn describe(status: &NodeStatus, sizes: Sizes) -> String {
         None => String::new(),
     };
     let shards = output::counted(status.shard_count.into(), "shard");
-    let uptime = uptime(status.uptime.as_secs());
+    let uptime = output::uptime(status.uptime.as_secs());
     let server = output::visible(&status.server);
     format!("{server}, up {uptime}, {shards}{memory}\n\n{}", table.render())
 }
@@ -74,17 +74,6 @@ fn hit_percent(status: &NodeStatus) -> Option<u64> {
     let hit_count = status.counter("hit_count")?;
     let count = hit_count.checked_add(status.counter("miss_count")?)?;
     (count > 0).then(|| output::percent(hit_count, count))
-}
-
-/// Seconds as `3 d 4 h`: the two largest units.
-fn uptime(seconds: u64) -> String {
-    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{seconds} s"),
-        (0, 0, _) => format!("{minutes} min {} s", seconds % 60),
-        (0, _, _) => format!("{hours} h {} min", minutes % 60),
-        (_, _, _) => format!("{days} d {} h", hours % 24),
-    }
 }
 
 #[cfg(test)]
@@ -112,12 +101,5 @@ mod tests {
                       hit_count   1,999\nmiss_count      1\nused_bytes  1 MiB\n";
         assert_eq!(describe(&status, Sizes::Human), expect);
         assert!(describe(&status, Sizes::Exact).contains("1048576"));
-    }
-
-    #[test]
-    fn uptimes_have_two_units() {
-        assert_eq!(uptime(59), "59 s");
-        assert_eq!(uptime(61), "1 min 1 s");
-        assert_eq!(uptime(90_000), "1 d 1 h");
     }
 }

@@ -108,9 +108,8 @@ fn command(request: &Request, operator: &Operator) -> Response {
             let change = AdminRequest::Reconfigure { joining, leaving };
             wait(&operator.ask(change), COMMAND_TIME)
         }),
-        "/checkpoint" => body(request).map(|Nothing {}| {
-            wait(&operator.ask(AdminRequest::Checkpoint), COMMAND_TIME)
-        }),
+        "/checkpoint" => body(request)
+            .map(|Nothing {}| wait(&operator.ask(AdminRequest::Checkpoint), COMMAND_TIME)),
         "/digest" => {
             body(request).map(|Nothing {}| wait(&operator.ask(AdminRequest::Digest), COMMAND_TIME))
         }

@@ -27,6 +27,9 @@ mod walk;
 
 pub use walk::{Node, walk};
 
+#[cfg(test)]
+mod tests;
+
 /// Bytes of entries that are in memory at a time.
 const ENTRIES_BYTES_MAX: u64 = 16 << 20;
 /// Where a directory is made before it gets its name.
@@ -98,8 +101,7 @@ pub fn open_backup(file: &Path) -> Result<Offline, OfflineError> {
     let mut store = MemoryDisk::new(0).state();
     store.install_from(file)?;
     let loaded = load(&store, 0)?;
-    let (applied, state) =
-        loaded.ok_or_else(|| OfflineError::NoData { path: file.to_owned() })?;
+    let (applied, state) = loaded.ok_or_else(|| OfflineError::NoData { path: file.to_owned() })?;
     let Applied { index, term, .. } = applied;
     Ok(Offline { identity: None, index, term, state, log: None, unsettled_count: 0 })
 }
@@ -201,9 +203,8 @@ impl Offline {
     ) -> Result<(), OfflineError> {
         check_empty(directory)?;
         self.set_members(member)?;
-        let fail = |doing| {
-            move |error| OfflineError::Io { doing, path: directory.to_owned(), error }
-        };
+        let fail =
+            |doing| move |error| OfflineError::Io { doing, path: directory.to_owned(), error };
         let fresh = directory.join(RESTORING);
         match fs::remove_dir_all(&fresh) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

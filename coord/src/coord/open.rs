@@ -39,12 +39,9 @@ pub(super) struct Opened {
 pub(super) fn open(config: &Config, joins: bool) -> Result<Opened, StartError> {
     let began = Instant::now();
     let directory = &config.data_dir;
-    let wanted =
-        Identity { cluster_id: 0, replica_id: config.replica_id, store_id: random_id()? };
-    let sizes = Sizes {
-        log_bytes_max: config.log_map_size_bytes,
-        state_bytes_max: config.map_size_bytes,
-    };
+    let wanted = Identity { cluster_id: 0, replica_id: config.replica_id, store_id: random_id()? };
+    let sizes =
+        Sizes { log_bytes_max: config.log_map_size_bytes, state_bytes_max: config.map_size_bytes };
     let mut stores = store::open(directory, wanted, sizes)?;
     let peers_file = |error| StartError::Peers { directory: directory.clone(), error };
     let mut known = Known::load(directory).map_err(peers_file)?;
@@ -79,11 +76,7 @@ pub(super) fn open(config: &Config, joins: bool) -> Result<Opened, StartError> {
 }
 
 /// Makes the log one that continues from `applied`; gives its last index.
-fn begin_log(
-    config: &Config,
-    stores: &mut Stores,
-    applied: &Applied,
-) -> Result<u64, StartError> {
+fn begin_log(config: &Config, stores: &mut Stores, applied: &Applied) -> Result<u64, StartError> {
     let reader = stores.log.reader();
     let log = reader.initial()?;
     if applied.index < log.compacted_index {
@@ -124,7 +117,7 @@ fn first_cluster_id(config: &Config) -> io::Result<u64> {
     Ok(hash.finish().max(1))
 }
 
-/// The state that every member of a new cluster begins with, as if an entry 1 of term 1 had made it.
+/// The state that every member of a new cluster begins with, as if entry 1 of term 1 had made it.
 fn first_state(
     config: &Config,
     stores: &mut Stores,

@@ -201,11 +201,15 @@ fn an_operator_is_answered() {
     assert!(late.is_err(), "nobody is there to answer");
 }
 
-/// Members at ports that were free a moment ago.
+/// Members at ports that were free a moment ago; below those that the kernel gives to clients, who
+/// could take them in the meantime.
 fn members(count: u64) -> Vec<Member> {
-    let listeners: Vec<_> = (0..count)
-        .map(|_| std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap())
-        .collect();
+    let listen = |_| {
+        std::iter::repeat_with(|| fastrand::u16(12_000..32_000))
+            .find_map(|port| std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok())
+            .unwrap()
+    };
+    let listeners: Vec<_> = (0..count).map(listen).collect();
     let port = |listener: &std::net::TcpListener| listener.local_addr().unwrap().port();
     (1..).zip(&listeners).map(|(id, listener)| member(id, port(listener))).collect()
 }
@@ -230,9 +234,8 @@ fn config(id: u64, members: &[Member], directory: &TempDir) -> Config {
 
 fn leader(coords: &[Option<Coord>]) -> usize {
     eventually("a leader", || {
-        let is_leader = |coord: &Option<Coord>| {
-            coord.as_ref().is_some_and(|coord| mode(coord) == Mode::Leader)
-        };
+        let is_leader =
+            |coord: &Option<Coord>| coord.as_ref().is_some_and(|coord| mode(coord) == Mode::Leader);
         coords.iter().position(is_leader)
     })
 }
@@ -309,9 +312,8 @@ fn a_replica_that_joins_gets_the_state_when_it_is_added() {
     let request = AdminRequest::Reconfigure { joining: Some(line), leaving: None };
     let answer = first.operator().ask(request).recv_timeout(PATIENCE).unwrap();
     assert!(answer.is_ok(), "{answer:?}");
-    let data = eventually("the state", || {
-        Client::open(second.client_address()).ok()?.get("/a").ok()?
-    });
+    let data =
+        eventually("the state", || Client::open(second.client_address()).ok()?.get("/a").ok()?);
     assert_eq!(data, b"data");
     second.stop().unwrap();
     // It is a member now, and comes back as one.

@@ -111,7 +111,8 @@ impl Known {
             return;
         }
         if let Err(error) = self.save() {
-            tracing::warn!(path = %self.path.display(), %error, "removed replicas stay in the file");
+            let path = self.path.display();
+            tracing::warn!(%path, %error, "replicas that were removed stay in the file");
         }
     }
 

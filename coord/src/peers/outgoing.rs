@@ -266,7 +266,10 @@ impl Outgoing {
             return Ok(());
         }
         if self.outbox.len() > QUEUE_SIZE_MAX || message.len() > hello::PAYLOAD_SIZE_MAX {
-            return Err(format!("{} bytes wait to be sent: it does not keep up", self.outbox.len()));
+            return Err(format!(
+                "{} bytes wait to be sent: it does not keep up",
+                self.outbox.len()
+            ));
         }
         hello::frame(self.outbox.tail(), message);
         Ok(())

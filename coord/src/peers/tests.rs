@@ -23,6 +23,7 @@ struct End {
     port: u16,
     now_ms: u64,
     shared: Vec<u8>,
+    resolved: flume::Receiver<Resolved>,
     /// What happened, as text.
     seen: Vec<String>,
     directory: tempfile::TempDir,
@@ -32,23 +33,18 @@ fn end(cluster_id: u64, id: u64, store_id: u64) -> End {
     end_in(tempfile::tempdir().unwrap(), 0, cluster_id, id, store_id)
 }
 
-fn end_in(
-    directory: tempfile::TempDir,
-    port: u16,
-    cluster_id: u64,
-    id: u64,
-    store_id: u64,
-) -> End {
+fn end_in(directory: tempfile::TempDir, port: u16, cluster_id: u64, id: u64, store_id: u64) -> End {
     let poll = Poll::new().unwrap();
     let listener = socket::listen((Ipv4Addr::LOCALHOST, port).into(), 8).unwrap();
     let port = listener.local_addr().unwrap().port();
     let known = Known::load(directory.path()).unwrap();
     let admission = Admission::new(cluster_id, id, store_id, known);
-    let resolver = Resolver::start(|_| {}).unwrap();
+    let (sender, resolved) = flume::unbounded();
+    let resolver = Resolver::start(move |it| sender.send(it).unwrap_or_default()).unwrap();
     let registry = poll.registry().try_clone().unwrap();
     let peers = Peers::new(TOKENS, registry, Some(listener), admission, resolver).unwrap();
     let shared = vec![0; 4096];
-    End { peers, poll, port, now_ms: 0, shared, seen: Vec::new(), directory }
+    End { peers, poll, port, now_ms: 0, shared, resolved, seen: Vec::new(), directory }
 }
 
 fn member(id: u64, port: u16) -> Member {
@@ -67,6 +63,9 @@ impl End {
         self.poll.poll(&mut events, Some(Duration::from_millis(1))).unwrap();
         for event in &events {
             self.peers.ready(event.token());
+        }
+        for resolved in self.resolved.try_iter() {
+            self.peers.resolved(self.now_ms, resolved);
         }
         let seen = &mut self.seen;
         self.peers.pass(self.now_ms, &mut self.shared, &mut |event| {
@@ -166,6 +165,20 @@ fn messages_arrive_whole_and_in_order() {
     let heard: Vec<&String> = two.seen.iter().filter(|text| text.starts_with("1: ")).collect();
     assert!(heard == [&"1: a".to_owned(), &format!("1: {long}"), &"1: b".to_owned()]);
     assert!(two.peers.status()[0].sends && two.peers.status()[0].hears);
+}
+
+#[test]
+fn a_name_is_looked_up_and_one_without_an_address_is_told() {
+    let (mut one, mut two) = (end(9, 1, 11), end(9, 2, 22));
+    two.peers.set_members(&[member(1, one.port)]);
+    let named = |id, host: &str, port| Member {
+        peer_address: format!("{host}:{port}"),
+        ..member(id, port)
+    };
+    one.peers.set_members(&[named(2, "localhost", two.port), named(3, "nowhere.invalid", 1)]);
+    until(&mut [&mut one, &mut two], |ends| {
+        ends[0].seen.contains(&"connected 2".into()) && !ends[0].trouble(3).is_empty()
+    });
 }
 
 #[test]

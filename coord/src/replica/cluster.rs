@@ -25,8 +25,9 @@ impl Replica {
         actions.push(Action::Peers { members });
     }
 
-    pub(super) fn peer_connected(&mut self, peer: u64) {
+    pub(super) fn peer_connected(&mut self, peer: u64, actions: &mut Vec<Action>) {
         self.connected.insert(peer);
+        self.refuse_snapshot_of(peer, actions);
     }
 
     pub(super) fn peer_lost(&mut self, peer: u64, actions: &mut Vec<Action>) {
@@ -59,7 +60,9 @@ impl Replica {
             // Whoever is not who the stream says is not listened to.
             PeerMessage::Raft(message) if message.from == peer => self.consensus.step(message),
             PeerMessage::Raft(_) => {}
-            PeerMessage::Forward { commands } => self.take_forwarded(peer, commands, actions),
+            PeerMessage::Forward { term, commands } => {
+                self.take_forwarded(peer, term, commands, actions);
+            }
             PeerMessage::NotLeader => self.close_dispatched(actions),
             PeerMessage::Alive { sessions } => {
                 for session in sessions {
@@ -80,9 +83,17 @@ impl Replica {
         }
     }
 
-    fn take_forwarded(&mut self, peer: u64, commands: &[u8], actions: &mut Vec<Action>) {
+    /// Takes the writes of another replica's clients. Those meant for an earlier term of ours follow
+    /// others that were lost with it, so they are refused.
+    fn take_forwarded(
+        &mut self,
+        peer: u64,
+        term: u64,
+        commands: &[u8],
+        actions: &mut Vec<Action>,
+    ) {
         let is_full = self.forwarded_bytes + commands.len() > FORWARDED_BYTES_MAX;
-        if !self.consensus.is_leader() || is_full {
+        if !self.consensus.is_leader() || term != self.consensus.term() || is_full {
             let message = PeerMessage::NotLeader.encode();
             actions.push(Action::SendPeer { peer, message });
             return;

@@ -94,6 +94,11 @@ impl Replica {
             return self.close_client(id, actions);
         }
         let timeout_ms = self.granted_timeout(request.timeout_ms);
+        // As ZooKeeper, before the password is looked at: whoever comes back must not meet the
+        // connection that it lost.
+        if let Some(&older) = self.sessions_here.get(&request.session) {
+            self.close_client(older, actions);
+        }
         let tag = self.next_tag(id);
         let act = if request.session == 0 {
             Act::CreateSession { timeout_ms, password: self.new_password(tag) }

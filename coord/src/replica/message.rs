@@ -17,10 +17,9 @@ use crate::store::Applied;
 pub(super) enum PeerMessage<'a> {
     /// Raft's own. A snapshot message carries no data: that comes in chunks.
     Raft(Message),
-    /// Writes of our clients, for the leader to propose: encoded commands, one after another.
-    Forward {
-        commands: &'a [u8],
-    },
+    /// Writes of our clients, for the leader of this term to propose: encoded commands, one after
+    /// another.
+    Forward { term: u64, commands: &'a [u8] },
     /// The answer to `Forward` of one that is no leader: what was forwarded is lost.
     NotLeader,
     /// Sessions whose clients were heard of, for the leader that watches over them.
@@ -71,8 +70,9 @@ impl<'a> PeerMessage<'a> {
                 writer.raw(&[RAFT]);
                 write_raft(&mut writer, message);
             }
-            PeerMessage::Forward { commands } => {
+            PeerMessage::Forward { term, commands } => {
                 writer.raw(&[FORWARD]);
+                writer.long(*term as i64);
                 writer.raw(commands);
             }
             PeerMessage::NotLeader => writer.raw(&[NOT_LEADER]),
@@ -112,7 +112,9 @@ impl<'a> PeerMessage<'a> {
         let [kind] = *reader.take(1)? else { return Err(JuteError::Short) };
         Ok(match kind {
             RAFT => PeerMessage::Raft(read_raft(&mut reader)?),
-            FORWARD => PeerMessage::Forward { commands: reader.rest() },
+            FORWARD => {
+                PeerMessage::Forward { term: reader.long()? as u64, commands: reader.rest() }
+            }
             NOT_LEADER => PeerMessage::NotLeader,
             ALIVE => {
                 PeerMessage::Alive { sessions: reader.list(Reader::long)?.unwrap_or_default() }
@@ -280,7 +282,7 @@ mod tests {
         for message in [
             PeerMessage::Raft(raft),
             PeerMessage::Raft(Message::default()),
-            PeerMessage::Forward { commands: b"commands" },
+            PeerMessage::Forward { term: 3, commands: b"commands" },
             PeerMessage::NotLeader,
             PeerMessage::Alive { sessions: vec![1, -2] },
             PeerMessage::SnapshotBegin(snapshot),

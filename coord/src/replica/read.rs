@@ -175,7 +175,7 @@ impl Replica {
         let request = match Request::decode(code, record) {
             Ok(request) => request,
             Err(error) => {
-                let error = error_of(error);
+                let error = error_of(code, error);
                 // As ZooKeeper: an operation nobody knows ends the connection.
                 if error == Error::Unimplemented {
                     client.reply_error(request_xid, -1, error);
@@ -199,6 +199,8 @@ impl Replica {
         let mut writer = Writer::new(&mut client.output);
         // A ping is answered with its own xid, whatever was sent (`FinalRequestProcessor`).
         let xid = if code == opcode::PING { xid::PING } else { request_xid };
+        // Nor does one of the state speak where there is no state in it.
+        let zxid = if code == opcode::SASL { 0 } else { zxid };
         ReplyHeader { xid, zxid, error: 0 }.encode(&mut writer);
         let body_start = start + 4 + REPLY_HEADER_SIZE;
         let mut view = View {

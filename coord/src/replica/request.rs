@@ -19,6 +19,7 @@ fn is_write(code: i32) -> bool {
             | opcode::SET_ACL
             | opcode::MULTI
             | opcode::RECONFIG
+            | opcode::DELETE_CONTAINER
             | opcode::CLOSE_SESSION
     )
 }
@@ -67,10 +68,7 @@ impl Replica {
             client.reply_error(request_xid, zxid, Error::NotReadOnly);
             return self.queue_send(id);
         }
-        if code == opcode::DELETE_CONTAINER {
-            // The service's own; a client's fails like any write that makes no sense.
-            self.answer_in_turn(id, request_xid, Error::BadArguments);
-        } else if is_write(code) {
+        if is_write(code) {
             self.write(now, id, (request_xid, code), record);
         } else if code == opcode::SYNC {
             self.sync(id, request_xid, record, message, now, actions);
@@ -82,17 +80,14 @@ impl Replica {
         }
     }
 
-    /// Puts a write on its way. One that cannot be read is answered in its turn.
+    /// Puts a write on its way. One that makes no sense goes it, too: it takes a zxid and is
+    /// answered in its turn, as in ZooKeeper.
     fn write(&mut self, now: Now, id: ClientId, (request_xid, code): (i32, i32), record: &[u8]) {
-        let error = match Request::decode(code, record) {
-            Ok(_) if code == opcode::RECONFIG && !self.config.reconfig_enabled => {
-                Some(Error::ReconfigDisabled)
-            }
-            Ok(_) => None,
-            Err(error) => Some(error_of(error)),
-        };
-        if let Some(error) = error {
-            return self.answer_in_turn(id, request_xid, error);
+        // But for a reconfig, which ZooKeeper reads before it counts it.
+        if code == opcode::RECONFIG
+            && let Err(error) = Request::decode(code, record)
+        {
+            return self.answer_in_turn(id, request_xid, error_of(code, error));
         }
         let tag = self.next_tag(id);
         let slot = id.slot as usize;
@@ -110,7 +105,7 @@ impl Replica {
             act,
         };
         client.pending.push_back(Pending::Write { tag, xid: request_xid, code, since_ms: now.ms });
-        if code == opcode::RECONFIG {
+        if code == opcode::RECONFIG && self.config.reconfig_enabled {
             let mut encoded = Vec::new();
             command.encode(&mut encoded);
             self.ask_reconfigure(encoded);
@@ -120,7 +115,7 @@ impl Replica {
     }
 
     /// Answers with an error, behind everything that still waits.
-    pub(super) fn answer_in_turn(&mut self, id: ClientId, request_xid: i32, error: Error) {
+    fn answer_in_turn(&mut self, id: ClientId, request_xid: i32, error: Error) {
         let zxid = self.state.zxid();
         let Some(client) = self.client_mut(id) else { return };
         if client.pending.is_empty() {
@@ -168,9 +163,14 @@ pub(super) fn split(message: &[u8]) -> Option<(i32, i32, &[u8])> {
 }
 
 /// What a client is told of a record that cannot be read.
-pub(super) fn error_of(error: JuteError) -> Error {
+pub(super) fn error_of(code: i32, error: JuteError) -> Error {
     match error {
-        JuteError::Operation(_) => Error::Unimplemented,
-        JuteError::Short | JuteError::Length(_) => Error::MarshallingError,
+        JuteError::Operation(unknown) if unknown == code && code != opcode::MULTI_READ => {
+            Error::Unimplemented
+        }
+        // One that may not stand inside a multi is a bad record.
+        JuteError::Operation(_) | JuteError::Short | JuteError::Length(_) => {
+            Error::MarshallingError
+        }
     }
 }

@@ -153,6 +153,14 @@ impl Replica {
                 actions,
             );
         }
+        // A leader of the past has nothing to give.
+        if message.term < self.consensus.term() {
+            return self.send_peer(
+                peer,
+                &PeerMessage::SnapshotDone { is_installed: false },
+                actions,
+            );
+        }
         let index = message.get_snapshot().get_metadata().index;
         if message.from != peer || index <= self.consensus.committed() {
             // Nothing to gain from it; Raft tells the leader how far we are.
@@ -176,7 +184,21 @@ impl Replica {
             .is_some_and(|receiving| receiving.peer == peer && !receiving.is_installing);
         if is_expected {
             actions.push(Action::StoreSnapshot { peer, chunk: chunk.to_vec() });
+        } else {
+            self.refuse_snapshot_of(peer, actions);
         }
+    }
+
+    /// Lets a peer that sends us a snapshot begin again: our answers to it were lost, or another
+    /// leader's has taken its place. One that is whole takes the state's place undisturbed.
+    pub(super) fn refuse_snapshot_of(&mut self, peer: u64, actions: &mut Vec<Action>) {
+        if let Some(receiving) = self.receiving.take_if(|receiving| receiving.peer == peer)
+            && receiving.is_installing
+        {
+            self.receiving = Some(receiving);
+            return;
+        }
+        self.send_peer(peer, &PeerMessage::SnapshotDone { is_installed: false }, actions);
     }
 
     pub(super) fn snapshot_stored(&mut self, peer: u64, actions: &mut Vec<Action>) {

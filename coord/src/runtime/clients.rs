@@ -12,7 +12,6 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-
 use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry, Token};
 
@@ -386,7 +385,12 @@ impl Clients {
 
     /// Closes everybody at the end of the replica. Waits up to `patience` for what they have not
     /// taken yet.
-    pub(super) fn close_all(&mut self, now_ms: u64, machine: &mut impl Machine, patience: Duration) {
+    pub(super) fn close_all(
+        &mut self,
+        now_ms: u64,
+        machine: &mut impl Machine,
+        patience: Duration,
+    ) {
         let all: Vec<ClientId> = self.slots.iter().flatten().map(|client| client.id).collect();
         for id in all {
             if self.get(id).is_some_and(|client| !matches!(client.phase, Phase::Leaving(_))) {

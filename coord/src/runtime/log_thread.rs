@@ -95,7 +95,9 @@ impl Writer {
         loop {
             // With entries to forget, only look whether something more important waits.
             let next = match self.compaction {
-                Some(_) => self.work.try_recv().map_err(|it| it == flume::TryRecvError::Disconnected),
+                Some(_) => {
+                    self.work.try_recv().map_err(|it| it == flume::TryRecvError::Disconnected)
+                }
                 None => self.work.recv().map_err(|_| true),
             };
             match next {
@@ -143,7 +145,9 @@ impl Writer {
 
     /// One step of forgetting.
     fn compact(&mut self) {
-        let Some((index, term)) = self.compaction.take().filter(|_| !self.is_broken) else { return };
+        let Some((index, term)) = self.compaction.take().filter(|_| !self.is_broken) else {
+            return;
+        };
         match self.store.compact(index, term) {
             Ok(reached) if reached < index => self.compaction = Some((index, term)),
             Ok(_) => {}

@@ -142,9 +142,8 @@ impl StateThread {
 }
 
 fn size(checkpoint: &Checkpoint) -> usize {
-    let record = |(key, value): &(Vec<u8>, Option<Vec<u8>>)| {
-        key.len() + value.as_ref().map_or(0, Vec::len)
-    };
+    let record =
+        |(key, value): &(Vec<u8>, Option<Vec<u8>>)| key.len() + value.as_ref().map_or(0, Vec::len);
     checkpoint.records.iter().map(record).sum()
 }
 

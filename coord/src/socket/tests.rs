@@ -71,9 +71,7 @@ fn an_announced_length_reserves_no_memory() {
     let (mut inbox, mut shared) = (Inbox::default(), vec![0; 4096]);
     for round in 0..50 {
         ours.write_all(&[round; 10]).unwrap();
-        while inbox
-            .receive(&theirs, &mut shared, |bytes| cut(bytes, &mut Vec::new()))
-            .unwrap()
+        while inbox.receive(&theirs, &mut shared, |bytes| cut(bytes, &mut Vec::new())).unwrap()
             == Received::Nothing
         {}
     }

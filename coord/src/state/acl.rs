@@ -164,7 +164,8 @@ pub(super) fn fix<'a>(
                 continue;
             }
             "digest" => is_digest(entry.id),
-            "ip" => network(entry.id).is_some(),
+            // Of version 4 only, as in ZooKeeper 3.8.
+            "ip" => !entry.id.contains(':') && network(entry.id).is_some(),
             _ => false,
         };
         if !is_valid {

@@ -7,7 +7,9 @@
 
 use std::mem;
 
-use millrace_proto::zookeeper::{Acl, CreateKind, Error, Request, Stat, create_mode, event, perms};
+use millrace_proto::zookeeper::{
+    Acl, CreateKind, Error, Request, Stat, create_mode, event, opcode, perms,
+};
 
 use super::changes::{Changes, Touched};
 use super::quota::{self, Track, Use};
@@ -62,6 +64,10 @@ impl<'a> Write<'a> {
 
     /// A client's write.
     pub(super) fn request(&mut self, code: i32, record: &[u8]) -> Result<Outcome, Error> {
+        // The service's own: from a client it makes no sense.
+        if code == opcode::DELETE_CONTAINER {
+            return Err(Error::BadArguments);
+        }
         let request = Request::decode(code, record).map_err(|_| Error::MarshallingError)?;
         match &request {
             &Request::Create { kind, path, data, ref acl, flags, ttl_ms } => {
@@ -82,6 +88,8 @@ impl<'a> Write<'a> {
                 self.set_acl(path, acl.as_deref(), *version).map(Outcome::Stat)
             }
             Request::Multi(operations) => self.multi(operations),
+            // It is asked of the leader, and stands here only where that is not allowed.
+            Request::Reconfig { .. } => Err(Error::ReconfigDisabled),
             _ => Err(Error::Unimplemented),
         }
     }

@@ -107,12 +107,8 @@ fn server(change: impl FnOnce(&mut Limits)) -> Server {
     let address = listener.local_addr().unwrap();
     let registry = poll.registry().try_clone().unwrap();
     let clients = Clients::new(limits, registry, listener, LISTENER, FIRST).unwrap();
-    let machine = Echo {
-        outputs: HashMap::new(),
-        accepts: true,
-        opened: Vec::new(),
-        closed: Vec::new(),
-    };
+    let machine =
+        Echo { outputs: HashMap::new(), accepts: true, opened: Vec::new(), closed: Vec::new() };
     Server { clients, machine, poll, address, now_ms: 0, busy_passes: 0, shared: vec![0; 4096] }
 }
 

@@ -36,6 +36,15 @@ const BREAKABLE: [i32; 23] = [
 const BAD_LENGTHS: [i32; 6] = [-2, i32::MIN, i32::MAX, 0x0010_0001, 5000, 1 << 24];
 /// Size of the largest message, and of the packet that holds it.
 const PACKET_SIZE_MAX: usize = 0xfffff;
+/// Operations that are not sent with a null path.
+const NULL_DIFFERS: [i32; 6] = [
+    opcode::ADD_WATCH,
+    opcode::SYNC,
+    opcode::CREATE,
+    opcode::CREATE2,
+    opcode::CREATE_CONTAINER,
+    opcode::CREATE_TTL,
+];
 
 impl Generator {
     /// A request whose record is broken, on a connection that stays open.
@@ -53,17 +62,31 @@ impl Generator {
         match self.rng.u32(..6) {
             0 => record.truncate(self.rng.usize(..=record.len())),
             1 => record.extend_from_slice(b"more bytes"),
-            // ZooKeeper accepts a watch on null, and then never closes that connection.
-            2 if code != opcode::ADD_WATCH => null_path(&mut record),
+            // ZooKeeper accepts a watch on null, and then never closes that connection; a sync of
+            // null it answers with null, and ours with an empty path; of a create on null it looks
+            // at the flags first, and says -8 where both are bad.
+            2 if !NULL_DIFFERS.contains(&code) => null_path(&mut record),
             3 => {
                 let length = BAD_LENGTHS[self.rng.usize(..BAD_LENGTHS.len())];
                 overwrite(&mut record, 0, &length.to_be_bytes());
             }
             4 => {
                 // In the middle of the path, where there is one.
-                let odd: [&[u8]; 5] = [b"\xff", b"\xc3\x28", b"\xed\xa0\x80", b"\x00", b"\xc0\x80"];
+                let odd: [&[u8]; 5] = [b"\x00", b"\xff", b"\xc3\x28", b"\xed\xa0\x80", b"\xc0\x80"];
+                // What is not UTF-8 ZooKeeper reads with U+FFFD in its place, ours as one path that
+                // cannot exist. Both find no node there and let none be made, but for a write or
+                // a sync they say so in other words: -101 or -8, and other bytes for the echo.
+                let reads = [
+                    opcode::EXISTS,
+                    opcode::GET_DATA,
+                    opcode::GET_ACL,
+                    opcode::GET_CHILDREN,
+                    opcode::GET_CHILDREN2,
+                    opcode::GET_ALL_CHILDREN_NUMBER,
+                ];
+                let count = if reads.contains(&code) { odd.len() } else { 1 };
                 let at = 4 + self.rng.usize(..6);
-                overwrite(&mut record, at, odd[self.rng.usize(..odd.len())]);
+                overwrite(&mut record, at, odd[self.rng.usize(..count)]);
             }
             _ => {
                 let size = self.rng.usize(..40);

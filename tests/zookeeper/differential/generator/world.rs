@@ -40,7 +40,7 @@ const BAD: [&str; 24] = [
     "/a\u{e000}",
     "/a\u{f8ff}",
     "/a\u{fff0}",
-    "/a\u{1f600}",
+    // Not a character beyond U+FFFF: ZooKeeper answers it in CESU-8, which is no UTF-8.
 ];
 /// Paths that only look as if they did.
 const ODD: [&str; 6] = ["/...", "/a/.b", "/a\u{a0}", "/a\u{d7ff}", "/a\u{f900}", "/a\u{ffef}"];

@@ -1,0 +1,395 @@
+//! The Raft log: segments that are written at their end, with one flush for each append.
+//!
+//! ```text
+//!  append ─► Builder ─► write ─► sync ─► Mark ─► Index ─► readers
+//!            a batch    into a segment   not synced       see it
+//! ```
+//!
+//! Always holds: a batch is durable before the index has it, so before anybody sees it; an entry
+//! that is replaced stays where it is, and a reader that found it before reads the old one; a
+//! segment that no entry is in is removed. Every segment repeats at its beginning what else there
+//! is to know, so the first ones can go. After a failed write or sync nothing more is written: the
+//! batch that failed may be found whole at the next open, which Raft allows.
+//!
+//! Not in LMDB: there a commit is two flushes and some pages of a tree (measured: 2.5 times the
+//! time of one small append). Leaves to [`recover`] what a crash or a bad disk makes of it.
+
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::directory::Lock;
+use super::{Append, COMPACT_ENTRIES_MAX, Identity, LogReader, LogStore, StoreError};
+
+mod batch;
+mod index;
+mod reader;
+mod recover;
+mod segment;
+
+#[cfg(test)]
+mod tests;
+
+use batch::{Begin, Builder};
+use index::{Header, Index, Live, Op, Position};
+use reader::WalReader;
+use recover::Recovered;
+use segment::{Mark, Pace, Segment, Spare};
+
+/// Bytes of a segment at most, unless one batch needs more: at 25 MB/s one in three seconds.
+const SEGMENT_BYTES_MAX: u64 = 64 << 20;
+/// Bytes of the first segment: each is twice as large as the one before.
+const SEGMENT_BYTES_FIRST: u64 = 256 << 10;
+/// Segments that a log has room for at least, so that compaction frees some of it.
+const SEGMENTS_MIN: u64 = 16;
+/// Entries at most: 96 MiB of memory for the index. A checkpoint comes long before.
+const ENTRIES_MAX: usize = 4 << 20;
+/// Bytes of a batch at most; places in segments have 32 bits.
+const BATCH_BYTES_MAX: u64 = 1 << 30;
+/// Memory that is kept for the next batch, in bytes.
+const BUILDER_BYTES_MAX: usize = 4 << 20;
+
+/// What the writer and its readers share.
+#[derive(Debug)]
+struct Shared {
+    /// Names it in errors: what it is and where.
+    name: String,
+    index: Mutex<Index>,
+    /// Released with the last reader.
+    _lock: Arc<Lock>,
+}
+
+impl Shared {
+    fn index(&self) -> MutexGuard<'_, Index> {
+        // The index is changed only by operations that were accepted before.
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn corrupt(&self, path: &Path, offset: u64, reason: &str) -> StoreError {
+        let at = format!("{reason} (file {}, offset {offset})", path.display());
+        StoreError::corrupt(&self.name, at)
+    }
+}
+
+/// The log of a replica. One writer.
+#[derive(Debug)]
+pub struct Wal {
+    shared: Arc<Shared>,
+    directory: PathBuf,
+    limit_bytes: u64,
+    segment_bytes_max: u64,
+    /// The segment that is written to, and where its batches end.
+    current: Arc<Segment>,
+    offset: u64,
+    /// The next segment; made while the second half of this one is written.
+    spare: Option<Spare>,
+    mark: Mark,
+    /// The last batch.
+    number: u64,
+    link: u32,
+    /// As in the last batch.
+    header: Header,
+    builder: Builder,
+    ops: Vec<Op>,
+    /// The first write that failed.
+    failed: Option<StoreError>,
+}
+
+/// Why a batch is written when the log is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Need {
+    /// It is not: the last segment is for what compacts.
+    Room,
+    /// It is small, and room comes from it.
+    Mark,
+    /// All other segments go.
+    Reset,
+}
+
+impl Wal {
+    /// Makes an empty log in a directory that has none.
+    pub(super) fn create(
+        directory: &Path,
+        identity: Identity,
+        limit_bytes: u64,
+        lock: Arc<Lock>,
+    ) -> Result<Wal, StoreError> {
+        let mark = Mark::create(directory, identity.store_id)?;
+        let header = Header::new(identity);
+        let size = segment_bytes_max(limit_bytes).min(SEGMENT_BYTES_FIRST);
+        let mut builder = Builder::default();
+        builder.clear();
+        let begin = Begin { segment: 1, size, header: header.clone() };
+        let built = builder.finish(Some(&begin), 1, 0, identity.store_id);
+        let (link, used_bytes) = (built.crc, built.bytes.len() as u64);
+        let made = segment::make(directory, 1, size, built.bytes, &Pace::hurry());
+        let segment =
+            made.map_err(|error| StoreError::io("make the first segment in", directory, error))?;
+        let mut index = Index::new(header);
+        index.segments.push_back(Live { segment: Arc::new(segment), used_bytes });
+        let recovered = Recovered { index, mark, number: 1, link, offset: used_bytes };
+        Ok(Wal::new(directory, recovered, limit_bytes, lock))
+    }
+
+    /// Opens the log in a directory after reading all of it; `None` if there is none.
+    pub(super) fn open(
+        directory: &Path,
+        limit_bytes: u64,
+        lock: Arc<Lock>,
+    ) -> Result<Option<Wal>, StoreError> {
+        let recovered = recover::recover(directory, &name(directory))?;
+        let Some(recovered) = recovered else { return Ok(None) };
+        let mut wal = Wal::new(directory, recovered, limit_bytes, lock);
+        wal.remove_dead();
+        Ok(Some(wal))
+    }
+
+    fn new(directory: &Path, found: Recovered, limit_bytes: u64, lock: Arc<Lock>) -> Wal {
+        let Recovered { index, mark, number, link, offset } = found;
+        let last = index.segments.back().expect("a log has a segment");
+        let (current, header) = (last.segment.clone(), index.header.clone());
+        let name = name(directory);
+        Wal {
+            shared: Arc::new(Shared { name, index: Mutex::new(index), _lock: lock }),
+            directory: directory.to_owned(),
+            limit_bytes,
+            segment_bytes_max: segment_bytes_max(limit_bytes),
+            current,
+            offset,
+            spare: None,
+            mark,
+            number,
+            link,
+            header,
+            builder: Builder::default(),
+            ops: Vec::new(),
+            failed: None,
+        }
+    }
+
+    /// Whose log it is.
+    pub fn identity(&self) -> Identity {
+        self.header.identity
+    }
+
+    /// Whether nothing was ever stored.
+    pub(super) fn is_pristine(&self) -> bool {
+        self.header == Header::new(self.header.identity)
+    }
+
+    /// Sets the cluster of a log that has none yet, durably.
+    ///
+    /// # Errors
+    /// As [`LogStore::append`].
+    ///
+    /// # Panics
+    /// If it has another cluster already.
+    pub fn adopt(&mut self, cluster_id: u64) -> Result<(), StoreError> {
+        self.begin()?;
+        self.add(Op::Adopt(cluster_id));
+        self.commit(Need::Mark)
+    }
+
+    /// Begins a batch, if there can be one.
+    fn begin(&mut self) -> Result<(), StoreError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        self.builder.shrink_to(BUILDER_BYTES_MAX);
+        self.builder.clear();
+        self.ops.clear();
+        Ok(())
+    }
+
+    fn add(&mut self, op: Op) {
+        self.builder.add(&op);
+        self.ops.push(op);
+    }
+
+    /// Makes the batch durable, then visible.
+    fn commit(&mut self, need: Need) -> Result<(), StoreError> {
+        let mut header = self.header.clone();
+        for op in &self.ops {
+            header.follow(op).unwrap_or_else(|reason| panic!("{reason}"));
+        }
+        let begins = self.offset + self.builder.size(false) > self.current.size;
+        if begins {
+            self.check_room(need)?;
+        }
+        self.write(begins).map_err(|error| self.fail(&error))?;
+        self.header = header;
+        self.remove_dead();
+        self.prepare();
+        Ok(())
+    }
+
+    /// Whether there is room for one more segment, which begins with this batch.
+    fn check_room(&self, need: Need) -> Result<(), StoreError> {
+        let size = self.next_size(self.builder.size(true));
+        let reserve = if need == Need::Room { self.segment_bytes_max } else { 0 };
+        let has_room = need == Need::Reset || self.disk_bytes() + size + reserve <= self.limit_bytes;
+        if has_room && size <= BATCH_BYTES_MAX { Ok(()) } else { Err(self.full()) }
+    }
+
+    fn full(&self) -> StoreError {
+        StoreError::Full { what: self.shared.name.clone(), limit_bytes: self.limit_bytes }
+    }
+
+    /// Bytes of the segments with batches.
+    fn disk_bytes(&self) -> u64 {
+        self.shared.index().segments.iter().map(|live| live.segment.size).sum()
+    }
+
+    /// Bytes of the next segment if it is to hold a batch of `batch_size`.
+    fn next_size(&self, batch_size: u64) -> u64 {
+        (2 * self.current.size).min(self.segment_bytes_max).max(batch_size)
+    }
+
+    /// Writes and syncs the batch, into the next segment if it `begins` one.
+    fn write(&mut self, begins: bool) -> io::Result<()> {
+        if begins {
+            self.current = Arc::new(self.next_segment(self.builder.size(true))?);
+            self.offset = 0;
+        }
+        let Segment { number: segment, size, .. } = *self.current;
+        let begin = begins.then(|| Begin { segment, size, header: self.header.clone() });
+        let store_id = self.mark.store_id();
+        let built = self.builder.finish(begin.as_ref(), self.number + 1, self.link, store_id);
+        self.current.file.write_all_at(built.bytes, self.offset)?;
+        self.current.file.sync_data()?;
+        self.number += 1;
+        self.link = built.crc;
+        self.mark.set(self.number, self.link)?;
+
+        let mut index = self.shared.index();
+        if begins {
+            index.segments.push_back(Live { segment: self.current.clone(), used_bytes: 0 });
+        }
+        let base = (self.offset + built.items_at as u64) as u32;
+        for op in &self.ops {
+            index.apply(op, segment, base);
+        }
+        let live = index.segments.back_mut().expect("a log has a segment");
+        live.used_bytes += built.bytes.len() as u64;
+        self.offset += built.bytes.len() as u64;
+        Ok(())
+    }
+
+    /// The segment after the current one, with room for a batch of `batch_size`.
+    fn next_segment(&mut self, batch_size: u64) -> io::Result<Segment> {
+        match self.spare.take() {
+            Some(spare) if spare.size >= batch_size => match spare.finish() {
+                Ok(segment) => return Ok(segment),
+                // Perhaps the disk was full then.
+                Err(error) => tracing::warn!("making a segment of the log: {error}"),
+            },
+            // Ends it; the larger one takes its name.
+            other => drop(other),
+        }
+        let size = self.next_size(batch_size);
+        segment::make(&self.directory, self.current.number + 1, size, &[], &Pace::hurry())
+    }
+
+    /// Starts to make the next segment if it will be needed soon and may be.
+    fn prepare(&mut self) {
+        if self.spare.is_some() || self.offset < self.current.size / 2 {
+            return;
+        }
+        let size = self.next_size(0);
+        if self.disk_bytes() + size > self.limit_bytes {
+            return;
+        }
+        match Spare::start(&self.directory, self.current.number + 1, size) {
+            Ok(spare) => self.spare = Some(spare),
+            Err(error) => tracing::warn!("starting to make a segment of the log: {error}"),
+        }
+    }
+
+    /// Removes the segments that nothing is in.
+    fn remove_dead(&mut self) {
+        let dead = self.shared.index().take_dead();
+        for segment in dead {
+            // It takes room until it is removed at the next open, and says nothing.
+            if let Err(error) = segment.remove() {
+                tracing::warn!("removing a segment of the log: {error}");
+            }
+        }
+    }
+
+    /// Keeps the reason why nothing more is written.
+    fn fail(&mut self, error: &io::Error) -> StoreError {
+        let (what, reason) = (self.shared.name.clone(), error.to_string());
+        let error = StoreError::Failed { what, reason };
+        tracing::error!("{error}");
+        self.failed = Some(error.clone());
+        error
+    }
+}
+
+fn name(directory: &Path) -> String {
+    format!("the log in {}", directory.display())
+}
+
+fn segment_bytes_max(limit_bytes: u64) -> u64 {
+    let share = limit_bytes / SEGMENTS_MIN;
+    share.clamp(64 << 10, SEGMENT_BYTES_MAX).next_multiple_of(batch::SECTOR as u64)
+}
+
+impl LogStore for Wal {
+    fn append(&mut self, batch: &[Append]) -> Result<(), StoreError> {
+        self.begin()?;
+        let mut need = Need::Room;
+        for append in batch {
+            if let Some((index, term)) = append.reset {
+                self.add(Op::Reset(Position { index, term }));
+                need = Need::Reset;
+            }
+            let added = append.entries.len() + self.ops.len();
+            if self.shared.index().entry_count() + added > ENTRIES_MAX {
+                return Err(self.full());
+            }
+            for entry in &append.entries {
+                let op = self.builder.add_entry(entry);
+                self.ops.push(op);
+            }
+            if let Some(hard_state) = &append.hard_state {
+                self.add(Op::HardState(hard_state.clone()));
+            }
+            if self.builder.size(true) > BATCH_BYTES_MAX {
+                return Err(self.full());
+            }
+        }
+        if self.ops.is_empty() {
+            return Ok(());
+        }
+        self.commit(need)
+    }
+
+    fn compact(&mut self, to: u64, term: u64) -> Result<u64, StoreError> {
+        let Header { compacted, last, .. } = self.header;
+        assert!(to <= last.index, "compaction to {to}, but the log ends with {}", last.index);
+        if to <= compacted.index {
+            return Ok(compacted.index);
+        }
+        self.begin()?;
+        let step = to.min(compacted.index + COMPACT_ENTRIES_MAX);
+        let step_term = self.shared.index().term(step).expect("an entry of the log has a term");
+        assert!(step < to || step_term == term, "compaction to an entry of another term");
+        self.add(Op::Compact(Position { index: step, term: step_term }));
+        self.commit(Need::Mark)?;
+        Ok(step)
+    }
+
+    fn reader(&self) -> Box<dyn LogReader> {
+        Box::new(WalReader::new(self.shared.clone()))
+    }
+
+    fn used_bytes(&self) -> u64 {
+        self.shared.index().segments.iter().map(|live| live.used_bytes).sum()
+    }
+
+    fn limit_bytes(&self) -> u64 {
+        self.limit_bytes
+    }
+}

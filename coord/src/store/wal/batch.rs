@@ -1,0 +1,391 @@
+//! The bytes of a batch: what one append makes durable, all or nothing.
+//!
+//! ```text
+//!  ┌ magic ┬ crc ┬ body crc ┬ size ┬ number ┬ link ┬ items size ┐  head: 32 bytes
+//!  │ u32   │ u32 │ u32      │ u32  │ u64    │ u32  │ u32        │
+//!  ├───────┴─────┴──────────┴──────┴────────┴──────┴────────────┤
+//!  │ items                        zeros               trailer   │  body, to the end of a sector
+//!  └────────────────────────────────────────────────────────────┘
+//!  item      ┌ kind ┬ size of body ┬ body ┐
+//!            └ u8 ──┴ u32 ─────────┴──────┘
+//!  entry     ┌ crc ┬ index ┬ term ┬ the entry in protobuf ┐
+//!            └ u32 ┴ u64 ──┴ u64 ─┴───────────────────────┘
+//! ```
+//!
+//! Numbers are little-endian. A batch starts on a sector of a file of zeros and ends with a trailer
+//! that is not zero. So a write that a crash cut short shows as such: a sector of the batch, or all
+//! that follows some place in it, is still zero. A batch without such zeros was written as a whole,
+//! and if its checksum is wrong it was changed later. The crc of the head covers the id of the
+//! store, which nobody outside knows, and what follows it; the link is that of the batch before.
+
+use bytes::{Buf, BufMut};
+use protobuf::Message;
+use raft::eraftpb::{Entry, HardState};
+
+use super::super::Identity;
+use super::index::{Header, Op, Position};
+
+/// What a disk writes as a whole: the smallest unit that disks have.
+pub(super) const SECTOR: usize = 512;
+/// Bytes of a batch's head.
+const HEAD_SIZE: usize = 32;
+/// Bytes of the item that begins a segment.
+const BEGIN_SIZE: usize = ITEM_HEAD_SIZE + 1 + 4 + 8 + 10 * 8;
+const ITEM_HEAD_SIZE: usize = 5;
+/// Bytes of an entry before its protobuf.
+const ENTRY_HEAD_SIZE: usize = 20;
+/// Where the items are in a [`Builder`]: room for a head, and for what begins a segment.
+const FRONT_SIZE: usize = HEAD_SIZE + BEGIN_SIZE;
+const MAGIC: u32 = u32::from_le_bytes(*b"MRWL");
+/// The only layout so far.
+const VERSION: u8 = 1;
+/// The end of each batch; no byte of it is zero.
+const TRAILER: [u8; 4] = [0xe4; 4];
+
+/// The kinds of items.
+mod kind {
+    pub(super) const BEGIN: u8 = 1;
+    pub(super) const ENTRY: u8 = 2;
+    pub(super) const HARD_STATE: u8 = 3;
+    pub(super) const RESET: u8 = 4;
+    pub(super) const COMPACT: u8 = 5;
+    pub(super) const ADOPT: u8 = 6;
+}
+
+/// What the first batch of a segment says first.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Begin {
+    /// The number of the segment, as in the name of its file.
+    pub(super) segment: u32,
+    /// Bytes of its file.
+    pub(super) size: u64,
+    /// The log before this batch, so that earlier segments are needed for their entries only.
+    pub(super) header: Header,
+}
+
+/// Makes one batch after the other in the same memory.
+#[derive(Debug, Default)]
+pub(super) struct Builder {
+    bytes: Vec<u8>,
+}
+
+/// A batch that is ready to be written.
+pub(super) struct Built<'a> {
+    pub(super) bytes: &'a [u8],
+    /// The link of the next batch.
+    pub(super) crc: u32,
+    /// Where in `bytes` the items are that [`Builder::add`] took.
+    pub(super) items_at: usize,
+}
+
+impl Builder {
+    /// Begins a new batch.
+    pub(super) fn clear(&mut self) {
+        self.bytes.clear();
+        self.bytes.resize(FRONT_SIZE, 0);
+    }
+
+    /// Gives back memory that only a large batch needed.
+    pub(super) fn shrink_to(&mut self, bytes_max: usize) {
+        if self.bytes.capacity() > bytes_max {
+            self.bytes = Vec::new();
+        }
+    }
+
+    /// Adds an entry, and gives the operation: where it is, counted from the first item.
+    pub(super) fn add_entry(&mut self, entry: &Entry) -> Op {
+        let item = self.begin_item(kind::ENTRY);
+        let body = item + ITEM_HEAD_SIZE;
+        self.bytes.put_u32_le(0);
+        self.bytes.put_u64_le(entry.index);
+        self.bytes.put_u64_le(entry.term);
+        entry
+            .write_to_vec(&mut self.bytes)
+            .expect("an entry has no required field, and a vector takes it");
+        let crc = crc32fast::hash(&self.bytes[body + 4..]);
+        self.bytes[body..body + 4].copy_from_slice(&crc.to_le_bytes());
+        let size = self.end_item(item);
+        let position = Position { index: entry.index, term: entry.term };
+        Op::Entry { position, at: (body - FRONT_SIZE) as u32, size }
+    }
+
+    /// Adds an operation that is no entry.
+    pub(super) fn add(&mut self, op: &Op) {
+        match op {
+            Op::Entry { .. } => unreachable!("entries have bytes of their own"),
+            Op::HardState(hard_state) => {
+                let item = self.begin_item(kind::HARD_STATE);
+                put_hard_state(&mut self.bytes, hard_state);
+                self.end_item(item);
+            }
+            Op::Reset(position) => self.add_position(kind::RESET, *position),
+            Op::Compact(position) => self.add_position(kind::COMPACT, *position),
+            Op::Adopt(cluster_id) => {
+                let item = self.begin_item(kind::ADOPT);
+                self.bytes.put_u64_le(*cluster_id);
+                self.end_item(item);
+            }
+        }
+    }
+
+    fn add_position(&mut self, kind: u8, position: Position) {
+        let item = self.begin_item(kind);
+        put_position(&mut self.bytes, position);
+        self.end_item(item);
+    }
+
+    fn begin_item(&mut self, kind: u8) -> usize {
+        let at = self.bytes.len();
+        self.bytes.put_u8(kind);
+        self.bytes.put_u32_le(0);
+        at
+    }
+
+    fn end_item(&mut self, item: usize) -> u32 {
+        let size = (self.bytes.len() - item - ITEM_HEAD_SIZE) as u32;
+        self.bytes[item + 1..item + ITEM_HEAD_SIZE].copy_from_slice(&size.to_le_bytes());
+        size
+    }
+
+    /// Bytes of the batch as it is now, in the middle of a segment or as its first one.
+    pub(super) fn size(&self, is_first: bool) -> u64 {
+        let front = if is_first { 0 } else { BEGIN_SIZE };
+        (self.bytes.len() - front + TRAILER.len()).next_multiple_of(SECTOR) as u64
+    }
+
+    /// Ends the batch. After this only [`Builder::clear`] can follow.
+    pub(super) fn finish(
+        &mut self,
+        begin: Option<&Begin>,
+        number: u64,
+        link: u32,
+        store_id: u64,
+    ) -> Built<'_> {
+        let size = self.size(begin.is_some()) as usize;
+        let start = if begin.is_some() { 0 } else { BEGIN_SIZE };
+        let items_size = self.bytes.len() - start - HEAD_SIZE;
+        if let Some(begin) = begin {
+            let item = write_begin(begin);
+            self.bytes[HEAD_SIZE..FRONT_SIZE].copy_from_slice(&item);
+        }
+        self.bytes.resize(start + size - TRAILER.len(), 0);
+        self.bytes.put_slice(&TRAILER);
+        let bytes = &mut self.bytes[start..];
+        let body_crc = crc32fast::hash(&bytes[HEAD_SIZE..]);
+        let mut head = &mut bytes[..HEAD_SIZE];
+        head.put_u32_le(MAGIC);
+        head.put_u32_le(0);
+        head.put_u32_le(body_crc);
+        head.put_u32_le(size as u32);
+        head.put_u64_le(number);
+        head.put_u32_le(link);
+        head.put_u32_le(items_size as u32);
+        let crc = head_crc(&bytes[..HEAD_SIZE], store_id);
+        bytes[4..8].copy_from_slice(&crc.to_le_bytes());
+        Built { bytes, crc, items_at: FRONT_SIZE - start }
+    }
+}
+
+fn write_begin(begin: &Begin) -> Vec<u8> {
+    let Begin { segment, size, header } = begin;
+    let mut item = Vec::with_capacity(BEGIN_SIZE);
+    item.put_u8(kind::BEGIN);
+    item.put_u32_le((BEGIN_SIZE - ITEM_HEAD_SIZE) as u32);
+    item.put_u8(VERSION);
+    item.put_u32_le(*segment);
+    item.put_u64_le(*size);
+    let Identity { cluster_id, replica_id, store_id } = header.identity;
+    for number in [cluster_id, replica_id, store_id] {
+        item.put_u64_le(number);
+    }
+    put_hard_state(&mut item, &header.hard_state);
+    put_position(&mut item, header.compacted);
+    put_position(&mut item, header.last);
+    item
+}
+
+fn read_begin(mut body: &[u8]) -> Result<Begin, &'static str> {
+    if body.len() != BEGIN_SIZE - ITEM_HEAD_SIZE || body.get_u8() != VERSION {
+        return Err("it has a version that this program does not know");
+    }
+    let segment = body.get_u32_le();
+    let size = body.get_u64_le();
+    let identity = Identity {
+        cluster_id: body.get_u64_le(),
+        replica_id: body.get_u64_le(),
+        store_id: body.get_u64_le(),
+    };
+    let hard_state = get_hard_state(&mut body);
+    let compacted = get_position(&mut body);
+    let last = get_position(&mut body);
+    Ok(Begin { segment, size, header: Header { identity, hard_state, compacted, last } })
+}
+
+fn put_hard_state(bytes: &mut Vec<u8>, hard_state: &HardState) {
+    for number in [hard_state.term, hard_state.vote, hard_state.commit] {
+        bytes.put_u64_le(number);
+    }
+}
+
+fn get_hard_state(body: &mut &[u8]) -> HardState {
+    let (term, vote, commit) = (body.get_u64_le(), body.get_u64_le(), body.get_u64_le());
+    HardState { term, vote, commit, ..HardState::default() }
+}
+
+fn put_position(bytes: &mut Vec<u8>, position: Position) {
+    bytes.put_u64_le(position.index);
+    bytes.put_u64_le(position.term);
+}
+
+fn get_position(body: &mut &[u8]) -> Position {
+    Position { index: body.get_u64_le(), term: body.get_u64_le() }
+}
+
+fn head_crc(head: &[u8], store_id: u64) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&store_id.to_le_bytes());
+    hasher.update(&head[8..HEAD_SIZE]);
+    hasher.finalize()
+}
+
+/// The head of a batch.
+#[derive(Debug, Clone, Copy)]
+struct Head {
+    crc: u32,
+    body_crc: u32,
+    /// Of the batch with its head.
+    size: usize,
+    number: u64,
+    link: u32,
+    items_size: usize,
+}
+
+impl Head {
+    /// The head that `bytes` begin with, if there is one.
+    fn read(bytes: &[u8], store_id: u64) -> Option<Head> {
+        let mut fields = bytes.get(..HEAD_SIZE)?;
+        if fields.get_u32_le() != MAGIC {
+            return None;
+        }
+        let head = Head {
+            crc: fields.get_u32_le(),
+            body_crc: fields.get_u32_le(),
+            size: fields.get_u32_le() as usize,
+            number: fields.get_u64_le(),
+            link: fields.get_u32_le(),
+            items_size: fields.get_u32_le() as usize,
+        };
+        (head.crc == head_crc(bytes, store_id)).then_some(head)
+    }
+}
+
+/// A batch that was read.
+#[derive(Debug)]
+pub(super) struct Batch<'a> {
+    pub(super) number: u64,
+    pub(super) link: u32,
+    /// The link of the next batch.
+    pub(super) crc: u32,
+    /// Of the batch, in bytes.
+    pub(super) size: usize,
+    items: &'a [u8],
+}
+
+impl<'a> Batch<'a> {
+    /// The batch that `bytes` begin with, if it is there and whole.
+    pub(super) fn read(bytes: &'a [u8], store_id: u64) -> Option<Batch<'a>> {
+        let Head { crc, body_crc, size, number, link, items_size } = Head::read(bytes, store_id)?;
+        let body = bytes.get(HEAD_SIZE..size)?;
+        if crc32fast::hash(body) != body_crc {
+            return None;
+        }
+        Some(Batch { number, link, crc, size, items: body.get(..items_size)? })
+    }
+
+    /// What begins the segment, if this is its first batch, and the operations. Places are counted
+    /// from the first byte of the batch.
+    pub(super) fn decode(&self) -> Result<(Option<Begin>, Vec<Op>), &'static str> {
+        const DAMAGED: &str = "it has an item that cannot be read";
+        let (mut begin, mut ops) = (None, Vec::new());
+        let mut rest = self.items;
+        while let Some((head, after)) = rest.split_at_checked(ITEM_HEAD_SIZE) {
+            let at = HEAD_SIZE + self.items.len() - after.len();
+            let size = (&head[1..]).get_u32_le();
+            let (mut body, next) = after.split_at_checked(size as usize).ok_or(DAMAGED)?;
+            rest = next;
+            match (head[0], size) {
+                (kind::BEGIN, _) => begin = Some(read_begin(body)?),
+                (kind::ENTRY, 20..) => {
+                    body.advance(4);
+                    let position = get_position(&mut body);
+                    ops.push(Op::Entry { position, at: at as u32, size });
+                }
+                (kind::HARD_STATE, 24) => ops.push(Op::HardState(get_hard_state(&mut body))),
+                (kind::RESET, 16) => ops.push(Op::Reset(get_position(&mut body))),
+                (kind::COMPACT, 16) => ops.push(Op::Compact(get_position(&mut body))),
+                (kind::ADOPT, 8) => ops.push(Op::Adopt(body.get_u64_le())),
+                _ => return Err(DAMAGED),
+            }
+        }
+        if rest.is_empty() { Ok((begin, ops)) } else { Err(DAMAGED) }
+    }
+}
+
+/// Reads the body of an entry's item, or says what is wrong with it.
+pub(super) fn read_entry(index: u64, body: &[u8]) -> Result<Entry, &'static str> {
+    let (crc, rest) = body.split_first_chunk::<4>().ok_or("it is too short")?;
+    if u32::from_le_bytes(*crc) != crc32fast::hash(rest) {
+        return Err("it has another checksum");
+    }
+    let mut fields = rest.get(..ENTRY_HEAD_SIZE - 4).ok_or("it is too short")?;
+    let position = get_position(&mut fields);
+    // One copy, so that an entry keeps no more than itself in memory; its payload shares it.
+    let message = bytes::Bytes::copy_from_slice(&rest[ENTRY_HEAD_SIZE - 4..]);
+    let entry =
+        Entry::parse_from_carllerche_bytes(&message).map_err(|_| "its body is not an entry")?;
+    if (entry.index, entry.index, entry.term) != (index, position.index, position.term) {
+        return Err("it is another entry");
+    }
+    Ok(entry)
+}
+
+/// Whether a log whose next batch is `next` may end before `rest`, where no such batch can be read
+/// and which goes to the end of a segment: if nothing is there, or a batch that a crash cut short.
+/// Otherwise the reason why something was there.
+pub(super) fn check_end(rest: &[u8], store_id: u64, next: u64) -> Result<(), &'static str> {
+    let Some((head_bytes, after_head)) = rest.split_at_checked(HEAD_SIZE) else { return Ok(()) };
+    let size = match Head::read(rest, store_id) {
+        Some(head) => {
+            let batch = rest.get(..head.size).ok_or("a batch is longer than its segment")?;
+            if head.number != next {
+                return Err("a batch does not follow the one before it");
+            }
+            if !is_cut(batch) {
+                return Err("a batch has another checksum");
+            }
+            head.size
+        }
+        None if is_zero(head_bytes) => SECTOR,
+        // Half a head: where a kill stopped the copying.
+        None if is_zero(after_head) => return Ok(()),
+        None => return Err("the head of a batch has another checksum"),
+    };
+    let mut later = rest.get(size..).unwrap_or_default().chunks(SECTOR);
+    if later.any(|sector| Head::read(sector, store_id).is_some_and(|head| head.number > next)) {
+        return Err("a batch is missing or damaged, but a later one is there");
+    }
+    Ok(())
+}
+
+/// Whether some of a batch was not written.
+fn is_cut(batch: &[u8]) -> bool {
+    is_zero(&batch[batch.len().saturating_sub(TRAILER.len())..])
+        || batch.chunks(SECTOR).any(is_zero)
+}
+
+/// Whether all bytes are zero.
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
+    // In steps that become wide compares.
+    let (chunks, rest) = bytes.as_chunks::<64>();
+    chunks.iter().all(|chunk| *chunk == [0; 64]) && rest.iter().all(|byte| *byte == 0)
+}

@@ -1,0 +1,199 @@
+//! Where each entry is: the log in memory, as its durable batches made it.
+//!
+//! Always holds: entries are those up to the last one, without a gap; while a log is opened its
+//! first ones can be missing, because they are compacted further on. A batch that is written and
+//! one that is read back go through the same [`Header::follow`] and [`Index::apply`].
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use raft::eraftpb::HardState;
+
+use super::super::Identity;
+use super::segment::Segment;
+
+/// An entry as others refer to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Position {
+    pub(super) index: u64,
+    pub(super) term: u64,
+}
+
+/// Everything about a log but its entries.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Header {
+    pub(super) identity: Identity,
+    pub(super) hard_state: HardState,
+    /// The last entry that was forgotten.
+    pub(super) compacted: Position,
+    /// The last entry, or the compacted one.
+    pub(super) last: Position,
+}
+
+/// One change of a log.
+#[derive(Debug, Clone)]
+pub(super) enum Op {
+    /// Forget everything; the next entry follows this one.
+    Reset(Position),
+    /// An entry, which replaces what was there from its index on. `at` and `size` are those of the
+    /// body of its item, in bytes.
+    Entry {
+        position: Position,
+        at: u32,
+        size: u32,
+    },
+    HardState(HardState),
+    /// Forget what is up to this entry.
+    Compact(Position),
+    /// The log belongs to this cluster.
+    Adopt(u64),
+}
+
+impl Header {
+    pub(super) fn new(identity: Identity) -> Header {
+        Header {
+            identity,
+            hard_state: HardState::default(),
+            compacted: Position::default(),
+            last: Position::default(),
+        }
+    }
+
+    /// Changes the header as `op` does, or says why it cannot follow.
+    pub(super) fn follow(&mut self, op: &Op) -> Result<(), &'static str> {
+        match op {
+            Op::Reset(position) => {
+                self.compacted = *position;
+                self.last = *position;
+            }
+            Op::Entry { position, .. } => {
+                if position.index <= self.compacted.index {
+                    return Err("an entry is compacted already");
+                }
+                if position.index > self.last.index + 1 {
+                    return Err("an entry leaves a gap after the last one");
+                }
+                self.last = *position;
+            }
+            Op::HardState(hard_state) => self.hard_state = hard_state.clone(),
+            Op::Compact(position) => {
+                if position.index <= self.compacted.index || position.index > self.last.index {
+                    return Err("a compaction is not to an entry of the log");
+                }
+                self.compacted = *position;
+            }
+            Op::Adopt(cluster_id) => {
+                if ![0, *cluster_id].contains(&self.identity.cluster_id) {
+                    return Err("a log changes its cluster");
+                }
+                self.identity.cluster_id = *cluster_id;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where an entry is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Slot {
+    pub(super) term: u64,
+    /// The number of its segment.
+    pub(super) segment: u32,
+    /// Of its item's body in the segment, in bytes.
+    pub(super) offset: u32,
+    pub(super) size: u32,
+}
+
+/// A segment with something in it.
+#[derive(Debug)]
+pub(super) struct Live {
+    pub(super) segment: Arc<Segment>,
+    /// Bytes of its batches.
+    pub(super) used_bytes: u64,
+}
+
+/// The log in memory.
+#[derive(Debug)]
+pub(super) struct Index {
+    pub(super) header: Header,
+    /// Of the last entries, one each.
+    slots: VecDeque<Slot>,
+    /// In order of their numbers.
+    pub(super) segments: VecDeque<Live>,
+}
+
+impl Index {
+    /// A log whose entries are not known yet.
+    pub(super) fn new(header: Header) -> Index {
+        Index { header, slots: VecDeque::new(), segments: VecDeque::new() }
+    }
+
+    /// Index of the entry that the first slot is of.
+    fn first(&self) -> u64 {
+        self.header.last.index + 1 - self.slots.len() as u64
+    }
+
+    pub(super) fn entry_count(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// The first entry that should be there and is not.
+    pub(super) fn missing(&self) -> Option<u64> {
+        let expected = self.header.compacted.index + 1;
+        (self.first() > expected).then_some(expected)
+    }
+
+    /// Changes the log by an operation that [`Header::follow`] accepted before. Its places are
+    /// counted from `base` in the segment with the number `segment`.
+    pub(super) fn apply(&mut self, op: &Op, segment: u32, base: u32) {
+        match op {
+            Op::Reset(_) => self.slots.clear(),
+            Op::Entry { position, at, size } => {
+                let kept = position.index.saturating_sub(self.first());
+                self.slots.truncate(kept as usize);
+                let offset = base + at;
+                self.slots.push_back(Slot { term: position.term, segment, offset, size: *size });
+            }
+            Op::Compact(position) => {
+                let gone = (position.index + 1).saturating_sub(self.first());
+                self.slots.drain(..gone as usize);
+                // Memory of a log that was long once.
+                if self.slots.capacity() > 4096.max(4 * self.slots.len()) {
+                    self.slots.shrink_to(2 * self.slots.len());
+                }
+            }
+            Op::HardState(_) | Op::Adopt(_) => {}
+        }
+        self.header.follow(op).expect("it was accepted before");
+    }
+
+    /// Where the entry at `index` is, if it is there.
+    pub(super) fn slot(&self, index: u64) -> Option<Slot> {
+        let at = index.checked_sub(self.first())?;
+        self.slots.get(usize::try_from(at).ok()?).copied()
+    }
+
+    /// The term of the entry at `index` or of the compacted one.
+    pub(super) fn term(&self, index: u64) -> Option<u64> {
+        match index == self.header.compacted.index {
+            true => Some(self.header.compacted.term),
+            false => self.slot(index).map(|slot| slot.term),
+        }
+    }
+
+    pub(super) fn segment(&self, number: u32) -> &Arc<Segment> {
+        let live = self.segments.iter().find(|live| live.segment.number == number);
+        &live.expect("a segment with entries is kept").segment
+    }
+
+    /// Takes out the segments that no entry is in. The last one stays.
+    pub(super) fn take_dead(&mut self) -> Vec<Arc<Segment>> {
+        let mut dead = Vec::new();
+        // Later entries are in later segments.
+        let oldest = self.slots.front().map_or(u32::MAX, |slot| slot.segment);
+        while self.segments.len() > 1 && self.segments[0].segment.number < oldest {
+            dead.extend(self.segments.pop_front().map(|live| live.segment));
+        }
+        dead
+    }
+}

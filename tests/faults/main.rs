@@ -1,0 +1,74 @@
+//! Faults with real processes: replicas are killed, paused and cut off while clients work, and what
+//! the clients saw is judged afterwards.
+//!
+//! ```text
+//! cargo run --release -p millrace-tests --bin faults -- ensemble --minutes 10
+//! cargo run --release -p millrace-tests --bin faults -- kills --count 1000
+//! ```
+//!
+//! `--seed` repeats the choices of a run, not its timing: processes are not to be replayed. The exit
+//! status is 0 if everything held, 1 if something did not, 2 for a command that is not understood.
+
+use std::process::ExitCode;
+
+mod ensemble;
+mod history;
+mod kills;
+
+const USAGE: &str = "\
+Usage: faults ensemble [--minutes N] [--seed N]
+       faults kills [--count N] [--seed N]
+";
+
+/// What follows a flag, as a number.
+fn number(arguments: &[String], flag: &str, default: u64) -> Result<u64, String> {
+    let Some(place) = arguments.iter().position(|argument| argument == flag) else {
+        return Ok(default);
+    };
+    let value = arguments.get(place + 1).ok_or_else(|| format!("{flag} needs a number"))?;
+    value.parse().map_err(|_| format!("{flag} {value}: not a number"))
+}
+
+fn check_flags(arguments: &[String], known: &[&str]) -> Result<(), String> {
+    match arguments.iter().step_by(2).find(|flag| !known.contains(&flag.as_str())) {
+        None => Ok(()),
+        Some(flag) => Err(format!("{flag} is not known")),
+    }
+}
+
+fn run(arguments: &[String]) -> Result<Result<(), String>, String> {
+    let Some((story, flags)) = arguments.split_first() else {
+        return Err("ensemble or kills?".to_owned());
+    };
+    let seed = number(flags, "--seed", fastrand::u64(..1_000_000))?;
+    println!("seed {seed}");
+    match story.as_str() {
+        "ensemble" => {
+            check_flags(flags, &["--minutes", "--seed"])?;
+            Ok(ensemble::run(number(flags, "--minutes", 10)?, seed))
+        }
+        "kills" => {
+            check_flags(flags, &["--count", "--seed"])?;
+            Ok(kills::run(number(flags, "--count", 1000)?, seed))
+        }
+        other => Err(format!("{other} is not known")),
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match run(&arguments) {
+        Ok(Ok(())) => {
+            println!("everything held");
+            ExitCode::SUCCESS
+        }
+        Ok(Err(why)) => {
+            println!("FAILED: {why}");
+            ExitCode::FAILURE
+        }
+        Err(usage) => {
+            eprint!("faults: {usage}\n{USAGE}");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! A session is not expired early: not by a leader that has heard of it within its time-out, nor by
+//! one that leads for less than that (`SessionTrackerImpl`; a new leader gives each session its whole
+//! time-out).
+//!
+//! The leader hears of a session through the replica that its client is connected to. How long that
+//! takes is bounded only while nothing disturbs the two, so the claim is about calm times.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use millrace_coord::command::Act;
+
+use crate::observe::{Check, Ending, Seen};
+
+/// Longest time from a client's message to the leader's knowledge of it, in calm times: the report
+/// that a follower sends every 200 ms, its turn, and the network.
+const REPORT_US_MAX: u64 = 900_000;
+/// How long two replicas must have been undisturbed before the client's message.
+const CALM_US: u64 = 1_000_000;
+
+/// See the module.
+pub(super) struct Expiry {
+    timeout_us: u64,
+    /// By session: where it was heard of, and when, the latest last.
+    heard: BTreeMap<i64, VecDeque<(usize, u64)>>,
+    /// By replica: the last disturbance.
+    disturbed_us: Vec<u64>,
+    /// By replica: term, whether it leads, and since when.
+    leading: Vec<(u64, bool, u64)>,
+}
+
+impl Expiry {
+    pub(super) fn new(node_count: usize, timeout_us: u64) -> Expiry {
+        Expiry {
+            timeout_us,
+            heard: BTreeMap::new(),
+            disturbed_us: vec![0; node_count],
+            leading: vec![(0, false, 0); node_count],
+        }
+    }
+
+    fn closed(&self, at_us: u64, leader: usize, session: i64) -> Result<(), String> {
+        let (_, _, since_us) = self.leading[leader];
+        // Clocks show whole milliseconds.
+        if at_us < since_us + self.timeout_us - 2_000 {
+            return Err(format!(
+                "session {session:#x} was closed by replica {} that leads for {} ms",
+                leader + 1,
+                (at_us - since_us) / 1000
+            ));
+        }
+        let heard = self.heard.get(&session).into_iter().flatten();
+        let known = heard.rev().find(|(_, heard_us)| heard_us + REPORT_US_MAX < at_us);
+        let Some(&(node, heard_us)) = known else { return Ok(()) };
+        let disturbed_us = self.disturbed_us[node].max(self.disturbed_us[leader]);
+        let is_calm = disturbed_us + CALM_US < heard_us;
+        if is_calm && at_us + 2_000 < heard_us + self.timeout_us {
+            return Err(format!(
+                "session {session:#x} was closed {} ms after replica {} heard of it",
+                (at_us - heard_us) / 1000,
+                node + 1
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl Check for Expiry {
+    fn property(&self) -> &'static str {
+        "no session expires early"
+    }
+
+    fn see(&mut self, at_us: u64, seen: &Seen<'_>) -> Result<(), String> {
+        match seen {
+            Seen::Heard { node, session } => {
+                let heard = self.heard.entry(*session).or_default();
+                heard.push_back((*node, at_us));
+                // Older ones say nothing that these do not.
+                while heard.front().is_some_and(|(_, old_us)| old_us + self.timeout_us < at_us) {
+                    heard.pop_front();
+                }
+            }
+            Seen::Disturbed { node } => self.disturbed_us[*node] = at_us,
+            Seen::Turned { node, replica, .. } => {
+                let (term, leads) = replica.leadership();
+                let (known_term, known, _) = self.leading[*node];
+                if (term, leads) != (known_term, known) {
+                    self.leading[*node] = (term, leads, at_us);
+                    self.disturbed_us[*node] = at_us;
+                }
+            }
+            Seen::Proposed { leader, command }
+                if command.tag == 0 && command.act == Act::CloseSession =>
+            {
+                return self.closed(at_us, *leader, command.session);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, ending: &Ending<'_>) -> Result<(), String> {
+        match ending.sessions.iter().find(|id| ending.state.session(**id).is_none()) {
+            Some(id) => Err(format!("session {id:#x} is gone while its client is connected")),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Simulates ensembles of `coord` in one thread, each run from one seed, and looks for a property that
+//! does not hold.
+//!
+//! ```text
+//!  sim --seeds 300 [--start N] [--nodes 3|5]   runs these seeds
+//!  sim --minutes 60                            runs seeds until the time is up
+//!  sim --seed S [--log]                        runs one, and shows everything that happens
+//!  sim --twice S                               runs one twice and compares
+//!  sim --canary NAME --seeds N                 breaks a rule on purpose: must be noticed
+//! ```
+//!
+//! Always holds: a failure prints the property, the seed, what the run was made of, how everybody
+//! stood, and the command that repeats it; the exit status is then 1. Modules in reading order:
+
+mod check;
+mod client;
+mod network;
+mod node;
+mod observe;
+mod options;
+mod world;
+
+use std::panic::AssertUnwindSafe;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+
+use options::{Canary, Options};
+use world::{Outcome, Tally, World};
+
+/// What the command line asks for.
+struct Wanted {
+    seeds: u64,
+    start: u64,
+    until: Option<Duration>,
+    one: Option<u64>,
+    twice: Option<u64>,
+    is_logging: bool,
+    node_count: Option<usize>,
+    canary: Option<(&'static str, Canary)>,
+}
+
+fn read_arguments() -> anyhow::Result<Wanted> {
+    let mut wanted = Wanted {
+        seeds: 300,
+        start: 1,
+        until: None,
+        one: None,
+        twice: None,
+        is_logging: false,
+        node_count: None,
+        canary: None,
+    };
+    let mut arguments = std::env::args().skip(1);
+    while let Some(name) = arguments.next() {
+        if name == "--log" {
+            wanted.is_logging = true;
+            continue;
+        }
+        let value = arguments.next().with_context(|| format!("{name} needs a value"))?;
+        if name == "--canary" {
+            let known = Canary::ALL.into_iter().find(|(name, _)| *name == value);
+            wanted.canary = Some(known.with_context(|| {
+                format!("no canary {value}; there are {:?}", Canary::ALL.map(|(name, _)| name))
+            })?);
+            continue;
+        }
+        let number: u64 = value.parse().with_context(|| format!("{name} needs a number"))?;
+        match name.as_str() {
+            "--seeds" => wanted.seeds = number,
+            "--start" => wanted.start = number,
+            "--minutes" => wanted.until = Some(Duration::from_secs(60 * number)),
+            "--seed" => wanted.one = Some(number),
+            "--twice" => wanted.twice = Some(number),
+            "--nodes" if number == 3 || number == 5 => wanted.node_count = Some(number as usize),
+            "--nodes" => bail!("--nodes is 3 or 5"),
+            _ => bail!("unknown {name}; see the head of tests/sim/main.rs"),
+        }
+    }
+    Ok(wanted)
+}
+
+impl Wanted {
+    fn options(&self, seed: u64) -> Options {
+        Options::draw(seed, self.node_count, self.canary.map(|(_, canary)| canary))
+    }
+
+    /// Runs one seed; a panic is a failure like any other.
+    fn run(&self, seed: u64) -> Result<Outcome, String> {
+        let world = World::new(self.options(seed), self.is_logging);
+        std::panic::catch_unwind(AssertUnwindSafe(|| world.run())).map_err(|panic| {
+            let text = panic.downcast_ref::<String>().cloned();
+            text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+                .unwrap_or_default()
+        })
+    }
+
+    fn replay(&self, seed: u64) -> String {
+        let mut command = format!("cargo run -p millrace-tests --bin sim -- --seed {seed} --log");
+        if let Some(node_count) = self.node_count {
+            command += &format!(" --nodes {node_count}");
+        }
+        if let Some((name, _)) = self.canary {
+            command += &format!(" --canary {name}");
+        }
+        command
+    }
+
+    /// Runs a seed and tells of a failure: the tally if there is none.
+    fn judge(&self, seed: u64) -> Option<Tally> {
+        let told = match self.run(seed) {
+            Ok(Outcome { violation: None, tally, .. }) => return Some(tally),
+            Ok(Outcome { violation: Some(violation), states, .. }) => format!(
+                "property broken: {}\n  {}\n  at {:.3} ms of virtual time\n{states}",
+                violation.property,
+                violation.text,
+                violation.at_us as f64 / 1000.0
+            ),
+            Err(panic) => format!("property broken: nothing panics\n  {panic}\n"),
+        };
+        println!(
+            "seed {seed} FAILED\n{told}{:?}\nreplay: {}",
+            self.options(seed),
+            self.replay(seed)
+        );
+        None
+    }
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let wanted = read_arguments()?;
+    if let Some(seed) = wanted.twice {
+        let hashes = [wanted.run(seed), wanted.run(seed)].map(|it| it.map(|it| it.hash));
+        println!("seed {seed}: {hashes:x?}");
+        return Ok(match hashes {
+            [Ok(first), Ok(second)] if first == second => ExitCode::SUCCESS,
+            _ => ExitCode::FAILURE,
+        });
+    }
+    if let Some(seed) = wanted.one {
+        let tally = wanted.judge(seed);
+        println!("seed {seed}: {tally:?}");
+        return Ok(if tally.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
+    let began = Instant::now();
+    let mut total = Tally::default();
+    let mut seed = wanted.start;
+    let is_over = |seed: u64| match wanted.until {
+        Some(until) => began.elapsed() >= until,
+        None => seed >= wanted.start + wanted.seeds,
+    };
+    while !is_over(seed) {
+        let Some(tally) = wanted.judge(seed) else { return Ok(ExitCode::FAILURE) };
+        total += tally;
+        seed += 1;
+    }
+    println!(
+        "{} seeds from {} in {:.1} s, all properties hold: {total:?}",
+        seed - wanted.start,
+        wanted.start,
+        began.elapsed().as_secs_f64()
+    );
+    Ok(ExitCode::SUCCESS)
+}

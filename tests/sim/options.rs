@@ -1,0 +1,145 @@
+//! What a run is made of: sizes and faults, each with its name, drawn by the seed.
+//!
+//! A swarm (Groce et al., "Swarm Testing", 2012): each fault is on or off for a whole run, so that
+//! what one hides another run shows. Always holds: the same seed draws the same options. Everything
+//! here must be survivable, so a failure is a defect and never "too harsh".
+
+use fastrand::Rng;
+
+/// A fault that comes and goes while a run is under load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// A replica stops at once; what was not synced is lost. It starts again later.
+    Crash,
+    /// As `Crash`, of all replicas.
+    CrashAll,
+    /// A replica is asked to stop, hands over leadership, and starts again later.
+    Stop,
+    /// A replica does nothing for a while, then goes on (SIGSTOP, a long page fault).
+    Pause,
+    /// A stream between two replicas breaks, with what it carried.
+    Break,
+    /// One direction between two replicas carries nothing for a while.
+    PartitionOneWay,
+    /// A replica is cut off from all others for a while.
+    PartitionNode,
+    /// All links get slow for a while.
+    SlowNetwork,
+    /// A replica's disk gets slow for a while.
+    SlowDisk,
+    /// The next sync of a replica's disk fails; the replica has to stop.
+    FailSync,
+    /// A replica's wall clock jumps, ahead or back.
+    ClockJump,
+    /// An operator moves leadership.
+    Transfer,
+    /// A client's connection breaks.
+    CutClient,
+    /// A client is silent until its session is gone.
+    SilenceClient,
+    /// A member leaves the ensemble, or comes back.
+    Reconfigure,
+}
+
+/// All faults there are.
+const FAULTS: [Fault; 15] = [
+    Fault::Crash,
+    Fault::CrashAll,
+    Fault::Stop,
+    Fault::Pause,
+    Fault::Break,
+    Fault::PartitionOneWay,
+    Fault::PartitionNode,
+    Fault::SlowNetwork,
+    Fault::SlowDisk,
+    Fault::FailSync,
+    Fault::ClockJump,
+    Fault::Transfer,
+    Fault::CutClient,
+    Fault::SilenceClient,
+    Fault::Reconfigure,
+];
+
+/// A rule that is broken on purpose, to see that the checkers notice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Canary {
+    /// A replica is told that its log is durable before it is.
+    EarlyDurable,
+    /// A restarted replica forgets the last entries of its log.
+    ForgetfulLog,
+    /// The clocks of leaders run four times too fast.
+    FastClock,
+    /// Watch events are held back behind the next reply.
+    LateEvents,
+}
+
+impl Canary {
+    pub(crate) const ALL: [(&'static str, Canary); 4] = [
+        ("early-durable", Canary::EarlyDurable),
+        ("forgetful-log", Canary::ForgetfulLog),
+        ("fast-clock", Canary::FastClock),
+        ("late-events", Canary::LateEvents),
+    ];
+}
+
+/// Everything about a run that is not decided on the way.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    pub(crate) seed: u64,
+    pub(crate) node_count: usize,
+    pub(crate) client_count: usize,
+    /// How long clients work under faults.
+    pub(crate) load_ms: u64,
+    /// Mean time between two of a client's batches of requests.
+    pub(crate) think_ms: u64,
+    /// Requests that a client sends at once, at most.
+    pub(crate) batch_max: usize,
+    pub(crate) session_timeout_ms: u64,
+    pub(crate) faults: Vec<Fault>,
+    /// Mean time between two faults.
+    pub(crate) fault_interval_ms: u64,
+    /// Longest time that a fault lasts.
+    pub(crate) fault_ms_max: u64,
+    /// Usual delay of a message, at most.
+    pub(crate) delay_us_max: u64,
+    /// Usual duration of a sync, at most.
+    pub(crate) sync_us_max: u64,
+    /// Whether what a broken stream carried may still arrive, later than newer messages.
+    pub(crate) is_late: bool,
+    /// Bytes of log kept for those that lag; little makes snapshots frequent.
+    pub(crate) log_retain_bytes: u64,
+    pub(crate) checkpoint_ms: u64,
+    /// Bytes of a snapshot's chunk.
+    pub(crate) chunk_bytes: usize,
+    pub(crate) canary: Option<Canary>,
+}
+
+impl Options {
+    /// Draws the options of a run; `node_count` of `None` draws that too.
+    pub(crate) fn draw(seed: u64, node_count: Option<usize>, canary: Option<Canary>) -> Options {
+        // Another stream of chance than the run's own.
+        let mut random = Rng::with_seed(seed ^ 0x006f_7074_696f_6e73);
+        let drawn = if random.u8(0..3) == 0 { 5 } else { 3 };
+        let node_count = node_count.unwrap_or(drawn);
+        let faults: Vec<Fault> = FAULTS.into_iter().filter(|_| random.u8(0..5) < 2).collect();
+        Options {
+            seed,
+            node_count,
+            client_count: random.usize(2..=6),
+            load_ms: random.u64(6_000..20_000),
+            think_ms: random.choice([10, 30, 100]).unwrap_or(30),
+            batch_max: random.usize(1..=5),
+            session_timeout_ms: random.choice([1_500, 3_000, 6_000]).unwrap_or(3_000),
+            faults,
+            fault_interval_ms: random.choice([150, 400, 1_000, 2_500]).unwrap_or(400),
+            fault_ms_max: random.choice([300, 1_500, 5_000]).unwrap_or(1_500),
+            delay_us_max: random.choice([200, 2_000, 20_000]).unwrap_or(2_000),
+            sync_us_max: random.choice([100, 2_000, 20_000]).unwrap_or(2_000),
+            is_late: random.u8(0..3) == 0,
+            log_retain_bytes: random.choice([0, 64 << 10]).unwrap_or(0),
+            checkpoint_ms: random.choice([20, 250, 2_000]).unwrap_or(250),
+            chunk_bytes: random.choice([256, 4 << 10]).unwrap_or(4 << 10),
+            canary,
+        }
+    }
+}
