@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!  clients ─► runtime ─► replica.handle(now, event) ─► actions ─► runtime ─► sockets
-//!  peers ───►            │ state  watches  sessions │             log thread ─► raft/ (LMDB)
+//!  peers ───►            │ state  watches  sessions │             log thread ─► log/ (files)
 //!  admin ───►            └────────── raft ──────────┘             state thread ─► state/ (LMDB)
 //! ```
 //!

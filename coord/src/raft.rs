@@ -323,10 +323,11 @@ impl Consensus {
         self.node.store().index_behind(bytes)
     }
 
-    /// Forgets entries up to `index`; gives its term if that did something.
-    pub(crate) fn compact(&mut self, index: u64) -> Option<u64> {
+    /// Forgets entries up to `index`, as far as they are durable and in the checkpoint; gives how far
+    /// that was, as index and term, if it did something.
+    pub(crate) fn compact(&mut self, index: u64) -> Option<(u64, u64)> {
         let index = index.min(self.durable_index).min(self.checkpoint().index);
-        self.node.mut_store().compact(index)
+        Some((index, self.node.mut_store().compact(index)?))
     }
 
     /// What Raft wants done next, or `None` when it is content. Call until `None`.

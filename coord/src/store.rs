@@ -2,13 +2,13 @@
 //!
 //! ```text
 //!  DIR/lock             held while a process uses the directory
-//!  DIR/raft/            LMDB: the log, its hard state, where it begins       [`LogStore`]
+//!  DIR/log/             segments: the log, its hard state, where it begins   [`LogStore`]
 //!  DIR/state/           LMDB: the applied state as records, and its index    [`StateStore`]
 //!  DIR/state.incoming/  a snapshot that is being received; removed at open
 //! ```
 //!
 //! Always holds: what a call said `Ok` to is on stable storage. A record is given out only if its
-//! CRC-32 is right, and no record can be missing or old without notice: entries form a chain, the
+//! CRC-32 is right, and no record can be missing or old without notice: appends form a chain, the
 //! state keeps the count and the sum of its records, both know the transaction that wrote them.
 //! After a failed write or sync a store answers [`StoreError::Failed`] to every later write.
 //! Leaves to its callers which thread calls it, when to commit, and what the bytes mean. A replica
@@ -20,8 +20,8 @@ use std::path::{Path, PathBuf};
 use raft::eraftpb::{ConfState, Entry, HardState};
 
 mod directory;
-mod log;
 mod state;
+mod wal;
 
 mod lmdb;
 mod pages;
@@ -32,15 +32,15 @@ pub mod checkpoint;
 pub mod memory;
 
 pub use directory::{Sizes, Stores, open, open_existing};
-pub use log::LmdbLog;
 pub use record::KEY_SIZE_MAX;
 pub use snapshot::write_backup;
 pub use state::LmdbState;
+pub use wal::Wal;
 
 #[cfg(test)]
 mod tests;
 
-/// Who data belongs to. Written into both environments at creation, compared at each open.
+/// Who data belongs to. Written into both parts at creation, compared at each open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
     /// 0 while the replica has not yet joined a cluster; then set once, by `adopt`.
@@ -82,7 +82,7 @@ pub trait LogStore: Send {
     /// Makes the whole batch durable in one commit: all of it or, on an error, nothing.
     ///
     /// # Errors
-    /// [`StoreError::Full`] if the environment has no room: compact, then try again.
+    /// [`StoreError::Full`] if it has no room: compact, then try again.
     /// [`StoreError::Failed`] if the disk refused; from then on every write answers so.
     fn append(&mut self, batch: &[Append]) -> Result<(), StoreError>;
 
@@ -98,14 +98,14 @@ pub trait LogStore: Send {
     /// A reader that sees each commit as soon as it is durable; works in any thread.
     fn reader(&self) -> Box<dyn LogReader>;
 
-    /// Bytes in use, free space inside the file not counted.
+    /// Bytes in use, free space inside files not counted.
     fn used_bytes(&self) -> u64;
 
     /// Bytes that it can grow to.
     fn limit_bytes(&self) -> u64;
 }
 
-/// Entries that one call of [`LogStore::compact`] forgets: about 10 ms of work.
+/// Entries that one call of [`LogStore::compact`] forgets.
 pub const COMPACT_ENTRIES_MAX: u64 = 4096;
 
 /// The Raft log, for reading.
@@ -246,7 +246,7 @@ pub enum StoreError {
          as a new one, or restore a backup; check the disk"
     )]
     Corrupt { what: String, at: String },
-    /// The environment reached its size. Nothing of the transaction was written.
+    /// It reached its size. Nothing of what was to be written is.
     #[error(
         "{what} is full: it may use {limit_bytes} bytes. Let it be compacted, or raise its limit \
          and restart"

@@ -202,11 +202,14 @@ fn damage_is_named_and_nothing_of_it_shown() {
 
     let whole = fs::read(&copy).expect("read");
     let check = |bytes: &[u8]| {
-        fs::write(path("damaged"), bytes).expect("write");
-        let said = coord(&["dump", text(&path("damaged"))]);
+        fs::write(path("bad"), bytes).expect("write");
+        let said = coord(&["dump", text(&path("bad"))]);
         assert_eq!((said.code, said.stdout.as_str()), (Some(1), ""));
-        assert!(said.stderr.contains("damaged:"), "it is named: {}", said.stderr);
-        badly(&["restore", text(&path("damaged")), "--data", text(&path("new"))], &["damaged:"]);
+        assert!(said.stderr.contains("/bad"), "it is named: {}", said.stderr);
+        badly(
+            &["restore", text(&path("bad")), "--data", text(&path("new"))],
+            &["/bad", "cannot be used"],
+        );
         assert!(!path("new").exists());
     };
     check(&whole[..whole.len() / 2]);
@@ -275,7 +278,7 @@ fn members_come_and_go() {
     let first = ensemble.replicas[0].directory().to_owned();
     ensemble.replicas[0].client().make("/a", b"x").expect("create");
     let line = ensemble.prepare_joiner(&Options::new());
-    badly(&["remove", "--data", text(&first), "9"], &["refused"]);
+    badly(&["remove", "--data", text(&first), "1", "2", "3"], &["refused", "would have no voter"]);
 
     ensemble.replicas[3].spawn();
     let members = well(&["add", "--data", text(&first), &line]);
@@ -286,6 +289,7 @@ fn members_come_and_go() {
     let members = well(&["remove", "--data", text(&first), "4"]);
     assert!(!members.contains("server.4="), "{members}");
     assert_eq!(well(&["members", "--data", text(&first)]).lines().count(), 4);
+    wait_until("the removed one serves nobody", || ensemble.replicas[3].mode().is_empty());
 }
 
 #[test]

@@ -11,6 +11,8 @@
 
 use std::process::ExitCode;
 
+use millrace_tests::process;
+
 mod ensemble;
 mod history;
 mod kills;
@@ -55,7 +57,19 @@ fn run(arguments: &[String]) -> Result<Result<(), String>, String> {
     }
 }
 
+/// A client that sees what may not be panics. That ends the run, and with it the replicas.
+fn end_with_a_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        process::kill_all();
+        println!("FAILED: a client saw what may not be");
+        std::process::exit(1);
+    }));
+}
+
 fn main() -> ExitCode {
+    end_with_a_panic();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match run(&arguments) {
         Ok(Ok(())) => {

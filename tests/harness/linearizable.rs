@@ -1,11 +1,11 @@
 //! Whether a history of concurrent operations is linearizable: whether one order of them explains
 //! every answer and contradicts no clock.
 //!
-//! The search of Wing and Gong ("Testing and Verifying Concurrent Objects", 1993) with the memory of
-//! Lowe ("Testing for Linearizability", 2017): operations are taken one by one, a taken set with the
-//! state it led to is never looked at twice. A history over many objects is linearizable if that of
-//! each object is (Herlihy and Wing, 1990): check each by itself. Always holds: a verdict is never
-//! guessed; a search that takes too long is [`Verdict::Undecided`].
+//! The search of Wing and Gong ("Testing and Verifying Concurrent Objects", 1993) with the memory
+//! of Lowe ("Testing for Linearizability", 2017): operations are taken one by one, a taken set with
+//! the state it led to is never looked at twice. A history over many objects is linearizable if
+//! that of each object is (Herlihy and Wing, 1990): check each by itself. Always holds: a verdict
+//! is never guessed; a search that takes too long is [`Verdict::Undecided`].
 
 use std::collections::HashSet;
 use std::hash::Hash;

@@ -3,12 +3,13 @@
 //! Always holds: the process is killed when its handle is dropped; its log is in a file, which is
 //! printed when the test fails; nothing of the environment configures it.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
-use std::sync::LazyLock;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
@@ -52,6 +53,19 @@ fn binary() -> anyhow::Result<PathBuf> {
         bail!("{} is not there; run `cargo build --package millrace-cli`", binary.display());
     }
     Ok(binary)
+}
+
+/// Processes that have a handle.
+static RUNNING: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+
+/// Kills every process that was started here, for a program that ends without dropping its handles.
+pub fn kill_all() {
+    for process in RUNNING.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        if let Some(pid) = i32::try_from(*process).ok().and_then(Pid::from_raw) {
+            // One that ended is not waited for yet, so nobody else has its number.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
 }
 
 /// Where the program under test is.
@@ -100,6 +114,7 @@ impl Process {
         let log = File::create(logs.path().join("stderr"))?;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
         let mut child = command.spawn().with_context(|| format!("run {command:?}"))?;
+        RUNNING.lock().unwrap_or_else(PoisonError::into_inner).insert(child.id());
         let output = child.stdout.take().context("standard output is piped")?;
         Ok(Process { name: name.into(), child, lines: read_lines(output), logs })
     }
@@ -214,6 +229,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        RUNNING.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.child.id());
         // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -1,5 +1,5 @@
-//! Simulates ensembles of `coord` in one thread, each run from one seed, and looks for a property that
-//! does not hold.
+//! Simulates ensembles of `coord` in one thread, each run from one seed, and looks for a property
+//! that does not hold.
 //!
 //! ```text
 //!  sim --seeds 300 [--start N] [--nodes 3|5]   runs these seeds

@@ -2,8 +2,8 @@
 //!
 //! Each pair of replicas has a stream in each direction, as two TCP connections. Always holds: what
 //! one stream carries arrives in order; what it carried when it broke is lost, or, with
-//! `Options::is_late`, may arrive after what the next stream carries (an old connection that is read
-//! after a new one). A partition stalls a stream; only time breaks it.
+//! `Options::is_late`, may arrive after what the next stream carries (an old connection that is
+//! read after a new one). A partition stalls a stream; only time breaks it.
 
 use std::collections::VecDeque;
 

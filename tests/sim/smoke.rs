@@ -1,5 +1,5 @@
-//! The simulation in CI: some hundreds of runs hold, a run repeats itself exactly, and rules that are
-//! broken on purpose are noticed. Each is the command that people use, so that works, too.
+//! The simulation in CI: some hundreds of runs hold, a run repeats itself exactly, and rules that
+//! are broken on purpose are noticed. Each is the command that people use, so that works, too.
 
 use std::process::{Command, Output};
 
@@ -19,7 +19,8 @@ fn assert_holds(arguments: &[&str]) {
     assert!(output.status.success(), "{}", told(&output));
 }
 
-/// A broken rule is found within some seeds, by the property that it breaks, with a way to repeat it.
+/// A broken rule is found within some seeds, by the property that it breaks, with a way to repeat
+/// it.
 #[track_caller]
 fn assert_caught(canary: &str, properties: &[&str]) {
     let output = sim(&["--canary", canary, "--seeds", "100"]);

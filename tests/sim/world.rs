@@ -135,6 +135,8 @@ struct Link {
     life: u32,
     /// Set while the replica knows of it.
     id: Option<ClientId>,
+    /// The replica has the first message.
+    is_greeted: bool,
     is_closed: bool,
     /// Messages on their way, with the session that sent them; their arrival is an event each.
     to_server: std::collections::VecDeque<(i64, Vec<u8>)>,
@@ -409,14 +411,15 @@ impl World {
     fn is_settled(&self) -> bool {
         let Some(leader) = self.leader() else { return false };
         let replica = self.nodes[leader].replica.as_ref().expect("a leader is up");
-        let (applied, digest) = (replica.applied(), replica.state().digest());
-        let members = replica.state().config_text();
-        self.nodes.iter().all(|node| {
-            !members.contains(&format!("server.{}=", node.id))
-                || node.replica.as_ref().is_some_and(|replica| {
-                    replica.applied() == applied && replica.state().digest() == digest
-                })
-        })
+        let text = replica.state().config_text();
+        let is_member = |node: &&Node| text.contains(&format!("server.{}=", node.id));
+        let members = || self.nodes.iter().filter(is_member).map(|node| node.replica.as_ref());
+        let applied = replica.applied();
+        if !members().all(|member| member.is_some_and(|member| member.applied() == applied)) {
+            return false;
+        }
+        let digest = replica.state().digest();
+        members().flatten().all(|member| member.state().digest() == digest)
     }
 
     fn end(&mut self) {

@@ -34,7 +34,8 @@ pub(super) struct AddArgs {
 
 /// Remove members from the ensemble.
 ///
-/// The rest goes on without them, so most of the rest has to run. A removed replica stops by itself.
+/// The rest goes on without them, so most of the rest has to run. A removed replica serves nobody any
+/// more: stop it, and move its directory away before it joins again.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -191,7 +191,7 @@ fn describe_latencies(status: &Status) -> String {
             milliseconds(latency.average_ms),
             milliseconds(latency.p50_ms),
             milliseconds(latency.p99_ms),
-            milliseconds(latency.max_ms as f64),
+            milliseconds(latency.max_ms),
         ]);
     }
     table.render()

@@ -32,11 +32,15 @@ mod tests;
 
 /// Bytes of entries that are in memory at a time.
 const ENTRIES_BYTES_MAX: u64 = 16 << 20;
+/// The part of a directory without which the rest is refused.
+const STATE: &str = "state";
+/// What says that a directory was used once.
+const LOCK: &str = "lock";
 /// Where a directory is made before it gets its name.
 const RESTORING: &str = "restoring";
 /// What an empty data directory may have in it: `myid` belongs to the configuration, the lock to
 /// whoever looked for data here before.
-const NOT_DATA: [&str; 4] = ["myid", "lock", "lost+found", RESTORING];
+const NOT_DATA: [&str; 4] = ["myid", LOCK, "lost+found", RESTORING];
 
 /// Why data cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +79,7 @@ pub struct Offline {
 pub fn open(directory: &Path) -> Result<Offline, OfflineError> {
     let no_data = || OfflineError::NoData { path: directory.to_owned() };
     // Opening leaves a lock file, which has no business in other people's directories.
-    if !directory.join("raft").is_dir() && !directory.join("state").is_dir() {
+    if !directory.join(STATE).is_dir() && !directory.join(LOCK).is_file() {
         return Err(no_data());
     }
     let stores = store::open_existing(directory, Sizes::default())?;
@@ -221,9 +225,12 @@ impl Offline {
         let reset = Some((self.index, self.term));
         stores.log.append(&[Append { reset, ..Append::default() }])?;
         drop(stores);
-        // A directory with a state and no log is refused, so this order leaves no half that starts.
-        for part in ["state", "raft"] {
-            fs::rename(fresh.join(part), directory.join(part)).map_err(fail("complete"))?;
+        // A state without a log is refused, so this order leaves no half that starts.
+        let mut parts = list(&fresh)?;
+        parts.retain(|part| part != LOCK);
+        parts.sort_by_key(|part| part != STATE);
+        for part in parts {
+            fs::rename(fresh.join(&part), directory.join(&part)).map_err(fail("complete"))?;
         }
         let synced = fs::File::open(directory).and_then(|directory| directory.sync_all());
         synced.map_err(fail("sync"))?;
@@ -272,20 +279,24 @@ impl Offline {
 
 /// Whether a directory that may be missing has nothing that counts.
 fn check_empty(directory: &Path) -> Result<(), OfflineError> {
-    let entries = match fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => {
-            return Err(OfflineError::Io { doing: "list", path: directory.to_owned(), error });
-        }
-    };
-    for entry in entries.flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if !NOT_DATA.contains(&name.as_str()) {
-            return Err(OfflineError::NotEmpty { path: directory.to_owned(), found: name });
-        }
+    if !directory.exists() {
+        return Ok(());
     }
-    Ok(())
+    let found = list(directory)?.into_iter().find(|name| !NOT_DATA.contains(&name.as_str()));
+    match found {
+        None => Ok(()),
+        Some(found) => Err(OfflineError::NotEmpty { path: directory.to_owned(), found }),
+    }
+}
+
+/// The names in a directory.
+fn list(directory: &Path) -> Result<Vec<String>, OfflineError> {
+    let fail = |error| OfflineError::Io { doing: "list", path: directory.to_owned(), error };
+    let entries = fs::read_dir(directory).map_err(fail)?;
+    let name = |entry: std::io::Result<fs::DirEntry>| {
+        entry.map(|entry| entry.file_name().to_string_lossy().into_owned()).map_err(fail)
+    };
+    entries.map(name).collect()
 }
 
 fn unreadable(entry: &Entry, reason: impl std::fmt::Display) -> StoreError {

@@ -58,7 +58,7 @@ pub struct LatencyStatus {
     /// A bound that half of them did not exceed.
     pub p50_ms: f64,
     pub p99_ms: f64,
-    pub max_ms: u64,
+    pub max_ms: f64,
 }
 
 /// One member of the ensemble.
@@ -123,7 +123,8 @@ fn latency(name: &str, latency: &Latency) -> LatencyStatus {
         average_ms: latency.average_ms(),
         p50_ms: latency.quantile_ms(0.5),
         p99_ms: latency.quantile_ms(0.99),
-        max_ms: latency.max_ms(),
+        // In microseconds still, where `Latency::max_ms` is whole.
+        max_ms: latency.quantile_ms(1.0),
     }
 }
 

@@ -168,9 +168,9 @@ impl Replica {
         let id = client.id;
         let Some(pending) = client.tagged(command.tag) else { return };
         match *pending {
-            Pending::Connect { read_only, last_zxid_seen, .. } => {
+            Pending::Connect { read_only, .. } => {
                 client.pending.clear();
-                self.connected(now, id, command, read_only, last_zxid_seen, answer, actions);
+                self.connected(now, id, command, read_only, answer, actions);
             }
             Pending::Write { xid, code, since_ms, .. } => {
                 self.complete_write(now, id, command.tag, (xid, code), since_ms, answer, actions);

@@ -40,7 +40,7 @@ pub(super) enum Phase {
 #[derive(Debug)]
 pub(super) enum Pending {
     /// The handshake.
-    Connect { tag: u64, read_only: Option<bool>, last_zxid_seen: i64 },
+    Connect { tag: u64, read_only: Option<bool> },
     /// A write on its way through the log.
     Write { tag: u64, xid: i32, code: i32, since_ms: u64 },
     /// A reply that is ready, with its length.

@@ -144,7 +144,7 @@ impl Replica {
         let slowest = wanted.map(|(_, matched, _)| matched).min().unwrap_or(checkpoint);
         let retained = self.consensus.index_behind(self.config.log_retain_bytes);
         let index = slowest.min(checkpoint).max(retained);
-        if let Some(term) = self.consensus.compact(index) {
+        if let Some((index, term)) = self.consensus.compact(index) {
             actions.push(Action::CompactLog { index, term });
         }
     }

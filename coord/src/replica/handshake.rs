@@ -94,6 +94,10 @@ impl Replica {
             return self.close_client(id, actions);
         }
         let timeout_ms = self.granted_timeout(request.timeout_ms);
+        // The client has seen a later state than this replica has: another must serve it.
+        if request.last_zxid_seen > self.state.zxid() {
+            return self.close_client(id, actions);
+        }
         // As ZooKeeper, before the password is looked at: whoever comes back must not meet the
         // connection that it lost.
         if let Some(&older) = self.sessions_here.get(&request.session) {
@@ -124,11 +128,7 @@ impl Replica {
         client.timeout_ms = timeout_ms;
         // Known from now on, so that the session's fate finds this client while it waits.
         client.session = request.session;
-        client.wait(Pending::Connect {
-            tag,
-            read_only: request.read_only,
-            last_zxid_seen: request.last_zxid_seen,
-        });
+        client.wait(Pending::Connect { tag, read_only: request.read_only });
     }
 
     /// Serves old state to a client that asked for it, while there is no leader
@@ -184,7 +184,6 @@ impl Replica {
         id: ClientId,
         command: &Command<'_>,
         read_only: Option<bool>,
-        last_zxid_seen: i64,
         answer: Result<Outcome, Error>,
         actions: &mut Vec<Action>,
     ) {
@@ -197,10 +196,6 @@ impl Replica {
             }
             _ => return self.refuse_session(id, read_only, actions),
         };
-        // The client has seen a later state than this replica has: another must serve it.
-        if last_zxid_seen > self.state.zxid() {
-            return self.close_client(id, actions);
-        }
         self.sessions_here.insert(session, id);
         let Some(client) = self.client_mut(id) else { return };
         client.phase = Phase::Open;

@@ -1,7 +1,6 @@
 //! The data directory: who may use it, whose it is, and that both halves are there.
 //!
-//! The log is created first, then the state; nothing is stored before both have a header with the
-//! identity. So a directory where the state is missing and the log is untouched is one whose
+//! The log is created first, then the state; nothing is stored before both have the identity. So a directory where the state is missing and the log is untouched is one whose
 //! creation was cut short, and is created again; with anything in the log it has lost its state,
 //! and is refused. A replica that lost its log or state and started empty would break promises it
 //! made.
@@ -13,15 +12,15 @@ use std::sync::Arc;
 use rustix::fs::FlockOperation;
 
 use super::lmdb::{self, Environment};
-use super::log::LmdbLog;
-use super::record::{Kind, LogHeader, StateHeader};
+use super::record::StateHeader;
 use super::state::LmdbState;
+use super::wal::Wal;
 use super::{Identity, StoreError};
 
-const LOG: &str = "raft";
+const LOG: &str = "log";
 const STATE: &str = "state";
 
-/// How far the two environments may grow, in bytes. This is address space, not disk or memory.
+/// How far the two stores may grow, in bytes. For the state this is also address space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sizes {
     pub log_bytes_max: u64,
@@ -37,7 +36,7 @@ impl Default for Sizes {
 /// Both stores of a directory, open. The directory is locked while either of them is.
 pub struct Stores {
     pub identity: Identity,
-    pub log: LmdbLog,
+    pub log: Wal,
     pub state: LmdbState,
 }
 
@@ -106,9 +105,8 @@ fn open_any(
     remove_directory(&LmdbState::incoming(&directory.join(STATE)))?;
     let log_path = directory.join(LOG);
     let state_path = directory.join(STATE);
-    let log = find(&log_path, Kind::Log, sizes.log_bytes_max, &lock)?;
-    let log = log.map(|(found, header)| LmdbLog::open(found, &header)).transpose()?;
-    let state = find(&state_path, Kind::State, sizes.state_bytes_max, &lock)?;
+    let log = Wal::open(&log_path, sizes.log_bytes_max, lock.clone())?;
+    let state = find(&state_path, sizes.state_bytes_max, &lock)?;
     let state = state.map(|(found, header)| LmdbState::open(found, &header)).transpose()?;
     let incomplete = |reason: &str| StoreError::Incomplete {
         path: directory.to_owned(),
@@ -137,18 +135,17 @@ fn open_any(
 /// Opens an environment that has a header.
 fn find(
     path: &Path,
-    kind: Kind,
     bytes_max: u64,
     lock: &Arc<Lock>,
 ) -> Result<Option<(Environment, Vec<u8>)>, StoreError> {
     if lmdb::data_bytes(path)? == 0 {
         return Ok(None);
     }
-    let (environment, header) = Environment::open(path, kind, bytes_max, lock.clone())?;
+    let (environment, header) = Environment::open(path, bytes_max, lock.clone())?;
     Ok(header.map(|header| (environment, header)))
 }
 
-fn agree(directory: &Path, mut log: LmdbLog, mut state: LmdbState) -> Result<Stores, StoreError> {
+fn agree(directory: &Path, mut log: Wal, mut state: LmdbState) -> Result<Stores, StoreError> {
     let (of_log, of_state) = (log.identity(), state.identity());
     let is_same_store =
         (of_log.replica_id, of_log.store_id) == (of_state.replica_id, of_state.store_id);
@@ -193,10 +190,8 @@ fn create(
         remove_directory(path)?;
         create_directory(path)?;
     }
-    let (log, _) = Environment::open(log_path, Kind::Log, sizes.log_bytes_max, lock.clone())?;
-    let log = LmdbLog::create(log, LogHeader::new(identity))?;
-    let (state, _) =
-        Environment::open(state_path, Kind::State, sizes.state_bytes_max, lock.clone())?;
+    let log = Wal::create(log_path, identity, sizes.log_bytes_max, lock.clone())?;
+    let (state, _) = Environment::open(state_path, sizes.state_bytes_max, lock.clone())?;
     let state = LmdbState::create(state, StateHeader::new(identity))?;
     // The names of the files, then those of their directories, then the directory's own.
     let directory = log_path.parent().unwrap_or(Path::new("/"));
@@ -231,6 +226,7 @@ pub(super) fn sync_directory(path: &Path) -> Result<(), StoreError> {
 }
 
 /// That no other process, and no other part of this one, uses the directory.
+#[derive(Debug)]
 pub(super) struct Lock {
     pub(super) file: File,
 }

@@ -17,14 +17,14 @@ use heed::{Database, Env, EnvFlags, EnvOpenOptions, MdbError, RoTxn, RwTxn, With
 use super::StoreError;
 use super::directory::Lock;
 use super::pages::{self, Damage, View};
-use super::record::{self, HEADER_KEY, Kind};
+use super::record::{self, HEADER_KEY};
 
 /// The unnamed database of the environment, which holds all records.
 pub(super) type Records = Database<Bytes, Bytes>;
 /// A view that may move between threads and keeps the environment open.
 pub(super) type OwnedView = RoTxn<'static, WithoutTls>;
 
-/// Readers at a time: the log's readers and the open snapshots.
+/// Readers at a time: the open snapshots, of a state and those it replaced.
 const READERS_MAX: u32 = 126;
 /// Bytes of LMDB's two meta pages, all that a file has before its first commit.
 const META_BYTES: u64 = 2 * 4096;
@@ -54,18 +54,14 @@ impl Environment {
     /// [`StoreError::Corrupt`] if the file cannot be what LMDB wrote.
     pub(super) fn open(
         path: &Path,
-        kind: Kind,
         limit_bytes: u64,
         lock: Arc<Lock>,
     ) -> Result<(Environment, Option<Vec<u8>>), StoreError> {
-        let name = match kind {
-            Kind::Log => format!("the log in {}", path.display()),
-            Kind::State => format!("the state in {}", path.display()),
-        };
+        let name = format!("the state in {}", path.display());
         let limit_bytes = limit_bytes.next_multiple_of(rustix::param::page_size() as u64);
         let header = match data_bytes(path)? {
             0 => None,
-            _ => read_header(path, &name, kind, limit_bytes)?,
+            _ => read_header(path, &name, limit_bytes)?,
         };
         // Readers that a crash left behind, and nobody reads: the directory is locked.
         remove_if_there(&path.join("lock.mdb"))?;
@@ -209,12 +205,7 @@ pub(super) fn data_bytes(path: &Path) -> Result<u64, StoreError> {
 
 /// Verifies the data file in `path` and gives its header. Both meta pages must lead to a header
 /// that its transaction wrote: a changed meta page leads to another one, or to none.
-fn read_header(
-    path: &Path,
-    name: &str,
-    kind: Kind,
-    limit_bytes: u64,
-) -> Result<Option<Vec<u8>>, StoreError> {
+fn read_header(path: &Path, name: &str, limit_bytes: u64) -> Result<Option<Vec<u8>>, StoreError> {
     let path = path.join("data.mdb");
     let corrupt = |at: &str| StoreError::corrupt(name, format!("{at} (file {})", path.display()));
     let file = File::open(&path).map_err(|error| StoreError::io("open", &path, error))?;
@@ -229,14 +220,14 @@ fn read_header(
         path.display()
     );
     if let Some(older) = report.older {
-        check_view(kind, &older).map_err(corrupt)?;
+        check_view(&older).map_err(corrupt)?;
     }
-    check_view(kind, &report.newest).map_err(corrupt)?;
+    check_view(&report.newest).map_err(corrupt)?;
     Ok(report.newest.first.map(|(_, value)| value))
 }
 
 /// Whether the first record that a transaction sees is a header which it wrote itself.
-fn check_view(kind: Kind, view: &View) -> Result<(), &'static str> {
+fn check_view(view: &View) -> Result<(), &'static str> {
     let Some((key, value)) = &view.first else {
         // Every commit leaves a header, so an empty file never had one.
         return if view.transaction == 0 { Ok(()) } else { Err("its header is missing") };
@@ -244,7 +235,7 @@ fn check_view(kind: Kind, view: &View) -> Result<(), &'static str> {
     if key != HEADER_KEY {
         return Err("its header is missing");
     }
-    let (origin, _) = record::read_origin(kind, value)?;
+    let (origin, _) = record::read_origin(value)?;
     if origin.transaction != view.transaction {
         return Err("a meta page leads to a header that another transaction wrote");
     }

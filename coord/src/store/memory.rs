@@ -2,8 +2,8 @@
 //!
 //! A write becomes part of the disk's image when it is synced. Normally that is at once; with
 //! [`MemoryDisk::hold`] writes wait until [`MemoryDisk::sync`], are seen by no reader before, and
-//! are dropped by [`MemoryDisk::crash`]. Always holds: the image is what the durable environments
-//! of [`super::LmdbLog`] and [`super::LmdbState`] would hold after the same calls. Leaves time to
+//! are dropped by [`MemoryDisk::crash`]. Always holds: the image is what the durable ones,
+//! [`super::Wal`] and [`super::LmdbState`], would hold after the same calls. Leaves time to
 //! the simulator: how long a sync takes is when it calls `sync`.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -20,7 +20,7 @@ use super::{
     Push, SnapshotReader, StateStore, StoreError,
 };
 
-/// Which of the two environments.
+/// Which of the two stores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     Log,

@@ -15,7 +15,7 @@ use heed::{PutFlags, RwTxn};
 
 use super::directory::{Lock, create_directory, remove_directory, sync_directory};
 use super::lmdb::{Environment, OwnedView, Records};
-use super::record::{self, HEADER_KEY, Kind, StateHeader, Tally};
+use super::record::{self, HEADER_KEY, StateHeader, Tally};
 use super::snapshot::{Decoder, Encoder};
 use super::{
     Applied, Changes, Identity, Push, SNAPSHOTS_MAX, SnapshotReader, StateStore, StoreError,
@@ -112,7 +112,7 @@ impl LmdbState {
         renamed.map_err(|error| StoreError::io("replace", &data, error))?;
         sync_directory(&path)?;
         remove_directory(&incoming_path)?;
-        let (environment, header) = Environment::open(&path, Kind::State, limit_bytes, lock)?;
+        let (environment, header) = Environment::open(&path, limit_bytes, lock)?;
         let header = header.ok_or_else(|| environment.corrupt("its header is missing"))?;
         self.header = StateHeader::read(&header).map_err(|reason| environment.corrupt(reason))?;
         self.environment = Some(environment);
@@ -212,7 +212,7 @@ impl StateStore for LmdbState {
         remove_directory(&path)?;
         create_directory(&path)?;
         let (limit_bytes, lock) = (current.limit_bytes(), current.lock().clone());
-        let (environment, _) = Environment::open(&path, Kind::State, limit_bytes, lock)?;
+        let (environment, _) = Environment::open(&path, limit_bytes, lock)?;
         // First, so that records can be put behind it.
         write_header(&environment, &StateHeader::new(self.header.identity))?;
         self.incoming = Some(Incoming { environment, decoder: Decoder::default() });

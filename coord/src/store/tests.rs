@@ -23,6 +23,9 @@ mod state;
 const IDENTITY: Identity = Identity { cluster_id: 7, replica_id: 3, store_id: 0x5eed };
 const SIZES: Sizes = Sizes { log_bytes_max: 256 << 20, state_bytes_max: 256 << 20 };
 
+/// With small segments, so that there are some.
+const SMALL: Sizes = Sizes { log_bytes_max: 24 << 20, ..SIZES };
+
 /// The two stores of a replica that can be stopped and started again.
 trait Machine {
     fn log(&mut self) -> &mut dyn LogStore;
@@ -61,6 +64,7 @@ impl Machine for InMemory {
 
 struct OnDisk {
     directory: TempDir,
+    sizes: Sizes,
     stores: Option<Stores>,
 }
 
@@ -71,9 +75,13 @@ fn scratch() -> TempDir {
 
 impl OnDisk {
     fn new() -> OnDisk {
+        OnDisk::with(SIZES)
+    }
+
+    fn with(sizes: Sizes) -> OnDisk {
         let directory = scratch();
-        let stores = Some(open(directory.path(), IDENTITY, SIZES).unwrap());
-        OnDisk { directory, stores }
+        let stores = Some(open(directory.path(), IDENTITY, sizes).unwrap());
+        OnDisk { directory, sizes, stores }
     }
 
     fn path(&self) -> &Path {
@@ -102,7 +110,7 @@ impl Machine for OnDisk {
 
     fn restart(&mut self) {
         self.stores = None;
-        self.stores = Some(open(self.directory.path(), IDENTITY, SIZES).unwrap());
+        self.stores = Some(open(self.directory.path(), IDENTITY, self.sizes).unwrap());
     }
 }
 
@@ -110,6 +118,7 @@ impl Machine for OnDisk {
 fn each(check: impl Fn(&mut dyn Machine)) {
     check(&mut InMemory::new());
     check(&mut OnDisk::new());
+    check(&mut OnDisk::with(SMALL));
 }
 
 fn entry(index: u64, term: u64, data: &[u8]) -> Entry {

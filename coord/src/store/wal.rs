@@ -75,6 +75,9 @@ impl Shared {
 /// The log of a replica. One writer.
 #[derive(Debug)]
 pub struct Wal {
+    /// The next segment; made while the second half of this one is written. The first field, so
+    /// that its thread has ended before the directory's lock is released.
+    spare: Option<Spare>,
     shared: Arc<Shared>,
     directory: PathBuf,
     limit_bytes: u64,
@@ -82,8 +85,6 @@ pub struct Wal {
     /// The segment that is written to, and where its batches end.
     current: Arc<Segment>,
     offset: u64,
-    /// The next segment; made while the second half of this one is written.
-    spare: Option<Spare>,
     mark: Mark,
     /// The last batch.
     number: u64,
@@ -228,7 +229,8 @@ impl Wal {
     fn check_room(&self, need: Need) -> Result<(), StoreError> {
         let size = self.next_size(self.builder.size(true));
         let reserve = if need == Need::Room { self.segment_bytes_max } else { 0 };
-        let has_room = need == Need::Reset || self.disk_bytes() + size + reserve <= self.limit_bytes;
+        let has_room =
+            need == Need::Reset || self.disk_bytes() + size + reserve <= self.limit_bytes;
         if has_room && size <= BATCH_BYTES_MAX { Ok(()) } else { Err(self.full()) }
     }
 

@@ -94,7 +94,11 @@ impl<'a> Reader<'a> {
         &mut self,
         mut item: impl FnMut(&mut Reader<'a>) -> Result<T, JuteError>,
     ) -> Result<Option<Vec<T>>, JuteError> {
-        let Some(count) = self.length()? else { return Ok(None) };
+        // As Java's loops over a vector: any other negative count is an empty list.
+        let count = match self.int()? {
+            -1 => return Ok(None),
+            count => usize::try_from(count).unwrap_or(0),
+        };
         // A count is a claim: an item takes at least a byte, so the rest bounds what is reserved.
         if count > self.rest.len() {
             return Err(JuteError::Length(count as i32));

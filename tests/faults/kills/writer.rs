@@ -4,9 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 
 use millrace_proto::zookeeper::{Request, create_mode};
-use millrace_tests::HANG_GUARD;
 use millrace_tests::coord::client::create;
-use millrace_tests::coord::{Client, Failure, Session};
+use millrace_tests::coord::{Client, Failure, Session, attach_any};
 
 /// Requests under way at a time.
 const DEPTH: usize = 32;
@@ -85,7 +84,8 @@ impl Writer {
         let is_first = self.session.id == 0;
         let folder = self.folder.clone();
         let tell = |failure: Failure| format!("{folder}: {failure:?}");
-        let mut client = Client::attach(address, self.session, HANG_GUARD).map_err(tell)?;
+        // It may ask for more patience while it replays its log.
+        let mut client = attach_any(&[address], self.session).map_err(tell)?;
         self.session = client.session();
         let ephemeral = self.ephemeral();
         if is_first {
@@ -210,3 +210,6 @@ fn send(client: &mut Client, folder: &str, write: &Write) -> Result<i32, Failure
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

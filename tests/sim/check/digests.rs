@@ -1,9 +1,12 @@
-//! Replicas that applied the same entries are the same: "State Machine Safety", Raft paper, figure 3;
-//! and no replica goes back while it runs.
+//! Replicas that applied the same entries are the same: "State Machine Safety", Raft paper, figure
+//! 3; and no replica goes back while it runs.
 
 use std::collections::BTreeMap;
 
 use crate::observe::{Check, Seen};
+
+/// Every so many indices are looked at, and the first of each life.
+const SAMPLE: u64 = 5;
 
 /// The digest of the state after each entry, where some replica ended a turn.
 #[derive(Default)]
@@ -29,7 +32,8 @@ impl Check for Digests {
             if applied < before {
                 return Err(format!("replica {} goes from {before} to {applied}", node + 1));
             }
-            if applied == before {
+            // A digest takes long; entries that some turn of every replica ends with are plenty.
+            if applied == before || !applied.is_multiple_of(SAMPLE) {
                 return Ok(());
             }
         }

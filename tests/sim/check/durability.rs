@@ -1,5 +1,5 @@
-//! What was acknowledged is there at the end, and what was refused or never asked for is not: Jepsen's
-//! "set" test, here for nodes; registers have a check of their own.
+//! What was acknowledged is there at the end, and what was refused or never asked for is not:
+//! Jepsen's "set" test, here for nodes; registers have a check of their own.
 
 use std::collections::{BTreeMap, BTreeSet};
 

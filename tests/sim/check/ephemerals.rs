@@ -1,5 +1,6 @@
 //! Ephemeral nodes live as long as their session, vanish once and never come back: ZooKeeper's
-//! Programmer's Guide, "Ephemeral Nodes". Every path is asked for once in a run, so a path is a node.
+//! Programmer's Guide, "Ephemeral Nodes". Every path is asked for once in a run, so a path is a
+//! node.
 
 use std::collections::{BTreeMap, BTreeSet};
 

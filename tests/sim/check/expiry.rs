@@ -1,6 +1,6 @@
 //! A session is not expired early: not by a leader that has heard of it within its time-out, nor by
-//! one that leads for less than that (`SessionTrackerImpl`; a new leader gives each session its whole
-//! time-out).
+//! one that leads for less than that (`SessionTrackerImpl`; a new leader gives each session its
+//! whole time-out).
 //!
 //! The leader hears of a session through the replica that its client is connected to. How long that
 //! takes is bounded only while nothing disturbs the two, so the claim is about calm times.
@@ -20,8 +20,8 @@ const CALM_US: u64 = 1_000_000;
 /// See the module.
 pub(super) struct Expiry {
     timeout_us: u64,
-    /// By session: where it was heard of, and when, the latest last.
-    heard: BTreeMap<i64, VecDeque<(usize, u64)>>,
+    /// By session: where it was heard of, in which term, and when; the latest last.
+    heard: BTreeMap<i64, VecDeque<(usize, u64, u64)>>,
     /// By replica: the last disturbance.
     disturbed_us: Vec<u64>,
     /// By replica: term, whether it leads, and since when.
@@ -39,7 +39,7 @@ impl Expiry {
     }
 
     fn closed(&self, at_us: u64, leader: usize, session: i64) -> Result<(), String> {
-        let (_, _, since_us) = self.leading[leader];
+        let (term, _, since_us) = self.leading[leader];
         // Clocks show whole milliseconds.
         if at_us < since_us + self.timeout_us - 2_000 {
             return Err(format!(
@@ -49,10 +49,11 @@ impl Expiry {
             ));
         }
         let heard = self.heard.get(&session).into_iter().flatten();
-        let known = heard.rev().find(|(_, heard_us)| heard_us + REPORT_US_MAX < at_us);
-        let Some(&(node, heard_us)) = known else { return Ok(()) };
+        let known = heard.rev().find(|(_, _, heard_us)| heard_us + REPORT_US_MAX < at_us);
+        let Some(&(node, heard_term, heard_us)) = known else { return Ok(()) };
         let disturbed_us = self.disturbed_us[node].max(self.disturbed_us[leader]);
-        let is_calm = disturbed_us + CALM_US < heard_us;
+        // One that is no member any more, or not again, follows nobody.
+        let is_calm = heard_term == term && disturbed_us + CALM_US < heard_us;
         if is_calm && at_us + 2_000 < heard_us + self.timeout_us {
             return Err(format!(
                 "session {session:#x} was closed {} ms after replica {} heard of it",
@@ -73,9 +74,9 @@ impl Check for Expiry {
         match seen {
             Seen::Heard { node, session } => {
                 let heard = self.heard.entry(*session).or_default();
-                heard.push_back((*node, at_us));
+                heard.push_back((*node, self.leading[*node].0, at_us));
                 // Older ones say nothing that these do not.
-                while heard.front().is_some_and(|(_, old_us)| old_us + self.timeout_us < at_us) {
+                while heard.front().is_some_and(|(.., old_us)| old_us + self.timeout_us < at_us) {
                     heard.pop_front();
                 }
             }

@@ -1,8 +1,8 @@
 //! Order as each client sees it: ZooKeeper's "Consistency Guarantees" (Programmer's Guide).
 //!
 //! Replies come in the order of the requests; the zxid that a session is shown never goes back, on
-//! whatever replicas it is; a session sees its own writes; of the writes that a client sent over one
-//! connection a beginning takes effect, and nothing behind one that was lost.
+//! whatever replicas it is; a session sees its own writes; of the writes that a client sent over
+//! one connection a beginning takes effect, and nothing behind one that was lost.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 

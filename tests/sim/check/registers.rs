@@ -1,5 +1,5 @@
-//! Writes, conditional writes and reads behind a sync are linearizable, for each register: Herlihy and
-//! Wing, 1990. (ZooKeeper's guide promises it of writes; that a read behind a sync is, too, our
+//! Writes, conditional writes and reads behind a sync are linearizable, for each register: Herlihy
+//! and Wing, 1990. (ZooKeeper's guide promises it of writes; that a read behind a sync is, too, our
 //! `sync` promises, which asks a majority.)
 //!
 //! A write of unknown fate can take effect only until its client is served again: what the session

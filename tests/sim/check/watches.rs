@@ -1,5 +1,5 @@
-//! A client that watches learns of a change before it sees it: ZooKeeper's Programmer's Guide, "What
-//! ZooKeeper Guarantees about Watches". It holds across reconnects, for watches set again.
+//! A client that watches learns of a change before it sees it: ZooKeeper's Programmer's Guide,
+//! "What ZooKeeper Guarantees about Watches". It holds across reconnects, for watches set again.
 //!
 //! Persistent recursive watches lose events while their client is away, so for those the claim is
 //! about one connection: whatever a read shows that is newer than the watch was told of before.

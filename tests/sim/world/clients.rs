@@ -67,6 +67,7 @@ impl World {
             node,
             life: self.nodes[node].life,
             id: None,
+            is_greeted: false,
             is_closed: false,
             to_server: VecDeque::new(),
             to_client: VecDeque::new(),
@@ -152,7 +153,8 @@ impl World {
                 return;
             }
             let Some((session, message)) = link.inbox.pop_front() else { return };
-            if session != 0 {
+            // A handshake keeps its session alive when it has come through the log.
+            if std::mem::replace(&mut link.is_greeted, true) {
                 self.see(&Seen::Heard { node, session });
             }
             std::hash::Hasher::write(&mut self.hash, &message);

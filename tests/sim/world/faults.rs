@@ -53,7 +53,9 @@ impl World {
             Fault::SlowDisk => self.nodes[node].slow_disk_until_us = until_us,
             Fault::FailSync => {
                 let part = if self.random.bool() { Part::Log } else { Part::State };
-                self.nodes[node].fail_next_sync(part);
+                if self.nodes[node].is_up() {
+                    self.nodes[node].fail_next_sync(part);
+                }
             }
             Fault::ClockJump => {
                 self.nodes[node].wall_offset_ms += self.random.i64(-100_000..100_000);

@@ -223,7 +223,8 @@ impl Round<'_> {
         let seen = client.seen;
         let said =
             client.exchange(&ops).with_context(|| format!("client {slot} sent {}", told(&ops)))?;
-        let checked = self.check(slot, &ops, &said, seen, Order::Strict);
+        let order = if closes { Order::CloseEvents } else { Order::Strict };
+        let checked = self.check(slot, &ops, &said, seen, order);
         for item in &said[0] {
             if let Some(op) = item.answers.and_then(|index| ops.get(index)) {
                 self.generator.observe(slot, op, item);

@@ -113,14 +113,19 @@ fn halves_of_two_replicas_are_refused() {
 fn a_half_in_the_place_of_the_other_is_refused() {
     let mut machine = used();
     machine.stores = None;
-    fs::copy(machine.path().join("raft/data.mdb"), machine.path().join("state/data.mdb")).unwrap();
-    let refused = refused(machine);
-    assert!(refused.to_string().contains("header is of the other environment"), "{refused}");
+    let (log, state) = (machine.path().join("log/00000001.wal"), "state/data.mdb");
+    fs::copy(log, machine.path().join(state)).unwrap();
+    assert!(matches!(refused(machine), StoreError::Corrupt { .. }));
+    let mut machine = used();
+    machine.stores = None;
+    let log = machine.path().join("log/00000001.wal");
+    fs::copy(machine.path().join(state), log).unwrap();
+    assert!(matches!(refused(machine), StoreError::Corrupt { .. }));
 }
 
 #[test]
 fn a_lost_half_is_refused() {
-    for half in ["raft", "state"] {
+    for half in ["log", "state"] {
         let mut machine = used();
         machine.stores = None;
         fs::remove_dir_all(machine.path().join(half)).unwrap();
@@ -129,41 +134,46 @@ fn a_lost_half_is_refused() {
     }
     // Even an untouched state proves that there was a log.
     let machine = OnDisk::new();
-    fs::remove_dir_all(machine.path().join("raft")).unwrap();
+    fs::remove_dir_all(machine.path().join("log")).unwrap();
     assert!(matches!(refused(machine), StoreError::Incomplete { .. }));
 }
 
 #[test]
 fn a_creation_that_was_cut_short_is_done_again() {
-    let whole = OnDisk::new();
-    let log_bytes = fs::metadata(whole.path().join("raft/data.mdb")).unwrap().len();
-    drop(whole);
-    for (half, kept) in [
-        ("state", None),
-        ("state", Some(0)),
-        ("state", Some(100)),
-        ("state", Some(4096)),
-        ("state", Some(8192)),
-        ("raft", Some(0)),
-        ("raft", Some(8192)),
-    ] {
+    fn truncate(path: &Path, size: u64) {
+        fs::OpenOptions::new().write(true).open(path).unwrap().set_len(size).unwrap();
+    }
+    fn cut_log(path: &Path) {
+        // The state comes after the log.
+        fs::remove_dir_all(path.join("state")).unwrap();
+        fs::rename(path.join("log/00000001.wal"), path.join("log/next")).unwrap();
+    }
+    let cuts: [fn(&Path); 9] = [
+        |path| fs::remove_dir_all(path.join("state")).unwrap(),
+        |path| truncate(&path.join("state/data.mdb"), 0),
+        |path| truncate(&path.join("state/data.mdb"), 100),
+        |path| truncate(&path.join("state/data.mdb"), 4096),
+        |path| truncate(&path.join("state/data.mdb"), 8192),
+        cut_log,
+        |path| {
+            cut_log(path);
+            truncate(&path.join("log/next"), 99);
+        },
+        |path| {
+            cut_log(path);
+            truncate(&path.join("log/end"), 0);
+        },
+        |path| {
+            cut_log(path);
+            fs::remove_dir_all(path.join("log")).unwrap();
+        },
+    ];
+    for (number, cut) in cuts.into_iter().enumerate() {
         let directory = OnDisk::new().close();
-        let path = directory.path().join(half);
-        match kept {
-            None => fs::remove_dir_all(&path).unwrap(),
-            Some(size) => {
-                let file = fs::OpenOptions::new().write(true).open(path.join("data.mdb")).unwrap();
-                assert!(size < log_bytes);
-                file.set_len(size).unwrap();
-            }
-        }
-        if half == "raft" {
-            // The state comes after the log.
-            fs::remove_dir_all(directory.path().join("state")).unwrap();
-        }
+        cut(directory.path());
         let identity = Identity { store_id: 77, ..IDENTITY };
         let mut stores = open(directory.path(), identity, SIZES).unwrap();
-        assert_eq!(stores.identity, identity, "{half} of {kept:?} bytes");
+        assert_eq!(stores.identity, identity, "cut {number}");
         commit(&mut stores.state, &[("a", Some("b"))], 1);
         drop(stores);
         assert_eq!(open(directory.path(), IDENTITY, SIZES).unwrap().identity, identity);

@@ -7,18 +7,17 @@ use std::sync::Arc;
 use super::*;
 use crate::store::directory::Lock;
 use crate::store::lmdb::Environment;
-use crate::store::record::{self, HEADER_KEY, Kind};
+use crate::store::record::{self, HEADER_KEY};
 
 const PAGE: usize = 4096;
 /// Offsets in a meta page: what a transaction changes (both trees and the last page), its number.
 const TREES: std::ops::Range<usize> = 40..144;
 const TRANSACTION: std::ops::Range<usize> = 144..152;
 
-/// A machine whose last commit replaced something in both halves.
+/// A machine whose last commit replaced something.
 fn used() -> OnDisk {
     let mut machine = OnDisk::new();
     for step in 1..=6 {
-        machine.log().append(&[append(entries(step, step + 3, step))]).unwrap();
         let value = step.to_string();
         commit(machine.state(), &[("a", Some(&value)), ("b", Some("b")), ("c", Some("c"))], step);
     }
@@ -34,21 +33,19 @@ fn is_refused(directory: &TempDir, because: &str) {
     assert!(at.contains(because), "{what}: {at} instead of: {because}");
 }
 
-/// Changes both meta pages of each half: `forge` gets the newer and the older one.
+/// Changes both meta pages: `forge` gets the newer and the older one.
 fn forge_meta(forge: impl Fn(&mut [u8], &mut [u8]), because: &str) {
-    for half in ["raft", "state"] {
-        let directory = used().close();
-        let path = directory.path().join(half).join("data.mdb");
-        let mut bytes = fs::read(&path).unwrap();
-        let (first, second) = bytes[..2 * PAGE].split_at_mut(PAGE);
-        if first[TRANSACTION] > second[TRANSACTION] {
-            forge(first, second);
-        } else {
-            forge(second, first);
-        }
-        fs::write(&path, bytes).unwrap();
-        is_refused(&directory, because);
+    let directory = used().close();
+    let path = directory.path().join("state/data.mdb");
+    let mut bytes = fs::read(&path).unwrap();
+    let (first, second) = bytes[..2 * PAGE].split_at_mut(PAGE);
+    if first[TRANSACTION] > second[TRANSACTION] {
+        forge(first, second);
+    } else {
+        forge(second, first);
     }
+    fs::write(&path, bytes).unwrap();
+    is_refused(&directory, because);
 }
 
 /// The forged file is as LMDB would write it: its own checks, and ours of the pages, pass.
@@ -87,12 +84,12 @@ fn meta_pages_of_commits_that_do_not_follow_each_other_are_refused() {
     );
 }
 
-/// Puts a record (`None` removes it) into a half without telling its header.
-fn forge_record(half: &str, kind: Kind, key: &[u8], value: Option<&[u8]>) -> TempDir {
+/// Puts a record (`None` removes it) without telling the header.
+fn forge_record(key: &[u8], value: Option<&[u8]>) -> TempDir {
     let directory = used().close();
     let lock = Arc::new(Lock::take(directory.path()).unwrap());
-    let path = directory.path().join(half);
-    let (environment, header) = Environment::open(&path, kind, SIZES.log_bytes_max, lock).unwrap();
+    let path = directory.path().join("state");
+    let (environment, header) = Environment::open(&path, SIZES.state_bytes_max, lock).unwrap();
     let mut header = header.unwrap();
     // Twice, so that both meta pages lead to it.
     for _ in 0..2 {
@@ -102,7 +99,7 @@ fn forge_record(half: &str, kind: Kind, key: &[u8], value: Option<&[u8]>) -> Tem
                     Some(value) => records.put(transaction, key, value).unwrap(),
                     None => drop(records.delete(transaction, key).unwrap()),
                 }
-                header[6..14].copy_from_slice(&number.to_le_bytes());
+                header[5..13].copy_from_slice(&number.to_le_bytes());
                 let crc = record::record_crc(HEADER_KEY, &header[4..]);
                 header[..4].copy_from_slice(&crc.to_le_bytes());
                 records.put(transaction, HEADER_KEY, &header).unwrap();
@@ -119,7 +116,7 @@ fn forging_itself_is_not_what_is_refused() {
     // The record that is there already.
     let mut same = Vec::new();
     record::write_state(b"b", b"b", &mut same);
-    let directory = forge_record("state", Kind::State, &record::state_key(b"b"), Some(&same));
+    let directory = forge_record(&record::state_key(b"b"), Some(&same));
     let stores = open_existing(directory.path(), SIZES).unwrap();
     assert_eq!(whole_state(&stores.state).unwrap().0.len(), 3);
 }
@@ -132,30 +129,10 @@ fn a_record_that_is_missing_old_or_too_many_is_noticed() {
             record::write_state(key, value, &mut stored);
             &stored[..]
         });
-        let directory = forge_record("state", Kind::State, &record::state_key(key), value);
+        let directory = forge_record(&record::state_key(key), value);
         is_refused(&directory, "are not the 3 that were written");
     };
     forge(b"b", None);
     forge(b"a", Some(b"5"));
     forge(b"d", Some(b"d"));
-}
-
-#[test]
-fn an_entry_that_is_missing_old_or_too_many_is_noticed() {
-    let forge = |index: u64, entry: Option<Entry>, because: &str| {
-        let mut stored = Vec::new();
-        let value = entry.map(|entry| {
-            record::write_entry(&entry, 0, &mut stored);
-            &stored[..]
-        });
-        let directory = forge_record("raft", Kind::Log, &record::entry_key(index), value);
-        is_refused(&directory, because);
-    };
-    // The log has 1 to 5 of their own terms, then 6 to 9 of term 6.
-    forge(3, None, "entry 3: it is missing");
-    forge(9, None, "it ends with entry 8, but its header says 9");
-    forge(6, entries(6, 6, 5).pop(), "entry 6: it does not follow");
-    forge(9, entries(9, 9, 5).pop(), "entry 9: it does not follow");
-    forge(1, entries(1, 1, 2).pop(), "entry 2: it does not follow");
-    forge(10, entries(10, 10, 6).pop(), "entry 10: it does not follow");
 }

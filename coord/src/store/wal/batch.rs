@@ -1,22 +1,23 @@
 //! The bytes of a batch: what one append makes durable, all or nothing.
 //!
 //! ```text
-//!  ┌ magic ┬ crc ┬ body crc ┬ size ┬ number ┬ link ┬ items size ┐  head: 32 bytes
-//!  │ u32   │ u32 │ u32      │ u32  │ u64    │ u32  │ u32        │
-//!  ├───────┴─────┴──────────┴──────┴────────┴──────┴────────────┤
-//!  │ items                        zeros               trailer   │  body, to the end of a sector
-//!  └────────────────────────────────────────────────────────────┘
+//!  ┌ magic ┬ crc ┬ body crc ┬ size ┬ number ┬ link ┬ items size ┬ blanks ┐  head: 36 bytes
+//!  │ u32   │ u32 │ u32      │ u32  │ u64    │ u32  │ u32        │ u32    │
+//!  ├───────┴─────┴──────────┴──────┴────────┴──────┴────────────┴────────┤
+//!  │ items                          zeros                   trailer      │  body, whole sectors
+//!  └─────────────────────────────────────────────────────────────────────┘
 //!  item      ┌ kind ┬ size of body ┬ body ┐
 //!            └ u8 ──┴ u32 ─────────┴──────┘
 //!  entry     ┌ crc ┬ index ┬ term ┬ the entry in protobuf ┐
 //!            └ u32 ┴ u64 ──┴ u64 ─┴───────────────────────┘
 //! ```
 //!
-//! Numbers are little-endian. A batch starts on a sector of a file of zeros and ends with a trailer
-//! that is not zero. So a write that a crash cut short shows as such: a sector of the batch, or all
-//! that follows some place in it, is still zero. A batch without such zeros was written as a whole,
-//! and if its checksum is wrong it was changed later. The crc of the head covers the id of the
-//! store, which nobody outside knows, and what follows it; the link is that of the batch before.
+//! Numbers are little-endian. A batch starts on a sector of a file of zeros, ends with a trailer
+//! that is not zero, and says how many of its sectors are zero (the blanks). So a write that a
+//! crash cut short shows as such: more sectors than that, or all that follows some place in the
+//! batch, are zero. Any other batch was written as a whole, and if its checksum is wrong it was
+//! changed later. The crc of the head covers the id of the store, which nobody outside knows, and
+//! what follows it; the link is that of the batch before.
 
 use bytes::{Buf, BufMut};
 use protobuf::Message;
@@ -28,7 +29,7 @@ use super::index::{Header, Op, Position};
 /// What a disk writes as a whole: the smallest unit that disks have.
 pub(super) const SECTOR: usize = 512;
 /// Bytes of a batch's head.
-const HEAD_SIZE: usize = 32;
+const HEAD_SIZE: usize = 36;
 /// Bytes of the item that begins a segment.
 const BEGIN_SIZE: usize = ITEM_HEAD_SIZE + 1 + 4 + 8 + 10 * 8;
 const ITEM_HEAD_SIZE: usize = 5;
@@ -172,6 +173,7 @@ impl Builder {
         self.bytes.put_slice(&TRAILER);
         let bytes = &mut self.bytes[start..];
         let body_crc = crc32fast::hash(&bytes[HEAD_SIZE..]);
+        let blanks = count_blanks(bytes);
         let mut head = &mut bytes[..HEAD_SIZE];
         head.put_u32_le(MAGIC);
         head.put_u32_le(0);
@@ -180,6 +182,7 @@ impl Builder {
         head.put_u64_le(number);
         head.put_u32_le(link);
         head.put_u32_le(items_size as u32);
+        head.put_u32_le(blanks);
         let crc = head_crc(&bytes[..HEAD_SIZE], store_id);
         bytes[4..8].copy_from_slice(&crc.to_le_bytes());
         Built { bytes, crc, items_at: FRONT_SIZE - start }
@@ -258,6 +261,8 @@ struct Head {
     number: u64,
     link: u32,
     items_size: usize,
+    /// Sectors behind the first that are zero.
+    blanks: u32,
 }
 
 impl Head {
@@ -274,6 +279,7 @@ impl Head {
             number: fields.get_u64_le(),
             link: fields.get_u32_le(),
             items_size: fields.get_u32_le() as usize,
+            blanks: fields.get_u32_le(),
         };
         (head.crc == head_crc(bytes, store_id)).then_some(head)
     }
@@ -294,7 +300,8 @@ pub(super) struct Batch<'a> {
 impl<'a> Batch<'a> {
     /// The batch that `bytes` begin with, if it is there and whole.
     pub(super) fn read(bytes: &'a [u8], store_id: u64) -> Option<Batch<'a>> {
-        let Head { crc, body_crc, size, number, link, items_size } = Head::read(bytes, store_id)?;
+        let Head { crc, body_crc, size, number, link, items_size, .. } =
+            Head::read(bytes, store_id)?;
         let body = bytes.get(HEAD_SIZE..size)?;
         if crc32fast::hash(body) != body_crc {
             return None;
@@ -360,7 +367,8 @@ pub(super) fn check_end(rest: &[u8], store_id: u64, next: u64) -> Result<(), &'s
             if head.number != next {
                 return Err("a batch does not follow the one before it");
             }
-            if !is_cut(batch) {
+            let trailer = &batch[batch.len().saturating_sub(TRAILER.len())..];
+            if !is_zero(trailer) && count_blanks(batch) <= head.blanks {
                 return Err("a batch has another checksum");
             }
             head.size
@@ -377,10 +385,9 @@ pub(super) fn check_end(rest: &[u8], store_id: u64, next: u64) -> Result<(), &'s
     Ok(())
 }
 
-/// Whether some of a batch was not written.
-fn is_cut(batch: &[u8]) -> bool {
-    is_zero(&batch[batch.len().saturating_sub(TRAILER.len())..])
-        || batch.chunks(SECTOR).any(is_zero)
+/// Sectors of a batch that are zero. The first is not: the head is in it.
+fn count_blanks(batch: &[u8]) -> u32 {
+    batch.chunks(SECTOR).skip(1).filter(|sector| is_zero(sector)).count() as u32
 }
 
 /// Whether all bytes are zero.

@@ -7,17 +7,16 @@
 //!
 //! What is told apart: damage in any batch but the last, always, by the batches after it. In the
 //! last one, a changed byte, because the rest of the batch is there; lost sectors, also all of
-//! them, by the mark. What is not: sectors of the last batch that a disk lost together with power
-//! before the kernel had written the mark (half a minute), though the disk had said that they were
-//! durable. Nor, in that half minute, a changed byte in a last batch which has 512 bytes of zeros
-//! as its data. Such a disk breaks every log.
+//! them, by the mark. What is not: sectors of the last batch that a disk said to be durable and
+//! lost nevertheless, if power went with them before the kernel had written the mark (half a
+//! minute). Such a disk breaks every log.
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::super::directory::sync_directory;
 use super::super::StoreError;
+use super::super::directory::sync_directory;
 use super::batch::{Batch, Begin, check_end, is_zero};
 use super::index::{Index, Live};
 use super::segment::{Mark, Segment, remove_unfinished};

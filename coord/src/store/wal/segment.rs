@@ -23,6 +23,7 @@ use bytes::{Buf, BufMut};
 
 use super::super::StoreError;
 use super::super::directory::sync_directory;
+use super::batch::is_zero;
 
 /// Bytes that are written and synced at a time: a guess at what hides behind one small flush.
 const ZEROS_SIZE: usize = 256 << 10;
@@ -213,13 +214,15 @@ impl Mark {
         Ok(mark)
     }
 
-    /// Opens one and gives number and link; `None` if there is none. `name` is that of the log.
+    /// Opens one and gives number and link; `None` if none was written. `name` is that of the log.
     pub(super) fn open(
         directory: &Path,
         name: &str,
     ) -> Result<Option<(Mark, u64, u32)>, StoreError> {
         let path = Mark::path_of(directory);
         let bytes = match fs::read(&path) {
+            // A creation that was cut short.
+            Ok(bytes) if is_zero(&bytes) => return Ok(None),
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(StoreError::io("read", &path, error)),

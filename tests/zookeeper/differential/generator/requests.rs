@@ -389,7 +389,9 @@ impl Generator {
             // How the halves of these are named changed after 3.8.
             Some(_) => watcher_type::ANY,
         };
-        Op::new(&if code == opcode::CHECK_WATCHES && self.watches.is_alone(slot, path) {
+        // Of a path without a slash ZooKeeper says -5 where anybody has a recursive watch.
+        let may_check = path.starts_with('/') && self.watches.is_alone(slot, path);
+        Op::new(&if code == opcode::CHECK_WATCHES && may_check {
             Request::CheckWatches { path, kind }
         } else {
             Request::RemoveWatches { path, kind }
