@@ -225,6 +225,13 @@ impl Draft {
         let config = &mut self.config;
         if config.log_dir.as_os_str().is_empty() {
             config.log_dir.clone_from(&config.data_dir);
+        } else if config.log_dir != config.data_dir {
+            config.warnings.push(format!(
+                "log_dir (dataLogDir) is ignored: the log is in {}/log; put that on a device of \
+                 its own by a mount or a link",
+                config.data_dir.display()
+            ));
+            config.log_dir.clone_from(&config.data_dir);
         }
         if config.min_session_timeout_ms == 0 {
             config.min_session_timeout_ms = config.tick_ms * SESSION_TICKS.0;

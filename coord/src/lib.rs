@@ -14,19 +14,23 @@
 
 pub mod command;
 pub mod state;
-pub mod watch;
+
 pub mod auth;
-pub mod replica;
 mod raft;
+pub mod replica;
+pub mod watch;
+
 pub mod store;
+
+pub mod coord;
+pub mod peers;
+pub mod runtime;
+pub mod socket;
+
+pub mod admin;
 pub mod config;
 pub mod metrics;
 pub mod report;
-pub mod runtime;
-pub mod peers;
-pub mod socket;
-pub mod coord;
-pub mod admin;
 
 pub use config::Config;
 pub use coord::Coord;

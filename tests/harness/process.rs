@@ -55,14 +55,14 @@ fn binary() -> anyhow::Result<PathBuf> {
     Ok(binary)
 }
 
-/// Processes that have a handle.
+/// Processes that were started and not waited for.
 static RUNNING: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
 
 /// Kills every process that was started here, for a program that ends without dropping its handles.
 pub fn kill_all() {
     for process in RUNNING.lock().unwrap_or_else(PoisonError::into_inner).iter() {
         if let Some(pid) = i32::try_from(*process).ok().and_then(Pid::from_raw) {
-            // One that ended is not waited for yet, so nobody else has its number.
+            // It may have ended, but was not waited for, so nobody else has its number.
             let _ = kill_process(pid, Signal::KILL);
         }
     }
@@ -147,7 +147,20 @@ impl Process {
 
     /// Whether the process lives.
     pub fn is_running(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
+        self.ended().is_none()
+    }
+
+    /// How it ended, if it did.
+    fn ended(&mut self) -> Option<ExitStatus> {
+        let status = self.child.try_wait().expect("ask for the process");
+        if status.is_some() {
+            self.forget();
+        }
+        status
+    }
+
+    fn forget(&self) {
+        RUNNING.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.child.id());
     }
 
     /// Its number, for [`memory_of`].
@@ -183,7 +196,7 @@ impl Process {
     pub fn wait(&mut self) -> ExitStatus {
         let start = Instant::now();
         loop {
-            if let Some(status) = self.child.try_wait().expect("ask for the process") {
+            if let Some(status) = self.ended() {
                 return status;
             }
             assert!(start.elapsed() < HANG_GUARD, "{} does not end", self.name);
@@ -211,6 +224,7 @@ impl Process {
     pub fn kill(&mut self) {
         self.child.kill().expect("kill the process");
         self.child.wait().expect("wait for the process");
+        self.forget();
     }
 
     /// What the process wrote to its log so far.
@@ -229,10 +243,10 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        RUNNING.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.child.id());
         // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        self.forget();
         if std::thread::panicking() {
             let log = self.log();
             let skipped = log.lines().count().saturating_sub(LOG_LINES_SHOWN);

@@ -19,12 +19,11 @@ use raft::eraftpb::ConfState;
 use twox_hash::XxHash3_64;
 
 use super::StartError;
-use crate::command::{Act, Command, Rules};
 use crate::config::Config;
-use crate::config::members::{Role, config_text};
+use crate::config::members::Role;
 use crate::peers::Known;
 use crate::runtime::load;
-use crate::state::{Changes, State};
+use crate::state::State;
 use crate::store::{self, Append, Applied, Identity, LogStore, Sizes, StateStore, Stores};
 
 /// What a replica starts from.
@@ -123,23 +122,12 @@ fn first_state(
     stores: &mut Stores,
     seed: u64,
 ) -> Result<(Applied, State), StartError> {
-    let mut state = State::with_seed(seed);
+    // Not a word of the members: each replica may spell them differently, itself as 0.0.0.0 for
+    // one, and all must begin with the same state. The first leader replicates its spelling.
+    let state = State::with_seed(seed);
     let mut conf_state = ConfState::default();
     if config.members.is_empty() {
         conf_state.voters.push(config.replica_id);
-    } else {
-        let text = config_text(&config.members, state.zxid() + 1);
-        let command = Command {
-            origin: 0,
-            tag: 0,
-            session: 0,
-            attach: 0,
-            identities: Vec::new(),
-            act: Act::SetConfig { text: &text },
-        };
-        state
-            .apply(0, Rules::default(), &command, &mut Changes::default())
-            .expect("a new state takes its members");
     }
     for member in &config.members {
         match member.role {

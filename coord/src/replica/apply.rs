@@ -64,12 +64,9 @@ impl Replica {
     pub(super) fn read_members(&mut self, actions: &mut Vec<Action>) {
         let text = self.state.config_text();
         if text.is_empty() {
-            // A replica by itself has no such text, ever. One that joins has none yet: it speaks to
-            // those that its own configuration names, who hear from it what it lacks.
-            self.members = match self.consensus.applied() {
-                0 => self.config.members.clone(),
-                _ => Vec::new(),
-            };
+            // A replica by itself has no such text, ever. One that joins, or begins with others, has
+            // none yet: it speaks to those that its own configuration names.
+            self.members.clone_from(&self.config.members);
             return self.tell_peers(actions);
         }
         match members::parse_config_text(&text) {
@@ -133,6 +130,7 @@ impl Replica {
                 self.liveness.remove(command.session);
                 self.close_session_client(command, actions);
             }
+            (Act::SetConfig { .. }, Ok(_)) => self.read_members(actions),
             _ => {}
         }
     }

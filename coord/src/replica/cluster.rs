@@ -22,6 +22,15 @@ impl Replica {
                 members.push(joining);
             }
         }
+        // Where a member calls itself "any address", only our own configuration knows which.
+        for member in &mut members {
+            let own_line = self.config.members.iter().find(|line| line.id == member.id);
+            if let Some(line) = own_line
+                && matches!(member.peer_host(), "0.0.0.0" | "::")
+            {
+                member.peer_address.clone_from(&line.peer_address);
+            }
+        }
         actions.push(Action::Peers { members });
     }
 
@@ -85,13 +94,7 @@ impl Replica {
 
     /// Takes the writes of another replica's clients. Those meant for an earlier term of ours follow
     /// others that were lost with it, so they are refused.
-    fn take_forwarded(
-        &mut self,
-        peer: u64,
-        term: u64,
-        commands: &[u8],
-        actions: &mut Vec<Action>,
-    ) {
+    fn take_forwarded(&mut self, peer: u64, term: u64, commands: &[u8], actions: &mut Vec<Action>) {
         let is_full = self.forwarded_bytes + commands.len() > FORWARDED_BYTES_MAX;
         if !self.consensus.is_leader() || term != self.consensus.term() || is_full {
             let message = PeerMessage::NotLeader.encode();

@@ -95,7 +95,9 @@ impl Replica {
         }
         let timeout_ms = self.granted_timeout(request.timeout_ms);
         // The client has seen a later state than this replica has: another must serve it.
-        if request.last_zxid_seen > self.state.zxid() {
+        // One that is still replaying its log will have seen it before the handshake is through.
+        let is_current = self.consensus.applied_term() == self.consensus.term();
+        if is_current && request.last_zxid_seen > self.state.zxid() {
             return self.close_client(id, actions);
         }
         // As ZooKeeper, before the password is looked at: whoever comes back must not meet the
@@ -177,7 +179,6 @@ impl Replica {
     }
 
     /// The handshake came through the log.
-    #[expect(clippy::too_many_arguments, reason = "all of them are one handshake")]
     pub(super) fn connected(
         &mut self,
         now: Now,

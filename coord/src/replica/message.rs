@@ -19,7 +19,10 @@ pub(super) enum PeerMessage<'a> {
     Raft(Message),
     /// Writes of our clients, for the leader of this term to propose: encoded commands, one after
     /// another.
-    Forward { term: u64, commands: &'a [u8] },
+    Forward {
+        term: u64,
+        commands: &'a [u8],
+    },
     /// The answer to `Forward` of one that is no leader: what was forwarded is lost.
     NotLeader,
     /// Sessions whose clients were heard of, for the leader that watches over them.

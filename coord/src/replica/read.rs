@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 
 use millrace_proto::zookeeper::{
-    Error, ReplyHeader, Request, STATE_CONNECTED, WatchEvent, Writer, add_watch_mode, opcode, watcher_type, xid,
+    Error, ReplyHeader, Request, STATE_CONNECTED, WatchEvent, Writer, add_watch_mode, opcode,
+    watcher_type, xid,
 };
 
 use super::client::Pending;

@@ -166,8 +166,7 @@ impl Replica {
         let state = self.consensus.conf_state();
         let mut changes = Vec::new();
         let mut change = |id: u64, kind: ConfChangeType| {
-            let mut single = ConfChangeSingle::default();
-            single.node_id = id;
+            let mut single = ConfChangeSingle { node_id: id, ..ConfChangeSingle::default() };
             single.set_change_type(kind);
             changes.push(single);
         };

@@ -7,7 +7,6 @@
 //! Rules are those of ZooKeeper's `PrepRequestProcessor.fixupACL` and `ZooKeeperServer.checkACL`.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::net::Ipv6Addr;
 use std::sync::Arc;
 
 use hashbrown::HashTable;
@@ -93,36 +92,29 @@ fn matches(acl: &Acl<'_>, identity: &Identity<'_>) -> bool {
         }
 }
 
-/// An address as a number, and how many bits it has.
-fn address(text: &str) -> Option<(u128, u32)> {
-    if text.contains(':') {
-        return text.parse().ok().map(|address: Ipv6Addr| (address.to_bits(), 128));
-    }
+/// An address of version 4, the only one that ACLs of ZooKeeper 3.8 know, as a number.
+fn address(text: &str) -> Option<u32> {
     let mut parts = text.split('.');
     let mut value = 0;
     for _ in 0..4 {
         // As Java's parseInt: leading zeros and a plus sign are fine.
         let part: i32 = parts.next()?.parse().ok()?;
-        value = value << 8 | u128::from(u8::try_from(part).ok()?);
+        value = value << 8 | u32::from(u8::try_from(part).ok()?);
     }
-    parts.next().is_none().then_some((value, 32))
+    parts.next().is_none().then_some(value)
 }
 
-/// Reads `address` or `address/bits`: the network's number, its size and how many bits count.
-fn network(text: &str) -> Option<(u128, u32, u32)> {
+/// Reads `address` or `address/bits`: the network's number and how many bits count.
+fn network(text: &str) -> Option<(u32, u32)> {
     let (base, bits) = text.split_once('/').map_or((text, None), |(base, bits)| (base, Some(bits)));
-    let (value, size) = address(base)?;
-    let bits = bits.map_or(Some(size), |bits| bits.parse().ok().filter(|bits| *bits <= size))?;
-    Some((value, size, bits))
+    let bits = bits.map_or(Some(32), |bits| bits.parse().ok().filter(|bits| *bits <= 32))?;
+    Some((address(base)?, bits))
 }
 
 fn is_in_network(text: &str, acl_id: &str) -> bool {
-    let (Some((value, size)), Some((base, base_size, bits))) = (address(text), network(acl_id))
-    else {
-        return false;
-    };
-    let prefix = |value: u128| value.checked_shr(size - bits.min(size)).unwrap_or(0);
-    size == base_size && prefix(value) == prefix(base)
+    let (Some(value), Some((base, bits))) = (address(text), network(acl_id)) else { return false };
+    let prefix = |value: u32| value.checked_shr(32 - bits).unwrap_or(0);
+    prefix(value) == prefix(base)
 }
 
 /// Whether the id of a digest is `user:digest` as Java's `split(":")` sees it, which ignores colons
@@ -164,8 +156,7 @@ pub(super) fn fix<'a>(
                 continue;
             }
             "digest" => is_digest(entry.id),
-            // Of version 4 only, as in ZooKeeper 3.8.
-            "ip" => !entry.id.contains(':') && network(entry.id).is_some(),
+            "ip" => network(entry.id).is_some(),
             _ => false,
         };
         if !is_valid {

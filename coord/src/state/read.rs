@@ -166,7 +166,9 @@ impl Reader<'_> {
 /// The session's ephemeral nodes whose path begins with `prefix`; a blank prefix or "/" means all.
 fn ephemerals(state: &State, session: i64, prefix: &str, writer: &mut Writer<'_>) {
     let mut paths = state.ephemerals(session);
-    if !matches!(prefix.trim(), "" | "/") {
+    // As Java trims: whatever is not above a space.
+    let trimmed = prefix.trim_matches(|character| character <= ' ');
+    if !matches!(trimmed, "" | "/") {
         paths.retain(|path| path.starts_with(prefix));
     }
     writer.list(&paths, |writer, path| writer.string(path));

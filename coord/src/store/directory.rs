@@ -1,9 +1,9 @@
 //! The data directory: who may use it, whose it is, and that both halves are there.
 //!
-//! The log is created first, then the state; nothing is stored before both have the identity. So a directory where the state is missing and the log is untouched is one whose
-//! creation was cut short, and is created again; with anything in the log it has lost its state,
-//! and is refused. A replica that lost its log or state and started empty would break promises it
-//! made.
+//! The log is created first, then the state; nothing is stored before both have the identity. So a
+//! directory where the state is missing and the log is untouched is one whose creation was cut
+//! short, and is created again; with anything in the log it has lost its state, and is refused. A
+//! replica that lost its log or state and started empty would break promises it made.
 
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};

@@ -75,7 +75,7 @@ impl Shared {
 /// The log of a replica. One writer.
 #[derive(Debug)]
 pub struct Wal {
-    /// The next segment; made while the second half of this one is written. The first field, so
+    /// The next segment; made while this one is written. The first field, so
     /// that its thread has ended before the directory's lock is released.
     spare: Option<Spare>,
     shared: Arc<Shared>,
@@ -293,10 +293,15 @@ impl Wal {
         segment::make(&self.directory, self.current.number + 1, size, &[], &Pace::hurry())
     }
 
-    /// Starts to make the next segment if it will be needed soon and may be.
+    /// Starts to make the next segment if it will be needed and may be, or lets it be made faster.
     fn prepare(&mut self) {
-        if self.spare.is_some() || self.offset < self.current.size / 2 {
-            return;
+        let is_soon = self.offset >= self.current.size / 2;
+        match &self.spare {
+            Some(spare) if is_soon => return spare.hurry(),
+            Some(_) => return,
+            // A log that stays small needs no second one.
+            None if !is_soon && self.current.number == 1 => return,
+            None => {}
         }
         let size = self.next_size(0);
         if self.disk_bytes() + size > self.limit_bytes {

@@ -108,7 +108,10 @@ fn bad_records_are_refused() {
     assert_eq!(Request::decode(code, &unhex("fffffffe")), Err(JuteError::Length(-2)));
     assert_eq!(Request::decode(code, &unhex("7fffffff 2f")), Err(JuteError::Length(i32::MAX)));
     let no_text = unhex("00000001 ff 00");
-    assert_eq!(Request::decode(code, &no_text), Ok(Request::GetData { path: "/\u{fffd}", watch: false }));
+    assert_eq!(
+        Request::decode(code, &no_text),
+        Ok(Request::GetData { path: "/\u{fffd}", watch: false })
+    );
     assert_eq!(Request::decode(code, &unhex("ffffffff 00")), Err(JuteError::Length(-1)));
     assert_eq!(Request::decode(99, &[]), Err(JuteError::Operation(99)));
     let list = unhex("0000000000000000 7fffffff");

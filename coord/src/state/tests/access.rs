@@ -23,7 +23,7 @@ fn get_acl(replica: &Replica, path: &str) -> Result<Vec<(i32, String, String)>, 
 
 #[test]
 fn lists_that_make_no_sense_are_refused() {
-    let bad: [&[Acl<'static>]; 14] = [
+    let bad: [&[Acl<'static>]; 17] = [
         &[],
         &[acl(31, "world", "someone")],
         &[acl(31, "", "")],
@@ -36,7 +36,10 @@ fn lists_that_make_no_sense_are_refused() {
         &[acl(31, "ip", "1.2.3.256")],
         &[acl(31, "ip", "1.2.3.4/33")],
         &[acl(31, "ip", "1.2.3.4/-1")],
-        &[acl(31, "ip", "::1/129")],
+        &[acl(31, "ip", "::1")],
+        &[acl(31, "ip", "fe80::/10")],
+        &[acl(31, "x509", "CN=a")],
+        &[acl(31, "sasl", "a")],
         &[OPEN_ACL, acl(31, "ip", "host")],
     ];
     for list in bad {
@@ -46,7 +49,7 @@ fn lists_that_make_no_sense_are_refused() {
     for id in ["user:digest", ":digest", "user:digest::"] {
         assert!(fix(Some(&[acl(1, "digest", id)]), &[]).is_ok(), "{id}");
     }
-    for id in ["1.2.3.4", "01.2.3.4", "1.2.3.4/0", "1.2.3.4/32", "::1", "fe80::/10"] {
+    for id in ["1.2.3.4", "01.2.3.4", "1.2.3.4/0", "1.2.3.4/32"] {
         assert!(fix(Some(&[acl(1, "ip", id)]), &[]).is_ok(), "{id}");
     }
     assert_eq!(fix(Some(&[acl(99, "world", "anyone")]), &[]).map(|list| list.len()), Ok(1));
@@ -128,11 +131,6 @@ fn networks_match_by_their_first_bits() {
         ("10.128.0.0/9", "10.255.1.1", true),
         ("10.128.0.0/9", "10.127.1.1", false),
         ("0.0.0.0/0", "::1", false),
-        ("::/0", "fe80::1", true),
-        ("fe80::/10", "fe80::1", true),
-        ("fe80::/10", "fec0::1", false),
-        ("::1", "::1", true),
-        ("::1", "127.0.0.1", false),
     ] {
         replica.identities = vec![SUPER];
         assert!(replica.write(0, &create_acl("/a", &[acl(31, "ip", network)])).is_ok());

@@ -158,6 +158,11 @@ impl Spare {
         Ok(Spare { size, pace, thread: Some(thread) })
     }
 
+    /// Lets the thread take all the disk's time.
+    pub(super) fn hurry(&self) {
+        self.pace.0.store(Pace::HURRY, Ordering::Relaxed);
+    }
+
     /// Waits for it.
     pub(super) fn finish(mut self) -> io::Result<Segment> {
         self.join(Pace::HURRY)

@@ -189,9 +189,9 @@ impl Generator {
         } else {
             self.world.creatable(&mut self.rng)
         };
-        // ZooKeeper takes -1 with the flags of a node that has no time to live, and dies of it.
-        let odd = [0, i64::MIN, i64::MAX, 1 << 40, (1 << 40) - 1, -1];
-        let odd_count = if flags == usual { odd.len() } else { odd.len() - 1 };
+        // Of a negative one with the flags of a node that has no time to live ZooKeeper may die.
+        let odd = [0, i64::MAX, 1 << 40, (1 << 40) - 1, i64::MIN, -1];
+        let odd_count = if flags == usual { odd.len() } else { odd.len() - 2 };
         let ttl_ms = match self.rng.u32(..40) {
             0 => odd[self.rng.usize(..odd_count)],
             // Long enough that none ends within a run.

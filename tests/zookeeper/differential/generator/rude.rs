@@ -85,7 +85,9 @@ impl Generator {
                     opcode::GET_ALL_CHILDREN_NUMBER,
                 ];
                 let count = if reads.contains(&code) { odd.len() } else { 1 };
-                let at = 4 + self.rng.usize(..6);
+                // For the first slash of a checkWatches see `unwatch`.
+                let first = if code == opcode::CHECK_WATCHES { 5 } else { 4 };
+                let at = first + self.rng.usize(..6);
                 overwrite(&mut record, at, odd[self.rng.usize(..count)]);
             }
             _ => {
