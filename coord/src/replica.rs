@@ -490,6 +490,9 @@ impl Replica {
             }
             self.release_syncs();
         }
+        if has_moved {
+            self.leave_if_removed(actions);
+        }
         has_moved
     }
 

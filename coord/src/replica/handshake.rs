@@ -106,6 +106,10 @@ impl Replica {
             self.close_client(older, actions);
         }
         let tag = self.next_tag(id);
+        // Its client is heard of, though its connection does not speak for it yet.
+        if request.session != 0 {
+            self.touched.push(request.session);
+        }
         let act = if request.session == 0 {
             Act::CreateSession { timeout_ms, password: self.new_password(tag) }
         } else {
