@@ -167,10 +167,10 @@ fn verbs_say_which_replica_is_not_there() {
 fn changes_are_judged_before_anybody_is_asked() {
     run_badly(&["add", "--data", "d"], 2, &["MEMBER"]);
     run_badly(&["add", "--data", "d", "d:2888:3888"], 2, &["server.N=host:port:port"]);
-    run_badly(&["add", "--data", "d", "server.300=d:1:2"], 2, &["from 1 to 254"]);
+    run_badly(&["add", "--data", "d", "server.70000=d:1:2"], 2, &["from 1 to 65535"]);
     run_badly(&["remove", "--data", "d", "0"], 2, &["0"]);
     run_badly(&["remove", "--data", "d", "d"], 2, &["d"]);
-    run_badly(&["transfer", "--data", "d", "255"], 2, &["255"]);
+    run_badly(&["transfer", "--data", "d", "70000"], 2, &["70000"]);
 }
 
 #[test]

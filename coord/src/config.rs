@@ -40,7 +40,7 @@ pub struct Config {
     pub log_dir: PathBuf,
     /// Where clients are served; port 0 takes any free one.
     pub client_address: SocketAddr,
-    /// This replica among the members, from 1 to 254; 1 where there are none.
+    /// This replica among the members, from 1 to 65535; 1 where there are none.
     pub replica_id: u64,
     /// The ensemble as it begins; empty for a replica by itself. Later changes are replicated.
     pub members: Vec<Member>,

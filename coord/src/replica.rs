@@ -490,9 +490,6 @@ impl Replica {
             }
             self.release_syncs();
         }
-        if has_moved {
-            self.leave_if_removed(actions);
-        }
         has_moved
     }
 

@@ -143,7 +143,7 @@ fn my_id(directory: &Path) -> Result<Option<u64>, Failure> {
     };
     let id = text.trim().parse().ok().filter(|id| (1..=REPLICA_ID_MAX).contains(id));
     id.map(Some).ok_or_else(|| {
-        Failure::new(format!("{}: `{}` is no id from 1 to 254", file.display(), text.trim()))
+        Failure::new(format!("{}: `{}` is no id from 1 to 65535", file.display(), text.trim()))
     })
 }
 

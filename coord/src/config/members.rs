@@ -17,8 +17,9 @@ use millrace_proto::zookeeper::Error;
 use super::properties;
 use super::text::{join_host_port, parse_port, split_host_port};
 
-/// Highest id of a member. ZooKeeper's limit where TTL nodes are on; Raft reserves 0.
-pub const REPLICA_ID_MAX: u64 = 254;
+/// Highest id of a member. ZooKeeper stops at 254 where TTL nodes are on, as it builds session ids
+/// from it; ours do not hold it. Guessed: far above what anybody counts to, and short in a name.
+pub const REPLICA_ID_MAX: u64 = 65_535;
 /// Most members of an ensemble. Guessed: far more than anybody votes with.
 pub const MEMBERS_MAX: usize = 64;
 
@@ -63,7 +64,7 @@ impl Member {
     pub fn parse(id: u64, text: &str) -> Result<Member, MemberError> {
         let bad = |allowed| MemberError::Server { text: text.to_owned(), allowed };
         if !(1..=REPLICA_ID_MAX).contains(&id) {
-            return Err(bad("an id from 1 to 254"));
+            return Err(bad("an id from 1 to 65535"));
         }
         let (peer, client) = match text.split_once(';') {
             Some((peer, client)) => (peer, Some(client.trim())),

@@ -184,7 +184,7 @@ fn a_bad_value_is_named_with_its_place_and_what_is_allowed() {
     check_refused("reconfigEnabled=1", &["true or false"]);
     check_refused("clientPort=70000", &["a port"]);
     check_refused("clientPortAddress=no.such.host.invalid", &["clientPortAddress", "interface"]);
-    check_refused("server.0=a:1:2", &["server.0", "1 to 254"]);
+    check_refused("server.0=a:1:2", &["server.0", "1 to 65535"]);
     check_refused("server.1=a:1", &["line 3", "host:port:port"]);
     check_refused("server.1=a:1:2:observer", &["no member is a participant"]);
     check_refused("server.1=a:1:2\nserver.2=a:1:3", &["same peer address"]);

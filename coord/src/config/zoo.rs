@@ -314,7 +314,7 @@ impl Zoo {
         let id = setting.name.strip_prefix("server.").and_then(|id| id.parse().ok());
         let member = id.map(|id| Member::parse(id, &setting.value));
         let Some(Ok(member)) = member else {
-            let allowed = "server.N with N from 1 to 254, and \
+            let allowed = "server.N with N from 1 to 65535, and \
                            host:port:port[:participant|observer][;[host:]port]";
             return Err(setting.refuse(allowed, example));
         };

@@ -57,6 +57,7 @@ impl Replica {
             self.apply_batch(now, &context, actions);
         }
         self.read_members(actions);
+        self.leave_if_removed(actions);
     }
 
     /// Takes over who the members are from the replicated configuration.

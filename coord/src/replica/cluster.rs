@@ -120,13 +120,10 @@ impl Replica {
         }
     }
 
-    /// A replica that is no member any more has nothing to do.
+    /// A replica that is no member any more has nothing to do. Said once, when it applies its
+    /// removal: one that was asked back in the meantime goes on when it is started again.
     pub(super) fn leave_if_removed(&mut self, actions: &mut Vec<Action>) {
         let own = self.identity.replica_id;
-        // One that was asked back replays its removal first.
-        if self.consensus.applied() < self.consensus.committed() {
-            return;
-        }
         let state = self.consensus.conf_state();
         let is_member = state.voters.contains(&own)
             || state.learners.contains(&own)

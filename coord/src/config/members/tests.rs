@@ -31,7 +31,7 @@ fn what_is_no_member_is_refused() {
         "",
         "garbage",
         "server.0=a:1:2",
-        "server.255=a:1:2",
+        "server.65536=a:1:2",
         "server.x=a:1:2",
         "server.1=",
         "server.1=a",
