@@ -68,7 +68,7 @@ pub struct Config {
     pub max_message_bytes: usize,
     /// Most reply bytes not yet sent on one connection.
     pub client_output_max_bytes: usize,
-    /// Most requests of clients in flight; then no more are read.
+    /// Most writes that wait for a leader to take them; then no request is read.
     pub outstanding_max: usize,
     /// Most paths that one client watches.
     pub watches_per_client_max: usize,
@@ -100,7 +100,7 @@ pub struct Config {
     pub log_map_size_bytes: u64,
     /// Longest time between durable checkpoints of a state that changed.
     pub checkpoint_interval_ms: u64,
-    /// Log bytes after which a checkpoint is due anyhow.
+    /// Bytes of changes, waiting in memory, after which a checkpoint is due anyhow.
     pub checkpoint_log_bytes: u64,
     /// Log bytes kept behind the checkpoint for followers that lag.
     pub log_retain_bytes: u64,
@@ -357,7 +357,7 @@ impl Config {
             map_size_bytes: 64 * GIB,
             log_map_size_bytes: 16 * GIB,
             checkpoint_interval_ms: 5000,
-            checkpoint_log_bytes: 64 * MIB,
+            checkpoint_log_bytes: 16 * MIB,
             log_retain_bytes: 256 * MIB,
             election_timeout_ms: 400,
             heartbeat_ms: 50,

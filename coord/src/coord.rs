@@ -222,7 +222,13 @@ fn start(config: Config, joins: bool) -> Result<Coord, StartError> {
     let disk = Disk::default();
     let log = LogThread::start(Box::new(log), mailbox.clone(), disk.clone())?;
     let interval_ms = config.checkpoint_interval_ms;
-    let state = StateThread::start(Box::new(state), interval_ms, mailbox.clone(), disk.clone())?;
+    let state = StateThread::start(
+        Box::new(state),
+        interval_ms,
+        usize::try_from(config.checkpoint_log_bytes).unwrap_or(usize::MAX),
+        mailbox.clone(),
+        disk.clone(),
+    )?;
     let runtime = Runtime {
         config,
         machine,

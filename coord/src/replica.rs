@@ -304,7 +304,7 @@ impl Replica {
             Event::SnapshotChunk { peer, chunk } => self.snapshot_chunk(peer, chunk, actions),
             Event::SnapshotStored { peer } => self.snapshot_stored(peer, actions),
             Event::SnapshotInstalled { peer, applied, state } => {
-                self.snapshot_installed(now, peer, applied, *state, actions);
+                self.snapshot_installed(peer, applied, *state, actions);
             }
             Event::SnapshotRefused { peer, error } => self.snapshot_refused(peer, &error, actions),
             Event::Admin { ticket, request } => self.admin(now, ticket, request, actions),
@@ -345,6 +345,7 @@ impl Replica {
     /// Whether the next message of this client may be handed in; asked before each.
     pub fn accepts(&self, client: ClientId) -> bool {
         self.outbox.bytes.len() < OUTBOX_BYTES_MAX
+            && self.outbox.lengths.len() < self.config.outstanding_max
             && self.client(client).is_some_and(Client::accepts)
     }
 
@@ -471,7 +472,7 @@ impl Replica {
             let Outputs { messages, committed, reads, append, restored } = outputs;
             self.send_raft(messages, actions);
             if let Some(applied) = restored {
-                self.take_installed(now, &applied, actions);
+                self.take_installed(&applied, actions);
             }
             if let Some(append) = append {
                 self.metrics.appends += 1;
@@ -520,7 +521,12 @@ impl Replica {
         let had_led = self.leader == self.identity.replica_id;
         self.leader = leader;
         self.leader_term = term;
-        self.leaderless_since_ms = (leader == 0).then_some(now.ms);
+        if leader == 0 {
+            // A term that ends without a leader does not begin the wait anew.
+            self.leaderless_since_ms.get_or_insert(now.ms);
+        } else if let Some(since_ms) = self.leaderless_since_ms.take() {
+            self.metrics.election_latency.record((now.ms - since_ms) * 1000);
+        }
         tracing::info!(replica = self.identity.replica_id, leader, term, "leader");
         self.metrics.leader_changes += 1;
         self.close_dispatched(actions);

@@ -251,7 +251,7 @@ pub const KEYS: &[Key] = &[
         "COUNT",
         1..=1_000_000,
         "1000",
-        "Most requests in flight; then no more are read",
+        "Most writes that wait for a leader to take them; then no request is read",
         "10_000"
     ),
     number!(
@@ -348,9 +348,9 @@ pub const KEYS: &[Key] = &[
         checkpoint_log_bytes,
         "SIZE",
         64 * KIB..=TIB,
-        "64MiB",
-        "Log bytes after which a checkpoint is due anyhow; a start replays so many",
-        "256MiB"
+        "16MiB",
+        "Bytes of changes after which a checkpoint is due anyhow; they wait in memory",
+        "64MiB"
     ),
     number!(
         Size,

@@ -211,7 +211,10 @@ impl Replica {
         let response =
             ConnectResponse { timeout_ms, session, password, read_only: read_only.map(|_| false) };
         jute::message(&mut client.output, |writer| response.encode(writer));
-        self.metrics.sessions_opened += 1;
+        match command.act {
+            Act::Attach { .. } => self.metrics.sessions_attached += 1,
+            _ => self.metrics.sessions_opened += 1,
+        }
         self.queue_send(id);
     }
 }

@@ -200,7 +200,7 @@ impl Replica {
         let mut writer = Writer::new(&mut client.output);
         // A ping is answered with its own xid, whatever was sent (`FinalRequestProcessor`).
         let xid = if code == opcode::PING { xid::PING } else { request_xid };
-        // Nor does one of the state speak where there is no state in it.
+        // As ZooKeeper answers it: that reply carries no zxid.
         let zxid = if code == opcode::SASL { 0 } else { zxid };
         ReplyHeader { xid, zxid, error: 0 }.encode(&mut writer);
         let body_start = start + 4 + REPLY_HEADER_SIZE;
@@ -214,6 +214,7 @@ impl Replica {
         };
         let answer = watched.and_then(|()| view.answer(&request, &mut writer));
         if let Err(error) = answer {
+            self.metrics.watches_refused += u64::from(error == Error::ThrottledOp);
             client.output.truncate(body_start);
             let code_at = body_start - 4;
             client.output[code_at..body_start].copy_from_slice(&error.code().to_be_bytes());

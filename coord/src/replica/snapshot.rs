@@ -7,7 +7,7 @@
 use ::raft::eraftpb::Message;
 
 use super::message::{PeerMessage, set_snapshot};
-use super::{Action, Now, Replica};
+use super::{Action, Replica};
 use crate::state::{Changes, State};
 use crate::store::Applied;
 
@@ -223,7 +223,6 @@ impl Replica {
 
     pub(super) fn snapshot_installed(
         &mut self,
-        _now: Now,
         peer: u64,
         applied: Applied,
         state: State,
@@ -257,12 +256,7 @@ impl Replica {
     }
 
     /// Raft took the snapshot: its state is ours from here on.
-    pub(super) fn take_installed(
-        &mut self,
-        _now: Now,
-        applied: &Applied,
-        actions: &mut Vec<Action>,
-    ) {
+    pub(super) fn take_installed(&mut self, applied: &Applied, actions: &mut Vec<Action>) {
         let installed = self.receiving.take().and_then(|receiving| receiving.installed);
         let (installed_at, state) = installed.expect("Raft restores what was installed before");
         assert!(installed_at.index == applied.index, "Raft restores what was installed");

@@ -47,19 +47,21 @@ pub(crate) struct StateThread {
 }
 
 impl StateThread {
-    /// Starts the thread; a change is durable after about `interval_ms`.
+    /// Starts the thread; changes are durable after about `interval_ms`, or when they are
+    /// `bytes_max`.
     ///
     /// # Errors
     /// The thread could not be started.
     pub(crate) fn start(
         store: Box<dyn StateStore>,
         interval_ms: u64,
+        bytes_max: usize,
         mailbox: Mailbox,
         disk: Disk,
     ) -> io::Result<StateThread> {
         disk.figures().state_bytes = store.used_bytes();
         let (sender, work) = flume::bounded(QUEUE_MAX);
-        let limits = Limits { wait_ms_max: interval_ms, ..Limits::default() };
+        let limits = Limits { wait_ms_max: interval_ms, bytes_max };
         let keeper = Keeper {
             store,
             mailbox,

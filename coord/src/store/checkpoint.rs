@@ -21,13 +21,6 @@ pub struct Limits {
     pub bytes_max: usize,
 }
 
-impl Default for Limits {
-    /// Four commits a second at most, and what an ordinary disk writes in about 50 ms.
-    fn default() -> Limits {
-        Limits { wait_ms_max: 250, bytes_max: 16 << 20 }
-    }
-}
-
 /// Changes that wait for their commit.
 #[derive(Debug)]
 pub struct Checkpoint {

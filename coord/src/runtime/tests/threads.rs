@@ -118,7 +118,8 @@ struct Keeper {
 fn keeper(disk: &MemoryDisk, interval_ms: u64) -> Keeper {
     let (poll, mailbox, letters) = bell();
     let store = Box::new(disk.state());
-    let thread = StateThread::start(store, interval_ms, mailbox, Disk::default()).unwrap();
+    let thread =
+        StateThread::start(store, interval_ms, 16 << 20, mailbox, Disk::default()).unwrap();
     Keeper { thread, letters, _poll: poll }
 }
 
