@@ -58,6 +58,8 @@ const LETTERS_PER_PASS: usize = 64;
 const SHUT_DOWN_MS: u64 = 2000;
 /// How long the last bytes to clients may take.
 const SETTLE: Duration = Duration::from_millis(200);
+/// How long the loop looks for the next request after one came, before it sleeps.
+const AWAKE: Duration = Duration::from_micros(50);
 /// A pass that takes longer is worth a line: peers and clients noticed it.
 const SLOW_PASS: Duration = Duration::from_millis(200);
 
@@ -182,6 +184,11 @@ impl<M: Machine> Runtime<M> {
 
     /// Waits for the kernel, another thread, or the deadline; not at all when there is more to do.
     fn sleep(&mut self, events: &mut Events, pass: &Pass, deadline_ms: u64) -> io::Result<()> {
+        // Not while the disk works: the thread that waits for it needs the processor more.
+        let may_stay = !pass.more && pass.durable == self.log.last_append();
+        if self.clients.take_active() && may_stay && self.stay_awake(events, pass)? {
+            return Ok(());
+        }
         let may_sleep = !pass.more && self.letters.may_sleep(pass.durable);
         let timeout = match may_sleep {
             false => Some(Duration::ZERO),
@@ -194,6 +201,21 @@ impl<M: Machine> Runtime<M> {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
             polled => polled,
         }
+    }
+
+    /// Looks for news for as long as they are likely. Whether there were some.
+    fn stay_awake(&mut self, events: &mut Events, pass: &Pass) -> io::Result<bool> {
+        let began = Instant::now();
+        while began.elapsed() < AWAKE {
+            match self.poll.poll(events, Some(Duration::ZERO)) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                polled => polled?,
+            }
+            if !events.is_empty() || self.letters.has_news(pass.durable) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// One pass; gives the time of the next if nothing happens.
@@ -269,13 +291,14 @@ impl<M: Machine> Runtime<M> {
             self.act_one(now, action, pass);
         }
         pass.doing = doing;
-        self.state.push_on();
         pass.more |= self.peers.flush(now.ms);
         let Runtime { machine, clients, actions, .. } = self;
         let mut world = World { now, machine, actions };
         for client in pass.sends.drain(..) {
             clients.send(client, &mut world);
         }
+        // Wakes a thread, so last: nobody waits for what it does.
+        self.state.push_on();
     }
 
     fn act_one(&mut self, now: Now, action: Action, pass: &mut Pass) {

@@ -119,6 +119,8 @@ pub(crate) struct Clients {
     pub(super) words: Vec<(ClientId, [u8; 4])>,
     /// What is counted here, in the fields of these names.
     pub(super) metrics: Metrics,
+    /// Bytes received and sent when it was last looked at.
+    moved_seen: u64,
     log: RateLimit,
 }
 
@@ -151,6 +153,7 @@ impl Clients {
             leaving: VecDeque::new(),
             words: Vec::new(),
             metrics: Metrics::default(),
+            moved_seen: 0,
             log: RateLimit::default(),
         })
     }
@@ -158,6 +161,12 @@ impl Clients {
     /// Connections that are open.
     pub(crate) fn count(&self) -> usize {
         self.slots.len() - self.free.len()
+    }
+
+    /// Whether anything went to or came from clients since this was last asked.
+    pub(crate) fn take_active(&mut self) -> bool {
+        let moved = self.metrics.bytes_received + self.metrics.bytes_sent;
+        std::mem::replace(&mut self.moved_seen, moved) != moved
     }
 
     /// Notes that the listener has connections.

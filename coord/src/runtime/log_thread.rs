@@ -27,6 +27,7 @@ enum Work {
 pub(crate) struct LogThread {
     work: Sender<Work>,
     thread: JoinHandle<()>,
+    last_append: u64,
 }
 
 impl LogThread {
@@ -50,12 +51,18 @@ impl LogThread {
             is_broken: false,
         };
         let thread = std::thread::Builder::new().name("coord-log".into()).spawn(|| writer.run())?;
-        Ok(LogThread { work: sender, thread })
+        Ok(LogThread { work: sender, thread, last_append: 0 })
     }
 
     /// Queues an append; waits while too many do.
-    pub(super) fn append(&self, append: Append) {
+    pub(super) fn append(&mut self, append: Append) {
+        self.last_append = append.number;
         self.send(Work::Append(append));
+    }
+
+    /// The number of the append that was queued last; 0 for none.
+    pub(super) fn last_append(&self) -> u64 {
+        self.last_append
     }
 
     /// Asks for the entries up to `index` to be forgotten, sometime.
@@ -70,7 +77,7 @@ impl LogThread {
 
     /// Writes what waits, and ends the thread.
     pub(super) fn stop(self) {
-        let LogThread { work, thread } = self;
+        let LogThread { work, thread, .. } = self;
         drop(work);
         if thread.join().is_err() {
             tracing::error!("the log thread panicked");

@@ -88,11 +88,16 @@ impl Letters {
     /// Says that the loop is about to sleep; false when something came and it must not.
     pub(crate) fn may_sleep(&self, durable_seen: u64) -> bool {
         self.bell.is_asleep.store(true, Ordering::SeqCst);
-        if self.letters.is_empty() && self.durable() == durable_seen {
+        if !self.has_news(durable_seen) {
             return true;
         }
         self.woke();
         false
+    }
+
+    /// Whether something came since the loop looked.
+    pub(crate) fn has_news(&self, durable_seen: u64) -> bool {
+        !self.letters.is_empty() || self.durable() != durable_seen
     }
 
     /// Says that the loop is awake.
