@@ -149,7 +149,7 @@ impl Operator {
         self.send(|answer| Letter::Backup(path, answer))
     }
 
-    /// How the replica stands, with the lists that are wanted.
+    /// How the replica stands, with what is wanted beside the figures.
     pub fn report(&self, wanted: Wanted) -> flume::Receiver<Report> {
         self.send(|answer| Letter::Report(wanted, answer))
     }
@@ -201,6 +201,10 @@ fn start(config: Config, joins: bool) -> Result<Coord, StartError> {
     open::random(&mut secret)?;
     let mut actions = Vec::new();
     let is_without_state = opened.applied.index == 0;
+    let checkpoint = match is_without_state {
+        true => None,
+        false => Some((opened.state.zxid(), opened.stores.state.changed_ms()?)),
+    };
     let setup = Setup {
         config: config.clone(),
         identity,
@@ -220,6 +224,7 @@ fn start(config: Config, joins: bool) -> Result<Coord, StartError> {
     }
     let Stores { log, state, .. } = opened.stores;
     let disk = Disk::default();
+    disk.note_checkpoint(checkpoint);
     let log = LogThread::start(Box::new(log), mailbox.clone(), disk.clone())?;
     let interval_ms = config.checkpoint_interval_ms;
     let state = StateThread::start(

@@ -171,12 +171,13 @@ pub struct Snapshot {
     pub members: Vec<Member>,
     pub members_version: i64,
     pub raft: RaftReport,
-    /// Digest of the state at `zxid`.
+    /// Digest of the state at `zxid`. Filled where [`Wanted::digest`].
     pub digest: Option<u64>,
     /// Bytes on disk.
     pub state_disk_bytes: u64,
     pub log_disk_bytes: u64,
-    /// Zxid and time, in milliseconds since 1970, of the last durable checkpoint.
+    /// Zxid and time, in milliseconds since 1970, of the last durable checkpoint; `None` before a
+    /// replica that joins has a state.
     pub checkpoint: Option<(i64, i64)>,
     pub metrics: Metrics,
     pub process: Process,
@@ -255,12 +256,14 @@ fn limited<'a, K, T: 'a>(
     })
 }
 
-/// Which lists of a [`Snapshot`] an answer reads: the others may stay empty, for they are long.
+/// What an answer reads of the parts of a [`Snapshot`] that are dear: the others stay empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Wanted {
     pub connections: bool,
     pub sessions: bool,
     pub watches: bool,
+    /// Takes time in proportion to the number of znodes.
+    pub digest: bool,
 }
 
 impl Wanted {
@@ -270,6 +273,7 @@ impl Wanted {
             connections: matches!(word, Word::Stat | Word::Cons | Word::Dump),
             sessions: word == Word::Dump,
             watches: matches!(word, Word::Wchc | Word::Wchp),
+            digest: word == Word::Hash,
         }
     }
 
@@ -280,6 +284,7 @@ impl Wanted {
             connections: matches!(command, "connections" | "stats"),
             sessions: command == "dump",
             watches: matches!(command, "watches" | "watches_by_path"),
+            digest: command == "hash",
         }
     }
 }

@@ -66,6 +66,7 @@ fn a_directory_is_all_that_is_needed() {
     assert_eq!((config.min_session_timeout_ms, config.max_session_timeout_ms), (4000, 40_000));
     assert!(config.ttl_nodes && config.admin.is_none() && config.members.is_empty());
     assert!(!config.four_letter_whitelist.contains(&Word::Crst));
+    assert!(!config.four_letter_whitelist.contains(&Word::Hash), "it is dear");
     assert!(config.four_letter_whitelist.contains(&Word::Mntr));
     let error = Config::load(Source::None, &[]).unwrap_err().to_string();
     assert!(error.contains("--data-dir") && error.contains("dataDir"), "{error}");

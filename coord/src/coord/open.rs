@@ -40,7 +40,7 @@ pub(super) fn open(config: &Config, joins: bool) -> Result<Opened, StartError> {
     let directory = &config.data_dir;
     let wanted = Identity { cluster_id: 0, replica_id: config.replica_id, store_id: random_id()? };
     let sizes =
-        Sizes { log_bytes_max: config.log_map_size_bytes, state_bytes_max: config.map_size_bytes };
+        Sizes { log_bytes_max: config.log_max_bytes, state_bytes_max: config.map_size_bytes };
     let mut stores = store::open(directory, wanted, sizes)?;
     let peers_file = |error| StartError::Peers { directory: directory.clone(), error };
     let mut known = Known::load(directory).map_err(peers_file)?;

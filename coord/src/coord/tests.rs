@@ -156,6 +156,35 @@ fn words_and_reports_tell_the_mode() {
 }
 
 #[test]
+fn a_digest_and_the_last_checkpoint_are_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let coord = alone(directory.path());
+    assert_eq!(client(&coord).create("/a", b"data").unwrap(), 0);
+    let report = |coord: &Coord, wanted| {
+        coord.operator().report(wanted).recv_timeout(PATIENCE).unwrap().snapshot
+    };
+    assert_eq!(report(&coord, Wanted::default()).digest, None, "it is computed for who asks");
+    let wanted = Wanted::for_page("/commands/hash", &Config::tiny("unused".into()));
+    let digest = report(&coord, wanted).digest.expect("a digest");
+    let text = coord.operator().ask(AdminRequest::Digest).recv_timeout(PATIENCE).unwrap().unwrap();
+    assert!(text.ends_with(&format!("digest {digest:016x}")), "{text}");
+    let begun = Clock::start().now().wall_ms;
+    let told = coord.operator().ask(AdminRequest::Checkpoint).recv_timeout(PATIENCE).unwrap();
+    assert!(told.is_ok(), "{told:?}");
+    let snapshot = report(&coord, Wanted::default());
+    let (durable, durable_ms) = snapshot.checkpoint.expect("a checkpoint");
+    assert!(durable >= 2, "a session and a node, not {durable}");
+    assert!(durable <= snapshot.zxid && durable_ms >= begun, "{durable} at {durable_ms}");
+    let zxid = snapshot.zxid;
+    coord.stop().unwrap();
+
+    let before = Clock::start().now().wall_ms;
+    let coord = alone(directory.path());
+    let (durable, changed_ms) = report(&coord, Wanted::default()).checkpoint.expect("a state");
+    assert!(durable >= zxid && changed_ms <= before, "{durable} of {zxid}, at {changed_ms}");
+}
+
+#[test]
 fn two_replicas_cannot_share_a_directory() {
     let directory = tempfile::tempdir().unwrap();
     let coord = alone(directory.path());

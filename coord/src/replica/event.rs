@@ -119,6 +119,8 @@ pub struct Checkpoint {
     pub index: u64,
     pub term: u64,
     pub conf_state: ConfState,
+    /// The zxid that the records lead to.
+    pub zxid: i64,
 }
 
 /// What an operator may ask a replica.

@@ -8,8 +8,8 @@ use crate::report::{
 };
 
 impl Replica {
-    /// The figures of this moment, and the lists that are wanted. What the process and the disk
-    /// know is left to the caller.
+    /// The figures of this moment, and what is wanted beside them. What the process and the disk know
+    /// is left to the caller.
     pub fn report(&self, now: Now, wanted: Wanted) -> Snapshot {
         let counts = self.state.counts();
         let mut snapshot = Snapshot::new(self.config.clone());
@@ -41,6 +41,7 @@ impl Replica {
         if wanted.watches {
             snapshot.watches = self.watch_reports();
         }
+        snapshot.digest = wanted.digest.then(|| self.state.digest());
         snapshot
     }
 

@@ -95,7 +95,7 @@ fn fields(name: &str, snapshot: &Snapshot) -> Map<String, Json> {
             .collect(),
         "get_trace_mask" => json!({ "tracemask": 0 }),
         "hash" => json!({ "digests": snapshot.digest.map_or(vec![], |digest| vec![json!({
-            "zxid": snapshot.zxid, "digest_version": 1, "digest": format!("{digest:x}"),
+            "zxid": snapshot.zxid, "digest_version": 1, "digest": digest.cast_signed(),
         })]) }),
         "initial_configuration" => {
             let described = snapshot.config.describe();
@@ -104,8 +104,9 @@ fn fields(name: &str, snapshot: &Snapshot) -> Map<String, Json> {
         }
         "is_read_only" => json!({ "read_only": snapshot.mode == Mode::ReadOnly }),
         "last_snapshot" => {
-            let (zxid, time_ms) = snapshot.checkpoint.unwrap_or((-1, 0));
-            json!({ "zxid": format!("{zxid:x}"), "timestamp": time_ms / 1000 })
+            let in_seconds = |(zxid, time_ms)| (zxid, time_ms / 1000);
+            let (zxid, timestamp) = snapshot.checkpoint.map_or((-1, -1), in_seconds);
+            json!({ "zxid": format!("{zxid:x}"), "timestamp": timestamp })
         }
         "leader" => leader(snapshot),
         "monitor" => monitor(snapshot),

@@ -106,7 +106,7 @@ fn short_words_are_answered_as_in_zookeeper() {
     check(Word::Crst, &alone, "Connection stats reset.\n");
     check(Word::Srst, &alone, "Server stats reset.\n");
     check(Word::Hash, &alone, "");
-    check(Word::Hash, &Snapshot { digest: Some(0xabc), ..alone.clone() }, "1a 1 abc\n");
+    check(Word::Hash, &Snapshot { digest: Some(u64::MAX - 1), ..alone.clone() }, "1a: -2\n");
     assert_eq!(answer(Word::Srst, &alone).1, Effect::ResetServer);
     assert_eq!(answer(Word::Crst, &alone).1, Effect::ResetConnections);
     assert_eq!(answer(Word::Srvr, &alone).1, Effect::None);
@@ -351,7 +351,13 @@ fn admin_commands_tell_what_is_so() {
     assert_eq!(json("/commands/raft", &leading)["followers"][1]["match_index"], 43);
     assert_eq!(json("/commands/zabstate", &leading)["last_zxid"], "0x1a");
     assert_eq!(json("/commands/conf", &leading)["election_port"], 22_382);
-    assert_eq!(json("/commands/hash", &alone)["digests"], serde_json::json!([]));
+    let told = Snapshot { digest: Some(u64::MAX - 1), ..alone.clone() };
+    let digests = serde_json::json!([{ "zxid": 26, "digest_version": 1, "digest": -2 }]);
+    assert_eq!(json("/commands/hash", &told)["digests"], digests);
+    let last = json("/commands/last_snapshot", &alone);
+    assert_eq!((&last["zxid"], &last["timestamp"]), (&"b".into(), &1_795_376_346_i64.into()));
+    let none = json("/commands/last_snapshot", &Snapshot { checkpoint: None, ..alone });
+    assert_eq!((&none["zxid"], &none["timestamp"]), (&"f".repeat(16).into(), &(-1).into()));
 }
 
 #[test]
@@ -452,9 +458,9 @@ fn long_lists_are_cut_and_say_so() {
 }
 
 #[test]
-fn an_answer_says_which_lists_it_reads() {
+fn an_answer_says_which_dear_parts_it_reads() {
     let config = Config::production("/data".into());
-    let full = leading();
+    let full = Snapshot { digest: Some(1), ..leading() };
     let without = |wanted: Wanted| {
         let mut part = full.clone();
         if !wanted.connections {
@@ -465,6 +471,9 @@ fn an_answer_says_which_lists_it_reads() {
         }
         if !wanted.watches {
             part.watches.clear();
+        }
+        if !wanted.digest {
+            part.digest = None;
         }
         part
     };
@@ -478,6 +487,7 @@ fn an_answer_says_which_lists_it_reads() {
         assert_eq!(page(path, &part, true), page(path, &full, true), "{path}");
     }
     assert_eq!(Wanted::for_page("/metrics", &config), Wanted::default());
+    assert!(!Wanted::for_word(Word::Mntr).digest && Wanted::for_word(Word::Hash).digest);
     assert!(Wanted::for_page("/commands/wchc", &config).watches, "by the short name too");
 }
 

@@ -62,7 +62,7 @@ fn write_answer(out: &mut String, word: Word, snapshot: &Snapshot) -> fmt::Resul
         }
         Word::Dump => write_dump(out, snapshot),
         Word::Hash => match snapshot.digest {
-            Some(digest) => writeln!(out, "{:x} 1 {digest:x}", snapshot.zxid),
+            Some(digest) => writeln!(out, "{:x}: {}", snapshot.zxid, digest.cast_signed()),
             None => Ok(()),
         },
         Word::Mntr => write_monitor(out, snapshot),

@@ -16,6 +16,8 @@ pub(super) struct DiskFigures {
     pub(super) checkpoint_latency: Latency,
     pub(super) log_bytes: u64,
     pub(super) state_bytes: u64,
+    /// Zxid and time, in milliseconds since 1970, of the last durable checkpoint.
+    pub(super) checkpoint: Option<(i64, i64)>,
 }
 
 /// A handle to [`DiskFigures`].
@@ -23,6 +25,11 @@ pub(super) struct DiskFigures {
 pub(crate) struct Disk(Arc<Mutex<DiskFigures>>);
 
 impl Disk {
+    /// Notes what the state on disk holds; see [`DiskFigures::checkpoint`].
+    pub(crate) fn note_checkpoint(&self, checkpoint: Option<(i64, i64)>) {
+        self.figures().checkpoint = checkpoint;
+    }
+
     /// The figures, for a moment.
     pub(super) fn figures(&self) -> MutexGuard<'_, DiskFigures> {
         // Plain numbers: a thread that panicked left nothing half done that matters.
@@ -31,7 +38,7 @@ impl Disk {
 }
 
 impl<M: Machine> Runtime<M> {
-    /// How the replica stands, with the lists that are wanted.
+    /// How the replica stands, with what is wanted beside the figures.
     pub(super) fn report(&self, now: Now, wanted: Wanted) -> Report {
         let mut snapshot = self.machine.report(now, wanted);
         let counted = &self.clients.metrics;
@@ -50,6 +57,7 @@ impl<M: Machine> Runtime<M> {
         metrics.checkpoint_latency = disk.checkpoint_latency.clone();
         snapshot.log_disk_bytes = disk.log_bytes;
         snapshot.state_disk_bytes = disk.state_bytes;
+        snapshot.checkpoint = disk.checkpoint;
         snapshot.process = Process::look();
         Report { snapshot, peers: self.peers.status() }
     }

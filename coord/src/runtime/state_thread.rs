@@ -68,6 +68,7 @@ impl StateThread {
             disk,
             merged: checkpoint::Checkpoint::new(limits),
             merged_to: Applied::default(),
+            merged_zxid: 0,
             clock: Clock::start(),
             snapshots: HashMap::new(),
             install: Ok(()),
@@ -102,6 +103,7 @@ impl StateThread {
                 checkpoint.index = next.index;
                 checkpoint.term = next.term;
                 checkpoint.conf_state = next.conf_state;
+                checkpoint.zxid = next.zxid;
             }
             _ => {
                 let work = Work::Act(Action::Checkpoint { checkpoint: next });
@@ -177,6 +179,7 @@ struct Keeper {
     merged: checkpoint::Checkpoint,
     /// What the last merged checkpoint belongs to.
     merged_to: Applied,
+    merged_zxid: i64,
     clock: Clock,
     /// Views that are being sent, by peer.
     snapshots: HashMap<u64, Box<dyn SnapshotReader>>,
@@ -220,9 +223,10 @@ impl Keeper {
         }
         match action {
             Action::Checkpoint { checkpoint } => {
-                let Checkpoint { records, index, term, conf_state } = checkpoint;
+                let Checkpoint { records, index, term, conf_state, zxid } = checkpoint;
                 let applied = Applied { index, term, conf_state };
                 self.merged_to = applied.clone();
+                self.merged_zxid = zxid;
                 self.merged.add(records, applied, self.clock.now().ms);
             }
             Action::FlushCheckpoint => self.commit(),
@@ -249,10 +253,13 @@ impl Keeper {
         let began = Instant::now();
         match self.merged.commit(self.store.as_mut()) {
             Ok(Some(_)) => {
-                self.tell(Event::CheckpointDurable { applied: self.merged_to.clone() });
                 let mut figures = self.disk.figures();
+                figures.checkpoint = Some((self.merged_zxid, self.clock.now().wall_ms));
                 figures.checkpoint_latency.record(began.elapsed().as_micros() as u64);
                 figures.state_bytes = self.store.used_bytes();
+                drop(figures);
+                // Last: whoever is answered because of it finds the figures as they are now.
+                self.tell(Event::CheckpointDurable { applied: self.merged_to.clone() });
             }
             Ok(None) => {}
             Err(error) => self.fail(&error),
@@ -328,6 +335,8 @@ impl Keeper {
                 self.merged.clear();
                 match load(self.store.as_ref(), fastrand::u64(..)) {
                     Ok(Some((applied, state))) => {
+                        let now_ms = self.clock.now().wall_ms;
+                        self.disk.note_checkpoint(Some((state.zxid(), now_ms)));
                         Event::SnapshotInstalled { peer, applied, state: Box::new(state) }
                     }
                     Ok(None) => unreachable!("a state was installed a moment ago"),

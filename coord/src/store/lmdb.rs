@@ -23,6 +23,8 @@ use super::record::{self, HEADER_KEY};
 pub(super) type Records = Database<Bytes, Bytes>;
 /// A view that may move between threads and keeps the environment open.
 pub(super) type OwnedView = RoTxn<'static, WithoutTls>;
+/// A view that may not outlive its environment.
+pub(super) type BorrowedView<'e> = RoTxn<'e, WithoutTls>;
 
 /// Readers at a time: the open snapshots, of a state and those it replaced.
 const READERS_MAX: u32 = 126;
@@ -109,7 +111,7 @@ impl Environment {
     }
 
     /// A view of the last commit.
-    pub(super) fn view(&self) -> Result<RoTxn<'_, WithoutTls>, StoreError> {
+    pub(super) fn view(&self) -> Result<BorrowedView<'_>, StoreError> {
         self.env.read_txn().map_err(|error| self.error(error))
     }
 

@@ -10,11 +10,12 @@ use std::fs;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::UNIX_EPOCH;
 
 use heed::{PutFlags, RwTxn};
 
 use super::directory::{Lock, create_directory, remove_directory, sync_directory};
-use super::lmdb::{Environment, OwnedView, Records};
+use super::lmdb::{BorrowedView, Environment, OwnedView, Records};
 use super::record::{self, HEADER_KEY, StateHeader, Tally};
 use super::snapshot::{Decoder, Encoder};
 use super::{
@@ -87,6 +88,27 @@ impl LmdbState {
         self.header.identity
     }
 
+    /// A view of the last commit, to look single records up.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`] if too many are open, or the state could not be opened again.
+    pub fn view(&self) -> Result<StateView<'_>, StoreError> {
+        let environment = self.environment()?;
+        Ok(StateView { environment, view: environment.view()? })
+    }
+
+    /// When it was last changed, in milliseconds since 1970.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] if its file cannot be looked at.
+    pub fn changed_ms(&self) -> Result<i64, StoreError> {
+        let file = self.environment()?.path().join("data.mdb");
+        let changed = fs::metadata(&file).and_then(|metadata| metadata.modified());
+        let changed = changed.map_err(|error| StoreError::io("look at", &file, error))?;
+        let since = changed.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Ok(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    }
+
     fn environment(&self) -> Result<&Environment, StoreError> {
         self.environment.as_ref().ok_or_else(|| StoreError::Failed {
             what: "the state".to_owned(),
@@ -117,6 +139,33 @@ impl LmdbState {
         self.header = StateHeader::read(&header).map_err(|reason| environment.corrupt(reason))?;
         self.environment = Some(environment);
         Ok(())
+    }
+}
+
+/// The state as one commit left it. Replicas read from memory; this is here to measure what that
+/// is better than.
+pub struct StateView<'s> {
+    environment: &'s Environment,
+    view: BorrowedView<'s>,
+}
+
+impl StateView<'_> {
+    /// The value of a record, if there is one.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] if it is damaged.
+    ///
+    /// # Panics
+    /// As [`StateStore::commit`] for a key that is too long.
+    pub fn get(&self, key: &[u8]) -> Result<Option<&[u8]>, StoreError> {
+        let (environment, inner) = (self.environment, record::state_key(key));
+        let found = environment.records().get(&self.view, &inner);
+        let Some(stored) = found.map_err(|error| environment.error(error))? else {
+            return Ok(None);
+        };
+        let (value, _) = record::read_state(key, stored)
+            .map_err(|reason| record_damage(environment, &inner, reason))?;
+        Ok(Some(value))
     }
 }
 

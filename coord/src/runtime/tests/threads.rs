@@ -74,7 +74,7 @@ fn nothing_that_is_put_in_is_slept_over() {
 fn appends_are_durable_in_order_and_none_is_left_at_the_end() {
     let (_poll, mailbox, letters) = bell();
     let disk = MemoryDisk::new(1);
-    let thread = LogThread::start(Box::new(disk.log()), mailbox, Disk::default()).unwrap();
+    let mut thread = LogThread::start(Box::new(disk.log()), mailbox, Disk::default()).unwrap();
     let mut last = 0;
     for number in 1..=1000 {
         thread.append(append(number));
@@ -93,7 +93,7 @@ fn appends_are_durable_in_order_and_none_is_left_at_the_end() {
 fn a_log_that_fails_acknowledges_nothing_more() {
     let (_poll, mailbox, letters) = bell();
     let disk = MemoryDisk::new(1);
-    let thread = LogThread::start(Box::new(disk.log()), mailbox, Disk::default()).unwrap();
+    let mut thread = LogThread::start(Box::new(disk.log()), mailbox, Disk::default()).unwrap();
     thread.append(append(1));
     let began = Instant::now();
     while letters.durable() == 0 {
@@ -138,8 +138,7 @@ impl Keeper {
 }
 
 fn checkpoint(index: u64, records: Vec<(Vec<u8>, Option<Vec<u8>>)>) -> Action {
-    let checkpoint =
-        Checkpoint { records, index, term: 1, conf_state: raft::eraftpb::ConfState::default() };
+    let checkpoint = Checkpoint { records, index, term: 1, ..Checkpoint::default() };
     Action::Checkpoint { checkpoint }
 }
 

@@ -24,6 +24,20 @@ fn committed_records_survive_a_restart() {
 }
 
 #[test]
+fn a_view_has_the_records_of_its_commit() {
+    let mut machine = OnDisk::new();
+    commit(machine.state(), &[("a", Some("1")), ("b", Some("2"))], 5);
+    let state = &machine.stores().state;
+    let view = state.view().unwrap();
+    assert_eq!(view.get(b"a"), Ok(Some(&b"1"[..])));
+    assert_eq!((view.get(b"ab"), view.get(b"c")), (Ok(None), Ok(None)));
+    drop(view);
+    commit(machine.state(), &[("a", Some("one")), ("b", None)], 6);
+    let view = machine.stores().state.view().unwrap();
+    assert_eq!((view.get(b"a"), view.get(b"b")), (Ok(Some(&b"one"[..])), Ok(None)));
+}
+
+#[test]
 fn a_commit_may_change_the_index_only() {
     each(|machine| {
         commit(machine.state(), &[], 1);
