@@ -14,7 +14,7 @@ const EDGES: [(&str, &[&str]); 7] = [
     ("node", &["proto"]),
     ("coord", &["proto"]),
     ("client", &["proto"]),
-    ("bench", &["proto", "client"]),
+    ("bench", &["proto", "coord", "client"]),
     ("cli", &["proto", "node", "coord", "client", "bench"]),
     ("tests", &["proto", "node", "coord", "client", "cli", "bench"]),
 ];

@@ -96,8 +96,8 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// Largest size of the state: address space, not memory.
     pub map_size_bytes: u64,
-    /// Largest size of the log.
-    pub log_map_size_bytes: u64,
+    /// Most bytes of the write-ahead log's files.
+    pub log_max_bytes: u64,
     /// Longest time between durable checkpoints of a state that changed.
     pub checkpoint_interval_ms: u64,
     /// Bytes of changes, waiting in memory, after which a checkpoint is due anyhow.
@@ -313,7 +313,7 @@ impl Config {
             watches_per_client_max: 64,
             container_check_ms: 100,
             map_size_bytes: 64 << 20,
-            log_map_size_bytes: 64 << 20,
+            log_max_bytes: 64 << 20,
             checkpoint_interval_ms: 50,
             checkpoint_log_bytes: 64 << 10,
             log_retain_bytes: 64 << 10,
@@ -343,7 +343,7 @@ impl Config {
             client_output_max_bytes: 16 << 20,
             outstanding_max: 1000,
             watches_per_client_max: 1_000_000,
-            four_letter_whitelist: Word::read_only(),
+            four_letter_whitelist: Word::harmless(),
             read_only_mode: false,
             reconfig_enabled: false,
             super_digest: None,
@@ -355,7 +355,7 @@ impl Config {
             admin_commands_path: "/commands".to_owned(),
             metrics: None,
             map_size_bytes: 64 * GIB,
-            log_map_size_bytes: 16 * GIB,
+            log_max_bytes: 16 * GIB,
             checkpoint_interval_ms: 5000,
             checkpoint_log_bytes: 16 * MIB,
             log_retain_bytes: 256 * MIB,

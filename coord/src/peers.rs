@@ -289,7 +289,7 @@ impl Peers {
 
     fn close(&mut self, slot: usize, now_ms: u64, why: &str) {
         let Some(incoming) = self.incoming[slot].take() else { return };
-        if let Some(left_out) = self.log.allow(now_ms) {
+        if let Some(left_out) = self.log.allow(now_ms, why) {
             let (peer, address) = (incoming.peer.unwrap_or_default(), incoming.address);
             tracing::warn!(peer, %address, why, left_out, "a peer's stream was closed");
         }

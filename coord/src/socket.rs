@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use mio::net::{TcpListener, TcpStream};
 use socket2::{Domain, Protocol, Socket, Type};
+use twox_hash::XxHash3_64;
 
 /// Size of the buffer that all sockets of a loop receive into. Guessed: large enough that a full
 /// pipeline of small requests comes in one call.
@@ -217,24 +218,34 @@ fn bind(address: SocketAddr, backlog: i32) -> io::Result<TcpListener> {
     Ok(TcpListener::from_std(socket.into()))
 }
 
-/// Lets a line into the log once in [`RateLimit::PAUSE_MS`], and counts the others.
+/// Lets each reason into the log once in [`RateLimit::PERIOD_MS`], few of them in all, and counts
+/// the lines that it leaves out.
 #[derive(Debug, Default)]
 pub(crate) struct RateLimit {
-    quiet_until_ms: u64,
+    until_ms: u64,
+    /// Hashes of the reasons that were let through in this period. Two that share one cost a line.
+    seen: Vec<u64>,
     left_out: u64,
 }
 
 impl RateLimit {
-    /// The least time between two lines.
-    const PAUSE_MS: u64 = 10_000;
+    /// The least time between two lines with the same reason.
+    const PERIOD_MS: u64 = 10_000;
+    /// Lines in that time: reasons may hold what a stranger sent, and then all of them differ.
+    const LINES_MAX: usize = 8;
 
-    /// Whether to log now, and how many lines were left out since the last one.
-    pub(crate) fn allow(&mut self, now_ms: u64) -> Option<u64> {
-        if now_ms < self.quiet_until_ms {
+    /// Whether to log this reason now, and how many lines were left out since the last one.
+    pub(crate) fn allow(&mut self, now_ms: u64, reason: &str) -> Option<u64> {
+        if now_ms >= self.until_ms {
+            self.seen.clear();
+            self.until_ms = now_ms + RateLimit::PERIOD_MS;
+        }
+        let hash = XxHash3_64::oneshot(reason.as_bytes());
+        if self.seen.len() == RateLimit::LINES_MAX || self.seen.contains(&hash) {
             self.left_out += 1;
             return None;
         }
-        self.quiet_until_ms = now_ms + RateLimit::PAUSE_MS;
+        self.seen.push(hash);
         Some(std::mem::take(&mut self.left_out))
     }
 }

@@ -196,14 +196,14 @@ fn a_full_state_is_told_and_loses_nothing_acknowledged() {
 #[test]
 fn a_full_log_is_told_and_loses_nothing_acknowledged() {
     let tight =
-        Options::new().flag("log_map_size_bytes", "16MiB").flag("checkpoint_interval_ms", 600_000);
+        Options::new().flag("log_max_bytes", "16MiB").flag("checkpoint_interval_ms", 600_000);
     check_full(tight, Options::new(), "the log in");
 }
 
 #[test]
 fn a_log_that_may_be_compacted_never_fills() {
     let _heavy = heavy();
-    let options = Options::new().little_log().flag("log_map_size_bytes", "16MiB");
+    let options = Options::new().little_log().flag("log_max_bytes", "16MiB");
     let ensemble = Ensemble::single(options);
     let mut client = ensemble.replicas[0].client();
     client.make("/a", b"").expect("create");

@@ -266,7 +266,7 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "four_letter_whitelist",
         value: "WORDS",
-        default: "all that only tell: not crst and srst",
+        default: "all that only tell, but for hash: not crst and srst",
         help: "Four-letter words that are answered, with commas; * for all, empty for none",
         example: "ruok,srvr,mntr",
         access: Access::Text {
@@ -327,11 +327,11 @@ pub const KEYS: &[Key] = &[
     ),
     number!(
         Size,
-        log_map_size_bytes,
+        log_max_bytes,
         "SIZE",
         16 * MIB..=16 * TIB,
         "16GiB",
-        "Largest size of the log on disk",
+        "Most bytes of the write-ahead log on disk",
         "64GiB"
     ),
     number!(

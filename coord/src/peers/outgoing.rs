@@ -290,7 +290,7 @@ impl Outgoing {
 
     /// Breaks the stream and waits before the next dial.
     pub(super) fn fail(&mut self, now_ms: u64, why: String) -> Change {
-        if let Some(left_out) = self.log.allow(now_ms) {
+        if let Some(left_out) = self.log.allow(now_ms, &why) {
             let (peer, address) = (self.peer, &self.address);
             tracing::warn!(peer, address, why, left_out, "no stream to a peer");
         }

@@ -264,7 +264,7 @@ impl Clients {
     }
 
     fn complain(&mut self, now_ms: u64, address: SocketAddr, why: &str) {
-        if let Some(left_out) = self.log.allow(now_ms) {
+        if let Some(left_out) = self.log.allow(now_ms, why) {
             tracing::warn!(%address, why, left_out, "client");
         }
     }

@@ -127,8 +127,23 @@ fn the_wildcard_address_takes_both_families() {
 #[test]
 fn a_rate_limit_counts_what_it_leaves_out() {
     let mut limit = RateLimit::default();
-    assert_eq!(limit.allow(5), Some(0));
-    assert_eq!(limit.allow(6), None);
-    assert_eq!(limit.allow(7), None);
-    assert_eq!(limit.allow(5 + RateLimit::PAUSE_MS), Some(2));
+    assert_eq!(limit.allow(5, "refused"), Some(0));
+    assert_eq!(limit.allow(6, "refused"), None);
+    assert_eq!(limit.allow(7, "refused"), None);
+    assert_eq!(limit.allow(5 + RateLimit::PERIOD_MS, "refused"), Some(2));
+}
+
+#[test]
+fn another_reason_passes_a_rate_limit_but_not_any_number_of_them() {
+    let mut limit = RateLimit::default();
+    assert_eq!(limit.allow(5, "refused"), Some(0));
+    assert_eq!(limit.allow(6, "refused"), None);
+    assert_eq!(limit.allow(7, "lost its data"), Some(1));
+    assert_eq!(limit.allow(8, "refused"), None, "the two take turns");
+    assert_eq!(limit.allow(9, "lost its data"), None);
+    let others = (0..1000).filter(|number| limit.allow(10, &number.to_string()).is_some());
+    assert_eq!(others.count(), RateLimit::LINES_MAX - 2);
+    let later = 5 + RateLimit::PERIOD_MS;
+    assert_eq!(limit.allow(later, "new"), Some(1000 - (RateLimit::LINES_MAX as u64 - 2)));
+    assert_eq!(limit.allow(later, "refused"), Some(0), "a period begins with room for all");
 }
