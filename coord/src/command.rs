@@ -63,7 +63,8 @@ pub enum Act<'a> {
     CloseSession,
     /// The leader found a container or TTL node due; apply checks again.
     DeleteContainer { path: &'a str },
-    /// The members changed: `text` becomes the data of `/zookeeper/config`.
+    /// The members changed: `text`, a line for each, becomes the data of `/zookeeper/config`, with
+    /// the zxid of this command as its version. Empty for a replica by itself.
     SetConfig { text: &'a str },
 }
 

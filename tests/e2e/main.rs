@@ -2,6 +2,7 @@
 //! a test is its claim.
 
 mod coord_cli;
+mod coord_crate_client;
 mod coord_damage;
 mod coord_ensemble;
 mod coord_limits;

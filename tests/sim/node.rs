@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use millrace_coord::Config;
 use millrace_coord::command::{Act, Command, Rules};
-use millrace_coord::config::members::{Member, config_text};
+use millrace_coord::config::members::{Member, config_lines};
 use millrace_coord::replica::{Action, Event, Now, Replica, Setup};
 use millrace_coord::state::{Changes, Loader, State};
 use millrace_coord::store::checkpoint::{Checkpoint, Limits};
@@ -214,7 +214,7 @@ impl Node {
     /// The state that all members of a new cluster begin with.
     fn first_state(&mut self, options: &Options) -> (Applied, State) {
         let members: Vec<Member> = (1..=options.node_count as u64).map(member).collect();
-        let text = config_text(&members, 1);
+        let text = config_lines(&members);
         let mut state = State::with_seed(self.id);
         let mut apply = |act: Act<'_>| {
             let command =
@@ -331,7 +331,8 @@ impl Node {
         checkpoint: millrace_coord::replica::Checkpoint,
         now_ms: u64,
     ) {
-        let millrace_coord::replica::Checkpoint { records, index, term, conf_state } = checkpoint;
+        let millrace_coord::replica::Checkpoint { records, index, term, conf_state, .. } =
+            checkpoint;
         let applied = Applied { index, term, conf_state };
         self.checkpoint_applied = applied.clone();
         self.checkpoint.add(records, applied, now_ms);

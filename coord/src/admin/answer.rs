@@ -31,7 +31,7 @@ use crate::runtime::Report;
 /// How long the loop may take to say how it stands.
 const REPORT_TIME: Duration = Duration::from_secs(5);
 /// How long a command may take; the replica itself gives up before.
-const COMMAND_TIME: Duration = Duration::from_secs(30);
+const COMMAND_TIME: Duration = Duration::from_secs(100);
 /// How long a backup may take. Guessed: terabytes.
 const BACKUP_TIME: Duration = Duration::from_secs(24 * 60 * 60);
 

@@ -14,7 +14,7 @@ use protobuf::ProtobufEnum as _;
 use raft::eraftpb::{ConfState, Entry, EntryType};
 
 use crate::command::{Act, Batch, Command, Rules};
-use crate::config::members::{Member, config_text, parse_config_text};
+use crate::config::members::{Member, config_lines, parse_config_text};
 use crate::raft::decode_members;
 use crate::runtime::load;
 use crate::state::{Changes, State};
@@ -239,20 +239,8 @@ impl Offline {
 
     /// Replaces the replicated list of members, if it has to change.
     fn set_members(&mut self, member: Option<&Member>) -> Result<(), OfflineError> {
-        let before = self.state.config_text();
-        let version = match before.is_empty() {
-            true => 0,
-            false => parse_config_text(&before)?.1,
-        };
-        let text = match member {
-            // Larger than any before.
-            Some(member) => {
-                let version = self.state.zxid().max(self.index as i64).max(version) + 1;
-                config_text(std::slice::from_ref(member), version)
-            }
-            None => String::new(),
-        };
-        if text == before {
+        let text = member.map(std::slice::from_ref).map(config_lines).unwrap_or_default();
+        if text.is_empty() && self.state.config_text().is_empty() {
             return Ok(());
         }
         let act = Act::SetConfig { text: &text };

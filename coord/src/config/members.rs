@@ -228,13 +228,12 @@ pub fn check_members(members: &[Member]) -> Result<(), MemberError> {
 /// The data of `/zookeeper/config` (`QuorumMaj.toString`): a line for each member, then the
 /// version, the zxid of the change that made it.
 pub fn config_text(members: &[Member], version: i64) -> String {
-    let mut text = String::with_capacity(members.len() * 64 + 32);
-    for member in members {
-        text.push_str(&member.to_string());
-        text.push('\n');
-    }
-    text.push_str(&format!("version={version:x}"));
-    text
+    format!("{}version={version:x}", config_lines(members))
+}
+
+/// [`config_text`] without the version, which is known when it is applied.
+pub fn config_lines(members: &[Member]) -> String {
+    members.iter().map(|member| format!("{member}\n")).collect()
 }
 
 /// Reads what [`config_text`] writes. Lines of weights and groups are passed over.

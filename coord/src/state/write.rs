@@ -487,14 +487,18 @@ impl<'a> Write<'a> {
         Ok(Outcome::Nothing)
     }
 
-    /// Makes `text` the data of `/zookeeper/config`.
-    pub(super) fn set_config(&mut self, text: &str) -> Result<Outcome, Error> {
+    /// Makes `members` and the zxid the data of `/zookeeper/config`. Its data version is always -1
+    /// (`DataTree.setData` is told so), and clients take its `mzxid` for the version of the members.
+    pub(super) fn set_config(&mut self, members: &str) -> Result<Outcome, Error> {
         let slot = self.find(path::CONFIG)?;
+        let text = match members.is_empty() {
+            true => String::new(),
+            false => format!("{members}version={:x}", self.state.zxid),
+        };
         let node = self.state.tree.node(slot);
-        let version = next_version(node.meta.version, -1)?;
         let more = Use { count: 0, bytes: text.len() as i64 - node.data_size() as i64 };
         let data = Some(text.as_bytes());
-        Ok(Outcome::Stat(self.overwrite(slot, path::CONFIG, data, version, more)))
+        Ok(Outcome::Stat(self.overwrite(slot, path::CONFIG, data, -1, more)))
     }
 }
 

@@ -203,10 +203,12 @@ fn the_configuration_is_a_write_of_the_service() {
     let mut replica = sample();
     let before = replica.stat("/zookeeper/config");
     replica.take_events();
-    let outcome = replica.act(0, 0, Act::SetConfig { text: "server.1=bb" });
+    let outcome = replica.act(0, 0, Act::SetConfig { text: "server.1=bb\n" });
     let zxid = replica.state.zxid();
-    let after = Stat { version: before.version + 1, mzxid: zxid, data_length: 11, ..before };
+    let text = format!("server.1=bb\nversion={zxid:x}");
+    let data_length = text.len() as i32;
+    let after = Stat { version: -1, mzxid: zxid, data_length, ..before };
     assert_eq!(outcome, Ok(Outcome::Stat(after)));
     assert_eq!(replica.take_events(), ["3 /zookeeper/config"]);
-    assert_eq!(replica.text("/zookeeper/config"), "server.1=bb");
+    assert_eq!(replica.text("/zookeeper/config"), text);
 }
