@@ -180,6 +180,10 @@ pub struct Replica {
     /// Commands of other replicas' clients, while we lead.
     forwarded: VecDeque<Vec<u8>>,
     forwarded_bytes: usize,
+    /// For each peer whose writes found no room, how many refusals it knew of then.
+    refused: HashMap<u64, u64>,
+    /// Refusals of leaders that were acted upon here.
+    refusals: u64,
     /// Count of our clients' writes, the last part of a tag.
     writes_issued: u64,
     /// Writes up to this number were given to a leader: their fate depends on it.
@@ -254,6 +258,8 @@ impl Replica {
             outbox: Outbox::default(),
             forwarded: VecDeque::new(),
             forwarded_bytes: 0,
+            refused: HashMap::new(),
+            refusals: 0,
             writes_issued: 0,
             writes_dispatched: 0,
             leader: 0,
@@ -425,9 +431,9 @@ impl Replica {
             && !self.outbox.is_empty()
             && self.connected.contains(&self.leader)
         {
-            let (peer, term) = (self.leader, self.leader_term);
+            let (peer, term, refusals) = (self.leader, self.leader_term, self.refusals);
             self.outbox.drain(|commands| {
-                let message = PeerMessage::Forward { term, commands }.encode();
+                let message = PeerMessage::Forward { term, refusals, commands }.encode();
                 actions.push(Action::SendPeer { peer, message });
                 true
             });
@@ -508,6 +514,7 @@ impl Replica {
             index: self.consensus.applied(),
             term: self.consensus.applied_term(),
             conf_state: self.consensus.conf_state().clone(),
+            zxid: self.state.zxid(),
         };
         actions.push(Action::Checkpoint { checkpoint });
     }

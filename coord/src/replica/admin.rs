@@ -9,6 +9,8 @@ use crate::command::{Act, Command, Identity};
 const ADMIN_SLOT: u64 = (1 << SLOT_BITS) - 1;
 /// How long an answer may take.
 const PATIENCE_MS: u64 = 15_000;
+/// How long a change of members may take: new participants connect and catch up.
+const RECONFIGURE_PATIENCE_MS: u64 = 90_000;
 
 /// An operator that waits.
 pub(super) struct Waiting {
@@ -66,7 +68,11 @@ impl Replica {
                 What::Reconfigure { tag, answer: None }
             }
         };
-        self.admin_waiting.push(Waiting { ticket, deadline_ms: now.ms + PATIENCE_MS, what });
+        let patience_ms = match what {
+            What::Reconfigure { .. } => RECONFIGURE_PATIENCE_MS,
+            _ => PATIENCE_MS,
+        };
+        self.admin_waiting.push(Waiting { ticket, deadline_ms: now.ms + patience_ms, what });
     }
 
     fn admin_reconfigure(&mut self, joining: Option<&str>, leaving: Option<&str>) -> u64 {

@@ -231,6 +231,9 @@ impl Replica {
                 *pending = Pending::Done { reply };
             }
         }
+        if code == opcode::RECONFIG {
+            self.release_held(id);
+        }
         if code == opcode::CLOSE_SESSION && error == 0 {
             self.close_client(id, actions);
         }

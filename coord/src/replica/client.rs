@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
-use millrace_proto::zookeeper::{Error, ReplyHeader, Writer, jute};
+use millrace_proto::zookeeper::{Error, ReplyHeader, Writer, jute, opcode};
 
 use super::event::ClientId;
 use crate::auth::Identities;
@@ -43,6 +43,8 @@ pub(super) enum Pending {
     Connect { tag: u64, read_only: Option<bool> },
     /// A write on its way through the log.
     Write { tag: u64, xid: i32, code: i32, since_ms: u64 },
+    /// A write behind a change of members, which does not go through the log with the others.
+    Held { message: Box<[u8]>, since_ms: u64 },
     /// A reply that is ready, with its length.
     Done { reply: Vec<u8> },
     /// Any request that needs nothing but its turn.
@@ -102,6 +104,8 @@ pub(super) struct Client {
     pub output: Vec<u8>,
     /// Whether a `Send` for it stands in the list already.
     pub is_send_queued: bool,
+    /// Whether it ever asked for a change of members.
+    pub has_reconfigured: bool,
     /// Whether it was heard of since the last report of signs of life.
     pub is_touched: bool,
     pub opened_ms: u64,
@@ -122,6 +126,7 @@ impl Client {
             pending_bytes: 0,
             output: Vec::new(),
             is_send_queued: false,
+            has_reconfigured: false,
             is_touched: false,
             opened_ms: now_ms,
             usage: Usage::default(),
@@ -154,7 +159,7 @@ impl Client {
 
     /// Puts a request at the end of those that wait.
     pub(super) fn wait(&mut self, pending: Pending) {
-        if let Pending::Read { message, .. } = &pending {
+        if let Pending::Read { message, .. } | Pending::Held { message, .. } = &pending {
             self.pending_bytes += message.len();
         }
         self.pending.push_back(pending);
@@ -166,6 +171,25 @@ impl Client {
             Pending::Connect { tag, .. } | Pending::Write { tag, .. } => *tag == wanted,
             _ => false,
         })
+    }
+
+    /// Whether a change of members that it asked for is under way.
+    pub(super) fn is_reconfiguring(&self) -> bool {
+        self.pending.iter().any(|it| matches!(it, Pending::Write { code: opcode::RECONFIG, .. }))
+    }
+
+    /// The first write that is held though nothing holds it any more: its place and message.
+    pub(super) fn next_held(&self) -> Option<(usize, Box<[u8]>, u64)> {
+        for (place, pending) in self.pending.iter().enumerate() {
+            match pending {
+                Pending::Write { code: opcode::RECONFIG, .. } => return None,
+                Pending::Held { message, since_ms } => {
+                    return Some((place, message.clone(), *since_ms));
+                }
+                _ => {}
+            }
+        }
+        None
     }
 
     /// Turns a waiting write into the error that answers it.

@@ -36,6 +36,7 @@ impl Replica {
 
     pub(super) fn peer_connected(&mut self, peer: u64, actions: &mut Vec<Action>) {
         self.connected.insert(peer);
+        self.refused.remove(&peer);
         self.refuse_snapshot_of(peer, actions);
     }
 
@@ -69,10 +70,15 @@ impl Replica {
             // Whoever is not who the stream says is not listened to.
             PeerMessage::Raft(message) if message.from == peer => self.consensus.step(message),
             PeerMessage::Raft(_) => {}
-            PeerMessage::Forward { term, commands } => {
-                self.take_forwarded(peer, term, commands, actions);
+            PeerMessage::Forward { term, refusals, commands } => {
+                self.take_forwarded(peer, (term, refusals), commands, actions);
             }
-            PeerMessage::NotLeader => self.close_dispatched(actions),
+            // Of several that answer what was sent in a row, the first says all there is to say.
+            PeerMessage::Refused { refusals } if refusals == self.refusals => {
+                self.refusals += 1;
+                self.close_dispatched(actions);
+            }
+            PeerMessage::Refused { .. } => {}
             PeerMessage::Alive { sessions } => {
                 for session in sessions {
                     self.liveness.touch(session, now.ms);
@@ -85,19 +91,30 @@ impl Replica {
             PeerMessage::SnapshotDone { is_installed } => {
                 self.snapshot_done(peer, is_installed, actions);
             }
-            PeerMessage::Reconfigure { command } => {
-                self.begin_reconfigure(now, peer, command, actions);
+            PeerMessage::Reconfigure { refusals, command } => {
+                self.begin_reconfigure(now, (peer, refusals), command, actions);
             }
             PeerMessage::ReconfigureRefused { tag, error } => self.reconfigure_refused(tag, error),
         }
     }
 
-    /// Takes the writes of another replica's clients. Those meant for an earlier term of ours follow
-    /// others that were lost with it, so they are refused.
-    fn take_forwarded(&mut self, peer: u64, term: u64, commands: &[u8], actions: &mut Vec<Action>) {
+    /// Takes the writes of another replica's clients. Those meant for an earlier term of ours, or
+    /// sent before their sender knew that we refused some, follow others that were lost, so they
+    /// are refused.
+    fn take_forwarded(
+        &mut self,
+        peer: u64,
+        (term, refusals): (u64, u64),
+        commands: &[u8],
+        actions: &mut Vec<Action>,
+    ) {
         let is_full = self.forwarded_bytes + commands.len() > FORWARDED_BYTES_MAX;
-        if !self.consensus.is_leader() || term != self.consensus.term() || is_full {
-            let message = PeerMessage::NotLeader.encode();
+        let is_behind = self.refused.get(&peer).is_some_and(|refused| refusals <= *refused);
+        if !self.consensus.is_leader() || term != self.consensus.term() || is_full || is_behind {
+            if is_full {
+                self.refused.insert(peer, refusals);
+            }
+            let message = PeerMessage::Refused { refusals }.encode();
             actions.push(Action::SendPeer { peer, message });
             return;
         }

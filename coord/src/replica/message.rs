@@ -18,13 +18,18 @@ pub(super) enum PeerMessage<'a> {
     /// Raft's own. A snapshot message carries no data: that comes in chunks.
     Raft(Message),
     /// Writes of our clients, for the leader of this term to propose: encoded commands, one after
-    /// another.
+    /// another. `refusals` is how many [`PeerMessage::Refused`] the sender has acted upon: what it
+    /// sent before it knew of one follows writes that were lost.
     Forward {
         term: u64,
+        refusals: u64,
         commands: &'a [u8],
     },
-    /// The answer to `Forward` of one that is no leader: what was forwarded is lost.
-    NotLeader,
+    /// The answer to `Forward` or `Reconfigure` of one that is no leader or has no room: lost is
+    /// what was sent with this count of refusals.
+    Refused {
+        refusals: u64,
+    },
     /// Sessions whose clients were heard of, for the leader that watches over them.
     Alive {
         sessions: Vec<i64>,
@@ -43,6 +48,7 @@ pub(super) enum PeerMessage<'a> {
     },
     /// A change of members that one of our clients asks for: its command, encoded.
     Reconfigure {
+        refusals: u64,
         command: &'a [u8],
     },
     /// The leader's no to the change with this tag.
@@ -54,7 +60,7 @@ pub(super) enum PeerMessage<'a> {
 
 const RAFT: u8 = 1;
 const FORWARD: u8 = 2;
-const NOT_LEADER: u8 = 3;
+const REFUSED: u8 = 3;
 const ALIVE: u8 = 4;
 const SNAPSHOT_BEGIN: u8 = 5;
 const SNAPSHOT_CHUNK: u8 = 6;
@@ -73,12 +79,16 @@ impl<'a> PeerMessage<'a> {
                 writer.raw(&[RAFT]);
                 write_raft(&mut writer, message);
             }
-            PeerMessage::Forward { term, commands } => {
+            PeerMessage::Forward { term, refusals, commands } => {
                 writer.raw(&[FORWARD]);
                 writer.long(*term as i64);
+                writer.long(*refusals as i64);
                 writer.raw(commands);
             }
-            PeerMessage::NotLeader => writer.raw(&[NOT_LEADER]),
+            PeerMessage::Refused { refusals } => {
+                writer.raw(&[REFUSED]);
+                writer.long(*refusals as i64);
+            }
             PeerMessage::Alive { sessions } => {
                 writer.raw(&[ALIVE]);
                 writer.list(sessions, |writer, session| writer.long(*session));
@@ -97,8 +107,9 @@ impl<'a> PeerMessage<'a> {
                 writer.raw(&[SNAPSHOT_DONE]);
                 writer.boolean(*is_installed);
             }
-            PeerMessage::Reconfigure { command } => {
+            PeerMessage::Reconfigure { refusals, command } => {
                 writer.raw(&[RECONFIGURE]);
+                writer.long(*refusals as i64);
                 writer.raw(command);
             }
             PeerMessage::ReconfigureRefused { tag, error } => {
@@ -115,10 +126,12 @@ impl<'a> PeerMessage<'a> {
         let [kind] = *reader.take(1)? else { return Err(JuteError::Short) };
         Ok(match kind {
             RAFT => PeerMessage::Raft(read_raft(&mut reader)?),
-            FORWARD => {
-                PeerMessage::Forward { term: reader.long()? as u64, commands: reader.rest() }
-            }
-            NOT_LEADER => PeerMessage::NotLeader,
+            FORWARD => PeerMessage::Forward {
+                term: reader.long()? as u64,
+                refusals: reader.long()? as u64,
+                commands: reader.rest(),
+            },
+            REFUSED => PeerMessage::Refused { refusals: reader.long()? as u64 },
             ALIVE => {
                 PeerMessage::Alive { sessions: reader.list(Reader::long)?.unwrap_or_default() }
             }
@@ -127,7 +140,9 @@ impl<'a> PeerMessage<'a> {
             SNAPSHOT_END => PeerMessage::SnapshotEnd,
             SNAPSHOT_MORE => PeerMessage::SnapshotMore,
             SNAPSHOT_DONE => PeerMessage::SnapshotDone { is_installed: reader.boolean()? },
-            RECONFIGURE => PeerMessage::Reconfigure { command: reader.rest() },
+            RECONFIGURE => {
+                PeerMessage::Reconfigure { refusals: reader.long()? as u64, command: reader.rest() }
+            }
             RECONFIGURE_REFUSED => {
                 PeerMessage::ReconfigureRefused { tag: reader.long()? as u64, error: reader.int()? }
             }
@@ -285,15 +300,15 @@ mod tests {
         for message in [
             PeerMessage::Raft(raft),
             PeerMessage::Raft(Message::default()),
-            PeerMessage::Forward { term: 3, commands: b"commands" },
-            PeerMessage::NotLeader,
+            PeerMessage::Forward { term: 3, refusals: 4, commands: b"commands" },
+            PeerMessage::Refused { refusals: 5 },
             PeerMessage::Alive { sessions: vec![1, -2] },
             PeerMessage::SnapshotBegin(snapshot),
             PeerMessage::SnapshotChunk { chunk: b"chunk" },
             PeerMessage::SnapshotEnd,
             PeerMessage::SnapshotMore,
             PeerMessage::SnapshotDone { is_installed: true },
-            PeerMessage::Reconfigure { command: b"command" },
+            PeerMessage::Reconfigure { refusals: 6, command: b"command" },
             PeerMessage::ReconfigureRefused { tag: 7, error: -14 },
         ] {
             let bytes = message.encode();

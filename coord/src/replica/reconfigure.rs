@@ -1,8 +1,9 @@
 //! A change of members: asked by `reconfig` or an operator, decided by the leader, made by Raft.
 //!
-//! Several changes go through a joint configuration, in which both the old and the new majority
-//! must agree. The leader waits until a majority of the new participants has a stream to it, so
-//! that a change never stops the ensemble by itself.
+//! New participants are connected, then follow without a vote, then get it (Raft thesis, 4.2.1):
+//! the change itself is proposed when a majority of the participants to be has what the leader
+//! has, so it never stops the ensemble by itself. Several changes at once go through a joint
+//! configuration, in which both the old and the new majority must agree.
 
 use std::collections::BTreeSet;
 
@@ -16,17 +17,44 @@ use crate::config::{Member, Role, members};
 
 /// How long the leader waits for new participants to connect.
 const CONNECT_PATIENCE_MS: u64 = 10_000;
+/// How long it waits for them to catch up, once they follow. A snapshot of a large state takes
+/// seconds; whoever is slower can be tried again.
+const CATCH_UP_PATIENCE_MS: u64 = 60_000;
 /// The node that holds the members.
 const CONFIG_PATH: &str = "/zookeeper/config";
 
-/// A change that waits for its participants to connect.
+/// A change that waits for its participants to connect, then to catch up.
 pub(super) struct Reconfigure {
     members: Vec<Member>,
     text: String,
     /// The command that asked, encoded, and the replica that waits for its outcome.
     command: Vec<u8>,
     peer: u64,
+    /// How many refusals that replica knew of.
+    refusals: u64,
     deadline_ms: u64,
+    /// The index that new participants are to reach, once they follow.
+    catch_up_to: Option<u64>,
+}
+
+/// How many of the participants to be are ready, and whether others will be.
+#[derive(Default)]
+struct Readiness {
+    count: usize,
+    of: usize,
+    is_somebody_on_the_way: bool,
+}
+
+fn single(id: u64, kind: ConfChangeType) -> ConfChangeSingle {
+    let mut single = ConfChangeSingle { node_id: id, ..ConfChangeSingle::default() };
+    single.set_change_type(kind);
+    single
+}
+
+fn conf_change(changes: Vec<ConfChangeSingle>) -> ConfChangeV2 {
+    let mut change = ConfChangeV2::default();
+    change.set_changes(changes.into());
+    change
 }
 
 fn is_participant(member: &Member) -> bool {
@@ -47,9 +75,10 @@ impl Replica {
         for command in std::mem::take(&mut self.reconfigures_asked) {
             if self.consensus.is_leader() {
                 let own = self.identity.replica_id;
-                self.begin_reconfigure(now, own, &command, actions);
+                self.begin_reconfigure(now, (own, self.refusals), &command, actions);
             } else {
-                let message = PeerMessage::Reconfigure { command: &command }.encode();
+                let refusals = self.refusals;
+                let message = PeerMessage::Reconfigure { refusals, command: &command }.encode();
                 actions.push(Action::SendPeer { peer: self.leader, message });
             }
         }
@@ -65,13 +94,13 @@ impl Replica {
     pub(super) fn begin_reconfigure(
         &mut self,
         now: Now,
-        peer: u64,
+        (peer, refusals): (u64, u64),
         command: &[u8],
         actions: &mut Vec<Action>,
     ) {
         let Ok(asked) = Command::decode(&mut Reader::new(command)) else { return };
         if !self.consensus.is_leader() {
-            let message = PeerMessage::NotLeader.encode();
+            let message = PeerMessage::Refused { refusals }.encode();
             return actions.push(Action::SendPeer { peer, message });
         }
         match self.check_change(&asked) {
@@ -81,7 +110,9 @@ impl Replica {
                     text,
                     command: command.to_vec(),
                     peer,
+                    refusals,
                     deadline_ms: now.ms + CONNECT_PATIENCE_MS,
+                    catch_up_to: None,
                 });
                 self.tell_peers(actions);
                 self.check_reconfigure(now, actions);
@@ -120,24 +151,37 @@ impl Replica {
         if !may_write {
             return Err(Error::NoAuth);
         }
-        // Larger than any version before, and known to the leader alone until it is committed.
-        let version = self.consensus.last_index() as i64 + 1;
-        let text = members::config_text(&members, version);
+        let text = members::config_lines(&members);
         Ok((members, text))
     }
 
-    /// Proposes the waiting change once a majority of its participants is connected.
+    /// Takes the waiting change a step further: new participants follow once a majority is
+    /// connected, and vote once a majority has caught up.
     pub(super) fn check_reconfigure(&mut self, now: Now, actions: &mut Vec<Action>) {
         let Some(change) = &self.reconfigure else { return };
-        let own = self.identity.replica_id;
-        let participants = || change.members.iter().filter(|member| is_participant(member));
-        let connected = participants()
-            .filter(|member| member.id == own || self.connected.contains(&member.id))
-            .count();
-        if connected * 2 <= participants().count() {
-            if now.ms >= change.deadline_ms {
+        // The step before is not done yet.
+        if self.consensus.is_changing_members() {
+            return;
+        }
+        let is_late = now.ms >= change.deadline_ms;
+        let readiness = self.readiness(change);
+        if readiness.count * 2 <= readiness.of {
+            if is_late {
                 self.refuse_waiting(Error::NewConfigNoQuorum, actions);
             }
+            return;
+        }
+        if change.catch_up_to.is_none() {
+            let learners = self.learners_to_be(&change.members);
+            if learners.is_empty() || self.consensus.propose_members(conf_change(learners)) {
+                let catch_up_to = Some(self.consensus.last_index());
+                let change = self.reconfigure.as_mut().expect("it was there");
+                change.catch_up_to = catch_up_to;
+                change.deadline_ms = now.ms + CATCH_UP_PATIENCE_MS;
+            }
+            return;
+        }
+        if readiness.is_somebody_on_the_way && !is_late {
             return;
         }
         let change = self.reconfigure.take().expect("it was there");
@@ -152,8 +196,7 @@ impl Replica {
         let mut context = Vec::new();
         begin_batch(&mut context, now.wall_ms, self.rules());
         command.encode(&mut context);
-        let mut conf_change = ConfChangeV2::default();
-        conf_change.set_changes(changes.into());
+        let mut conf_change = conf_change(changes);
         conf_change.context = context.into();
         if !self.consensus.propose_members(conf_change) {
             self.reconfigure = Some(change);
@@ -161,15 +204,39 @@ impl Replica {
         }
     }
 
+    /// Which of the participants to be are connected, and have caught up if they are to.
+    fn readiness(&self, change: &Reconfigure) -> Readiness {
+        let voters = &self.consensus.conf_state().voters;
+        let progress = self.consensus.progress();
+        let mut readiness = Readiness::default();
+        for member in change.members.iter().filter(|member| is_participant(member)) {
+            readiness.of += 1;
+            let is_connected =
+                member.id == self.identity.replica_id || self.connected.contains(&member.id);
+            let matched = progress.iter().find(|(id, _, _)| *id == member.id);
+            let is_behind = !voters.contains(&member.id)
+                && change
+                    .catch_up_to
+                    .is_some_and(|index| matched.is_none_or(|(_, matched, _)| *matched < index));
+            readiness.count += usize::from(is_connected && !is_behind);
+            readiness.is_somebody_on_the_way |= is_connected && is_behind;
+        }
+        readiness
+    }
+
+    /// The change that lets new participants follow.
+    fn learners_to_be(&self, members: &[Member]) -> Vec<ConfChangeSingle> {
+        let state = self.consensus.conf_state();
+        let is_new = |id| !state.voters.contains(&id) && !state.learners.contains(&id);
+        let new = members.iter().filter(|member| is_participant(member) && is_new(member.id));
+        new.map(|member| single(member.id, ConfChangeType::AddLearnerNode)).collect()
+    }
+
     /// What Raft has to change to get from its members to these.
     fn raft_changes(&self, members: &[Member]) -> Vec<ConfChangeSingle> {
         let state = self.consensus.conf_state();
         let mut changes = Vec::new();
-        let mut change = |id: u64, kind: ConfChangeType| {
-            let mut single = ConfChangeSingle { node_id: id, ..ConfChangeSingle::default() };
-            single.set_change_type(kind);
-            changes.push(single);
-        };
+        let mut change = |id: u64, kind: ConfChangeType| changes.push(single(id, kind));
         for member in members {
             if is_participant(member) && !state.voters.contains(&member.id) {
                 change(member.id, ConfChangeType::AddNode);
@@ -188,6 +255,11 @@ impl Replica {
 
     fn refuse_waiting(&mut self, error: Error, actions: &mut Vec<Action>) {
         let Some(change) = self.reconfigure.take() else { return };
+        // Those that followed already are let go; the next change would do it, too.
+        let left_over = self.raft_changes(&self.members);
+        if !left_over.is_empty() {
+            self.consensus.propose_members(conf_change(left_over));
+        }
         if let Ok(asked) = Command::decode(&mut Reader::new(&change.command)) {
             self.refuse_to(change.peer, asked.tag, error, actions);
         }
@@ -198,7 +270,7 @@ impl Replica {
     pub(super) fn refuse_reconfigure(&mut self, actions: &mut Vec<Action>) {
         let Some(change) = self.reconfigure.take() else { return };
         if change.peer != self.identity.replica_id {
-            let message = PeerMessage::NotLeader.encode();
+            let message = PeerMessage::Refused { refusals: change.refusals }.encode();
             actions.push(Action::SendPeer { peer: change.peer, message });
         }
         self.tell_peers(actions);
@@ -222,6 +294,7 @@ impl Replica {
         let Some(Some(client)) = self.clients.get_mut(slot_of(tag)) else { return };
         let id = client.id;
         client.refuse_write(tag, zxid, error);
+        self.release_held(id);
         self.unblocked.push(id);
     }
 }

@@ -68,8 +68,10 @@ impl Replica {
             client.reply_error(request_xid, zxid, Error::NotReadOnly);
             return self.queue_send(id);
         }
-        if is_write(code) {
-            self.write(now, id, (request_xid, code), record);
+        if is_write(code) && client.has_reconfigured && client.is_reconfiguring() {
+            client.wait(Pending::Held { message: message.into(), since_ms: now.ms });
+        } else if is_write(code) {
+            self.write(now.ms, id, (request_xid, code), record);
         } else if code == opcode::SYNC {
             self.sync(id, request_xid, record, message, now, actions);
         } else if client.pending.is_empty() {
@@ -82,7 +84,13 @@ impl Replica {
 
     /// Puts a write on its way. One that makes no sense goes it, too: it takes a zxid and is
     /// answered in its turn, as in ZooKeeper.
-    fn write(&mut self, now: Now, id: ClientId, (request_xid, code): (i32, i32), record: &[u8]) {
+    fn write(
+        &mut self,
+        since_ms: u64,
+        id: ClientId,
+        (request_xid, code): (i32, i32),
+        record: &[u8],
+    ) {
         // But for a reconfig, which ZooKeeper reads before it counts it.
         if code == opcode::RECONFIG
             && let Err(error) = Request::decode(code, record)
@@ -104,13 +112,29 @@ impl Replica {
             identities: client.identities.iter().collect(),
             act,
         };
-        client.pending.push_back(Pending::Write { tag, xid: request_xid, code, since_ms: now.ms });
+        client.pending.push_back(Pending::Write { tag, xid: request_xid, code, since_ms });
         if code == opcode::RECONFIG && self.config.reconfig_enabled {
+            client.has_reconfigured = true;
             let mut encoded = Vec::new();
             command.encode(&mut encoded);
             self.ask_reconfigure(encoded);
         } else {
             self.outbox.push(&command);
+        }
+    }
+
+    /// Puts the writes on their way that waited for a change of members.
+    pub(super) fn release_held(&mut self, id: ClientId) {
+        while let Some(client) = self.client_mut(id)
+            && let Some((place, message, since_ms)) = client.next_held()
+        {
+            client.pending_bytes -= message.len();
+            let (request_xid, code, record) = split(&message).expect("it was split before");
+            self.write(since_ms, id, (request_xid, code), record);
+            // It was put at the end, since something waits: the one that it replaces.
+            let Some(client) = self.client_mut(id) else { return };
+            let write = client.pending.pop_back().expect("a write was put there");
+            client.pending[place] = write;
         }
     }
 

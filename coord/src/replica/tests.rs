@@ -70,6 +70,10 @@ struct Ensemble {
 
 impl Ensemble {
     fn new(count: u64) -> Ensemble {
+        Ensemble::with(count, |_| {})
+    }
+
+    fn with(count: u64, configure: impl Fn(&mut Config)) -> Ensemble {
         let mut ensemble = Ensemble {
             replicas: Vec::new(),
             logs: Vec::new(),
@@ -84,6 +88,7 @@ impl Ensemble {
             let mut config = Config::tiny(PathBuf::from("unused"));
             config.replica_id = id;
             config.super_digest = Some("super:D/InIHSb7yEEbrWz8b9l71RjZJU=".to_owned());
+            configure(&mut config);
             let conf_state = ConfState { voters: (1..=count).collect(), ..ConfState::default() };
             let log = Log::default();
             let applied = Applied { index: 1, term: 1, conf_state };
@@ -433,6 +438,64 @@ fn a_write_whose_fate_is_unknown_closes_its_client() {
     assert_eq!(answers, [], "no majority has it");
     ensemble.pass(3000);
     assert!(ensemble.is_closed(&client), "the old leader gave up");
+}
+
+#[test]
+fn a_write_behind_a_change_of_members_waits_for_it() {
+    let line = |id| format!("server.{id}=10.0.0.{id}:2888:3888;2181");
+    let mut ensemble = Ensemble::with(3, |config| {
+        config.reconfig_enabled = true;
+        config.skip_acl = true;
+        config.members = (1..=3).map(|id| Member::parse_line(&line(id)).unwrap()).collect();
+    });
+    let leader = ensemble.leader().unwrap();
+    for replica in [leader, (leader + 1) % 3] {
+        let mut client = ensemble.new_session(replica);
+        let path = format!("/behind{replica}");
+        let requests = [
+            // Somebody who never connects, so not even a majority of the new ones does.
+            Request::Reconfig {
+                joining: Some("server.4=10.0.0.4:2888:3888;2181"),
+                leaving: Some("1,2,3"),
+                new_members: None,
+                config_id: -1,
+            },
+            create(&path, b"", 0),
+            get(&path, false),
+        ];
+        assert_eq!(ensemble.ask(&mut client, &requests), []);
+        let mut other = ensemble.new_session(leader);
+        let seen = ensemble.ask(&mut other, &[get(&path, false)]);
+        assert_eq!(seen[0].header.error, Error::NoNode.code(), "it overtook the change");
+        let mut answers = Vec::new();
+        for _ in 0..11 {
+            ensemble.pass(1000);
+            answers.extend(ensemble.ask(&mut client, &[Request::Ping]));
+        }
+        let errors = answers[..3].iter().map(|answer| answer.header.error).collect::<Vec<_>>();
+        assert_eq!(errors, [Error::NewConfigNoQuorum.code(), 0, 0]);
+    }
+}
+
+#[test]
+fn what_follows_a_refused_write_is_refused_until_its_sender_knows() {
+    let mut ensemble = Ensemble::new(3);
+    let leader = ensemble.leader().unwrap();
+    let follower = (leader + 1) % 3;
+    let (term, _) = ensemble.replicas[leader].leadership();
+    let mut forward = |refusals, commands: &[u8]| {
+        let message = PeerMessage::Forward { term, refusals, commands }.encode();
+        let peer = follower as u64 + 1;
+        ensemble.handle(leader, Event::PeerMessage { peer, message: &message });
+        let answers = std::mem::take(&mut ensemble.messages);
+        !answers.iter().any(|(_, _, message)| {
+            PeerMessage::decode(message) == Ok(PeerMessage::Refused { refusals })
+        })
+    };
+    assert!(forward(0, b""));
+    assert!(!forward(0, &vec![0; 65 << 20]), "there is no room for it");
+    assert!(!forward(0, b""), "it was sent before the refusal arrived");
+    assert!(forward(1, b""));
 }
 
 #[test]

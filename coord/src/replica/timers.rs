@@ -4,7 +4,7 @@
 use super::client::Phase;
 use super::{Action, ClientId, Now, PeerMessage, Replica, TICK_MS};
 use crate::command::{Act, Command};
-use crate::config::members::config_text;
+use crate::config::members::config_lines;
 
 /// Ticks made up for at once after a pause: more would only start elections.
 const TICKS_AT_ONCE_MAX: u64 = 3;
@@ -158,7 +158,7 @@ impl Replica {
         self.timers.containers_ms = now.ms + self.config.container_check_ms;
         // The first leader of all tells how it spells the members.
         if self.state.config_text().is_empty() && !self.config.members.is_empty() {
-            let text = config_text(&self.config.members, 0);
+            let text = config_lines(&self.config.members);
             self.push_own(0, 0, Act::SetConfig { text: &text });
         }
     }
