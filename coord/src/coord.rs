@@ -225,7 +225,8 @@ fn start(config: Config, joins: bool) -> Result<Coord, StartError> {
     let Stores { log, state, .. } = opened.stores;
     let disk = Disk::default();
     disk.note_checkpoint(checkpoint);
-    let log = LogThread::start(Box::new(log), mailbox.clone(), disk.clone())?;
+    let directory = Some(config.data_dir.as_path());
+    let log = LogThread::start(Box::new(log), mailbox.clone(), disk.clone(), directory)?;
     let interval_ms = config.checkpoint_interval_ms;
     let state = StateThread::start(
         Box::new(state),

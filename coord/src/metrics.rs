@@ -156,6 +156,8 @@ metrics! {
         requests_too_large = "large_requests_rejected",
         /// Clients that were disconnected because they did not read their replies.
         slow_clients_closed = "slow_clients_closed",
+        /// Writes that were refused because a store or the file system is nearly full.
+        writes_without_room = "writes_refused_without_room",
         /// Auth requests that failed.
         auth_failures = "auth_failed_count",
         /// Sessions opened by clients of this replica.

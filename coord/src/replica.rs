@@ -213,6 +213,9 @@ pub struct Replica {
     started_ms: u64,
     leading_since_ms: Option<u64>,
     admin_waiting: Vec<admin::Waiting>,
+    /// Whether our stores have no room for more state, and those of which others.
+    is_full: bool,
+    full_peers: HashSet<u64>,
     is_failed: bool,
     is_shutting_down: bool,
     /// Records of the state that changed since the last checkpoint action.
@@ -274,6 +277,8 @@ impl Replica {
             reconfigures_asked: Vec::new(),
             syncs: read::Syncs::new(origin),
             admin_waiting: Vec::new(),
+            is_full: false,
+            full_peers: HashSet::new(),
             is_failed: false,
             is_shutting_down: false,
             is_state_changed: false,
@@ -299,6 +304,7 @@ impl Replica {
                 self.send_raft(messages, actions);
             }
             Event::CheckpointDurable { applied } => self.checkpoint_durable(applied, actions),
+            Event::Room { is_full } => self.room_changed(is_full, actions),
             Event::StorageFailed { error } => {
                 self.is_failed = true;
                 let reason = format!(

@@ -31,6 +31,7 @@ mod log_thread;
 mod machine;
 mod mailbox;
 mod reports;
+mod room;
 mod state_thread;
 #[cfg(test)]
 mod tests;
@@ -60,6 +61,8 @@ const SHUT_DOWN_MS: u64 = 2000;
 const SETTLE: Duration = Duration::from_millis(200);
 /// How long the loop looks for the next request after one came, before it sleeps.
 const AWAKE: Duration = Duration::from_micros(50);
+/// How often the state is made durable so that a log which is half full can be compacted.
+const RELIEVE_EVERY_MS: u64 = 1000;
 /// A pass that takes longer is worth a line: peers and clients noticed it.
 const SLOW_PASS: Duration = Duration::from_millis(200);
 
@@ -131,6 +134,10 @@ struct Pass {
     shared: Vec<u8>,
     /// The last append that the replica knows to be durable.
     durable: u64,
+    /// Whether the replica knows that there is no room for more state.
+    is_full: bool,
+    /// When the state may next be made durable for the log's sake.
+    relieve_at_ms: u64,
     /// Clients whose output is to be sent.
     sends: Vec<ClientId>,
     /// Actions being done.
@@ -153,6 +160,8 @@ impl<M: Machine> Runtime<M> {
         let mut pass = Pass {
             shared: vec![0; SHARED_SIZE],
             durable: 0,
+            is_full: false,
+            relieve_at_ms: 0,
             sends: Vec::new(),
             doing: Vec::new(),
             operators: Vec::new(),
@@ -233,6 +242,7 @@ impl<M: Machine> Runtime<M> {
             }
         }
         pass.more = self.read_letters(now, pass);
+        self.look_for_room(now, pass);
         let Runtime { machine, clients, peers, actions, .. } = self;
         let mut world = World { now, machine, actions };
         pass.more |= clients.accept(now.ms);
@@ -246,6 +256,26 @@ impl<M: Machine> Runtime<M> {
             .min(self.clients.run_timers(now.ms))
             .min(self.peers.deadline_ms())
             .min(self.state.deadline_ms(now.ms))
+    }
+
+    /// Tells the replica whether its stores have room, and lets the log become smaller in time.
+    fn look_for_room(&mut self, now: Now, pass: &mut Pass) {
+        let lacking = self.disk.room.lacking();
+        if lacking.is_some() != pass.is_full {
+            pass.is_full = lacking.is_some();
+            match lacking {
+                Some(what) => tracing::warn!(
+                    "{what}; until then writes that need room are refused with QUOTAEXCEEDED"
+                ),
+                None => tracing::info!("there is room again for all writes"),
+            }
+            let event = Event::Room { is_full: pass.is_full };
+            self.machine.handle(now, event, &mut self.actions);
+        }
+        if self.disk.room.is_log_pressed() && now.ms >= pass.relieve_at_ms {
+            pass.relieve_at_ms = now.ms + RELIEVE_EVERY_MS;
+            self.state.ask(Action::FlushCheckpoint);
+        }
     }
 
     /// Takes what other threads wrote. True when there may be more.

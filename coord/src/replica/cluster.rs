@@ -38,12 +38,35 @@ impl Replica {
         self.connected.insert(peer);
         self.refused.remove(&peer);
         self.refuse_snapshot_of(peer, actions);
+        if self.is_full {
+            self.tell_room(peer, actions);
+        }
+    }
+
+    /// What grows the state is refused before it is in the log, at each replica, so all have to
+    /// know of the one without room.
+    pub(super) fn room_changed(&mut self, is_full: bool, actions: &mut Vec<Action>) {
+        self.is_full = is_full;
+        for &peer in &self.connected {
+            self.tell_room(peer, actions);
+        }
+    }
+
+    fn tell_room(&self, peer: u64, actions: &mut Vec<Action>) {
+        let message = PeerMessage::Room { is_full: self.is_full }.encode();
+        actions.push(Action::SendPeer { peer, message });
+    }
+
+    /// Whether this replica and all that it is connected to have room for more state.
+    pub(super) fn has_room(&self) -> bool {
+        !self.is_full && self.full_peers.is_empty()
     }
 
     pub(super) fn peer_lost(&mut self, peer: u64, actions: &mut Vec<Action>) {
         if !self.connected.remove(&peer) {
             return;
         }
+        self.full_peers.remove(&peer);
         self.consensus.report_unreachable(peer);
         self.stop_sending_snapshot(peer, actions);
         // What was forwarded over the stream may never have arrived.
@@ -94,6 +117,8 @@ impl Replica {
             PeerMessage::Reconfigure { refusals, command } => {
                 self.begin_reconfigure(now, (peer, refusals), command, actions);
             }
+            PeerMessage::Room { is_full: true } => drop(self.full_peers.insert(peer)),
+            PeerMessage::Room { is_full: false } => drop(self.full_peers.remove(&peer)),
             PeerMessage::ReconfigureRefused { tag, error } => self.reconfigure_refused(tag, error),
         }
     }

@@ -50,6 +50,8 @@ pub enum Event<'a> {
     LogDurable { number: u64 },
     /// The state that `applied` tells is durable: the log before it may be forgotten.
     CheckpointDurable { applied: Applied },
+    /// The stores have no room for more state, or have it again.
+    Room { is_full: bool },
     /// A store failed for good: nothing can be acknowledged any more.
     StorageFailed { error: String },
 

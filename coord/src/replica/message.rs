@@ -56,6 +56,10 @@ pub(super) enum PeerMessage<'a> {
         tag: u64,
         error: i32,
     },
+    /// Whether the sender has no room for more state; it has until it says otherwise.
+    Room {
+        is_full: bool,
+    },
 }
 
 const RAFT: u8 = 1;
@@ -69,6 +73,7 @@ const SNAPSHOT_MORE: u8 = 8;
 const SNAPSHOT_DONE: u8 = 9;
 const RECONFIGURE: u8 = 10;
 const RECONFIGURE_REFUSED: u8 = 11;
+const ROOM: u8 = 12;
 
 impl<'a> PeerMessage<'a> {
     pub(super) fn encode(&self) -> Vec<u8> {
@@ -117,6 +122,10 @@ impl<'a> PeerMessage<'a> {
                 writer.long(*tag as i64);
                 writer.int(*error);
             }
+            PeerMessage::Room { is_full } => {
+                writer.raw(&[ROOM]);
+                writer.boolean(*is_full);
+            }
         }
         out
     }
@@ -146,6 +155,7 @@ impl<'a> PeerMessage<'a> {
             RECONFIGURE_REFUSED => {
                 PeerMessage::ReconfigureRefused { tag: reader.long()? as u64, error: reader.int()? }
             }
+            ROOM => PeerMessage::Room { is_full: reader.boolean()? },
             other => return Err(JuteError::Operation(i32::from(other))),
         })
     }
@@ -310,6 +320,7 @@ mod tests {
             PeerMessage::SnapshotDone { is_installed: true },
             PeerMessage::Reconfigure { refusals: 6, command: b"command" },
             PeerMessage::ReconfigureRefused { tag: 7, error: -14 },
+            PeerMessage::Room { is_full: true },
         ] {
             let bytes = message.encode();
             assert_eq!(PeerMessage::decode(&bytes), Ok(message));

@@ -24,6 +24,21 @@ fn is_write(code: i32) -> bool {
     )
 }
 
+/// Whether a write may make the state larger. What only deletes is taken even when there is no
+/// room, since it makes some.
+fn may_grow(code: i32, record: &[u8]) -> bool {
+    match code {
+        opcode::DELETE | opcode::CLOSE_SESSION | opcode::RECONFIG => false,
+        opcode::MULTI => match Request::decode(code, record) {
+            Ok(Request::Multi(operations)) => operations
+                .iter()
+                .any(|it| !matches!(it, Request::Delete { .. } | Request::Check { .. })),
+            _ => false,
+        },
+        _ => true,
+    }
+}
+
 impl Replica {
     /// Takes one message of a client.
     pub(super) fn client_message(
@@ -96,6 +111,10 @@ impl Replica {
             && let Err(error) = Request::decode(code, record)
         {
             return self.answer_in_turn(id, request_xid, error_of(code, error));
+        }
+        if !self.has_room() && may_grow(code, record) {
+            self.metrics.writes_without_room += 1;
+            return self.answer_in_turn(id, request_xid, Error::QuotaExceeded);
         }
         let tag = self.next_tag(id);
         let slot = id.slot as usize;

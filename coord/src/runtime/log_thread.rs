@@ -6,11 +6,13 @@
 //! entries in small steps while no append waits; a log that is full is compacted at once.
 
 use std::io;
+use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use flume::{Receiver, Sender};
 
+use super::room::FreeSpace;
 use super::{Disk, Event, Letter, Mailbox};
 use crate::store::{Append, LogStore, StoreError};
 
@@ -31,7 +33,7 @@ pub(crate) struct LogThread {
 }
 
 impl LogThread {
-    /// Starts the thread.
+    /// Starts the thread; the file system to be looked at is that of `directory`.
     ///
     /// # Errors
     /// It could not be started.
@@ -39,12 +41,17 @@ impl LogThread {
         store: Box<dyn LogStore>,
         mailbox: Mailbox,
         disk: Disk,
+        directory: Option<&Path>,
     ) -> io::Result<LogThread> {
+        disk.room.note_log(store.used_bytes(), store.limit_bytes());
+        let free_space = FreeSpace::of(directory);
+        free_space.look(&disk.room);
         let (sender, work) = flume::bounded(APPENDS_MAX);
         let writer = Writer {
             store,
             mailbox,
             disk,
+            free_space,
             work,
             batch: Vec::new(),
             compaction: None,
@@ -89,6 +96,7 @@ struct Writer {
     store: Box<dyn LogStore>,
     mailbox: Mailbox,
     disk: Disk,
+    free_space: FreeSpace,
     work: Receiver<Work>,
     /// Appends of the next commit.
     batch: Vec<Append>,
@@ -143,11 +151,18 @@ impl Writer {
                     let mut figures = self.disk.figures();
                     figures.sync_latency.record(began.elapsed().as_micros() as u64);
                     figures.log_bytes = self.store.used_bytes();
+                    drop(figures);
+                    self.note_room();
                 }
                 Err(error) => self.fail(&error),
             }
         }
         self.batch.clear();
+    }
+
+    fn note_room(&self) {
+        self.disk.room.note_log(self.store.used_bytes(), self.store.limit_bytes());
+        self.free_space.look(&self.disk.room);
     }
 
     /// One step of forgetting.
@@ -157,7 +172,7 @@ impl Writer {
         };
         match self.store.compact(index, term) {
             Ok(reached) if reached < index => self.compaction = Some((index, term)),
-            Ok(_) => {}
+            Ok(_) => self.note_room(),
             // Room comes back by itself; nothing is lost by keeping entries.
             Err(error @ StoreError::Full { .. }) => tracing::warn!(%error, "compacting the log"),
             Err(error) => self.fail(&error),

@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::room::Room;
 use super::{Machine, Now, Report, Runtime};
 use crate::metrics::Latency;
 use crate::report::{self, Effect, Process, Wanted};
@@ -22,7 +23,11 @@ pub(super) struct DiskFigures {
 
 /// A handle to [`DiskFigures`].
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Disk(Arc<Mutex<DiskFigures>>);
+pub(crate) struct Disk {
+    figures: Arc<Mutex<DiskFigures>>,
+    /// Whether they have room for more.
+    pub(super) room: Room,
+}
 
 impl Disk {
     /// Notes what the state on disk holds; see [`DiskFigures::checkpoint`].
@@ -33,7 +38,7 @@ impl Disk {
     /// The figures, for a moment.
     pub(super) fn figures(&self) -> MutexGuard<'_, DiskFigures> {
         // Plain numbers: a thread that panicked left nothing half done that matters.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.figures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

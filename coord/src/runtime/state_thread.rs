@@ -60,6 +60,7 @@ impl StateThread {
         disk: Disk,
     ) -> io::Result<StateThread> {
         disk.figures().state_bytes = store.used_bytes();
+        disk.room.note_state(store.used_bytes(), 0, store.limit_bytes());
         let (sender, work) = flume::bounded(QUEUE_MAX);
         let limits = Limits { wait_ms_max: interval_ms, bytes_max };
         let keeper = Keeper {
@@ -228,6 +229,7 @@ impl Keeper {
                 self.merged_to = applied.clone();
                 self.merged_zxid = zxid;
                 self.merged.add(records, applied, self.clock.now().ms);
+                self.note_room();
             }
             Action::FlushCheckpoint => self.commit(),
             Action::OpenSnapshot { peer } => self.open_snapshot(peer),
@@ -264,6 +266,11 @@ impl Keeper {
             Ok(None) => {}
             Err(error) => self.fail(&error),
         }
+    }
+
+    fn note_room(&self) {
+        let (used, waiting) = (self.store.used_bytes(), self.merged.bytes() as u64);
+        self.disk.room.note_state(used, waiting, self.store.limit_bytes());
     }
 
     fn fail(&mut self, error: &StoreError) {

@@ -74,7 +74,8 @@ fn nothing_that_is_put_in_is_slept_over() {
 fn appends_are_durable_in_order_and_none_is_left_at_the_end() {
     let (_poll, mailbox, letters) = bell();
     let disk = MemoryDisk::new(1);
-    let mut thread = LogThread::start(Box::new(disk.log()), mailbox, Disk::default()).unwrap();
+    let mut thread =
+        LogThread::start(Box::new(disk.log()), mailbox, Disk::default(), None).unwrap();
     let mut last = 0;
     for number in 1..=1000 {
         thread.append(append(number));
@@ -93,7 +94,8 @@ fn appends_are_durable_in_order_and_none_is_left_at_the_end() {
 fn a_log_that_fails_acknowledges_nothing_more() {
     let (_poll, mailbox, letters) = bell();
     let disk = MemoryDisk::new(1);
-    let mut thread = LogThread::start(Box::new(disk.log()), mailbox, Disk::default()).unwrap();
+    let mut thread =
+        LogThread::start(Box::new(disk.log()), mailbox, Disk::default(), None).unwrap();
     thread.append(append(1));
     let began = Instant::now();
     while letters.durable() == 0 {
