@@ -38,9 +38,8 @@ impl Replica {
         self.connected.insert(peer);
         self.refused.remove(&peer);
         self.refuse_snapshot_of(peer, actions);
-        if self.is_full {
-            self.tell_room(peer, actions);
-        }
+        // Even if there is some: what was told over an earlier stream may have been lost.
+        self.tell_room(peer, actions);
     }
 
     /// What grows the state is refused before it is in the log, at each replica, so all have to
