@@ -21,6 +21,8 @@ mod fs;
 
 mod bench;
 
+mod doctor;
+
 mod failure;
 mod jobs;
 mod output;
@@ -36,6 +38,7 @@ Examples:
   millrace fs ls -l                            what that node serves
   millrace coord --data DIR                    serve ZooKeeper's clients at 127.0.0.1:2181
   millrace bench read --seconds 10             how fast it does so
+  millrace doctor                              what of this machine makes it slower
 
 Exit codes:
   0  done
@@ -57,6 +60,7 @@ enum Verb {
     Coord(Box<coord::Args>),
     Fs(fs::Args),
     Bench(bench::Args),
+    Doctor(doctor::Args),
     Completions(CompletionsArgs),
 }
 
@@ -82,6 +86,7 @@ fn main() -> ExitCode {
         Verb::Coord(args) => coord::run(*args),
         Verb::Fs(args) => fs::run(args),
         Verb::Bench(args) => bench::run(args),
+        Verb::Doctor(args) => doctor::run(&args),
         Verb::Completions(args) => completions(args.shell),
     };
     match result {

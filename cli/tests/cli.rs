@@ -174,6 +174,7 @@ fn every_verb_has_help_with_examples() {
         &["bench"],
         &["bench", "read"],
         &["bench", "compare"],
+        &["doctor"],
         &["completions"],
     ];
     for verb in verbs {
@@ -241,6 +242,27 @@ fn completions_know_the_verbs() {
         assert!(script.contains("quickstart"), "{shell}");
     }
     run_badly(&["completions", "cmd.exe"], 2, &["bash"]);
+}
+
+#[test]
+fn doctor_looks_at_this_machine() {
+    let report = run_well(&["doctor"]);
+    assert!(report.contains("kernel") && report.contains("Linux "), "{report}");
+    let findings = json(&run_well(&["doctor", "--json"]));
+    let findings = findings.as_array().unwrap();
+    assert!(findings.iter().any(|finding| finding["name"] == "io_uring"));
+    assert!(
+        findings.iter().all(|finding| finding["advice"].is_null() == (finding["state"] == "on"))
+    );
+    let starved = Command::new("prlimit")
+        .arg("--memlock=65536")
+        .arg(env!("CARGO_BIN_EXE_millrace"))
+        .arg("doctor")
+        .output()
+        .unwrap();
+    let starved = said(starved);
+    assert_eq!(starved.code, Some(1), "no node starts there: {}", starved.stdout);
+    assert!(starved.stdout.contains("ulimit -l"), "{}", starved.stdout);
 }
 
 #[test]

@@ -17,6 +17,7 @@
 mod cache;
 pub mod config;
 mod connection;
+pub mod doctor;
 mod eventfd;
 mod files;
 mod mailbox;

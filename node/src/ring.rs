@@ -85,6 +85,23 @@ fn build(setup: Setup) -> io::Result<IoUring> {
     builder.build(SUBMISSIONS)
 }
 
+/// What this kernel's ring can do.
+pub(crate) struct Abilities {
+    /// Completions run within our own `enter`.
+    pub(crate) is_deferred: bool,
+}
+
+/// Finds out by making a ring as a shard does, and dropping it.
+///
+/// # Errors
+/// As [`Ring::new`].
+pub(crate) fn abilities(eventfd: &OwnedFd) -> io::Result<Abilities> {
+    if Ring::with(Setup::Deferred, eventfd, 1).is_ok() {
+        return Ok(Abilities { is_deferred: true });
+    }
+    Ring::with(Setup::Plain, eventfd, 1).map(|_| Abilities { is_deferred: false })
+}
+
 /// The ring.
 pub(crate) struct Ring {
     ring: IoUring,
