@@ -49,7 +49,7 @@ pub(crate) struct Args {
 /// Which node is asked.
 #[derive(clap::Args)]
 pub(crate) struct NodeAddress {
-    /// Address of the node
+    /// Address of the node; unix:PATH for its Unix socket
     #[arg(id = "node_address", long = "node", value_name = "HOST:PORT", env = "MILLRACE_NODE",
         hide_env_values = true,
         display_order = 100,
@@ -61,13 +61,19 @@ impl NodeAddress {
     /// Judges the form of the address, before anything is looked up or contacted.
     ///
     /// # Errors
-    /// If it is not `host:port`.
+    /// If it is neither `host:port` nor `unix:PATH`.
     pub(crate) fn check(&self) -> Result<(), Failure> {
+        if self.address.strip_prefix("unix:").is_some_and(|path| !path.is_empty()) {
+            return Ok(());
+        }
         let parts = self.address.rsplit_once(':');
         if parts.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) {
             return Ok(());
         }
-        Err(Failure::usage(format!("flag --node: {:?} is not host:port", self.address)))
+        Err(Failure::usage(format!(
+            "flag --node: {:?} is neither host:port nor unix:PATH",
+            self.address
+        )))
     }
 }
 

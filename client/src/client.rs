@@ -43,7 +43,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to a node at `address`, `host:port`, and exchanges `Hello`.
+    /// Connects to a node at `address`, `host:port` or `unix:PATH`, and exchanges `Hello`.
     ///
     /// # Errors
     /// [`Error::Connect`] or [`Error::NoHello`] when the first try to connect fails: only a client

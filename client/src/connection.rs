@@ -16,6 +16,7 @@
 mod driver;
 mod in_flight;
 mod receiver;
+mod socket;
 
 use std::sync::Arc;
 
@@ -31,6 +32,7 @@ use tokio::time::{self, Instant};
 use crate::config::ClientConfig;
 use crate::error::Error;
 use crate::file::HelloInfo;
+pub(crate) use socket::socket_path;
 
 /// A request's op and body.
 #[derive(Debug)]

@@ -13,7 +13,7 @@ use smallvec::smallvec;
 use tokio::sync::watch;
 
 use crate::config::ClientConfig;
-use crate::connection::{Lane, Link};
+use crate::connection::{Lane, Link, socket_path};
 use crate::error::Error;
 use crate::file::HelloInfo;
 
@@ -66,17 +66,20 @@ impl Network {
     /// Judges the address and starts the main lane, without connecting yet.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for an address that is not `host:port`.
+    /// [`Error::InvalidArgument`] for an address that is neither `host:port` nor `unix:PATH`.
     pub(crate) fn start_main(
         address: &Arc<str>,
         config: &Arc<ClientConfig>,
     ) -> Result<Lane, Error> {
-        let is_valid = address
-            .rsplit_once(':')
-            .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+        let is_valid = match socket_path(address) {
+            Some(path) => !path.is_empty(),
+            None => address
+                .rsplit_once(':')
+                .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()),
+        };
         if !is_valid {
             return Err(Error::InvalidArgument(format!(
-                "'{address}' is not an address; write host:port, such as node1:7070"
+                "'{address}' is not an address; write host:port, such as node1:7070, or unix:PATH"
             )));
         }
         Ok(Lane::start(smallvec![address.clone()], config.clone()))

@@ -17,10 +17,13 @@ use std::path::{Path, PathBuf};
 
 use millrace_proto::frame::{BODY_LENGTH_MAX, PAYLOAD_LENGTH_MAX};
 
+mod key;
 mod text;
 
+pub use key::Key;
+use key::{Access, Number};
 pub use text::{SizeError, format_size, parse_size, usable_cpus};
-use text::{format_cpus, is_host, parse_count, parse_cpus};
+use text::{format_cpus, is_host, parse_cpus};
 
 /// Everything a node can be told. Sizes are bytes; the keys are documented in [`KEYS`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +32,8 @@ pub struct Config {
     pub source: PathBuf,
     /// Address to listen on; port 0 takes any free one.
     pub listen: SocketAddr,
+    /// Unix socket to listen at as well; empty for none.
+    pub socket: PathBuf,
     /// Host that clients use for shard addresses; empty for the host they connected to.
     pub advertise: String,
     /// Worker threads, each with its own core and its own part of the cache.
@@ -65,38 +70,6 @@ pub struct Config {
     pub drain_timeout_ms: u64,
 }
 
-/// One thing that can be set.
-pub struct Key {
-    /// Name in the file, such as `fill_concurrency`.
-    pub name: &'static str,
-    /// Placeholder for the value in a usage line, such as `SIZE`.
-    pub value: &'static str,
-    /// Default as text, for people.
-    pub default: &'static str,
-    /// One line that says what it does.
-    pub help: &'static str,
-    /// A value that is allowed.
-    pub example: &'static str,
-    access: Access,
-}
-
-/// How the text of a key becomes a field and back.
-enum Access {
-    /// A plain number, such as `10_000`.
-    Count(Number),
-    /// A number of bytes, such as `512MiB`.
-    Size(Number),
-    /// Anything else; `set` tells whether the text was understood.
-    Text { allowed: &'static str, set: fn(&mut Config, &str) -> bool, get: fn(&Config) -> String },
-}
-
-struct Number {
-    min: u64,
-    max: u64,
-    set: fn(&mut Config, u64),
-    get: fn(&Config) -> u64,
-}
-
 /// A number that lives in the field of this name. The range is checked before the cast.
 macro_rules! number {
     ($field:ident, $range:expr) => {
@@ -126,6 +99,8 @@ pub const BLOCK_SIZE_MIN: u32 = millrace_proto::checksum::CHUNK_SIZE;
 pub const BLOCK_SIZE_MAX: u32 = PAYLOAD_LENGTH_MAX;
 /// Highest number of cores that an affinity mask can name.
 const CPUS_MAX: usize = rustix::thread::CpuSet::MAX_CPU;
+/// Longest path of a socket: `sun_path` of unix(7), less what the names of shards add.
+const SOCKET_LENGTH_MAX: usize = 107 - 4;
 /// Longest host name in DNS.
 const HOST_LENGTH_MAX: usize = 253;
 
@@ -164,6 +139,21 @@ pub const KEYS: &[Key] = &[
                 })
             },
             get: |config| config.listen.to_string(),
+        },
+    },
+    Key {
+        name: "socket",
+        value: "PATH",
+        default: "none",
+        help: "Unix socket for clients on this machine; with several shards also PATH.0 and so on",
+        example: "/run/millrace.sock",
+        access: Access::Text {
+            allowed: "an absolute path of at most 103 bytes, or nothing",
+            set: |config, text| {
+                config.socket = PathBuf::from(text);
+                text.is_empty() || text.starts_with('/') && text.len() <= SOCKET_LENGTH_MAX
+            },
+            get: |config| config.socket.display().to_string(),
         },
     },
     Key {
@@ -319,62 +309,6 @@ pub const KEYS: &[Key] = &[
         access: Access::Count(number!(drain_timeout_ms, 0..=3_600_000)),
     },
 ];
-
-impl Key {
-    /// The key of this name.
-    pub fn find(name: &str) -> Option<&'static Key> {
-        KEYS.iter().find(|key| key.name == name)
-    }
-
-    /// The flag that sets it, such as `--fill-concurrency`.
-    pub fn flag(&self) -> String {
-        format!("--{}", self.name.replace('_', "-"))
-    }
-
-    /// The environment variable that sets it, such as `MILLRACE_FILL_CONCURRENCY`.
-    pub fn variable(&self) -> String {
-        format!("{VARIABLE_PREFIX}{}", self.name.to_ascii_uppercase())
-    }
-
-    /// What values are allowed, such as `a size from 64KiB to 16MiB`.
-    pub fn allowed(&self) -> String {
-        match &self.access {
-            Access::Count(number) => {
-                format!("a whole number from {} to {}", number.min, number.max)
-            }
-            Access::Size(number) => {
-                format!("a size from {} to {}", format_size(number.min), format_size(number.max))
-            }
-            Access::Text { allowed, .. } => (*allowed).to_owned(),
-        }
-    }
-
-    /// The value in `config` as text that [`Config::load`] understands.
-    pub fn get(&self, config: &Config) -> String {
-        match &self.access {
-            Access::Count(number) => (number.get)(config).to_string(),
-            Access::Size(number) => format_size((number.get)(config)),
-            Access::Text { get, .. } => get(config),
-        }
-    }
-
-    /// Sets the field; `false` if the text is not an allowed value.
-    fn set(&self, config: &mut Config, text: &str) -> bool {
-        let (number, value) = match &self.access {
-            Access::Count(number) => (number, parse_count(text.trim())),
-            Access::Size(number) => (number, parse_size(text.trim()).ok()),
-            // A path may begin or end with a space.
-            Access::Text { set, .. } => return set(config, text),
-        };
-        match value {
-            Some(value) if (number.min..=number.max).contains(&value) => {
-                (number.set)(config, value);
-                true
-            }
-            _ => false,
-        }
-    }
-}
 
 /// Where a value comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -536,6 +470,7 @@ impl Config {
         Config {
             source,
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            socket: PathBuf::new(),
             advertise: String::new(),
             shards: 1,
             cpus: usable_cpus(),
@@ -561,6 +496,7 @@ impl Config {
         Config {
             source: PathBuf::new(),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7070)),
+            socket: PathBuf::new(),
             advertise: String::new(),
             shards: 0,
             cpus: Vec::new(),

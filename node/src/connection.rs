@@ -139,6 +139,8 @@ pub(crate) enum Phase {
 /// One client.
 pub(crate) struct Connection {
     pub token: Token,
+    /// Whether it came over a Unix socket.
+    pub is_local: bool,
     /// Bytes of a frame that is not complete, or of requests that wait for room.
     pub stash: Vec<u8>,
     /// Replies for the next send.
@@ -163,9 +165,10 @@ pub(crate) struct Connection {
 
 impl Connection {
     /// A connection that was just accepted.
-    pub(crate) fn new(token: Token, now: u64) -> Connection {
+    pub(crate) fn new(token: Token, now: u64, is_local: bool) -> Connection {
         Connection {
             token,
+            is_local,
             stash: Vec::new(),
             building: Batch::default(),
             spare: Batch::default(),

@@ -20,6 +20,7 @@ mod connection;
 pub mod doctor;
 mod eventfd;
 mod files;
+mod local;
 mod mailbox;
 mod memory;
 mod metrics;

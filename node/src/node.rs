@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
@@ -17,6 +18,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::cache::{self, Cache};
 use crate::config::{Config, ConfigError};
 use crate::files::FileTable;
+use crate::local::{self, LocalSockets, SocketFiles};
 use crate::mailbox::{Mail, Mailbox, Mailboxes};
 use crate::memory::Arena;
 use crate::metrics::Counters;
@@ -50,6 +52,9 @@ pub enum StartError {
     /// An address cannot be listened on.
     #[error("listen on {address}: {error}")]
     Listen { address: SocketAddr, error: io::Error },
+    /// The Unix socket cannot be listened on.
+    #[error("listen on unix:{path}: {error}")]
+    Socket { path: String, error: io::Error },
     /// The system allows too few open files for the connections.
     #[error(
         "connections_max needs {needed} open files, but only {allowed} are allowed: \
@@ -81,6 +86,7 @@ pub struct Node {
     mailboxes: Mailboxes,
     shards: Vec<ExecutorJoinHandle<io::Result<Ended>>>,
     side: Side,
+    _socket_files: SocketFiles,
 }
 
 impl Node {
@@ -101,22 +107,20 @@ impl Node {
         let files = Arc::new(FileTable::new(config.files_max, store.identity()));
         let memories = arena(&config)?.cut(shard_count as u32);
         let listeners = listen(&config)?;
+        let local = listen_locally(&config)?;
         let address = listeners[0].public_address;
         let shard_addresses: Vec<SocketAddr> =
             listeners.iter().map(|listener| listener.address()).collect();
 
-        let mut mailboxes = Vec::with_capacity(shard_count);
-        let mut receivers = Vec::with_capacity(shard_count);
-        for _ in 0..shard_count {
-            let (mailbox, receiver) = Mailbox::new(MAILBOX_CAPACITY).map_err(StartError::Side)?;
-            mailboxes.push(mailbox);
-            receivers.push(receiver);
-        }
+        let mailboxes = (0..shard_count).map(|_| Mailbox::new(MAILBOX_CAPACITY));
+        let mailboxes: io::Result<(Vec<Mailbox>, Vec<_>)> = mailboxes.collect();
+        let (mailboxes, receivers) = mailboxes.map_err(StartError::Side)?;
         let mailboxes: Mailboxes = mailboxes.into();
         let shared = Arc::new(Shared {
             files: Arc::clone(&files),
             counters: (0..shard_count).map(|_| Counters::default()).collect(),
             shard_addresses: advertised(&config, &shard_addresses),
+            local_addresses: local.addresses,
             block_size: config.block_size,
             connection_count: AtomicUsize::new(0),
         });
@@ -124,10 +128,17 @@ impl Node {
             .map_err(StartError::Side)?;
         let side_queue = side.queue.clone();
 
-        let mut node = Node { address, shard_addresses, mailboxes, shards: Vec::new(), side };
+        let mut node = Node {
+            address,
+            shard_addresses,
+            mailboxes,
+            shards: Vec::new(),
+            side,
+            _socket_files: local.files,
+        };
         let (ready, readiness) = flume::bounded(shard_count);
-        let parts = memories.into_iter().zip(listeners).zip(receivers);
-        for (shard, ((memory, listener), mail)) in parts.enumerate() {
+        let parts = memories.into_iter().zip(listeners).zip(receivers).zip(local.listeners);
+        for (shard, (((memory, listener), mail), local)) in parts.enumerate() {
             let shared = Arc::clone(&shared);
             let limits = limits(&config);
             let side_queue = side_queue.clone();
@@ -140,7 +151,7 @@ impl Node {
             let spawned = builder.spawn(move || async move {
                 let worker =
                     Worker::new(shard as u32, shared, limits, side_queue, Cache::new(memory));
-                let sockets = listener.into_sockets();
+                let sockets = (listener.into_sockets(), local);
                 let runtime =
                     Runtime::new(worker, sockets, mail, mailboxes, started, drain_timeout_ms);
                 match runtime {
@@ -293,9 +304,21 @@ impl Listener {
         self.own.as_ref().map_or(self.public_address, |(_, address)| *address)
     }
 
-    fn into_sockets(self) -> Vec<TcpListener> {
-        std::iter::once(self.public).chain(self.own.map(|(socket, _)| socket)).collect()
+    fn into_sockets(self) -> Vec<OwnedFd> {
+        let own = self.own.map(|(socket, _)| socket);
+        std::iter::once(self.public).chain(own).map(OwnedFd::from).collect()
     }
+}
+
+/// Listens at the Unix socket, if one is configured.
+fn listen_locally(config: &Config) -> Result<LocalSockets, StartError> {
+    let path = &config.socket;
+    if path.as_os_str().is_empty() {
+        let listeners = (0..config.shards).map(|_| Vec::new()).collect();
+        return Ok(LocalSockets { listeners, ..LocalSockets::default() });
+    }
+    local::listen(path, config.shards, BACKLOG)
+        .map_err(|error| StartError::Socket { path: path.display().to_string(), error })
 }
 
 /// Listens for every shard on the public address, where the kernel spreads connections over the

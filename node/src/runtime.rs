@@ -9,7 +9,6 @@
 //! to ring the eventfd, so nothing is missed; no socket is closed while an operation on it is under way.
 
 use std::io;
-use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -67,7 +66,9 @@ pub(crate) struct Runtime {
     /// What the shard sleeps on, until it runs.
     eventfd: Option<OwnedFd>,
     shard: u32,
-    listeners: Vec<TcpListener>,
+    /// Those for TCP, then those for this machine alone.
+    listeners: Vec<OwnedFd>,
+    tcp_count: usize,
     mail: flume::Receiver<Mail>,
     mailboxes: Mailboxes,
     sockets: Vec<Option<Socket>>,
@@ -100,13 +101,15 @@ impl Runtime {
     /// As [`Ring::new`].
     pub(crate) fn new(
         worker: Worker,
-        listeners: Vec<TcpListener>,
+        (mut listeners, local): (Vec<OwnedFd>, Vec<OwnedFd>),
         mail: flume::Receiver<Mail>,
         mailboxes: Mailboxes,
         started: Instant,
         drain_timeout_ms: u64,
     ) -> io::Result<Runtime> {
         let shard = worker.shard();
+        let tcp_count = listeners.len();
+        listeners.extend(local);
         let eventfd = mailboxes[shard as usize].eventfd().try_clone()?;
         let ring = Ring::new(mailboxes[shard as usize].eventfd(), TICK_MS)?;
         Ok(Runtime {
@@ -115,6 +118,7 @@ impl Runtime {
             eventfd: Some(eventfd),
             shard,
             listeners,
+            tcp_count,
             mail,
             mailboxes,
             sockets: Vec::new(),
@@ -295,7 +299,7 @@ impl Runtime {
 
     fn on_accepted(&mut self, now: u64, listener: u32, result: io::Result<OwnedFd>, armed: bool) {
         match result {
-            Ok(fd) => self.on_connection(now, fd),
+            Ok(fd) => self.on_connection(now, fd, listener as usize >= self.tcp_count),
             Err(error) => {
                 // Out of descriptors or memory: listen on, a little later.
                 if self.stop_at.is_none() {
@@ -310,11 +314,11 @@ impl Runtime {
         }
     }
 
-    fn on_connection(&mut self, now: u64, fd: OwnedFd) {
-        if let Err(error) = rustix::net::sockopt::set_tcp_nodelay(&fd, true) {
+    fn on_connection(&mut self, now: u64, fd: OwnedFd, is_local: bool) {
+        if !is_local && let Err(error) = rustix::net::sockopt::set_tcp_nodelay(&fd, true) {
             tracing::debug!("set TCP_NODELAY: {error}");
         }
-        let Some(token) = self.worker.accept(now) else {
+        let Some(token) = self.worker.accept(now, is_local) else {
             refuse(&fd);
             return;
         };

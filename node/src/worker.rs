@@ -117,6 +117,8 @@ pub(crate) struct Shared {
     pub counters: Arc<[Counters]>,
     /// Addresses of all shards for `Hello`, in shard order.
     pub shard_addresses: Vec<String>,
+    /// The same for connections over Unix sockets.
+    pub local_addresses: Vec<String>,
     /// Size of a block in bytes.
     pub block_size: u32,
     /// Connections of all shards.
@@ -186,7 +188,7 @@ impl Worker {
     }
 
     /// Takes a new connection, or refuses it when a limit is reached.
-    pub(crate) fn accept(&mut self, now: u64) -> Option<Token> {
+    pub(crate) fn accept(&mut self, now: u64, is_local: bool) -> Option<Token> {
         let open = self.shared.connection_count.load(Ordering::Relaxed);
         if open >= self.limits.connections_max || self.draining {
             self.counters().refused_count.add(1);
@@ -198,7 +200,7 @@ impl Worker {
             self.connections.len() as u32 - 1
         });
         let token = Token { index, generation: self.generations[index as usize] };
-        self.connections[index as usize] = Some(Connection::new(token, now));
+        self.connections[index as usize] = Some(Connection::new(token, now, is_local));
         self.connection_count += 1;
         // Two shards that take the last place at once pass the limit by one each: it bounds memory.
         self.shared.connection_count.fetch_add(1, Ordering::Relaxed);

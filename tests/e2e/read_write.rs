@@ -1,8 +1,8 @@
 //! What is read is what lies in the source, whichever way it is asked for.
 
 use bytes::BytesMut;
-use millrace_client::{Client, File, Kind, blocking};
-use millrace_tests::{BLOCK, Node, NodeOptions, Scratch, content};
+use millrace_client::{Client, ClientConfig, File, Kind, blocking};
+use millrace_tests::{BLOCK, HANG_GUARD, Node, NodeOptions, Scratch, content};
 
 const BLOCK_SIZE: usize = BLOCK as usize;
 
@@ -69,9 +69,14 @@ async fn every_byte_equals_the_source(shards: usize) {
     let (scratch, files) = tree();
     let node = options(&scratch, shards).start();
     let client = node.client().await;
+    check_every_byte(&client, shards, &files).await;
+    node.stop();
+}
+
+async fn check_every_byte(client: &Client, shards: usize, files: &[(String, usize)]) {
     assert_eq!(client.hello().shards.len(), shards);
     let mut random = fastrand::Rng::with_seed(shards as u64);
-    for (path, length) in &files {
+    for (path, length) in files {
         let file = client.stat(path).await.expect("stat");
         assert_eq!((file.length, file.kind), (*length as u64, Kind::File), "{path}");
         for range in ranges(*length, &mut random) {
@@ -80,7 +85,31 @@ async fn every_byte_equals_the_source(shards: usize) {
             content::check(path, range.0, &read);
         }
     }
-    node.stop();
+}
+
+#[tokio::test]
+async fn every_byte_of_a_tree_comes_over_unix_sockets_too() {
+    let (scratch, files) = tree();
+    for shards in [1, 2] {
+        let directory = tempfile::tempdir().expect("a directory");
+        let socket = directory.path().join("node");
+        let mut node = options(&scratch, shards).set("socket", socket.display()).start();
+        let address = format!("unix:{}", socket.display());
+        let config = ClientConfig { deadline: HANG_GUARD, ..ClientConfig::new() };
+        let client = Client::connect(address, config).await.expect("connect");
+        let told = client.hello().shards;
+        assert!(told.iter().all(|it| it.starts_with(&format!("unix:{}", socket.display()))));
+        check_every_byte(&client, shards, &files).await;
+        // Over TCP nothing is different.
+        check_every_byte(&node.client().await, shards, &files).await;
+        // A killed node leaves its sockets behind; the next one takes their place.
+        node.kill();
+        assert!(socket.exists());
+        node.restart();
+        check_every_byte(&client, shards, &files[..3]).await;
+        node.stop();
+        assert_eq!(directory.path().read_dir().expect("list").count(), 0, "they are removed");
+    }
 }
 
 #[tokio::test]

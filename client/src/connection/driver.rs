@@ -13,14 +13,13 @@ use std::time::Duration;
 use millrace_proto::message::HelloRequest;
 use millrace_proto::{Status, VERSION, feature};
 use smallvec::{SmallVec, smallvec};
-use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{self, Instant, MissedTickBehavior};
 
 use super::in_flight::{self, InFlight};
 use super::receiver::Receiver;
+use super::socket::Socket;
 use super::{Answers, Body, Landing, Link, Part, Request};
 use crate::config::ClientConfig;
 use crate::error::Error;
@@ -36,14 +35,11 @@ const TICK: Duration = Duration::from_millis(500);
 /// How long after its deadline a request may stay unanswered on a silent connection. Guessed: a node
 /// answers by the deadline, so what is left is the network's delay.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
-/// How long sent bytes may stay unacknowledged before the system gives the connection up, and how
-/// long an idle one goes unprobed. Guessed: longer than a lost packet's retransmissions.
-const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(10);
 
 /// An open connection.
 struct Opened {
     address: Arc<str>,
-    stream: TcpStream,
+    socket: Socket,
     receiver: Receiver,
     in_flight: InFlight,
     hello: HelloInfo,
@@ -124,20 +120,20 @@ impl Driver {
     async fn open_address(&self, address: &Arc<str>) -> Result<Opened, Error> {
         let timeout = self.config.connect_timeout;
         let deadline = Instant::now() + timeout;
-        let stream = match time::timeout_at(deadline, TcpStream::connect(&**address)).await {
+        let socket = match time::timeout_at(deadline, Socket::connect(address)).await {
             Ok(connected) => connected.map_err(|error| connect_error(address, error))?,
             Err(_) => return Err(connect_error(address, io::ErrorKind::TimedOut.into())),
         };
         let no_hello = |_| Error::NoHello { address: address.clone(), timeout };
-        time::timeout_at(deadline, say_hello(address, stream)).await.map_err(no_hello)?
+        time::timeout_at(deadline, say_hello(address, socket)).await.map_err(no_hello)?
     }
 
     /// Serves requests until the connection ends. True if it was of use, so that connecting again at
     /// once is no loop.
     async fn serve(&mut self, opened: Opened, limit: usize) -> bool {
-        let Opened { address, mut stream, mut receiver, mut in_flight, .. } = opened;
-        let end = self.transfer(&address, &mut stream, &mut receiver, &mut in_flight, limit).await;
-        drop(stream);
+        let Opened { address, mut socket, mut receiver, mut in_flight, .. } = opened;
+        let end = self.transfer(&address, &mut socket, &mut receiver, &mut in_flight, limit).await;
+        drop(socket);
         receiver.abandon(&mut in_flight);
         if let Err(error) = end {
             in_flight.fail(&error);
@@ -150,7 +146,7 @@ impl Driver {
     async fn transfer(
         &mut self,
         address: &Arc<str>,
-        stream: &mut TcpStream,
+        socket: &mut Socket,
         receiver: &mut Receiver,
         in_flight: &mut InFlight,
         limit: usize,
@@ -159,7 +155,7 @@ impl Driver {
             address: address.clone(),
             reason: reason.into(),
         };
-        let (mut reader, mut writer) = stream.split();
+        let (mut reader, mut writer) = socket.split();
         let mut tick = time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut received_last = Instant::now();
@@ -235,8 +231,7 @@ impl Driver {
 }
 
 /// Says `Hello` on a new connection and waits for the answer.
-async fn say_hello(address: &Arc<str>, mut stream: TcpStream) -> Result<Opened, Error> {
-    prepare(&stream).map_err(|error| connect_error(address, error))?;
+async fn say_hello(address: &Arc<str>, mut socket: Socket) -> Result<Opened, Error> {
     let mut in_flight = InFlight::default();
     let mut receiver = Receiver::new();
     let (sender, mut answer) = oneshot::channel();
@@ -254,35 +249,27 @@ async fn say_hello(address: &Arc<str>, mut stream: TcpStream) -> Result<Opened, 
     };
     let mut out = Vec::new();
     in_flight.send(hello, Instant::now(), &mut out);
-    let sent = stream.write_all(&out).await;
+    let (mut reader, mut writer) = socket.split();
+    let sent = writer.write_all(&out).await;
     sent.map_err(|error| connect_error(address, error))?;
     let answer = loop {
         if let Ok(answer) = answer.try_recv() {
             break answer;
         }
-        let count = receiver.read(&mut stream).await;
+        let count = receiver.read(&mut reader).await;
         if count.map_err(|error| connect_error(address, error))? == 0 {
             let end = io::ErrorKind::UnexpectedEof.into();
             return Err(connect_error(address, end));
         }
         receiver.advance(&mut in_flight)?;
     };
+    drop((reader, writer));
     let reply = answer.outcome?;
     if reply.header.status() != Status::Ok {
         return Err(reply::status_error(&reply));
     }
     let hello = HelloInfo::decode(&reply.body)?;
-    Ok(Opened { address: address.clone(), stream, receiver, in_flight, hello })
-}
-
-/// Small requests leave at once; a dead peer is noticed.
-fn prepare(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let socket = SockRef::from(stream);
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(UNACKNOWLEDGED_MAX))?;
-    #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX))?;
-    Ok(())
+    Ok(Opened { address: address.clone(), socket, receiver, in_flight, hello })
 }
 
 fn connect_error(address: &Arc<str>, source: io::Error) -> Error {

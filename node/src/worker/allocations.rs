@@ -38,7 +38,7 @@ static COUNTING: Counting = Counting;
 #[test]
 fn a_hit_allocates_nothing() {
     let mut node = Node::new(1, 512, 8);
-    let token = node.workers[0].accept(0).expect("room for one");
+    let token = node.workers[0].accept(0, false).expect("room for one");
     let requests: Vec<u8> =
         (0..4).flat_map(|sequence| read(sequence as u32, sequence, 0)).collect();
     let mut actions = Vec::with_capacity(16);

@@ -195,6 +195,11 @@ impl Worker {
             self.fail(requester, Status::UnsupportedVersion, &message, actions);
             return;
         }
+        let is_local = self.connection(requester.token).is_some_and(|it| it.is_local);
+        let shards = match is_local {
+            true => self.shared.local_addresses.clone(),
+            false => self.shared.shard_addresses.clone(),
+        };
         let reply = HelloReply {
             server: SERVER.to_owned(),
             version: VERSION,
@@ -203,7 +208,7 @@ impl Worker {
             body_length_max: self.limits.body_length_max,
             requests_in_flight_max: self.limits.requests_in_flight_max,
             ranges_max: self.ranges_max() as u32,
-            shards: self.shared.shard_addresses.clone(),
+            shards,
         };
         let header = reply_header(&requester.header, 0, Status::Ok);
         self.push_head(requester, |head| frame::encode(head, header, &reply), actions);

@@ -57,6 +57,7 @@ impl Node {
             files: Arc::new(files),
             counters: (0..shard_count).map(|_| Counters::default()).collect(),
             shard_addresses: Vec::new(),
+            local_addresses: Vec::new(),
             block_size: BLOCK,
             connection_count: AtomicUsize::new(0),
         });
@@ -209,7 +210,7 @@ fn a_hundred_readers_of_a_cold_block_cause_one_fill() {
     let mut node = Node::new(1, 512, 8);
     let mut tokens = Vec::new();
     for _ in 0..4 {
-        tokens.push(node.workers[0].accept(0).unwrap());
+        tokens.push(node.workers[0].accept(0, false).unwrap());
     }
     // 100 requests, 8 in flight on each of 4 connections: the rest waits in the connections.
     for sequence in 0..100 {
@@ -227,7 +228,7 @@ fn frames_cut_anywhere_are_the_same_frames() {
     let mut random = fastrand::Rng::with_seed(1);
     for _ in 0..200 {
         let mut node = Node::new(1, 512, 8);
-        let token = node.workers[0].accept(0).unwrap();
+        let token = node.workers[0].accept(0, false).unwrap();
         let stream: Vec<u8> =
             (0..6).flat_map(|sequence| read(sequence as u32 % 2, sequence, 0)).collect();
         let mut rest = &stream[..];
@@ -246,7 +247,8 @@ fn frames_cut_anywhere_are_the_same_frames() {
 #[test]
 fn a_block_of_another_shard_is_served_without_a_copy_and_released() {
     let mut node = Node::new(2, 1024, 16);
-    let tokens = [node.workers[0].accept(0).unwrap(), node.workers[1].accept(0).unwrap()];
+    let tokens =
+        [node.workers[0].accept(0, false).unwrap(), node.workers[1].accept(0, false).unwrap()];
     for round in 0..2 {
         for block in 0..8 {
             let owner = placement::shard_of(placement::block_hash(FILE, u64::from(block)), 2);
@@ -267,7 +269,7 @@ fn a_block_of_another_shard_is_served_without_a_copy_and_released() {
 #[test]
 fn a_client_that_does_not_read_is_not_read_from() {
     let mut node = Node::new(1, 512, 8);
-    let token = node.workers[0].accept(0).unwrap();
+    let token = node.workers[0].accept(0, false).unwrap();
     node.reads = false;
     for sequence in 0..20 {
         node.receive(0, 0, token, &read(1, sequence, 0));
@@ -285,7 +287,7 @@ fn a_client_that_does_not_read_is_not_read_from() {
 #[test]
 fn a_client_that_takes_nothing_is_disconnected_in_time() {
     let mut node = Node::new(1, 512, 8);
-    let token = node.workers[0].accept(0).unwrap();
+    let token = node.workers[0].accept(0, false).unwrap();
     node.reads = false;
     node.receive(0, 0, token, &read(1, 0, 0));
     node.end_fills(0, |_| Ok(()));
@@ -304,7 +306,7 @@ fn a_client_that_takes_nothing_is_disconnected_in_time() {
 #[test]
 fn a_deadline_is_kept_while_the_fill_goes_on_for_others() {
     let mut node = Node::new(1, 512, 8);
-    let token = node.workers[0].accept(0).unwrap();
+    let token = node.workers[0].accept(0, false).unwrap();
     node.receive(100, 0, token, &read(1, 1, 50));
     node.receive(100, 0, token, &read(1, 2, 0));
     node.event(149, 0, Event::Tick);
@@ -321,14 +323,14 @@ fn a_deadline_is_kept_while_the_fill_goes_on_for_others() {
 #[test]
 fn a_full_fill_queue_and_pinned_memory_are_busy() {
     let mut node = Node::new(1, 512, 2);
-    let token = node.workers[0].accept(0).unwrap();
+    let token = node.workers[0].accept(0, false).unwrap();
     for block in 0..3 {
         node.receive(0, 0, token, &read(block, 0, 0));
     }
     assert_eq!(node.replies(), [(2000, 0, Status::Busy, 0)]);
     // Four blocks of 16 pages fit; at most half of the memory may be on its way in.
     let mut node = Node::new(1, 64, 8);
-    let token = node.workers[0].accept(0).unwrap();
+    let token = node.workers[0].accept(0, false).unwrap();
     for block in 0..3 {
         node.receive(0, 0, token, &read(block, 0, 0));
     }
@@ -340,14 +342,14 @@ fn a_full_fill_queue_and_pinned_memory_are_busy() {
         node.receive(0, 0, token, &read(block, 0, 0));
         node.end_fills(0, |_| Ok(()));
     }
-    let holder = node.workers[0].accept(0).unwrap();
+    let holder = node.workers[0].accept(0, false).unwrap();
     node.sent.clear();
     for block in 0..4 {
         node.receive(0, 0, holder, &read(block, 1, 0));
     }
     let held = node.workers[0].next_batch(0, holder).unwrap();
     assert_eq!(held.pins.len(), 4);
-    let other = node.workers[0].accept(0).unwrap();
+    let other = node.workers[0].accept(0, false).unwrap();
     node.reads = true;
     node.receive(0, 0, other, &read(4, 2, 0));
     assert_eq!(node.replies(), [(4002, 0, Status::Busy, 0)]);
@@ -356,7 +358,7 @@ fn a_full_fill_queue_and_pinned_memory_are_busy() {
 #[test]
 fn a_failed_fill_is_told_to_all_who_wait_and_tried_again_by_the_next() {
     let mut node = Node::new(1, 512, 8);
-    let token = node.workers[0].accept(0).unwrap();
+    let token = node.workers[0].accept(0, false).unwrap();
     node.receive(0, 0, token, &read(1, 1, 0));
     node.receive(0, 0, token, &read(1, 2, 0));
     node.end_fills(0, |_| Err(StoreError::Failed("disk".to_owned())));
@@ -370,7 +372,7 @@ fn a_failed_fill_is_told_to_all_who_wait_and_tried_again_by_the_next() {
 #[test]
 fn old_and_new_versions_are_never_mixed() {
     let mut node = Node::new(1, 512, 8);
-    let token = node.workers[0].accept(0).unwrap();
+    let token = node.workers[0].accept(0, false).unwrap();
     node.receive(0, 0, token, &read(1, 1, 0));
     node.end_fills(0, |_| Ok(()));
     node.receive(0, 0, token, &read(2, 1, 0));
@@ -391,7 +393,7 @@ fn old_and_new_versions_are_never_mixed() {
 #[test]
 fn unknown_files_and_bad_ranges_have_their_own_answers() {
     let mut node = Node::new(1, 512, 8);
-    let token = node.workers[0].accept(0).unwrap();
+    let token = node.workers[0].accept(0, false).unwrap();
     let mut id = 0;
     let mut check = |file, version, offset, length, expected| {
         id += 1;
@@ -411,7 +413,7 @@ fn unknown_files_and_bad_ranges_have_their_own_answers() {
 #[test]
 fn a_batch_is_answered_range_by_range() {
     let mut node = Node::new(1, 512, 8);
-    let token = node.workers[0].accept(0).unwrap();
+    let token = node.workers[0].accept(0, false).unwrap();
     let range = |file, length| Range { file, version: 1, offset: 0, length };
     let request =
         ReadManyRequest { ranges: vec![range(FILE, 100), range(FileId(1), 1), range(FILE, 5000)] };
@@ -435,7 +437,7 @@ fn a_batch_is_answered_range_by_range() {
 #[test]
 fn damaged_streams_end_and_damaged_bodies_do_not() {
     let mut node = Node::new(1, 512, 8);
-    let token = node.workers[0].accept(0).unwrap();
+    let token = node.workers[0].accept(0, false).unwrap();
     let mut bytes = read(1, 1, 0);
     bytes[HEADER_SIZE] ^= 1;
     node.receive(0, 0, token, &bytes);
@@ -449,11 +451,11 @@ fn damaged_streams_end_and_damaged_bodies_do_not() {
 #[test]
 fn shutdown_answers_what_is_in_flight_and_takes_nothing_new() {
     let mut node = Node::new(1, 512, 8);
-    let busy = node.workers[0].accept(0).unwrap();
-    let idle = node.workers[0].accept(0).unwrap();
+    let busy = node.workers[0].accept(0, false).unwrap();
+    let idle = node.workers[0].accept(0, false).unwrap();
     node.receive(0, 0, busy, &read(1, 1, 0));
     node.event(0, 0, Event::Mail(Mail::Shutdown));
-    assert!(node.workers[0].accept(0).is_none());
+    assert!(node.workers[0].accept(0, false).is_none());
     assert!(
         node.actions
             .iter()
@@ -473,7 +475,7 @@ fn shutdown_answers_what_is_in_flight_and_takes_nothing_new() {
 fn a_body_longer_than_configured_ends_the_stream() {
     let mut node = Node::new(1, 512, 8);
     node.workers[0].limits.body_length_max = 100;
-    let token = node.workers[0].accept(0).unwrap();
+    let token = node.workers[0].accept(0, false).unwrap();
     node.receive(0, 0, token, &read(1, 1, 0));
     node.end_fills(0, |_| Ok(()));
     assert_eq!(node.replies(), [(1001, 0, Status::Ok, 5000)]);
@@ -487,7 +489,7 @@ fn a_body_longer_than_configured_ends_the_stream() {
 #[test]
 fn dropping_a_huge_file_costs_what_is_here() {
     let mut node = Node::new(1, 512, 8);
-    let token = node.workers[0].accept(0).unwrap();
+    let token = node.workers[0].accept(0, false).unwrap();
     node.receive(0, 0, token, &read(1, 1, 0));
     node.receive(0, 0, token, &read(9, 1, 0));
     node.end_fills(0, |_| Ok(()));

@@ -1,0 +1,126 @@
+//! Unix sockets: the way in for clients on this machine, without TCP's work for each byte.
+//!
+//! Owns their files: one that a dead node left is replaced, one that is in use is an error, and all
+//! are removed when the node ends. Who may connect is decided by the permissions of the directory.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+/// The sockets of a node.
+#[derive(Default)]
+pub(crate) struct LocalSockets {
+    /// Of each shard, with its own path behind it; the first is where clients connect at first.
+    pub(crate) listeners: Vec<Vec<OwnedFd>>,
+    /// Where each shard is reached, as clients are told.
+    pub(crate) addresses: Vec<String>,
+    /// Removes the files when the node ends.
+    pub(crate) files: SocketFiles,
+}
+
+/// Files of sockets, removed when this is dropped.
+#[derive(Default)]
+pub(crate) struct SocketFiles(Vec<PathBuf>);
+
+impl Drop for SocketFiles {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            // One that is gone already is as good.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// Listens at `path`, and with several shards at `path.0` and so on for each.
+///
+/// # Errors
+/// As `bind`; `AddrInUse` if a node is listening there.
+pub(crate) fn listen(path: &Path, shards: usize, backlog: i32) -> io::Result<LocalSockets> {
+    let mut files = SocketFiles::default();
+    let mut listeners: Vec<Vec<OwnedFd>> = (0..shards).map(|_| Vec::new()).collect();
+    let mut addresses = Vec::new();
+    listeners[0].push(listen_on(path, backlog, &mut files)?);
+    if shards == 1 {
+        addresses.push(format!("unix:{}", path.display()));
+    } else {
+        for (shard, sockets) in listeners.iter_mut().enumerate() {
+            let mut own = path.as_os_str().to_owned();
+            own.push(format!(".{shard}"));
+            sockets.push(listen_on(Path::new(&own), backlog, &mut files)?);
+            addresses.push(format!("unix:{}", Path::new(&own).display()));
+        }
+    }
+    Ok(LocalSockets { listeners, addresses, files })
+}
+
+fn listen_on(path: &Path, backlog: i32, files: &mut SocketFiles) -> io::Result<OwnedFd> {
+    remove_stale(path)?;
+    let socket = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    files.0.push(path.to_owned());
+    rustix::net::listen(&socket, backlog)?;
+    Ok(UnixListener::from(socket).into())
+}
+
+/// Removes a socket that nobody listens at. Anything else is left for `bind` to complain of.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    let is_socket = fs::symlink_metadata(path).is_ok_and(|it| it.file_type().is_socket());
+    if !is_socket {
+        return Ok(());
+    }
+    match UnixStream::connect(path) {
+        Ok(_) => Err(io::ErrorKind::AddrInUse.into()),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_shard_has_a_socket_and_the_files_go_with_the_node() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("node");
+        let sockets = listen(&path, 2, 16).unwrap();
+        assert_eq!(sockets.listeners.iter().map(Vec::len).collect::<Vec<_>>(), [2, 1]);
+        assert!(sockets.addresses[1].ends_with("/node.1"), "{:?}", sockets.addresses);
+        UnixStream::connect(&path).unwrap();
+        UnixStream::connect(directory.path().join("node.1")).unwrap();
+        drop(sockets);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_socket_in_use_is_left_alone_and_a_dead_one_is_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("node");
+        let running = listen(&path, 1, 16).unwrap();
+        let second = listen(&path, 1, 16).err().map(|error| error.kind());
+        assert_eq!(second, Some(io::ErrorKind::AddrInUse));
+        UnixStream::connect(&path).unwrap();
+        // As after a kill: the file is there, and nobody listens.
+        drop(running.listeners);
+        listen(&path, 1, 16).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_no_socket_is_not_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("node");
+        fs::write(&path, "data").unwrap();
+        assert!(listen(&path, 1, 16).is_err());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "data");
+    }
+}
