@@ -16,7 +16,7 @@
 //! before any reply that shows what it tells; a write is acknowledged after its entry is durable on
 //! a majority and applied here; a write whose fate is unknown closes its client's connection.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use ::raft::eraftpb::EntryType;
 use millrace_proto::zookeeper::Reader;
@@ -47,7 +47,7 @@ mod timers;
 use client::{Client, Phase};
 pub use event::{Action, AdminRequest, Checkpoint, ClientId, Event, Now};
 use liveness::Liveness;
-use message::PeerMessage;
+use message::{PeerMessage, Place};
 use reconfigure::Reconfigure;
 use snapshot::{Receiving, Sending};
 
@@ -180,10 +180,10 @@ pub struct Replica {
     /// Commands of other replicas' clients, while we lead.
     forwarded: VecDeque<Vec<u8>>,
     forwarded_bytes: usize,
-    /// For each peer whose writes found no room, how many refusals it knew of then.
-    refused: HashMap<u64, u64>,
-    /// Refusals of leaders that were acted upon here.
-    refusals: u64,
+    /// The next place of each peer's forwarded writes.
+    forwards: HashMap<u64, Place>,
+    /// The next place of our own.
+    place: Place,
     /// Count of our clients' writes, the last part of a tag.
     writes_issued: u64,
     /// Writes up to this number were given to a leader: their fate depends on it.
@@ -201,7 +201,7 @@ pub struct Replica {
     members: Vec<Member>,
     /// Version of the configuration that says so.
     members_version: i64,
-    connected: HashSet<u64>,
+    connected: BTreeSet<u64>,
     sending: HashMap<u64, Sending>,
     receiving: Option<Receiving>,
     reconfigure: Option<Reconfigure>,
@@ -215,7 +215,7 @@ pub struct Replica {
     admin_waiting: Vec<admin::Waiting>,
     /// Whether our stores have no room for more state, and those of which others.
     is_full: bool,
-    full_peers: HashSet<u64>,
+    full_peers: BTreeSet<u64>,
     is_failed: bool,
     is_shutting_down: bool,
     /// Records of the state that changed since the last checkpoint action.
@@ -261,8 +261,8 @@ impl Replica {
             outbox: Outbox::default(),
             forwarded: VecDeque::new(),
             forwarded_bytes: 0,
-            refused: HashMap::new(),
-            refusals: 0,
+            forwards: HashMap::new(),
+            place: Place { origin, ..Place::default() },
             writes_issued: 0,
             writes_dispatched: 0,
             leader: 0,
@@ -270,7 +270,7 @@ impl Replica {
             leaderless_since_ms: Some(now.ms),
             liveness: Liveness::default(),
             touched: Vec::new(),
-            connected: HashSet::new(),
+            connected: BTreeSet::new(),
             sending: HashMap::new(),
             receiving: None,
             reconfigure: None,
@@ -278,7 +278,7 @@ impl Replica {
             syncs: read::Syncs::new(origin),
             admin_waiting: Vec::new(),
             is_full: false,
-            full_peers: HashSet::new(),
+            full_peers: BTreeSet::new(),
             is_failed: false,
             is_shutting_down: false,
             is_state_changed: false,
@@ -437,9 +437,10 @@ impl Replica {
             && !self.outbox.is_empty()
             && self.connected.contains(&self.leader)
         {
-            let (peer, term, refusals) = (self.leader, self.leader_term, self.refusals);
+            let (peer, term, place) = (self.leader, self.leader_term, &mut self.place);
             self.outbox.drain(|commands| {
-                let message = PeerMessage::Forward { term, refusals, commands }.encode();
+                let message = PeerMessage::Forward { term, place: *place, commands }.encode();
+                place.sequence += 1;
                 actions.push(Action::SendPeer { peer, message });
                 true
             });
@@ -556,6 +557,7 @@ impl Replica {
 
     /// Closes the clients whose writes were given to a leader that may have lost them.
     fn close_dispatched(&mut self, actions: &mut Vec<Action>) {
+        self.place = Place { epoch: self.place.epoch + 1, sequence: 0, ..self.place };
         let dispatched = self.writes_dispatched;
         let lost: Vec<ClientId> = self
             .clients

@@ -2,7 +2,7 @@
 
 use ::raft::eraftpb::Message;
 
-use super::message::PeerMessage;
+use super::message::{PeerMessage, Place};
 use super::{Action, Now, OUTBOX_BYTES_MAX, Replica};
 use crate::config::Member;
 use crate::raft::is_snapshot;
@@ -36,7 +36,6 @@ impl Replica {
 
     pub(super) fn peer_connected(&mut self, peer: u64, actions: &mut Vec<Action>) {
         self.connected.insert(peer);
-        self.refused.remove(&peer);
         self.refuse_snapshot_of(peer, actions);
         // Even if there is some: what was told over an earlier stream may have been lost.
         self.tell_room(peer, actions);
@@ -92,12 +91,11 @@ impl Replica {
             // Whoever is not who the stream says is not listened to.
             PeerMessage::Raft(message) if message.from == peer => self.consensus.step(message),
             PeerMessage::Raft(_) => {}
-            PeerMessage::Forward { term, refusals, commands } => {
-                self.take_forwarded(peer, (term, refusals), commands, actions);
+            PeerMessage::Forward { term, place, commands } => {
+                self.take_forwarded(peer, term, place, commands, actions);
             }
-            // Of several that answer what was sent in a row, the first says all there is to say.
-            PeerMessage::Refused { refusals } if refusals == self.refusals => {
-                self.refusals += 1;
+            // What was sent in earlier epochs is given up already.
+            PeerMessage::Refused { epoch } if epoch == self.place.epoch => {
                 self.close_dispatched(actions);
             }
             PeerMessage::Refused { .. } => {}
@@ -113,8 +111,8 @@ impl Replica {
             PeerMessage::SnapshotDone { is_installed } => {
                 self.snapshot_done(peer, is_installed, actions);
             }
-            PeerMessage::Reconfigure { refusals, command } => {
-                self.begin_reconfigure(now, (peer, refusals), command, actions);
+            PeerMessage::Reconfigure { epoch, command } => {
+                self.begin_reconfigure(now, (peer, epoch), command, actions);
             }
             PeerMessage::Room { is_full: true } => drop(self.full_peers.insert(peer)),
             PeerMessage::Room { is_full: false } => drop(self.full_peers.remove(&peer)),
@@ -122,26 +120,27 @@ impl Replica {
         }
     }
 
-    /// Takes the writes of another replica's clients. Those meant for an earlier term of ours, or
-    /// sent before their sender knew that we refused some, follow others that were lost, so they
-    /// are refused.
+    /// Takes the writes of another replica's clients, if they are meant for this term of ours and
+    /// none before them is missing. Otherwise their sender closes the clients who asked.
     fn take_forwarded(
         &mut self,
         peer: u64,
-        (term, refusals): (u64, u64),
+        term: u64,
+        place: Place,
         commands: &[u8],
         actions: &mut Vec<Action>,
     ) {
         let is_full = self.forwarded_bytes + commands.len() > FORWARDED_BYTES_MAX;
-        let is_behind = self.refused.get(&peer).is_some_and(|refused| refusals <= *refused);
-        if !self.consensus.is_leader() || term != self.consensus.term() || is_full || is_behind {
-            if is_full {
-                self.refused.insert(peer, refusals);
-            }
-            let message = PeerMessage::Refused { refusals }.encode();
+        let is_meant = self.consensus.is_leader() && term == self.consensus.term();
+        let is_next = place.follows(self.forwards.get(&peer).copied().unwrap_or_default());
+        if !is_meant || !is_next || is_full {
+            // What follows a message without room is not next, as long as that one is not taken.
+            let epoch = place.epoch;
+            let message = PeerMessage::Refused { epoch }.encode();
             actions.push(Action::SendPeer { peer, message });
             return;
         }
+        self.forwards.insert(peer, Place { sequence: place.sequence + 1, ..place });
         self.forwarded_bytes += commands.len();
         self.forwarded.push_back(commands.to_vec());
     }

@@ -12,23 +12,43 @@ use protobuf::ProtobufEnum;
 
 use crate::store::Applied;
 
+/// Where forwarded writes stand among those of their sender. They are taken in order and without
+/// a gap, so that of each client's writes a beginning takes effect, whatever becomes of messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Place {
+    /// The sender's process.
+    pub origin: u64,
+    /// Grows whenever the sender gives up all that it has forwarded, with the clients who asked.
+    pub epoch: u64,
+    /// Counts the messages of the epoch, from 0.
+    pub sequence: u64,
+}
+
+impl Place {
+    /// Whether a message at this place comes next after what was taken or refused up to `next`.
+    pub(super) fn follows(self, next: Place) -> bool {
+        let is_known = (self.origin, self.epoch) == (next.origin, next.epoch);
+        let is_new = self.origin != next.origin || self.epoch > next.epoch;
+        is_known && self.sequence == next.sequence || is_new && self.sequence == 0
+    }
+}
+
 /// A message between two replicas.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum PeerMessage<'a> {
     /// Raft's own. A snapshot message carries no data: that comes in chunks.
     Raft(Message),
     /// Writes of our clients, for the leader of this term to propose: encoded commands, one after
-    /// another. `refusals` is how many [`PeerMessage::Refused`] the sender has acted upon: what it
-    /// sent before it knew of one follows writes that were lost.
+    /// another.
     Forward {
         term: u64,
-        refusals: u64,
+        place: Place,
         commands: &'a [u8],
     },
-    /// The answer to `Forward` or `Reconfigure` of one that is no leader or has no room: lost is
-    /// what was sent with this count of refusals.
+    /// The answer to `Forward` or `Reconfigure` of one that does not take it: lost is what was sent
+    /// in this epoch.
     Refused {
-        refusals: u64,
+        epoch: u64,
     },
     /// Sessions whose clients were heard of, for the leader that watches over them.
     Alive {
@@ -48,7 +68,7 @@ pub(super) enum PeerMessage<'a> {
     },
     /// A change of members that one of our clients asks for: its command, encoded.
     Reconfigure {
-        refusals: u64,
+        epoch: u64,
         command: &'a [u8],
     },
     /// The leader's no to the change with this tag.
@@ -84,15 +104,16 @@ impl<'a> PeerMessage<'a> {
                 writer.raw(&[RAFT]);
                 write_raft(&mut writer, message);
             }
-            PeerMessage::Forward { term, refusals, commands } => {
+            PeerMessage::Forward { term, place, commands } => {
                 writer.raw(&[FORWARD]);
-                writer.long(*term as i64);
-                writer.long(*refusals as i64);
+                for number in [*term, place.origin, place.epoch, place.sequence] {
+                    writer.long(number as i64);
+                }
                 writer.raw(commands);
             }
-            PeerMessage::Refused { refusals } => {
+            PeerMessage::Refused { epoch } => {
                 writer.raw(&[REFUSED]);
-                writer.long(*refusals as i64);
+                writer.long(*epoch as i64);
             }
             PeerMessage::Alive { sessions } => {
                 writer.raw(&[ALIVE]);
@@ -112,9 +133,9 @@ impl<'a> PeerMessage<'a> {
                 writer.raw(&[SNAPSHOT_DONE]);
                 writer.boolean(*is_installed);
             }
-            PeerMessage::Reconfigure { refusals, command } => {
+            PeerMessage::Reconfigure { epoch, command } => {
                 writer.raw(&[RECONFIGURE]);
-                writer.long(*refusals as i64);
+                writer.long(*epoch as i64);
                 writer.raw(command);
             }
             PeerMessage::ReconfigureRefused { tag, error } => {
@@ -137,10 +158,14 @@ impl<'a> PeerMessage<'a> {
             RAFT => PeerMessage::Raft(read_raft(&mut reader)?),
             FORWARD => PeerMessage::Forward {
                 term: reader.long()? as u64,
-                refusals: reader.long()? as u64,
+                place: Place {
+                    origin: reader.long()? as u64,
+                    epoch: reader.long()? as u64,
+                    sequence: reader.long()? as u64,
+                },
                 commands: reader.rest(),
             },
-            REFUSED => PeerMessage::Refused { refusals: reader.long()? as u64 },
+            REFUSED => PeerMessage::Refused { epoch: reader.long()? as u64 },
             ALIVE => {
                 PeerMessage::Alive { sessions: reader.list(Reader::long)?.unwrap_or_default() }
             }
@@ -150,7 +175,7 @@ impl<'a> PeerMessage<'a> {
             SNAPSHOT_MORE => PeerMessage::SnapshotMore,
             SNAPSHOT_DONE => PeerMessage::SnapshotDone { is_installed: reader.boolean()? },
             RECONFIGURE => {
-                PeerMessage::Reconfigure { refusals: reader.long()? as u64, command: reader.rest() }
+                PeerMessage::Reconfigure { epoch: reader.long()? as u64, command: reader.rest() }
             }
             RECONFIGURE_REFUSED => {
                 PeerMessage::ReconfigureRefused { tag: reader.long()? as u64, error: reader.int()? }
@@ -310,15 +335,19 @@ mod tests {
         for message in [
             PeerMessage::Raft(raft),
             PeerMessage::Raft(Message::default()),
-            PeerMessage::Forward { term: 3, refusals: 4, commands: b"commands" },
-            PeerMessage::Refused { refusals: 5 },
+            PeerMessage::Forward {
+                term: 3,
+                place: Place { origin: 1, epoch: 4, sequence: 2 },
+                commands: b"commands",
+            },
+            PeerMessage::Refused { epoch: 5 },
             PeerMessage::Alive { sessions: vec![1, -2] },
             PeerMessage::SnapshotBegin(snapshot),
             PeerMessage::SnapshotChunk { chunk: b"chunk" },
             PeerMessage::SnapshotEnd,
             PeerMessage::SnapshotMore,
             PeerMessage::SnapshotDone { is_installed: true },
-            PeerMessage::Reconfigure { refusals: 6, command: b"command" },
+            PeerMessage::Reconfigure { epoch: 6, command: b"command" },
             PeerMessage::ReconfigureRefused { tag: 7, error: -14 },
             PeerMessage::Room { is_full: true },
         ] {

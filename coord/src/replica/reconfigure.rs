@@ -30,8 +30,8 @@ pub(super) struct Reconfigure {
     /// The command that asked, encoded, and the replica that waits for its outcome.
     command: Vec<u8>,
     peer: u64,
-    /// How many refusals that replica knew of.
-    refusals: u64,
+    /// The epoch in which it asked.
+    epoch: u64,
     deadline_ms: u64,
     /// The index that new participants are to reach, once they follow.
     catch_up_to: Option<u64>,
@@ -75,10 +75,10 @@ impl Replica {
         for command in std::mem::take(&mut self.reconfigures_asked) {
             if self.consensus.is_leader() {
                 let own = self.identity.replica_id;
-                self.begin_reconfigure(now, (own, self.refusals), &command, actions);
+                self.begin_reconfigure(now, (own, self.place.epoch), &command, actions);
             } else {
-                let refusals = self.refusals;
-                let message = PeerMessage::Reconfigure { refusals, command: &command }.encode();
+                let epoch = self.place.epoch;
+                let message = PeerMessage::Reconfigure { epoch, command: &command }.encode();
                 actions.push(Action::SendPeer { peer: self.leader, message });
             }
         }
@@ -94,13 +94,13 @@ impl Replica {
     pub(super) fn begin_reconfigure(
         &mut self,
         now: Now,
-        (peer, refusals): (u64, u64),
+        (peer, epoch): (u64, u64),
         command: &[u8],
         actions: &mut Vec<Action>,
     ) {
         let Ok(asked) = Command::decode(&mut Reader::new(command)) else { return };
         if !self.consensus.is_leader() {
-            let message = PeerMessage::Refused { refusals }.encode();
+            let message = PeerMessage::Refused { epoch }.encode();
             return actions.push(Action::SendPeer { peer, message });
         }
         match self.check_change(&asked) {
@@ -110,7 +110,7 @@ impl Replica {
                     text,
                     command: command.to_vec(),
                     peer,
-                    refusals,
+                    epoch,
                     deadline_ms: now.ms + CONNECT_PATIENCE_MS,
                     catch_up_to: None,
                 });
@@ -270,7 +270,7 @@ impl Replica {
     pub(super) fn refuse_reconfigure(&mut self, actions: &mut Vec<Action>) {
         let Some(change) = self.reconfigure.take() else { return };
         if change.peer != self.identity.replica_id {
-            let message = PeerMessage::Refused { refusals: change.refusals }.encode();
+            let message = PeerMessage::Refused { epoch: change.epoch }.encode();
             actions.push(Action::SendPeer { peer: change.peer, message });
         }
         self.tell_peers(actions);

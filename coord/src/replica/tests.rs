@@ -478,24 +478,29 @@ fn a_write_behind_a_change_of_members_waits_for_it() {
 }
 
 #[test]
-fn what_follows_a_refused_write_is_refused_until_its_sender_knows() {
+fn forwarded_writes_are_taken_in_order_and_without_a_gap() {
     let mut ensemble = Ensemble::new(3);
     let leader = ensemble.leader().unwrap();
     let follower = (leader + 1) % 3;
     let (term, _) = ensemble.replicas[leader].leadership();
-    let mut forward = |refusals, commands: &[u8]| {
-        let message = PeerMessage::Forward { term, refusals, commands }.encode();
+    let mut forward = |epoch, sequence, commands: &[u8]| {
+        let place = Place { origin: 77, epoch, sequence };
+        let message = PeerMessage::Forward { term, place, commands }.encode();
         let peer = follower as u64 + 1;
         ensemble.handle(leader, Event::PeerMessage { peer, message: &message });
         let answers = std::mem::take(&mut ensemble.messages);
         !answers.iter().any(|(_, _, message)| {
-            PeerMessage::decode(message) == Ok(PeerMessage::Refused { refusals })
+            PeerMessage::decode(message) == Ok(PeerMessage::Refused { epoch })
         })
     };
-    assert!(forward(0, b""));
-    assert!(!forward(0, &vec![0; 65 << 20]), "there is no room for it");
-    assert!(!forward(0, b""), "it was sent before the refusal arrived");
-    assert!(forward(1, b""));
+    assert!(!forward(3, 1, b""), "the first of the epoch is missing");
+    assert!(forward(3, 0, b""));
+    assert!(!forward(3, 0, b""), "it came twice");
+    assert!(!forward(3, 1, &vec![0; 65 << 20]), "there is no room for it");
+    assert!(!forward(3, 2, b""), "one before it was not taken");
+    assert!(!forward(2, 0, b""), "its sender has given it up");
+    assert!(forward(4, 0, b""));
+    assert!(forward(4, 1, b""));
 }
 
 #[test]
