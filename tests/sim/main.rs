@@ -1,13 +1,5 @@
 //! Simulates ensembles of `coord` in one thread, each run from one seed, and looks for a property
-//! that does not hold.
-//!
-//! ```text
-//!  sim --seeds 300 [--start N] [--nodes 3|5]   runs these seeds
-//!  sim --minutes 60                            runs seeds until the time is up
-//!  sim --seed S [--log]                        runs one, and shows everything that happens
-//!  sim --twice S                               runs one twice and compares
-//!  sim --canary NAME --seeds N                 breaks a rule on purpose: must be noticed
-//! ```
+//! that does not hold. [`USAGE`] tells what can be asked for.
 //!
 //! Always holds: a failure prints the property, the seed, what the run was made of, how everybody
 //! stood, and the command that repeats it; the exit status is then 1. Modules in reading order:
@@ -29,6 +21,14 @@ use anyhow::{Context, bail};
 use options::{Canary, Options};
 use world::{Outcome, Tally, World};
 
+const USAGE: &str = "\
+Usage: sim --seeds 300 [--start N] [--nodes 3|5]   runs these seeds
+       sim --minutes 60 [--start N]                runs seeds until the time is up
+       sim --seed S [--log]                        runs one, and shows everything that happens
+       sim --twice S                               runs one twice and compares
+       sim --canary NAME --seeds N                 breaks a rule on purpose: must be noticed
+";
+
 /// What the command line asks for.
 struct Wanted {
     seeds: u64,
@@ -39,6 +39,7 @@ struct Wanted {
     is_logging: bool,
     node_count: Option<usize>,
     canary: Option<(&'static str, Canary)>,
+    is_help: bool,
 }
 
 fn read_arguments() -> anyhow::Result<Wanted> {
@@ -51,12 +52,17 @@ fn read_arguments() -> anyhow::Result<Wanted> {
         is_logging: false,
         node_count: None,
         canary: None,
+        is_help: false,
     };
     let mut arguments = std::env::args().skip(1);
     while let Some(name) = arguments.next() {
         if name == "--log" {
             wanted.is_logging = true;
             continue;
+        }
+        if name == "--help" || name == "-h" {
+            wanted.is_help = true;
+            return Ok(wanted);
         }
         let value = arguments.next().with_context(|| format!("{name} needs a value"))?;
         if name == "--canary" {
@@ -75,7 +81,7 @@ fn read_arguments() -> anyhow::Result<Wanted> {
             "--twice" => wanted.twice = Some(number),
             "--nodes" if number == 3 || number == 5 => wanted.node_count = Some(number as usize),
             "--nodes" => bail!("--nodes is 3 or 5"),
-            _ => bail!("unknown {name}; see the head of tests/sim/main.rs"),
+            _ => bail!("{name} is not known"),
         }
     }
     Ok(wanted)
@@ -128,20 +134,33 @@ impl Wanted {
     }
 }
 
-fn main() -> anyhow::Result<ExitCode> {
-    let wanted = read_arguments()?;
+fn main() -> ExitCode {
+    match read_arguments() {
+        Ok(Wanted { is_help: true, .. }) => {
+            print!("{USAGE}");
+            ExitCode::SUCCESS
+        }
+        Ok(wanted) => run(&wanted),
+        Err(error) => {
+            eprintln!("sim: {error}\n{USAGE}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(wanted: &Wanted) -> ExitCode {
     if let Some(seed) = wanted.twice {
         let hashes = [wanted.run(seed), wanted.run(seed)].map(|it| it.map(|it| it.hash));
         println!("seed {seed}: {hashes:x?}");
-        return Ok(match hashes {
+        return match hashes {
             [Ok(first), Ok(second)] if first == second => ExitCode::SUCCESS,
             _ => ExitCode::FAILURE,
-        });
+        };
     }
     if let Some(seed) = wanted.one {
         let tally = wanted.judge(seed);
         println!("seed {seed}: {tally:?}");
-        return Ok(if tally.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        return if tally.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     let began = Instant::now();
     let mut total = Tally::default();
@@ -151,7 +170,7 @@ fn main() -> anyhow::Result<ExitCode> {
         None => seed >= wanted.start + wanted.seeds,
     };
     while !is_over(seed) {
-        let Some(tally) = wanted.judge(seed) else { return Ok(ExitCode::FAILURE) };
+        let Some(tally) = wanted.judge(seed) else { return ExitCode::FAILURE };
         total += tally;
         seed += 1;
     }
@@ -161,5 +180,5 @@ fn main() -> anyhow::Result<ExitCode> {
         wanted.start,
         began.elapsed().as_secs_f64()
     );
-    Ok(ExitCode::SUCCESS)
+    ExitCode::SUCCESS
 }

@@ -34,7 +34,11 @@ impl World {
                 }
             }
             Fault::Stop => self.ask_to_stop(node),
-            Fault::Pause => self.nodes[node].paused_until_us = until_us,
+            // Never shorter: what waits for the end of a pause would come behind later things.
+            Fault::Pause => {
+                let paused_until_us = &mut self.nodes[node].paused_until_us;
+                *paused_until_us = until_us.max(*paused_until_us);
+            }
             Fault::Break => {
                 let to = self.other(node);
                 self.break_stream(node, to);
@@ -173,8 +177,6 @@ impl World {
         self.network.heal();
         for node in 0..self.nodes.len() {
             self.nodes[node].slow_disk_until_us = 0;
-            let paused_until_us = self.nodes[node].paused_until_us;
-            self.nodes[node].paused_until_us = paused_until_us.min(self.now_us);
             self.push(self.now_us, Event::Start { node });
             self.see(&Seen::Disturbed { node });
         }
