@@ -267,7 +267,7 @@ impl World {
         }
         self.is_quiet = true;
         let end_us = self.now_us + SETTLE_MS * 1000;
-        let settled = self.run_until(end_us, World::is_settled);
+        let settled = self.run_until(end_us, |world| world.is_settled() && world.is_connected());
         if !settled {
             self.fail(
                 "replicas come to one state",
@@ -420,6 +420,16 @@ impl World {
         }
         let digest = replica.state().digest();
         members().flatten().all(|member| member.state().digest() == digest)
+    }
+
+    /// Whether every client has a connection and a session that exists. One that was silent may
+    /// lose its session after it was served again, if the word of it came too late to the leader.
+    fn is_connected(&self) -> bool {
+        let Some(leader) = self.leader() else { return false };
+        let replica = self.nodes[leader].replica.as_ref().expect("a leader is up");
+        self.clients.iter().all(|client| {
+            client.phase == Phase::Open && replica.state().session(client.session).is_some()
+        })
     }
 
     fn end(&mut self) {

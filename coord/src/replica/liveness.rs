@@ -1,14 +1,21 @@
 //! Which sessions have been silent for too long: kept by the leader alone.
 //!
 //! Replicated state says which sessions there are; when their clients were last heard of is known
-//! only here, in memory, and a new leader gives every session its whole time-out again. Deadlines
-//! are rounded up to buckets, as ZooKeeper's `ExpiryQueue` does: a session lives between its
-//! time-out and one bucket more.
+//! only here, in memory, and a new leader gives every session its whole time-out again. What other
+//! replicas hear is told here a little later, so that much is added to each time-out. Deadlines are
+//! rounded up to buckets, as ZooKeeper's `ExpiryQueue` does with a width of `tickTime`.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use super::timers::ALIVE_MS;
+
 /// Width of a bucket in milliseconds: how much later than its time-out a session may expire.
 const BUCKET_MS: u64 = 100;
+
+/// The bucket of a session that was heard of now.
+fn bucket(timeout_ms: u64, now_ms: u64) -> u64 {
+    (now_ms + timeout_ms + ALIVE_MS) / BUCKET_MS + 1
+}
 
 struct Entry {
     timeout_ms: u64,
@@ -31,7 +38,7 @@ impl Liveness {
     /// Watches over a session from now on, or starts its time anew.
     pub(super) fn insert(&mut self, session: i64, timeout_ms: u64, now_ms: u64) {
         self.remove(session);
-        let bucket = (now_ms + timeout_ms) / BUCKET_MS + 1;
+        let bucket = bucket(timeout_ms, now_ms);
         self.sessions.insert(session, Entry { timeout_ms, bucket });
         self.buckets.entry(bucket).or_default().insert(session);
     }
@@ -53,7 +60,7 @@ impl Liveness {
     /// A session was heard of. Unknown ones are ignored: they are closed.
     pub(super) fn touch(&mut self, session: i64, now_ms: u64) {
         let Some(entry) = self.sessions.get_mut(&session) else { return };
-        let bucket = (now_ms + entry.timeout_ms) / BUCKET_MS + 1;
+        let bucket = bucket(entry.timeout_ms, now_ms);
         let old = std::mem::replace(&mut entry.bucket, bucket);
         if old != bucket {
             self.take_from_bucket(old, session);
@@ -98,12 +105,12 @@ mod tests {
         let mut liveness = Liveness::default();
         liveness.insert(1, 1000, 0);
         liveness.insert(2, 1000, 0);
-        assert_eq!(liveness.expired(1000), [0i64; 0], "not before its time-out");
+        assert_eq!(liveness.expired(1200), [0i64; 0], "not before its time-out and a report");
         liveness.touch(2, 900);
-        assert_eq!(liveness.expired(1100), [1]);
+        assert_eq!(liveness.expired(1300), [1]);
         assert_eq!(liveness.expired(1500), [0i64; 0]);
         liveness.touch(1, 1500);
-        assert_eq!(liveness.next_ms(), Some(2000), "a touch does not bring 1 back");
+        assert_eq!(liveness.next_ms(), Some(2200), "a touch does not bring 1 back");
         assert_eq!(liveness.expired(10_000), [2]);
         assert_eq!(liveness.next_ms(), None);
     }

@@ -9,7 +9,7 @@ use crate::config::members::config_lines;
 /// Ticks made up for at once after a pause: more would only start elections.
 const TICKS_AT_ONCE_MAX: u64 = 3;
 /// Milliseconds between two reports of signs of life to the leader.
-const ALIVE_MS: u64 = 200;
+pub(super) const ALIVE_MS: u64 = 200;
 /// Containers and TTL nodes removed in one go.
 const CONTAINERS_MAX: usize = 256;
 /// Election time-outs without a leader after which clients are sent away to look for another
