@@ -199,6 +199,8 @@ pub struct Replica {
     touched: Vec<i64>,
 
     members: Vec<Member>,
+    /// Whether those of our own configuration are called, too.
+    is_lost: bool,
     /// Version of the configuration that says so.
     members_version: i64,
     connected: BTreeSet<u64>,
@@ -242,6 +244,7 @@ impl Replica {
             watches: WatchTable::new(config.watches_per_client_max, origin),
             members: Vec::new(),
             members_version: 0,
+            is_lost: false,
             started_ms: now.ms,
             leading_since_ms: None,
             config,

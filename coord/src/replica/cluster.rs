@@ -17,7 +17,9 @@ impl Replica {
         let own = self.identity.replica_id;
         let mut members: Vec<Member> =
             self.members.iter().filter(|member| member.id != own).cloned().collect();
-        for joining in self.joining_members() {
+        // One that was away while the members changed may know none of those that lead now.
+        let configured = if self.is_lost { self.config.members.clone() } else { Vec::new() };
+        for joining in self.joining_members().into_iter().chain(configured) {
             if joining.id != own && !members.iter().any(|member| member.id == joining.id) {
                 members.push(joining);
             }
@@ -32,6 +34,20 @@ impl Replica {
             }
         }
         actions.push(Action::Peers { members });
+    }
+
+    /// Looks whether this replica has lost touch: without a leader for long, or with one that is no
+    /// member as far as it knows. Then it turns to those of its own configuration, too.
+    pub(super) fn look_for_others(&mut self, now: Now, actions: &mut Vec<Action>) {
+        let own = self.identity.replica_id;
+        let is_stranger = self.leader != 0
+            && self.leader != own
+            && !self.members.iter().any(|member| member.id == self.leader);
+        let is_lost = is_stranger || !self.has_leader(now);
+        if is_lost != self.is_lost {
+            self.is_lost = is_lost;
+            self.tell_peers(actions);
+        }
     }
 
     pub(super) fn peer_connected(&mut self, peer: u64, actions: &mut Vec<Action>) {

@@ -40,6 +40,7 @@ impl Replica {
             self.timers.tick_ms += passed * TICK_MS;
             self.consensus.leave_joint_if_stuck();
             self.check_reconfigure(now, actions);
+            self.look_for_others(now, actions);
         }
         self.syncs.ask(now, self.config.election_timeout_ms, &mut self.consensus);
         if self.consensus.is_leader() {
