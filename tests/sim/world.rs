@@ -16,7 +16,7 @@
 //! A run has two phases: load under faults, where everything must stay safe; then all faults end,
 //! everybody is up, and the ensemble must serve every client and come to one state in bounded time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::hash::Hasher;
 
@@ -126,6 +126,10 @@ enum Event {
     },
 
     Fault,
+    /// The pause of a replica may be over.
+    Resume {
+        node: usize,
+    },
 }
 
 /// A client's connection.
@@ -157,6 +161,8 @@ pub(crate) struct World {
     queue: BTreeMap<(u64, u64), Event>,
     queued: u64,
     nodes: Vec<Node>,
+    /// By replica: what waits for the end of its pause.
+    deferred: Vec<VecDeque<Event>>,
     network: Network,
     clients: Vec<Client>,
     links: BTreeMap<u64, Link>,
@@ -217,12 +223,13 @@ impl World {
             let offset_ms = random.i64(-30_000..30_000);
             Node::new(id, &options, offset_ms)
         });
-        let nodes = nodes.collect();
+        let nodes: Vec<Node> = nodes.collect();
         let clients = (0..options.client_count).map(|index| Client::new(index, &options));
         let clients = clients.collect();
         World {
             network: Network::new(options.node_count, options.delay_us_max),
             checks: Checks::new(&options),
+            deferred: nodes.iter().map(|_| VecDeque::new()).collect(),
             nodes,
             clients,
             options,
@@ -306,11 +313,30 @@ impl World {
     fn happen(&mut self, event: Event) {
         if let Some(node) = self.node_of(&event) {
             let paused_until_us = self.nodes[node].paused_until_us;
-            if paused_until_us > self.now_us {
-                self.push(paused_until_us, event);
+            // In their order, even when the pause grows meanwhile.
+            if paused_until_us > self.now_us || !self.deferred[node].is_empty() {
+                self.deferred[node].push_back(event);
+                if self.deferred[node].len() == 1 {
+                    self.push(paused_until_us, Event::Resume { node });
+                }
                 return;
             }
         }
+        self.happen_now(event);
+    }
+
+    /// Lets a replica have what it missed while it was paused, unless it is paused again.
+    fn resume(&mut self, node: usize) {
+        let paused_until_us = self.nodes[node].paused_until_us;
+        if paused_until_us > self.now_us {
+            return self.push(paused_until_us, Event::Resume { node });
+        }
+        for event in std::mem::take(&mut self.deferred[node]) {
+            self.happen_now(event);
+        }
+    }
+
+    fn happen_now(&mut self, event: Event) {
         self.note(format_args!("{event:?}"));
         match event {
             Event::Turn { node, life } if self.is_alive(node, life) => self.turn(node),
@@ -348,6 +374,7 @@ impl World {
             Event::LinkLost { link } => self.link_lost(link),
             Event::LinkClosed { client, link } => self.link_closed(client, link),
             Event::Fault => self.fault(),
+            Event::Resume { node } => self.resume(node),
             _ => {}
         }
     }

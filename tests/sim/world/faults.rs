@@ -34,11 +34,7 @@ impl World {
                 }
             }
             Fault::Stop => self.ask_to_stop(node),
-            // Never shorter: what waits for the end of a pause would come behind later things.
-            Fault::Pause => {
-                let paused_until_us = &mut self.nodes[node].paused_until_us;
-                *paused_until_us = until_us.max(*paused_until_us);
-            }
+            Fault::Pause => self.nodes[node].paused_until_us = until_us,
             Fault::Break => {
                 let to = self.other(node);
                 self.break_stream(node, to);
@@ -108,6 +104,7 @@ impl World {
             }
         }
         self.nodes[node].crash(&self.options);
+        self.push(self.now_us, Event::Resume { node });
         self.note(format_args!("replica {} is down", node + 1));
         self.see(&Seen::Disturbed { node });
         self.drop_links(node);
