@@ -17,7 +17,7 @@ const KERNEL_WANTED: (u32, u32) = (6, 1);
 /// Memory that glommio's rings lock for each shard, in bytes.
 const LOCKED_BYTES_NEEDED: u64 = 512 << 10;
 /// Open files for the default number of connections, with some to spare.
-const FILES_WANTED: u64 = 12_000;
+const FILES_WANTED: u64 = 5_000;
 
 /// How something stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +66,8 @@ pub fn examine() -> Vec<Finding> {
     let mut findings = vec![kernel(&release)];
     findings.extend(io_uring());
     findings.push(locked_memory(limit(Resource::Memlock)));
-    findings.push(open_files(limit(Resource::Nofile)));
+    // A node raises its own limit as far as it may.
+    findings.push(open_files(rustix::process::getrlimit(Resource::Nofile).maximum));
     findings.extend(Settings { root: PathBuf::from("/") }.examine(cores));
     findings
 }
@@ -134,7 +135,7 @@ fn open_files(limit: Option<u64>) -> Finding {
         Some(count) => Finding::off(
             NAME,
             format!("{count} a process, which connections_max may pass"),
-            "`ulimit -n 65536`, or LimitNOFILE= in the systemd unit",
+            "`ulimit -Hn 65536`, or LimitNOFILE= in the systemd unit",
         ),
     }
 }

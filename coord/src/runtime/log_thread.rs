@@ -8,7 +8,7 @@
 use std::io;
 use std::path::Path;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use flume::{Receiver, Sender};
 
@@ -19,6 +19,9 @@ use crate::store::{Append, LogStore, StoreError};
 /// Appends that wait at most. Each turn of the loop makes one at most, and the replica stops taking
 /// requests long before; a loop that gets here waits for the disk.
 const APPENDS_MAX: usize = 4096;
+
+/// How often room is looked for while there is none.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 enum Work {
     Append(Append),
@@ -113,6 +116,11 @@ impl Writer {
                 Some(_) => {
                     self.work.try_recv().map_err(|it| it == flume::TryRecvError::Disconnected)
                 }
+                // Room may come back without a write of ours, and nothing may be written until then.
+                None if self.disk.room.lacking().is_some() => self
+                    .work
+                    .recv_timeout(LOOK_AGAIN)
+                    .map_err(|it| it == flume::RecvTimeoutError::Disconnected),
                 None => self.work.recv().map_err(|_| true),
             };
             match next {
@@ -124,7 +132,10 @@ impl Writer {
                     self.append();
                 }
                 Err(true) => return,
-                Err(false) => self.compact(),
+                Err(false) => {
+                    self.compact();
+                    self.note_room();
+                }
             }
         }
     }
@@ -172,7 +183,7 @@ impl Writer {
         };
         match self.store.compact(index, term) {
             Ok(reached) if reached < index => self.compaction = Some((index, term)),
-            Ok(_) => self.note_room(),
+            Ok(_) => {}
             // Room comes back by itself; nothing is lost by keeping entries.
             Err(error @ StoreError::Full { .. }) => tracing::warn!(%error, "compacting the log"),
             Err(error) => self.fail(&error),

@@ -260,6 +260,9 @@ impl Keeper {
                 figures.checkpoint_latency.record(began.elapsed().as_micros() as u64);
                 figures.state_bytes = self.store.used_bytes();
                 drop(figures);
+                // Else what waited for this commit would count until the next write, which may be
+                // refused because of it.
+                self.note_room();
                 // Last: whoever is answered because of it finds the figures as they are now.
                 self.tell(Event::CheckpointDurable { applied: self.merged_to.clone() });
             }
