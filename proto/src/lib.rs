@@ -43,6 +43,8 @@ pub mod feature {
     pub const CHECKSUMS: u64 = 1 << 1;
     /// Blocks are placed on shards by [`crate::placement`], one address per shard.
     pub const SHARD_ADDRESSES: u64 = 1 << 2;
+    /// `Attach`, `Lease` and `Release`: clients on the node's machine read its memory.
+    pub const LEASES: u64 = 1 << 3;
     /// All features of this version.
-    pub const ALL: u64 = READ_MANY | CHECKSUMS | SHARD_ADDRESSES;
+    pub const ALL: u64 = READ_MANY | CHECKSUMS | SHARD_ADDRESSES | LEASES;
 }

@@ -177,12 +177,57 @@ pub struct ReadReply {
     pub checksums: Vec<u32>,
 }
 
-/// `ReadMany`.
+/// `ReadMany`, `Lease` and `Release`.
 #[derive(Archive, Serialize, Clone, Debug, PartialEq, Eq)]
 pub struct ReadManyRequest {
-    /// 1 to [`RANGES_MAX`] ranges, of at most [`READ_MANY_BYTES_MAX`] bytes together. Replies come in
-    /// any order.
+    /// 1 to [`RANGES_MAX`] ranges, of a `ReadMany` at most [`READ_MANY_BYTES_MAX`] bytes together.
+    /// Replies come in any order. `Lease` and `Release` mean the whole block that a range lies in.
     pub ranges: Vec<Range>,
+}
+
+/// Reply to `Attach`. The request has no body. Over a Unix socket the node's memory comes with it, as
+/// a file descriptor (`SCM_RIGHTS`) that can be mapped for reading only.
+#[derive(Archive, Serialize, Clone, Debug, PartialEq, Eq)]
+pub struct AttachReply {
+    /// Number of this run of the node: another one after each start.
+    pub node: u64,
+    /// Names the run of the machine's kernel (its boot id), empty if it is not known. A client that
+    /// sees the same one is on this machine.
+    pub machine: String,
+    /// Address of each shard for clients on this machine, `unix:` and a path, or `unix:@` and an
+    /// abstract name, in shard order. Empty if there are none.
+    pub shards: Vec<String>,
+    /// Length in bytes of the memory that comes with this reply, 0 if none does.
+    pub memory_length: u64,
+    /// How long a lease lasts in milliseconds, 0 if there are none.
+    pub lease_ms: u32,
+}
+
+/// A run of bytes in a node's memory.
+#[derive(Archive, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[rkyv(derive(Clone, Copy, Debug))]
+pub struct Extent {
+    /// Where it begins in the memory, in bytes.
+    pub offset: u64,
+    /// Length in bytes.
+    pub length: u32,
+}
+
+impl From<&ArchivedExtent> for Extent {
+    fn from(archived: &ArchivedExtent) -> Extent {
+        Extent { offset: archived.offset.to_native(), length: archived.length.to_native() }
+    }
+}
+
+/// Reply to each range of a `Lease`: where the block lies until the lease ends.
+#[derive(Archive, Serialize, Clone, Debug, PartialEq, Eq)]
+pub struct LeaseReply {
+    /// How long the block stays where it is, in milliseconds from when the request was **sent**.
+    pub lease_ms: u32,
+    /// CRC-32 of the whole block.
+    pub checksum: u32,
+    /// Where the block lies, in order; together they are the block.
+    pub extents: Vec<Extent>,
 }
 
 /// `Load`.

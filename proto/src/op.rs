@@ -22,11 +22,18 @@ pub enum Op {
     Free = 8,
     /// Counters of the node.
     Status = 9,
+    /// How a client on the node's own machine gets at its memory.
+    Attach = 10,
+    /// Pin blocks for a while, to be read in the node's memory; each range is answered by a frame of
+    /// its own.
+    Lease = 11,
+    /// Give leases back before they run out.
+    Release = 12,
 }
 
 impl Op {
     /// Every operation, in wire order.
-    pub const ALL: [Op; 9] = [
+    pub const ALL: [Op; 12] = [
         Op::Hello,
         Op::Ping,
         Op::Stat,
@@ -36,6 +43,9 @@ impl Op {
         Op::Load,
         Op::Free,
         Op::Status,
+        Op::Attach,
+        Op::Lease,
+        Op::Release,
     ];
 
     /// The operation with this number, if this version knows it.

@@ -32,6 +32,10 @@ STRUCTURES = {
     "Range": {"file": "id", "version": "u64", "offset": "u64", "length": "u32"},
     "ReadReply": {"checksums": ["u32"]},
     "ReadManyRequest": {"ranges": ["Range"]},
+    "AttachReply": {"node": "u64", "machine": "text", "shards": ["text"], "memory_length": "u64",
+                    "lease_ms": "u32"},
+    "Extent": {"offset": "u64", "length": "u32"},
+    "LeaseReply": {"lease_ms": "u32", "checksum": "u32", "extents": ["Extent"]},
     "LoadReply": {"entry": "Entry", "block_count": "u64", "filled_count": "u64"},
     "FreeReply": {"block_count": "u64", "byte_count": "u64"},
     "Counter": {"name": "text", "value": "u64"},
@@ -39,11 +43,12 @@ STRUCTURES = {
                     "counters": ["Counter"]},
     "ErrorReply": {"message": "text"},
 }
-SIZES = dict(zip(STRUCTURES, (18, 41, 8, 8, 8, 49, 53, 20, 16, 36, 8, 8, 65, 16, 16, 28, 8)))
+SIZES = dict(zip(STRUCTURES, (18, 41, 8, 8, 8, 49, 53, 20, 16, 36, 8, 8, 36, 12, 16, 65, 16, 16, 28, 8)))
 OPS = dict(enumerate((
     ("HelloRequest", "HelloReply"), ("None", "None"), ("StatRequest", "StatReply"),
     ("ListRequest", "ListReply"), ("Range", "ReadReply"), ("ReadManyRequest", "ReadReply"),
-    ("LoadRequest", "LoadReply"), ("FreeRequest", "FreeReply"), ("None", "StatusReply")), 1))
+    ("LoadRequest", "LoadReply"), ("FreeRequest", "FreeReply"), ("None", "StatusReply"),
+    ("None", "AttachReply"), ("ReadManyRequest", "LeaseReply"), ("ReadManyRequest", "None")), 1))
 NUMBERS = {"u8": "<B", "u32": "<I", "u64": "<Q", "i64": "<q"}
 
 

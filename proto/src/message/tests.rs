@@ -106,6 +106,36 @@ proptest! {
     }
 
     #[test]
+    fn attach_reply(
+        (node, memory_length, lease_ms) in any::<(u64, u64, u32)>(),
+        machine in any_text(),
+        shards in vec(any_text(), 0..20),
+    ) {
+        let attach = AttachReply { node, machine, shards, memory_length, lease_ms };
+        round_trip(&attach, |a| AttachReply {
+            node: a.node.to_native(),
+            machine: text(&a.machine),
+            shards: a.shards.iter().map(text).collect(),
+            memory_length: a.memory_length.to_native(),
+            lease_ms: a.lease_ms.to_native(),
+        })?;
+    }
+
+    #[test]
+    fn lease_reply(
+        (lease_ms, checksum) in any::<(u32, u32)>(),
+        extents in vec(any::<(u64, u32)>(), 0..40),
+    ) {
+        let extents =
+            extents.into_iter().map(|(offset, length)| Extent { offset, length }).collect();
+        round_trip(&LeaseReply { lease_ms, checksum, extents }, |a| LeaseReply {
+            lease_ms: a.lease_ms.to_native(),
+            checksum: a.checksum.to_native(),
+            extents: a.extents.iter().map(Extent::from).collect(),
+        })?;
+    }
+
+    #[test]
     fn entry(entry in any_entry()) {
         round_trip(&entry, |a| Entry::from(a))?;
     }

@@ -119,6 +119,44 @@ message!(
     |a| ReadManyRequest { ranges: a.ranges.iter().map(Range::from).collect() },
     |m| object(&[("ranges", list(&m.ranges, range_json))])
 );
+message!(
+    AttachReply,
+    ArchivedAttachReply,
+    |a| AttachReply {
+        node: a.node.to_native(),
+        machine: text(&a.machine),
+        shards: a.shards.iter().map(text).collect(),
+        memory_length: a.memory_length.to_native(),
+        lease_ms: a.lease_ms.to_native(),
+    },
+    |m| object(&[
+        ("node", m.node.to_string()),
+        ("machine", string(&m.machine)),
+        ("shards", list(&m.shards, |shard| string(shard))),
+        ("memory_length", m.memory_length.to_string()),
+        ("lease_ms", m.lease_ms.to_string()),
+    ])
+);
+message!(
+    LeaseReply,
+    ArchivedLeaseReply,
+    |a| LeaseReply {
+        lease_ms: a.lease_ms.to_native(),
+        checksum: a.checksum.to_native(),
+        extents: a.extents.iter().map(Extent::from).collect(),
+    },
+    |m| object(&[
+        ("lease_ms", m.lease_ms.to_string()),
+        ("checksum", m.checksum.to_string()),
+        (
+            "extents",
+            list(&m.extents, |extent| object(&[
+                ("offset", extent.offset.to_string()),
+                ("length", extent.length.to_string()),
+            ]))
+        ),
+    ])
+);
 message!(LoadRequest, ArchivedLoadRequest, |a| LoadRequest { path: text(&a.path) }, |m| object(&[
     ("path", string(&m.path))
 ]));

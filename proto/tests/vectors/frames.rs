@@ -106,6 +106,19 @@ fn requests_are_as_published() {
             FreeRequest { path: "a.tar".into() },
         ),
         vector("status", "No body.", request(Op::Status, 16), Nothing),
+        vector("attach", "No body.", request(Op::Attach, 17), Nothing),
+        vector(
+            "lease",
+            "Two blocks, each named by a range in it.",
+            request(Op::Lease, 18),
+            ReadManyRequest { ranges: vec![range(0, 1), range(65_536, 4464)] },
+        ),
+        vector(
+            "release",
+            "One block.",
+            request(Op::Release, 19),
+            ReadManyRequest { ranges: vec![range(0, 1)] },
+        ),
     ];
     check_frames("requests.txt", "# Requests: client to node.\n", &vectors);
 }
@@ -201,6 +214,44 @@ fn replies_are_as_published() {
             reply(Op::Status, 16, Status::Ok),
             status,
         ),
+        vector(
+            "attach",
+            "The memory of 2 GiB comes as a descriptor beside these bytes.",
+            reply(Op::Attach, 17, Status::Ok),
+            AttachReply {
+                node: 0x0123_4567_89ab_cdef,
+                machine: "b7b6d3a4-5c1f-4c68-9a53-0c9f3c1f2a77".into(),
+                shards: vec!["unix:/run/millrace/node.0".into(), "unix:@millrace-1".into()],
+                memory_length: 2 << 30,
+                lease_ms: 10_000,
+            },
+        ),
+        vector(
+            "attach_elsewhere",
+            "Over TCP no memory comes.",
+            reply(Op::Attach, 17, Status::Ok),
+            AttachReply {
+                node: 1,
+                machine: String::new(),
+                shards: vec![],
+                memory_length: 0,
+                lease_ms: 0,
+            },
+        ),
+        vector(
+            "lease_part_1",
+            "A block in two runs.",
+            Header { part: 1, ..reply(Op::Lease, 18, Status::Ok) },
+            LeaseReply {
+                lease_ms: 10_000,
+                checksum: 0xcbf4_3926,
+                extents: vec![
+                    Extent { offset: 1 << 32, length: 4096 },
+                    Extent { offset: 8192, length: 368 },
+                ],
+            },
+        ),
+        vector("release", "No body.", reply(Op::Release, 19, Status::Ok), Nothing),
         vector(
             "busy",
             "Try again in 20 ms.",

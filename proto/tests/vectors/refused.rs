@@ -164,11 +164,11 @@ fn refused_frames() -> Vec<Refused> {
             raw(Header { op: 0, ..request(Op::Stat, 1) }, &[]),
         ),
         refused(
-            "op_10",
+            "op_200",
             "An operation of the future.",
             "UnknownOp",
             "None",
-            raw(Header { op: 10, ..request(Op::Stat, 1) }, b"unknown"),
+            raw(Header { op: 200, ..request(Op::Stat, 1) }, b"unknown"),
         ),
         refused("no_body", "Stat needs a body.", "BadBody", "StatRequest", stat(&[])),
         refused(
