@@ -159,6 +159,17 @@ impl Cache {
         entry.last_offset = offset;
     }
 
+    /// The memory that blocks lie in.
+    pub(crate) fn memory(&self) -> &ShardMemory {
+        &self.memory
+    }
+
+    /// Which block this is, and its version.
+    pub(crate) fn describe(&self, index: EntryIndex) -> (BlockKey, u64) {
+        let entry = self.entry(index.0);
+        (entry.key, entry.version)
+    }
+
     /// Length of the block in bytes.
     #[inline]
     pub(crate) fn length(&self, index: EntryIndex) -> u32 {

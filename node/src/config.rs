@@ -20,6 +20,7 @@ use millrace_proto::frame::{BODY_LENGTH_MAX, PAYLOAD_LENGTH_MAX};
 mod key;
 mod text;
 
+use crate::local::AUTOMATIC;
 pub use key::Key;
 use key::{Access, Number};
 pub use text::{SizeError, format_size, parse_size, usable_cpus};
@@ -32,8 +33,12 @@ pub struct Config {
     pub source: PathBuf,
     /// Address to listen on; port 0 takes any free one.
     pub listen: SocketAddr,
-    /// Unix socket to listen at as well; empty for none.
+    /// Unix socket to listen at as well; `auto` for an abstract name, empty for none.
     pub socket: PathBuf,
+    /// How long a lease lasts; 0 for none at all.
+    pub lease_ms: u32,
+    /// Share of the memory that may be leased.
+    pub lease_percent: u32,
     /// Host that clients use for shard addresses; empty for the host they connected to.
     pub advertise: String,
     /// Worker threads, each with its own core and its own part of the cache.
@@ -144,17 +149,34 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "socket",
         value: "PATH",
-        default: "none",
+        default: "auto: an abstract name that clients learn from the node",
         help: "Unix socket for clients on this machine; with several shards also PATH.0 and so on",
         example: "/run/millrace.sock",
         access: Access::Text {
-            allowed: "an absolute path of at most 103 bytes, or nothing",
+            allowed: "an absolute path of at most 103 bytes, auto, or nothing",
             set: |config, text| {
                 config.socket = PathBuf::from(text);
-                text.is_empty() || text.starts_with('/') && text.len() <= SOCKET_LENGTH_MAX
+                let is_path = text.starts_with('/') && text.len() <= SOCKET_LENGTH_MAX;
+                is_path || text.is_empty() || text == AUTOMATIC
             },
             get: |config| config.socket.display().to_string(),
         },
+    },
+    Key {
+        name: "lease_ms",
+        value: "MS",
+        default: "10000",
+        help: "How long clients on this machine may read a block in place without asking; 0 for never",
+        example: "2000",
+        access: Access::Count(number!(lease_ms, 0..=600_000)),
+    },
+    Key {
+        name: "lease_percent",
+        value: "PERCENT",
+        default: "50",
+        help: "Share of the memory that those clients may hold; beyond it they read over the socket",
+        example: "75",
+        access: Access::Count(number!(lease_percent, 0..=90)),
     },
     Key {
         name: "advertise",
@@ -470,7 +492,9 @@ impl Config {
         Config {
             source,
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-            socket: PathBuf::new(),
+            socket: PathBuf::from(AUTOMATIC),
+            lease_ms: 10_000,
+            lease_percent: 50,
             advertise: String::new(),
             shards: 1,
             cpus: usable_cpus(),
@@ -496,7 +520,9 @@ impl Config {
         Config {
             source: PathBuf::new(),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7070)),
-            socket: PathBuf::new(),
+            socket: PathBuf::from(AUTOMATIC),
+            lease_ms: 10_000,
+            lease_percent: 50,
             advertise: String::new(),
             shards: 0,
             cpus: Vec::new(),

@@ -4,11 +4,14 @@
 //! not here but with the ring; every pin in a batch is released when the batch comes back.
 //! Leaves the meaning of frames to the worker, sockets to the runtime.
 
+use std::collections::HashMap;
+use std::os::fd::RawFd;
+
 use millrace_proto::Status;
 use millrace_proto::frame::{self, Header};
 use millrace_proto::message::ReadReply;
 
-use crate::cache::EntryIndex;
+use crate::cache::{BlockKey, EntryIndex};
 use crate::memory::Segment;
 
 /// Names a connection of a shard: its place in the table, and how often the place was used before.
@@ -62,6 +65,8 @@ pub(crate) struct Batch {
     pub reply_count: u32,
     /// Bytes that those requests asked for.
     pub asked: u64,
+    /// A descriptor that goes with the first byte.
+    pub descriptor: Option<RawFd>,
 }
 
 impl Batch {
@@ -112,6 +117,7 @@ impl Batch {
         self.length = 0;
         self.reply_count = 0;
         self.asked = 0;
+        self.descriptor = None;
     }
 }
 
@@ -158,6 +164,10 @@ pub(crate) struct Connection {
     /// Bytes that they asked for.
     pub asked: u64,
     pub phase: Phase,
+    /// Whether the end of the connection came from the client.
+    pub client_ended: bool,
+    /// Places of its leases in the shard's table of them.
+    pub leases: HashMap<BlockKey, u32>,
     /// When a byte came in while nothing was sent, a send began or went on, or the phase changed, in the
     /// node's milliseconds.
     pub active_at: u64,
@@ -178,6 +188,8 @@ impl Connection {
             in_flight: 0,
             asked: 0,
             phase: Phase::Open,
+            client_ended: false,
+            leases: HashMap::new(),
             active_at: now,
         }
     }

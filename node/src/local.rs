@@ -2,6 +2,8 @@
 //!
 //! Owns their files: one that a dead node left is replaced, one that is in use is an error, and all
 //! are removed when the node ends. Who may connect is decided by the permissions of the directory.
+//! Abstract names have no file and no permissions: whoever can reach the port of a loopback address
+//! can reach them, too.
 
 use std::fs;
 use std::io;
@@ -36,6 +38,28 @@ impl Drop for SocketFiles {
     }
 }
 
+/// What the configuration says instead of a path for a name that nobody has to choose.
+pub(crate) const AUTOMATIC: &str = "auto";
+
+/// Listens for each shard at an abstract name that this run of the node alone has.
+///
+/// # Errors
+/// As `bind`.
+pub(crate) fn listen_automatically(
+    node: u64,
+    shards: usize,
+    backlog: i32,
+) -> io::Result<LocalSockets> {
+    let mut sockets = LocalSockets::default();
+    for shard in 0..shards {
+        let name = format!("millrace-{node:016x}.{shard}");
+        let address = SocketAddrUnix::new_abstract_name(name.as_bytes())?;
+        sockets.listeners.push(vec![listen_at(&address, backlog)?]);
+        sockets.addresses.push(format!("unix:@{name}"));
+    }
+    Ok(sockets)
+}
+
 /// Listens at `path`, and with several shards at `path.0` and so on for each.
 ///
 /// # Errors
@@ -60,14 +84,19 @@ pub(crate) fn listen(path: &Path, shards: usize, backlog: i32) -> io::Result<Loc
 
 fn listen_on(path: &Path, backlog: i32, files: &mut SocketFiles) -> io::Result<OwnedFd> {
     remove_stale(path)?;
+    let socket = listen_at(&SocketAddrUnix::new(path)?, backlog)?;
+    files.0.push(path.to_owned());
+    Ok(socket)
+}
+
+fn listen_at(address: &SocketAddrUnix, backlog: i32) -> io::Result<OwnedFd> {
     let socket = rustix::net::socket_with(
         AddressFamily::UNIX,
         SocketType::STREAM,
         SocketFlags::CLOEXEC,
         None,
     )?;
-    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
-    files.0.push(path.to_owned());
+    rustix::net::bind(&socket, address)?;
     rustix::net::listen(&socket, backlog)?;
     Ok(UnixListener::from(socket).into())
 }

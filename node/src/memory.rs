@@ -13,12 +13,12 @@
 //! Leaves to [`crate::cache`] when a block may be given back: not while the kernel still sends from it.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use millrace_proto::checksum::{CHUNK_SIZE, PAGE_SIZE};
-use rustix::fs::MemfdFlags;
+use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use smallvec::SmallVec;
 
@@ -35,8 +35,8 @@ pub(crate) const PAGES_PER_CHUNK: u32 = CHUNK_SIZE / PAGE_SIZE;
 pub(crate) struct Arena {
     base: NonNull<u8>,
     page_count: u32,
-    /// Kept open for readers that will map it, and for `sendfile`.
-    _memfd: OwnedFd,
+    /// What clients on this machine map for reading.
+    memfd: OwnedFd,
 }
 
 // SAFETY: the arena itself only hands out addresses; who may touch which page is decided by the
@@ -51,10 +51,11 @@ impl Arena {
     /// Maps `page_count` pages of 4 KiB. Memory is taken from the system page by page on first use.
     ///
     /// # Errors
-    /// As `memfd_create`, `ftruncate` and `mmap`: too little memory or address space.
+    /// As `memfd_create`, `ftruncate`, `mmap` and `F_ADD_SEALS`: too little memory or address space.
     pub(crate) fn new(page_count: u32) -> io::Result<Arc<Arena>> {
         let length = page_count as usize * PAGE;
-        let memfd = rustix::fs::memfd_create("millrace-arena", MemfdFlags::CLOEXEC)?;
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let memfd = rustix::fs::memfd_create("millrace-arena", flags)?;
         rustix::fs::ftruncate(&memfd, length as u64)?;
         // SAFETY: a new mapping at an address the kernel chooses aliases nothing.
         #[expect(unsafe_code, reason = "mapping memory")]
@@ -68,6 +69,10 @@ impl Arena {
                 0,
             )
         }?;
+        // From here on nobody can write but through the mapping above, or change the length: the
+        // descriptor may be given away (fcntl(2), F_SEAL_FUTURE_WRITE since Linux 5.1).
+        let seals = SealFlags::FUTURE_WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        rustix::fs::fcntl_add_seals(&memfd, seals)?;
         // SAFETY: the range is the mapping just made; huge pages change nothing but speed.
         #[expect(unsafe_code, reason = "advising on our own mapping")]
         let advised = unsafe { rustix::mm::madvise(base, length, Advice::LinuxHugepage) };
@@ -75,7 +80,7 @@ impl Arena {
         let _ = advised;
         let base =
             NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap returned null"))?;
-        Ok(Arc::new(Arena { base, page_count, _memfd: memfd }))
+        Ok(Arc::new(Arena { base, page_count, memfd }))
     }
 
     /// Cuts the arena into one [`ShardMemory`] for each shard, of equal size.
@@ -154,6 +159,21 @@ impl ShardMemory {
     /// Pages of this shard, free or not.
     pub(crate) fn page_count(&self) -> u32 {
         self.buddy.page_count()
+    }
+
+    /// The memory of all shards: what a client that it is sent to can map for reading.
+    pub(crate) fn memfd(&self) -> BorrowedFd<'_> {
+        self.arena.memfd.as_fd()
+    }
+
+    /// Length of that memory in bytes.
+    pub(crate) fn memory_length(&self) -> u64 {
+        u64::from(self.arena.page_count) * u64::from(PAGE_SIZE)
+    }
+
+    /// Where a segment begins in that memory, in bytes.
+    pub(crate) fn offset_of(&self, segment: Segment) -> u64 {
+        (segment.address - self.arena.base.as_ptr().addr()) as u64
     }
 
     /// Pages that are free now.

@@ -82,6 +82,12 @@ counters! {
     used_bytes,
     /// Bytes of memory for blocks.
     capacity_bytes,
+    /// Leases given to clients on this machine; prolonging one counts, too.
+    lease_count,
+    /// Leases that ran out before their client gave them back.
+    lease_expired_count,
+    /// Bytes of memory that are leased now, whole pages, once for each lease.
+    leased_bytes,
     /// Connections open now.
     connection_count,
     /// Connections accepted since start.

@@ -3,6 +3,7 @@
 //! Owns the threads. Always holds: when [`Node::start`] returns, every shard accepts connections; when
 //! [`Node::stop`] returns, every thread has ended.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
@@ -107,7 +108,8 @@ impl Node {
         let files = Arc::new(FileTable::new(config.files_max, store.identity()));
         let memories = arena(&config)?.cut(shard_count as u32);
         let listeners = listen(&config)?;
-        let local = listen_locally(&config)?;
+        let number = run_number();
+        let local = listen_locally(&config, number)?;
         let address = listeners[0].public_address;
         let shard_addresses: Vec<SocketAddr> =
             listeners.iter().map(|listener| listener.address()).collect();
@@ -121,6 +123,8 @@ impl Node {
             counters: (0..shard_count).map(|_| Counters::default()).collect(),
             shard_addresses: advertised(&config, &shard_addresses),
             local_addresses: local.addresses,
+            node: number,
+            machine: machine(),
             block_size: config.block_size,
             connection_count: AtomicUsize::new(0),
         });
@@ -182,15 +186,23 @@ impl Node {
         }
         // With the last copy gone, a thread that ends without a word is noticed.
         drop(ready);
-        for _ in 0..shard_count {
+        node.wait_until_ready(&readiness)
+    }
+
+    /// Waits until every shard has told that it runs; stops them all if one could not.
+    fn wait_until_ready(
+        self,
+        readiness: &flume::Receiver<Result<(), (usize, String)>>,
+    ) -> Result<Node, StartError> {
+        for _ in 0..self.shards.len() {
             match readiness.recv() {
                 Ok(Ok(())) => (),
                 Ok(Err((shard, message))) => {
-                    node.end();
+                    self.end();
                     return Err(StartError::Shard { shard, message });
                 }
                 Err(flume::RecvError::Disconnected) => {
-                    let (shard, error) = node.end().1.unwrap_or((0, "it ended".to_owned()));
+                    let (shard, error) = self.end().1.unwrap_or((0, "it ended".to_owned()));
                     // Its executor needs rings of its own before ours is tried.
                     let message = format!(
                         "{error}; io_uring has to be allowed, and `ulimit -l` 512 KiB or more"
@@ -199,7 +211,7 @@ impl Node {
                 }
             }
         }
-        Ok(node)
+        Ok(self)
     }
 
     /// Where clients connect.
@@ -259,6 +271,8 @@ fn limits(config: &Config) -> WorkerLimits {
         body_length_max: config.body_length_max,
         send_timeout_ms: config.send_timeout_ms,
         idle_timeout_ms: config.idle_timeout_ms,
+        lease_ms: config.lease_ms,
+        lease_percent: config.lease_percent,
     }
 }
 
@@ -310,9 +324,25 @@ impl Listener {
     }
 }
 
+/// A number that no other run of a node has.
+fn run_number() -> u64 {
+    // Keys of this hasher come from the system's random numbers.
+    RandomState::new().build_hasher().finish()
+}
+
+/// Names the run of this machine's kernel: proc(5), `random/boot_id`. Empty where that is hidden.
+fn machine() -> String {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    text.map(|text| text.trim().to_owned()).unwrap_or_default()
+}
+
 /// Listens at the Unix socket, if one is configured.
-fn listen_locally(config: &Config) -> Result<LocalSockets, StartError> {
+fn listen_locally(config: &Config, number: u64) -> Result<LocalSockets, StartError> {
     let path = &config.socket;
+    if path.as_os_str() == local::AUTOMATIC {
+        return local::listen_automatically(number, config.shards, BACKLOG)
+            .map_err(|error| StartError::Socket { path: local::AUTOMATIC.to_owned(), error });
+    }
     if path.as_os_str().is_empty() {
         let listeners = (0..config.shards).map(|_| Vec::new()).collect();
         return Ok(LocalSockets { listeners, ..LocalSockets::default() });

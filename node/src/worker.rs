@@ -7,7 +7,8 @@
 //! Owns all state of the shard; nothing here waits, reads a clock or makes a system call. Always holds:
 //! every request that was taken is answered once, or its connection is closed; a hit is answered within
 //! the call that brought the request, without a task and without an allocation.
-//! Modules: `request` turns frames into work, `read` finds blocks, `fill` brings them in.
+//! Modules: `request` turns frames into work, `read` finds blocks, `fill` brings them in, `lease`
+//! keeps them in place for clients that read them there.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use millrace_proto::frame::{self, Header};
 use millrace_proto::message::{ErrorReply, ReadReply};
-use millrace_proto::{FrameError, Status};
+use millrace_proto::{FrameError, Op, Status};
 
 use crate::cache::{BlockKey, Cache, EntryIndex};
 use crate::connection::{
@@ -29,10 +30,12 @@ use crate::metrics::Counters;
 use crate::side::SideQueue;
 
 mod fill;
+mod lease;
 mod read;
 mod request;
 
 use fill::Fill;
+use lease::Leases;
 
 /// What a client is told to wait when the node is busy, in milliseconds. Guessed: a few reads of a
 /// local disk.
@@ -107,6 +110,10 @@ pub(crate) struct WorkerLimits {
     pub send_timeout_ms: u64,
     /// A connection without a request for so long is closed; 0 for never.
     pub idle_timeout_ms: u64,
+    /// How long a lease lasts; 0 for none at all.
+    pub lease_ms: u32,
+    /// Share of the shard's memory that may be leased.
+    pub lease_percent: u32,
 }
 
 /// What is the same for every shard of a node.
@@ -119,6 +126,10 @@ pub(crate) struct Shared {
     pub shard_addresses: Vec<String>,
     /// The same for connections over Unix sockets.
     pub local_addresses: Vec<String>,
+    /// Number of this run of the node.
+    pub node: u64,
+    /// Boot id of the machine.
+    pub machine: String,
     /// Size of a block in bytes.
     pub block_size: u32,
     /// Connections of all shards.
@@ -139,6 +150,9 @@ pub(crate) struct Worker {
     generations: Vec<u32>,
     connection_count: u32,
     fills: HashMap<BlockKey, Fill>,
+    leases: Leases,
+    /// Time of the event that is handled, in the node's milliseconds.
+    now: u64,
     /// Bytes of the blocks that are on their way in.
     filling_bytes: u64,
     /// Waiters that have a deadline: while there are some, ticks are wanted.
@@ -161,6 +175,7 @@ impl Worker {
         cache: Cache,
     ) -> Worker {
         let block_shift = shared.block_size.trailing_zeros();
+        let leases = Leases::new(cache.capacity_bytes(), limits.lease_percent);
         Worker {
             shard,
             shared,
@@ -173,6 +188,8 @@ impl Worker {
             generations: Vec::new(),
             connection_count: 0,
             fills: HashMap::new(),
+            leases,
+            now: 0,
             filling_bytes: 0,
             deadline_count: 0,
             draining: false,
@@ -211,6 +228,7 @@ impl Worker {
 
     /// Takes an event and says what to do about it.
     pub(crate) fn handle(&mut self, now: u64, event: Event<'_>, actions: &mut Vec<Action>) {
+        self.now = now;
         match event {
             Event::Received { token, bytes } => self.on_received(now, token, bytes, actions),
             Event::ReceiveEnded { token } => self.on_receive_ended(now, token, actions),
@@ -246,6 +264,7 @@ impl Worker {
     pub(crate) fn needs_ticks(&self) -> bool {
         self.deadline_count > 0
             || self.draining
+            || !self.leases.is_empty()
             || self.limits.idle_timeout_ms > 0 && self.connection_count > 0
             || self
                 .connections
@@ -267,6 +286,7 @@ impl Worker {
         counters.capacity_bytes.set(self.cache.capacity_bytes());
         counters.evicted_count.set(self.cache.evicted_count());
         counters.summed_bytes.set(self.cache.summed_bytes());
+        counters.leased_bytes.set(self.leases.bytes());
     }
 
     #[inline]
@@ -390,8 +410,7 @@ impl Worker {
         self.counters().bad_frame_count.add(1);
         tracing::debug!("close a connection: {error}");
         // The request id is told if the header can be trusted, that is if only a length is wrong.
-        let header =
-            Header::decode(head).unwrap_or(Header::request(millrace_proto::Op::Ping, 0, 0));
+        let header = Header::decode(head).unwrap_or(Header::request(Op::Ping, 0, 0));
         self.take_and_fail(token, &header, error.status(), &error.to_string(), actions);
         if let Some(connection) = self.connection(token) {
             connection.phase = Phase::Draining;
@@ -408,8 +427,7 @@ impl Worker {
         message: &str,
         actions: &mut Vec<Action>,
     ) {
-        let part =
-            if header.op == millrace_proto::Op::ReadMany as u8 { frame::PART_ALL } else { 0 };
+        let part = if is_in_parts(header.op) { frame::PART_ALL } else { 0 };
         let Some(connection) = self.connection(token) else { return };
         connection.take(0);
         let requester =
@@ -539,6 +557,8 @@ impl Worker {
     fn on_receive_ended(&mut self, now: u64, token: Token, actions: &mut Vec<Action>) {
         let Some(connection) = self.connection(token) else { return };
         connection.active_at = now;
+        // What is read after our own shutdown is no word of the client's.
+        connection.client_ended |= connection.phase < Phase::Closed;
         match connection.phase {
             // A client that shut its sending side still gets the replies it waits for.
             Phase::Open if connection.in_flight > 0 => connection.phase = Phase::HalfClosed,
@@ -580,6 +600,7 @@ impl Worker {
         let before = std::mem::take(&mut connection.stash).len();
         self.count_stash(token, before);
         self.release_pins(&unsent, actions);
+        self.end_leases_of(token);
         self.connections[token.index as usize] = None;
         self.generations[token.index as usize] = (token.generation + 1) % GENERATION_COUNT;
         self.free_connections.push(token.index);
@@ -623,6 +644,7 @@ impl Worker {
 
     fn on_tick(&mut self, now: u64, actions: &mut Vec<Action>) {
         self.expire_waiters(now, actions);
+        self.expire_leases(now);
         for token in self.tokens() {
             let limits = &self.limits;
             let (send_timeout, idle_timeout) = (limits.send_timeout_ms, limits.idle_timeout_ms);
@@ -653,6 +675,11 @@ fn ask_to_send(connection: &mut Connection, actions: &mut Vec<Action>) {
         connection.send_asked = true;
         actions.push(Action::Send(connection.token));
     }
+}
+
+/// Whether a request of this operation is answered range by range.
+fn is_in_parts(op: u8) -> bool {
+    op == Op::ReadMany as u8 || op == Op::Lease as u8
 }
 
 /// A block of this shard that was found.

@@ -7,6 +7,8 @@
 //! Always holds: while an operation is under way the slot owns the batch, the iovecs and the msghdr that
 //! it refers to, and the connection's socket stays open.
 
+use std::os::fd::RawFd;
+
 use io_uring::types::Fd;
 use io_uring::{opcode, squeue};
 
@@ -27,6 +29,8 @@ pub(super) struct SendSlot {
     pub(super) next_offset: usize,
     iovecs: Vec<libc::iovec>,
     message: Box<libc::msghdr>,
+    /// Room for one control message, see [`descriptor_message`].
+    control: Box<[u64; 3]>,
 }
 
 impl SendSlot {
@@ -42,6 +46,7 @@ impl SendSlot {
             next_offset: 0,
             iovecs: Vec::new(),
             message: Box::new(message),
+            control: Box::new([0; 3]),
         }
     }
 
@@ -71,6 +76,14 @@ impl SendSlot {
         }
         self.message.msg_iov = self.iovecs.as_mut_ptr();
         self.message.msg_iovlen = self.iovecs.len();
+        self.message.msg_control = std::ptr::null_mut();
+        self.message.msg_controllen = 0;
+        let is_start = (self.next_piece, self.next_offset) == (0, 0);
+        if let (Some(descriptor), true) = (self.batch.descriptor, is_start) {
+            *self.control = descriptor_message(descriptor);
+            self.message.msg_control = self.control.as_mut_ptr().cast();
+            self.message.msg_controllen = size_of_val(&*self.control);
+        }
         // Not WAITALL: a short send is how we learn that a slow client takes something.
         let flags = libc::MSG_NOSIGNAL as u32;
         opcode::SendMsg::new(Fd(self.fd), &raw const *self.message).flags(flags).build()
@@ -93,4 +106,18 @@ impl SendSlot {
         }
         self.next_piece == self.batch.pieces.len()
     }
+}
+
+/// A control message that gives the receiver a copy of a descriptor, as cmsg(3) lays it out: its
+/// length, SOL_SOCKET and SCM_RIGHTS, the descriptor, and padding.
+fn descriptor_message(descriptor: RawFd) -> [u64; 3] {
+    const LENGTH: usize = size_of::<libc::cmsghdr>() + size_of::<RawFd>();
+    const _: () = assert!(size_of::<libc::cmsghdr>() == 16);
+    let pair = |first: i32, second: i32| {
+        let mut bytes = [0; 8];
+        bytes[..4].copy_from_slice(&first.to_ne_bytes());
+        bytes[4..].copy_from_slice(&second.to_ne_bytes());
+        u64::from_ne_bytes(bytes)
+    };
+    [LENGTH as u64, pair(libc::SOL_SOCKET, libc::SCM_RIGHTS), pair(descriptor, 0)]
 }

@@ -105,6 +105,10 @@ impl Worker {
             );
             return false;
         }
+        if requester.header.op == Op::Lease as u8 {
+            self.grant(requester, hit, actions);
+            return false;
+        }
         let length = length.min(hit.block_length - offset);
         if requester.shard != self.shard {
             return self.serve_remote(requester, hit, offset, length, actions);

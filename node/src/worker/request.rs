@@ -64,6 +64,10 @@ impl Worker {
             }),
             Op::ReadMany => frame::body::<ArchivedReadManyRequest>(body)
                 .map(|request| self.read_many(now, requester, request, actions)),
+            Op::Lease => frame::body::<ArchivedReadManyRequest>(body)
+                .map(|request| self.lease(now, requester, request, actions)),
+            Op::Release => frame::body::<ArchivedReadManyRequest>(body)
+                .map(|request| self.release(requester, request, actions)),
             _ => {
                 if op != Op::Ping {
                     // Replies to these are made in the heap: few of them may wait unsent.
@@ -81,7 +85,7 @@ impl Worker {
 
     /// Counts a request against its connection's limits.
     #[inline]
-    fn take(&mut self, requester: &Requester) {
+    pub(super) fn take(&mut self, requester: &Requester) {
         self.counters().request_count.add(1);
         if let Some(connection) = self.connection(requester.token) {
             connection.take(requester.asked);
@@ -152,6 +156,11 @@ impl Worker {
                 self.push_head(&requester, |head| frame::encode(head, header, &reply), actions);
                 return Ok(());
             }
+            Op::Attach => {
+                self.take(&requester);
+                self.attach(&requester, actions);
+                return Ok(());
+            }
             Op::Stat => {
                 Lookup::Stat { path: text(&frame::body::<ArchivedStatRequest>(body)?.path) }
             }
@@ -166,7 +175,9 @@ impl Worker {
             Op::Free => {
                 Lookup::Free { path: text(&frame::body::<ArchivedFreeRequest>(body)?.path) }
             }
-            Op::Read | Op::ReadMany => unreachable!("taken by on_request"),
+            Op::Read | Op::ReadMany | Op::Lease | Op::Release => {
+                unreachable!("taken by on_request")
+            }
         };
         self.take(&requester);
         if self.side.offer_lookup(LookupJob { requester, lookup }).is_err() {
@@ -177,7 +188,7 @@ impl Worker {
     }
 
     /// Most ranges that fit a body.
-    fn ranges_max(&self) -> usize {
+    pub(super) fn ranges_max(&self) -> usize {
         let fit = (self.limits.body_length_max as usize - size_of::<ArchivedReadManyRequest>())
             / size_of::<ArchivedRange>();
         fit.min(RANGES_MAX)

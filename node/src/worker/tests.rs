@@ -11,6 +11,8 @@ use crate::memory::{Arena, ShardMemory};
 use crate::side::{FillJob, LookupJob};
 use crate::store::StoreError;
 
+mod lease;
+
 const BLOCK: u32 = 64 << 10;
 const FILE: FileId = FileId(0xf11e);
 const VERSION_ONE: u64 = 1;
@@ -36,6 +38,8 @@ fn limits() -> WorkerLimits {
         body_length_max: frame::BODY_LENGTH_MAX,
         send_timeout_ms: 1_000,
         idle_timeout_ms: 0,
+        lease_ms: 1_000,
+        lease_percent: 50,
     }
 }
 
@@ -58,6 +62,8 @@ impl Node {
             counters: (0..shard_count).map(|_| Counters::default()).collect(),
             shard_addresses: Vec::new(),
             local_addresses: Vec::new(),
+            node: 1,
+            machine: String::new(),
             block_size: BLOCK,
             connection_count: AtomicUsize::new(0),
         });
