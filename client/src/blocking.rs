@@ -16,6 +16,7 @@ use tokio::runtime::{self, Runtime};
 use crate::config::ClientConfig;
 use crate::error::Error;
 use crate::file::{File, FreeReport, HelloInfo, LoadReport, NodeStatus};
+use crate::lease::Lease;
 use crate::read::ReadOptions;
 
 /// A client of one node whose methods wait. Cloning is cheap, and clones share their connections.
@@ -54,6 +55,24 @@ impl Client {
     /// See [`crate::Client::hello`].
     pub fn hello(&self) -> HelloInfo {
         self.client.hello()
+    }
+
+    /// See [`crate::Client::read_leased`].
+    pub fn read_leased(&self, file: &File, offset: u64, target: &mut [u8]) -> bool {
+        self.client.read_leased(file, offset, target)
+    }
+
+    /// See [`crate::Client::lease`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn lease(
+        &self,
+        file: &File,
+        offset: u64,
+        length: u64,
+    ) -> Result<Vec<Option<Lease>>, Error> {
+        self.runtime.block_on(self.client.lease(file, offset, length))
     }
 
     /// See [`crate::Client::stat`].

@@ -19,6 +19,7 @@ use crate::config::{ClientConfig, DURATION_MAX};
 use crate::connection::{Body, Landing, Reply};
 use crate::error::Error;
 use crate::file::{self, File, FreeReport, HelloInfo, LoadReport, NodeStatus};
+use crate::lease::Leases;
 use crate::reply::{self, Setback};
 use crate::retry::{Backoff, Retry};
 use crate::topology::{Network, Topology};
@@ -39,6 +40,7 @@ const TOKEN_LENGTH_MAX: usize = 8 << 10;
 pub struct Client {
     config: Arc<ClientConfig>,
     network: Arc<Network>,
+    leases: Arc<Leases>,
     deadline: Duration,
 }
 
@@ -83,6 +85,7 @@ impl Client {
         Ok(Client {
             deadline: config.deadline,
             network: Arc::new(Network::new(address, config.clone(), main, hello)),
+            leases: Arc::new(Leases::new(config.leased_bytes_max)),
             config,
         })
     }
@@ -212,6 +215,10 @@ impl Client {
 
     pub(crate) fn topology(&self) -> Arc<Topology> {
         self.network.topology()
+    }
+
+    pub(crate) fn leases(&self) -> &Leases {
+        &self.leases
     }
 
     /// The error for a task of ours that ended without a result.

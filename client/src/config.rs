@@ -39,6 +39,11 @@ pub struct ClientConfig {
     /// Most requests in flight on one connection, 1 to 65 536; a range of a `ReadMany` counts as
     /// one. The node's own limit applies where it is lower. Default 1024, the ranges of one batch.
     pub requests_in_flight_max: usize,
+    /// Whether to use the Unix sockets and the memory of a node on this machine. Default true.
+    pub local: bool,
+    /// Most bytes of a node's memory to keep leased, so that they are read in place; 0 for none.
+    /// Default 1 GiB; the node has a limit of its own.
+    pub leased_bytes_max: u64,
     /// Most bytes one call may ask for, since they are allocated before they arrive. Default 4 GiB.
     pub read_length_max: u64,
 }
@@ -56,6 +61,8 @@ impl ClientConfig {
             reconnect_backoff_min: Duration::from_millis(50),
             reconnect_backoff_max: Duration::from_secs(2),
             requests_in_flight_max: 1024,
+            local: true,
+            leased_bytes_max: 1 << 30,
             read_length_max: 4 << 30,
         }
     }

@@ -13,6 +13,7 @@
 //! so no caller hangs; a landing buffer belongs to the request until the answer hands it back. Whether
 //! an answer is good, and whether to try again, is left to the callers.
 
+mod attach;
 mod driver;
 mod in_flight;
 mod receiver;
@@ -32,6 +33,7 @@ use tokio::time::{self, Instant};
 use crate::config::ClientConfig;
 use crate::error::Error;
 use crate::file::HelloInfo;
+pub(crate) use attach::{Attachment, Neighbour};
 pub(crate) use socket::socket_path;
 
 /// A request's op and body.
@@ -43,6 +45,8 @@ pub(crate) enum Body {
     List(ListRequest),
     Read(Range),
     ReadMany(ReadManyRequest),
+    Lease(ReadManyRequest),
+    Release(ReadManyRequest),
     Load(LoadRequest),
     Free(FreeRequest),
     Status,
@@ -57,6 +61,8 @@ impl Body {
             Body::List(_) => Op::List,
             Body::Read(_) => Op::Read,
             Body::ReadMany(_) => Op::ReadMany,
+            Body::Lease(_) => Op::Lease,
+            Body::Release(_) => Op::Release,
             Body::Load(_) => Op::Load,
             Body::Free(_) => Op::Free,
             Body::Status => Op::Status,
@@ -69,7 +75,9 @@ impl Body {
             Body::Stat(body) => frame::encode(out, header, body),
             Body::List(body) => frame::encode(out, header, body),
             Body::Read(body) => frame::encode(out, header, body),
-            Body::ReadMany(body) => frame::encode(out, header, body),
+            Body::ReadMany(body) | Body::Lease(body) | Body::Release(body) => {
+                frame::encode(out, header, body)
+            }
             Body::Load(body) => frame::encode(out, header, body),
             Body::Free(body) => frame::encode(out, header, body),
             Body::Ping | Body::Status => frame::encode_empty(out, header),
@@ -142,11 +150,14 @@ pub(crate) struct Answer {
     pub(crate) landed: Landed,
 }
 
-/// Where answers go: to one caller, or to the collector of a batch, whose channel has room for all.
+/// Where answers go: to one caller, to the collector of a batch, whose channel has room for all, or
+/// nowhere.
 #[derive(Debug)]
 enum Answers {
     One(Option<oneshot::Sender<Answer>>),
     Many(mpsc::Sender<Answer>),
+    /// The request is sent for what it does.
+    Nobody,
 }
 
 impl Answers {
@@ -155,6 +166,7 @@ impl Answers {
         match self {
             Answers::One(sender) => sender.as_ref().is_none_or(oneshot::Sender::is_closed),
             Answers::Many(sender) => sender.is_closed(),
+            Answers::Nobody => false,
         }
     }
 
@@ -167,6 +179,7 @@ impl Answers {
                 }
             }
             Answers::Many(sender) => drop(sender.try_send(answer)),
+            Answers::Nobody => {}
         }
     }
 }
@@ -194,6 +207,10 @@ struct Request {
 pub(crate) struct Link {
     /// The last `Hello` reply.
     pub(crate) hello: Option<Arc<HelloInfo>>,
+    /// What the node told to clients on its machine.
+    pub(crate) neighbour: Option<Arc<Neighbour>>,
+    /// The node's memory, if this connection got at it.
+    pub(crate) attachment: Option<Arc<Attachment>>,
     /// Why there is no connection, when the last try to connect failed.
     pub(crate) failure: Option<Error>,
 }
@@ -208,15 +225,20 @@ pub(crate) struct Lane {
 
 impl Lane {
     /// Starts the driver of a lane to the first of `addresses` that can be reached, tried in order at
-    /// each connect. Nothing is connected before the first request.
+    /// each connect. Nothing is connected before the first request. A Unix socket among them counts
+    /// only if the node behind it has the number `node`, where that is known.
     ///
     /// # Panics
     /// If there is no address, or outside a tokio runtime.
-    pub(crate) fn start(addresses: SmallVec<[Arc<str>; 2]>, config: Arc<ClientConfig>) -> Lane {
+    pub(crate) fn start(
+        addresses: SmallVec<[Arc<str>; 2]>,
+        node: Option<u64>,
+        config: Arc<ClientConfig>,
+    ) -> Lane {
         let (requests, queue) = mpsc::channel(config.requests_in_flight_max);
         let (link_sender, link) = watch::channel(Link::default());
         let address = addresses[0].clone();
-        tokio::spawn(driver::Driver::new(addresses, config, queue, link_sender).run());
+        tokio::spawn(driver::Driver::new(addresses, node, config, queue, link_sender).run());
         Lane { address, requests, link }
     }
 
@@ -258,15 +280,30 @@ impl Lane {
         }
     }
 
-    /// Sends a batch and collects an answer for each range, in order. The landings of those that got
+    /// The node's memory, while the connection stands on which it came.
+    pub(crate) fn attachment(&self) -> Option<Arc<Attachment>> {
+        self.link.borrow().attachment.clone().filter(|it| it.stands())
+    }
+
+    /// Sends a request that needs no answer, if there is room for it.
+    pub(crate) fn send(&self, body: Body, deadline: Instant) {
+        let parts = smallvec![Part { landing: Some(Landing::Any), payload_max: 0 }];
+        let answers = Answers::Nobody;
+        // Without room it is left out, and so it is when the driver is gone.
+        let _ = self.requests.try_send(Request { body, parts, answers, deadline });
+    }
+
+    /// Sends a `ReadMany` or a `Lease` and collects an answer for each range, in order. The landings of those that got
     /// none before the deadline stay with the driver.
     pub(crate) async fn exchange_many(
         &self,
+        op: Op,
         ranges: Vec<Range>,
         landings: Vec<Landing>,
         deadline: Instant,
     ) -> Vec<Result<Answer, Error>> {
         assert_eq!(ranges.len(), landings.len());
+        let brings_bytes = op == Op::ReadMany;
         let count = ranges.len();
         let mut answers: Vec<Option<Answer>> = Vec::new();
         answers.resize_with(count, || None);
@@ -274,10 +311,15 @@ impl Lane {
         let parts = ranges
             .iter()
             .zip(landings)
-            .map(|(range, landing)| Part { landing: Some(landing), payload_max: range.length });
+            .map(|(range, landing)| Part {
+                landing: Some(landing),
+                payload_max: if brings_bytes { range.length } else { 0 },
+            })
+            .collect();
+        let batch = ReadManyRequest { ranges };
         let request = Request {
-            parts: parts.collect(),
-            body: Body::ReadMany(ReadManyRequest { ranges }),
+            parts,
+            body: if brings_bytes { Body::ReadMany(batch) } else { Body::Lease(batch) },
             answers: Answers::Many(sender),
             deadline,
         };

@@ -32,6 +32,9 @@ mod topology;
 
 mod connection;
 
+mod lease;
+mod memory;
+
 mod reply;
 mod retry;
 
@@ -44,6 +47,7 @@ pub use client::Client;
 pub use config::ClientConfig;
 pub use error::Error;
 pub use file::{File, FreeReport, HelloInfo, LoadReport, NodeStatus};
+pub use lease::Lease;
 pub use millrace_proto::message::{Counter, Entry, Kind};
 pub use millrace_proto::{FileId, Status};
 pub use read::ReadOptions;

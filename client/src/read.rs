@@ -226,8 +226,13 @@ impl Client {
             while tasks.len() < window
                 && let Some((index, (piece, buffer))) = waiting.next()
             {
+                let mut landing = Landing::Buffer(buffer);
+                let found = self.read_in_place(file, piece, &mut landing, terms.verify);
+                if found.is_some() {
+                    landed[index] = found;
+                    continue;
+                }
                 let (client, file) = (self.clone(), file.clone());
-                let landing = Landing::Buffer(buffer);
                 tasks.spawn(async move {
                     let landed = client.read_piece(&file, piece, landing, terms).await;
                     (index, landed)
@@ -249,6 +254,14 @@ impl Client {
         mut landing: Landing,
         terms: Terms,
     ) -> Result<Landed, Error> {
+        if let Some(landed) = self.read_in_place(file, piece, &mut landing, terms.verify) {
+            return Ok(landed);
+        }
+        let topology = self.topology();
+        let found = self.read_by_lease(file, piece, &mut landing, &topology, terms).await;
+        if let Some(landed) = found {
+            return Ok(landed);
+        }
         let mut retry = self.retry(terms.deadline);
         let mut is_damaged = false;
         loop {

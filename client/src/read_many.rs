@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use millrace_proto::feature;
 use millrace_proto::frame::PAYLOAD_LENGTH_MAX;
 use millrace_proto::message::{RANGES_MAX, READ_MANY_BYTES_MAX};
+use millrace_proto::{Op, feature};
 use tokio::task::JoinSet;
 
 use crate::client::Client;
@@ -76,7 +76,13 @@ impl Client {
     ) -> Vec<Result<Bytes, Error>> {
         let terms = self.terms(options);
         let topology = self.topology();
-        let (mut slots, jobs) = self.jobs(ranges);
+        let (mut slots, mut jobs) = self.jobs(ranges);
+        jobs.retain_mut(|job| {
+            let found = self.read_in_place(&job.file, job.piece, &mut job.landing, terms.verify);
+            let Some(landed) = found else { return true };
+            settle(&mut slots, (job.range_index, job.piece_index, Ok(landed)));
+            false
+        });
         let mut batches = into_batches(&topology, jobs, self.batch_length_max(&topology));
         let mut tasks = JoinSet::new();
         loop {
@@ -182,7 +188,7 @@ impl Client {
                 .map(|job| std::mem::replace(&mut job.landing, Landing::Any))
                 .collect();
             let lane = topology.lane(shard_index);
-            let answers = lane.exchange_many(ranges, landings, terms.deadline).await;
+            let answers = lane.exchange_many(Op::ReadMany, ranges, landings, terms.deadline).await;
             let answers = answers
                 .into_iter()
                 .map(|answer| answer.map_err(|error| retry.end(error)))

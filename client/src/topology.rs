@@ -5,15 +5,15 @@
 //! least one lane. A lane that cannot reach its shard's own address falls back to the main one,
 //! where any shard's blocks are served too.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use millrace_proto::{FileId, feature, placement};
 use smallvec::smallvec;
 use tokio::sync::watch;
 
 use crate::config::ClientConfig;
-use crate::connection::{Lane, Link, socket_path};
+use crate::connection::{Attachment, Lane, Link, Neighbour, socket_path};
 use crate::error::Error;
 use crate::file::HelloInfo;
 
@@ -28,6 +28,7 @@ struct Shard {
 #[derive(Debug)]
 pub(crate) struct Topology {
     pub(crate) hello: Arc<HelloInfo>,
+    neighbour: Option<Arc<Neighbour>>,
     shards: Arc<[Shard]>,
 }
 
@@ -36,6 +37,17 @@ impl Topology {
     pub(crate) fn shard_index(&self, file: FileId, block: u64) -> usize {
         let hash = placement::block_hash(file, block);
         placement::shard_of(hash, self.shards.len() as u32) as usize
+    }
+
+    /// The lane of a shard that leases, if the shard can be got at in memory.
+    pub(crate) fn leasing_lane(&self, shard_index: usize) -> Option<(&Lane, Arc<Attachment>)> {
+        let lane = self.first_lane(shard_index);
+        lane.attachment().map(|attachment| (lane, attachment))
+    }
+
+    /// The lane of a shard that would lease, once it is connected.
+    pub(crate) fn first_lane(&self, shard_index: usize) -> &Lane {
+        &self.shards[shard_index].lanes[0]
     }
 
     /// The next lane of a shard.
@@ -82,7 +94,7 @@ impl Network {
                 "'{address}' is not an address; write host:port, such as node1:7070, or unix:PATH"
             )));
         }
-        Ok(Lane::start(smallvec![address.clone()], config.clone()))
+        Ok(Lane::start(smallvec![address.clone()], None, config.clone()))
     }
 
     /// The network behind a main lane that has got its first `Hello`.
@@ -92,8 +104,9 @@ impl Network {
         main: Lane,
         hello: Arc<HelloInfo>,
     ) -> Network {
-        let shards = start_shards(&address, &config, &main, &hello);
-        let topology = Arc::new(Topology { hello, shards });
+        let neighbour = neighbour(&main);
+        let shards = start_shards(&address, &config, &main, &hello, neighbour.as_deref());
+        let topology = Arc::new(Topology { hello, neighbour, shards });
         Network { address, config, link: main.link(), main, topology: watch::Sender::new(topology) }
     }
 
@@ -113,18 +126,37 @@ impl Network {
         let hello = self.hello();
         if !Arc::ptr_eq(&hello, &self.topology.borrow().hello) {
             self.topology.send_modify(|topology| {
+                let neighbour = neighbour(&self.main);
                 let is_same = hello.shards == topology.hello.shards
-                    && hello.features == topology.hello.features;
+                    && hello.features == topology.hello.features
+                    && neighbour == topology.neighbour;
                 let shards = if is_same {
                     topology.shards.clone()
                 } else {
-                    start_shards(&self.address, &self.config, &self.main, &hello)
+                    let neighbour = neighbour.as_deref();
+                    start_shards(&self.address, &self.config, &self.main, &hello, neighbour)
                 };
-                *topology = Arc::new(Topology { hello, shards });
+                *topology = Arc::new(Topology { hello, neighbour, shards });
             });
         }
         self.topology.borrow().clone()
     }
+}
+
+/// What the node told to clients on its machine, if this is one.
+fn neighbour(main: &Lane) -> Option<Arc<Neighbour>> {
+    let neighbour = main.link().borrow().neighbour.clone()?;
+    let here = machine();
+    (!here.is_empty() && neighbour.machine == *here).then_some(neighbour)
+}
+
+/// Names the run of this machine's kernel: proc(5), `random/boot_id`. Empty where that is hidden.
+fn machine() -> &'static str {
+    static MACHINE: LazyLock<String> = LazyLock::new(|| {
+        let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+        text.map(|text| text.trim().to_owned()).unwrap_or_default()
+    });
+    &MACHINE
 }
 
 fn start_shards(
@@ -132,6 +164,7 @@ fn start_shards(
     config: &Arc<ClientConfig>,
     main: &Lane,
     hello: &HelloInfo,
+    neighbour: Option<&Neighbour>,
 ) -> Arc<[Shard]> {
     let addresses: Vec<Arc<str>> = if hello.offers(feature::SHARD_ADDRESSES) {
         let addresses = hello.shards.iter();
@@ -140,14 +173,21 @@ fn start_shards(
         Vec::new()
     };
     let addresses = if addresses.is_empty() { vec![address.clone()] } else { addresses };
+    // A way over a socket of this machine, for each shard, unless that is how we came here.
+    let local =
+        neighbour.filter(|it| socket_path(address).is_none() && it.shards.len() == addresses.len());
     let shards = addresses.into_iter().enumerate().map(|(index, own)| {
         let lanes = (0..config.connections_per_shard).map(|lane_index| {
-            if own != *address {
-                Lane::start(smallvec![own.clone(), address.clone()], config.clone())
+            if let Some(local) = local {
+                let near: Arc<str> = local.shards[index].as_str().into();
+                let addresses = smallvec![near, own.clone(), address.clone()];
+                Lane::start(addresses, Some(local.node), config.clone())
+            } else if own != *address {
+                Lane::start(smallvec![own.clone(), address.clone()], None, config.clone())
             } else if index == 0 && lane_index == 0 {
                 main.clone()
             } else {
-                Lane::start(smallvec![own.clone()], config.clone())
+                Lane::start(smallvec![own.clone()], None, config.clone())
             }
         });
         Shard { lanes: lanes.collect(), turn: AtomicUsize::new(0) }

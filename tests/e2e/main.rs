@@ -8,6 +8,7 @@ mod coord_ensemble;
 mod coord_limits;
 mod coord_malformed;
 mod free_load;
+mod leases;
 mod lifecycle;
 mod limits;
 mod malformed;

@@ -17,9 +17,10 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{self, Instant, MissedTickBehavior};
 
+use super::attach::{self, Attachment, End, Neighbour};
 use super::in_flight::{self, InFlight};
 use super::receiver::Receiver;
-use super::socket::Socket;
+use super::socket::{Socket, socket_path};
 use super::{Answers, Body, Landing, Link, Part, Request};
 use crate::config::ClientConfig;
 use crate::error::Error;
@@ -43,11 +44,15 @@ struct Opened {
     receiver: Receiver,
     in_flight: InFlight,
     hello: HelloInfo,
+    neighbour: Option<Neighbour>,
+    attachment: Option<Arc<Attachment>>,
 }
 
 /// See the module.
 pub(super) struct Driver {
     addresses: SmallVec<[Arc<str>; 2]>,
+    /// Number that the node behind a Unix socket must have, where another told of the socket.
+    node: Option<u64>,
     config: Arc<ClientConfig>,
     requests: mpsc::Receiver<Request>,
     link: watch::Sender<Link>,
@@ -58,11 +63,12 @@ pub(super) struct Driver {
 impl Driver {
     pub(super) fn new(
         addresses: SmallVec<[Arc<str>; 2]>,
+        node: Option<u64>,
         config: Arc<ClientConfig>,
         requests: mpsc::Receiver<Request>,
         link: watch::Sender<Link>,
     ) -> Driver {
-        Driver { addresses, config, requests, link, held: None }
+        Driver { addresses, node, config, requests, link, held: None }
     }
 
     /// Runs until every handle of the lane is gone.
@@ -87,6 +93,8 @@ impl Driver {
                     let limit = limit.min(opened.hello.requests_in_flight_max as usize);
                     self.link.send_replace(Link {
                         hello: Some(Arc::new(opened.hello.clone())),
+                        neighbour: opened.neighbour.clone().map(Arc::new),
+                        attachment: opened.attachment.clone(),
                         failure: None,
                     });
                     if self.serve(opened, limit).await {
@@ -125,14 +133,34 @@ impl Driver {
             Err(_) => return Err(connect_error(address, io::ErrorKind::TimedOut.into())),
         };
         let no_hello = |_| Error::NoHello { address: address.clone(), timeout };
-        time::timeout_at(deadline, say_hello(address, socket)).await.map_err(no_hello)?
+        let greet = async {
+            let mut opened = say_hello(address, socket).await?;
+            if self.config.local && opened.hello.offers(feature::LEASES) {
+                (opened.neighbour, opened.attachment) =
+                    attach::attach(&mut opened.socket, timeout).await?;
+            }
+            Ok::<Opened, Error>(opened)
+        };
+        let opened = time::timeout_at(deadline, greet).await.map_err(no_hello)??;
+        let is_another = self.node.is_some_and(|node| {
+            socket_path(address).is_some()
+                && opened.neighbour.as_ref().is_none_or(|it| it.node != node)
+        });
+        if is_another {
+            let source = io::Error::other("another node is behind this socket by now");
+            return Err(connect_error(address, source));
+        }
+        Ok(opened)
     }
 
     /// Serves requests until the connection ends. True if it was of use, so that connecting again at
     /// once is no loop.
     async fn serve(&mut self, opened: Opened, limit: usize) -> bool {
-        let Opened { address, mut socket, mut receiver, mut in_flight, .. } = opened;
+        let Opened { address, mut socket, mut receiver, mut in_flight, attachment, .. } = opened;
+        // Declared after the socket and so dropped before it, wherever this ends.
+        let attached = End(attachment);
         let end = self.transfer(&address, &mut socket, &mut receiver, &mut in_flight, limit).await;
+        drop(attached);
         drop(socket);
         receiver.abandon(&mut in_flight);
         if let Err(error) = end {
@@ -269,7 +297,9 @@ async fn say_hello(address: &Arc<str>, mut socket: Socket) -> Result<Opened, Err
         return Err(reply::status_error(&reply));
     }
     let hello = HelloInfo::decode(&reply.body)?;
-    Ok(Opened { address: address.clone(), socket, receiver, in_flight, hello })
+    let address = address.clone();
+    let (neighbour, attachment) = (None, None);
+    Ok(Opened { address, socket, receiver, in_flight, hello, neighbour, attachment })
 }
 
 fn connect_error(address: &Arc<str>, source: io::Error) -> Error {

@@ -210,7 +210,8 @@ impl InFlight {
 
 /// Whether a reply is about a batch as a whole, so that no part of it will be answered.
 fn is_whole(header: &Header) -> bool {
-    header.op == Op::ReadMany as u8 && header.part == PART_ALL
+    let is_batch = header.op == Op::ReadMany as u8 || header.op == Op::Lease as u8;
+    is_batch && header.part == PART_ALL
 }
 
 /// Answers every open part alike.

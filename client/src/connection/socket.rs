@@ -2,11 +2,14 @@
 //!
 //! Always holds: small requests leave at once, and a dead peer is noticed.
 
-use std::io;
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::{TcpStream, UnixStream};
 
 /// How long sent bytes may stay unacknowledged before the system gives the connection up, and how
@@ -33,6 +36,11 @@ impl Socket {
     /// Connects to `host:port` or `unix:PATH`.
     pub(super) async fn connect(address: &str) -> io::Result<Socket> {
         if let Some(path) = socket_path(address) {
+            // tokio takes a leading zero byte for an abstract name, as the system does.
+            let path = match path.strip_prefix('@') {
+                Some(name) => format!("\0{name}"),
+                None => path.to_owned(),
+            };
             return UnixStream::connect(path).await.map(Socket::Unix);
         }
         let stream = TcpStream::connect(address).await?;
@@ -42,6 +50,44 @@ impl Socket {
         #[cfg(target_os = "linux")]
         socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX))?;
         Ok(Socket::Tcp(stream))
+    }
+
+    /// Sends all of these bytes.
+    pub(super) async fn send_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Socket::Tcp(stream) => stream.write_all(bytes).await,
+            Socket::Unix(stream) => stream.write_all(bytes).await,
+        }
+    }
+
+    /// Receives at most `count` bytes, appends them, and tells how many; 0 at the end. A descriptor
+    /// that came with them is told as well.
+    pub(super) async fn receive(
+        &self,
+        count: usize,
+        bytes: &mut Vec<u8>,
+    ) -> io::Result<(usize, Option<OwnedFd>)> {
+        let start = bytes.len();
+        bytes.resize(start + count, 0);
+        let target = &mut bytes[start..];
+        let result = loop {
+            let result = match self {
+                Socket::Tcp(stream) => {
+                    stream.readable().await?;
+                    stream.try_read(target).map(|count| (count, None))
+                }
+                Socket::Unix(stream) => {
+                    stream.readable().await?;
+                    stream.try_io(Interest::READABLE, || receive_message(stream, target))
+                }
+            };
+            match result {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => break result,
+            }
+        };
+        bytes.truncate(start + result.as_ref().map_or(0, |(count, _)| *count));
+        result
     }
 
     /// Both directions, to be used at the same time.
@@ -57,4 +103,19 @@ impl Socket {
             }
         }
     }
+}
+
+fn receive_message(stream: &UnixStream, target: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut targets = [IoSliceMut::new(target)];
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let message = rustix::net::recvmsg(stream, &mut targets, &mut control, flags)?;
+    let mut descriptor = None;
+    for received in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(descriptors) = received {
+            descriptor = descriptors.last();
+        }
+    }
+    Ok((message.bytes, descriptor))
 }

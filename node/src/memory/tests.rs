@@ -90,3 +90,31 @@ fn shards_get_separate_pages() {
     assert_eq!(blocks[0].sum(0, 32 * 4096), crc32fast::hash(&vec![1; 32 * 4096]));
     assert_eq!(blocks[1].sum(0, 32 * 4096), crc32fast::hash(&vec![2; 32 * 4096]));
 }
+
+#[test]
+fn nobody_who_has_the_descriptor_can_write_or_cut_the_memory() {
+    let shard = Arena::new(16).unwrap().cut(1).remove(0);
+    let memfd = shard.memfd();
+    let map = |protection: ProtFlags| {
+        // SAFETY: a new mapping at an address the kernel chooses aliases nothing.
+        #[expect(unsafe_code, reason = "mapping as a client would")]
+        unsafe {
+            rustix::mm::mmap(std::ptr::null_mut(), PAGE, protection, MapFlags::SHARED, memfd, 0)
+        }
+    };
+    assert_eq!(map(ProtFlags::READ | ProtFlags::WRITE), Err(rustix::io::Errno::PERM));
+    let mapped = map(ProtFlags::READ).unwrap();
+    // SAFETY: the page was just mapped, and nothing refers to it.
+    #[expect(unsafe_code, reason = "a client that wants more")]
+    let raised = unsafe {
+        let wanted = rustix::mm::MprotectFlags::READ | rustix::mm::MprotectFlags::WRITE;
+        rustix::mm::mprotect(mapped, PAGE, wanted)
+    };
+    assert_eq!(raised, Err(rustix::io::Errno::ACCESS));
+    assert_eq!(rustix::io::pwrite(memfd, b"x", 0), Err(rustix::io::Errno::PERM));
+    assert_eq!(rustix::fs::ftruncate(memfd, 0), Err(rustix::io::Errno::PERM));
+    assert_eq!(rustix::fs::ftruncate(memfd, 1 << 30), Err(rustix::io::Errno::PERM));
+    let punch = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+    assert_eq!(rustix::fs::fallocate(memfd, punch, 0, PAGE as u64), Err(rustix::io::Errno::PERM));
+    assert!(rustix::fs::fcntl_add_seals(memfd, SealFlags::WRITE).is_err());
+}

@@ -1,0 +1,159 @@
+//! What is kept in the table, what goes, and when bytes count.
+
+use std::os::fd::OwnedFd;
+
+use millrace_proto::message::Kind;
+use rustix::fs::{MemfdFlags, SealFlags};
+
+use super::*;
+use crate::memory::NodeMemory;
+
+const PAGE: u32 = PAGE_SIZE;
+
+/// Sealed memory whose pages hold their own numbers.
+fn memfd(page_count: u32, seals: SealFlags) -> OwnedFd {
+    let memfd = rustix::fs::memfd_create("test", MemfdFlags::ALLOW_SEALING).unwrap();
+    for page in 0..page_count {
+        rustix::io::write(&memfd, &[page as u8; PAGE as usize]).unwrap();
+    }
+    rustix::fs::fcntl_add_seals(&memfd, seals).unwrap();
+    memfd
+}
+
+fn attachment() -> Arc<Attachment> {
+    let memfd = memfd(8, SealFlags::SHRINK);
+    Arc::new(Attachment::of(NodeMemory::map(&memfd, 8 * u64::from(PAGE)).unwrap()))
+}
+
+fn file() -> File {
+    File {
+        path: "file".into(),
+        id: FileId(7),
+        version: 1,
+        length: 1 << 30,
+        block_size: 64 << 10,
+        kind: Kind::File,
+        modified_ms: 0,
+    }
+}
+
+/// Block 0 of the file, as the given pages hold it.
+fn block(attachment: &Arc<Attachment>, pages: &[u32], length: u32) -> LeasedBlock {
+    let mut left = length;
+    let extents = pages.iter().map(|page| {
+        let length = left.min(PAGE);
+        left -= length;
+        Extent { offset: u64::from(page * PAGE), length }
+    });
+    LeasedBlock {
+        attachment: attachment.clone(),
+        file: FileId(7),
+        version: 1,
+        start: 0,
+        length,
+        checksum: 0,
+        extents: extents.collect(),
+        ends_at_ns: AtomicU64::new(u64::MAX),
+        is_verified: AtomicBool::new(true),
+    }
+}
+
+#[test]
+fn a_scattered_block_is_put_together() {
+    let block = block(&attachment(), &[5, 2, 7], 2 * PAGE + 100);
+    let whole: Vec<u8> = [(5, 4096), (2, 4096), (7, 100)]
+        .iter()
+        .flat_map(|(page, count)| std::iter::repeat_n(*page, *count))
+        .collect();
+    let length = whole.len();
+    for (start, end) in [(0, length), (0, 1), (4095, 4098), (8192, 8292), (100, 8200), (50, 50)] {
+        let mut target = vec![0; end - start];
+        assert!(block.copy(start as u32, &mut target));
+        assert_eq!(target, whole[start..end], "{start}..{end}");
+        let mut appended = BytesMut::from(&b"x"[..]);
+        assert!(block.append(start as u32, (end - start) as u32, &mut appended));
+        assert_eq!(appended[1..], whole[start..end]);
+    }
+    assert_eq!(block.attachment.memory.sum(&block.extents), millrace_proto::checksum::of(&whole));
+}
+
+#[test]
+fn bytes_count_only_while_the_lease_holds_and_the_connection_stands() {
+    let attachment = attachment();
+    let mut target = [0; 10];
+    let ended = block(&attachment, &[1], PAGE);
+    ended.ends_at_ns.store(now_ns(), Ordering::Relaxed);
+    let mut appended = BytesMut::from(&b"x"[..]);
+    assert!(!ended.copy(0, &mut target) && !ended.append(0, 10, &mut appended));
+    assert_eq!(appended, "x", "a buffer is left as it was");
+    let held = block(&attachment, &[1], PAGE);
+    assert!(held.copy(0, &mut target));
+    attachment.end();
+    assert!(!held.copy(0, &mut target));
+}
+
+#[test]
+fn the_table_is_bounded_and_what_goes_ends() {
+    let attachment = attachment();
+    let leases = Leases::new(4 * u64::from(PAGE));
+    let file = file();
+    let mut blocks = Vec::new();
+    for index in 0..6 {
+        let added = Arc::new(LeasedBlock {
+            start: u64::from(index * file.block_size),
+            ..block(&attachment, &[index], PAGE)
+        });
+        let gone = leases.insert(key_of(&file, u64::from(index)), added.clone());
+        assert_eq!(gone.len(), usize::from(index >= 4));
+        blocks.push(added);
+    }
+    let held: Vec<bool> = blocks.iter().map(|block| block.holds()).collect();
+    assert_eq!(held, [false, false, true, true, true, true]);
+    let found = |index: u32| {
+        let offset = u64::from(index * file.block_size);
+        leases.with(&file, (offset, 1, file.block_size), |_, _| Some(())).is_some()
+    };
+    assert!(!found(0) && !found(1) && found(2) && found(5) && !found(6));
+    // A newer lease of a block takes the place of the older, which is not given back with it.
+    let newer = Arc::new(LeasedBlock {
+        start: u64::from(5 * file.block_size),
+        ..block(&attachment, &[0], PAGE)
+    });
+    leases.insert(key_of(&file, 5), newer.clone());
+    for index in 10..13 {
+        let added = LeasedBlock {
+            start: u64::from(index * file.block_size),
+            ..block(&attachment, &[0], PAGE)
+        };
+        let gone = leases.insert(key_of(&file, u64::from(index)), Arc::new(added));
+        assert!(gone.iter().all(|gone| !Arc::ptr_eq(gone, &newer)));
+    }
+    assert!(newer.holds());
+}
+
+#[test]
+fn another_version_or_block_under_the_same_key_is_not_taken_for_it() {
+    let leases = Leases::new(1 << 20);
+    let file = file();
+    leases.insert(key_of(&file, 0), Arc::new(block(&attachment(), &[1], PAGE)));
+    let is_found = |file: &File, offset: u64, length: u32| {
+        leases.with(file, (offset, length, file.block_size), |_, _| Some(())).is_some()
+    };
+    assert!(is_found(&file, 0, PAGE));
+    assert!(!is_found(&file, 1, PAGE), "past the end of the block");
+    assert!(!is_found(&File { version: 2, ..file.clone() }, 0, 1));
+    assert!(!is_found(&File { id: FileId(8), ..file.clone() }, 0, 1));
+    // Cut by another block size, the number is the same and the place is not.
+    assert!(!is_found(&File { block_size: 4096, ..file }, 4096, 1));
+}
+
+#[test]
+fn memory_that_could_shrink_or_has_another_length_is_not_mapped() {
+    let length = 2 * u64::from(PAGE);
+    assert!(NodeMemory::map(&memfd(2, SealFlags::empty()), length).is_err());
+    assert!(NodeMemory::map(&memfd(2, SealFlags::SHRINK), length + 1).is_err());
+    let memory = NodeMemory::map(&memfd(2, SealFlags::SHRINK), length).unwrap();
+    let inside = |offset, length| memory.contains(&Extent { offset, length });
+    assert!(inside(0, 2 * PAGE) && inside(length, 0));
+    assert!(!inside(1, 2 * PAGE) && !inside(u64::MAX, 2) && !inside(length, 1));
+}

@@ -1,0 +1,305 @@
+//! Clients on the node's machine read its memory in place: the same bytes, under whatever befalls them.
+
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use millrace_client::{Client, ClientConfig, File, blocking};
+use millrace_tests::{HANG_GUARD, Node, NodeOptions, Scratch, content};
+
+const BLOCK: u64 = millrace_tests::BLOCK as u64;
+const BLOCK_SIZE: usize = BLOCK as usize;
+
+fn options(scratch: &Scratch, shards: usize) -> NodeOptions {
+    NodeOptions::new(scratch.root()).set("shards", shards)
+}
+
+fn config() -> ClientConfig {
+    ClientConfig { deadline: HANG_GUARD, ..ClientConfig::new() }
+}
+
+/// Reads the file whole, so that its blocks are leased where that is possible.
+async fn warm(client: &Client, path: &str) -> File {
+    let file = client.stat(path).await.expect("stat");
+    // The first read connects the lanes, the second one leases.
+    for _ in 0..2 {
+        let read = client.read(&file, 0, u64::MAX).await.expect("read");
+        assert_eq!(read.len() as u64, file.length);
+        content::check(path, 0, &read);
+    }
+    file
+}
+
+#[tokio::test]
+async fn a_client_on_the_machine_reads_in_place_by_itself() {
+    let scratch = Scratch::new();
+    scratch.file("file", 5 * BLOCK_SIZE + 777);
+    for shards in [1, 2] {
+        let node = options(&scratch, shards).start();
+        // Over the TCP address: that there is a nearer way is for the client to find out.
+        let client = node.client_with(config()).await;
+        let file = warm(&client, "file").await;
+        assert_eq!(node.counter("lease_count"), 6);
+        let asked = node.counter("request_count");
+        let mut random = fastrand::Rng::with_seed(1);
+        for _ in 0..1000 {
+            let offset = random.u64(..file.length);
+            let length = random.u64(1..=(file.length - offset).min(3 * BLOCK));
+            let read = client.read(&file, offset, length).await.expect("read");
+            assert_eq!(read.len() as u64, length);
+            content::check("file", offset, &read);
+            let mut target = vec![0; length as usize];
+            assert!(client.read_leased(&file, offset, &mut target));
+            assert_eq!(target, read);
+        }
+        let ranges: Vec<_> = (0..50).map(|index| (&file, index * 999, 5000)).collect();
+        for (range, read) in ranges.iter().zip(client.read_many(&ranges).await) {
+            content::check("file", range.1, &read.expect("read"));
+        }
+        let prefix = BytesMut::from(&b"prefix"[..]);
+        let whole = client.read_into(&file, 0, prefix, u64::MAX).await.expect("read");
+        content::check("file", 0, &whole[6..]);
+        // Each look at a counter is a request.
+        assert_eq!(node.counter("request_count"), asked + 1, "no read was a message");
+        node.stop();
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_read_in_place_where_that_is_not_wanted() {
+    let scratch = Scratch::new();
+    scratch.file("file", 3 * BLOCK_SIZE);
+    let without = [("socket", ""), ("lease_ms", "0"), ("lease_percent", "0")];
+    for (key, value) in without {
+        let node = options(&scratch, 1).set(key, value).start();
+        let client = node.client_with(config()).await;
+        let file = warm(&client, "file").await;
+        assert!(!client.read_leased(&file, 0, &mut [0]), "{key}");
+        assert_eq!(client.lease(&file, 0, 1).await.expect("lease").iter().flatten().count(), 0);
+        node.stop();
+    }
+    let node = options(&scratch, 1).start();
+    for config in [
+        ClientConfig { local: false, ..config() },
+        ClientConfig { leased_bytes_max: 0, ..config() },
+    ] {
+        let client = node.client_with(config).await;
+        let file = warm(&client, "file").await;
+        assert!(!client.read_leased(&file, 0, &mut [0]));
+    }
+    assert_eq!(node.counter("lease_count"), 0);
+    node.stop();
+}
+
+#[tokio::test]
+async fn small_reads_lease_a_block_that_is_read_again() {
+    let scratch = Scratch::new();
+    scratch.file("file", 2 * BLOCK_SIZE);
+    let node = options(&scratch, 1).start();
+    let client = node.client_with(config()).await;
+    let file = client.stat("file").await.expect("stat");
+    // The first one connects, the second is the first of its block that could lease.
+    for (read_count, lease_count) in [(1, 0), (2, 0), (3, 1), (4, 1)] {
+        content::check("file", 100, &client.read(&file, 100, 10).await.expect("read"));
+        assert_eq!(node.counter("lease_count"), lease_count, "after {read_count} reads");
+    }
+    node.stop();
+}
+
+#[test]
+fn leases_run_out_and_begin_anew() {
+    let scratch = Scratch::new();
+    scratch.file("file", 4 * BLOCK_SIZE);
+    let node = options(&scratch, 1).set("lease_ms", 200).start();
+    let client = blocking::Client::connect(node.address().to_string(), config()).expect("connect");
+    let file = client.stat("file").expect("stat");
+    let leases = client.lease(&file, 0, u64::MAX).expect("lease");
+    let lease = leases[3].clone().expect("a lease");
+    assert_eq!((leases.len(), lease.start(), lease.length()), (4, 3 * BLOCK, BLOCK as u32));
+    let mut target = vec![0; BLOCK_SIZE - 5];
+    assert!(lease.copy(5, &mut target));
+    content::check("file", lease.start() + 5, &target);
+    std::thread::sleep(Duration::from_millis(250));
+    assert!(!lease.holds() && !lease.copy(0, &mut target));
+    assert!(!client.read_leased(&file, 0, &mut target), "it is not for a client to trust it on");
+    // Read as ever, and leased again.
+    content::check("file", 0, &client.read(&file, 0, 4 * BLOCK).expect("read"));
+    assert!(client.read_leased(&file, 0, &mut target));
+    // Prolonged before it ends, a handle goes on.
+    let lease = client.lease(&file, 0, 1).expect("lease").remove(0).expect("a lease");
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(600) {
+        assert!(client.lease(&file, 0, 1).expect("lease")[0].is_some());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // Unless this machine slept, which it may.
+    let gap = Duration::from_millis(100);
+    if start.elapsed() < Duration::from_millis(600) + gap {
+        assert!(lease.holds());
+    }
+    node.stop();
+}
+
+/// Waits until a counter has a value; the node looks at its clock every 25 ms.
+fn wait_for(node: &Node, name: &str, expect: u64) {
+    let start = Instant::now();
+    while node.counter(name) != expect {
+        assert!(start.elapsed() < HANG_GUARD, "{name} is {}", node.counter(name));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn what_is_leased_is_bounded_and_ends_with_its_client() {
+    let scratch = Scratch::new();
+    scratch.file("file", 200 * BLOCK_SIZE);
+    let node = options(&scratch, 1)
+        .set("memory", "16MiB")
+        .set("lease_percent", 50)
+        .set("lease_ms", 600_000)
+        .start();
+    let client = blocking::Client::connect(node.address().to_string(), config()).expect("connect");
+    let file = client.stat("file").expect("stat");
+    // Twice as much as the whole memory: what cannot be leased is read over the socket.
+    content::check("file", 0, &client.read(&file, 0, u64::MAX).expect("read"));
+    content::check("file", 0, &client.read(&file, 0, u64::MAX).expect("read"));
+    let (leased, capacity) = (node.counter("leased_bytes"), node.counter("capacity_bytes"));
+    assert!(leased > 0 && leased <= capacity / 2, "{leased} of {capacity}");
+    assert!(node.counter("busy_count") > 0);
+    // Others are served all the while.
+    let other = ClientConfig { local: false, ..config() };
+    let other = blocking::Client::connect(node.address().to_string(), other).expect("connect");
+    content::check("file", 0, &other.read(&file, 0, u64::MAX).expect("read"));
+    // Leases of ten minutes, and no word of the client: its end is enough.
+    drop(client);
+    wait_for(&node, "leased_bytes", 0);
+    node.stop();
+}
+
+#[test]
+fn a_client_keeps_to_its_own_bound_and_gives_back() {
+    let scratch = Scratch::new();
+    scratch.file("file", 32 * BLOCK_SIZE);
+    let node = options(&scratch, 1).set("lease_ms", 600_000).start();
+    let bound = ClientConfig { leased_bytes_max: 4 * BLOCK, ..config() };
+    let client = blocking::Client::connect(node.address().to_string(), bound).expect("connect");
+    let file = client.stat("file").expect("stat");
+    let first = client.lease(&file, 0, 1).expect("lease").remove(0).expect("a lease");
+    for block in 0..32 {
+        assert!(client.lease(&file, block * BLOCK, 1).expect("lease")[0].is_some());
+    }
+    assert!(!first.holds(), "it was given back for the later ones");
+    // The last word may still be on its way.
+    let start = Instant::now();
+    while node.counter("leased_bytes") > 4 * BLOCK {
+        assert!(start.elapsed() < HANG_GUARD);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    node.stop();
+}
+
+/// Reads in place as fast as it can while the memory is turned over many times: bytes of another
+/// block under a lease that is said to hold would show.
+#[test]
+fn bytes_in_place_are_right_while_everything_around_them_is_evicted() {
+    let scratch = Scratch::new();
+    let files: Vec<String> = (0..24).map(|index| format!("file-{index}")).collect();
+    for path in &files {
+        scratch.file(path, 8 * BLOCK_SIZE);
+    }
+    let node = options(&scratch, 2).set("memory", "12MiB").set("lease_ms", 100).start();
+    let bound = ClientConfig { leased_bytes_max: 8 * BLOCK, ..config() };
+    let client = blocking::Client::connect(node.address().to_string(), bound).expect("connect");
+    let others = ClientConfig { local: false, ..config() };
+    let other = blocking::Client::connect(node.address().to_string(), others).expect("connect");
+    let end = Instant::now() + Duration::from_secs(3);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while Instant::now() < end {
+                for path in &files {
+                    let file = other.stat(path).expect("stat");
+                    content::check(path, 0, &other.read(&file, 0, u64::MAX).expect("read"));
+                }
+            }
+        });
+        for thread in 0..2 {
+            let (client, files) = (&client, &files);
+            scope.spawn(move || {
+                let mut random = fastrand::Rng::with_seed(thread);
+                let (mut held, mut ended) = (0, 0);
+                while Instant::now() < end {
+                    let path = random.choice(files).expect("there are files");
+                    let file = client.stat(path).expect("stat");
+                    let block = random.u64(..8);
+                    let leases = client.lease(&file, block * BLOCK, 1).expect("lease");
+                    let Some(Some(lease)) = leases.first() else { continue };
+                    let mut target = vec![0; BLOCK_SIZE];
+                    // Until it ends, by its time or for another one: each copy is right or refused.
+                    while Instant::now() < end {
+                        if !lease.copy(0, &mut target) {
+                            ended += 1;
+                            break;
+                        }
+                        held += 1;
+                        if held % 16 == 0 {
+                            content::check(path, lease.start(), &target);
+                        }
+                    }
+                }
+                assert!(held > 100 && ended > 3, "{held} copies, {ended} leases ended");
+            });
+        }
+    });
+    assert!(node.counter("evicted_count") > 100);
+    node.stop();
+}
+
+#[tokio::test]
+async fn a_node_that_is_killed_takes_its_leases_with_it() {
+    let scratch = Scratch::new();
+    scratch.file("file", 3 * BLOCK_SIZE);
+    let mut node = options(&scratch, 1).set("lease_ms", 600_000).start();
+    let client = node.client_with(config()).await;
+    let file = warm(&client, "file").await;
+    let lease = client.lease(&file, 0, 1).await.expect("lease").remove(0).expect("a lease");
+    assert!(lease.holds());
+    node.kill();
+    // The end of the connection is seen by a task.
+    let start = Instant::now();
+    while lease.holds() {
+        assert!(start.elapsed() < HANG_GUARD);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    node.restart();
+    // The new run is found again, and its memory is another one.
+    let file = warm(&client, "file").await;
+    let start = Instant::now();
+    while !client.read_leased(&file, 0, &mut [0]) {
+        assert!(start.elapsed() < HANG_GUARD);
+        warm(&client, "file").await;
+    }
+    node.stop();
+}
+
+#[tokio::test]
+async fn a_new_version_is_never_read_from_a_lease_of_the_old_one() {
+    let scratch = Scratch::new();
+    scratch.write("file", &content::versioned(1, 2 * BLOCK_SIZE));
+    let node = options(&scratch, 1).start();
+    let client = node.client_with(config()).await;
+    let mut version = 0;
+    for round in 1..20 {
+        let file = client.stat("file").await.expect("stat");
+        assert_ne!(file.version, version);
+        version = file.version;
+        for _ in 0..3 {
+            let read = client.read(&file, 0, u64::MAX).await.expect("read");
+            assert_eq!(content::version_of(0, &read), Some(round));
+        }
+        scratch.replace("file", &content::versioned(round + 1, 2 * BLOCK_SIZE));
+        // What was looked up before is still readable in place, as one version, or refused.
+        if let Ok(read) = client.read(&file, 0, u64::MAX).await {
+            assert_eq!(content::version_of(0, &read), Some(round));
+        }
+    }
+    node.stop();
+}
