@@ -22,7 +22,7 @@ use crate::file::{self, File, FreeReport, HelloInfo, LoadReport, NodeStatus};
 use crate::lease::Leases;
 use crate::reply::{self, Setback};
 use crate::retry::{Backoff, Retry};
-use crate::topology::{Network, Topology};
+use crate::topology::{self, Network, Topology};
 
 /// Longest token of a `List` page in bytes. Derived: what a page leaves of a body.
 const TOKEN_LENGTH_MAX: usize = 8 << 10;
@@ -75,6 +75,7 @@ impl Client {
         if let Some(error) = failure {
             return Err(error);
         }
+        let main = topology::nearer(&address, &config, &main, deadline).await.unwrap_or(main);
         let hello = main.link().borrow().hello.clone();
         let hello = hello.ok_or(Error::DeadlineExceeded)?;
         if config.verify && !hello.offers(feature::CHECKSUMS) {

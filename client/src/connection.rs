@@ -242,6 +242,11 @@ impl Lane {
         Lane { address, requests, link }
     }
 
+    /// The address that is tried first.
+    pub(crate) fn address(&self) -> &Arc<str> {
+        &self.address
+    }
+
     /// The driver's news, see [`Link`].
     pub(crate) fn link(&self) -> watch::Receiver<Link> {
         self.link.clone()

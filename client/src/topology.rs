@@ -11,9 +11,10 @@ use std::sync::{Arc, LazyLock};
 use millrace_proto::{FileId, feature, placement};
 use smallvec::smallvec;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::config::ClientConfig;
-use crate::connection::{Attachment, Lane, Link, Neighbour, socket_path};
+use crate::connection::{Attachment, Body, Landing, Lane, Link, Neighbour, socket_path};
 use crate::error::Error;
 use crate::file::HelloInfo;
 
@@ -104,7 +105,8 @@ impl Network {
         main: Lane,
         hello: Arc<HelloInfo>,
     ) -> Network {
-        let neighbour = neighbour(&main);
+        let is_near = main.address() != &address;
+        let neighbour = if is_near { neighbour(&main) } else { None };
         let shards = start_shards(&address, &config, &main, &hello, neighbour.as_deref());
         let topology = Arc::new(Topology { hello, neighbour, shards });
         Network { address, config, link: main.link(), main, topology: watch::Sender::new(topology) }
@@ -141,6 +143,31 @@ impl Network {
         }
         self.topology.borrow().clone()
     }
+}
+
+/// A lane to the same node over a Unix socket of this machine, if that is where the node is. It takes
+/// the place of `main`, so that being near costs no further connection.
+pub(crate) async fn nearer(
+    address: &Arc<str>,
+    config: &Arc<ClientConfig>,
+    main: &Lane,
+    deadline: Instant,
+) -> Option<Lane> {
+    let neighbour = neighbour(main)?;
+    let near: Arc<str> = neighbour.shards.first()?.as_str().into();
+    if socket_path(address).is_some() {
+        return None;
+    }
+    let addresses = smallvec![near, address.clone()];
+    let lane = Lane::start(addresses, Some(neighbour.node), config.clone());
+    let mut link = lane.link();
+    let ping = lane.exchange(Body::Ping, Landing::Any, deadline);
+    let refused = link.wait_for(|link| link.failure.is_some());
+    let is_there = tokio::select! {
+        answer = ping => answer.is_ok(),
+        _ = refused => false,
+    };
+    is_there.then_some(lane)
 }
 
 /// What the node told to clients on its machine, if this is one.
@@ -180,6 +207,9 @@ fn start_shards(
         let lanes = (0..config.connections_per_shard).map(|lane_index| {
             if let Some(local) = local {
                 let near: Arc<str> = local.shards[index].as_str().into();
+                if lane_index == 0 && main.address() == &near {
+                    return main.clone();
+                }
                 let addresses = smallvec![near, own.clone(), address.clone()];
                 Lane::start(addresses, Some(local.node), config.clone())
             } else if own != *address {

@@ -47,6 +47,7 @@ enum Kind {
     Send = 3,
     Cancel = 4,
     Tick = 5,
+    Alarm = 6,
 }
 
 /// A completed operation.
@@ -65,6 +66,8 @@ pub(crate) enum Completion {
     SentSome { token: Token },
     /// The tick that was asked for.
     Tick,
+    /// The alarm that was asked for.
+    Alarm,
 }
 
 /// How the kernel is asked to run completions.
@@ -113,6 +116,7 @@ pub(crate) struct Ring {
     /// Emptied slots, whose memory is used again.
     spare_sends: Vec<SendSlot>,
     tick_interval: Box<Timespec>,
+    alarm_interval: Box<Timespec>,
     completed: Vec<(u64, i32, u32)>,
     next_completed: usize,
     enter_count: u64,
@@ -162,6 +166,7 @@ impl Ring {
             blocked_sends: Vec::new(),
             spare_sends: Vec::new(),
             tick_interval: Box::new(tick_interval),
+            alarm_interval: Box::new(Timespec::new()),
             completed: Vec::with_capacity(COMPLETIONS as usize),
             next_completed: 0,
             enter_count: 0,
@@ -227,6 +232,14 @@ impl Ring {
     pub(crate) fn tick(&mut self) {
         let entry = opcode::Timeout::new(&raw const *self.tick_interval);
         self.push(entry.build().user_data(user_data(Kind::Tick, 0, 0)));
+    }
+
+    /// Asks for one [`Completion::Alarm`] after so many milliseconds. One at a time.
+    pub(crate) fn alarm(&mut self, after_ms: u64) {
+        *self.alarm_interval =
+            Timespec::new().sec(after_ms / 1000).nsec((after_ms % 1000) as u32 * 1_000_000);
+        let entry = opcode::Timeout::new(&raw const *self.alarm_interval);
+        self.push(entry.build().user_data(user_data(Kind::Alarm, 0, 0)));
     }
 
     /// Submits what was queued and lets the kernel run what is due, without waiting.
@@ -344,6 +357,7 @@ impl Ring {
             }
             Kind::Send => self.on_send(index, result),
             Kind::Tick => Some(Completion::Tick),
+            Kind::Alarm => Some(Completion::Alarm),
             Kind::Cancel => None,
         }
     }
@@ -433,6 +447,7 @@ fn parts(user_data: u64) -> (Kind, u32, u32) {
         3 => Kind::Send,
         4 => Kind::Cancel,
         5 => Kind::Tick,
+        6 => Kind::Alarm,
         other => panic!("no operation of kind {other} was ever submitted"),
     };
     (kind, user_data as u32, (user_data >> 32) as u32 & (GENERATION_COUNT - 1))

@@ -77,6 +77,7 @@ pub(crate) struct Runtime {
     actions: Vec<Action>,
     started: Instant,
     tick_armed: bool,
+    alarm_armed: bool,
     ticked_at: u64,
     /// When to stop, in the node's milliseconds, once a shutdown began.
     stop_at: Option<u64>,
@@ -126,6 +127,7 @@ impl Runtime {
             actions: Vec::new(),
             started,
             tick_armed: false,
+            alarm_armed: false,
             ticked_at: 0,
             stop_at: None,
             drain_timeout_ms,
@@ -214,6 +216,13 @@ impl Runtime {
             self.ring.tick();
             self.tick_armed = true;
         }
+        if !self.tick_armed
+            && !self.alarm_armed
+            && let Some(at) = self.worker.wakes_at()
+        {
+            self.ring.alarm(at.saturating_sub(self.now()).max(u64::from(TICK_MS)));
+            self.alarm_armed = true;
+        }
         self.ring.notify(true);
         let mailbox = &self.mailboxes[self.shard as usize];
         mailbox.going_to_sleep();
@@ -286,6 +295,10 @@ impl Runtime {
             }
             Completion::Tick => {
                 self.tick_armed = false;
+                self.on_tick(now);
+            }
+            Completion::Alarm => {
+                self.alarm_armed = false;
                 self.on_tick(now);
             }
         }

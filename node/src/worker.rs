@@ -264,13 +264,17 @@ impl Worker {
     pub(crate) fn needs_ticks(&self) -> bool {
         self.deadline_count > 0
             || self.draining
-            || !self.leases.is_empty()
             || self.limits.idle_timeout_ms > 0 && self.connection_count > 0
             || self
                 .connections
                 .iter()
                 .flatten()
                 .any(|connection| connection.sending || connection.phase != Phase::Open)
+    }
+
+    /// When time means something though no ticks are wanted: the end of the first lease.
+    pub(crate) fn wakes_at(&self) -> Option<u64> {
+        self.leases.next_end()
     }
 
     /// This shard's counters, with the gauges brought up to date.

@@ -178,12 +178,15 @@ async fn an_idle_node_uses_no_processor() {
     scratch.file("a", 40 * BLOCK as usize);
     let node = NodeOptions::new(scratch.root()).set("shards", 2).start();
     let client = node.client().await;
+    let near = ClientConfig { deadline: HANG_GUARD, ..ClientConfig::new() };
+    let near = node.client_with(near).await;
     let file = client.stat("a").await.expect("stat");
-    for _ in 0..20 {
+    for client in [&client, &near].repeat(10) {
         let read = client.read(&file, 0, u64::MAX).await.expect("read");
         content::check("a", 0, &read);
     }
-    // The connections stay open.
+    assert!(node.counter("leased_bytes") > 0);
+    // The connections stay open, and the leases are held.
     tokio::time::sleep(Duration::from_millis(300)).await;
     let (before, start) = (node.cpu_time(), Instant::now());
     tokio::time::sleep(Duration::from_secs(3)).await;
@@ -192,6 +195,6 @@ async fn an_idle_node_uses_no_processor() {
     assert!(used * 100 <= passed, "{used:?} in {passed:?} is more than 1 % of a core");
     let read = client.read(&file, 5, 10).await.expect("read");
     content::check("a", 5, &read);
-    drop(client);
+    drop((client, near));
     node.stop();
 }

@@ -84,12 +84,13 @@ impl Node {
         self.address
     }
 
-    /// A client of this node.
+    /// A client of this node, over TCP as if it were on another machine.
     ///
     /// # Panics
     /// If it cannot connect.
     pub async fn client(&self) -> Client {
-        self.client_with(ClientConfig { deadline: HANG_GUARD, ..ClientConfig::new() }).await
+        let far = ClientConfig { deadline: HANG_GUARD, local: false, ..ClientConfig::new() };
+        self.client_with(far).await
     }
 
     /// A client with these settings.

@@ -67,8 +67,10 @@ impl Leases {
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.first == NONE
+    /// When the first of them runs out.
+    pub(super) fn next_end(&self) -> Option<u64> {
+        let first = self.leases.get(self.first as usize)?;
+        first.as_ref().map(|lease| lease.ends_at)
     }
 
     /// Bytes of the pages of leased blocks, once for each lease.
@@ -118,8 +120,7 @@ impl Leases {
 
     /// The lease that runs out next, if its time has come.
     fn due(&mut self, now: u64) -> Option<u32> {
-        let first = self.first;
-        (first != NONE && self.get(first).ends_at <= now).then_some(first)
+        self.next_end().is_some_and(|end| end <= now).then_some(self.first)
     }
 }
 

@@ -78,11 +78,11 @@ fn a_leased_block_stays_where_it_is_until_the_lease_runs_out() {
         node.event(now, 0, Event::Tick);
         assert!(!is_emptied(&mut node), "{now}");
     }
-    assert!(node.workers[0].needs_ticks());
+    assert_eq!(node.workers[0].wakes_at(), Some(990 + 1_000 + 50));
     node.event(2_100, 0, Event::Tick);
     assert!(is_emptied(&mut node));
     assert_eq!(node.counter("lease_expired_count"), 1);
-    assert!(!node.workers[0].needs_ticks());
+    assert_eq!(node.workers[0].wakes_at(), None);
     node.receive(2_200, 0, local, &lease(0..1, 3));
     assert_eq!(node.end_fills(2_200, |_| Ok(())), 1, "it had left");
 }
