@@ -5,6 +5,7 @@
 //! 10 ms: measure for seconds.
 
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -90,6 +91,12 @@ fn rate(bytes: usize, repeat: u32, mut work: impl FnMut()) -> f64 {
     best
 }
 
+/// Commit of the current directory, if it is under git.
+pub(crate) fn commit() -> Option<String> {
+    let output = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    (output.status.success() && !text.trim().is_empty()).then(|| text.trim().to_owned())
+}
 /// CPUs this process may use, in order.
 ///
 /// # Errors

@@ -122,6 +122,19 @@ pub fn median(values: &[f64]) -> f64 {
     }
 }
 
+/// Median of the ratios of each round; a round whose divisor is 0 has none.
+pub(crate) fn median_ratio(
+    ours: impl IntoIterator<Item = f64>,
+    theirs: impl IntoIterator<Item = f64>,
+) -> f64 {
+    let ratios: Vec<f64> = ours
+        .into_iter()
+        .zip(theirs)
+        .filter(|&(_, theirs)| theirs > 0.0)
+        .map(|(ours, theirs)| ours / theirs)
+        .collect();
+    median(&ratios)
+}
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,5 +169,13 @@ mod tests {
         assert!((median(&[3.0, 1.0, 2.0]) - 2.0).abs() < 1e-12);
         assert!((median(&[4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < 1e-12);
         assert!(median(&[]).abs() < 1e-12);
+    }
+
+    #[test]
+    fn ratio_is_taken_within_each_round() {
+        // The machine was twice as slow in the second round; the ratio is not.
+        let ratio = median_ratio([200.0, 100.0, 210.0], [100.0, 50.0, 100.0]);
+        assert!((ratio - 2.0).abs() < 1e-12, "{ratio}");
+        assert!(median_ratio([1.0], [0.0]).abs() < 1e-12);
     }
 }

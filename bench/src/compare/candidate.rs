@@ -1,0 +1,177 @@
+//! A server of a comparison: running, with the wires to it and what its rounds measured.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{CompareOptions, NODE_NAME, ServerReport};
+use crate::content::ObjectSet;
+use crate::control::Control;
+use crate::keys::{Distribution, Keys};
+use crate::load::{self, Check, LoadOptions, LoadResult};
+use crate::report::median;
+use crate::rival::{Rival, Server};
+use crate::wire::{FileRanges, Http, Memcached, Millrace, Redis};
+
+/// Longest pass over all objects before the clock starts, in seconds.
+const PASS_SECONDS_MAX: f64 = 600.0;
+
+/// A running server with the wires to it: plain reads to verify, and those that are measured.
+pub(super) struct Candidate {
+    pub(super) name: &'static str,
+    server: Server,
+    set: ObjectSet,
+    verify_wire: AnyWire,
+    measure_wire: AnyWire,
+    rounds: Vec<LoadResult>,
+}
+
+/// The protocol of a candidate; matched once for each run, so that the loop itself is static.
+enum AnyWire {
+    Millrace(Millrace),
+    Redis(Redis),
+    Memcached(Memcached),
+    Http(Http),
+}
+
+impl AnyWire {
+    fn rival(rival: Rival, set: &ObjectSet, batch: usize) -> AnyWire {
+        match rival {
+            Rival::Redis => AnyWire::Redis(Redis::new(set, batch)),
+            Rival::Memcached => AnyWire::Memcached(Memcached::new(set, batch)),
+            Rival::Nginx => AnyWire::Http(Http::new(set)),
+        }
+    }
+}
+
+impl Candidate {
+    pub(super) fn rival(
+        rival: Rival,
+        server: Server,
+        set: ObjectSet,
+        options: &CompareOptions,
+    ) -> Candidate {
+        Candidate {
+            name: rival.name(),
+            server,
+            set,
+            verify_wire: AnyWire::rival(rival, &set, 1),
+            measure_wire: AnyWire::rival(rival, &set, options.batch.unwrap_or(1)),
+            rounds: Vec::new(),
+        }
+    }
+
+    pub(super) fn node(
+        server: Server,
+        set: ObjectSet,
+        options: &CompareOptions,
+        versions: &mut Vec<(String, String)>,
+    ) -> Result<Candidate> {
+        let mut control = Control::connect(server.address())?;
+        let node = control.hello()?;
+        if !versions.iter().any(|(name, _)| name == NODE_NAME) {
+            versions.insert(0, (NODE_NAME.into(), node.server.clone()));
+        }
+        let paths: Vec<String> = (0..set.count).map(|index| set.path(index)).collect();
+        let entries = control.stat_many(&paths)?;
+        for entry in &entries {
+            ensure!(
+                entry.length == set.size as u64,
+                "the node says {} has {} bytes",
+                entry.name,
+                entry.length
+            );
+        }
+        let ranges = FileRanges::new(entries, u32::try_from(set.size)?, node.block_size)?;
+        let wire = |batch| Millrace::new(&node, ranges.clone(), batch, false);
+        Ok(Candidate {
+            name: NODE_NAME,
+            server,
+            set,
+            verify_wire: AnyWire::Millrace(wire(1)?),
+            measure_wire: AnyWire::Millrace(wire(options.batch.unwrap_or(1))?),
+            rounds: Vec::new(),
+        })
+    }
+
+    /// Reads every object once and compares its bytes; this also warms what is cached.
+    pub(super) fn verify(&mut self, options: &CompareOptions) -> Result<()> {
+        let mut keys = Keys::new(Distribution::Once, self.set.count, 0)?;
+        let load = LoadOptions {
+            connections: options.connections,
+            depth: options.depth,
+            batch: 1,
+            warmup_seconds: 0.0,
+            seconds: PASS_SECONDS_MAX,
+            cpu: Some(options.client_cpu),
+            check: Check::Content(&self.set),
+            ..LoadOptions::default()
+        };
+        let address = self.server.address();
+        let result = run(&mut self.verify_wire, address, &mut keys, &load)
+            .with_context(|| format!("verify {}", self.name))?;
+        ensure!(
+            result.reads == self.set.count,
+            "{} answered {} of {} objects",
+            self.name,
+            result.reads,
+            self.set.count
+        );
+        Ok(())
+    }
+
+    pub(super) fn measure(&mut self, options: &CompareOptions, round: usize) -> Result<()> {
+        // Each round has its own keys, and all servers of a round the same.
+        let seed = options.seed.wrapping_add(round as u64);
+        let mut keys = Keys::new(Distribution::Uniform, self.set.count, seed)?;
+        let load = LoadOptions {
+            connections: options.connections,
+            depth: options.depth,
+            batch: options.batch.unwrap_or(1),
+            spin: options.spin,
+            warmup_seconds: options.warmup_seconds,
+            seconds: options.seconds,
+            cpu: Some(options.client_cpu),
+            server_pid: Some(self.server.pid()),
+            ..LoadOptions::default()
+        };
+        let address = self.server.address();
+        let result = run(&mut self.measure_wire, address, &mut keys, &load)
+            .with_context(|| format!("measure {}", self.name))?;
+        self.rounds.push(result);
+        Ok(())
+    }
+
+    pub(super) fn report(self) -> ServerReport {
+        let of = |value: fn(&LoadResult) -> f64| {
+            let values: Vec<f64> = self.rounds.iter().map(value).collect();
+            median(&values)
+        };
+        ServerReport {
+            name: self.name.into(),
+            reads_per_s: of(|round| round.reads_per_s),
+            gb_per_s: of(|round| round.gb_per_s),
+            p50_us: of(|round| round.latency.p50_us),
+            p99_us: of(|round| round.latency.p99_us),
+            server_cpu_s_per_gb: of(|round| round.server_cpu_s_per_gb.unwrap_or(0.0)),
+            client_cpu_s_per_gb: of(|round| round.client_cpu_s_per_gb),
+            server_cpu_share: of(|round| round.server_cpu_s.unwrap_or(0.0) / round.seconds),
+            client_cpu_share: of(|round| round.client_cpu_s / round.seconds),
+            rounds: self.rounds,
+        }
+    }
+}
+
+fn run(
+    wire: &mut AnyWire,
+    address: SocketAddr,
+    keys: &mut Keys,
+    options: &LoadOptions,
+) -> Result<LoadResult> {
+    match wire {
+        AnyWire::Millrace(wire) => load::run(wire, &[address], keys, options),
+        AnyWire::Redis(wire) => load::run(wire, &[address], keys, options),
+        AnyWire::Memcached(wire) => load::run(wire, &[address], keys, options),
+        AnyWire::Http(wire) => load::run(wire, &[address], keys, options),
+    }
+}
