@@ -16,7 +16,7 @@ pub use findings::{CompareReport, RatioReport, ServerReport, SizeReport, Skipped
 use crate::content::ObjectSet;
 use crate::machine::{self, Calibration, Machine};
 use crate::report;
-use crate::rival::{self, NodeOptions, Rival, Start};
+use crate::rival::{self, NodeOptions, Rival, Start, Transport};
 
 /// Name of the node in reports.
 const NODE_NAME: &str = "millrace";
@@ -43,6 +43,8 @@ pub struct CompareOptions {
     pub warmup_seconds: f64,
     /// Rounds; an odd number has a median that was measured.
     pub rounds: usize,
+    /// What all servers are reached by.
+    pub transport: Transport,
     /// CPU of every server.
     pub server_cpu: usize,
     /// CPU of the load generator.
@@ -69,6 +71,7 @@ impl Default for CompareOptions {
             seconds: 3.0,
             warmup_seconds: 0.5,
             rounds: 5,
+            transport: Transport::Tcp,
             server_cpu: 0,
             client_cpu: 1,
             set_bytes: 64 << 20,
@@ -101,6 +104,7 @@ pub fn compare(options: &CompareOptions, mut progress: impl FnMut(&str)) -> Resu
         spin: options.spin,
         seconds: options.seconds,
         rounds: options.rounds,
+        transport: options.transport,
         server_cpu: options.server_cpu,
         client_cpu: options.client_cpu,
         sizes: Vec::new(),
@@ -167,12 +171,14 @@ fn compare_size(
         if node.memory_bytes == 0 {
             node.memory_bytes = set.total_bytes() * 4 + (256 << 20);
         }
-        let server = rival::start_node(&node, directory.path(), options.server_cpu)?;
+        let server =
+            rival::start_node(&node, directory.path(), options.server_cpu, options.transport)?;
         candidates.push(Candidate::node(server, set, options, versions)?);
     }
     for &rival in rivals {
         progress(&format!("{label}: starting {}", rival.name()));
-        match rival::start(rival, &set, directory.path(), options.server_cpu)? {
+        let (cpu, transport) = (options.server_cpu, options.transport);
+        match rival::start(rival, &set, directory.path(), cpu, transport)? {
             Start::Running(server) => {
                 candidates.push(Candidate::rival(rival, server, set, options))
             }

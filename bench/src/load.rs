@@ -13,7 +13,6 @@
 //! sent the request. Open loop: request `i` is due at `start + i / rate`, and its latency counts from
 //! then, whether or not a slot was free: a slow reply delays none of the clocks behind it.
 
-use std::net::SocketAddr;
 use std::sync::mpsc::Sender;
 
 use anyhow::{Context, Result, ensure};
@@ -24,6 +23,7 @@ mod connection;
 mod generator;
 mod schedule;
 
+use crate::address::Address;
 use crate::content::ObjectSet;
 use crate::keys::Keys;
 use crate::machine;
@@ -204,7 +204,7 @@ impl Measured {
 /// connection; no reply at all for ten seconds.
 pub fn run<W: Wire>(
     wire: &mut W,
-    addresses: &[SocketAddr],
+    addresses: &[Address],
     keys: &mut Keys,
     options: &LoadOptions,
 ) -> Result<LoadResult> {

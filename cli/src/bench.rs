@@ -13,7 +13,7 @@ use millrace_bench::compare::{self, CompareOptions};
 use millrace_bench::load::{CONNECTIONS_MAX, DEPTH_MAX};
 use millrace_bench::machine;
 use millrace_bench::read::{self, ReadOptions};
-use millrace_bench::rival::{NodeOptions, Rival};
+use millrace_bench::rival::{NodeOptions, Rival, Transport};
 use millrace_bench::wire::BATCH_MAX;
 use millrace_node::config::parse_size;
 
@@ -171,6 +171,9 @@ struct CompareArgs {
     #[arg(long, value_name = "COUNT", value_parser = counts(ROUNDS_MAX),
         allow_negative_numbers = true, default_value_t = CompareOptions::default().rounds)]
     rounds: usize,
+    /// Reach all servers over Unix sockets instead of TCP
+    #[arg(long)]
+    unix: bool,
     /// CPU of every server
     #[arg(long, value_name = "CPU", default_value_t = CompareOptions::default().server_cpu)]
     server_cpu: usize,
@@ -265,6 +268,7 @@ fn run_compare(args: CompareArgs) -> Result<(), Failure> {
         seconds: args.seconds,
         warmup_seconds: args.warmup,
         rounds: args.rounds,
+        transport: if args.unix { Transport::Unix } else { Transport::Tcp },
         server_cpu: args.server_cpu,
         client_cpu: args.client_cpu,
         set_bytes: args.set,
@@ -287,6 +291,7 @@ fn is_no_connection(error: &(dyn Error + 'static)) -> bool {
         matches!(
             error.kind(),
             ErrorKind::ConnectionRefused
+                | ErrorKind::NotFound
                 | ErrorKind::HostUnreachable
                 | ErrorKind::NetworkUnreachable
                 | ErrorKind::TimedOut

@@ -1,10 +1,9 @@
 //! A server of a comparison: running, with the wires to it and what its rounds measured.
 
-use std::net::SocketAddr;
-
 use anyhow::{Context, Result, ensure};
 
 use super::{CompareOptions, NODE_NAME, ServerReport};
+use crate::address::Address;
 use crate::content::ObjectSet;
 use crate::control::Control;
 use crate::keys::{Distribution, Keys};
@@ -164,14 +163,15 @@ impl Candidate {
 
 fn run(
     wire: &mut AnyWire,
-    address: SocketAddr,
+    address: &Address,
     keys: &mut Keys,
     options: &LoadOptions,
 ) -> Result<LoadResult> {
+    let addresses = std::slice::from_ref(address);
     match wire {
-        AnyWire::Millrace(wire) => load::run(wire, &[address], keys, options),
-        AnyWire::Redis(wire) => load::run(wire, &[address], keys, options),
-        AnyWire::Memcached(wire) => load::run(wire, &[address], keys, options),
-        AnyWire::Http(wire) => load::run(wire, &[address], keys, options),
+        AnyWire::Millrace(wire) => load::run(wire, addresses, keys, options),
+        AnyWire::Redis(wire) => load::run(wire, addresses, keys, options),
+        AnyWire::Memcached(wire) => load::run(wire, addresses, keys, options),
+        AnyWire::Http(wire) => load::run(wire, addresses, keys, options),
     }
 }

@@ -8,6 +8,7 @@ use super::NODE_NAME;
 use crate::load::LoadResult;
 use crate::machine::{Calibration, Machine};
 use crate::report::{self, Table, median_ratio};
+use crate::rival::Transport;
 
 /// Shares of CPU below this on both sides tell that neither was the limit.
 const BUSY_SHARE_MIN: f64 = 0.85;
@@ -39,6 +40,8 @@ pub struct CompareReport {
     pub seconds: f64,
     /// Rounds.
     pub rounds: usize,
+    /// What all servers were reached by.
+    pub transport: Transport,
     /// CPU of the servers.
     pub server_cpu: usize,
     /// CPU of the load generator.
@@ -143,7 +146,7 @@ impl CompareReport {
             speeds.crc_gb_per_s,
             machine.congestion_control
         );
-        if machine.congestion_control == "bbr" {
+        if self.transport == Transport::Tcp && machine.congestion_control == "bbr" {
             // Measured: nginx with 64 KiB falls from 68 k to 28 k reads/s by it.
             text.push_str(
                 "note: bbr paces by timers, on loopback too, and so hides what servers can do; \
@@ -153,8 +156,12 @@ impl CompareReport {
         }
         let _ = writeln!(
             text,
-            "{} connections, {} requests in flight on each, {} keys a request; {} rounds of {} s{}",
+            "{} {}, {} requests in flight on each, {} keys a request; {} rounds of {} s{}",
             self.connections,
+            match self.transport {
+                Transport::Tcp => "connections",
+                Transport::Unix => "connections over Unix sockets",
+            },
             self.depth,
             self.batch,
             self.rounds,

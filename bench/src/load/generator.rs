@@ -5,7 +5,6 @@
 //! server is idle as soon as the run is over.
 
 use std::io::{ErrorKind, Read};
-use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -17,6 +16,7 @@ use rustix::fd::OwnedFd;
 use super::connection::{Connection, Incoming};
 use super::schedule::Schedule;
 use super::{Check, LoadOptions, Measured};
+use crate::address::{Address, Stream};
 use crate::keys::Keys;
 use crate::machine;
 use crate::wire::{HEAD_LENGTH_MAX, Step, Wire};
@@ -83,7 +83,7 @@ pub(super) struct Generator<'a, W: Wire> {
 impl<'a, W: Wire> Generator<'a, W> {
     pub(super) fn new(
         wire: &'a mut W,
-        addresses: &[SocketAddr],
+        addresses: &[Address],
         keys: &'a mut Keys,
         options: &'a LoadOptions<'a>,
     ) -> Result<Self> {
@@ -92,7 +92,7 @@ impl<'a, W: Wire> Generator<'a, W> {
         let mut connections = Vec::with_capacity(options.connections);
         for index in 0..options.connections {
             let lane = index % lanes;
-            let stream = connect(wire, addresses[lane])
+            let stream = connect(wire, &addresses[lane])
                 .with_context(|| format!("open connection {index} to {}", addresses[lane]))?;
             let data = epoll::EventData::new_u64(index as u64);
             epoll::add(&epoll, &stream, data, epoll::EventFlags::IN).context("watch a socket")?;
@@ -474,12 +474,9 @@ impl<'a, W: Wire> Generator<'a, W> {
     }
 }
 
-fn connect<W: Wire>(wire: &mut W, address: SocketAddr) -> Result<TcpStream> {
-    let mut stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(CONNECT_TIMEOUT))?;
-    stream.set_write_timeout(Some(CONNECT_TIMEOUT))?;
+fn connect<W: Wire>(wire: &mut W, address: &Address) -> Result<Stream> {
+    let mut stream = Stream::connect(address, CONNECT_TIMEOUT)?;
     wire.greet(&mut stream)?;
-    stream.set_nonblocking(true)?;
+    stream.set_nonblocking()?;
     Ok(stream)
 }

@@ -5,7 +5,8 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result};
 
-use super::{Server, command, scratch_directory, spawn, wait_for_line};
+use super::{Server, Transport, command, scratch_directory, socket_path, spawn, wait_for_line};
+use crate::address::Address;
 
 /// Line by which a node says on stdout that it serves.
 const READY_PREFIX: &str = "listening on ";
@@ -21,7 +22,12 @@ pub struct NodeOptions {
     pub arguments: Vec<String>,
 }
 
-pub(super) fn start(options: &NodeOptions, directory: &Path, cpu: usize) -> Result<Server> {
+pub(super) fn start(
+    options: &NodeOptions,
+    directory: &Path,
+    cpu: usize,
+    transport: Transport,
+) -> Result<Server> {
     let scratch = scratch_directory()?;
     let program = match &options.program {
         Some(program) => program.clone(),
@@ -36,6 +42,14 @@ pub(super) fn start(options: &NodeOptions, directory: &Path, cpu: usize) -> Resu
         .arg("--source")
         .arg(directory)
         .args(&options.arguments);
+    let socket = (transport == Transport::Unix).then(|| socket_path(&scratch));
+    if let Some(path) = &socket {
+        command.arg("--socket").arg(path);
+    }
     let child = spawn(command, &scratch, Some(Stdio::piped()))?;
-    wait_for_line(child, READY_PREFIX, scratch)
+    let mut server = wait_for_line(child, READY_PREFIX, scratch)?;
+    if let Some(path) = socket {
+        server.address = Address::Unix(path);
+    }
+    Ok(server)
 }

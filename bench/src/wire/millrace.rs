@@ -4,8 +4,6 @@
 //! for each key is encoded before the clock starts where the keys are few enough; a request is then
 //! a copy of 76 bytes with another id and another header checksum.
 
-use std::net::TcpStream;
-
 use anyhow::{Context, Result, bail, ensure};
 use millrace_proto::frame::{self, BODY_LENGTH_MAX, PAYLOAD_LENGTH_MAX};
 use millrace_proto::message::{
@@ -14,6 +12,7 @@ use millrace_proto::message::{
 use millrace_proto::{HEADER_SIZE, Header, Op, Status, checksum, placement};
 
 use super::{Step, Wire};
+use crate::address::Stream;
 use crate::control::{Control, Node};
 
 /// Size of a `Read` request in bytes.
@@ -168,7 +167,7 @@ impl Wire for Millrace {
     type Stage = ();
     const IN_ORDER: bool = false;
 
-    fn greet(&mut self, stream: &mut TcpStream) -> Result<()> {
+    fn greet(&mut self, stream: &mut Stream) -> Result<()> {
         Control::over(stream).hello().map(drop)
     }
 
