@@ -5,15 +5,20 @@
 //! that a machine that slows down slows all of them; what is reported is the median of the ratios of
 //! each round, not a ratio of medians.
 
-use anyhow::{Context, Result, ensure};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
 
 mod candidate;
 mod findings;
+mod latency;
 
 use candidate::Candidate;
 pub use findings::{CompareReport, RatioReport, ServerReport, SizeReport, Skipped};
+pub use latency::{LatencyPart, LatencyRatio, LatencyReport, LatencyServer};
 
 use crate::content::ObjectSet;
+use crate::load::LoadOptions;
 use crate::machine::{self, Calibration, Machine};
 use crate::report;
 use crate::rival::{self, NodeOptions, Rival, Start, Transport};
@@ -56,6 +61,11 @@ pub struct CompareOptions {
     /// How the node is started; `None` measures the rivals alone. A cache size of 0 means four times
     /// the objects and 256 MiB.
     pub node: Option<NodeOptions>,
+    /// Whether latencies are measured instead of speed.
+    pub latency: bool,
+    /// Reads a second of the open loop that measures latency; `None` for half of the top rate of
+    /// redis, or of the slowest server where redis is not measured.
+    pub rate: Option<f64>,
     /// Seed of content and key sequences.
     pub seed: u64,
 }
@@ -77,9 +87,37 @@ impl Default for CompareOptions {
             set_bytes: 64 << 20,
             rivals: Rival::ALL.to_vec(),
             node: Some(NodeOptions::default()),
+            latency: false,
+            rate: None,
             seed: 1,
         }
     }
+}
+
+impl CompareOptions {
+    /// The load of a measurement.
+    fn load(&self) -> LoadOptions<'static> {
+        LoadOptions {
+            connections: self.connections,
+            depth: self.depth,
+            batch: self.batch.unwrap_or(1),
+            spin: self.spin,
+            warmup_seconds: self.warmup_seconds,
+            seconds: self.seconds,
+            cpu: Some(self.client_cpu),
+            ..LoadOptions::default()
+        }
+    }
+
+    /// Each round has its own keys, and all servers of a round the same.
+    fn seed_of(&self, round: usize) -> u64 {
+        self.seed.wrapping_add(round as u64)
+    }
+}
+
+/// The order in which `count` servers take their turns: every round begins with another one.
+fn interleave(round: usize, count: usize) -> impl Iterator<Item = usize> {
+    (0..count).map(move |step| (round + step) % count)
 }
 
 /// Compares. `progress` is told in a line what happens next.
@@ -108,13 +146,13 @@ pub fn compare(options: &CompareOptions, mut progress: impl FnMut(&str)) -> Resu
         server_cpu: options.server_cpu,
         client_cpu: options.client_cpu,
         sizes: Vec::new(),
+        latencies: Vec::new(),
     };
     let rivals = available(options, &mut report);
     for &size in &options.sizes {
         let set = ObjectSet::with_total(size, options.set_bytes, options.seed);
-        let found = compare_size(options, set, &rivals, &mut report.versions, &mut progress)
+        compare_size(options, set, &rivals, &mut report, &mut progress)
             .with_context(|| format!("compare objects of {}", report::size(size as u64)))?;
-        report.sizes.push(found);
     }
     Ok(report)
 }
@@ -157,13 +195,32 @@ fn compare_size(
     options: &CompareOptions,
     set: ObjectSet,
     rivals: &[Rival],
-    versions: &mut Vec<(String, String)>,
+    report: &mut CompareReport,
     progress: &mut impl FnMut(&str),
-) -> Result<SizeReport> {
-    let label = report::size(set.size as u64);
+) -> Result<()> {
+    // Removed after the servers have gone.
     let directory = rival::scratch_directory()?;
+    let mut candidates = start(options, set, rivals, directory.path(), report, progress)?;
+    if options.latency {
+        report.latencies.push(latency::measure(&mut candidates, options, progress)?);
+    } else {
+        report.sizes.push(measure_speed(candidates, options, progress)?);
+    }
+    Ok(())
+}
+
+/// Starts every server with the objects in it, and reads them all once.
+fn start(
+    options: &CompareOptions,
+    set: ObjectSet,
+    rivals: &[Rival],
+    directory: &Path,
+    report: &mut CompareReport,
+    progress: &mut impl FnMut(&str),
+) -> Result<Vec<Candidate>> {
+    let label = report::size(set.size as u64);
     progress(&format!("{label}: writing {} objects", set.count));
-    set.write_files(directory.path())?;
+    set.write_files(directory)?;
     let mut candidates = Vec::new();
     if let Some(node) = &options.node {
         progress(&format!("{label}: starting {NODE_NAME}"));
@@ -171,27 +228,39 @@ fn compare_size(
         if node.memory_bytes == 0 {
             node.memory_bytes = set.total_bytes() * 4 + (256 << 20);
         }
-        let server =
-            rival::start_node(&node, directory.path(), options.server_cpu, options.transport)?;
-        candidates.push(Candidate::node(server, set, options, versions)?);
+        let server = rival::start_node(&node, directory, options.server_cpu, options.transport)?;
+        candidates.push(Candidate::node(server, set, options, &mut report.versions)?);
     }
     for &rival in rivals {
         progress(&format!("{label}: starting {}", rival.name()));
         let (cpu, transport) = (options.server_cpu, options.transport);
-        match rival::start(rival, &set, directory.path(), cpu, transport)? {
+        match rival::start(rival, &set, directory, cpu, transport)? {
             Start::Running(server) => {
                 candidates.push(Candidate::rival(rival, server, set, options))
             }
-            Start::Missing => anyhow::bail!("{} has gone since the start", rival.program()),
+            Start::Missing => bail!("{} has gone since the start", rival.program()),
         }
     }
     for candidate in &mut candidates {
         progress(&format!("{label}: verifying {}", candidate.name));
         candidate.verify(options)?;
     }
+    Ok(candidates)
+}
+
+fn measure_speed(
+    mut candidates: Vec<Candidate>,
+    options: &CompareOptions,
+    progress: &mut impl FnMut(&str),
+) -> Result<SizeReport> {
+    let Some(ObjectSet { size, count: object_count, .. }) =
+        candidates.first().map(|candidate| candidate.set)
+    else {
+        bail!("there is no server to measure");
+    };
+    let label = report::size(size as u64);
     for round in 0..options.rounds {
-        for step in 0..candidates.len() {
-            let index = (round + step) % candidates.len();
+        for index in interleave(round, candidates.len()) {
             let candidate = &mut candidates[index];
             let name = candidate.name;
             progress(&format!("{label}: round {} of {}, {name}", round + 1, options.rounds));
@@ -199,12 +268,7 @@ fn compare_size(
         }
     }
     let servers: Vec<ServerReport> = candidates.into_iter().map(Candidate::report).collect();
-    Ok(SizeReport {
-        size: set.size,
-        object_count: set.count,
-        ratios: findings::ratios(&servers),
-        servers,
-    })
+    Ok(SizeReport { size, object_count, ratios: findings::ratios(&servers), servers })
 }
 
 #[cfg(test)]

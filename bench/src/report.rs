@@ -44,14 +44,16 @@ pub fn count(value: f64) -> String {
     }
 }
 
-/// Microseconds as `85 µs` or `1.20 ms`.
+/// Microseconds as `85.4 µs`, `854 µs` or `1.20 ms`.
 pub fn latency(us: f64) -> String {
     if us >= 1e6 {
         format!("{:.2} s", us / 1e6)
     } else if us >= 1e3 {
         format!("{:.2} ms", us / 1e3)
-    } else {
+    } else if us >= 1e2 {
         format!("{us:.0} µs")
+    } else {
+        format!("{us:.1} µs")
     }
 }
 
@@ -151,7 +153,8 @@ mod tests {
         assert_eq!(count(466_200.0), "466.2 k");
         assert_eq!(count(1_250_000.0), "1.25 M");
         assert_eq!(count(2200.0), "2200");
-        assert_eq!(latency(85.4), "85 µs");
+        assert_eq!(latency(85.4), "85.4 µs");
+        assert_eq!(latency(854.4), "854 µs");
         assert_eq!(latency(1200.0), "1.20 ms");
         assert_eq!(optional(None), "-");
     }

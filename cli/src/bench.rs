@@ -7,7 +7,7 @@ use std::error::Error;
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 
-use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
+use clap::builder::{ArgPredicate, PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use clap::{Subcommand, value_parser};
 use millrace_bench::compare::{self, CompareOptions};
 use millrace_bench::load::{CONNECTIONS_MAX, DEPTH_MAX};
@@ -131,12 +131,22 @@ struct ReadArgs {
 Examples:
   millrace bench compare
   millrace bench compare --sizes 4KiB --batch 16 --rivals redis,memcached
+  millrace bench compare --latency --unix
   millrace bench compare --sizes 64KiB --rounds 9 --server-cpu 2 --client-cpu 3 --json")]
 struct CompareArgs {
-    /// Sizes of objects
-    #[arg(long, value_delimiter = ',', value_parser = object_size,
-        default_value = "4KiB,64KiB,1MiB")]
+    /// Sizes of objects [default: 4KiB,64KiB,1MiB; with --latency 4KiB]
+    #[arg(long, value_name = "SIZE", value_delimiter = ',', value_parser = object_size,
+        default_value = "4KiB,64KiB,1MiB", hide_default_value = true,
+        default_value_if("latency", ArgPredicate::IsPresent, "4KiB"))]
     sizes: Vec<usize>,
+    /// Measure latencies instead: one read at a time, then reads at a fixed rate
+    #[arg(long)]
+    latency: bool,
+    /// Reads per second of that rate [default: half of what redis does at most, or without redis
+    /// half of what the slowest server does]
+    #[arg(long, value_name = "RATE", value_parser = rate, requires = "latency",
+        allow_negative_numbers = true)]
+    rate: Option<f64>,
     /// Servers to compare with; what is not installed is named and left out
     #[arg(long, value_delimiter = ',', value_parser = rivals(),
         default_value = "redis,memcached,nginx")]
@@ -274,6 +284,8 @@ fn run_compare(args: CompareArgs) -> Result<(), Failure> {
         set_bytes: args.set,
         rivals: args.rivals,
         node: (!args.no_node).then_some(node),
+        latency: args.latency,
+        rate: args.rate,
         seed: args.seed,
     };
     let activity = Activity::start();

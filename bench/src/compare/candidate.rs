@@ -19,9 +19,9 @@ const PASS_SECONDS_MAX: f64 = 600.0;
 pub(super) struct Candidate {
     pub(super) name: &'static str,
     server: Server,
-    set: ObjectSet,
-    verify_wire: AnyWire,
-    measure_wire: AnyWire,
+    pub(super) set: ObjectSet,
+    single_wire: AnyWire,
+    batch_wire: AnyWire,
     rounds: Vec<LoadResult>,
 }
 
@@ -54,8 +54,8 @@ impl Candidate {
             name: rival.name(),
             server,
             set,
-            verify_wire: AnyWire::rival(rival, &set, 1),
-            measure_wire: AnyWire::rival(rival, &set, options.batch.unwrap_or(1)),
+            single_wire: AnyWire::rival(rival, &set, 1),
+            batch_wire: AnyWire::rival(rival, &set, options.batch.unwrap_or(1)),
             rounds: Vec::new(),
         }
     }
@@ -87,8 +87,8 @@ impl Candidate {
             name: NODE_NAME,
             server,
             set,
-            verify_wire: AnyWire::Millrace(wire(1)?),
-            measure_wire: AnyWire::Millrace(wire(options.batch.unwrap_or(1))?),
+            single_wire: AnyWire::Millrace(wire(1)?),
+            batch_wire: AnyWire::Millrace(wire(options.batch.unwrap_or(1))?),
             rounds: Vec::new(),
         })
     }
@@ -97,17 +97,15 @@ impl Candidate {
     pub(super) fn verify(&mut self, options: &CompareOptions) -> Result<()> {
         let mut keys = Keys::new(Distribution::Once, self.set.count, 0)?;
         let load = LoadOptions {
-            connections: options.connections,
-            depth: options.depth,
             batch: 1,
+            spin: false,
             warmup_seconds: 0.0,
             seconds: PASS_SECONDS_MAX,
-            cpu: Some(options.client_cpu),
             check: Check::Content(&self.set),
-            ..LoadOptions::default()
+            ..options.load()
         };
         let address = self.server.address();
-        let result = run(&mut self.verify_wire, address, &mut keys, &load)
+        let result = run(&mut self.single_wire, address, &mut keys, &load)
             .with_context(|| format!("verify {}", self.name))?;
         ensure!(
             result.reads == self.set.count,
@@ -119,26 +117,20 @@ impl Candidate {
         Ok(())
     }
 
+    /// Measures one round of the comparison of speed.
     pub(super) fn measure(&mut self, options: &CompareOptions, round: usize) -> Result<()> {
-        // Each round has its own keys, and all servers of a round the same.
-        let seed = options.seed.wrapping_add(round as u64);
-        let mut keys = Keys::new(Distribution::Uniform, self.set.count, seed)?;
-        let load = LoadOptions {
-            connections: options.connections,
-            depth: options.depth,
-            batch: options.batch.unwrap_or(1),
-            spin: options.spin,
-            warmup_seconds: options.warmup_seconds,
-            seconds: options.seconds,
-            cpu: Some(options.client_cpu),
-            server_pid: Some(self.server.pid()),
-            ..LoadOptions::default()
-        };
-        let address = self.server.address();
-        let result = run(&mut self.measure_wire, address, &mut keys, &load)
-            .with_context(|| format!("measure {}", self.name))?;
+        let result = self.load(options.seed_of(round), options.load())?;
         self.rounds.push(result);
         Ok(())
+    }
+
+    /// Loads the server with random keys; plain reads where the load says so.
+    pub(super) fn load(&mut self, seed: u64, load: LoadOptions) -> Result<LoadResult> {
+        let mut keys = Keys::new(Distribution::Uniform, self.set.count, seed)?;
+        let load = LoadOptions { server_pid: Some(self.server.pid()), ..load };
+        let wire = if load.batch == 1 { &mut self.single_wire } else { &mut self.batch_wire };
+        run(wire, self.server.address(), &mut keys, &load)
+            .with_context(|| format!("measure {}", self.name))
     }
 
     pub(super) fn report(self) -> ServerReport {

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::NODE_NAME;
+use super::{LatencyReport, NODE_NAME};
 use crate::load::LoadResult;
 use crate::machine::{Calibration, Machine};
 use crate::report::{self, Table, median_ratio};
@@ -46,8 +46,10 @@ pub struct CompareReport {
     pub server_cpu: usize,
     /// CPU of the load generator.
     pub client_cpu: usize,
-    /// Results of each size.
+    /// Results of each size, where speed was measured.
     pub sizes: Vec<SizeReport>,
+    /// Results of each size, where latency was measured.
+    pub latencies: Vec<LatencyReport>,
 }
 
 /// A rival that was not measured.
@@ -183,6 +185,10 @@ impl CompareReport {
         for size in &self.sizes {
             text.push('\n');
             text.push_str(&size.render());
+        }
+        for latency in &self.latencies {
+            text.push('\n');
+            text.push_str(&latency.render());
         }
         text
     }
