@@ -12,10 +12,13 @@ use anyhow::{Context, Result, bail, ensure};
 mod candidate;
 mod findings;
 mod latency;
+mod limit;
 
 use candidate::Candidate;
 pub use findings::{CompareReport, RatioReport, ServerReport, SizeReport, Skipped};
 pub use latency::{LatencyPart, LatencyRatio, LatencyReport, LatencyServer};
+use limit::Limits;
+pub use limit::{LimitReport, LimitRound};
 
 use crate::content::ObjectSet;
 use crate::load::LoadOptions;
@@ -58,6 +61,8 @@ pub struct CompareOptions {
     pub set_bytes: u64,
     /// Rivals to measure.
     pub rivals: Vec<Rival>,
+    /// Whether the limits of the loopback interface are measured beside large objects.
+    pub limits: bool,
     /// How the node is started; `None` measures the rivals alone. A cache size of 0 means four times
     /// the objects and 256 MiB.
     pub node: Option<NodeOptions>,
@@ -86,6 +91,7 @@ impl Default for CompareOptions {
             client_cpu: 1,
             set_bytes: 64 << 20,
             rivals: Rival::ALL.to_vec(),
+            limits: true,
             node: Some(NodeOptions::default()),
             latency: false,
             rate: None,
@@ -149,9 +155,10 @@ pub fn compare(options: &CompareOptions, mut progress: impl FnMut(&str)) -> Resu
         latencies: Vec::new(),
     };
     let rivals = available(options, &mut report);
+    let limits = limits_available(options, &mut report);
     for &size in &options.sizes {
         let set = ObjectSet::with_total(size, options.set_bytes, options.seed);
-        compare_size(options, set, &rivals, &mut report, &mut progress)
+        compare_size(options, set, &rivals, limits, &mut report, &mut progress)
             .with_context(|| format!("compare objects of {}", report::size(size as u64)))?;
     }
     Ok(report)
@@ -191,10 +198,26 @@ fn available(options: &CompareOptions, report: &mut CompareReport) -> Vec<Rival>
     rivals
 }
 
+/// Whether limits are measured; a reason why not is noted.
+fn limits_available(options: &CompareOptions, report: &mut CompareReport) -> bool {
+    let large = options.sizes.iter().any(|&size| size >= limit::SIZE_MIN);
+    if !options.limits || options.latency || !large {
+        return false;
+    }
+    let name = limit::PROGRAM.to_owned();
+    if let Some(reason) = limit::obstacle(options.transport) {
+        report.skipped.push(Skipped { name, reason: reason.into() });
+        return false;
+    }
+    report.versions.extend(limit::version().map(|version| (name, version)));
+    true
+}
+
 fn compare_size(
     options: &CompareOptions,
     set: ObjectSet,
     rivals: &[Rival],
+    limits: bool,
     report: &mut CompareReport,
     progress: &mut impl FnMut(&str),
 ) -> Result<()> {
@@ -204,7 +227,12 @@ fn compare_size(
     if options.latency {
         report.latencies.push(latency::measure(&mut candidates, options, progress)?);
     } else {
-        report.sizes.push(measure_speed(candidates, options, progress)?);
+        let limits = if limits && set.size >= limit::SIZE_MIN {
+            Some(Limits::start(options)?)
+        } else {
+            None
+        };
+        report.sizes.push(measure_speed(candidates, limits, options, progress)?);
     }
     Ok(())
 }
@@ -250,6 +278,7 @@ fn start(
 
 fn measure_speed(
     mut candidates: Vec<Candidate>,
+    mut limits: Option<Limits>,
     options: &CompareOptions,
     progress: &mut impl FnMut(&str),
 ) -> Result<SizeReport> {
@@ -260,15 +289,30 @@ fn measure_speed(
     };
     let label = report::size(size as u64);
     for round in 0..options.rounds {
-        for index in interleave(round, candidates.len()) {
-            let candidate = &mut candidates[index];
-            let name = candidate.name;
-            progress(&format!("{label}: round {} of {}, {name}", round + 1, options.rounds));
-            candidate.measure(options, round)?;
+        let tell = format!("{label}: round {} of {}", round + 1, options.rounds);
+        let limit_count = limits.as_ref().map_or(0, |limits| limits.all.len());
+        for index in interleave(round, candidates.len() + limit_count) {
+            if let Some(candidate) = candidates.get_mut(index) {
+                progress(&format!("{tell}, {}", candidate.name));
+                candidate.measure(options, round)?;
+            } else if let Some(limits) = &mut limits {
+                let index = index - candidates.len();
+                progress(&format!("{tell}, {}", limits.all[index].name));
+                limits.measure(index, options)?;
+            }
         }
     }
     let servers: Vec<ServerReport> = candidates.into_iter().map(Candidate::report).collect();
-    Ok(SizeReport { size, object_count, ratios: findings::ratios(&servers), servers })
+    let node = servers.iter().find(|server| server.name == NODE_NAME);
+    let node_gb_per_s: Vec<f64> =
+        node.iter().flat_map(|node| &node.rounds).map(|round| round.gb_per_s).collect();
+    Ok(SizeReport {
+        size,
+        object_count,
+        ratios: findings::ratios(&servers),
+        servers,
+        limits: limits.map_or_else(Vec::new, |limits| limits.report(&node_gb_per_s)),
+    })
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -213,28 +213,42 @@ pub(crate) fn command(program: &Path) -> Command {
 }
 
 /// The scratch directory of a rival and where it is to listen.
-struct Home {
+pub(crate) struct Home {
     scratch: TempDir,
     address: Address,
 }
 
 impl Home {
     /// With a port of the loopback interface that was free a moment ago, or a path in the directory.
-    fn new(transport: Transport) -> Result<Home> {
+    pub(crate) fn new(transport: Transport) -> Result<Home> {
         let scratch = scratch_directory()?;
         let address = match transport {
             Transport::Tcp => {
                 let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
                 Address::Tcp(listener.context("find a free port")?.local_addr()?)
             }
-            Transport::Unix => Address::Unix(socket_path(&scratch)),
+            Transport::Unix => Address::Unix(scratch.path().join("socket")),
         };
         Ok(Home { scratch, address })
     }
-}
 
-fn socket_path(scratch: &TempDir) -> PathBuf {
-    scratch.path().join("socket")
+    /// The port it is to listen at, if it is one.
+    pub(crate) fn tcp(&self) -> Option<SocketAddr> {
+        match self.address {
+            Address::Tcp(address) => Some(address),
+            Address::Unix(_) => None,
+        }
+    }
+
+    /// Spawns a server and waits for a line `<prefix>REST` on its stdout: the server, and the rest.
+    pub(crate) fn spawn_until_line(
+        self,
+        command: Command,
+        prefix: &str,
+    ) -> Result<(Server, String)> {
+        let child = spawn(command, &self.scratch, Some(Stdio::piped()))?;
+        wait_for_line(child, prefix, self)
+    }
 }
 
 /// Spawns a server with stderr in a file, and stdout there too unless `stdout` takes it.
@@ -292,10 +306,10 @@ fn wait_until_open(child: Child, home: Home) -> Result<Server> {
     }
 }
 
-/// Waits for the line `<prefix>ADDRESS` on the stdout of a server.
-fn wait_for_line(mut child: Child, prefix: &str, scratch: TempDir) -> Result<Server> {
+/// Waits for the line `<prefix>REST` on the stdout of a server: the server, and the rest.
+fn wait_for_line(mut child: Child, prefix: &str, home: Home) -> Result<(Server, String)> {
     let stdout = child.stdout.take().context("stdout was not piped")?;
-    let mut server = Server { child, address: Address::Unix(PathBuf::new()), _scratch: scratch };
+    let mut server = Server { child, address: home.address, _scratch: home.scratch };
     let (sender, receiver) = mpsc::channel();
     // Reads on to the end, so that the server never blocks on a full pipe.
     std::thread::spawn(move || {
@@ -308,9 +322,8 @@ fn wait_for_line(mut child: Child, prefix: &str, scratch: TempDir) -> Result<Ser
         let left = deadline.saturating_duration_since(Instant::now());
         match receiver.recv_timeout(left) {
             Ok(line) => {
-                if let Some(address) = line.trim().strip_prefix(prefix) {
-                    server.address = Address::resolve(address).context("it listens nowhere")?;
-                    return Ok(server);
+                if let Some(rest) = line.trim().strip_prefix(prefix) {
+                    return Ok((server, rest.to_owned()));
                 }
             }
             Err(mpsc::RecvTimeoutError::Timeout) => bail!(
@@ -373,24 +386,22 @@ mod tests {
         assert!(Rival::from_name("etcd").is_err());
     }
 
+    fn shell(script: &str) -> Result<(Server, String)> {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]);
+        Home::new(Transport::Unix).unwrap().spawn_until_line(command, "listening on ")
+    }
+
     #[test]
     fn a_server_that_ends_at_once_is_told_with_its_words() {
-        let scratch = scratch_directory().unwrap();
-        let mut command = Command::new("/bin/sh");
-        command.args(["-c", "echo no such flag >&2; exit 3"]);
-        let child = spawn(command, &scratch, Some(Stdio::piped())).unwrap();
-        let error = wait_for_line(child, "listening on ", scratch).err().unwrap();
+        let error = shell("echo no such flag >&2; exit 3").err().unwrap();
         assert!(error.to_string().contains("no such flag"), "{error}");
     }
 
     #[test]
     fn the_line_tells_the_address_and_drop_kills() {
-        let scratch = scratch_directory().unwrap();
-        let mut command = Command::new("/bin/sh");
-        command.args(["-c", "echo hello; echo listening on 127.0.0.1:77; sleep 60"]);
-        let child = spawn(command, &scratch, Some(Stdio::piped())).unwrap();
-        let server = wait_for_line(child, "listening on ", scratch).unwrap();
-        assert_eq!(server.address().to_string(), "127.0.0.1:77");
+        let (server, rest) = shell("echo hello; echo listening on 127.0.0.1:77; sleep 60").unwrap();
+        assert_eq!(rest, "127.0.0.1:77");
         let pid = server.pid();
         drop(server);
         assert!(machine::process_cpu_s(pid).is_err());

@@ -147,10 +147,11 @@ struct CompareArgs {
     #[arg(long, value_name = "RATE", value_parser = rate, requires = "latency",
         allow_negative_numbers = true)]
     rate: Option<f64>,
-    /// Servers to compare with; what is not installed is named and left out
-    #[arg(long, value_delimiter = ',', value_parser = rivals(),
-        default_value = "redis,memcached,nginx")]
-    rivals: Vec<Rival>,
+    /// Servers to compare with, and iperf3 for what the loopback interface carries at 1 MiB; what is
+    /// not installed is named and left out
+    #[arg(long, value_delimiter = ',', value_parser = opponents(),
+        default_value = "redis,memcached,nginx,iperf3")]
+    rivals: Vec<Opponent>,
     /// Measure the rivals alone
     #[arg(long)]
     no_node: bool,
@@ -282,7 +283,8 @@ fn run_compare(args: CompareArgs) -> Result<(), Failure> {
         server_cpu: args.server_cpu,
         client_cpu: args.client_cpu,
         set_bytes: args.set,
-        rivals: args.rivals,
+        rivals: args.rivals.iter().filter_map(|opponent| opponent.0).collect(),
+        limits: args.rivals.contains(&LIMITS),
         node: (!args.no_node).then_some(node),
         latency: args.latency,
         rate: args.rate,
@@ -371,11 +373,20 @@ fn rate(text: &str) -> Result<f64, String> {
     }
 }
 
-fn rivals() -> impl TypedValueParser<Value = Rival> {
-    PossibleValuesParser::new(Rival::ALL.map(Rival::name)).try_map(|name| {
-        let found = Rival::ALL.into_iter().find(|rival| rival.name() == name);
-        found.ok_or("unknown")
-    })
+/// What a node is compared with: a server, or else the limits of the loopback interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Opponent(Option<Rival>);
+
+/// The limits.
+const LIMITS: Opponent = Opponent(None);
+/// Their name on the command line.
+const LIMITS_NAME: &str = "iperf3";
+
+fn opponents() -> impl TypedValueParser<Value = Opponent> {
+    let names = Rival::ALL.map(Rival::name).into_iter().chain([LIMITS_NAME]);
+    PossibleValuesParser::new(names)
+        // The names are those above, and what is no rival is the limits.
+        .map(|name| Opponent(Rival::ALL.into_iter().find(|rival| rival.name() == name)))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::{LatencyReport, NODE_NAME};
+use super::{LatencyReport, LimitReport, NODE_NAME};
 use crate::load::LoadResult;
 use crate::machine::{Calibration, Machine};
 use crate::report::{self, Table, median_ratio};
@@ -72,6 +72,8 @@ pub struct SizeReport {
     pub servers: Vec<ServerReport>,
     /// The node over each rival.
     pub ratios: Vec<RatioReport>,
+    /// What the loopback interface carries without a server behind it.
+    pub limits: Vec<LimitReport>,
 }
 
 /// Medians over the rounds of one server.
@@ -229,6 +231,23 @@ impl SizeReport {
                 report::optional(ratio.map(|ratio| ratio.server_cpu_s_per_gb)),
             ]);
         }
+        for limit in &self.limits {
+            let none = || "-".to_owned();
+            table.row([
+                format!("limit: {}", limit.name),
+                none(),
+                format!("{:.2}", limit.gb_per_s),
+                none(),
+                none(),
+                format!("{:.3}", limit.sender_cpu_s_per_gb),
+                none(),
+                none(),
+                none(),
+                report::optional((limit.ratio > 0.0).then_some(limit.ratio)),
+                none(),
+                none(),
+            ]);
+        }
         let mut text = table.render();
         for server in &self.servers {
             let share = server.server_cpu_share.max(server.client_cpu_share);
@@ -262,7 +281,13 @@ mod tests {
             rounds: vec![LoadResult { reads_per_s: reads, ..LoadResult::default() }],
         };
         let servers = vec![server(NODE_NAME, 300.0), server("redis", 200.0)];
-        let size = SizeReport { size: 4096, object_count: 1, ratios: ratios(&servers), servers };
+        let size = SizeReport {
+            size: 4096,
+            object_count: 1,
+            ratios: ratios(&servers),
+            servers,
+            limits: Vec::new(),
+        };
         let text = size.render();
         let row = text.lines().find(|line| line.starts_with("redis")).unwrap();
         assert!(row.contains("1.50"), "{text}");

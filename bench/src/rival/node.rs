@@ -1,11 +1,10 @@
 //! The Millrace node: the program this harness is part of, started by its own `node` command.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
 use anyhow::{Context, Result};
 
-use super::{Server, Transport, command, scratch_directory, socket_path, spawn, wait_for_line};
+use super::{Home, Server, Transport, command};
 use crate::address::Address;
 
 /// Line by which a node says on stdout that it serves.
@@ -28,7 +27,7 @@ pub(super) fn start(
     cpu: usize,
     transport: Transport,
 ) -> Result<Server> {
-    let scratch = scratch_directory()?;
+    let home = Home::new(transport)?;
     let program = match &options.program {
         Some(program) => program.clone(),
         None => std::env::current_exe().context("find the program that is running")?,
@@ -42,14 +41,12 @@ pub(super) fn start(
         .arg("--source")
         .arg(directory)
         .args(&options.arguments);
-    let socket = (transport == Transport::Unix).then(|| socket_path(&scratch));
-    if let Some(path) = &socket {
+    if let Address::Unix(path) = &home.address {
         command.arg("--socket").arg(path);
     }
-    let child = spawn(command, &scratch, Some(Stdio::piped()))?;
-    let mut server = wait_for_line(child, READY_PREFIX, scratch)?;
-    if let Some(path) = socket {
-        server.address = Address::Unix(path);
+    let (mut server, listening) = home.spawn_until_line(command, READY_PREFIX)?;
+    if transport == Transport::Tcp {
+        server.address = Address::resolve(&listening)?;
     }
     Ok(server)
 }
