@@ -32,6 +32,10 @@ const NODE_NAME: &str = "millrace";
 /// has to hold them all in memory.
 const IN_FLIGHT_BYTES_MAX: u64 = 2 << 30;
 
+/// Most connections to one server. Derived: a quarter of those that the rivals are started with room
+/// for, since some keep some for themselves.
+pub const CONNECTIONS_MAX: usize = 1024;
+
 /// What is compared, and how.
 #[derive(Clone, Debug)]
 pub struct CompareOptions {
@@ -256,7 +260,7 @@ fn start(
         if node.memory_bytes == 0 {
             node.memory_bytes = set.total_bytes() * 4 + (256 << 20);
         }
-        let server = rival::start_node(&node, directory, options.server_cpu, options.transport)?;
+        let server = rival::start_node(&node, directory, &[options.server_cpu], options.transport)?;
         candidates.push(Candidate::node(server, set, options, &mut report.versions)?);
     }
     for &rival in rivals {

@@ -125,12 +125,23 @@ pub fn cpu_list(cpus: &[usize]) -> String {
 /// # Errors
 /// If the CPU does not exist or may not be used, or `work` fails.
 pub fn on_cpu<T>(cpu: usize, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    on_cpus(&[cpu], work)
+}
+
+/// As [`on_cpu`], with several.
+///
+/// # Errors
+/// As [`on_cpu`].
+pub fn on_cpus<T>(cpus: &[usize], work: impl FnOnce() -> Result<T>) -> Result<T> {
     let before = sched_getaffinity(None).context("read the CPU affinity")?;
-    anyhow::ensure!(cpu < CpuSet::MAX_CPU, "there is no CPU {cpu} on this machine");
     let mut only = CpuSet::new();
-    only.set(cpu);
+    for &cpu in cpus {
+        anyhow::ensure!(cpu < CpuSet::MAX_CPU, "there is no CPU {cpu} on this machine");
+        only.set(cpu);
+    }
     sched_setaffinity(None, &only).with_context(|| {
-        format!("pin to CPU {cpu}; this process may use {} CPUs", before.count())
+        let (list, count) = (cpu_list(cpus), before.count());
+        format!("pin to CPU {list}; this process may use {count} CPUs")
     })?;
     let result = work();
     sched_setaffinity(None, &before).context("put the CPU affinity back")?;

@@ -179,6 +179,7 @@ pub fn read(options: &ReadOptions, mut progress: impl FnMut(&str)) -> Result<Rea
         let load = LoadOptions {
             connections: options.connections,
             depth: options.depth,
+            in_flight_max: None,
             batch,
             warmup_seconds: options.warmup_seconds,
             seconds: options.seconds,

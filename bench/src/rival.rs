@@ -171,18 +171,18 @@ pub fn start(
     Ok(Start::Running(server))
 }
 
-/// Starts a Millrace node on one CPU with one shard, serving `directory`.
+/// Starts a Millrace node serving `directory`, with one shard on each of `cpus`.
 ///
 /// # Errors
 /// If it ends or does not say in time where it listens, with the end of what it wrote to stderr.
 pub fn start_node(
     options: &NodeOptions,
     directory: &Path,
-    cpu: usize,
+    cpus: &[usize],
     transport: Transport,
 ) -> Result<Server> {
-    let start = || node::start(options, directory, cpu, transport);
-    machine::on_cpu(cpu, start).context("start the node")
+    let start = || node::start(options, directory, cpus, transport);
+    machine::on_cpus(cpus, start).context("start the node")
 }
 
 /// A directory in memory where there is one: no rival is measured by its disk.

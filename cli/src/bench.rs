@@ -156,7 +156,7 @@ struct CompareArgs {
     #[arg(long)]
     no_node: bool,
     /// Connections to each server
-    #[arg(long, value_name = "COUNT", value_parser = counts(CONNECTIONS_MAX),
+    #[arg(long, value_name = "COUNT", value_parser = counts(compare::CONNECTIONS_MAX),
         allow_negative_numbers = true, default_value_t = CompareOptions::default().connections)]
     connections: usize,
     /// Requests in flight on each connection

@@ -197,6 +197,17 @@ fn closed_loop_reads_a_node() {
 }
 
 #[test]
+fn connections_take_turns_where_all_have_one_limit() {
+    let address = start_node(Fault::None);
+    let (mut wire, count) = wire_to(&address, 4096, 1);
+    let mut keys = Keys::new(Distribution::Uniform, count, 1).unwrap();
+    let options =
+        LoadOptions { connections: 9, in_flight_max: Some(4), ..options(Check::Checksums) };
+    let result = run(&mut wire, &[address], &mut keys, &options).unwrap();
+    assert!(result.reads > 0 && result.requests == result.reads);
+}
+
+#[test]
 fn batches_are_answered_in_any_order() {
     let result = run_once(Fault::None, Check::Content(&SET), 8).unwrap();
     // A request that straddles the start or the end counts some of its reads.
@@ -256,6 +267,7 @@ fn senseless_options_are_refused() {
     refused(|options| options.connections = 0);
     refused(|options| options.depth = DEPTH_MAX + 1);
     refused(|options| options.batch = 0);
+    refused(|options| options.in_flight_max = Some(0));
     refused(|options| options.seconds = f64::NAN);
     refused(|options| options.warmup_seconds = -1.0);
     refused(|options| options.rate = Some(0.0));

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 
 use super::{Home, Server, Transport, command};
 use crate::address::Address;
+use crate::machine;
 
 /// Line by which a node says on stdout that it serves.
 const READY_PREFIX: &str = "listening on ";
@@ -24,7 +25,7 @@ pub struct NodeOptions {
 pub(super) fn start(
     options: &NodeOptions,
     directory: &Path,
-    cpu: usize,
+    cpus: &[usize],
     transport: Transport,
 ) -> Result<Server> {
     let home = Home::new(transport)?;
@@ -34,8 +35,10 @@ pub(super) fn start(
     };
     let mut command = command(&program);
     command
-        .args(["node", "--listen", "127.0.0.1:0", "--shards", "1", "--cpus"])
-        .arg(cpu.to_string())
+        .args(["node", "--listen", "127.0.0.1:0", "--shards"])
+        .arg(cpus.len().to_string())
+        .arg("--cpus")
+        .arg(machine::cpu_list(cpus))
         .arg("--memory")
         .arg(options.memory_bytes.to_string())
         .arg("--source")

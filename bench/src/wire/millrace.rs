@@ -140,10 +140,18 @@ impl Millrace {
             shard_count: if route { node.shards.len() } else { 1 },
             request_budget_ms: REQUEST_BUDGET_MS,
         };
-        if batch == 1 && wire.ranges.count() <= PREPARED_COUNT_MAX {
-            wire.prepared = (0..wire.ranges.count()).map(|key| wire.read_frame(key)).collect();
+        if wire.ranges.count() <= PREPARED_COUNT_MAX {
+            wire.prepare();
         }
         Ok(wire)
+    }
+
+    /// Encodes the frame of every key beforehand, however many there are: 76 bytes for each. Without
+    /// it a read of many keys costs the generator more than one of few.
+    pub fn prepare(&mut self) {
+        if self.batch == 1 && self.prepared.is_empty() {
+            self.prepared = (0..self.ranges.count()).map(|key| self.read_frame(key)).collect();
+        }
     }
 
     fn read_frame(&self, key: u64) -> [u8; READ_FRAME_SIZE] {
