@@ -5,30 +5,36 @@
 //! that a machine that slows down slows all of them; what is reported is the median of the ratios of
 //! each round, not a ratio of medians.
 
-use std::fmt::Write as _;
-use std::process::Command;
+use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
-use serde::Serialize;
+use anyhow::{Context, Result, bail, ensure};
+
+mod candidate;
+mod findings;
+mod latency;
+mod limit;
+
+use candidate::Candidate;
+pub use findings::{CompareReport, RatioReport, ServerReport, SizeReport, Skipped};
+pub use latency::{LatencyPart, LatencyRatio, LatencyReport, LatencyServer};
+use limit::Limits;
+pub use limit::{LimitReport, LimitRound};
 
 use crate::content::ObjectSet;
-use crate::control::Control;
-use crate::keys::{Distribution, Keys};
-use crate::load::{self, Check, LoadOptions, LoadResult};
-use crate::machine::{Calibration, Machine};
-use crate::report::{self, Table, median};
-use crate::rival::{self, NodeOptions, Rival, Server, Start};
-use crate::wire::{FileRanges, Http, Memcached, Millrace, Redis};
+use crate::load::LoadOptions;
+use crate::machine::{self, Calibration, Machine};
+use crate::report;
+use crate::rival::{self, NodeOptions, Rival, Start, Transport};
 
 /// Name of the node in reports.
 const NODE_NAME: &str = "millrace";
 /// Most payload in flight at once, in bytes. Guessed: a rival that queues its replies, as redis does,
 /// has to hold them all in memory.
 const IN_FLIGHT_BYTES_MAX: u64 = 2 << 30;
-/// Shares of CPU below this on both sides tell that neither was the limit.
-const BUSY_SHARE_MIN: f64 = 0.85;
-/// Longest pass over all objects before the clock starts, in seconds.
-const PASS_SECONDS_MAX: f64 = 600.0;
+
+/// Most connections to one server. Derived: a quarter of those that the rivals are started with room
+/// for, since some keep some for themselves.
+pub const CONNECTIONS_MAX: usize = 1024;
 
 /// What is compared, and how.
 #[derive(Clone, Debug)]
@@ -49,6 +55,8 @@ pub struct CompareOptions {
     pub warmup_seconds: f64,
     /// Rounds; an odd number has a median that was measured.
     pub rounds: usize,
+    /// What all servers are reached by.
+    pub transport: Transport,
     /// CPU of every server.
     pub server_cpu: usize,
     /// CPU of the load generator.
@@ -57,9 +65,16 @@ pub struct CompareOptions {
     pub set_bytes: u64,
     /// Rivals to measure.
     pub rivals: Vec<Rival>,
+    /// Whether the limits of the loopback interface are measured beside large objects.
+    pub limits: bool,
     /// How the node is started; `None` measures the rivals alone. A cache size of 0 means four times
     /// the objects and 256 MiB.
     pub node: Option<NodeOptions>,
+    /// Whether latencies are measured instead of speed.
+    pub latency: bool,
+    /// Reads a second of the open loop that measures latency; `None` for half of the top rate of
+    /// redis, or of the slowest server where redis is not measured.
+    pub rate: Option<f64>,
     /// Seed of content and key sequences.
     pub seed: u64,
 }
@@ -75,109 +90,44 @@ impl Default for CompareOptions {
             seconds: 3.0,
             warmup_seconds: 0.5,
             rounds: 5,
+            transport: Transport::Tcp,
             server_cpu: 0,
             client_cpu: 1,
             set_bytes: 64 << 20,
             rivals: Rival::ALL.to_vec(),
+            limits: true,
             node: Some(NodeOptions::default()),
+            latency: false,
+            rate: None,
             seed: 1,
         }
     }
 }
 
-/// Everything a comparison found, with what it has to be read with.
-#[derive(Clone, Debug, Serialize)]
-pub struct CompareReport {
-    /// The machine.
-    pub machine: Machine,
-    /// Its speeds.
-    pub calibration: Calibration,
-    /// Command line of this run.
-    pub command: String,
-    /// Commit of the directory it ran in, if that is known.
-    pub commit: Option<String>,
-    /// Each server and what it says of its version.
-    pub versions: Vec<(String, String)>,
-    /// Rivals that were not measured.
-    pub skipped: Vec<Skipped>,
-    /// Number of connections.
-    pub connections: usize,
-    /// Requests in flight on each.
-    pub depth: usize,
-    /// Keys in each request.
-    pub batch: usize,
-    /// Whether the load generator spun instead of sleeping.
-    pub spin: bool,
-    /// Measured seconds of each server in each round.
-    pub seconds: f64,
-    /// Rounds.
-    pub rounds: usize,
-    /// CPU of the servers.
-    pub server_cpu: usize,
-    /// CPU of the load generator.
-    pub client_cpu: usize,
-    /// Results of each size.
-    pub sizes: Vec<SizeReport>,
+impl CompareOptions {
+    /// The load of a measurement.
+    fn load(&self) -> LoadOptions<'static> {
+        LoadOptions {
+            connections: self.connections,
+            depth: self.depth,
+            batch: self.batch.unwrap_or(1),
+            spin: self.spin,
+            warmup_seconds: self.warmup_seconds,
+            seconds: self.seconds,
+            cpu: Some(self.client_cpu),
+            ..LoadOptions::default()
+        }
+    }
+
+    /// Each round has its own keys, and all servers of a round the same.
+    fn seed_of(&self, round: usize) -> u64 {
+        self.seed.wrapping_add(round as u64)
+    }
 }
 
-/// A rival that was not measured.
-#[derive(Clone, Debug, Serialize)]
-pub struct Skipped {
-    /// Its name.
-    pub name: String,
-    /// Why.
-    pub reason: String,
-}
-
-/// Results of one size of objects.
-#[derive(Clone, Debug, Serialize)]
-pub struct SizeReport {
-    /// Size of an object in bytes.
-    pub size: usize,
-    /// Number of objects.
-    pub object_count: u64,
-    /// Each server.
-    pub servers: Vec<ServerReport>,
-    /// The node over each rival.
-    pub ratios: Vec<RatioReport>,
-}
-
-/// Medians over the rounds of one server.
-#[derive(Clone, Debug, Serialize)]
-pub struct ServerReport {
-    /// Its name.
-    pub name: String,
-    /// Reads per second.
-    pub reads_per_s: f64,
-    /// Payload in GB/s.
-    pub gb_per_s: f64,
-    /// Median latency of a request in microseconds.
-    pub p50_us: f64,
-    /// 99th percentile in microseconds.
-    pub p99_us: f64,
-    /// CPU seconds of the server for each GB.
-    pub server_cpu_s_per_gb: f64,
-    /// CPU seconds of the load generator for each GB.
-    pub client_cpu_s_per_gb: f64,
-    /// Share of its CPU that the server used, 0 to 1 for one thread.
-    pub server_cpu_share: f64,
-    /// Share of its CPU that the load generator used: near 1 it was the limit.
-    pub client_cpu_share: f64,
-    /// Each round.
-    pub rounds: Vec<LoadResult>,
-}
-
-/// Medians of the ratios of each round, the node over a rival.
-#[derive(Clone, Debug, Serialize)]
-pub struct RatioReport {
-    /// The rival.
-    pub rival: String,
-    /// Of reads per second; above 1 the node is faster.
-    pub reads_per_s: f64,
-    /// Of the 99th percentile; below 1 the node is faster.
-    pub p99: f64,
-    /// Of CPU seconds of the server for each GB; below 1 the node needs less.
-    pub server_cpu_s_per_gb: f64,
+/// The order in which `count` servers take their turns: every round begins with another one.
+fn interleave(round: usize, count: usize) -> impl Iterator<Item = usize> {
+    (0..count).map(move |step| (round + step) % count)
 }
 
 /// Compares. `progress` is told in a line what happens next.
@@ -193,7 +143,7 @@ pub fn compare(options: &CompareOptions, mut progress: impl FnMut(&str)) -> Resu
         machine: Machine::describe(),
         calibration: Calibration::measure(),
         command: std::env::args().collect::<Vec<_>>().join(" "),
-        commit: commit(),
+        commit: machine::commit(),
         versions: Vec::new(),
         skipped: Vec::new(),
         connections: options.connections,
@@ -202,16 +152,18 @@ pub fn compare(options: &CompareOptions, mut progress: impl FnMut(&str)) -> Resu
         spin: options.spin,
         seconds: options.seconds,
         rounds: options.rounds,
+        transport: options.transport,
         server_cpu: options.server_cpu,
         client_cpu: options.client_cpu,
         sizes: Vec::new(),
+        latencies: Vec::new(),
     };
     let rivals = available(options, &mut report);
+    let limits = limits_available(options, &mut report);
     for &size in &options.sizes {
         let set = ObjectSet::with_total(size, options.set_bytes, options.seed);
-        let found = compare_size(options, set, &rivals, &mut report.versions, &mut progress)
+        compare_size(options, set, &rivals, limits, &mut report, &mut progress)
             .with_context(|| format!("compare objects of {}", report::size(size as u64)))?;
-        report.sizes.push(found);
     }
     Ok(report)
 }
@@ -250,24 +202,57 @@ fn available(options: &CompareOptions, report: &mut CompareReport) -> Vec<Rival>
     rivals
 }
 
-/// Commit of the current directory, if it is under git.
-pub(crate) fn commit() -> Option<String> {
-    let output = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output().ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    (output.status.success() && !text.trim().is_empty()).then(|| text.trim().to_owned())
+/// Whether limits are measured; a reason why not is noted.
+fn limits_available(options: &CompareOptions, report: &mut CompareReport) -> bool {
+    let large = options.sizes.iter().any(|&size| size >= limit::SIZE_MIN);
+    if !options.limits || options.latency || !large {
+        return false;
+    }
+    let name = limit::PROGRAM.to_owned();
+    if let Some(reason) = limit::obstacle(options.transport) {
+        report.skipped.push(Skipped { name, reason: reason.into() });
+        return false;
+    }
+    report.versions.extend(limit::version().map(|version| (name, version)));
+    true
 }
 
 fn compare_size(
     options: &CompareOptions,
     set: ObjectSet,
     rivals: &[Rival],
-    versions: &mut Vec<(String, String)>,
+    limits: bool,
+    report: &mut CompareReport,
     progress: &mut impl FnMut(&str),
-) -> Result<SizeReport> {
-    let label = report::size(set.size as u64);
+) -> Result<()> {
+    // Removed after the servers have gone.
     let directory = rival::scratch_directory()?;
+    let mut candidates = start(options, set, rivals, directory.path(), report, progress)?;
+    if options.latency {
+        report.latencies.push(latency::measure(&mut candidates, options, progress)?);
+    } else {
+        let limits = if limits && set.size >= limit::SIZE_MIN {
+            Some(Limits::start(options)?)
+        } else {
+            None
+        };
+        report.sizes.push(measure_speed(candidates, limits, options, progress)?);
+    }
+    Ok(())
+}
+
+/// Starts every server with the objects in it, and reads them all once.
+fn start(
+    options: &CompareOptions,
+    set: ObjectSet,
+    rivals: &[Rival],
+    directory: &Path,
+    report: &mut CompareReport,
+    progress: &mut impl FnMut(&str),
+) -> Result<Vec<Candidate>> {
+    let label = report::size(set.size as u64);
     progress(&format!("{label}: writing {} objects", set.count));
-    set.write_files(directory.path())?;
+    set.write_files(directory)?;
     let mut candidates = Vec::new();
     if let Some(node) = &options.node {
         progress(&format!("{label}: starting {NODE_NAME}"));
@@ -275,341 +260,68 @@ fn compare_size(
         if node.memory_bytes == 0 {
             node.memory_bytes = set.total_bytes() * 4 + (256 << 20);
         }
-        let server = rival::start_node(&node, directory.path(), options.server_cpu)?;
-        candidates.push(Candidate::node(server, set, options, versions)?);
+        let server = rival::start_node(&node, directory, &[options.server_cpu], options.transport)?;
+        candidates.push(Candidate::node(server, set, options, &mut report.versions)?);
     }
     for &rival in rivals {
         progress(&format!("{label}: starting {}", rival.name()));
-        match rival::start(rival, &set, directory.path(), options.server_cpu)? {
+        let (cpu, transport) = (options.server_cpu, options.transport);
+        match rival::start(rival, &set, directory, cpu, transport)? {
             Start::Running(server) => {
                 candidates.push(Candidate::rival(rival, server, set, options))
             }
-            Start::Missing => anyhow::bail!("{} has gone since the start", rival.program()),
+            Start::Missing => bail!("{} has gone since the start", rival.program()),
         }
     }
     for candidate in &mut candidates {
         progress(&format!("{label}: verifying {}", candidate.name));
         candidate.verify(options)?;
     }
+    Ok(candidates)
+}
+
+fn measure_speed(
+    mut candidates: Vec<Candidate>,
+    mut limits: Option<Limits>,
+    options: &CompareOptions,
+    progress: &mut impl FnMut(&str),
+) -> Result<SizeReport> {
+    let Some(ObjectSet { size, count: object_count, .. }) =
+        candidates.first().map(|candidate| candidate.set)
+    else {
+        bail!("there is no server to measure");
+    };
+    let label = report::size(size as u64);
     for round in 0..options.rounds {
-        for step in 0..candidates.len() {
-            let index = (round + step) % candidates.len();
-            let candidate = &mut candidates[index];
-            let name = candidate.name;
-            progress(&format!("{label}: round {} of {}, {name}", round + 1, options.rounds));
-            candidate.measure(options, round)?;
+        let tell = format!("{label}: round {} of {}", round + 1, options.rounds);
+        let limit_count = limits.as_ref().map_or(0, |limits| limits.all.len());
+        for index in interleave(round, candidates.len() + limit_count) {
+            if let Some(candidate) = candidates.get_mut(index) {
+                progress(&format!("{tell}, {}", candidate.name));
+                candidate.measure(options, round)?;
+            } else if let Some(limits) = &mut limits {
+                let index = index - candidates.len();
+                progress(&format!("{tell}, {}", limits.all[index].name));
+                limits.measure(index, options)?;
+            }
         }
     }
     let servers: Vec<ServerReport> = candidates.into_iter().map(Candidate::report).collect();
-    Ok(SizeReport { size: set.size, object_count: set.count, ratios: ratios(&servers), servers })
-}
-
-/// A running server with the wires to it: plain reads to verify, and those that are measured.
-struct Candidate {
-    name: &'static str,
-    server: Server,
-    set: ObjectSet,
-    verify_wire: AnyWire,
-    measure_wire: AnyWire,
-    rounds: Vec<LoadResult>,
-}
-
-/// The protocol of a candidate; matched once for each run, so that the loop itself is static.
-enum AnyWire {
-    Millrace(Millrace),
-    Redis(Redis),
-    Memcached(Memcached),
-    Http(Http),
-}
-
-impl AnyWire {
-    fn rival(rival: Rival, set: &ObjectSet, batch: usize) -> AnyWire {
-        match rival {
-            Rival::Redis => AnyWire::Redis(Redis::new(set, batch)),
-            Rival::Memcached => AnyWire::Memcached(Memcached::new(set, batch)),
-            Rival::Nginx => AnyWire::Http(Http::new(set)),
-        }
-    }
-}
-
-impl Candidate {
-    fn rival(rival: Rival, server: Server, set: ObjectSet, options: &CompareOptions) -> Candidate {
-        Candidate {
-            name: rival.name(),
-            server,
-            set,
-            verify_wire: AnyWire::rival(rival, &set, 1),
-            measure_wire: AnyWire::rival(rival, &set, options.batch.unwrap_or(1)),
-            rounds: Vec::new(),
-        }
-    }
-
-    fn node(
-        server: Server,
-        set: ObjectSet,
-        options: &CompareOptions,
-        versions: &mut Vec<(String, String)>,
-    ) -> Result<Candidate> {
-        let mut control = Control::connect(server.address())?;
-        let node = control.hello()?;
-        if !versions.iter().any(|(name, _)| name == NODE_NAME) {
-            versions.insert(0, (NODE_NAME.into(), node.server.clone()));
-        }
-        let paths: Vec<String> = (0..set.count).map(|index| set.path(index)).collect();
-        let entries = control.stat_many(&paths)?;
-        for entry in &entries {
-            ensure!(
-                entry.length == set.size as u64,
-                "the node says {} has {} bytes",
-                entry.name,
-                entry.length
-            );
-        }
-        let ranges = FileRanges::new(entries, u32::try_from(set.size)?, node.block_size)?;
-        let wire = |batch| Millrace::new(&node, ranges.clone(), batch, false);
-        Ok(Candidate {
-            name: NODE_NAME,
-            server,
-            set,
-            verify_wire: AnyWire::Millrace(wire(1)?),
-            measure_wire: AnyWire::Millrace(wire(options.batch.unwrap_or(1))?),
-            rounds: Vec::new(),
-        })
-    }
-
-    /// Reads every object once and compares its bytes; this also warms what is cached.
-    fn verify(&mut self, options: &CompareOptions) -> Result<()> {
-        let mut keys = Keys::new(Distribution::Once, self.set.count, 0)?;
-        let load = LoadOptions {
-            connections: options.connections,
-            depth: options.depth,
-            batch: 1,
-            warmup_seconds: 0.0,
-            seconds: PASS_SECONDS_MAX,
-            cpu: Some(options.client_cpu),
-            check: Check::Content(&self.set),
-            ..LoadOptions::default()
-        };
-        let address = self.server.address();
-        let result = run(&mut self.verify_wire, address, &mut keys, &load)
-            .with_context(|| format!("verify {}", self.name))?;
-        ensure!(
-            result.reads == self.set.count,
-            "{} answered {} of {} objects",
-            self.name,
-            result.reads,
-            self.set.count
-        );
-        Ok(())
-    }
-
-    fn measure(&mut self, options: &CompareOptions, round: usize) -> Result<()> {
-        // Each round has its own keys, and all servers of a round the same.
-        let seed = options.seed.wrapping_add(round as u64);
-        let mut keys = Keys::new(Distribution::Uniform, self.set.count, seed)?;
-        let load = LoadOptions {
-            connections: options.connections,
-            depth: options.depth,
-            batch: options.batch.unwrap_or(1),
-            spin: options.spin,
-            warmup_seconds: options.warmup_seconds,
-            seconds: options.seconds,
-            cpu: Some(options.client_cpu),
-            server_pid: Some(self.server.pid()),
-            ..LoadOptions::default()
-        };
-        let address = self.server.address();
-        let result = run(&mut self.measure_wire, address, &mut keys, &load)
-            .with_context(|| format!("measure {}", self.name))?;
-        self.rounds.push(result);
-        Ok(())
-    }
-
-    fn report(self) -> ServerReport {
-        let of = |value: fn(&LoadResult) -> f64| {
-            let values: Vec<f64> = self.rounds.iter().map(value).collect();
-            median(&values)
-        };
-        ServerReport {
-            name: self.name.into(),
-            reads_per_s: of(|round| round.reads_per_s),
-            gb_per_s: of(|round| round.gb_per_s),
-            p50_us: of(|round| round.latency.p50_us),
-            p99_us: of(|round| round.latency.p99_us),
-            server_cpu_s_per_gb: of(|round| round.server_cpu_s_per_gb.unwrap_or(0.0)),
-            client_cpu_s_per_gb: of(|round| round.client_cpu_s_per_gb),
-            server_cpu_share: of(|round| round.server_cpu_s.unwrap_or(0.0) / round.seconds),
-            client_cpu_share: of(|round| round.client_cpu_s / round.seconds),
-            rounds: self.rounds,
-        }
-    }
-}
-
-fn run(
-    wire: &mut AnyWire,
-    address: std::net::SocketAddr,
-    keys: &mut Keys,
-    options: &LoadOptions,
-) -> Result<LoadResult> {
-    match wire {
-        AnyWire::Millrace(wire) => load::run(wire, &[address], keys, options),
-        AnyWire::Redis(wire) => load::run(wire, &[address], keys, options),
-        AnyWire::Memcached(wire) => load::run(wire, &[address], keys, options),
-        AnyWire::Http(wire) => load::run(wire, &[address], keys, options),
-    }
-}
-
-/// The node, if it is there, over each rival.
-fn ratios(servers: &[ServerReport]) -> Vec<RatioReport> {
-    let (ours, rivals): (Vec<_>, Vec<_>) =
-        servers.iter().partition(|server| server.name == NODE_NAME);
-    let Some(ours) = ours.first() else {
-        return Vec::new();
-    };
-    let ratio = |rival: &ServerReport, value: fn(&LoadResult) -> f64| {
-        median_ratio(ours.rounds.iter().map(value), rival.rounds.iter().map(value))
-    };
-    let over = |rival: &&ServerReport| RatioReport {
-        rival: rival.name.clone(),
-        reads_per_s: ratio(rival, |round| round.reads_per_s),
-        p99: ratio(rival, |round| round.latency.p99_us),
-        server_cpu_s_per_gb: ratio(rival, |round| round.server_cpu_s_per_gb.unwrap_or(0.0)),
-    };
-    rivals.iter().map(over).collect()
-}
-
-/// Median of the ratios of each round; a round whose divisor is 0 has none.
-pub(crate) fn median_ratio(
-    ours: impl IntoIterator<Item = f64>,
-    theirs: impl IntoIterator<Item = f64>,
-) -> f64 {
-    let ratios: Vec<f64> = ours
-        .into_iter()
-        .zip(theirs)
-        .filter(|&(_, theirs)| theirs > 0.0)
-        .map(|(ours, theirs)| ours / theirs)
-        .collect();
-    median(&ratios)
-}
-
-impl CompareReport {
-    /// The report for people.
-    pub fn render(&self) -> String {
-        let mut text = String::new();
-        let machine = &self.machine;
-        let _ = writeln!(
-            text,
-            "{}, {} CPUs, Linux {}; servers on CPU {}, load generator on CPU {}",
-            machine.cpu, machine.cpu_count, machine.kernel, self.server_cpu, self.client_cpu
-        );
-        let speeds = &self.calibration;
-        let _ = writeln!(
-            text,
-            "memcpy {:.1} GB/s (cached {:.1}), CRC-32 {:.1} GB/s; TCP congestion control {}",
-            speeds.memcpy_gb_per_s,
-            speeds.memcpy_cached_gb_per_s,
-            speeds.crc_gb_per_s,
-            machine.congestion_control
-        );
-        if machine.congestion_control == "bbr" {
-            // Measured: nginx with 64 KiB falls from 68 k to 28 k reads/s by it.
-            text.push_str(
-                "note: bbr paces by timers, on loopback too, and so hides what servers can do; \
-                 set net.ipv4.tcp_congestion_control to cubic or reno, here or in a network \
-                 namespace\n",
-            );
-        }
-        let _ = writeln!(
-            text,
-            "{} connections, {} requests in flight on each, {} keys a request; {} rounds of {} s{}",
-            self.connections,
-            self.depth,
-            self.batch,
-            self.rounds,
-            self.seconds,
-            if self.spin { "; the client spins" } else { "" }
-        );
-        let _ = writeln!(
-            text,
-            "command: {}; commit: {}",
-            self.command,
-            self.commit.as_deref().unwrap_or("none")
-        );
-        for (name, version) in &self.versions {
-            let _ = writeln!(text, "{name}: {version}");
-        }
-        for skipped in &self.skipped {
-            let _ = writeln!(text, "{}: not measured, {}", skipped.name, skipped.reason);
-        }
-        for size in &self.sizes {
-            text.push('\n');
-            text.push_str(&size.render());
-        }
-        text
-    }
-}
-
-impl SizeReport {
-    fn render(&self) -> String {
-        let title = report::size(self.size as u64);
-        let mut table = Table::new(&[
-            &title,
-            "reads/s",
-            "GB/s",
-            "p50",
-            "p99",
-            "server s/GB",
-            "client s/GB",
-            "server CPU",
-            "client CPU",
-            "reads ratio",
-            "p99 ratio",
-            "s/GB ratio",
-        ]);
-        for server in &self.servers {
-            let ratio = self.ratios.iter().find(|ratio| ratio.rival == server.name);
-            let percent = |share: f64| format!("{:.0} %", share * 100.0);
-            table.row([
-                server.name.clone(),
-                report::count(server.reads_per_s),
-                format!("{:.2}", server.gb_per_s),
-                report::latency(server.p50_us),
-                report::latency(server.p99_us),
-                format!("{:.3}", server.server_cpu_s_per_gb),
-                format!("{:.3}", server.client_cpu_s_per_gb),
-                percent(server.server_cpu_share),
-                percent(server.client_cpu_share),
-                report::optional(ratio.map(|ratio| ratio.reads_per_s)),
-                report::optional(ratio.map(|ratio| ratio.p99)),
-                report::optional(ratio.map(|ratio| ratio.server_cpu_s_per_gb)),
-            ]);
-        }
-        let mut text = table.render();
-        for server in &self.servers {
-            let share = server.server_cpu_share.max(server.client_cpu_share);
-            if share < BUSY_SHARE_MIN {
-                let _ = writeln!(
-                    text,
-                    "note: neither {} nor its client used its CPU: was the machine busy?",
-                    server.name
-                );
-            }
-        }
-        text
-    }
+    let node = servers.iter().find(|server| server.name == NODE_NAME);
+    let node_gb_per_s: Vec<f64> =
+        node.iter().flat_map(|node| &node.rounds).map(|round| round.gb_per_s).collect();
+    Ok(SizeReport {
+        size,
+        object_count,
+        ratios: findings::ratios(&servers),
+        servers,
+        limits: limits.map_or_else(Vec::new, |limits| limits.report(&node_gb_per_s)),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ratio_is_taken_within_each_round() {
-        // The machine was twice as slow in the second round; the ratio is not.
-        let ratio = median_ratio([200.0, 100.0, 210.0], [100.0, 50.0, 100.0]);
-        assert!((ratio - 2.0).abs() < 1e-12, "{ratio}");
-        assert!(median_ratio([1.0], [0.0]).abs() < 1e-12);
-    }
 
     #[test]
     fn more_in_flight_than_memory_is_refused() {
@@ -618,28 +330,5 @@ mod tests {
         options.batch = Some(64);
         let error = check_in_flight(&options).unwrap_err();
         assert!(error.to_string().contains("8 GiB"), "{error}");
-    }
-
-    #[test]
-    fn report_names_ratio_beside_its_rival() {
-        let server = |name: &str, reads: f64| ServerReport {
-            name: name.into(),
-            reads_per_s: reads,
-            gb_per_s: 1.0,
-            p50_us: 10.0,
-            p99_us: 20.0,
-            server_cpu_s_per_gb: 0.2,
-            client_cpu_s_per_gb: 0.1,
-            server_cpu_share: 1.0,
-            client_cpu_share: 0.5,
-            rounds: vec![LoadResult { reads_per_s: reads, ..LoadResult::default() }],
-        };
-        let servers = vec![server(NODE_NAME, 300.0), server("redis", 200.0)];
-        let size = SizeReport { size: 4096, object_count: 1, ratios: ratios(&servers), servers };
-        let text = size.render();
-        let row = text.lines().find(|line| line.starts_with("redis")).unwrap();
-        assert!(row.contains("1.50"), "{text}");
-        let row = text.lines().find(|line| line.starts_with(NODE_NAME)).unwrap();
-        assert!(row.trim_end().ends_with('-'), "{text}");
     }
 }

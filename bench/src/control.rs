@@ -6,7 +6,7 @@
 
 use std::borrow::BorrowMut;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -17,6 +17,7 @@ use millrace_proto::message::{
 };
 use millrace_proto::{HEADER_SIZE, Header, Op, VERSION, feature};
 
+use crate::address::{Address, Stream};
 use crate::wire::check_reply;
 
 /// Longest wait for one reply: the first `Stat` of a file may ask a slow source.
@@ -36,7 +37,7 @@ pub struct Node {
     /// Most ranges in one `ReadMany`.
     pub ranges_max: u32,
     /// Address of each shard, at least one.
-    pub shards: Vec<SocketAddr>,
+    pub shards: Vec<Address>,
 }
 
 /// A blocking connection, its own or borrowed.
@@ -44,29 +45,26 @@ pub struct Control<S> {
     stream: S,
 }
 
-impl Control<TcpStream> {
+impl Control<Stream> {
     /// Connects, with timeouts.
     ///
     /// # Errors
     /// If nothing answers there.
-    pub fn connect(address: SocketAddr) -> Result<Control<TcpStream>> {
-        let stream = TcpStream::connect_timeout(&address, REPLY_TIMEOUT)
+    pub fn connect(address: &Address) -> Result<Control<Stream>> {
+        let stream = Stream::connect(address, REPLY_TIMEOUT)
             .with_context(|| format!("connect to {address}"))?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(REPLY_TIMEOUT))?;
-        stream.set_write_timeout(Some(REPLY_TIMEOUT))?;
         Ok(Control { stream })
     }
 }
 
-impl<'a> Control<&'a mut TcpStream> {
+impl<'a> Control<&'a mut Stream> {
     /// Uses a connection that will be used otherwise later.
-    pub fn over(stream: &'a mut TcpStream) -> Control<&'a mut TcpStream> {
+    pub fn over(stream: &'a mut Stream) -> Control<&'a mut Stream> {
         Control { stream }
     }
 }
 
-impl<S: BorrowMut<TcpStream>> Control<S> {
+impl<S: BorrowMut<Stream>> Control<S> {
     /// Negotiates, and learns the limits of the node.
     ///
     /// # Errors
@@ -83,10 +81,10 @@ impl<S: BorrowMut<TcpStream>> Control<S> {
         self.stream.borrow_mut().write_all(&out)?;
         let body = self.reply(1).context("say hello to the node")?;
         let reply = frame::body::<ArchivedHelloReply>(&body)?;
-        let peer = self.stream.borrow_mut().peer_addr()?;
+        let peer = self.stream.borrow_mut().peer().clone();
         let mut shards = Vec::new();
         for shard in reply.shards.iter() {
-            shards.push(shard_address(shard.as_str(), peer)?);
+            shards.push(shard_address(shard.as_str(), &peer)?);
         }
         if shards.is_empty() {
             shards.push(peer);
@@ -225,16 +223,15 @@ impl<S: BorrowMut<TcpStream>> Control<S> {
 }
 
 /// The address of a shard as the node says it; an empty host is the host of this connection.
-fn shard_address(shard: &str, peer: SocketAddr) -> Result<SocketAddr> {
-    let Some((host, port)) = shard.rsplit_once(':') else {
-        bail!("the node gave a shard address without a port: {shard:?}");
+fn shard_address(shard: &str, peer: &Address) -> Result<Address> {
+    let Some(port) = shard.strip_prefix(':') else {
+        return Address::resolve(shard).context("the node gave a shard address that is none");
     };
-    if host.is_empty() {
-        let port = port.parse().with_context(|| format!("shard address {shard:?}"))?;
-        return Ok(SocketAddr::new(peer.ip(), port));
-    }
-    let mut found = shard.to_socket_addrs().with_context(|| format!("shard address {shard:?}"))?;
-    found.next().with_context(|| format!("shard address {shard:?} leads nowhere"))
+    let Address::Tcp(peer) = peer else {
+        bail!("the node gave a shard address without a host over a Unix socket: {shard:?}");
+    };
+    let port = port.parse().with_context(|| format!("shard address {shard:?}"))?;
+    Ok(SocketAddr::new(peer.ip(), port).into())
 }
 
 #[cfg(test)]
@@ -243,12 +240,16 @@ mod tests {
 
     #[test]
     fn empty_shard_host_is_the_peer() {
-        let peer: SocketAddr = "127.0.0.9:1".parse().unwrap();
-        let address = shard_address(":4000", peer).unwrap();
-        assert_eq!(address.to_string(), "127.0.0.9:4000");
-        let address = shard_address("127.0.0.1:5", peer).unwrap();
-        assert_eq!(address.to_string(), "127.0.0.1:5");
-        assert!(shard_address("nothing", peer).is_err());
-        assert!(shard_address(":x", peer).is_err());
+        let peer = Address::resolve("127.0.0.9:1").unwrap();
+        let check = |shard: &str, peer: &Address, expected: &str| {
+            assert_eq!(shard_address(shard, peer).unwrap().to_string(), expected);
+        };
+        check(":4000", &peer, "127.0.0.9:4000");
+        check("127.0.0.1:5", &peer, "127.0.0.1:5");
+        assert!(shard_address("nothing", &peer).is_err());
+        assert!(shard_address(":x", &peer).is_err());
+        let peer = Address::resolve("unix:/run/node").unwrap();
+        check("unix:/run/node.1", &peer, "unix:/run/node.1");
+        assert!(shard_address(":4000", &peer).is_err());
     }
 }

@@ -39,8 +39,8 @@ pub use operation::{VALUE_LENGTH_MAX, Workload};
 pub use process::Memory;
 pub use system::{REPLICAS_MAX, System};
 
-use crate::compare::{self, Skipped};
-use crate::machine::Machine;
+use crate::compare::Skipped;
+use crate::machine::{self, Machine};
 use crate::report;
 use ensemble::Ensemble;
 use generator::Load;
@@ -242,7 +242,7 @@ impl Setting {
         let mut setting = Setting {
             machine: Machine::describe(),
             command: std::env::args().collect::<Vec<_>>().join(" "),
-            commit: compare::commit(),
+            commit: machine::commit(),
             versions: Vec::new(),
             skipped: Vec::new(),
             file_system: process::file_system(&directory)?,

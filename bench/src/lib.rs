@@ -11,6 +11,7 @@
 //! The generator speaks raw protocols and does not use the client library: it measures servers.
 //! Modules in reading order:
 
+pub mod address;
 pub mod compare;
 pub mod content;
 pub mod control;

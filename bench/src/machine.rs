@@ -5,6 +5,7 @@
 //! 10 ms: measure for seconds.
 
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -90,6 +91,12 @@ fn rate(bytes: usize, repeat: u32, mut work: impl FnMut()) -> f64 {
     best
 }
 
+/// Commit of the current directory, if it is under git.
+pub(crate) fn commit() -> Option<String> {
+    let output = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    (output.status.success() && !text.trim().is_empty()).then(|| text.trim().to_owned())
+}
 /// CPUs this process may use, in order.
 ///
 /// # Errors
@@ -118,12 +125,23 @@ pub fn cpu_list(cpus: &[usize]) -> String {
 /// # Errors
 /// If the CPU does not exist or may not be used, or `work` fails.
 pub fn on_cpu<T>(cpu: usize, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    on_cpus(&[cpu], work)
+}
+
+/// As [`on_cpu`], with several.
+///
+/// # Errors
+/// As [`on_cpu`].
+pub fn on_cpus<T>(cpus: &[usize], work: impl FnOnce() -> Result<T>) -> Result<T> {
     let before = sched_getaffinity(None).context("read the CPU affinity")?;
-    anyhow::ensure!(cpu < CpuSet::MAX_CPU, "there is no CPU {cpu} on this machine");
     let mut only = CpuSet::new();
-    only.set(cpu);
+    for &cpu in cpus {
+        anyhow::ensure!(cpu < CpuSet::MAX_CPU, "there is no CPU {cpu} on this machine");
+        only.set(cpu);
+    }
     sched_setaffinity(None, &only).with_context(|| {
-        format!("pin to CPU {cpu}; this process may use {} CPUs", before.count())
+        let (list, count) = (cpu_list(cpus), before.count());
+        format!("pin to CPU {list}; this process may use {count} CPUs")
     })?;
     let result = work();
     sched_setaffinity(None, &before).context("put the CPU affinity back")?;

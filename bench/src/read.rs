@@ -3,12 +3,12 @@
 //! Owns the discovery of files. Only what the node itself serves is read, and nothing is written.
 
 use std::fmt::Write as _;
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::mpsc::{self, Sender};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use serde::Serialize;
 
+use crate::address::{Address, Stream};
 use crate::control::Control;
 use crate::keys::{Distribution, Keys};
 use crate::load::{self, Check, LoadOptions, LoadResult};
@@ -22,7 +22,7 @@ const CPU_COUNTER: &str = "cpu_ms";
 /// How a node is read.
 #[derive(Clone, Debug)]
 pub struct ReadOptions {
-    /// Address of the node, `host:port`.
+    /// Address of the node, `host:port` or `unix:PATH`.
     pub address: String,
     /// Files, or directories that are listed with all below them; empty for everything.
     pub paths: Vec<String>,
@@ -88,7 +88,7 @@ pub struct ReadReport {
     /// Name and version of the node.
     pub server: String,
     /// Its address.
-    pub address: SocketAddr,
+    pub address: Address,
     /// Number of its shards.
     pub shard_count: usize,
     /// Whether each connection asks its own shard only. Not so with fewer connections than shards:
@@ -130,8 +130,8 @@ pub struct SizeReport {
 pub fn read(options: &ReadOptions, mut progress: impl FnMut(&str)) -> Result<ReadReport> {
     ensure!(options.files_max > 0, "no files, no reads");
     ensure!(!options.sizes.is_empty(), "no sizes, no reads");
-    let address = resolve(&options.address)?;
-    let mut control = Control::connect(address)?;
+    let address = Address::resolve(&options.address)?;
+    let mut control = Control::connect(&address)?;
     let node = control.hello()?;
     progress(&format!("finding files on {}", node.server));
     let mut entries = Vec::new();
@@ -147,7 +147,7 @@ pub fn read(options: &ReadOptions, mut progress: impl FnMut(&str)) -> Result<Rea
     // All before the first is measured: a size that cannot be read is told at once.
     let ranges: Vec<FileRanges> = options.sizes.iter().map(ranges).collect::<Result<_>>()?;
     let routed = options.connections >= node.shards.len();
-    let addresses = if routed { node.shards.clone() } else { vec![address] };
+    let addresses = if routed { node.shards.clone() } else { vec![address.clone()] };
     let batch = options.batch.unwrap_or(1);
     let mut report = ReadReport {
         machine: Machine::describe(),
@@ -179,6 +179,7 @@ pub fn read(options: &ReadOptions, mut progress: impl FnMut(&str)) -> Result<Rea
         let load = LoadOptions {
             connections: options.connections,
             depth: options.depth,
+            in_flight_max: None,
             batch,
             warmup_seconds: options.warmup_seconds,
             seconds: options.seconds,
@@ -203,14 +204,14 @@ pub fn read(options: &ReadOptions, mut progress: impl FnMut(&str)) -> Result<Rea
 }
 
 /// Whether the node tells its CPU time. A failure is no answer: the measurement does not need it.
-fn tells_cpu(control: &mut Control<TcpStream>) -> bool {
+fn tells_cpu(control: &mut Control<Stream>) -> bool {
     control.counter(CPU_COUNTER).ok().flatten().is_some()
 }
 
 /// Runs `work`, which marks the start and the end of what it measures, and adds the CPU time that
 /// the node says it used between the two. Another thread asks, so that the load never waits.
 fn with_node_cpu(
-    control: &mut Control<TcpStream>,
+    control: &mut Control<Stream>,
     work: impl FnOnce(&Sender<()>) -> Result<LoadResult>,
 ) -> Result<LoadResult> {
     let (marks, heard) = mpsc::channel();
@@ -232,13 +233,6 @@ fn with_node_cpu(
         }
         Ok(result)
     })
-}
-
-fn resolve(address: &str) -> Result<SocketAddr> {
-    let mut found = address
-        .to_socket_addrs()
-        .with_context(|| format!("{address:?} is not host:port of a node"))?;
-    found.next().with_context(|| format!("{address:?} leads nowhere"))
 }
 
 impl ReadReport {

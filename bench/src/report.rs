@@ -44,14 +44,16 @@ pub fn count(value: f64) -> String {
     }
 }
 
-/// Microseconds as `85 µs` or `1.20 ms`.
+/// Microseconds as `85.4 µs`, `854 µs` or `1.20 ms`.
 pub fn latency(us: f64) -> String {
     if us >= 1e6 {
         format!("{:.2} s", us / 1e6)
     } else if us >= 1e3 {
         format!("{:.2} ms", us / 1e3)
-    } else {
+    } else if us >= 1e2 {
         format!("{us:.0} µs")
+    } else {
+        format!("{us:.1} µs")
     }
 }
 
@@ -122,6 +124,19 @@ pub fn median(values: &[f64]) -> f64 {
     }
 }
 
+/// Median of the ratios of each round; a round whose divisor is 0 has none.
+pub(crate) fn median_ratio(
+    ours: impl IntoIterator<Item = f64>,
+    theirs: impl IntoIterator<Item = f64>,
+) -> f64 {
+    let ratios: Vec<f64> = ours
+        .into_iter()
+        .zip(theirs)
+        .filter(|&(_, theirs)| theirs > 0.0)
+        .map(|(ours, theirs)| ours / theirs)
+        .collect();
+    median(&ratios)
+}
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,7 +153,8 @@ mod tests {
         assert_eq!(count(466_200.0), "466.2 k");
         assert_eq!(count(1_250_000.0), "1.25 M");
         assert_eq!(count(2200.0), "2200");
-        assert_eq!(latency(85.4), "85 µs");
+        assert_eq!(latency(85.4), "85.4 µs");
+        assert_eq!(latency(854.4), "854 µs");
         assert_eq!(latency(1200.0), "1.20 ms");
         assert_eq!(optional(None), "-");
     }
@@ -156,5 +172,13 @@ mod tests {
         assert!((median(&[3.0, 1.0, 2.0]) - 2.0).abs() < 1e-12);
         assert!((median(&[4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < 1e-12);
         assert!(median(&[]).abs() < 1e-12);
+    }
+
+    #[test]
+    fn ratio_is_taken_within_each_round() {
+        // The machine was twice as slow in the second round; the ratio is not.
+        let ratio = median_ratio([200.0, 100.0, 210.0], [100.0, 50.0, 100.0]);
+        assert!((ratio - 2.0).abs() < 1e-12, "{ratio}");
+        assert!(median_ratio([1.0], [0.0]).abs() < 1e-12);
     }
 }

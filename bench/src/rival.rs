@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -23,6 +23,7 @@ mod redis;
 
 pub use node::NodeOptions;
 
+use crate::address::{Address, Stream};
 use crate::content::ObjectSet;
 use crate::machine;
 
@@ -90,6 +91,17 @@ impl Rival {
     }
 }
 
+/// What the servers of a comparison are reached by: all of them by the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// The loopback interface.
+    #[default]
+    Tcp,
+    /// Unix sockets.
+    Unix,
+}
+
 /// What came of starting a rival.
 pub enum Start {
     /// It runs and holds the objects.
@@ -101,15 +113,15 @@ pub enum Start {
 /// A running server; killed when dropped.
 pub struct Server {
     child: Child,
-    address: SocketAddr,
+    address: Address,
     /// Removed after the process has gone.
     _scratch: TempDir,
 }
 
 impl Server {
     /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    pub fn address(&self) -> &Address {
+        &self.address
     }
 
     /// Its process.
@@ -131,14 +143,23 @@ impl Drop for Server {
 ///
 /// # Errors
 /// If the program ends or does not listen in time, with the end of what it wrote to stderr.
-pub fn start(rival: Rival, set: &ObjectSet, directory: &Path, cpu: usize) -> Result<Start> {
+pub fn start(
+    rival: Rival,
+    set: &ObjectSet,
+    directory: &Path,
+    cpu: usize,
+    transport: Transport,
+) -> Result<Start> {
     let Some(program) = machine::find_program(rival.program()) else {
         return Ok(Start::Missing);
     };
-    let server = machine::on_cpu(cpu, || match rival {
-        Rival::Redis => redis::start(&program, set),
-        Rival::Memcached => memcached::start(&program, set),
-        Rival::Nginx => nginx::start(&program, directory),
+    let server = machine::on_cpu(cpu, || {
+        let home = Home::new(transport)?;
+        match rival {
+            Rival::Redis => redis::start(&program, home, set),
+            Rival::Memcached => memcached::start(&program, home, set),
+            Rival::Nginx => nginx::start(&program, home, directory),
+        }
     })
     .with_context(|| format!("start {}", rival.program()))?;
     match rival {
@@ -150,12 +171,18 @@ pub fn start(rival: Rival, set: &ObjectSet, directory: &Path, cpu: usize) -> Res
     Ok(Start::Running(server))
 }
 
-/// Starts a Millrace node on one CPU with one shard, serving `directory`.
+/// Starts a Millrace node serving `directory`, with one shard on each of `cpus`.
 ///
 /// # Errors
 /// If it ends or does not say in time where it listens, with the end of what it wrote to stderr.
-pub fn start_node(options: &NodeOptions, directory: &Path, cpu: usize) -> Result<Server> {
-    machine::on_cpu(cpu, || node::start(options, directory, cpu)).context("start the node")
+pub fn start_node(
+    options: &NodeOptions,
+    directory: &Path,
+    cpus: &[usize],
+    transport: Transport,
+) -> Result<Server> {
+    let start = || node::start(options, directory, cpus, transport);
+    machine::on_cpus(cpus, start).context("start the node")
 }
 
 /// A directory in memory where there is one: no rival is measured by its disk.
@@ -185,10 +212,43 @@ pub(crate) fn command(program: &Path) -> Command {
     }
 }
 
-/// A port of the loopback interface that was free a moment ago.
-fn free_address() -> Result<SocketAddr> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")?;
-    Ok(listener.local_addr()?)
+/// The scratch directory of a rival and where it is to listen.
+pub(crate) struct Home {
+    scratch: TempDir,
+    address: Address,
+}
+
+impl Home {
+    /// With a port of the loopback interface that was free a moment ago, or a path in the directory.
+    pub(crate) fn new(transport: Transport) -> Result<Home> {
+        let scratch = scratch_directory()?;
+        let address = match transport {
+            Transport::Tcp => {
+                let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+                Address::Tcp(listener.context("find a free port")?.local_addr()?)
+            }
+            Transport::Unix => Address::Unix(scratch.path().join("socket")),
+        };
+        Ok(Home { scratch, address })
+    }
+
+    /// The port it is to listen at, if it is one.
+    pub(crate) fn tcp(&self) -> Option<SocketAddr> {
+        match self.address {
+            Address::Tcp(address) => Some(address),
+            Address::Unix(_) => None,
+        }
+    }
+
+    /// Spawns a server and waits for a line `<prefix>REST` on its stdout: the server, and the rest.
+    pub(crate) fn spawn_until_line(
+        self,
+        command: Command,
+        prefix: &str,
+    ) -> Result<(Server, String)> {
+        let child = spawn(command, &self.scratch, Some(Stdio::piped()))?;
+        wait_for_line(child, prefix, self)
+    }
 }
 
 /// Spawns a server with stderr in a file, and stdout there too unless `stdout` takes it.
@@ -224,20 +284,21 @@ pub(crate) fn stderr_tail(scratch: &TempDir) -> String {
     }
 }
 
-/// Waits until a server accepts connections at `address`.
-fn wait_for_port(child: Child, address: SocketAddr, scratch: TempDir) -> Result<Server> {
-    let mut server = Server { child, address, _scratch: scratch };
+/// Waits until a server accepts connections where it was to listen.
+fn wait_until_open(child: Child, home: Home) -> Result<Server> {
+    let mut server = Server { child, address: home.address, _scratch: home.scratch };
     let deadline = Instant::now() + START_TIMEOUT;
     loop {
         if let Some(status) = server.child.try_wait()? {
             bail!("it ended with {status}; {}", stderr_tail(&server._scratch));
         }
-        if TcpStream::connect_timeout(&address, START_TIMEOUT).is_ok() {
+        if Stream::connect(&server.address, START_TIMEOUT).is_ok() {
             return Ok(server);
         }
         ensure!(
             Instant::now() < deadline,
-            "it does not listen at {address} after {} s; {}",
+            "it does not listen at {} after {} s; {}",
+            server.address,
             START_TIMEOUT.as_secs(),
             stderr_tail(&server._scratch)
         );
@@ -245,10 +306,10 @@ fn wait_for_port(child: Child, address: SocketAddr, scratch: TempDir) -> Result<
     }
 }
 
-/// Waits for the line `<prefix>ADDRESS` on the stdout of a server.
-fn wait_for_line(mut child: Child, prefix: &str, scratch: TempDir) -> Result<Server> {
+/// Waits for the line `<prefix>REST` on the stdout of a server: the server, and the rest.
+fn wait_for_line(mut child: Child, prefix: &str, home: Home) -> Result<(Server, String)> {
     let stdout = child.stdout.take().context("stdout was not piped")?;
-    let mut server = Server { child, address: (Ipv4Addr::LOCALHOST, 0).into(), _scratch: scratch };
+    let mut server = Server { child, address: home.address, _scratch: home.scratch };
     let (sender, receiver) = mpsc::channel();
     // Reads on to the end, so that the server never blocks on a full pipe.
     std::thread::spawn(move || {
@@ -261,11 +322,8 @@ fn wait_for_line(mut child: Child, prefix: &str, scratch: TempDir) -> Result<Ser
         let left = deadline.saturating_duration_since(Instant::now());
         match receiver.recv_timeout(left) {
             Ok(line) => {
-                if let Some(address) = line.trim().strip_prefix(prefix) {
-                    server.address = address
-                        .parse()
-                        .with_context(|| format!("it listens at {address:?}, no address"))?;
-                    return Ok(server);
+                if let Some(rest) = line.trim().strip_prefix(prefix) {
+                    return Ok((server, rest.to_owned()));
                 }
             }
             Err(mpsc::RecvTimeoutError::Timeout) => bail!(
@@ -281,15 +339,6 @@ fn wait_for_line(mut child: Child, prefix: &str, scratch: TempDir) -> Result<Ser
     }
 }
 
-/// Connects to a server to store objects in it.
-fn connect(server: &Server) -> Result<TcpStream> {
-    let stream = TcpStream::connect(server.address())?;
-    stream.set_read_timeout(Some(STORE_TIMEOUT))?;
-    stream.set_write_timeout(Some(STORE_TIMEOUT))?;
-    stream.set_nodelay(true)?;
-    Ok(stream)
-}
-
 /// Stores every object: requests of about 1 MiB at once, then one line of reply for each.
 fn store_by(
     server: &Server,
@@ -298,8 +347,8 @@ fn store_by(
     encode: impl Fn(u64, &[u8], &mut Vec<u8>),
 ) -> Result<()> {
     use std::io::Write;
-    let mut stream = connect(server)?;
-    let mut replies = BufReader::new(stream.try_clone()?);
+    let stream = Stream::connect(server.address(), STORE_TIMEOUT)?;
+    let mut replies = BufReader::new(&stream);
     let per_write = ((1 << 20) / set.size as u64).max(1);
     let (mut out, mut content, mut line) = (Vec::new(), Vec::new(), String::new());
     let mut first = 0;
@@ -310,7 +359,7 @@ fn store_by(
             set.fill(index, &mut content);
             encode(index, &content, &mut out);
         }
-        stream.write_all(&out)?;
+        (&stream).write_all(&out)?;
         for index in first..end {
             line.clear();
             replies.read_line(&mut line)?;
@@ -337,24 +386,22 @@ mod tests {
         assert!(Rival::from_name("etcd").is_err());
     }
 
+    fn shell(script: &str) -> Result<(Server, String)> {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]);
+        Home::new(Transport::Unix).unwrap().spawn_until_line(command, "listening on ")
+    }
+
     #[test]
     fn a_server_that_ends_at_once_is_told_with_its_words() {
-        let scratch = scratch_directory().unwrap();
-        let mut command = Command::new("/bin/sh");
-        command.args(["-c", "echo no such flag >&2; exit 3"]);
-        let child = spawn(command, &scratch, Some(Stdio::piped())).unwrap();
-        let error = wait_for_line(child, "listening on ", scratch).err().unwrap();
+        let error = shell("echo no such flag >&2; exit 3").err().unwrap();
         assert!(error.to_string().contains("no such flag"), "{error}");
     }
 
     #[test]
     fn the_line_tells_the_address_and_drop_kills() {
-        let scratch = scratch_directory().unwrap();
-        let mut command = Command::new("/bin/sh");
-        command.args(["-c", "echo hello; echo listening on 127.0.0.1:77; sleep 60"]);
-        let child = spawn(command, &scratch, Some(Stdio::piped())).unwrap();
-        let server = wait_for_line(child, "listening on ", scratch).unwrap();
-        assert_eq!(server.address().port(), 77);
+        let (server, rest) = shell("echo hello; echo listening on 127.0.0.1:77; sleep 60").unwrap();
+        assert_eq!(rest, "127.0.0.1:77");
         let pid = server.pid();
         drop(server);
         assert!(machine::process_cpu_s(pid).is_err());

@@ -4,8 +4,6 @@
 //! connection: where a reply has several pieces, the `Stage` says which one comes next. A wire judges
 //! status and framing; lengths, order and content are judged by [`crate::load`], alike for all.
 
-use std::net::TcpStream;
-
 use anyhow::{Result, bail};
 
 mod http;
@@ -19,6 +17,7 @@ pub(crate) use millrace::check_reply;
 pub use millrace::{FileRanges, Millrace};
 pub use redis::Redis;
 
+use crate::address::Stream;
 use crate::content::ObjectSet;
 
 /// Longest protocol part of a reply in bytes. Derived: a Millrace header and its longest body.
@@ -54,7 +53,7 @@ pub trait Wire {
     ///
     /// # Errors
     /// If the server does not speak this protocol.
-    fn greet(&mut self, _stream: &mut TcpStream) -> Result<()> {
+    fn greet(&mut self, _stream: &mut Stream) -> Result<()> {
         Ok(())
     }
 

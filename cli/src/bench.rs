@@ -7,13 +7,13 @@ use std::error::Error;
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 
-use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
+use clap::builder::{ArgPredicate, PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use clap::{Subcommand, value_parser};
 use millrace_bench::compare::{self, CompareOptions};
 use millrace_bench::load::{CONNECTIONS_MAX, DEPTH_MAX};
 use millrace_bench::machine;
 use millrace_bench::read::{self, ReadOptions};
-use millrace_bench::rival::{NodeOptions, Rival};
+use millrace_bench::rival::{NodeOptions, Rival, Transport};
 use millrace_bench::wire::BATCH_MAX;
 use millrace_node::config::parse_size;
 
@@ -131,21 +131,32 @@ struct ReadArgs {
 Examples:
   millrace bench compare
   millrace bench compare --sizes 4KiB --batch 16 --rivals redis,memcached
+  millrace bench compare --latency --unix
   millrace bench compare --sizes 64KiB --rounds 9 --server-cpu 2 --client-cpu 3 --json")]
 struct CompareArgs {
-    /// Sizes of objects
-    #[arg(long, value_delimiter = ',', value_parser = object_size,
-        default_value = "4KiB,64KiB,1MiB")]
+    /// Sizes of objects [default: 4KiB,64KiB,1MiB; with --latency 4KiB]
+    #[arg(long, value_name = "SIZE", value_delimiter = ',', value_parser = object_size,
+        default_value = "4KiB,64KiB,1MiB", hide_default_value = true,
+        default_value_if("latency", ArgPredicate::IsPresent, "4KiB"))]
     sizes: Vec<usize>,
-    /// Servers to compare with; what is not installed is named and left out
-    #[arg(long, value_delimiter = ',', value_parser = rivals(),
-        default_value = "redis,memcached,nginx")]
-    rivals: Vec<Rival>,
+    /// Measure latencies instead: one read at a time, then reads at a fixed rate
+    #[arg(long)]
+    latency: bool,
+    /// Reads per second of that rate [default: half of what redis does at most, or without redis
+    /// half of what the slowest server does]
+    #[arg(long, value_name = "RATE", value_parser = rate, requires = "latency",
+        allow_negative_numbers = true)]
+    rate: Option<f64>,
+    /// Servers to compare with, and iperf3 for what the loopback interface carries at 1 MiB; what is
+    /// not installed is named and left out
+    #[arg(long, value_delimiter = ',', value_parser = opponents(),
+        default_value = "redis,memcached,nginx,iperf3")]
+    rivals: Vec<Opponent>,
     /// Measure the rivals alone
     #[arg(long)]
     no_node: bool,
     /// Connections to each server
-    #[arg(long, value_name = "COUNT", value_parser = counts(CONNECTIONS_MAX),
+    #[arg(long, value_name = "COUNT", value_parser = counts(compare::CONNECTIONS_MAX),
         allow_negative_numbers = true, default_value_t = CompareOptions::default().connections)]
     connections: usize,
     /// Requests in flight on each connection
@@ -171,6 +182,9 @@ struct CompareArgs {
     #[arg(long, value_name = "COUNT", value_parser = counts(ROUNDS_MAX),
         allow_negative_numbers = true, default_value_t = CompareOptions::default().rounds)]
     rounds: usize,
+    /// Reach all servers over Unix sockets instead of TCP
+    #[arg(long)]
+    unix: bool,
     /// CPU of every server
     #[arg(long, value_name = "CPU", default_value_t = CompareOptions::default().server_cpu)]
     server_cpu: usize,
@@ -265,11 +279,15 @@ fn run_compare(args: CompareArgs) -> Result<(), Failure> {
         seconds: args.seconds,
         warmup_seconds: args.warmup,
         rounds: args.rounds,
+        transport: if args.unix { Transport::Unix } else { Transport::Tcp },
         server_cpu: args.server_cpu,
         client_cpu: args.client_cpu,
         set_bytes: args.set,
-        rivals: args.rivals,
+        rivals: args.rivals.iter().filter_map(|opponent| opponent.0).collect(),
+        limits: args.rivals.contains(&LIMITS),
         node: (!args.no_node).then_some(node),
+        latency: args.latency,
+        rate: args.rate,
         seed: args.seed,
     };
     let activity = Activity::start();
@@ -287,6 +305,7 @@ fn is_no_connection(error: &(dyn Error + 'static)) -> bool {
         matches!(
             error.kind(),
             ErrorKind::ConnectionRefused
+                | ErrorKind::NotFound
                 | ErrorKind::HostUnreachable
                 | ErrorKind::NetworkUnreachable
                 | ErrorKind::TimedOut
@@ -354,11 +373,20 @@ fn rate(text: &str) -> Result<f64, String> {
     }
 }
 
-fn rivals() -> impl TypedValueParser<Value = Rival> {
-    PossibleValuesParser::new(Rival::ALL.map(Rival::name)).try_map(|name| {
-        let found = Rival::ALL.into_iter().find(|rival| rival.name() == name);
-        found.ok_or("unknown")
-    })
+/// What a node is compared with: a server, or else the limits of the loopback interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Opponent(Option<Rival>);
+
+/// The limits.
+const LIMITS: Opponent = Opponent(None);
+/// Their name on the command line.
+const LIMITS_NAME: &str = "iperf3";
+
+fn opponents() -> impl TypedValueParser<Value = Opponent> {
+    let names = Rival::ALL.map(Rival::name).into_iter().chain([LIMITS_NAME]);
+    PossibleValuesParser::new(names)
+        // The names are those above, and what is no rival is the limits.
+        .map(|name| Opponent(Rival::ALL.into_iter().find(|rival| rival.name() == name)))
 }
 
 #[cfg(test)]

@@ -15,8 +15,7 @@ use super::generator::{self, Load, Measurement};
 use super::operation::{Action, Key, Operation, Requests, Values, Workload};
 use super::process::Memory;
 use super::{CoordOptions, Setting, System};
-use crate::compare::median_ratio;
-use crate::report::{self, Table, median};
+use crate::report::{self, Table, median, median_ratio};
 
 /// Keys that are kept if nobody says how many.
 pub const ZNODES: u32 = 10_000;

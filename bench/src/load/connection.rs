@@ -6,10 +6,10 @@
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Write};
-use std::net::TcpStream;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::address::Stream;
 use crate::wire::Step;
 
 /// Stands for a key that has been answered.
@@ -37,7 +37,7 @@ pub(super) struct Incoming {
 
 /// A connection; `S` is the stage of the wire.
 pub(super) struct Connection<S> {
-    pub(super) stream: TcpStream,
+    pub(super) stream: Stream,
     pub(super) lane: usize,
     pub(super) stage: S,
     /// Bytes of a head that is not complete yet.
@@ -62,7 +62,7 @@ pub(super) struct Connection<S> {
 }
 
 impl<S: Default> Connection<S> {
-    pub(super) fn new(stream: TcpStream, lane: usize, depth: usize, batch: usize) -> Self {
+    pub(super) fn new(stream: Stream, lane: usize, depth: usize, batch: usize) -> Self {
         Connection {
             stream,
             lane,

@@ -5,7 +5,6 @@
 //! server is idle as soon as the run is over.
 
 use std::io::{ErrorKind, Read};
-use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -17,6 +16,7 @@ use rustix::fd::OwnedFd;
 use super::connection::{Connection, Incoming};
 use super::schedule::Schedule;
 use super::{Check, LoadOptions, Measured};
+use crate::address::{Address, Stream};
 use crate::keys::Keys;
 use crate::machine;
 use crate::wire::{HEAD_LENGTH_MAX, Step, Wire};
@@ -67,7 +67,10 @@ pub(super) struct Generator<'a, W: Wire> {
     phase: Phase,
     exhausted: bool,
     schedule: Option<Schedule>,
+    /// Connection whose turn is next.
     cursor: usize,
+    /// Connections with requests to write, perhaps more than once.
+    touched: Vec<usize>,
     in_flight: usize,
     last_reply_ns: u64,
     /// Time of the measurement spent asking for events that were not there.
@@ -83,7 +86,7 @@ pub(super) struct Generator<'a, W: Wire> {
 impl<'a, W: Wire> Generator<'a, W> {
     pub(super) fn new(
         wire: &'a mut W,
-        addresses: &[SocketAddr],
+        addresses: &[Address],
         keys: &'a mut Keys,
         options: &'a LoadOptions<'a>,
     ) -> Result<Self> {
@@ -92,7 +95,7 @@ impl<'a, W: Wire> Generator<'a, W> {
         let mut connections = Vec::with_capacity(options.connections);
         for index in 0..options.connections {
             let lane = index % lanes;
-            let stream = connect(wire, addresses[lane])
+            let stream = connect(wire, &addresses[lane])
                 .with_context(|| format!("open connection {index} to {}", addresses[lane]))?;
             let data = epoll::EventData::new_u64(index as u64);
             epoll::add(&epoll, &stream, data, epoll::EventFlags::IN).context("watch a socket")?;
@@ -114,6 +117,7 @@ impl<'a, W: Wire> Generator<'a, W> {
                 .rate
                 .map(|reads_per_s| Schedule::new(reads_per_s / options.batch as f64)),
             cursor: 0,
+            touched: Vec::new(),
             in_flight: 0,
             last_reply_ns: 0,
             idle_ns: 0,
@@ -136,8 +140,9 @@ impl<'a, W: Wire> Generator<'a, W> {
         let mut now = self.now_ns();
         self.last_reply_ns = now;
         if self.schedule.is_none() {
-            for index in 0..self.connections.len() {
-                self.fill(index, now)?;
+            match self.options.in_flight_max {
+                Some(_) => self.fill_in_turn(now)?,
+                None => (0..self.connections.len()).try_for_each(|index| self.fill(index, now))?,
             }
         }
         loop {
@@ -217,8 +222,10 @@ impl<'a, W: Wire> Generator<'a, W> {
     fn serve(&mut self, index: usize, flags: epoll::EventFlags) -> Result<()> {
         if flags.intersects(!epoll::EventFlags::OUT) {
             let now = self.receive(index).with_context(|| format!("on connection {index}"))?;
-            if self.schedule.is_none() {
-                return self.fill(index, now);
+            match (self.schedule, self.options.in_flight_max) {
+                (None, None) => return self.fill(index, now),
+                (None, Some(_)) => self.fill_in_turn(now)?,
+                (Some(_), _) => {}
             }
         }
         self.flush(index)
@@ -369,26 +376,50 @@ impl<'a, W: Wire> Generator<'a, W> {
         let Some(mut schedule) = self.schedule else {
             return Ok(());
         };
-        let mut touched = false;
         while let Some(due) = schedule.peek(end_ns.min(now + 1)) {
-            let count = self.connections.len();
-            let mut order = (0..count).map(|step| (self.cursor + step) % count);
-            let Some(index) = order.find(|&index| self.connections[index].has_room()) else {
-                break;
-            };
-            if !self.issue(index, due) {
+            if !self.issue_in_turn(due) {
                 break;
             }
-            self.cursor = (index + 1) % count;
             schedule.advance();
-            touched = true;
         }
         self.schedule = Some(schedule);
-        if touched {
-            for index in 0..self.connections.len() {
-                self.flush(index)?;
+        self.flush_touched()
+    }
+
+    /// Closed loop with a limit for all connections together: keeps so many requests in flight, each
+    /// on the next connection that has room.
+    fn fill_in_turn(&mut self, now: u64) -> Result<()> {
+        let in_flight_max = self.options.in_flight_max.unwrap_or(usize::MAX);
+        while self.phase != Phase::Drain && self.in_flight < in_flight_max {
+            if !self.issue_in_turn(now) {
+                break;
             }
         }
+        self.flush_touched()
+    }
+
+    /// Encodes one request on the next connection that has room; false if none has, or the keys have
+    /// ended.
+    fn issue_in_turn(&mut self, start_ns: u64) -> bool {
+        let count = self.connections.len();
+        let mut order = (self.cursor..count).chain(0..self.cursor);
+        let Some(index) = order.find(|&index| self.connections[index].has_room()) else {
+            return false;
+        };
+        if !self.issue(index, start_ns) {
+            return false;
+        }
+        self.cursor = (index + 1) % count;
+        self.touched.push(index);
+        true
+    }
+
+    /// Writes on the connections that have got requests in turn.
+    fn flush_touched(&mut self) -> Result<()> {
+        let touched = std::mem::take(&mut self.touched);
+        touched.iter().try_for_each(|&index| self.flush(index))?;
+        self.touched = touched;
+        self.touched.clear();
         Ok(())
     }
 
@@ -474,12 +505,9 @@ impl<'a, W: Wire> Generator<'a, W> {
     }
 }
 
-fn connect<W: Wire>(wire: &mut W, address: SocketAddr) -> Result<TcpStream> {
-    let mut stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(CONNECT_TIMEOUT))?;
-    stream.set_write_timeout(Some(CONNECT_TIMEOUT))?;
+fn connect<W: Wire>(wire: &mut W, address: &Address) -> Result<Stream> {
+    let mut stream = Stream::connect(address, CONNECT_TIMEOUT)?;
     wire.greet(&mut stream)?;
-    stream.set_nonblocking(true)?;
+    stream.set_nonblocking()?;
     Ok(stream)
 }

@@ -14,7 +14,7 @@ use millrace_proto::{FileId, HEADER_SIZE, Header, Op, Status, VERSION, checksum,
 use super::*;
 use crate::control::Control;
 use crate::keys::Distribution;
-use crate::rival::{self, Rival, Start};
+use crate::rival::{self, Rival, Start, Transport};
 use crate::wire::{FileRanges, Millrace, Redis};
 
 const SET: ObjectSet = ObjectSet { count: 50, size: 10_000, seed: 4 };
@@ -37,7 +37,7 @@ enum Fault {
 }
 
 /// Serves every connection in a thread of its own, until its peer closes.
-fn start_node(fault: Fault) -> SocketAddr {
+fn start_node(fault: Fault) -> Address {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
@@ -45,7 +45,7 @@ fn start_node(fault: Fault) -> SocketAddr {
             std::thread::spawn(move || serve(stream, fault));
         }
     });
-    address
+    address.into()
 }
 
 /// Answers what has arrived, newest request first: replies overtake each other.
@@ -149,7 +149,7 @@ fn answer_range(out: &mut Vec<u8>, mut reply: Header, range: Range, fault: Fault
     out.extend_from_slice(&content[offset..offset + length as usize]);
 }
 
-fn wire_to(address: SocketAddr, size: u32, batch: usize) -> (Millrace, u64) {
+fn wire_to(address: &Address, size: u32, batch: usize) -> (Millrace, u64) {
     let mut control = Control::connect(address).unwrap();
     let node = control.hello().unwrap();
     let paths: Vec<String> = (0..SET.count).map(|index| SET.path(index)).collect();
@@ -173,7 +173,7 @@ fn options(check: Check) -> LoadOptions {
 
 fn run_once(fault: Fault, check: Check, batch: usize) -> Result<LoadResult> {
     let address = start_node(fault);
-    let (mut wire, count) = wire_to(address, SET.size as u32, batch);
+    let (mut wire, count) = wire_to(&address, SET.size as u32, batch);
     let mut keys = Keys::new(Distribution::Uniform, count, 1)?;
     let options = LoadOptions { batch, ..options(check) };
     run(&mut wire, &[address], &mut keys, &options)
@@ -197,6 +197,17 @@ fn closed_loop_reads_a_node() {
 }
 
 #[test]
+fn connections_take_turns_where_all_have_one_limit() {
+    let address = start_node(Fault::None);
+    let (mut wire, count) = wire_to(&address, 4096, 1);
+    let mut keys = Keys::new(Distribution::Uniform, count, 1).unwrap();
+    let options =
+        LoadOptions { connections: 9, in_flight_max: Some(4), ..options(Check::Checksums) };
+    let result = run(&mut wire, &[address], &mut keys, &options).unwrap();
+    assert!(result.reads > 0 && result.requests == result.reads);
+}
+
+#[test]
 fn batches_are_answered_in_any_order() {
     let result = run_once(Fault::None, Check::Content(&SET), 8).unwrap();
     // A request that straddles the start or the end counts some of its reads.
@@ -206,7 +217,7 @@ fn batches_are_answered_in_any_order() {
 #[test]
 fn open_loop_sends_what_is_due() {
     let address = start_node(Fault::None);
-    let (mut wire, count) = wire_to(address, 4096, 1);
+    let (mut wire, count) = wire_to(&address, 4096, 1);
     let mut keys = Keys::new(Distribution::Zipf(0.99), count, 1).unwrap();
     let options = LoadOptions { rate: Some(1000.0), ..options(Check::Checksums) };
     let result = run(&mut wire, &[address], &mut keys, &options).unwrap();
@@ -217,7 +228,7 @@ fn open_loop_sends_what_is_due() {
 #[test]
 fn open_loop_faster_than_the_server_still_ends() {
     let address = start_node(Fault::None);
-    let (mut wire, count) = wire_to(address, 10_000, 1);
+    let (mut wire, count) = wire_to(&address, 10_000, 1);
     let mut keys = Keys::new(Distribution::Uniform, count, 1).unwrap();
     let options =
         LoadOptions { connections: 1, depth: 1, rate: Some(3e6), ..options(Check::Lengths) };
@@ -229,7 +240,7 @@ fn open_loop_faster_than_the_server_still_ends() {
 #[test]
 fn each_key_is_read_once() {
     let address = start_node(Fault::None);
-    let (mut wire, count) = wire_to(address, 4096, 1);
+    let (mut wire, count) = wire_to(&address, 4096, 1);
     let mut keys = Keys::new(Distribution::Once, count, 1).unwrap();
     let options = LoadOptions { warmup_seconds: 0.0, seconds: 60.0, ..options(Check::Checksums) };
     let result = run(&mut wire, &[address], &mut keys, &options).unwrap();
@@ -256,6 +267,7 @@ fn senseless_options_are_refused() {
     refused(|options| options.connections = 0);
     refused(|options| options.depth = DEPTH_MAX + 1);
     refused(|options| options.batch = 0);
+    refused(|options| options.in_flight_max = Some(0));
     refused(|options| options.seconds = f64::NAN);
     refused(|options| options.warmup_seconds = -1.0);
     refused(|options| options.rate = Some(0.0));
@@ -263,17 +275,21 @@ fn senseless_options_are_refused() {
 
 #[test]
 fn redis_is_loaded_if_installed() {
-    let start = rival::start(Rival::Redis, &SET, Path::new("."), 0).unwrap();
-    let Start::Running(server) = start else {
-        println!("skipped: redis-server is not installed");
-        return;
-    };
-    for batch in [1, 8] {
-        let mut wire = Redis::new(&SET, batch);
-        let mut keys = Keys::new(Distribution::Uniform, SET.count, 1).unwrap();
-        let options =
-            LoadOptions { batch, server_pid: Some(server.pid()), ..options(Check::Content(&SET)) };
-        let result = run(&mut wire, &[server.address()], &mut keys, &options).unwrap();
-        assert!(result.reads > 0 && result.server_cpu_s.is_some());
+    for transport in [Transport::Tcp, Transport::Unix] {
+        let start = rival::start(Rival::Redis, &SET, Path::new("."), 0, transport).unwrap();
+        let Start::Running(server) = start else {
+            println!("skipped: redis-server is not installed");
+            return;
+        };
+        assert_eq!(server.address().is_unix(), transport == Transport::Unix);
+        for batch in [1, 8] {
+            let mut wire = Redis::new(&SET, batch);
+            let mut keys = Keys::new(Distribution::Uniform, SET.count, 1).unwrap();
+            let pid = Some(server.pid());
+            let options = LoadOptions { batch, server_pid: pid, ..options(Check::Content(&SET)) };
+            let addresses = std::slice::from_ref(server.address());
+            let result = run(&mut wire, addresses, &mut keys, &options).unwrap();
+            assert!(result.reads > 0 && result.server_cpu_s.is_some());
+        }
     }
 }

@@ -4,20 +4,20 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::{Server, command, free_address, scratch_directory, spawn, wait_for_port};
+use super::{Home, Server, command, spawn, wait_until_open};
 
-pub(super) fn start(program: &Path, directory: &Path) -> Result<Server> {
-    let scratch = scratch_directory()?;
-    let address = free_address()?;
-    let path = scratch.path().join("nginx.conf");
-    let text = configuration(scratch.path(), directory, &address.to_string());
+pub(super) fn start(program: &Path, home: Home, directory: &Path) -> Result<Server> {
+    let scratch = home.scratch.path();
+    let path = scratch.join("nginx.conf");
+    // It writes the address of a Unix socket as we do.
+    let text = configuration(scratch, directory, &home.address.to_string());
     std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
     let mut command = command(program);
-    command.arg("-p").arg(scratch.path());
-    command.arg("-e").arg(scratch.path().join("error.log"));
+    command.arg("-p").arg(scratch);
+    command.arg("-e").arg(scratch.join("error.log"));
     command.arg("-c").arg(path);
-    let child = spawn(command, &scratch, None)?;
-    wait_for_port(child, address, scratch)
+    let child = spawn(command, &home.scratch, None)?;
+    wait_until_open(child, home)
 }
 
 fn configuration(scratch: &Path, root: &Path, address: &str) -> String {

@@ -1,11 +1,12 @@
 //! The Millrace node: the program this harness is part of, started by its own `node` command.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
 use anyhow::{Context, Result};
 
-use super::{Server, command, scratch_directory, spawn, wait_for_line};
+use super::{Home, Server, Transport, command};
+use crate::address::Address;
+use crate::machine;
 
 /// Line by which a node says on stdout that it serves.
 const READY_PREFIX: &str = "listening on ";
@@ -21,21 +22,34 @@ pub struct NodeOptions {
     pub arguments: Vec<String>,
 }
 
-pub(super) fn start(options: &NodeOptions, directory: &Path, cpu: usize) -> Result<Server> {
-    let scratch = scratch_directory()?;
+pub(super) fn start(
+    options: &NodeOptions,
+    directory: &Path,
+    cpus: &[usize],
+    transport: Transport,
+) -> Result<Server> {
+    let home = Home::new(transport)?;
     let program = match &options.program {
         Some(program) => program.clone(),
         None => std::env::current_exe().context("find the program that is running")?,
     };
     let mut command = command(&program);
     command
-        .args(["node", "--listen", "127.0.0.1:0", "--shards", "1", "--cpus"])
-        .arg(cpu.to_string())
+        .args(["node", "--listen", "127.0.0.1:0", "--shards"])
+        .arg(cpus.len().to_string())
+        .arg("--cpus")
+        .arg(machine::cpu_list(cpus))
         .arg("--memory")
         .arg(options.memory_bytes.to_string())
         .arg("--source")
         .arg(directory)
         .args(&options.arguments);
-    let child = spawn(command, &scratch, Some(Stdio::piped()))?;
-    wait_for_line(child, READY_PREFIX, scratch)
+    if let Address::Unix(path) = &home.address {
+        command.arg("--socket").arg(path);
+    }
+    let (mut server, listening) = home.spawn_until_line(command, READY_PREFIX)?;
+    if transport == Transport::Tcp {
+        server.address = Address::resolve(&listening)?;
+    }
+    Ok(server)
 }

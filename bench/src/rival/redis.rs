@@ -4,25 +4,28 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::{Server, command, free_address, scratch_directory, spawn, store_by, wait_for_port};
+use super::{Home, Server, command, spawn, store_by, wait_until_open};
+use crate::address::Address;
 use crate::content::ObjectSet;
 
-pub(super) fn start(program: &Path, set: &ObjectSet) -> Result<Server> {
-    let scratch = scratch_directory()?;
-    let address = free_address()?;
+pub(super) fn start(program: &Path, home: Home, set: &ObjectSet) -> Result<Server> {
     // Twice the payload and 256 MiB: redis rounds values up and keeps a table.
     let memory_bytes = set.total_bytes() * 2 + (256 << 20);
     let mut command = command(program);
+    match &home.address {
+        Address::Tcp(address) => {
+            command.args(["--bind", "127.0.0.1", "--port"]).arg(address.port().to_string())
+        }
+        Address::Unix(path) => command.args(["--port", "0", "--unixsocket"]).arg(path),
+    };
     command
-        .args(["--bind", "127.0.0.1", "--port"])
-        .arg(address.port().to_string())
         .args(["--save", "", "--appendonly", "no", "--io-threads", "1"])
         .args(["--maxmemory-policy", "noeviction", "--maxmemory"])
         .arg(memory_bytes.to_string())
         .arg("--dir")
-        .arg(scratch.path());
-    let child = spawn(command, &scratch, None)?;
-    wait_for_port(child, address, scratch)
+        .arg(home.scratch.path());
+    let child = spawn(command, &home.scratch, None)?;
+    wait_until_open(child, home)
 }
 
 pub(super) fn store(server: &Server, set: &ObjectSet) -> Result<()> {

@@ -4,8 +4,6 @@
 //! for each key is encoded before the clock starts where the keys are few enough; a request is then
 //! a copy of 76 bytes with another id and another header checksum.
 
-use std::net::TcpStream;
-
 use anyhow::{Context, Result, bail, ensure};
 use millrace_proto::frame::{self, BODY_LENGTH_MAX, PAYLOAD_LENGTH_MAX};
 use millrace_proto::message::{
@@ -14,6 +12,7 @@ use millrace_proto::message::{
 use millrace_proto::{HEADER_SIZE, Header, Op, Status, checksum, placement};
 
 use super::{Step, Wire};
+use crate::address::Stream;
 use crate::control::{Control, Node};
 
 /// Size of a `Read` request in bytes.
@@ -141,10 +140,18 @@ impl Millrace {
             shard_count: if route { node.shards.len() } else { 1 },
             request_budget_ms: REQUEST_BUDGET_MS,
         };
-        if batch == 1 && wire.ranges.count() <= PREPARED_COUNT_MAX {
-            wire.prepared = (0..wire.ranges.count()).map(|key| wire.read_frame(key)).collect();
+        if wire.ranges.count() <= PREPARED_COUNT_MAX {
+            wire.prepare();
         }
         Ok(wire)
+    }
+
+    /// Encodes the frame of every key beforehand, however many there are: 76 bytes for each. Without
+    /// it a read of many keys costs the generator more than one of few.
+    pub fn prepare(&mut self) {
+        if self.batch == 1 && self.prepared.is_empty() {
+            self.prepared = (0..self.ranges.count()).map(|key| self.read_frame(key)).collect();
+        }
     }
 
     fn read_frame(&self, key: u64) -> [u8; READ_FRAME_SIZE] {
@@ -168,7 +175,7 @@ impl Wire for Millrace {
     type Stage = ();
     const IN_ORDER: bool = false;
 
-    fn greet(&mut self, stream: &mut TcpStream) -> Result<()> {
+    fn greet(&mut self, stream: &mut Stream) -> Result<()> {
         Control::over(stream).hello().map(drop)
     }
 

@@ -167,7 +167,7 @@ fn node() -> Node {
         server: "test".into(),
         block_size: 64,
         ranges_max: 16,
-        shards: vec!["127.0.0.1:1".parse().unwrap()],
+        shards: vec![crate::address::Address::resolve("127.0.0.1:1").unwrap()],
     }
 }
 
