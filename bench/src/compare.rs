@@ -13,12 +13,15 @@ mod candidate;
 mod findings;
 mod latency;
 mod limit;
+mod near;
 
 use candidate::Candidate;
 pub use findings::{CompareReport, RatioReport, ServerReport, SizeReport, Skipped};
 pub use latency::{LatencyPart, LatencyRatio, LatencyReport, LatencyServer};
 use limit::Limits;
 pub use limit::{LimitReport, LimitRound};
+use near::Near;
+pub use near::NearReport;
 
 use crate::content::ObjectSet;
 use crate::load::LoadOptions;
@@ -67,6 +70,8 @@ pub struct CompareOptions {
     pub rivals: Vec<Rival>,
     /// Whether the limits of the loopback interface are measured beside large objects.
     pub limits: bool,
+    /// Whether reading in place is measured beside `memcpy`.
+    pub near: bool,
     /// How the node is started; `None` measures the rivals alone. A cache size of 0 means four times
     /// the objects and 256 MiB.
     pub node: Option<NodeOptions>,
@@ -96,6 +101,7 @@ impl Default for CompareOptions {
             set_bytes: 64 << 20,
             rivals: Rival::ALL.to_vec(),
             limits: true,
+            near: true,
             node: Some(NodeOptions::default()),
             latency: false,
             rate: None,
@@ -236,7 +242,14 @@ fn compare_size(
         } else {
             None
         };
-        report.sizes.push(measure_speed(candidates, limits, options, progress)?);
+        let near = match candidates.first() {
+            Some(node) if options.near && node.name == NODE_NAME && options.batch.is_none() => {
+                progress(&format!("{}: leasing", report::size(set.size as u64)));
+                Some(Near::start(node.address(), set, options).context("read in place")?)
+            }
+            _ => None,
+        };
+        report.sizes.push(measure_speed(candidates, limits, near, options, progress)?);
     }
     Ok(())
 }
@@ -283,6 +296,7 @@ fn start(
 fn measure_speed(
     mut candidates: Vec<Candidate>,
     mut limits: Option<Limits>,
+    mut near: Option<Near>,
     options: &CompareOptions,
     progress: &mut impl FnMut(&str),
 ) -> Result<SizeReport> {
@@ -295,12 +309,19 @@ fn measure_speed(
     for round in 0..options.rounds {
         let tell = format!("{label}: round {} of {}", round + 1, options.rounds);
         let limit_count = limits.as_ref().map_or(0, |limits| limits.all.len());
-        for index in interleave(round, candidates.len() + limit_count) {
+        let near_count = near.as_ref().map_or(0, |_| near::KINDS.len());
+        for index in interleave(round, candidates.len() + limit_count + near_count) {
             if let Some(candidate) = candidates.get_mut(index) {
                 progress(&format!("{tell}, {}", candidate.name));
                 candidate.measure(options, round)?;
+            } else if let Some(near) = &mut near
+                && index - candidates.len() < near_count
+            {
+                let kind = index - candidates.len();
+                progress(&format!("{tell}, {}", near::KINDS[kind]));
+                near.measure(kind, round, options)?;
             } else if let Some(limits) = &mut limits {
-                let index = index - candidates.len();
+                let index = index - candidates.len() - near_count;
                 progress(&format!("{tell}, {}", limits.all[index].name));
                 limits.measure(index, options)?;
             }
@@ -314,6 +335,7 @@ fn measure_speed(
         size,
         object_count,
         ratios: findings::ratios(&servers),
+        near: near.map_or_else(Vec::new, |near| near.report(&servers)),
         servers,
         limits: limits.map_or_else(Vec::new, |limits| limits.report(&node_gb_per_s)),
     })

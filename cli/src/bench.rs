@@ -147,10 +147,10 @@ struct CompareArgs {
     #[arg(long, value_name = "RATE", value_parser = rate, requires = "latency",
         allow_negative_numbers = true)]
     rate: Option<f64>,
-    /// Servers to compare with, and iperf3 for what the loopback interface carries at 1 MiB; what is
-    /// not installed is named and left out
+    /// Servers to compare with; iperf3 for what the loopback interface carries at 1 MiB; memcpy for a
+    /// client on the same machine that reads in place. What is not installed is named and left out
     #[arg(long, value_delimiter = ',', value_parser = opponents(),
-        default_value = "redis,memcached,nginx,iperf3")]
+        default_value = "redis,memcached,nginx,iperf3,memcpy")]
     rivals: Vec<Opponent>,
     /// Measure the rivals alone
     #[arg(long)]
@@ -283,8 +283,9 @@ fn run_compare(args: CompareArgs) -> Result<(), Failure> {
         server_cpu: args.server_cpu,
         client_cpu: args.client_cpu,
         set_bytes: args.set,
-        rivals: args.rivals.iter().filter_map(|opponent| opponent.0).collect(),
-        limits: args.rivals.contains(&LIMITS),
+        rivals: args.rivals.iter().filter_map(|opponent| opponent.rival()).collect(),
+        limits: args.rivals.contains(&Opponent::Loopback),
+        near: args.rivals.contains(&Opponent::Memcpy),
         node: (!args.no_node).then_some(node),
         latency: args.latency,
         rate: args.rate,
@@ -373,20 +374,36 @@ fn rate(text: &str) -> Result<f64, String> {
     }
 }
 
-/// What a node is compared with: a server, or else the limits of the loopback interface.
+/// What a node is compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Opponent(Option<Rival>);
+enum Opponent {
+    Server(Rival),
+    /// What the loopback interface carries.
+    Loopback,
+    /// What the memory carries: the bound of reading in place.
+    Memcpy,
+}
 
-/// The limits.
-const LIMITS: Opponent = Opponent(None);
-/// Their name on the command line.
-const LIMITS_NAME: &str = "iperf3";
+impl Opponent {
+    fn rival(self) -> Option<Rival> {
+        match self {
+            Opponent::Server(rival) => Some(rival),
+            Opponent::Loopback | Opponent::Memcpy => None,
+        }
+    }
+}
+
+/// Opponents that are no servers, by their names on the command line.
+const BOUNDS: [(&str, Opponent); 2] =
+    [("iperf3", Opponent::Loopback), ("memcpy", Opponent::Memcpy)];
 
 fn opponents() -> impl TypedValueParser<Value = Opponent> {
-    let names = Rival::ALL.map(Rival::name).into_iter().chain([LIMITS_NAME]);
-    PossibleValuesParser::new(names)
-        // The names are those above, and what is no rival is the limits.
-        .map(|name| Opponent(Rival::ALL.into_iter().find(|rival| rival.name() == name)))
+    let servers = Rival::ALL.map(|rival| (rival.name(), Opponent::Server(rival)));
+    let all = servers.into_iter().chain(BOUNDS);
+    PossibleValuesParser::new(all.clone().map(|(name, _)| name)).try_map(move |name| {
+        let found = all.clone().find(|(other, _)| *other == name);
+        found.map(|(_, opponent)| opponent).ok_or("no opponent has this name")
+    })
 }
 
 #[cfg(test)]

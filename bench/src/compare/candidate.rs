@@ -44,6 +44,10 @@ impl AnyWire {
 }
 
 impl Candidate {
+    pub(super) fn address(&self) -> &Address {
+        self.server.address()
+    }
+
     pub(super) fn rival(
         rival: Rival,
         server: Server,

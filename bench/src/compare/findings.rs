@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::{LatencyReport, LimitReport, NODE_NAME};
+use super::{LatencyReport, LimitReport, NODE_NAME, NearReport};
 use crate::load::LoadResult;
 use crate::machine::{Calibration, Machine};
 use crate::report::{self, Table, median_ratio};
@@ -72,6 +72,8 @@ pub struct SizeReport {
     pub servers: Vec<ServerReport>,
     /// The node over each rival.
     pub ratios: Vec<RatioReport>,
+    /// The node's client on the same machine, and what it is measured by.
+    pub near: Vec<NearReport>,
     /// What the loopback interface carries without a server behind it.
     pub limits: Vec<LimitReport>,
 }
@@ -249,6 +251,9 @@ impl SizeReport {
             ]);
         }
         let mut text = table.render();
+        for near in &self.near {
+            text.push_str(&near.render());
+        }
         for server in &self.servers {
             let share = server.server_cpu_share.max(server.client_cpu_share);
             if share < BUSY_SHARE_MIN {
@@ -286,6 +291,7 @@ mod tests {
             object_count: 1,
             ratios: ratios(&servers),
             servers,
+            near: Vec::new(),
             limits: Vec::new(),
         };
         let text = size.render();
