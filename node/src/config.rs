@@ -26,6 +26,29 @@ use key::{Access, Number};
 pub use text::{SizeError, format_size, parse_size, usable_cpus};
 use text::{format_cpus, is_host, parse_cpus};
 
+/// Whether large replies over TCP leave without a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ZeroCopy {
+    /// To other machines, until the kernel tells that it copies all the same.
+    Auto,
+    /// To all, whatever the kernel tells. To measure and to test it.
+    Always,
+    /// To nobody.
+    Never,
+}
+
+impl ZeroCopy {
+    const ALL: [ZeroCopy; 3] = [ZeroCopy::Auto, ZeroCopy::Always, ZeroCopy::Never];
+
+    fn name(self) -> &'static str {
+        match self {
+            ZeroCopy::Auto => "auto",
+            ZeroCopy::Always => "always",
+            ZeroCopy::Never => "never",
+        }
+    }
+}
+
 /// Everything a node can be told. Sizes are bytes; the keys are documented in [`KEYS`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -35,6 +58,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Unix socket to listen at as well; `auto` for an abstract name, empty for none.
     pub socket: PathBuf,
+    /// Whether large replies are sent by reference.
+    pub zero_copy: ZeroCopy,
     /// How long a lease lasts; 0 for none at all.
     pub lease_ms: u32,
     /// Share of the memory that may be leased.
@@ -160,6 +185,24 @@ pub const KEYS: &[Key] = &[
                 is_path || text.is_empty() || text == AUTOMATIC
             },
             get: |config| config.socket.display().to_string(),
+        },
+    },
+    Key {
+        name: "zero_copy",
+        value: "WHEN",
+        default: "auto: where the kernel tells that it makes no copy",
+        help: "Whether large replies over TCP leave without a copy: auto, always or never",
+        example: "never",
+        access: Access::Text {
+            allowed: "auto, always or never",
+            set: |config, text| {
+                let found = ZeroCopy::ALL.iter().find(|it| it.name() == text);
+                found.is_some_and(|it| {
+                    config.zero_copy = *it;
+                    true
+                })
+            },
+            get: |config| config.zero_copy.name().to_owned(),
         },
     },
     Key {
@@ -493,6 +536,7 @@ impl Config {
             source,
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             socket: PathBuf::from(AUTOMATIC),
+            zero_copy: ZeroCopy::Auto,
             lease_ms: 10_000,
             lease_percent: 50,
             advertise: String::new(),
@@ -521,6 +565,7 @@ impl Config {
             source: PathBuf::new(),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7070)),
             socket: PathBuf::from(AUTOMATIC),
+            zero_copy: ZeroCopy::Auto,
             lease_ms: 10_000,
             lease_percent: 50,
             advertise: String::new(),

@@ -101,6 +101,17 @@ impl Batch {
         self.asked += u64::from(asked);
     }
 
+    /// Whether the batch has no memory of its own yet.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.head.capacity() == 0
+    }
+
+    /// What the batch counts for, without what it holds.
+    pub(crate) fn accounts(&self) -> Batch {
+        let Batch { length, reply_count, asked, .. } = *self;
+        Batch { length, reply_count, asked, ..Batch::default() }
+    }
+
     /// Whether there is nothing to send.
     pub(crate) fn is_empty(&self) -> bool {
         self.pieces.is_empty()

@@ -108,6 +108,17 @@ fn io_uring() -> Vec<Finding> {
                     "Linux 6.1 or later has it",
                 ),
             },
+            match abilities.can_refer {
+                true => Finding::on(
+                    "sends without a copy",
+                    "for large replies to other machines, where the network card can",
+                ),
+                false => Finding::off(
+                    "sends without a copy",
+                    "this kernel copies every reply",
+                    "Linux 6.2 or later can send by reference",
+                ),
+            },
         ],
     }
 }

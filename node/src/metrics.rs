@@ -82,6 +82,8 @@ counters! {
     used_bytes,
     /// Bytes of memory for blocks.
     capacity_bytes,
+    /// Bytes of replies that were handed to the kernel by reference.
+    referred_bytes,
     /// Leases given to clients on this machine; prolonging one counts, too.
     lease_count,
     /// Leases that ran out before their client gave them back.

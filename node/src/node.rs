@@ -148,7 +148,7 @@ impl Node {
             let side_queue = side_queue.clone();
             let mailboxes = Arc::clone(&node.mailboxes);
             let ready = ready.clone();
-            let drain_timeout_ms = config.drain_timeout_ms;
+            let ending = (config.drain_timeout_ms, config.zero_copy);
             let builder = LocalExecutorBuilder::new(Placement::Fixed(config.cpus[shard]))
                 .name("millrace")
                 .io_memory(EXECUTOR_IO_MEMORY);
@@ -156,8 +156,7 @@ impl Node {
                 let worker =
                     Worker::new(shard as u32, shared, limits, side_queue, Cache::new(memory));
                 let sockets = (listener.into_sockets(), local);
-                let runtime =
-                    Runtime::new(worker, sockets, mail, mailboxes, started, drain_timeout_ms);
+                let runtime = Runtime::new(worker, sockets, mail, mailboxes, started, ending);
                 match runtime {
                     Ok(runtime) => {
                         // Whoever starts the node may have given up on it.

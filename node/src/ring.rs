@@ -24,10 +24,12 @@ use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 use crate::connection::{Batch, GENERATION_COUNT, RECEIVE_BUFFER_SIZE, Token};
 
 mod buffers;
+mod reference;
 mod send;
 
 pub(crate) use buffers::Buffer;
 use buffers::{BUFFER_GROUP, Buffers};
+use reference::References;
 use send::SendSlot;
 
 /// Entries of the submission queue. Derived: a turn submits at most a few for each ready connection;
@@ -48,6 +50,7 @@ enum Kind {
     Cancel = 4,
     Tick = 5,
     Alarm = 6,
+    SendByReference = 7,
 }
 
 /// A completed operation.
@@ -62,6 +65,9 @@ pub(crate) enum Completion {
     ReceiveEnded { token: Token, result: io::Result<()> },
     /// A batch was sent whole, or could not be.
     Sent { token: Token, batch: Batch, result: io::Result<()> },
+    /// A batch that was sent by reference, and of which [`Completion::Sent`] gave back the accounts
+    /// alone, is not read any more. `was_copied` if the kernel made a copy all the same.
+    Released { token: Token, batch: Batch, was_copied: bool },
     /// Some of a batch was sent; the rest goes on by itself.
     SentSome { token: Token },
     /// The tick that was asked for.
@@ -92,6 +98,8 @@ fn build(setup: Setup) -> io::Result<IoUring> {
 pub(crate) struct Abilities {
     /// Completions run within our own `enter`.
     pub(crate) is_deferred: bool,
+    /// Large replies can be sent by reference.
+    pub(crate) can_refer: bool,
 }
 
 /// Finds out by making a ring as a shard does, and dropping it.
@@ -99,10 +107,11 @@ pub(crate) struct Abilities {
 /// # Errors
 /// As [`Ring::new`].
 pub(crate) fn abilities(eventfd: &OwnedFd) -> io::Result<Abilities> {
-    if Ring::with(Setup::Deferred, eventfd, 1).is_ok() {
-        return Ok(Abilities { is_deferred: true });
+    if let Ok(ring) = Ring::with(Setup::Deferred, eventfd, 1) {
+        return Ok(Abilities { is_deferred: true, can_refer: ring.can_refer });
     }
-    Ring::with(Setup::Plain, eventfd, 1).map(|_| Abilities { is_deferred: false })
+    Ring::with(Setup::Plain, eventfd, 1)
+        .map(|ring| Abilities { is_deferred: false, can_refer: ring.can_refer })
 }
 
 /// The ring.
@@ -115,6 +124,13 @@ pub(crate) struct Ring {
     blocked_sends: Vec<u32>,
     /// Emptied slots, whose memory is used again.
     spare_sends: Vec<SendSlot>,
+    references: References,
+    /// Sends by reference that the kernel gave up for now.
+    blocked_references: Vec<u32>,
+    /// Whether the kernel knows them.
+    can_refer: bool,
+    /// A completion that comes behind another one of the same entry.
+    follow_up: Option<Completion>,
     tick_interval: Box<Timespec>,
     alarm_interval: Box<Timespec>,
     completed: Vec<(u64, i32, u32)>,
@@ -158,6 +174,9 @@ impl Ring {
         let ring = build(setup).map_err(explain)?;
         ring.submitter().register_eventfd(eventfd.as_raw_fd())?;
         let buffers = Buffers::new(&ring).map_err(explain)?;
+        let mut probe = io_uring::Probe::new();
+        let can_refer = ring.submitter().register_probe(&mut probe).is_ok()
+            && probe.is_supported(opcode::SendMsgZc::CODE);
         let tick_interval = Timespec::new().nsec(tick_ms * 1_000_000);
         let mut ring = Ring {
             ring,
@@ -165,6 +184,10 @@ impl Ring {
             sends: Vec::new(),
             blocked_sends: Vec::new(),
             spare_sends: Vec::new(),
+            references: References::default(),
+            blocked_references: Vec::new(),
+            can_refer,
+            follow_up: None,
             tick_interval: Box::new(tick_interval),
             alarm_interval: Box::new(Timespec::new()),
             completed: Vec::with_capacity(COMPLETIONS as usize),
@@ -209,6 +232,46 @@ impl Ring {
         self.cancel(user_data(Kind::Receive, token.index, token.generation));
     }
 
+    /// Whether a batch of so many bytes and replies is better sent by reference, where that works: it
+    /// is large, and not too much is being read by the kernel already.
+    pub(crate) fn may_refer(&self, batch: &Batch, bytes_max: u64) -> bool {
+        self.can_refer
+            && reference::is_worth_it(batch.length, batch.reply_count)
+            && self.references.bytes() + batch.length <= bytes_max
+    }
+
+    /// Sends a batch without a copy. [`Completion::Sent`] gives its accounts back when the socket has
+    /// taken it, [`Completion::Released`] the batch when nobody reads it any more.
+    pub(crate) fn send_by_reference(&mut self, token: Token, socket: BorrowedFd<'_>, batch: Batch) {
+        let slot = self.slot(token, socket, batch, true);
+        let number = self.references.add(slot);
+        self.submit_reference(number);
+    }
+
+    /// Submits what is left of a send by reference.
+    fn submit_reference(&mut self, number: u32) {
+        let entry = self.references.get(number).slot.entry();
+        self.push(entry.user_data(user_data(Kind::SendByReference, number, 0)));
+    }
+
+    /// A slot with a batch in it.
+    fn slot(
+        &mut self,
+        token: Token,
+        socket: BorrowedFd<'_>,
+        batch: Batch,
+        by_reference: bool,
+    ) -> SendSlot {
+        let mut slot = self.spare_sends.pop().unwrap_or_else(SendSlot::empty);
+        slot.batch = batch;
+        slot.token = token;
+        slot.fd = socket.as_raw_fd();
+        slot.next_piece = 0;
+        slot.next_offset = 0;
+        slot.by_reference = by_reference;
+        slot
+    }
+
     /// Sends a batch. One at a time for each connection. [`Completion::Sent`] gives it back.
     ///
     /// # Panics
@@ -219,12 +282,7 @@ impl Ring {
             self.sends.resize_with(index + 1, || None);
         }
         assert!(self.sends[index].is_none(), "one send at a time");
-        let mut slot = self.spare_sends.pop().unwrap_or_else(SendSlot::empty);
-        slot.batch = batch;
-        slot.token = token;
-        slot.fd = socket.as_raw_fd();
-        slot.next_piece = 0;
-        slot.next_offset = 0;
+        let slot = self.slot(token, socket, batch, false);
         self.submit(slot);
     }
 
@@ -279,7 +337,9 @@ impl Ring {
             let submission = self.ring.submission();
             !submission.is_empty() || submission.taskrun() || submission.cq_overflow()
         };
-        due || self.next_completed < self.completed.len() || !self.ring.completion().is_empty()
+        due || self.follow_up.is_some()
+            || self.next_completed < self.completed.len()
+            || !self.ring.completion().is_empty()
     }
 
     /// Switches the eventfd on or off: on before sleeping, off while hot.
@@ -295,11 +355,14 @@ impl Ring {
 
     /// Batches that are being sent.
     pub(crate) fn sends_in_flight(&self) -> usize {
-        self.sends.iter().flatten().count()
+        self.sends.iter().flatten().count() + self.references.count()
     }
 
     /// The next completed operation. Call until `None`.
     pub(crate) fn next_completion(&mut self) -> Option<Completion> {
+        if self.follow_up.is_some() {
+            return self.follow_up.take();
+        }
         loop {
             if self.next_completed == self.completed.len() {
                 self.completed.clear();
@@ -356,6 +419,7 @@ impl Ring {
                 Some(Completion::ReceiveEnded { token, result: check(result).map(|_| ()) })
             }
             Kind::Send => self.on_send(index, result),
+            Kind::SendByReference => self.on_reference(index, result, flags),
             Kind::Tick => Some(Completion::Tick),
             Kind::Alarm => Some(Completion::Alarm),
             Kind::Cancel => None,
@@ -383,10 +447,65 @@ impl Ring {
             Err(error) => Err(error),
         };
         let (token, batch) = (slot.token, slot.take_batch());
+        self.keep(slot);
+        Some(Completion::Sent { token, batch, result })
+    }
+
+    /// Keeps an emptied slot for the next send.
+    fn keep(&mut self, slot: SendSlot) {
         if self.spare_sends.len() < SPARE_SENDS_MAX {
             self.spare_sends.push(slot);
         }
-        Some(Completion::Sent { token, batch, result })
+    }
+
+    /// A result of a send by reference, or a notification.
+    fn on_reference(&mut self, number: u32, result: i32, flags: u32) -> Option<Completion> {
+        let reference = self.references.get(number);
+        let mut sent = None;
+        if cqueue::notif(flags) {
+            reference.notified(result);
+        } else {
+            if cqueue::more(flags) {
+                reference.expect_notification();
+            }
+            let token = reference.slot.token;
+            let result = match check(result) {
+                Ok(count) if !reference.slot.advance(count as usize) => {
+                    self.submit_reference(number);
+                    return Some(Completion::SentSome { token });
+                }
+                Ok(_) => Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.blocked_references.push(number);
+                    return None;
+                }
+                // The rest by copies, under the same number: earlier parts may still be read.
+                Err(error) if reference.slot.by_reference && reference::is_curable(&error) => {
+                    tracing::debug!("send by reference: {error}; copying instead");
+                    reference.slot.by_reference = false;
+                    self.submit_reference(number);
+                    return None;
+                }
+                Err(error) => Err(error),
+            };
+            reference.sent();
+            let batch = reference.slot.batch.accounts();
+            sent = Some(Completion::Sent { token, batch, result });
+        }
+        let released = self.references.take_if_over(number).map(|(mut slot, was_copied)| {
+            // Copies that we fell back to are as good a reason to stay with them.
+            let was_copied = was_copied || !slot.by_reference;
+            let (token, batch) = (slot.token, slot.take_batch());
+            self.keep(slot);
+            Completion::Released { token, batch, was_copied }
+        });
+        match sent {
+            Some(sent) => {
+                self.follow_up = released;
+                Some(sent)
+            }
+            None => released,
+        }
     }
 
     /// Submits the sends again that the kernel gave up.
@@ -395,6 +514,9 @@ impl Ring {
             if let Some(slot) = self.sends[index as usize].take() {
                 self.submit(slot);
             }
+        }
+        for number in std::mem::take(&mut self.blocked_references) {
+            self.submit_reference(number);
         }
     }
 
@@ -430,7 +552,8 @@ impl Ring {
 impl Drop for Ring {
     fn drop(&mut self) {
         // A kernel that still sends from a batch must find it: what is under way is never freed.
-        for slot in self.sends.drain(..).flatten() {
+        let sends = self.sends.drain(..).flatten();
+        for slot in sends.chain(self.references.drain()) {
             std::mem::forget(slot);
         }
     }
@@ -448,6 +571,7 @@ fn parts(user_data: u64) -> (Kind, u32, u32) {
         4 => Kind::Cancel,
         5 => Kind::Tick,
         6 => Kind::Alarm,
+        7 => Kind::SendByReference,
         other => panic!("no operation of kind {other} was ever submitted"),
     };
     (kind, user_data as u32, (user_data >> 32) as u32 & (GENERATION_COUNT - 1))

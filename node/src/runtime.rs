@@ -9,6 +9,7 @@
 //! to ring the eventfd, so nothing is missed; no socket is closed while an operation on it is under way.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -16,10 +17,11 @@ use glommio::io::BufferedFile;
 use millrace_proto::frame::{self, Header};
 use millrace_proto::message::ErrorReply;
 use millrace_proto::{Op, Status};
-use rustix::net::{SendFlags, Shutdown};
+use rustix::net::{SendFlags, Shutdown, SocketAddrAny};
 use rustix::thread::CpuSet;
 use rustix::time::ClockId;
 
+use crate::config::ZeroCopy;
 use crate::connection::Token;
 use crate::mailbox::{Mail, Mailboxes};
 use crate::ring::{Completion, Ring};
@@ -57,6 +59,8 @@ struct Socket {
     gently: bool,
     sending: bool,
     closing: bool,
+    /// Large replies leave without a copy, as far as is known.
+    by_reference: bool,
 }
 
 /// A shard and its ring.
@@ -82,6 +86,7 @@ pub(crate) struct Runtime {
     /// When to stop, in the node's milliseconds, once a shutdown began.
     stop_at: Option<u64>,
     drain_timeout_ms: u64,
+    zero_copy: ZeroCopy,
     /// Accepting failed for lack of descriptors: armed again with the next tick.
     accept_later: Vec<u32>,
 }
@@ -106,7 +111,7 @@ impl Runtime {
         mail: flume::Receiver<Mail>,
         mailboxes: Mailboxes,
         started: Instant,
-        drain_timeout_ms: u64,
+        (drain_timeout_ms, zero_copy): (u64, ZeroCopy),
     ) -> io::Result<Runtime> {
         let shard = worker.shard();
         let tcp_count = listeners.len();
@@ -131,6 +136,7 @@ impl Runtime {
             ticked_at: 0,
             stop_at: None,
             drain_timeout_ms,
+            zero_copy,
             accept_later: Vec::new(),
         })
     }
@@ -293,6 +299,16 @@ impl Runtime {
                 self.handle(now, Event::Sent { token, batch, ok: result.is_ok() });
                 self.close_if_idle(now, token);
             }
+            Completion::Released { token, batch, was_copied } => {
+                if was_copied
+                    && self.zero_copy == ZeroCopy::Auto
+                    && self.worker.is_open(token)
+                    && let Some(socket) = self.socket(token)
+                {
+                    socket.by_reference = false;
+                }
+                self.handle(now, Event::Released { token, batch });
+            }
             Completion::Tick => {
                 self.tick_armed = false;
                 self.on_tick(now);
@@ -335,6 +351,11 @@ impl Runtime {
             refuse(&fd);
             return;
         };
+        let by_reference = match self.zero_copy {
+            ZeroCopy::Never => false,
+            ZeroCopy::Always => true,
+            ZeroCopy::Auto => !is_local && is_from_elsewhere(&fd),
+        };
         let index = token.index as usize;
         if self.sockets.len() <= index {
             self.sockets.resize_with(index + 1, || None);
@@ -346,6 +367,7 @@ impl Runtime {
             gently: true,
             sending: false,
             closing: false,
+            by_reference,
         });
         receive(&mut self.ring, token, socket);
     }
@@ -480,7 +502,13 @@ impl Runtime {
         }
         if let Some(batch) = self.worker.next_batch(now, token) {
             socket.sending = true;
-            self.ring.send(token, socket.fd.as_fd(), batch);
+            let bytes_max = self.worker.referred_bytes_max();
+            if socket.by_reference && self.ring.may_refer(&batch, bytes_max) {
+                self.worker.counters().referred_bytes.add(batch.length);
+                self.ring.send_by_reference(token, socket.fd.as_fd(), batch);
+            } else {
+                self.ring.send(token, socket.fd.as_fd(), batch);
+            }
         }
     }
 
@@ -525,6 +553,18 @@ fn receive(ring: &mut Ring, token: Token, socket: &Socket) {
         ring.receive_once(token, socket.fd.as_fd());
     } else {
         ring.receive(token, socket.fd.as_fd());
+    }
+}
+
+/// Whether the other end is on another machine, as far as addresses tell. Loopback copies what is sent
+/// by reference, and costs more than plain sends.
+fn is_from_elsewhere(fd: &OwnedFd) -> bool {
+    let ip = |address: SocketAddrAny| SocketAddr::try_from(address).map(|it| it.ip()).ok();
+    let own = rustix::net::getsockname(fd).ok().and_then(ip);
+    let other = rustix::net::getpeername(fd).ok().flatten().and_then(ip);
+    match (own, other) {
+        (Some(own), Some(other)) => own != other && !other.is_loopback(),
+        _ => false,
     }
 }
 

@@ -62,6 +62,8 @@ pub(crate) enum Event<'a> {
     ReceiveEnded { token: Token },
     /// A batch is with the socket, whole; or it failed and the connection is of no use.
     Sent { token: Token, batch: Batch, ok: bool },
+    /// A batch that was sent, with its accounts alone in `Sent`, is not read any more.
+    Released { token: Token, batch: Batch },
     /// The socket took a part of a batch.
     SentSome { token: Token },
     /// The socket is closed and no operation on it is under way.
@@ -233,6 +235,15 @@ impl Worker {
             Event::Received { token, bytes } => self.on_received(now, token, bytes, actions),
             Event::ReceiveEnded { token } => self.on_receive_ended(now, token, actions),
             Event::Sent { token, batch, ok } => self.on_sent(now, token, batch, ok, actions),
+            Event::Released { token, mut batch } => {
+                self.release_pins(&batch, actions);
+                batch.clear();
+                if let Some(connection) = self.connection(token)
+                    && connection.spare.is_unused()
+                {
+                    connection.spare = batch;
+                }
+            }
             Event::SentSome { token } => {
                 if let Some(connection) = self.connection(token) {
                     connection.active_at = now;
@@ -247,6 +258,18 @@ impl Worker {
     /// The batch that [`Action::Send`] announced.
     pub(crate) fn next_batch(&mut self, now: u64, token: Token) -> Option<Batch> {
         self.connection(token)?.next_batch(now)
+    }
+
+    /// Whether this connection is still the one at its place.
+    pub(crate) fn is_open(&self, token: Token) -> bool {
+        let connection = self.connections.get(token.index as usize).and_then(Option::as_ref);
+        connection.is_some_and(|connection| connection.token == token)
+    }
+
+    /// Most bytes of blocks that the kernel may read after their replies count as sent: an eighth, so
+    /// that slow readers far away cannot hold all of the memory.
+    pub(crate) fn referred_bytes_max(&self) -> u64 {
+        self.cache.capacity_bytes() / 8
     }
 
     /// Connections that are open.

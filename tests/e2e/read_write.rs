@@ -113,6 +113,21 @@ async fn every_byte_of_a_tree_comes_over_unix_sockets_too() {
 }
 
 #[tokio::test]
+async fn every_byte_of_a_tree_is_right_when_it_is_sent_by_reference() {
+    let (scratch, files) = tree();
+    let node = options(&scratch, 2).set("zero_copy", "always").start();
+    let client = node.client().await;
+    check_every_byte(&client, 2, &files).await;
+    assert!(node.counter("referred_bytes") > 1 << 20);
+    node.stop();
+    // By itself it does so to other machines alone.
+    let node = options(&scratch, 2).start();
+    check_every_byte(&node.client().await, 2, &files).await;
+    assert_eq!(node.counter("referred_bytes"), 0);
+    node.stop();
+}
+
+#[tokio::test]
 async fn every_byte_of_a_tree_equals_the_source_on_one_shard() {
     every_byte_equals_the_source(1).await;
 }

@@ -12,6 +12,7 @@ use std::os::fd::RawFd;
 use io_uring::types::Fd;
 use io_uring::{opcode, squeue};
 
+use super::reference;
 use crate::connection::{Batch, Piece, Token};
 
 /// Pieces of one `sendmsg`: UIO_MAXIOV.
@@ -27,6 +28,8 @@ pub(super) struct SendSlot {
     /// Piece and offset in it that come next.
     pub(super) next_piece: usize,
     pub(super) next_offset: usize,
+    /// Whether the kernel is to read the blocks where they are.
+    pub(super) by_reference: bool,
     iovecs: Vec<libc::iovec>,
     message: Box<libc::msghdr>,
     /// Room for one control message, see [`descriptor_message`].
@@ -44,6 +47,7 @@ impl SendSlot {
             batch: Batch::default(),
             next_piece: 0,
             next_offset: 0,
+            by_reference: false,
             iovecs: Vec::new(),
             message: Box::new(message),
             control: Box::new([0; 3]),
@@ -86,7 +90,15 @@ impl SendSlot {
         }
         // Not WAITALL: a short send is how we learn that a slow client takes something.
         let flags = libc::MSG_NOSIGNAL as u32;
-        opcode::SendMsg::new(Fd(self.fd), &raw const *self.message).flags(flags).build()
+        let message = &raw const *self.message;
+        if self.by_reference {
+            let report = reference::REPORT_USAGE;
+            return opcode::SendMsgZc::new(Fd(self.fd), message)
+                .ioprio(report)
+                .flags(flags)
+                .build();
+        }
+        opcode::SendMsg::new(Fd(self.fd), message).flags(flags).build()
     }
 
     /// Counts sent bytes; says whether the batch is done.
