@@ -5,7 +5,7 @@
 //! starts ([`rival`]) and the reports ([`report`]). Two facts always hold: every reply is checked for
 //! success and for its exact length, and every server is read once with its bytes compared before a
 //! clock starts. Flags and printing are left to the command line, which calls [`read::read`],
-//! [`compare::compare`] and [`coord::measure`]. The last is for the coordination service and has
+//! [`compare::compare`], [`scale::scale`] and [`coord::measure`]. The last is for the coordination service and has
 //! servers, protocols and a generator of its own.
 //!
 //! The generator speaks raw protocols and does not use the client library: it measures servers.
@@ -22,4 +22,5 @@ pub mod machine;
 pub mod read;
 pub mod report;
 pub mod rival;
+pub mod scale;
 pub mod wire;

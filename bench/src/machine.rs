@@ -9,6 +9,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
@@ -148,6 +149,39 @@ pub fn on_cpus<T>(cpus: &[usize], work: impl FnOnce() -> Result<T>) -> Result<T>
     result
 }
 
+/// Memory that can be had without swapping, in bytes.
+///
+/// # Errors
+/// If the kernel does not tell.
+pub fn memory_available() -> Result<u64> {
+    let path = "/proc/meminfo";
+    let text = std::fs::read_to_string(path).with_context(|| format!("read {path}"))?;
+    let kib = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB"))
+        .and_then(|number| number.parse::<u64>().ok())
+        .with_context(|| format!("{path} has an unknown layout"))?;
+    Ok(kib << 10)
+}
+
+/// Lets this process, and those it starts from now on, have so many descriptors.
+///
+/// # Errors
+/// If the hard limit is lower.
+pub fn allow_descriptors(needed: u64) -> Result<()> {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current.is_none_or(|current| current >= needed) {
+        return Ok(());
+    }
+    let most = maximum.unwrap_or(u64::MAX);
+    anyhow::ensure!(
+        most >= needed,
+        "needs {needed} open files, and the hard limit is {most} (ulimit -Hn)"
+    );
+    let raised = Rlimit { current: Some(needed), maximum };
+    setrlimit(Resource::Nofile, raised).context("raise the limit of open files")
+}
+
 /// CPU time of the calling thread in seconds, user and system.
 pub fn thread_cpu_s() -> f64 {
     let time = clock_gettime(ClockId::ThreadCPUTime);
@@ -193,6 +227,16 @@ mod tests {
         assert_eq!(stat_ticks(text), Some(42));
         assert_eq!(stat_ticks("12 (a"), None);
         assert!(process_cpu_s(std::process::id()).unwrap() >= 0.0);
+    }
+
+    #[test]
+    fn limits_are_raised_as_far_as_they_may_be() {
+        allow_descriptors(16).unwrap();
+        if let Some(most) = getrlimit(Resource::Nofile).maximum {
+            let error = allow_descriptors(most + 1).unwrap_err();
+            assert!(error.to_string().contains("ulimit"), "{error}");
+        }
+        assert!(memory_available().unwrap() > 0);
     }
 
     #[test]

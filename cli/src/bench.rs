@@ -18,6 +18,7 @@ use millrace_bench::wire::BATCH_MAX;
 use millrace_node::config::parse_size;
 
 mod coord;
+mod scale;
 
 use crate::failure::Failure;
 use crate::fs::{NO_NODE_HINT, NodeAddress};
@@ -37,6 +38,7 @@ const THETA_MAX: f64 = 10.0;
 Examples:
   millrace bench read --node 127.0.0.1:7070 --seconds 10
   millrace bench compare --sizes 64KiB --rivals redis
+  millrace bench scale --axes connections,blocks
   millrace bench coord --rivals zookeeper")]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -47,6 +49,7 @@ pub(crate) struct Args {
 enum Verb {
     Read(ReadArgs),
     Compare(CompareArgs),
+    Scale(scale::Args),
     Coord(coord::Args),
 }
 
@@ -215,6 +218,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     match args.verb {
         Verb::Read(args) => run_read(args),
         Verb::Compare(args) => run_compare(args),
+        Verb::Scale(args) => scale::run(args),
         Verb::Coord(args) => coord::run(args),
     }
 }

@@ -459,7 +459,7 @@ fn bench_judges_flags_before_it_starts() {
         let all = [&["bench", "read", "--node", "127.0.0.1:1"], arguments].concat();
         run_badly(&all, 2, words);
     };
-    read(&["--connections", "0"], &["--connections", "1..=1024"]);
+    read(&["--connections", "0"], &["--connections", "1..=16384"]);
     read(&["--depth", "-1"], &["--depth"]);
     read(&["--batch", "0"], &["--batch"]);
     read(&["--rate", "-5"], &["--rate", "above 0"]);
