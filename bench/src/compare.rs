@@ -24,6 +24,7 @@ use near::Near;
 pub use near::NearReport;
 
 use crate::content::ObjectSet;
+use crate::isolation;
 use crate::load::LoadOptions;
 use crate::machine::{self, Calibration, Machine};
 use crate::report;
@@ -148,7 +149,10 @@ pub fn compare(options: &CompareOptions, mut progress: impl FnMut(&str)) -> Resu
     let mut report = CompareReport {
         machine: Machine::describe(),
         calibration: Calibration::measure(),
-        command: std::env::args().collect::<Vec<_>>().join(" "),
+        command: std::env::args()
+            .filter(|argument| argument != isolation::INSIDE)
+            .collect::<Vec<_>>()
+            .join(" "),
         commit: machine::commit(),
         versions: Vec::new(),
         skipped: Vec::new(),

@@ -16,6 +16,7 @@ pub mod compare;
 pub mod content;
 pub mod control;
 pub mod coord;
+pub mod isolation;
 pub mod keys;
 pub mod load;
 pub mod machine;

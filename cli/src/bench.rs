@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use clap::builder::{ArgPredicate, PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use clap::{Subcommand, value_parser};
 use millrace_bench::compare::{self, CompareOptions};
+use millrace_bench::isolation;
 use millrace_bench::load::{CONNECTIONS_MAX, DEPTH_MAX};
 use millrace_bench::machine;
 use millrace_bench::read::{self, ReadOptions};
@@ -188,6 +189,17 @@ struct CompareArgs {
     /// Reach all servers over Unix sockets instead of TCP
     #[arg(long)]
     unix: bool,
+    /// Measure in a network namespace of its own, with TCP reno: what this machine is set to does not
+    /// matter then. Needs root, or user namespaces
+    #[arg(long)]
+    isolated: bool,
+    /// Largest packet that the loopback interface of that namespace takes, for all servers alike; up
+    /// to 512KiB from Linux 6.3 on (BIG TCP) [default: 64KiB]
+    #[arg(long, value_name = "SIZE", value_parser = packet_size, requires = "isolated")]
+    packet_max: Option<u32>,
+    /// Started again, in the namespace
+    #[arg(long, hide = true)]
+    inside: bool,
     /// CPU of every server
     #[arg(long, value_name = "CPU", default_value_t = CompareOptions::default().server_cpu)]
     server_cpu: usize,
@@ -268,6 +280,11 @@ fn run_read(args: ReadArgs) -> Result<(), Failure> {
 fn run_compare(args: CompareArgs) -> Result<(), Failure> {
     check_cpu("--server-cpu", args.server_cpu)?;
     check_cpu("--client-cpu", args.client_cpu)?;
+    if args.isolated {
+        let isolated =
+            if args.inside { isolation::set_up(args.packet_max) } else { isolation::start_again() };
+        isolated.map_err(|error| Failure::new(format!("flag --isolated: {error:#}")))?;
+    }
     let node = NodeOptions {
         program: args.program,
         // The harness knows the objects, so it chooses where nobody else does.
@@ -368,6 +385,17 @@ fn theta(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(theta) if theta > 0.0 && theta <= THETA_MAX => Ok(theta),
         _ => Err(format!("use a number above 0 and up to {THETA_MAX}, such as 0.99")),
+    }
+}
+
+/// Sizes that `gso_max_size` of ip-link(8) takes: a packet of the usual sort up to GSO_MAX_SIZE.
+fn packet_size(text: &str) -> Result<u32, String> {
+    match parse_size(text) {
+        Ok(size) if (4 << 10..=512 << 10).contains(&size) => {
+            // 512 KiB less the headers is what the kernel allows.
+            Ok(size.min((512 << 10) - 8) as u32)
+        }
+        _ => Err("use a size from 4KiB to 512KiB".to_owned()),
     }
 }
 
