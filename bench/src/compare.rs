@@ -31,7 +31,7 @@ use crate::report;
 use crate::rival::{self, NodeOptions, Rival, Start, Transport};
 
 /// Name of the node in reports.
-const NODE_NAME: &str = "millrace";
+pub(crate) const NODE_NAME: &str = "millrace";
 /// Most payload in flight at once, in bytes. Guessed: a rival that queues its replies, as redis does,
 /// has to hold them all in memory.
 const IN_FLIGHT_BYTES_MAX: u64 = 2 << 30;

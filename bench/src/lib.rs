@@ -12,6 +12,7 @@
 //! Modules in reading order:
 
 pub mod address;
+pub mod chart;
 pub mod compare;
 pub mod content;
 pub mod control;

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use clap::builder::{ArgPredicate, PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use clap::{Subcommand, value_parser};
+use millrace_bench::chart;
 use millrace_bench::compare::{self, CompareOptions};
 use millrace_bench::isolation;
 use millrace_bench::load::{CONNECTIONS_MAX, DEPTH_MAX};
@@ -218,6 +219,10 @@ struct CompareArgs {
     /// Further flag of the node, such as --node-flag=--block-size=64KiB; may be repeated
     #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
     node_flag: Vec<String>,
+    /// Write the speeds as a bar chart to this file, as SVG
+    #[arg(long, value_name = "FILE", value_parser = value_parser!(PathBuf),
+        conflicts_with = "latency")]
+    chart: Option<PathBuf>,
     /// Seed of content and choice
     #[arg(long, default_value_t = CompareOptions::default().seed)]
     seed: u64,
@@ -316,6 +321,12 @@ fn run_compare(args: CompareArgs) -> Result<(), Failure> {
     let report = compare::compare(&options, |text| activity.tell(text));
     drop(activity);
     let report = report.map_err(|error| Failure::new(format!("bench compare: {error:#}")))?;
+    if let Some(path) = &args.chart {
+        std::fs::write(path, chart::draw(&report)).map_err(|error| {
+            let path = path.display();
+            Failure::new(format!("bench compare: write the chart to {path}: {error}"))
+        })?;
+    }
     if args.json { output::print_json(&report) } else { output::print(&report.render()) }
 }
 
