@@ -189,3 +189,23 @@ impl Stock {
         Ok(probe)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_holes_of_one_block_and_only_grow() {
+        let mut source = Source::new().unwrap();
+        assert_eq!(source.growth_bytes(1500), 1500 * FILE_MEMORY);
+        source.grow(1500).unwrap();
+        source.grow(10).unwrap();
+        source.grow(1600).unwrap();
+        assert_eq!((source.growth_bytes(1600), source.obstacle(1600)), (0, None));
+        for index in [0, 999, 1000, 1499, 1500, 1599] {
+            let path = source.directory.path().join(Source::path(index));
+            assert_eq!(std::fs::metadata(path).unwrap().len(), u64::from(READ_SIZE));
+        }
+        assert!(!source.directory.path().join(Source::path(1600)).exists());
+    }
+}
