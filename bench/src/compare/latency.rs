@@ -23,6 +23,9 @@ const RATE_SHARE: f64 = 0.5;
 const RATE_ROUNDS_MAX: usize = 3;
 /// A server that answers less than this share of the rate is behind it.
 const BEHIND_SHARE: f64 = 0.97;
+/// Above this share of the time without its CPU, latencies are as much of the machine as of the server.
+/// Guessed: the 99th percentile is then still of the server.
+const AWAY_SHARE: f64 = 0.01;
 /// Stands for the fastest rival of each round.
 const BEST_RIVAL: &str = "best rival";
 
@@ -63,6 +66,8 @@ pub struct LatencyServer {
     pub p99_us: f64,
     /// 99.9th percentile in microseconds.
     pub p999_us: f64,
+    /// Share of the time in which a generator that spins did not run.
+    pub kept_away_share: Option<f64>,
     /// Each round.
     pub rounds: Vec<LoadResult>,
 }
@@ -197,6 +202,10 @@ impl LatencyServer {
             p50_us: of(|round| round.latency.p50_us),
             p99_us: of(|round| round.latency.p99_us),
             p999_us: of(|round| round.latency.p999_us),
+            kept_away_share: rounds
+                .iter()
+                .all(|round| round.kept_away_share.is_some())
+                .then(|| of(|round| round.kept_away_share.unwrap_or_default())),
             rounds,
         }
     }
@@ -242,6 +251,17 @@ impl LatencyReport {
         let rate = report::count(self.rate);
         text.push_str(&self.open.render(&format!("{size}, {rate} reads/s")));
         let _ = writeln!(text, "the rate is {}", self.rate_reason);
+        for server in self.single.servers.iter().chain(&self.open.servers) {
+            if let Some(share) = server.kept_away_share.filter(|&share| share > AWAY_SHARE) {
+                let _ = writeln!(
+                    text,
+                    "note: while {} was measured other work took {:.0} % of the load generator's CPU, \
+                     and latencies count that too: measure again on an idle machine",
+                    server.name,
+                    share * 100.0
+                );
+            }
+        }
         for server in &self.open.servers {
             if server.reads_per_s < self.rate * BEHIND_SHARE {
                 let _ = writeln!(

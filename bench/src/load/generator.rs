@@ -492,13 +492,16 @@ impl<'a, W: Wire> Generator<'a, W> {
         }
         let used = |end: Option<f64>, begin: Option<f64>| Some((end? - begin?).max(0.0));
         let client_cpu_s = self.end.client_cpu_s - self.begin.client_cpu_s;
+        let seconds = (self.end.at_ns - self.begin.at_ns) as f64 / 1e9;
+        let spun = self.spins() && seconds > 0.0;
         Measured {
             requests: self.requests,
             reads: self.reads,
             bytes: self.bytes,
-            seconds: (self.end.at_ns - self.begin.at_ns) as f64 / 1e9,
+            seconds,
             client_cpu_s: (client_cpu_s - self.idle_ns as f64 / 1e9).max(0.0),
             server_cpu_s: used(self.end.server_cpu_s, self.begin.server_cpu_s),
+            kept_away_share: spun.then(|| (1.0 - client_cpu_s / seconds).max(0.0)),
             unanswered,
             latency: self.latency.clone(),
         }
