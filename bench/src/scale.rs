@@ -245,9 +245,10 @@ fn shards(
                 machine::cpu_list(load_cpus)
             ));
         }
-        let stock = Stock::start(options, &source, BLOCK_COUNT, node_cpus, 0)?;
         // Every generator has a connection to each shard, or it could not ask each for its own.
         let connections = (CONNECTIONS * count / load_cpus.len()).max(count);
+        let all = connections * load_cpus.len();
+        let stock = Stock::start(options, &source, BLOCK_COUNT, node_cpus, all)?;
         let load = LoadOptions { connections, ..options.load() };
         probes.push(stock.probe(
             "each asked for its own blocks",
@@ -334,7 +335,7 @@ fn blocks(
         used_bytes += needed_bytes;
         progress(&format!("filling a node with {count} blocks"));
         source.grow(count)?;
-        let stock = Stock::start(options, &source, count, node_cpus, 0)?;
+        let stock = Stock::start(options, &source, count, node_cpus, CONNECTIONS)?;
         let load = options.load();
         probes.push(stock.probe("all of them read", count, u64::MAX, load, load_cpus)?);
         let hot_count = options.hot_count;

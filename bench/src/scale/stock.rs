@@ -32,10 +32,10 @@ const FILE_MEMORY: u64 = 2 << 10;
 const FILL_COUNT: u64 = 1000;
 /// Counter of a node: blocks in its memory.
 const BLOCK_COUNTER: &str = "block_count";
-/// Connections that a node takes beside those of the load.
+/// Connections that a node takes beside those of the load: those that fill it, and that of questions.
 const CONNECTIONS_SPARE: usize = 64;
-/// Connections that a node takes anyway.
-const CONNECTIONS_USUAL: usize = 4096;
+/// Flag of a node for the most connections it takes.
+const CONNECTIONS_FLAG: &str = "--connections-max";
 /// Longest filling of a node with a part of its blocks, in seconds.
 const FILL_SECONDS_MAX: f64 = 600.0;
 
@@ -105,8 +105,8 @@ impl Stock {
         count * BLOCK_MEMORY + shard_count as u64 * SHARD_MEMORY
     }
 
-    /// Starts a node on `cpus` and reads the first `count` files of the source. It takes so many
-    /// connections, or as many as by default.
+    /// Starts a node on `cpus`, for a load of so many connections, and reads the first `count` files of
+    /// the source.
     pub(super) fn start(
         options: &ScaleOptions,
         source: &Source,
@@ -115,8 +115,9 @@ impl Stock {
         connections: usize,
     ) -> Result<Stock> {
         let mut arguments = options.node.arguments.clone();
-        if connections + CONNECTIONS_SPARE > CONNECTIONS_USUAL {
-            arguments.push(format!("--connections-max={}", connections + CONNECTIONS_SPARE));
+        // No more than needed: a node wants descriptors for all it takes.
+        if !arguments.iter().any(|argument| argument.starts_with(CONNECTIONS_FLAG)) {
+            arguments.push(format!("{CONNECTIONS_FLAG}={}", connections + CONNECTIONS_SPARE));
         }
         let node = NodeOptions {
             program: options.node.program.clone(),
