@@ -1,8 +1,9 @@
 //! A bar chart of a comparison, as SVG.
 //!
-//! Owns the drawing: a group for each size, a bar for each server as long as its speed beside that of the
-//! best rival, its absolute speed in words. Always holds: the same report gives the same bytes, and
-//! the text is legible on a light and on a dark page, since it takes the colours that the page asks for.
+//! Owns the drawing: a group for each size, a bar for each server as long as its speed beside that
+//! of the best rival, its absolute speed in words. Always holds: the same report gives the same
+//! bytes, and the text is legible on a light and on a dark page, since it takes the colours that
+//! the page asks for.
 //!
 //! ```text
 //!  title, machine, commit
@@ -123,10 +124,11 @@ pub fn draw(report: &CompareReport) -> String {
     let bottom = top - GROUP_GAP;
     let _ = writeln!(
         text,
-        "<line class=\"best\" x1=\"{best:.1}\" y1=\"{HEAD_HEIGHT}\" x2=\"{best:.1}\" y2=\"{bottom}\"/>"
+        "<line class=\"best\" x1=\"{best:.1}\" y1=\"{HEAD_HEIGHT}\" \
+         x2=\"{best:.1}\" y2=\"{bottom}\"/>"
     );
-    let words = "a bar and the number behind it: speed beside the best rival (dotted line), median of \
-                 the rounds' ratios";
+    let words = "a bar and the number behind it: speed beside the best rival (dotted line), \
+                 median of the rounds' ratios";
     line(&mut text, "small", 16, bottom + 22, words);
     text.push_str("</svg>\n");
     text

@@ -151,8 +151,8 @@ struct CompareArgs {
     #[arg(long, value_name = "RATE", value_parser = rate, requires = "latency",
         allow_negative_numbers = true)]
     rate: Option<f64>,
-    /// Servers to compare with, and iperf3 for what the loopback interface carries at 1 MiB; what is
-    /// not installed is named and left out
+    /// Servers to compare with, and iperf3 for what the loopback interface carries at 1 MiB; what
+    /// is not installed is named and left out
     #[arg(long, value_delimiter = ',', value_parser = opponents(),
         default_value = "redis,memcached,nginx,iperf3")]
     rivals: Vec<Opponent>,

@@ -1,9 +1,9 @@
 //! How long a read takes: one at a time, and at a fixed rate that all servers are given alike.
 //!
 //! Owns the two parts of `compare --latency` and what is said of them. Rounds are interleaved as in
-//! the comparison of speed, and a ratio is the median of the ratios of each round; below 1 the node is
-//! faster. In the open loop a request's clock starts when it is due, not when it is sent: a server
-//! that pauses is charged for every request of the pause.
+//! the comparison of speed, and a ratio is the median of the ratios of each round; below 1 the node
+//! is faster. In the open loop a request's clock starts when it is due, not when it is sent: a
+//! server that pauses is charged for every request of the pause.
 
 use std::fmt::Write as _;
 
@@ -16,15 +16,15 @@ use crate::load::{Latency, LoadOptions, LoadResult};
 use crate::report::{self, Table, median, median_ratio};
 use crate::rival::Rival;
 
-/// Share of the reference's top rate at which the open loop runs. At half of it a server is busy, and
-/// no queue grows by itself.
+/// Share of the reference's top rate at which the open loop runs. At half of it a server is busy,
+/// and no queue grows by itself.
 const RATE_SHARE: f64 = 0.5;
 /// Most rounds by which the top rate is found: it need not be exact.
 const RATE_ROUNDS_MAX: usize = 3;
 /// A server that answers less than this share of the rate is behind it.
 const BEHIND_SHARE: f64 = 0.97;
-/// Above this share of the time without its CPU, latencies are as much of the machine as of the server.
-/// Guessed: the 99th percentile is then still of the server.
+/// Above this share of the time without its CPU, latencies are as much of the machine as of the
+/// server. Guessed: the 99th percentile is then still of the server.
 const AWAY_SHARE: f64 = 0.01;
 /// Stands for the fastest rival of each round.
 const BEST_RIVAL: &str = "best rival";
@@ -255,8 +255,8 @@ impl LatencyReport {
             if let Some(share) = server.kept_away_share.filter(|&share| share > AWAY_SHARE) {
                 let _ = writeln!(
                     text,
-                    "note: while {} was measured other work took {:.0} % of the load generator's CPU, \
-                     and latencies count that too: measure again on an idle machine",
+                    "note: while {} was measured other work took {:.0} % of the load generator's \
+                     CPU, and latencies count that too: measure again on an idle machine",
                     server.name,
                     share * 100.0
                 );

@@ -386,8 +386,8 @@ impl<'a, W: Wire> Generator<'a, W> {
         self.flush_touched()
     }
 
-    /// Closed loop with a limit for all connections together: keeps so many requests in flight, each
-    /// on the next connection that has room.
+    /// Closed loop with a limit for all connections together: keeps so many requests in flight,
+    /// each on the next connection that has room.
     fn fill_in_turn(&mut self, now: u64) -> Result<()> {
         let in_flight_max = self.options.in_flight_max.unwrap_or(usize::MAX);
         while self.phase != Phase::Drain && self.in_flight < in_flight_max {
@@ -398,8 +398,8 @@ impl<'a, W: Wire> Generator<'a, W> {
         self.flush_touched()
     }
 
-    /// Encodes one request on the next connection that has room; false if none has, or the keys have
-    /// ended.
+    /// Encodes one request on the next connection that has room; false if none has, or the keys
+    /// have ended.
     fn issue_in_turn(&mut self, start_ns: u64) -> bool {
         let count = self.connections.len();
         let mut order = (self.cursor..count).chain(0..self.cursor);

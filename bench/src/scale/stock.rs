@@ -1,7 +1,7 @@
 //! A node with a certain number of blocks in its memory, and the files they are made from.
 //!
-//! Owns the memory that is planned for both. Always holds: when a node is handed out, every block is
-//! in its memory, by its own counter, and has been read once with its checksums checked.
+//! Owns the memory that is planned for both. Always holds: when a node is handed out, every block
+//! is in its memory, by its own counter, and has been read once with its checksums checked.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -21,7 +21,8 @@ use crate::wire::{FileRanges, Millrace};
 /// Files in a directory.
 const FILES_PER_DIRECTORY: u64 = 1000;
 /// Memory of a node for each block: its page and what is kept beside it, and an eighth more, since
-/// shards own parts that are not quite equal. Measured: a node keeps less than 200 bytes for a page.
+/// shards own parts that are not quite equal. Measured: a node keeps less than 200 bytes for a
+/// page.
 const BLOCK_MEMORY: u64 = (READ_SIZE as u64 + 256) * 9 / 8;
 /// Memory of a node beside blocks, for each shard. Derived: twice the least that a shard takes.
 const SHARD_MEMORY: u64 = 8 << 20;
@@ -32,7 +33,8 @@ const FILE_MEMORY: u64 = 2 << 10;
 const FILL_COUNT: u64 = 1000;
 /// Counter of a node: blocks in its memory.
 const BLOCK_COUNTER: &str = "block_count";
-/// Connections that a node takes beside those of the load: those that fill it, and that of questions.
+/// Connections that a node takes beside those of the load: those that fill it, and that of
+/// questions.
 const CONNECTIONS_SPARE: usize = 64;
 /// Flag of a node for the most connections it takes.
 const CONNECTIONS_FLAG: &str = "--connections-max";
@@ -105,8 +107,8 @@ impl Stock {
         count * BLOCK_MEMORY + shard_count as u64 * SHARD_MEMORY
     }
 
-    /// Starts a node on `cpus`, for a load of so many connections, and reads the first `count` files of
-    /// the source.
+    /// Starts a node on `cpus`, for a load of so many connections, and reads the first `count`
+    /// files of the source.
     pub(super) fn start(
         options: &ScaleOptions,
         source: &Source,
@@ -167,8 +169,8 @@ impl Stock {
         Ok(())
     }
 
-    /// A load of this node by one generator on each of `cpus`, of `read_count` blocks spread evenly over
-    /// all there are.
+    /// A load of this node by one generator on each of `cpus`, of `read_count` blocks spread evenly
+    /// over all there are.
     pub(super) fn probe(
         &self,
         series: &str,
