@@ -1,7 +1,7 @@
 //! Where a server is: TCP, or a Unix socket on this machine; and a connection to either.
 //!
-//! Owns sockets as plain descriptors: a read is one system call whatever is behind it, with nothing to
-//! match and nothing to look up. Waiting is bounded by the caller's timeouts.
+//! Owns sockets as plain descriptors: a read is one system call whatever is behind it, with nothing
+//! to match and nothing to look up. Waiting is bounded by the caller's timeouts.
 
 use std::fmt;
 use std::io::{self, Read, Write};

@@ -1,8 +1,9 @@
 //! A bar chart of a comparison, as SVG.
 //!
-//! Owns the drawing: a group for each size, a bar for each server as long as its speed beside that of the
-//! best rival, its absolute speed in words. Always holds: the same report gives the same bytes, and
-//! the text is legible on a light and on a dark page, since it takes the colours that the page asks for.
+//! Owns the drawing: a group for each size, a bar for each server as long as its speed beside that
+//! of the best rival, its absolute speed in words. Always holds: the same report gives the same
+//! bytes, and the text is legible on a light and on a dark page, since it takes the colours that
+//! the page asks for.
 //!
 //! ```text
 //!  title, machine, commit
@@ -123,9 +124,11 @@ pub fn draw(report: &CompareReport) -> String {
     let bottom = top - GROUP_GAP;
     let _ = writeln!(
         text,
-        "<line class=\"best\" x1=\"{best:.1}\" y1=\"{HEAD_HEIGHT}\" x2=\"{best:.1}\" y2=\"{bottom}\"/>"
+        "<line class=\"best\" x1=\"{best:.1}\" y1=\"{HEAD_HEIGHT}\" \
+         x2=\"{best:.1}\" y2=\"{bottom}\"/>"
     );
-    let words = "length of a bar: speed beside the best rival of that size (dotted line: 1.00)";
+    let words = "a bar and the number behind it: speed beside the best rival (dotted line), \
+                 median of the rounds' ratios";
     line(&mut text, "small", 16, bottom + 22, words);
     text.push_str("</svg>\n");
     text
@@ -138,7 +141,7 @@ fn head(text: &mut String, report: &CompareReport) {
     line(text, "title", 16, 24, &format!("{version} beside others, commit {commit}"));
     let machine = &report.machine;
     let load = format!(
-        "{}, {} CPUs, Linux {}, {} connections, {} in flight on each, {} of a request",
+        "{}, {} CPUs, Linux {}, {} connections, {} in flight on each, {} a request",
         machine.cpu,
         machine.cpu_count,
         machine.kernel,
@@ -161,7 +164,7 @@ fn draw_bar(text: &mut String, bar: &Bar, top: usize, scale: f64) {
         bar.class
     );
     let words = format!("{} ({:.2})", bar.words, bar.ratio);
-    line(text, "value", BARS_LEFT + width as usize + 8, top + 13, &words);
+    line(text, "value", BARS_RIGHT + 12, top + 13, &words);
 }
 
 /// A line of text; what may not stand in SVG as it is gets another form.

@@ -36,8 +36,8 @@ pub(crate) const NODE_NAME: &str = "millrace";
 /// has to hold them all in memory.
 const IN_FLIGHT_BYTES_MAX: u64 = 2 << 30;
 
-/// Most connections to one server. Derived: a quarter of those that the rivals are started with room
-/// for, since some keep some for themselves.
+/// Most connections to one server. Derived: a quarter of those that the rivals are started with
+/// room for, since some keep some for themselves.
 pub const CONNECTIONS_MAX: usize = 1024;
 
 /// What is compared, and how.

@@ -1,12 +1,12 @@
 //! The harness behind `millrace bench`: one load generator for every server, so that a ratio compares
 //! servers and not clients.
 //!
-//! Owns the load generator ([`load`]), the protocols it speaks ([`wire`]), the rivals and the node it
-//! starts ([`rival`]) and the reports ([`report`]). Two facts always hold: every reply is checked for
-//! success and for its exact length, and every server is read once with its bytes compared before a
-//! clock starts. Flags and printing are left to the command line, which calls [`read::read`],
-//! [`compare::compare`], [`scale::scale`] and [`coord::measure`]. The last is for the coordination service and has
-//! servers, protocols and a generator of its own.
+//! Owns the load generator ([`load`]), the protocols it speaks ([`wire`]), the rivals and the node
+//! it starts ([`rival`]) and the reports ([`report`]). Two facts always hold: every reply is
+//! checked for success and for its exact length, and every server is read once with its bytes
+//! compared before a clock starts. Flags and printing are left to the command line, which calls
+//! [`read::read`], [`compare::compare`], [`scale::scale`] and [`coord::measure`]. The last is for
+//! the coordination service and has servers, protocols and a generator of its own.
 //!
 //! The generator speaks raw protocols and does not use the client library: it measures servers.
 //! Modules in reading order:

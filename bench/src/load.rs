@@ -42,7 +42,8 @@ pub struct LoadOptions<'a> {
     pub connections: usize,
     /// Requests in flight on each connection, at least 1.
     pub depth: usize,
-    /// Requests in flight over all connections, which take turns; `None` for all that `depth` allows.
+    /// Requests in flight over all connections, which take turns; `None` for all that `depth`
+    /// allows.
     pub in_flight_max: Option<usize>,
     /// Reads in each request, 1 for plain reads.
     pub batch: usize,
@@ -138,6 +139,9 @@ pub struct LoadResult {
     pub client_cpu_s_per_gb: f64,
     /// CPU time of the server per GB.
     pub server_cpu_s_per_gb: Option<f64>,
+    /// Share of the time in which a generator that spins did not run, since the CPU did other work:
+    /// its latencies count that time as if it were the server's. `None` where it may sleep.
+    pub kept_away_share: Option<f64>,
     /// Open loop: requests that were due but unanswered when waiting for them ended; the latency
     /// counts them with the time they had waited.
     pub unanswered: u64,
@@ -165,6 +169,7 @@ pub(crate) struct Measured {
     seconds: f64,
     client_cpu_s: f64,
     server_cpu_s: Option<f64>,
+    kept_away_share: Option<f64>,
     unanswered: u64,
     /// Nanoseconds.
     latency: Histogram<u64>,
@@ -193,6 +198,7 @@ impl Measured {
             server_cpu_s: self.server_cpu_s,
             client_cpu_s_per_gb: per(self.client_cpu_s, gb),
             server_cpu_s_per_gb: self.server_cpu_s.map(|seconds| per(seconds, gb)),
+            kept_away_share: self.kept_away_share,
             unanswered: self.unanswered,
         }
     }

@@ -219,7 +219,8 @@ pub(crate) struct Home {
 }
 
 impl Home {
-    /// With a port of the loopback interface that was free a moment ago, or a path in the directory.
+    /// With a port of the loopback interface that was free a moment ago, or a path in the
+    /// directory.
     pub(crate) fn new(transport: Transport) -> Result<Home> {
         let scratch = scratch_directory()?;
         let address = match transport {

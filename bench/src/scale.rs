@@ -1,12 +1,13 @@
 //! `millrace bench scale`: what more shards, connections and blocks do to one node.
 //!
-//! Owns the axes and the order of measurement. All points of an axis are there at once and take turns
-//! in rounds; a ratio is that of a point to the first one of its series within a round, and what is
-//! reported is the median of the rounds. A point that this machine has no room for is named, with the
-//! reason. Reads are of 4 KiB.
+//! Owns the axes and the order of measurement. All points of an axis are there at once and take
+//! turns in rounds; a ratio is that of a point to the first one of its series within a round, and
+//! what is reported is the median of the rounds. A point that this machine has no room for is
+//! named, with the reason. Reads are of 4 KiB.
 //!
-//! A block of 4 KiB is a file of 4 KiB: the smallest that takes a page of a node's memory and an entry of
-//! its index. Files are holes in a directory in memory, so that a million of them are made in seconds.
+//! A block of 4 KiB is a file of 4 KiB: the smallest that takes a page of a node's memory and an
+//! entry of its index. Files are holes in a directory in memory, so that a million of them are made
+//! in seconds.
 
 use anyhow::{Context, Result, ensure};
 
@@ -245,9 +246,10 @@ fn shards(
                 machine::cpu_list(load_cpus)
             ));
         }
-        let stock = Stock::start(options, &source, BLOCK_COUNT, node_cpus, 0)?;
         // Every generator has a connection to each shard, or it could not ask each for its own.
         let connections = (CONNECTIONS * count / load_cpus.len()).max(count);
+        let all = connections * load_cpus.len();
+        let stock = Stock::start(options, &source, BLOCK_COUNT, node_cpus, all)?;
         let load = LoadOptions { connections, ..options.load() };
         probes.push(stock.probe(
             "each asked for its own blocks",
@@ -334,7 +336,7 @@ fn blocks(
         used_bytes += needed_bytes;
         progress(&format!("filling a node with {count} blocks"));
         source.grow(count)?;
-        let stock = Stock::start(options, &source, count, node_cpus, 0)?;
+        let stock = Stock::start(options, &source, count, node_cpus, CONNECTIONS)?;
         let load = options.load();
         probes.push(stock.probe("all of them read", count, u64::MAX, load, load_cpus)?);
         let hot_count = options.hot_count;
@@ -344,8 +346,8 @@ fn blocks(
     probes.append(&mut hot_probes);
     let axis = Axis::Blocks;
     let notes = vec![format!(
-        "blocks that are all read differ in what the processor's cache holds of their bytes; where {} \
-         of them are read, spread evenly, only the index differs",
+        "blocks that are all read differ in what the processor's cache holds of their bytes; \
+         where {} of them are read, spread evenly, only the index differs",
         options.hot_count
     )];
     Ok(Course { axis, probes, skipped, notes, _stocks: stocks, _source: source })

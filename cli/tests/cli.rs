@@ -174,6 +174,7 @@ fn every_verb_has_help_with_examples() {
         &["bench"],
         &["bench", "read"],
         &["bench", "compare"],
+        &["bench", "scale"],
         &["doctor"],
         &["completions"],
     ];
@@ -476,6 +477,28 @@ fn bench_judges_flags_before_it_starts() {
     compare(&["--server-cpu", "99999"], &["flag --server-cpu: CPU 99999 is not usable"]);
     let words = ["millrace: bench read: connect to 127.0.0.1:1", "hint: check --node"];
     run_badly(&["bench", "read", "--node", "127.0.0.1:1"], 1, &words);
+}
+
+#[test]
+fn bench_scales_a_node_of_its_own() {
+    let short = ["--rounds", "1", "--seconds", "0.05", "--warmup", "0", "--unix", "--json"];
+    let points = ["--shards", "1", "--connections", "2,30", "--blocks", "10,1200", "--hot", "5"];
+    let report = json(&run_well(&[&["bench", "scale"], &short[..], &points].concat()));
+    let axes = report["axes"].as_array().unwrap();
+    let names: Vec<&str> = axes.iter().filter_map(|axis| axis["name"].as_str()).collect();
+    assert_eq!(names, ["shards", "connections", "blocks"]);
+    for (axis, expected) in axes.iter().zip([1, 4, 4]) {
+        assert_eq!(axis["skipped"].as_array().map(Vec::len), Some(0), "{axis}");
+        let series = axis["series"].as_array().unwrap();
+        let points: Vec<&Value> =
+            series.iter().filter_map(|series| series["points"].as_array()).flatten().collect();
+        assert_eq!(points.len(), expected, "{axis}");
+        assert!(points.iter().all(|point| point["reads_per_s"].as_f64() > Some(0.0)), "{axis}");
+    }
+    let few = ["--axes", "blocks", "--blocks", "1000", "--memory", "1MiB"];
+    let report = json(&run_well(&[&["bench", "scale"], &short[..], &few].concat()));
+    let reason = report["axes"][0]["skipped"][0]["reason"].as_str().unwrap();
+    assert!(reason.contains("--memory"), "{reason}");
 }
 
 #[test]

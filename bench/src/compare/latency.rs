@@ -1,9 +1,9 @@
 //! How long a read takes: one at a time, and at a fixed rate that all servers are given alike.
 //!
 //! Owns the two parts of `compare --latency` and what is said of them. Rounds are interleaved as in
-//! the comparison of speed, and a ratio is the median of the ratios of each round; below 1 the node is
-//! faster. In the open loop a request's clock starts when it is due, not when it is sent: a server
-//! that pauses is charged for every request of the pause.
+//! the comparison of speed, and a ratio is the median of the ratios of each round; below 1 the node
+//! is faster. In the open loop a request's clock starts when it is due, not when it is sent: a
+//! server that pauses is charged for every request of the pause.
 
 use std::fmt::Write as _;
 
@@ -16,13 +16,16 @@ use crate::load::{Latency, LoadOptions, LoadResult};
 use crate::report::{self, Table, median, median_ratio};
 use crate::rival::Rival;
 
-/// Share of the reference's top rate at which the open loop runs. At half of it a server is busy, and
-/// no queue grows by itself.
+/// Share of the reference's top rate at which the open loop runs. At half of it a server is busy,
+/// and no queue grows by itself.
 const RATE_SHARE: f64 = 0.5;
 /// Most rounds by which the top rate is found: it need not be exact.
 const RATE_ROUNDS_MAX: usize = 3;
 /// A server that answers less than this share of the rate is behind it.
 const BEHIND_SHARE: f64 = 0.97;
+/// Above this share of the time without its CPU, latencies are as much of the machine as of the
+/// server. Guessed: the 99th percentile is then still of the server.
+const AWAY_SHARE: f64 = 0.01;
 /// Stands for the fastest rival of each round.
 const BEST_RIVAL: &str = "best rival";
 
@@ -63,6 +66,8 @@ pub struct LatencyServer {
     pub p99_us: f64,
     /// 99.9th percentile in microseconds.
     pub p999_us: f64,
+    /// Share of the time in which a generator that spins did not run.
+    pub kept_away_share: Option<f64>,
     /// Each round.
     pub rounds: Vec<LoadResult>,
 }
@@ -197,6 +202,10 @@ impl LatencyServer {
             p50_us: of(|round| round.latency.p50_us),
             p99_us: of(|round| round.latency.p99_us),
             p999_us: of(|round| round.latency.p999_us),
+            kept_away_share: rounds
+                .iter()
+                .all(|round| round.kept_away_share.is_some())
+                .then(|| of(|round| round.kept_away_share.unwrap_or_default())),
             rounds,
         }
     }
@@ -242,6 +251,17 @@ impl LatencyReport {
         let rate = report::count(self.rate);
         text.push_str(&self.open.render(&format!("{size}, {rate} reads/s")));
         let _ = writeln!(text, "the rate is {}", self.rate_reason);
+        for server in self.single.servers.iter().chain(&self.open.servers) {
+            if let Some(share) = server.kept_away_share.filter(|&share| share > AWAY_SHARE) {
+                let _ = writeln!(
+                    text,
+                    "note: while {} was measured other work took {:.0} % of the load generator's \
+                     CPU, and latencies count that too: measure again on an idle machine",
+                    server.name,
+                    share * 100.0
+                );
+            }
+        }
         for server in &self.open.servers {
             if server.reads_per_s < self.rate * BEHIND_SHARE {
                 let _ = writeln!(

@@ -1,9 +1,9 @@
 //! What the loopback interface itself carries: `iperf3`, with copies and by `sendfile`.
 //!
-//! Owns the receiver that runs all the while and one sender for each round. The sender is on the CPU of
-//! the servers and the receiver on that of the load generator, since that is the way that payload
-//! goes, and since the work of loopback falls to the sender's CPU. A limit is no rival: nothing is
-//! asked for, nothing is looked up.
+//! Owns the receiver that runs all the while and one sender for each round. The sender is on the
+//! CPU of the servers and the receiver on that of the load generator, since that is the way that
+//! payload goes, and since the work of loopback falls to the sender's CPU. A limit is no rival:
+//! nothing is asked for, nothing is looked up.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

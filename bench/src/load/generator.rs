@@ -386,8 +386,8 @@ impl<'a, W: Wire> Generator<'a, W> {
         self.flush_touched()
     }
 
-    /// Closed loop with a limit for all connections together: keeps so many requests in flight, each
-    /// on the next connection that has room.
+    /// Closed loop with a limit for all connections together: keeps so many requests in flight,
+    /// each on the next connection that has room.
     fn fill_in_turn(&mut self, now: u64) -> Result<()> {
         let in_flight_max = self.options.in_flight_max.unwrap_or(usize::MAX);
         while self.phase != Phase::Drain && self.in_flight < in_flight_max {
@@ -398,8 +398,8 @@ impl<'a, W: Wire> Generator<'a, W> {
         self.flush_touched()
     }
 
-    /// Encodes one request on the next connection that has room; false if none has, or the keys have
-    /// ended.
+    /// Encodes one request on the next connection that has room; false if none has, or the keys
+    /// have ended.
     fn issue_in_turn(&mut self, start_ns: u64) -> bool {
         let count = self.connections.len();
         let mut order = (self.cursor..count).chain(0..self.cursor);
@@ -492,13 +492,16 @@ impl<'a, W: Wire> Generator<'a, W> {
         }
         let used = |end: Option<f64>, begin: Option<f64>| Some((end? - begin?).max(0.0));
         let client_cpu_s = self.end.client_cpu_s - self.begin.client_cpu_s;
+        let seconds = (self.end.at_ns - self.begin.at_ns) as f64 / 1e9;
+        let spun = self.spins() && seconds > 0.0;
         Measured {
             requests: self.requests,
             reads: self.reads,
             bytes: self.bytes,
-            seconds: (self.end.at_ns - self.begin.at_ns) as f64 / 1e9,
+            seconds,
             client_cpu_s: (client_cpu_s - self.idle_ns as f64 / 1e9).max(0.0),
             server_cpu_s: used(self.end.server_cpu_s, self.begin.server_cpu_s),
+            kept_away_share: spun.then(|| (1.0 - client_cpu_s / seconds).max(0.0)),
             unanswered,
             latency: self.latency.clone(),
         }

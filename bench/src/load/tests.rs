@@ -221,6 +221,7 @@ fn open_loop_sends_what_is_due() {
     let mut keys = Keys::new(Distribution::Zipf(0.99), count, 1).unwrap();
     let options = LoadOptions { rate: Some(1000.0), ..options(Check::Checksums) };
     let result = run(&mut wire, &[address], &mut keys, &options).unwrap();
+    assert!(result.kept_away_share.is_some_and(|share| (0.0..=1.0).contains(&share)));
     // At most what was due within the time, and what was late from the warm-up.
     assert!(result.reads > 0 && result.reads <= 352, "{}", result.reads);
 }

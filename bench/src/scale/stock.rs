@@ -1,7 +1,7 @@
 //! A node with a certain number of blocks in its memory, and the files they are made from.
 //!
-//! Owns the memory that is planned for both. Always holds: when a node is handed out, every block is
-//! in its memory, by its own counter, and has been read once with its checksums checked.
+//! Owns the memory that is planned for both. Always holds: when a node is handed out, every block
+//! is in its memory, by its own counter, and has been read once with its checksums checked.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -21,7 +21,8 @@ use crate::wire::{FileRanges, Millrace};
 /// Files in a directory.
 const FILES_PER_DIRECTORY: u64 = 1000;
 /// Memory of a node for each block: its page and what is kept beside it, and an eighth more, since
-/// shards own parts that are not quite equal. Measured: a node keeps less than 200 bytes for a page.
+/// shards own parts that are not quite equal. Measured: a node keeps less than 200 bytes for a
+/// page.
 const BLOCK_MEMORY: u64 = (READ_SIZE as u64 + 256) * 9 / 8;
 /// Memory of a node beside blocks, for each shard. Derived: twice the least that a shard takes.
 const SHARD_MEMORY: u64 = 8 << 20;
@@ -32,10 +33,11 @@ const FILE_MEMORY: u64 = 2 << 10;
 const FILL_COUNT: u64 = 1000;
 /// Counter of a node: blocks in its memory.
 const BLOCK_COUNTER: &str = "block_count";
-/// Connections that a node takes beside those of the load.
+/// Connections that a node takes beside those of the load: those that fill it, and that of
+/// questions.
 const CONNECTIONS_SPARE: usize = 64;
-/// Connections that a node takes anyway.
-const CONNECTIONS_USUAL: usize = 4096;
+/// Flag of a node for the most connections it takes.
+const CONNECTIONS_FLAG: &str = "--connections-max";
 /// Longest filling of a node with a part of its blocks, in seconds.
 const FILL_SECONDS_MAX: f64 = 600.0;
 
@@ -105,8 +107,8 @@ impl Stock {
         count * BLOCK_MEMORY + shard_count as u64 * SHARD_MEMORY
     }
 
-    /// Starts a node on `cpus` and reads the first `count` files of the source. It takes so many
-    /// connections, or as many as by default.
+    /// Starts a node on `cpus`, for a load of so many connections, and reads the first `count`
+    /// files of the source.
     pub(super) fn start(
         options: &ScaleOptions,
         source: &Source,
@@ -115,8 +117,9 @@ impl Stock {
         connections: usize,
     ) -> Result<Stock> {
         let mut arguments = options.node.arguments.clone();
-        if connections + CONNECTIONS_SPARE > CONNECTIONS_USUAL {
-            arguments.push(format!("--connections-max={}", connections + CONNECTIONS_SPARE));
+        // No more than needed: a node wants descriptors for all it takes.
+        if !arguments.iter().any(|argument| argument.starts_with(CONNECTIONS_FLAG)) {
+            arguments.push(format!("{CONNECTIONS_FLAG}={}", connections + CONNECTIONS_SPARE));
         }
         let node = NodeOptions {
             program: options.node.program.clone(),
@@ -166,8 +169,8 @@ impl Stock {
         Ok(())
     }
 
-    /// A load of this node by one generator on each of `cpus`, of `read_count` blocks spread evenly over
-    /// all there are.
+    /// A load of this node by one generator on each of `cpus`, of `read_count` blocks spread evenly
+    /// over all there are.
     pub(super) fn probe(
         &self,
         series: &str,
@@ -187,5 +190,25 @@ impl Stock {
             probe.add_generator(wire, cpu);
         }
         Ok(probe)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_holes_of_one_block_and_only_grow() {
+        let mut source = Source::new().unwrap();
+        assert_eq!(source.growth_bytes(1500), 1500 * FILE_MEMORY);
+        source.grow(1500).unwrap();
+        source.grow(10).unwrap();
+        source.grow(1600).unwrap();
+        assert_eq!((source.growth_bytes(1600), source.obstacle(1600)), (0, None));
+        for index in [0, 999, 1000, 1499, 1500, 1599] {
+            let path = source.directory.path().join(Source::path(index));
+            assert_eq!(std::fs::metadata(path).unwrap().len(), u64::from(READ_SIZE));
+        }
+        assert!(!source.directory.path().join(Source::path(1600)).exists());
     }
 }

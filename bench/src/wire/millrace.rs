@@ -146,8 +146,8 @@ impl Millrace {
         Ok(wire)
     }
 
-    /// Encodes the frame of every key beforehand, however many there are: 76 bytes for each. Without
-    /// it a read of many keys costs the generator more than one of few.
+    /// Encodes the frame of every key beforehand, however many there are: 76 bytes for each.
+    /// Without it a read of many keys costs the generator more than one of few.
     pub fn prepare(&mut self) {
         if self.batch == 1 && self.prepared.is_empty() {
             self.prepared = (0..self.ranges.count()).map(|key| self.read_frame(key)).collect();

@@ -1,4 +1,5 @@
-//! `millrace bench scale`: what more shards, connections and blocks do to one node, on the command line.
+//! `millrace bench scale`: what more shards, connections and blocks do to one node, on the command
+//! line.
 //!
 //! Owns flags and printing. What is measured, and how, is left to `scale` of the crate `bench`.
 
