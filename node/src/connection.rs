@@ -9,7 +9,6 @@ use std::os::fd::RawFd;
 
 use millrace_proto::Status;
 use millrace_proto::frame::{self, Header};
-use millrace_proto::message::ReadReply;
 
 use crate::cache::{BlockKey, EntryIndex};
 use crate::memory::Segment;
@@ -74,12 +73,12 @@ impl Batch {
     pub(crate) fn push_read(
         &mut self,
         header: Header,
-        reply: &ReadReply,
+        checksums: &[u32],
         segments: &[Segment],
         pin: Pin,
         asked: u32,
     ) {
-        self.push_head(asked, |head| frame::encode(head, header, reply));
+        self.push_head(asked, |head| frame::encode_read_reply(head, header, checksums));
         for segment in segments {
             self.pieces.push(Piece::Memory(*segment));
             self.length += segment.length as u64;
@@ -162,8 +161,8 @@ pub(crate) struct Connection {
     pub stash: Vec<u8>,
     /// Replies for the next send.
     pub building: Batch,
-    /// The emptied batch of the last send, for the next one.
-    pub spare: Batch,
+    /// Emptied batches of earlier sends, for the next ones.
+    spares: [Batch; 2],
     /// Whether a batch is with the kernel.
     pub sending: bool,
     /// Whether the runtime was told to send in this turn.
@@ -192,7 +191,7 @@ impl Connection {
             is_local,
             stash: Vec::new(),
             building: Batch::default(),
-            spare: Batch::default(),
+            spares: Default::default(),
             sending: false,
             send_asked: false,
             paused: false,
@@ -211,6 +210,14 @@ impl Connection {
         self.asked += u64::from(asked);
     }
 
+    /// Empties a batch that was sent, and keeps its memory for the next ones.
+    pub(crate) fn keep(&mut self, mut batch: Batch) {
+        batch.clear();
+        if let Some(spare) = self.spares.iter_mut().find(|spare| spare.is_unused()) {
+            *spare = batch;
+        }
+    }
+
     /// Takes the replies to send, if no send is under way.
     pub(crate) fn next_batch(&mut self, now: u64) -> Option<Batch> {
         self.send_asked = false;
@@ -219,7 +226,9 @@ impl Connection {
         }
         self.sending = true;
         self.active_at = now;
-        let spare = std::mem::take(&mut self.spare);
+        // The first that has memory of its own, if one has.
+        let spare = usize::from(self.spares[0].is_unused());
+        let spare = std::mem::take(&mut self.spares[spare]);
         Some(std::mem::replace(&mut self.building, spare))
     }
 }

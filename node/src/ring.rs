@@ -37,6 +37,9 @@ use send::SendSlot;
 const SUBMISSIONS: u32 = 1024;
 /// Entries of the completion queue: large, since an overflow ends multishot operations.
 const COMPLETIONS: u32 = 8192;
+/// Turns that a rest is held back for more to send with it, while there is other work. Guessed: one to
+/// hear from the client, and one to answer.
+const HELD_TURNS: u8 = 2;
 /// Emptied send slots that are kept. Guessed: connections that send at the same time.
 const SPARE_SENDS_MAX: usize = 64;
 
@@ -63,8 +66,11 @@ pub(crate) enum Completion {
     Received { token: Token, buffer: Buffer, armed: bool },
     /// Receiving ended: no bytes (`Ok`) when the client is done, or an error.
     ReceiveEnded { token: Token, result: io::Result<()> },
-    /// A batch was sent whole, or could not be.
-    Sent { token: Token, batch: Batch, result: io::Result<()> },
+    /// A batch was sent whole, or could not be. `is_last` if no other of this connection is under way
+    /// or held back.
+    Sent { token: Token, batch: Batch, result: io::Result<()>, is_last: bool },
+    /// All but a small rest was sent, which is held back: another batch may be sent with it.
+    Held { token: Token },
     /// A batch that was sent by reference, and of which [`Completion::Sent`] gave back the accounts
     /// alone, is not read any more. `was_copied` if the kernel made a copy all the same.
     Released { token: Token, batch: Batch, was_copied: bool },
@@ -129,6 +135,8 @@ pub(crate) struct Ring {
     blocked_references: Vec<u32>,
     /// Whether the kernel knows them.
     can_refer: bool,
+    /// Connections with a rest that is held back, and turns since then.
+    held: Vec<(Token, u8)>,
     /// A completion that comes behind another one of the same entry.
     follow_up: Option<Completion>,
     tick_interval: Box<Timespec>,
@@ -187,6 +195,7 @@ impl Ring {
             references: References::default(),
             blocked_references: Vec::new(),
             can_refer,
+            held: Vec::new(),
             follow_up: None,
             tick_interval: Box::new(tick_interval),
             alarm_interval: Box::new(Timespec::new()),
@@ -250,7 +259,8 @@ impl Ring {
 
     /// Submits what is left of a send by reference.
     fn submit_reference(&mut self, number: u32) {
-        let entry = self.references.get(number).slot.entry();
+        let slot = &mut self.references.get(number).slot;
+        let entry = slot.entry(slot.left);
         self.push(entry.user_data(user_data(Kind::SendByReference, number, 0)));
     }
 
@@ -263,6 +273,7 @@ impl Ring {
         by_reference: bool,
     ) -> SendSlot {
         let mut slot = self.spare_sends.pop().unwrap_or_else(SendSlot::empty);
+        slot.left = batch.length;
         slot.batch = batch;
         slot.token = token;
         slot.fd = socket.as_raw_fd();
@@ -272,18 +283,64 @@ impl Ring {
         slot
     }
 
-    /// Sends a batch. One at a time for each connection. [`Completion::Sent`] gives it back.
+    /// Sends a batch, behind the rest of the one before if that was held back. [`Completion::Sent`] gives
+    /// it back. With `segment`, the bytes that a packet to this peer holds, a small rest may be held
+    /// back in turn; 0 to send all.
     ///
     /// # Panics
-    /// If a batch of this connection is on its way already.
-    pub(crate) fn send(&mut self, token: Token, socket: BorrowedFd<'_>, batch: Batch) {
+    /// If something of this connection is on its way already.
+    pub(crate) fn send(
+        &mut self,
+        token: Token,
+        socket: BorrowedFd<'_>,
+        batch: Batch,
+        segment: u64,
+    ) {
         let index = token.index as usize;
         if self.sends.len() <= index {
             self.sends.resize_with(index + 1, || None);
         }
-        assert!(self.sends[index].is_none(), "one send at a time");
-        let slot = self.slot(token, socket, batch, false);
-        self.submit(slot);
+        let slot = match self.sends[index].take() {
+            None => self.slot(token, socket, batch, false),
+            Some(mut slot) => {
+                let place = self.held.iter().position(|(held, _)| *held == token);
+                self.held.swap_remove(place.expect("one send at a time"));
+                slot.left += batch.length;
+                slot.second = Some(batch);
+                slot
+            }
+        };
+        let count = slot.worth_sending(segment);
+        self.submit(slot, count);
+    }
+
+    /// Sends what is held back for two turns, or all of it; calls `sending` with each connection.
+    pub(crate) fn send_held(&mut self, all: bool, mut sending: impl FnMut(Token)) {
+        let mut index = 0;
+        while index < self.held.len() {
+            let (token, turns) = &mut self.held[index];
+            *turns += 1;
+            if !all && *turns < HELD_TURNS {
+                index += 1;
+                continue;
+            }
+            let token = *token;
+            self.held.swap_remove(index);
+            if let Some(slot) = self.sends[token.index as usize].take() {
+                sending(token);
+                let count = slot.left;
+                self.submit(slot, count);
+            }
+        }
+    }
+
+    /// Sends what is held back of this connection.
+    pub(crate) fn send_held_of(&mut self, token: Token) {
+        self.held.retain(|(held, _)| *held != token);
+        if let Some(slot) = self.sends[token.index as usize].take() {
+            let count = slot.left;
+            self.submit(slot, count);
+        }
     }
 
     /// Asks for one [`Completion::Tick`] after the tick interval.
@@ -426,17 +483,13 @@ impl Ring {
         }
     }
 
-    /// Counts what was sent of a batch, and goes on with the rest or gives it back.
+    /// Counts what was sent, and goes on with the rest, holds it back, or gives the batch back.
     fn on_send(&mut self, index: u32, result: i32) -> Option<Completion> {
         let mut slot =
             self.sends[index as usize].take().expect("the slot of a send under way is taken");
-        let result = match check(result).map(|count| slot.advance(count as usize)) {
-            Ok(false) => {
-                let token = slot.token;
-                self.submit(slot);
-                return Some(Completion::SentSome { token });
-            }
-            Ok(true) => Ok(()),
+        let token = slot.token;
+        let count = match check(result) {
+            Ok(count) => count as u64,
             // A client that shut its sending side makes the socket look ready when it is full; after
             // 128 tries the kernel gives up. It is asked again with the next tick.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -444,11 +497,40 @@ impl Ring {
                 self.blocked_sends.push(index);
                 return None;
             }
-            Err(error) => Err(error),
+            Err(error) => {
+                if let Some(batch) = slot.second.take() {
+                    let result = Err(error.kind().into());
+                    self.follow_up = Some(Completion::Sent { token, batch, result, is_last: true });
+                }
+                let is_last = self.follow_up.is_none();
+                let batch = slot.take_batch();
+                self.keep(slot);
+                return Some(Completion::Sent { token, batch, result: Err(error), is_last });
+            }
         };
-        let (token, batch) = (slot.token, slot.take_batch());
-        self.keep(slot);
-        Some(Completion::Sent { token, batch, result })
+        let done = slot.advance(count);
+        let sent = |batch, is_last| Completion::Sent { token, batch, result: Ok(()), is_last };
+        let then = if slot.left == 0 {
+            let batch = slot.take_batch();
+            self.keep(slot);
+            sent(batch, true)
+        } else if slot.wanted > 0 {
+            // The socket took less: the rest, whatever came meanwhile.
+            let count = slot.wanted;
+            self.submit(slot, count);
+            Completion::SentSome { token }
+        } else {
+            self.sends[index as usize] = Some(slot);
+            self.held.push((token, 0));
+            Completion::Held { token }
+        };
+        match done {
+            None => Some(then),
+            Some(batch) => {
+                self.follow_up = Some(then);
+                Some(sent(batch, false))
+            }
+        }
     }
 
     /// Keeps an emptied slot for the next send.
@@ -470,11 +552,14 @@ impl Ring {
             }
             let token = reference.slot.token;
             let result = match check(result) {
-                Ok(count) if !reference.slot.advance(count as usize) => {
-                    self.submit_reference(number);
-                    return Some(Completion::SentSome { token });
+                Ok(count) => {
+                    reference.slot.advance(count as u64);
+                    if reference.slot.left > 0 {
+                        self.submit_reference(number);
+                        return Some(Completion::SentSome { token });
+                    }
+                    Ok(())
                 }
-                Ok(_) => Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.blocked_references.push(number);
                     return None;
@@ -490,7 +575,7 @@ impl Ring {
             };
             reference.sent();
             let batch = reference.slot.batch.accounts();
-            sent = Some(Completion::Sent { token, batch, result });
+            sent = Some(Completion::Sent { token, batch, result, is_last: true });
         }
         let released = self.references.take_if_over(number).map(|(mut slot, was_copied)| {
             // Copies that we fell back to are as good a reason to stay with them.
@@ -512,7 +597,8 @@ impl Ring {
     pub(crate) fn retry_sends(&mut self) {
         for index in std::mem::take(&mut self.blocked_sends) {
             if let Some(slot) = self.sends[index as usize].take() {
-                self.submit(slot);
+                let count = slot.wanted;
+                self.submit(slot, count);
             }
         }
         for number in std::mem::take(&mut self.blocked_references) {
@@ -520,10 +606,10 @@ impl Ring {
         }
     }
 
-    /// Submits a send; it keeps its slot until it completes.
-    fn submit(&mut self, mut slot: SendSlot) {
+    /// Submits so many bytes of a send; it keeps its slot until it completes.
+    fn submit(&mut self, mut slot: SendSlot, count: u64) {
         let Token { index, generation } = slot.token;
-        let entry = slot.entry().user_data(user_data(Kind::Send, index, generation));
+        let entry = slot.entry(count).user_data(user_data(Kind::Send, index, generation));
         self.sends[index as usize] = Some(slot);
         self.push(entry);
     }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use millrace_proto::frame::{self, Header};
-use millrace_proto::message::{ErrorReply, ReadReply};
+use millrace_proto::message::ErrorReply;
 use millrace_proto::{FrameError, Op, Status};
 
 use crate::cache::{BlockKey, Cache, EntryIndex};
@@ -61,7 +61,9 @@ pub(crate) enum Event<'a> {
     /// No more bytes will come in: the client is done, or gone.
     ReceiveEnded { token: Token },
     /// A batch is with the socket, whole; or it failed and the connection is of no use.
-    Sent { token: Token, batch: Batch, ok: bool },
+    Sent { token: Token, batch: Batch, ok: bool, is_last: bool },
+    /// The rest of a batch waits for another one to go with.
+    Held { token: Token },
     /// A batch that was sent, with its accounts alone in `Sent`, is not read any more.
     Released { token: Token, batch: Batch },
     /// The socket took a part of a batch.
@@ -160,10 +162,13 @@ pub(crate) struct Worker {
     /// Waiters that have a deadline: while there are some, ticks are wanted.
     deadline_count: usize,
     draining: bool,
+    /// Something happened since a tick found no connection that waits for time to pass. Looking at all
+    /// of them at each sleep cost more than serving, with ten thousand.
+    is_restless: bool,
     /// Bytes in the stashes of all connections.
     stashed: usize,
     /// Reused for every reply, so that a hit allocates nothing.
-    reply: ReadReply,
+    checksums: Vec<u32>,
     segments: Vec<Segment>,
 }
 
@@ -195,8 +200,9 @@ impl Worker {
             filling_bytes: 0,
             deadline_count: 0,
             draining: false,
+            is_restless: false,
             stashed: 0,
-            reply: ReadReply { checksums: Vec::new() },
+            checksums: Vec::new(),
             segments: Vec::new(),
         }
     }
@@ -231,17 +237,26 @@ impl Worker {
     /// Takes an event and says what to do about it.
     pub(crate) fn handle(&mut self, now: u64, event: Event<'_>, actions: &mut Vec<Action>) {
         self.now = now;
+        self.is_restless = true;
         match event {
             Event::Received { token, bytes } => self.on_received(now, token, bytes, actions),
             Event::ReceiveEnded { token } => self.on_receive_ended(now, token, actions),
-            Event::Sent { token, batch, ok } => self.on_sent(now, token, batch, ok, actions),
-            Event::Released { token, mut batch } => {
+            Event::Sent { token, batch, ok, is_last } => {
+                self.on_sent(now, token, batch, (ok, is_last), actions)
+            }
+            Event::Held { token } => {
+                if let Some(connection) = self.connection(token) {
+                    connection.sending = false;
+                    connection.active_at = now;
+                    if !connection.building.is_empty() {
+                        ask_to_send(connection, actions);
+                    }
+                }
+            }
+            Event::Released { token, batch } => {
                 self.release_pins(&batch, actions);
-                batch.clear();
-                if let Some(connection) = self.connection(token)
-                    && connection.spare.is_unused()
-                {
-                    connection.spare = batch;
+                if let Some(connection) = self.connection(token) {
+                    connection.keep(batch);
                 }
             }
             Event::SentSome { token } => {
@@ -258,6 +273,13 @@ impl Worker {
     /// The batch that [`Action::Send`] announced.
     pub(crate) fn next_batch(&mut self, now: u64, token: Token) -> Option<Batch> {
         self.connection(token)?.next_batch(now)
+    }
+
+    /// What was held back of this connection is on its way now.
+    pub(crate) fn on_held_sent(&mut self, token: Token) {
+        if let Some(connection) = self.connection(token) {
+            connection.sending = true;
+        }
     }
 
     /// Whether this connection is still the one at its place.
@@ -288,11 +310,7 @@ impl Worker {
         self.deadline_count > 0
             || self.draining
             || self.limits.idle_timeout_ms > 0 && self.connection_count > 0
-            || self
-                .connections
-                .iter()
-                .flatten()
-                .any(|connection| connection.sending || connection.phase != Phase::Open)
+            || self.is_restless
     }
 
     /// When time means something though no ticks are wanted: the end of the first lease.
@@ -515,10 +533,9 @@ impl Worker {
         let length: usize = segments.iter().map(|segment| segment.length).sum();
         let mut header = reply_header(&requester.header, requester.part, Status::Ok);
         header.payload_length = length as u32;
-        let reply = ReadReply { checksums: sums.into_vec() };
         connection.building.push_read(
             header,
-            &reply,
+            &sums,
             &segments,
             Pin::Remote { owner, entry },
             requester.asked,
@@ -530,20 +547,19 @@ impl Worker {
         &mut self,
         now: u64,
         token: Token,
-        mut batch: Batch,
-        ok: bool,
+        batch: Batch,
+        (ok, is_last): (bool, bool),
         actions: &mut Vec<Action>,
     ) {
         self.release_pins(&batch, actions);
         let (count_max, asked_max) =
             (self.limits.requests_in_flight_max, self.limits.bytes_in_flight_max);
         let Some(connection) = self.connection(token) else { return };
-        connection.sending = false;
+        connection.sending &= !is_last;
         connection.active_at = now;
         connection.in_flight -= batch.reply_count;
         connection.asked -= batch.asked;
-        batch.clear();
-        connection.spare = batch;
+        connection.keep(batch);
         if !ok {
             self.close(token, actions);
             return;
@@ -672,15 +688,18 @@ impl Worker {
     fn on_tick(&mut self, now: u64, actions: &mut Vec<Action>) {
         self.expire_waiters(now, actions);
         self.expire_leases(now);
+        self.is_restless = false;
         for token in self.tokens() {
             let limits = &self.limits;
             let (send_timeout, idle_timeout) = (limits.send_timeout_ms, limits.idle_timeout_ms);
             let linger_ms = if self.draining { LINGER_DRAINING_MS } else { LINGER_MS };
             let Some(connection) = self.connection(token) else { continue };
+            let waits = connection.sending || connection.phase != Phase::Open;
             let quiet_ms = now.saturating_sub(connection.active_at);
             let stalled = connection.sending && send_timeout > 0 && quiet_ms > send_timeout;
             let idle = connection.in_flight == 0 && idle_timeout > 0 && quiet_ms > idle_timeout;
             let lingered = connection.phase == Phase::Lingering && quiet_ms > linger_ms;
+            self.is_restless |= waits;
             if stalled {
                 tracing::warn!("close a connection that took no byte for {quiet_ms} ms");
             }

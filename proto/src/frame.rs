@@ -277,6 +277,35 @@ pub fn encode<T: Body>(out: &mut Vec<u8>, mut header: Header, body: &T) {
     write_header(out, start, header);
 }
 
+/// Appends the frame of a reply to a read, whose body is a [`ReadReply`] of these checksums: the bytes
+/// [`encode`] would write, which a test holds it to. Replies to reads are most of what a node writes.
+///
+/// # Panics
+/// As [`encode`].
+///
+/// [`ReadReply`]: crate::message::ReadReply
+#[inline]
+pub fn encode_read_reply(out: &mut Vec<u8>, mut header: Header, checksums: &[u32]) {
+    let start = out.len();
+    let list_size = size_of_val(checksums);
+    let body_length = list_size + LIST_SIZE;
+    assert!(body_length <= BODY_LENGTH_MAX as usize, "a body of {body_length} bytes is too long");
+    out.reserve(HEADER_SIZE + body_length);
+    out.extend_from_slice(&[0; HEADER_SIZE]);
+    for checksum in checksums {
+        out.extend_from_slice(&checksum.to_le_bytes());
+    }
+    // The list lies directly before itself.
+    out.extend_from_slice(&(-(list_size as i32)).to_le_bytes());
+    out.extend_from_slice(&(checksums.len() as u32).to_le_bytes());
+    header.body_length = body_length as u32;
+    header.body_checksum = crc32fast::hash(&out[start + HEADER_SIZE..]);
+    write_header(out, start, header);
+}
+
+/// Size of a list in a structure: where its elements are, and how many.
+const LIST_SIZE: usize = size_of::<i32>() + size_of::<u32>();
+
 /// Appends one frame that has neither body nor payload bytes.
 pub fn encode_empty(out: &mut Vec<u8>, mut header: Header) {
     let start = out.len();

@@ -48,7 +48,11 @@ fn a_hit_allocates_nothing() {
         let batch = node.workers[0].next_batch(0, token);
         let replies = batch.as_ref().map_or(0, |batch| batch.reply_count);
         if let Some(batch) = batch {
-            node.workers[0].handle(0, super::Event::Sent { token, batch, ok: true }, &mut actions);
+            node.workers[0].handle(
+                0,
+                super::Event::Sent { token, batch, ok: true, is_last: true },
+                &mut actions,
+            );
             actions.clear();
         }
         replies

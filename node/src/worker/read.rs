@@ -122,13 +122,13 @@ impl Worker {
         if connection.token != requester.token {
             return false;
         }
-        self.reply.checksums.clear();
+        self.checksums.clear();
         self.segments.clear();
         let pinned = self.cache.pin_range(
             hit.entry,
             offset,
             length,
-            |sum| self.reply.checksums.push(sum),
+            |sum| self.checksums.push(sum),
             |segment| self.segments.push(segment),
         );
         if let Err(Damage::Found) = pinned {
@@ -138,7 +138,13 @@ impl Worker {
         let mut header = reply_header(&requester.header, requester.part, Status::Ok);
         header.payload_length = length;
         let pin = Pin::Local(hit.entry);
-        connection.building.push_read(header, &self.reply, &self.segments, pin, requester.asked);
+        connection.building.push_read(
+            header,
+            &self.checksums,
+            &self.segments,
+            pin,
+            requester.asked,
+        );
         ask_to_send(connection, actions);
         true
     }

@@ -109,7 +109,7 @@ impl Node {
                 let batch = self.workers[shard as usize].next_batch(now, token);
                 let Some(batch) = batch else { return };
                 self.sent.push((shard, token, bytes_of(&batch)));
-                self.event(now, shard, Event::Sent { token, batch, ok: true });
+                self.event(now, shard, Event::Sent { token, batch, ok: true, is_last: true });
             }
             other => self.actions.push((shard, other)),
         }
@@ -303,7 +303,7 @@ fn a_client_that_takes_nothing_is_disconnected_in_time() {
     assert!(!node.actions.iter().any(|(_, action)| matches!(action, Action::Close(_))));
     node.event(1_001, 0, Event::Tick);
     assert!(node.actions.iter().any(|(_, action)| matches!(action, Action::Close(_))));
-    node.event(1_002, 0, Event::Sent { token, batch, ok: false });
+    node.event(1_002, 0, Event::Sent { token, batch, ok: false, is_last: true });
     node.event(1_002, 0, Event::Closed { token });
     assert_eq!(node.workers[0].connection_count(), 0);
     assert!(node.workers[0].cache.allocate(500 * 4096).is_some());

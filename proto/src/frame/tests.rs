@@ -119,3 +119,15 @@ fn other_protocols_are_named_in_the_error() {
     bytes[..4].copy_from_slice(b"GET ");
     assert_eq!(Header::decode(&bytes), Err(FrameError::BadMagic(u32::from_le_bytes(*b"GET "))));
 }
+
+#[test]
+fn replies_to_reads_are_encoded_as_any_other_body() {
+    for count in 0..300u32 {
+        let checksums: Vec<u32> = (0..count).map(|it| it.wrapping_mul(0x9E37_79B9)).collect();
+        let header = Header { payload_length: 7, ..Header::request(Op::Read, 5, 6) };
+        let (mut expect, mut found) = (vec![1, 2, 3], vec![1, 2, 3]);
+        encode_read_reply(&mut found, header, &checksums);
+        encode(&mut expect, header, &ReadReply { checksums });
+        assert_eq!(found, expect, "{count} checksums");
+    }
+}
