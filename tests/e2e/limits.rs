@@ -25,6 +25,7 @@ async fn a_thousand_connections_are_served_at_once() {
         let patient = ClientConfig {
             deadline: HANG_GUARD,
             connect_timeout: HANG_GUARD,
+            local: false,
             ..ClientConfig::new()
         };
         tokio::spawn(async move { Client::connect(address, patient).await.expect("connect") })

@@ -39,6 +39,7 @@ fn report() -> CompareReport {
             server("nginx", &[1.0, 1.0, 1.0]),
         ],
         ratios: Vec::new(),
+        near: Vec::new(),
         limits,
     };
     CompareReport {
