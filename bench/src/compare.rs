@@ -249,7 +249,7 @@ fn compare_size(
         let near = match candidates.first() {
             Some(node) if options.near && node.name == NODE_NAME && options.batch.is_none() => {
                 progress(&format!("{}: leasing", report::size(set.size as u64)));
-                Some(Near::start(node.address(), set, options).context("read in place")?)
+                Near::start(node.address(), set, options).context("read in place")?
             }
             _ => None,
         };

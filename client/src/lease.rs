@@ -69,7 +69,7 @@ impl LeasedBlock {
     /// Whether everything that was read from the block before this call counts.
     fn holds(&self) -> bool {
         // What was read is read before the clock and the flag are.
-        fence(Ordering::SeqCst);
+        fence(Ordering::Acquire);
         now_ns() < self.ends_at_ns.load(Ordering::Relaxed) && self.attachment.stands()
     }
 

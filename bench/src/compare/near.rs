@@ -7,8 +7,8 @@
 
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
-use millrace_client::{ClientConfig, File, blocking};
+use anyhow::{Context, Result};
+use millrace_client::{ClientConfig, File, Lease, blocking};
 use serde::Serialize;
 
 use super::{CompareOptions, ServerReport};
@@ -38,6 +38,12 @@ pub struct NearReport {
     pub rounds: Vec<f64>,
 }
 
+/// The lease of an object, which is one block.
+fn lease(client: &blocking::Client, file: &File) -> Result<Lease> {
+    let found = client.lease(file, 0, file.length)?.into_iter().next().flatten();
+    found.with_context(|| format!("the node leases no memory for {}", file.path))
+}
+
 impl NearReport {
     /// A line for people.
     pub(super) fn render(&self) -> String {
@@ -56,6 +62,7 @@ impl NearReport {
 pub(super) struct Near {
     client: blocking::Client,
     files: Vec<File>,
+    leases: Vec<Lease>,
     set: ObjectSet,
     copy: Vec<u8>,
     target: Vec<u8>,
@@ -63,12 +70,13 @@ pub(super) struct Near {
 }
 
 impl Near {
-    /// Connects, and reads every object twice, so that all are leased; their bytes are compared.
+    /// Connects and leases every object; what is read from each is compared with what it is.
+    /// None for objects of several blocks, each of which has a lease of its own.
     pub(super) fn start(
         address: &Address,
         set: ObjectSet,
         options: &CompareOptions,
-    ) -> Result<Near> {
+    ) -> Result<Option<Near>> {
         let connect = || {
             let config = ClientConfig {
                 leased_bytes_max: 2 * set.total_bytes() + (1 << 30),
@@ -82,38 +90,30 @@ impl Near {
         let mut content = Vec::new();
         for index in 0..set.count {
             let file = client.stat(&set.path(index))?;
-            for _ in 0..2 {
-                let read = client.read(&file, 0, set.size as u64)?;
-                set.check(index, &read, &mut content)?;
+            if file.block_count() > 1 {
+                return Ok(None);
             }
+            set.fill(index, &mut content);
             copy.extend_from_slice(&content);
             files.push(file);
         }
-        let mut near = Near {
-            client,
-            files,
-            set,
-            copy,
-            target: vec![0; set.size],
-            rounds: Default::default(),
-        };
+        let leases = files.iter().map(|file| lease(&client, file)).collect::<Result<_>>()?;
+        let target = vec![0; set.size];
+        let mut near =
+            Near { client, files, leases, set, copy, target, rounds: Default::default() };
         for index in 0..set.count {
-            let is_leased = near.read(index as usize)?;
+            near.read(index as usize)?;
             set.check(index, &near.target, &mut content)?;
-            ensure!(is_leased, "the node leased object {index} not, or not for long enough");
         }
-        Ok(near)
+        Ok(Some(near))
     }
 
-    /// Reads an object; says whether it was read in place.
-    fn read(&mut self, index: usize) -> Result<bool> {
-        let file = &self.files[index];
-        if self.client.read_leased(file, 0, &mut self.target) {
-            return Ok(true);
+    /// Reads an object in place; leases it anew first if its lease has run out.
+    fn read(&mut self, index: usize) -> Result<()> {
+        while !self.leases[index].copy(0, &mut self.target) {
+            self.leases[index] = lease(&self.client, &self.files[index])?;
         }
-        let read = self.client.read(file, 0, self.set.size as u64)?;
-        self.target.copy_from_slice(&read);
-        Ok(false)
+        Ok(())
     }
 
     /// Measures one of [`KINDS`].
