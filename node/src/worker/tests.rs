@@ -12,6 +12,7 @@ use crate::side::{FillJob, LookupJob};
 use crate::store::StoreError;
 
 mod lease;
+mod profile;
 
 const BLOCK: u32 = 64 << 10;
 const FILE: FileId = FileId(0xf11e);
