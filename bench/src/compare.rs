@@ -149,10 +149,7 @@ pub fn compare(options: &CompareOptions, mut progress: impl FnMut(&str)) -> Resu
     let mut report = CompareReport {
         machine: Machine::describe(),
         calibration: Calibration::measure(),
-        command: std::env::args()
-            .filter(|argument| argument != isolation::INSIDE)
-            .collect::<Vec<_>>()
-            .join(" "),
+        command: machine::command_line(isolation::INSIDE),
         commit: machine::commit(),
         versions: Vec::new(),
         skipped: Vec::new(),

@@ -241,7 +241,7 @@ impl Setting {
         let directory = std::path::absolute(&options.directory)?;
         let mut setting = Setting {
             machine: Machine::describe(),
-            command: std::env::args().collect::<Vec<_>>().join(" "),
+            command: machine::command_line(crate::isolation::INSIDE),
             commit: machine::commit(),
             versions: Vec::new(),
             skipped: Vec::new(),

@@ -92,6 +92,15 @@ fn rate(bytes: usize, repeat: u32, mut work: impl FnMut()) -> f64 {
     best
 }
 
+/// The command line of this process, the program by its name alone, without the flag `hidden`.
+pub(crate) fn command_line(hidden: &str) -> String {
+    let mut arguments = std::env::args();
+    let program = arguments.next().unwrap_or_default();
+    let name = program.rsplit('/').next().unwrap_or_default().to_owned();
+    let shown = arguments.filter(|argument| argument != hidden);
+    std::iter::once(name).chain(shown).collect::<Vec<_>>().join(" ")
+}
+
 /// Commit of the current directory, if it is under git.
 pub(crate) fn commit() -> Option<String> {
     let output = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output().ok()?;

@@ -139,7 +139,7 @@ pub fn scale(options: &ScaleOptions, mut progress: impl FnMut(&str)) -> Result<S
     };
     let mut report = ScaleReport {
         machine: Machine::describe(),
-        command: std::env::args().collect::<Vec<_>>().join(" "),
+        command: machine::command_line(crate::isolation::INSIDE),
         commit: machine::commit(),
         transport: options.transport,
         seconds: options.seconds,
