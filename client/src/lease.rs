@@ -54,6 +54,7 @@ fn now_ns() -> u64 {
 #[derive(Debug)]
 pub(crate) struct LeasedBlock {
     attachment: Arc<Attachment>,
+    key: u64,
     file: FileId,
     version: u64,
     /// Offset in the file in bytes.
@@ -211,6 +212,9 @@ pub(crate) struct Leases {
     parts: Vec<Part>,
     order: Mutex<Order>,
     bytes_max: u64,
+    /// Keys that are being leased, and how often. A block that is leased again while it is given back
+    /// must not be: the node might see the two the other way round, and end the new lease.
+    asked: Mutex<HashMap<u64, u32>>,
     /// Keys of blocks that were read once.
     seen: Vec<AtomicU64>,
     /// Nothing is asked for before.
@@ -224,6 +228,7 @@ impl Leases {
             parts: (0..PARTS).map(|_| RwLock::default()).collect(),
             order: Mutex::default(),
             bytes_max,
+            asked: Mutex::default(),
             seen: (0..seen).map(|_| AtomicU64::new(0)).collect(),
             refused_until_ns: AtomicU64::new(0),
         }
@@ -239,6 +244,25 @@ impl Leases {
     fn is_worthy(&self, key: u64, length: u32, block_length: u32) -> bool {
         let place = &self.seen[key as usize % SEEN];
         place.swap(key, Ordering::Relaxed) == key || length >= block_length / WORTHY_SHARE
+    }
+
+    /// Notes that these keys are being leased, until the guard is dropped.
+    fn asking(&self, keys: Vec<u64>) -> Asking<'_> {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        for key in &keys {
+            *asked.entry(*key).or_default() += 1;
+        }
+        Asking { leases: self, keys }
+    }
+
+    /// Gives back what is not being leased again; `send` sends it before anything else can be asked.
+    fn give_back(&self, gone: &[Arc<LeasedBlock>], send: impl FnOnce(Vec<Range>)) {
+        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let gone = gone.iter().filter(|block| !asked.contains_key(&block.key));
+        let ranges: Vec<Range> = gone.map(|block| block.range()).collect();
+        if !ranges.is_empty() {
+            send(ranges);
+        }
     }
 
     fn find(&self, key: u64) -> Option<Arc<LeasedBlock>> {
@@ -289,6 +313,26 @@ impl Leases {
     }
 }
 
+/// Keys that are being leased.
+struct Asking<'a> {
+    leases: &'a Leases,
+    keys: Vec<u64>,
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        let mut asked = self.leases.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        for key in &self.keys {
+            if let Some(count) = asked.get_mut(key) {
+                *count -= 1;
+                if *count == 0 {
+                    asked.remove(key);
+                }
+            }
+        }
+    }
+}
+
 fn key_of(file: &File, block: u64) -> u64 {
     placement::block_hash(file.id, block) ^ file.version.wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }
@@ -296,7 +340,8 @@ fn key_of(file: &File, block: u64) -> u64 {
 impl Client {
     /// Reads bytes from `offset` into the whole of `target` from the memory of a node on this machine,
     /// without asking the node. False if that cannot be, since not all blocks of the range are leased
-    /// or the file ends before: then [`Client::read`] it, which leases what is read more than once.
+    /// or the file ends before: then what is in `target` means nothing, and [`Client::read`] reads it and
+    /// leases what is read more than once.
     pub fn read_leased(&self, file: &File, offset: u64, target: &mut [u8]) -> bool {
         let block_size = file.block_size;
         let mut position = offset;
@@ -408,6 +453,8 @@ impl Client {
         let Some((lane, attachment)) = topology.leasing_lane(shard_index) else {
             return vec![None; pieces.len()];
         };
+        let keys = pieces.iter().map(|piece| key_of(file, piece.block())).collect();
+        let asking = self.leases().asking(keys);
         let asked_at_ns = now_ns();
         let ranges: Vec<Range> = pieces.iter().map(|piece| piece.range(file)).collect();
         let landings = pieces.iter().map(|_| Landing::Any).collect();
@@ -419,10 +466,10 @@ impl Client {
             let block = granted.and_then(|block| self.keep(file, *piece, block, terms, &mut gone));
             found.push(block);
         }
-        if !gone.is_empty() {
-            let ranges = gone.iter().map(|block| block.range()).collect();
+        drop(asking);
+        self.leases().give_back(&gone, |ranges| {
             lane.send(Body::Release(ReadManyRequest { ranges }), terms.deadline);
-        }
+        });
         found
     }
 
@@ -448,6 +495,7 @@ impl Client {
         let is_inside = extents.iter().all(|extent| attachment.memory.contains(extent));
         (is_inside && total == u64::from(length)).then(|| LeasedBlock {
             attachment: attachment.clone(),
+            key: key_of(file, piece.block()),
             file: file.id,
             version: file.version,
             start: piece.block() * u64::from(piece.block_size),

@@ -588,6 +588,7 @@ impl Runtime {
             // Fails if the peer did it first.
             let _ = rustix::net::shutdown(&socket.fd, Shutdown::Both);
         }
+        self.ring.send_held(true, |_| ());
         for _ in 0..1000 {
             if self.ring.sends_in_flight() == 0 || self.ring.enter().is_err() {
                 return;

@@ -47,6 +47,7 @@ fn block(attachment: &Arc<Attachment>, pages: &[u32], length: u32) -> LeasedBloc
     });
     LeasedBlock {
         attachment: attachment.clone(),
+        key: 0,
         file: FileId(7),
         version: 1,
         start: 0,
@@ -156,4 +157,27 @@ fn memory_that_could_shrink_or_has_another_length_is_not_mapped() {
     let inside = |offset, length| memory.contains(&Extent { offset, length });
     assert!(inside(0, 2 * PAGE) && inside(length, 0));
     assert!(!inside(1, 2 * PAGE) && !inside(u64::MAX, 2) && !inside(length, 1));
+}
+
+#[test]
+fn what_is_being_leased_again_is_not_given_back() {
+    let attachment = attachment();
+    let leases = Leases::new(1 << 20);
+    let gone: Vec<_> = (0..3)
+        .map(|key| {
+            Arc::new(LeasedBlock { key, start: key * 100, ..block(&attachment, &[0], PAGE) })
+        })
+        .collect();
+    let given_back = || {
+        let mut starts = Vec::new();
+        leases.give_back(&gone, |ranges| starts = ranges.iter().map(|it| it.offset).collect());
+        starts
+    };
+    let first = leases.asking(vec![1]);
+    let second = leases.asking(vec![1, 2]);
+    assert_eq!(given_back(), [0]);
+    drop(first);
+    assert_eq!(given_back(), [0]);
+    drop(second);
+    assert_eq!(given_back(), [0, 100, 200]);
 }
