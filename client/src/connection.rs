@@ -170,6 +170,11 @@ impl Answers {
         }
     }
 
+    /// Whether nobody ever waited.
+    fn is_nobody(&self) -> bool {
+        matches!(self, Answers::Nobody)
+    }
+
     /// Hands out an answer; one that nobody waits for is dropped.
     fn send(&mut self, answer: Answer) {
         match self {

@@ -125,9 +125,17 @@ impl LeasedBlock {
         u64::from(self.length).next_multiple_of(u64::from(PAGE_SIZE))
     }
 
-    /// Ends the lease on this side, before the node may.
-    fn revoke(&self) {
+    /// Ends the lease on this side for good, before the node may; says whether it still held.
+    fn revoke(&self) -> bool {
+        let held = self.holds();
         self.ends_at_ns.store(0, Ordering::SeqCst);
+        held
+    }
+
+    /// Prolongs the lease, unless it was revoked meanwhile.
+    fn prolong(&self, ends_at_ns: u64) -> bool {
+        let longer = |end: u64| (end != 0).then(|| end.max(ends_at_ns));
+        self.ends_at_ns.fetch_update(Ordering::SeqCst, Ordering::SeqCst, longer).is_ok()
     }
 
     fn range(&self) -> Range {
@@ -255,14 +263,14 @@ impl Leases {
         Asking { leases: self, keys }
     }
 
-    /// Gives back what is not being leased again; `send` sends it before anything else can be asked.
-    fn give_back(&self, gone: &[Arc<LeasedBlock>], send: impl FnOnce(Vec<Range>)) {
+    /// Gives back what is not leased again, or being leased again; `send` sends it before anything else
+    /// can be asked.
+    fn give_back(&self, gone: &[Arc<LeasedBlock>], send: impl FnOnce(Vec<&LeasedBlock>)) {
         let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        let gone = gone.iter().filter(|block| !asked.contains_key(&block.key));
-        let ranges: Vec<Range> = gone.map(|block| block.range()).collect();
-        if !ranges.is_empty() {
-            send(ranges);
-        }
+        let is_free = |block: &&LeasedBlock| {
+            !asked.contains_key(&block.key) && self.find(block.key).is_none()
+        };
+        send(gone.iter().map(Arc::as_ref).filter(is_free).collect());
     }
 
     fn find(&self, key: u64) -> Option<Arc<LeasedBlock>> {
@@ -295,18 +303,23 @@ impl Leases {
             let part = self.parts[key as usize % PARTS].write();
             part.unwrap_or_else(PoisonError::into_inner)
         };
-        part(key).insert(key, block);
+        if let Some(replaced) = part(key).insert(key, block) {
+            // It is the same lease for the node, and so is not given back.
+            replaced.revoke();
+        }
         let mut gone = Vec::new();
-        while *bytes > self.bytes_max
-            && let Some((key, oldest)) = queue.pop_front()
+        // Those of a connection that has ended go as well, and with them the memory of a dead node.
+        while let Some((key, oldest)) =
+            queue.pop_front_if(|(_, oldest)| *bytes > self.bytes_max || !oldest.attachment.stands())
         {
             *bytes -= oldest.cost();
             let mut part = part(key);
             // A newer lease of the same block has taken its place, or it goes.
             if part.get(&key).is_some_and(|block| Arc::ptr_eq(block, &oldest)) {
                 part.remove(&key);
-                oldest.revoke();
-                gone.push(oldest);
+                if oldest.revoke() {
+                    gone.push(oldest);
+                }
             }
         }
         gone
@@ -467,9 +480,7 @@ impl Client {
             found.push(block);
         }
         drop(asking);
-        self.leases().give_back(&gone, |ranges| {
-            lane.send(Body::Release(ReadManyRequest { ranges }), terms.deadline);
-        });
+        self.leases().give_back(&gone, |blocks| release(topology, &blocks, terms.deadline));
         found
     }
 
@@ -533,9 +544,8 @@ impl Client {
         // Held without a gap, it is what was verified when it began.
         if let Some(held) = held
             && held.holds()
+            && held.prolong(block.ends_at_ns.load(Ordering::Relaxed))
         {
-            let ends_at_ns = block.ends_at_ns.load(Ordering::Relaxed);
-            held.ends_at_ns.fetch_max(ends_at_ns, Ordering::SeqCst);
             let is_verified = held.is_verified.load(Ordering::Relaxed);
             return (is_verified || !terms.verify || is_good(&held)).then_some(held);
         }
@@ -545,6 +555,28 @@ impl Client {
         let block = Arc::new(block);
         gone.extend(self.leases().insert(key, block.clone()));
         Some(block)
+    }
+}
+
+/// Gives leases back, each on the connection that it was given on.
+fn release(topology: &Topology, blocks: &[&LeasedBlock], deadline: tokio::time::Instant) {
+    let mut ranges: HashMap<usize, Vec<Range>> = HashMap::new();
+    for block in blocks {
+        let number = block.start / u64::from(topology.hello.block_size);
+        let shard_index = topology.shard_index(block.file, number);
+        let is_its_own = topology
+            .leasing_lane(shard_index)
+            .is_some_and(|(_, attachment)| Arc::ptr_eq(&attachment, &block.attachment));
+        if is_its_own {
+            ranges.entry(shard_index).or_default().push(block.range());
+        }
+    }
+    for (shard_index, ranges) in ranges {
+        let Some((lane, _)) = topology.leasing_lane(shard_index) else { continue };
+        for ranges in ranges.chunks(BATCH_MAX) {
+            let batch = ReadManyRequest { ranges: ranges.to_vec() };
+            lane.send(Body::Release(batch), deadline);
+        }
     }
 }
 

@@ -183,12 +183,13 @@ impl Runtime {
 
     /// Handles what completed and what came by mail; says whether there was anything.
     fn turn(&mut self) -> bool {
-        let now = self.now();
         let mut worked = false;
         while let Some(completion) = self.ring.next_completion() {
             worked = true;
-            self.on_completion(now, completion);
+            // Looked at for each: a lease must not count from before it was asked for.
+            self.on_completion(self.now(), completion);
         }
+        let now = self.now();
         for _ in 0..MAIL_PER_TURN {
             let Ok(mail) = self.mail.try_recv() else { break };
             worked = true;
@@ -444,7 +445,12 @@ impl Runtime {
                 socket.receiving = false;
                 socket.wants_receive = false;
             }
-            self.handle(now, Event::ReceiveEnded { token });
+            // Other errors are this machine's, and the client knows nothing of them.
+            let by_client = match result {
+                Ok(()) => true,
+                Err(error) => error.raw_os_error() == Some(libc::ECONNRESET),
+            };
+            self.handle(now, Event::ReceiveEnded { token, by_client });
         }
         self.close_if_idle(now, token);
     }
@@ -588,8 +594,8 @@ impl Runtime {
             // Fails if the peer did it first.
             let _ = rustix::net::shutdown(&socket.fd, Shutdown::Both);
         }
-        self.ring.send_held(true, |_| ());
         for _ in 0..1000 {
+            self.ring.send_held(true, |_| ());
             if self.ring.sends_in_flight() == 0 || self.ring.enter().is_err() {
                 return;
             }

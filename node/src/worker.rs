@@ -59,7 +59,7 @@ pub(crate) enum Event<'a> {
     /// Bytes came in.
     Received { token: Token, bytes: &'a [u8] },
     /// No more bytes will come in: the client is done, or gone.
-    ReceiveEnded { token: Token },
+    ReceiveEnded { token: Token, by_client: bool },
     /// A batch is with the socket, whole; or it failed and the connection is of no use.
     Sent { token: Token, batch: Batch, ok: bool, is_last: bool },
     /// The rest of a batch waits for another one to go with.
@@ -240,7 +240,9 @@ impl Worker {
         self.is_restless = true;
         match event {
             Event::Received { token, bytes } => self.on_received(now, token, bytes, actions),
-            Event::ReceiveEnded { token } => self.on_receive_ended(now, token, actions),
+            Event::ReceiveEnded { token, by_client } => {
+                self.on_receive_ended(now, token, by_client, actions)
+            }
             Event::Sent { token, batch, ok, is_last } => {
                 self.on_sent(now, token, batch, (ok, is_last), actions)
             }
@@ -597,11 +599,17 @@ impl Worker {
         }
     }
 
-    fn on_receive_ended(&mut self, now: u64, token: Token, actions: &mut Vec<Action>) {
+    fn on_receive_ended(
+        &mut self,
+        now: u64,
+        token: Token,
+        by_client: bool,
+        actions: &mut Vec<Action>,
+    ) {
         let Some(connection) = self.connection(token) else { return };
         connection.active_at = now;
         // What is read after our own shutdown is no word of the client's.
-        connection.client_ended |= connection.phase < Phase::Closed;
+        connection.client_ended |= by_client && connection.phase < Phase::Closed;
         match connection.phase {
             // A client that shut its sending side still gets the replies it waits for.
             Phase::Open if connection.in_flight > 0 => connection.phase = Phase::HalfClosed,

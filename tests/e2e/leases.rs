@@ -302,3 +302,37 @@ async fn a_new_version_is_never_read_from_a_lease_of_the_old_one() {
     }
     node.stop();
 }
+
+/// The file changes, and its new version is leased: the old one is still being read where it lies.
+#[test]
+fn a_lease_outlives_its_version_whose_next_one_is_leased_too() {
+    let scratch = Scratch::new();
+    scratch.write("file", &content::versioned(1, BLOCK_SIZE));
+    scratch.file("churn", 400 * BLOCK_SIZE);
+    let node = options(&scratch, 1).set("memory", "8MiB").set("lease_ms", 5_000).start();
+    let client = blocking::Client::connect(node.address().to_string(), config()).expect("connect");
+    let far = ClientConfig { local: false, ..config() };
+    let far = blocking::Client::connect(node.address().to_string(), far).expect("connect");
+    let churn = far.stat("churn").expect("stat");
+    let mut leases = Vec::new();
+    for version in 1..3 {
+        let file = client.stat("file").expect("stat");
+        let lease = client.lease(&file, 0, 1).expect("lease").remove(0).expect("a lease");
+        leases.push((version, lease));
+        scratch.replace("file", &content::versioned(version + 1, BLOCK_SIZE));
+    }
+    let (mut held, mut target) = (0, vec![0; BLOCK_SIZE]);
+    for _ in 0..3 {
+        content::check("churn", 0, &far.read(&churn, 0, u64::MAX).expect("read"));
+        for (version, lease) in &leases {
+            if lease.copy(0, &mut target) {
+                held += 1;
+                assert_eq!(content::version_of(0, &target), Some(*version));
+            }
+        }
+    }
+    // Of a machine that is not too slow for it.
+    println!("{held} copies of 6 under a lease that held");
+    assert!(node.counter("evicted_count") > 100);
+    node.stop();
+}

@@ -81,7 +81,8 @@ impl Driver {
             }
             match &self.held {
                 None => return,
-                Some(request) if request.answers.is_closed() => {
+                // What nobody waits for ended with the connection before.
+                Some(request) if request.answers.is_closed() || request.answers.is_nobody() => {
                     self.held = None;
                     continue;
                 }
@@ -97,7 +98,9 @@ impl Driver {
                         attachment: opened.attachment.clone(),
                         failure: None,
                     });
-                    if self.serve(opened, limit).await {
+                    let was_of_use = self.serve(opened, limit).await;
+                    self.link.send_modify(|link| link.attachment = None);
+                    if was_of_use {
                         backoff.reset();
                         continue;
                     }

@@ -170,7 +170,7 @@ fn what_is_being_leased_again_is_not_given_back() {
         .collect();
     let given_back = || {
         let mut starts = Vec::new();
-        leases.give_back(&gone, |ranges| starts = ranges.iter().map(|it| it.offset).collect());
+        leases.give_back(&gone, |blocks| starts = blocks.iter().map(|it| it.start).collect());
         starts
     };
     let first = leases.asking(vec![1]);
@@ -180,4 +180,40 @@ fn what_is_being_leased_again_is_not_given_back() {
     assert_eq!(given_back(), [0]);
     drop(second);
     assert_eq!(given_back(), [0, 100, 200]);
+    // Leased again meanwhile, and done with it.
+    let again = LeasedBlock { key: 2, ..block(&attachment, &[0], PAGE) };
+    leases.insert(2, Arc::new(again));
+    assert_eq!(given_back(), [0, 100]);
+}
+
+#[test]
+fn a_lease_that_was_revoked_is_not_prolonged() {
+    let lease = block(&attachment(), &[0], PAGE);
+    assert!(lease.prolong(u64::MAX) && lease.holds());
+    assert!(lease.revoke());
+    assert!(!lease.prolong(u64::MAX) && !lease.holds() && !lease.revoke());
+}
+
+#[test]
+fn blocks_of_a_connection_that_ended_leave_with_the_next_lease() {
+    let (old, new) = (attachment(), attachment());
+    let leases = Leases::new(1 << 20);
+    for key in 0..3 {
+        leases.insert(key, Arc::new(LeasedBlock { key, ..block(&old, &[0], PAGE) }));
+    }
+    old.end();
+    let gone = leases.insert(9, Arc::new(LeasedBlock { key: 9, ..block(&new, &[0], PAGE) }));
+    assert!(gone.is_empty(), "there is nobody to give them back to");
+    assert_eq!(Arc::strong_count(&old), 1, "nothing keeps the memory of the dead node");
+    assert!(leases.find(9).is_some_and(|block| block.holds()));
+}
+
+#[test]
+fn of_two_leases_of_one_block_the_first_ends() {
+    let attachment = attachment();
+    let leases = Leases::new(1 << 20);
+    let first = Arc::new(block(&attachment, &[0], PAGE));
+    leases.insert(0, first.clone());
+    leases.insert(0, Arc::new(block(&attachment, &[0], PAGE)));
+    assert!(!first.holds());
 }

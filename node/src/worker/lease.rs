@@ -216,8 +216,12 @@ impl Worker {
             self.fail_damaged(requester, actions);
             return;
         }
-        // The pin that was just taken becomes the lease; that of the one before it is given back.
-        if let Some(index) = held {
+        // The pin that was just taken becomes the lease; that of the one before it is given back. A
+        // lease of the block where it lay before (another version, or it was dropped meanwhile) goes
+        // on beside this one until it runs out: the client may still be reading there.
+        if let Some(index) = held
+            && self.leases.get(index).entry == hit.entry
+        {
             self.end_lease(index);
         }
         if !self.leases.has_room(bytes) {
@@ -265,7 +269,9 @@ impl Worker {
     fn end_lease(&mut self, index: u32) {
         let lease = self.leases.remove(index);
         self.cache.unpin(lease.entry);
-        if let Some(connection) = self.connection(lease.token) {
+        if let Some(connection) = self.connection(lease.token)
+            && connection.leases.get(&lease.key) == Some(&index)
+        {
             connection.leases.remove(&lease.key);
         }
     }

@@ -113,7 +113,7 @@ fn leases_end_with_the_connection_if_the_client_ends_it() {
     node.receive(0, 0, local, &lease(0..2, 1));
     node.end_fills(0, |_| Ok(()));
     assert_eq!(statuses(&mut node), [Status::Ok, Status::Ok]);
-    node.event(1, 0, Event::ReceiveEnded { token: local });
+    node.event(1, 0, Event::ReceiveEnded { token: local, by_client: true });
     node.event(1, 0, Event::Closed { token: local });
     assert_eq!(node.workers[0].leases.bytes(), 0);
     assert_eq!(node.counter("lease_expired_count"), 0);
@@ -126,7 +126,7 @@ fn leases_outlive_a_connection_that_the_node_ends() {
     node.end_fills(0, |_| Ok(()));
     let mut actions = Vec::new();
     node.workers[0].close(local, &mut actions);
-    node.event(1, 0, Event::ReceiveEnded { token: local });
+    node.event(1, 0, Event::ReceiveEnded { token: local, by_client: true });
     node.event(1, 0, Event::Closed { token: local });
     assert_eq!(node.workers[0].leases.bytes(), 2 * u64::from(BLOCK));
     // The place is taken by another client, whom they do not concern.
@@ -156,7 +156,7 @@ fn leases_are_for_local_clients_of_the_block_s_own_shard() {
 }
 
 #[test]
-fn a_new_version_takes_the_place_of_the_leased_one() {
+fn a_new_version_is_leased_beside_the_old_one_which_stays_until_it_runs_out() {
     let (mut node, local, _) = node();
     node.receive(0, 0, local, &lease(0..1, 1));
     node.end_fills(0, |_| Ok(()));
@@ -169,11 +169,19 @@ fn a_new_version_takes_the_place_of_the_leased_one() {
     node.end_fills(1, |_| Ok(()));
     let after = answers(&mut node);
     assert_eq!(after[0].0, Status::Ok);
-    assert_ne!(after[0].1, before[0].1, "while it was brought in the old one was leased");
-    assert_eq!(node.workers[0].leases.bytes(), u64::from(BLOCK));
+    assert_ne!(after[0].1, before[0].1, "the old one is still leased");
+    assert_eq!(node.workers[0].leases.bytes(), 2 * u64::from(BLOCK));
     // Giving the old version back is late, and takes nothing away.
     node.receive(2, 0, local, &encoded(Op::Release, 3, 0, &ranges(0..1)));
-    assert_eq!(node.workers[0].leases.bytes(), u64::from(BLOCK));
+    assert_eq!(node.workers[0].leases.bytes(), 2 * u64::from(BLOCK));
+    // The same where the block was dropped and brought in again, somewhere else.
+    let key = BlockKey { file: FILE, block: 0 };
+    node.workers[0].cache.remove(&key);
+    node.receive(3, 0, local, &encoded(Op::Lease, 4, 0, &request));
+    node.end_fills(3, |_| Ok(()));
+    assert_eq!(statuses(&mut node), [Status::Ok, Status::Busy], "two of four blocks are leased");
+    node.event(1_060, 0, Event::Tick);
+    assert_eq!(node.workers[0].leases.bytes(), 0);
 }
 
 #[test]
