@@ -394,6 +394,9 @@ impl Runtime {
             ZeroCopy::Always => true,
             ZeroCopy::Auto => !is_local && is_from_elsewhere(&fd),
         };
+        if by_reference && let Err(error) = self.give_up_in_time(&fd) {
+            tracing::debug!("set TCP_USER_TIMEOUT: {error}");
+        }
         let segment = if is_local { 0 } else { segment(&fd) };
         let index = token.index as usize;
         if self.sockets.len() <= index {
@@ -412,6 +415,14 @@ impl Runtime {
             by_reference,
         });
         receive(&mut self.ring, token, socket);
+    }
+
+    /// Has the kernel end the connection when its client takes nothing for as long as a send may take:
+    /// what is sent by reference stays pinned until the client has it, though it counts as sent
+    /// (tcp(7), TCP_USER_TIMEOUT; it covers a closed window, too).
+    fn give_up_in_time(&self, fd: &OwnedFd) -> io::Result<()> {
+        let timeout_ms = u32::try_from(self.worker.send_timeout_ms()).unwrap_or(u32::MAX);
+        Ok(rustix::net::sockopt::set_tcp_user_timeout(fd, timeout_ms)?)
     }
 
     fn socket(&mut self, token: Token) -> Option<&mut Socket> {

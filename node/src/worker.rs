@@ -290,6 +290,11 @@ impl Worker {
         connection.is_some_and(|connection| connection.token == token)
     }
 
+    /// How long a client may take no byte, in milliseconds.
+    pub(crate) fn send_timeout_ms(&self) -> u64 {
+        self.limits.send_timeout_ms
+    }
+
     /// Most bytes of blocks that the kernel may read after their replies count as sent: an eighth, so
     /// that slow readers far away cannot hold all of the memory.
     pub(crate) fn referred_bytes_max(&self) -> u64 {

@@ -125,6 +125,24 @@ fn a_slow_client_that_reads_steadily_is_not_cut_off() {
     node.stop();
 }
 
+/// What is sent by reference stays pinned until the client has it, though for the node it is sent.
+#[test]
+fn a_client_that_leaves_replies_in_the_kernel_is_cut_off_if_they_pin_memory() {
+    let scratch = Scratch::new();
+    scratch.file("a", MIB);
+    let options = large_node(&scratch).set("send_timeout_ms", 500);
+    let node = options.set("zero_copy", "always").start();
+    let mut rude = node.peer().with_block_size(MIB as u32);
+    rustix::net::sockopt::set_socket_recv_buffer_size(&rude.stream, 64 << 10).expect("SO_RCVBUF");
+    let entry = rude.stat("a").expect("stat");
+    assert_eq!(rude.load("a"), Status::Ok);
+    ask_for_blocks(&mut rude, &entry, 1);
+    let mut other = node.peer();
+    wait_until("the kernel ends it", || other.counter("connection_count") == 1);
+    drop((rude, other));
+    node.stop();
+}
+
 #[test]
 fn a_slow_reader_gets_right_bytes_though_all_around_is_evicted() {
     let scratch = Scratch::new();
