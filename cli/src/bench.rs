@@ -459,6 +459,8 @@ mod tests {
         assert!(read_size("4GiB").is_err());
         assert!(object_size("0").is_err());
         assert!(read_size("0").is_err());
+        assert_eq!(packet_size("512KiB"), Ok(524_280));
+        assert!(packet_size("1KiB").is_err() && packet_size("1MiB").is_err());
         assert_eq!(seconds("0.5"), Ok(0.5));
         assert!(seconds("NaN").is_err() && seconds("-1").is_err() && seconds("soon").is_err());
         assert!(seconds("0").is_ok() && measured_seconds("0").is_err());

@@ -391,7 +391,7 @@ impl Runtime {
         };
         let by_reference = match self.zero_copy {
             ZeroCopy::Never => false,
-            ZeroCopy::Always => true,
+            ZeroCopy::Always => !is_local,
             ZeroCopy::Auto => !is_local && is_from_elsewhere(&fd),
         };
         if by_reference && let Err(error) = self.give_up_in_time(&fd) {

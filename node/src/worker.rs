@@ -162,8 +162,8 @@ pub(crate) struct Worker {
     /// Waiters that have a deadline: while there are some, ticks are wanted.
     deadline_count: usize,
     draining: bool,
-    /// Something happened since a tick found no connection that waits for time to pass. Looking at all
-    /// of them at each sleep cost more than serving, with ten thousand.
+    /// Something happened since a tick found no connection that waits for time to pass: so a sleep does
+    /// not have to look at all of them.
     is_restless: bool,
     /// Bytes in the stashes of all connections.
     stashed: usize,

@@ -22,7 +22,7 @@ use crate::connection::{Token, reply_header};
 use crate::mailbox::Requester;
 use crate::memory::ShardMemory;
 
-/// Most leases of a shard. Guessed: 64 GiB of blocks of 1 MiB; the table takes 80 bytes for each.
+/// Most leases of a shard. Guessed: 64 GiB of blocks of 1 MiB; the tables take some 200 bytes for each.
 const LEASES_MAX: usize = 1 << 16;
 /// How much longer the node holds a lease than it says, in milliseconds. Derived: twice the time
 /// between two looks at the clock.
@@ -127,7 +127,7 @@ impl Leases {
 impl Worker {
     /// Tells a client how to get at the memory; where it can, the memory goes with it.
     pub(super) fn attach(&mut self, requester: &Requester, actions: &mut Vec<Action>) {
-        let has_leases = self.limits.lease_ms > 0 && self.limits.lease_percent > 0;
+        let has_leases = self.has_leases();
         let memory = self.cache.memory();
         let (memory_length, descriptor) = (memory.memory_length(), memory.memfd().as_raw_fd());
         let Some(connection) = self.connection(requester.token) else { return };
@@ -146,6 +146,11 @@ impl Worker {
         self.push_head(requester, |head| frame::encode(head, header, &reply), actions);
     }
 
+    /// Whether the configuration allows leases.
+    fn has_leases(&self) -> bool {
+        self.limits.lease_ms > 0 && self.limits.lease_percent > 0
+    }
+
     /// Takes a `Lease`: each block is looked for as if it were read.
     pub(super) fn lease(
         &mut self,
@@ -156,7 +161,7 @@ impl Worker {
     ) {
         let is_local = self.connection(requester.token).is_some_and(|it| it.is_local);
         let (count, ranges_max) = (request.ranges.len(), self.ranges_max());
-        let refusal = if !is_local || self.limits.lease_ms == 0 {
+        let refusal = if !is_local || !self.has_leases() {
             Some("there are leases on Unix sockets only, where Attach told so".to_owned())
         } else if count == 0 || count > ranges_max {
             Some(format!("a Lease takes 1 to {ranges_max} ranges, not {count}"))
