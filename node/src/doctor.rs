@@ -276,9 +276,10 @@ impl Settings {
         let mut queues = 0;
         let mut processors = Vec::new();
         for device in fs::read_dir(self.root.join("sys/class/net")).ok()?.flatten() {
-            let Ok(interrupts) = fs::read_dir(device.path().join("device/msi_irqs")) else {
-                continue;
-            };
+            // A virtio device is one below that which has the interrupts.
+            let places = ["device/msi_irqs", "device/../msi_irqs"];
+            let mut found = places.iter().map(|place| fs::read_dir(device.path().join(place)));
+            let Some(interrupts) = found.find_map(Result::ok) else { continue };
             for interrupt in interrupts.flatten() {
                 let number = interrupt.file_name().to_string_lossy().into_owned();
                 let path = format!("proc/irq/{number}/effective_affinity_list");

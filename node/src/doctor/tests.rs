@@ -54,8 +54,9 @@ fn what_slows_a_node_is_named_with_what_to_change() {
         ("proc/sys/net/ipv4/tcp_congestion_control", "bbr"),
         ("sys/devices/system/clocksource/clocksource0/current_clocksource", "hpet"),
         ("sys/devices/system/cpu/cpu0/cpufreq/scaling_governor", "powersave"),
-        ("sys/class/net/eth0/device/msi_irqs/40", "msix"),
-        ("sys/class/net/eth0/device/msi_irqs/41", "msix"),
+        ("sys/class/net/eth0/device/uevent", "DRIVER=virtio_net"),
+        ("sys/class/net/eth0/msi_irqs/40", "msix"),
+        ("sys/class/net/eth0/msi_irqs/41", "msix"),
         ("proc/irq/40/effective_affinity_list", "3"),
         ("proc/irq/41/effective_affinity_list", "3"),
     ]);
