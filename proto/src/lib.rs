@@ -16,11 +16,13 @@
 //! of other implementations. Modules in reading order:
 
 pub mod checksum;
+pub mod cluster;
 pub mod frame;
 pub mod id;
 pub mod message;
 pub mod op;
 pub mod placement;
+pub mod ring;
 pub mod status;
 pub mod zookeeper;
 
@@ -45,6 +47,8 @@ pub mod feature {
     pub const SHARD_ADDRESSES: u64 = 1 << 2;
     /// `Attach`, `Lease` and `Release`: clients on the node's machine read its memory.
     pub const LEASES: u64 = 1 << 3;
+    /// `Ring` and the other operations of [`crate::cluster`]: the node is one of several.
+    pub const CLUSTER: u64 = 1 << 4;
     /// All features of this version.
-    pub const ALL: u64 = READ_MANY | CHECKSUMS | SHARD_ADDRESSES | LEASES;
+    pub const ALL: u64 = READ_MANY | CHECKSUMS | SHARD_ADDRESSES | LEASES | CLUSTER;
 }

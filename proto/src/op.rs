@@ -29,11 +29,21 @@ pub enum Op {
     Lease = 11,
     /// Give leases back before they run out.
     Release = 12,
+    /// Members, mounts and epoch of the cluster.
+    Ring = 13,
+    /// As `Read`, but only what is cached.
+    Peek = 14,
+    /// Which blocks the node has that another member should have.
+    Inventory = 15,
+    /// Have a member give its blocks away, or take part again.
+    Drain = 16,
+    /// Change what is mounted.
+    Mount = 17,
 }
 
 impl Op {
     /// Every operation, in wire order.
-    pub const ALL: [Op; 12] = [
+    pub const ALL: [Op; 17] = [
         Op::Hello,
         Op::Ping,
         Op::Stat,
@@ -46,6 +56,11 @@ impl Op {
         Op::Attach,
         Op::Lease,
         Op::Release,
+        Op::Ring,
+        Op::Peek,
+        Op::Inventory,
+        Op::Drain,
+        Op::Mount,
     ];
 
     /// The operation with this number, if this version knows it.

@@ -17,8 +17,13 @@ const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 pub fn block_hash(file: FileId, block: u64) -> u64 {
     let low = file.0 as u64;
     let high = (file.0 >> 64) as u64;
-    let mut hash = low ^ high.rotate_left(32) ^ block.wrapping_mul(GOLDEN);
-    hash = (hash ^ (hash >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    mix(low ^ high.rotate_left(32) ^ block.wrapping_mul(GOLDEN))
+}
+
+/// The finaliser of SplitMix64: every bit of the result depends on every bit of `number`.
+#[inline]
+pub fn mix(number: u64) -> u64 {
+    let mut hash = (number ^ (number >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     hash = (hash ^ (hash >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     hash ^ (hash >> 31)
 }

@@ -61,6 +61,15 @@ pub enum Status {
     /// A fault of the node.
     #[error("internal error")]
     Internal = 18,
+    /// Only what is cached was asked for, and this is not.
+    #[error("not cached")]
+    NotCached = 19,
+    /// The request is for the master of the cluster, which is another node, or nobody at the moment.
+    #[error("not the master")]
+    NotMaster = 20,
+    /// The node has lost coordination and does nothing that others have to agree to.
+    #[error("cut off from coordination")]
+    Fenced = 21,
 }
 
 /// What a client does about a status.
@@ -80,7 +89,7 @@ pub enum Next {
 
 impl Status {
     /// Every status, in wire order.
-    pub const ALL: [Status; 19] = [
+    pub const ALL: [Status; 22] = [
         Status::Ok,
         Status::Busy,
         Status::DeadlineExceeded,
@@ -100,6 +109,9 @@ impl Status {
         Status::Corrupt,
         Status::ShuttingDown,
         Status::Internal,
+        Status::NotCached,
+        Status::NotMaster,
+        Status::Fenced,
     ];
 
     /// The status with this number; an unknown one is [`Status::Internal`], which no client retries.

@@ -1,0 +1,158 @@
+//! Balance, movement and order of a ring, and the logarithm under it.
+
+use super::*;
+
+fn key(index: usize) -> u64 {
+    mix(index as u64 + 1)
+}
+
+fn cluster(count: usize) -> Vec<Member<'static>> {
+    (0..count).map(|index| Member { key: key(index), weight: 64, zone: "" }).collect()
+}
+
+fn hashes(count: u64) -> impl Iterator<Item = u64> {
+    (0..count).map(|number| mix(number ^ 0x5eed_0000_0000))
+}
+
+fn shares(ring: &Ring, members: usize, count: u64) -> Vec<u64> {
+    let mut shares = vec![0; members];
+    for hash in hashes(count) {
+        shares[ring.owner(hash).unwrap()] += 1;
+    }
+    shares
+}
+
+#[test]
+fn equal_members_own_equal_shares() {
+    let members = cluster(20);
+    for share in shares(&Ring::new(&members), 20, 400_000) {
+        // Five deviations of 141.
+        assert!(share.abs_diff(20_000) < 700, "{share}");
+    }
+}
+
+#[test]
+fn shares_follow_the_weights() {
+    let weights = [10, 20, 30, 40, 100, 100, 0];
+    let members: Vec<_> = weights
+        .iter()
+        .enumerate()
+        .map(|(index, &weight)| Member { key: key(index), weight, zone: "" })
+        .collect();
+    let shares = shares(&Ring::new(&members), weights.len(), 300_000);
+    for (share, weight) in shares.iter().zip(weights) {
+        assert!(share.abs_diff(u64::from(weight) * 1000) < 1500, "{share} for {weight}");
+    }
+    assert_eq!(shares[6], 0, "without weight nothing is owned");
+}
+
+#[test]
+fn only_what_has_to_moves() {
+    let all = cluster(30);
+    let (before, after) = (Ring::new(&all[..29]), Ring::new(&all));
+    let mut moved = 0;
+    for hash in hashes(100_000) {
+        let (old, new) = (before.owner(hash).unwrap(), after.owner(hash).unwrap());
+        if new == 29 {
+            moved += 1;
+            // Whom it came from is who comes next.
+            let mut order = [0; 2];
+            assert_eq!(after.owners(hash, 1, &mut order), 2);
+            assert_eq!(order, [29, old as u32]);
+        } else {
+            assert_eq!(old, new);
+        }
+    }
+    assert!(moved > 0);
+}
+
+#[test]
+fn weight_that_grows_takes_from_others_and_gives_to_none() {
+    let mut members = cluster(10);
+    let before = Ring::new(&members);
+    members[3].weight = 100;
+    let after = Ring::new(&members);
+    for hash in hashes(100_000) {
+        let (old, new) = (before.owner(hash), after.owner(hash));
+        assert!(old == new || new == Some(3));
+    }
+}
+
+#[test]
+fn order_of_the_members_does_not_matter() {
+    let members: Vec<_> = (0..50)
+        .map(|index| Member { key: key(index), weight: 10 + index as u32 % 3, zone: "" })
+        .collect();
+    let backwards: Vec<_> = members.iter().rev().copied().collect();
+    let (first, second) = (Ring::new(&members), Ring::new(&backwards));
+    for hash in hashes(10_000) {
+        assert_eq!(first.owner(hash), second.owner(hash).map(|index| 49 - index));
+    }
+}
+
+#[test]
+fn replicas_are_in_different_zones_while_there_are_some() {
+    let zones = ["a", "a", "a", "a", "b", "b", "c"];
+    let members: Vec<_> = zones
+        .iter()
+        .enumerate()
+        .map(|(index, zone)| Member { key: key(index), weight: 10 + index as u32, zone })
+        .collect();
+    let ring = Ring::new(&members);
+    for hash in hashes(5000) {
+        let mut out = [0; 7];
+        assert_eq!(ring.owners(hash, 4, &mut out), 7);
+        assert_eq!(Some(out[0] as usize), ring.owner(hash));
+        let mut three: Vec<_> = out[..3].iter().map(|&index| zones[index as usize]).collect();
+        three.sort_unstable();
+        assert_eq!(three, ["a", "b", "c"]);
+        let mut all = out;
+        all.sort_unstable();
+        assert_eq!(all, [0, 1, 2, 3, 4, 5, 6], "each once");
+        // Without replicas zones do not count: the order is that in which members leave.
+        let mut plain = [0; 7];
+        ring.owners(hash, 1, &mut plain);
+        let mut left = members.clone();
+        for &expected in &plain {
+            assert_eq!(Ring::new(&left).owner(hash), Some(expected as usize));
+            left[expected as usize].weight = 0;
+        }
+    }
+}
+
+#[test]
+fn a_ring_of_none_and_of_one() {
+    let none = Ring::new(&[]);
+    assert!(none.is_empty());
+    assert_eq!((none.owner(1), none.owners(1, 3, &mut [0; 3])), (None, 0));
+    let one = Ring::new(&[
+        Member { key: 0, weight: 0, zone: "" },
+        Member { key: 1, weight: 1, zone: "" },
+    ]);
+    assert_eq!((one.owner(7), one.len()), (Some(1), 1));
+    let mut out = [9; 3];
+    assert_eq!(one.owners(7, 3, &mut out), 1);
+    assert_eq!(out, [1, 9, 9]);
+}
+
+#[test]
+fn cost_is_the_logarithm() {
+    for score in (0..64).flat_map(|bit| [1u64 << bit, (1 << bit) | 1, mix(bit) >> (bit % 60)]) {
+        let exact = (64.0 - (score.max(1) as f64).log2()) * (1u64 << 32) as f64;
+        assert!((cost(score) as f64 - exact).abs() < 2.0 + exact * 1e-12, "{score}");
+    }
+    assert_eq!(cost(0), 64 << 32);
+    assert_eq!(cost(1 << 63), 1 << 32);
+    assert_eq!(cost(u64::MAX), 1);
+}
+
+#[test]
+fn weights_are_rounded_to_few_values() {
+    let mib = |mib: u64| weight_of(mib << 20);
+    assert_eq!([0, 1, 5, 31, 32, 33, 35].map(mib), [1, 1, 5, 31, 32, 34, 36]);
+    assert_eq!(mib(1 << 40), WEIGHT_MAX);
+    for size in 1..100_000 {
+        let error = f64::from(mib(size)) / size as f64 - 1.0;
+        assert!(error.abs() <= 1.0 / 32.0, "{size}: {error}");
+    }
+}
