@@ -23,6 +23,7 @@ mod bench;
 
 mod doctor;
 
+mod embedded;
 mod failure;
 mod jobs;
 mod output;

@@ -15,6 +15,7 @@ use millrace_node::config::KEYS;
 use millrace_node::{Config, ConfigError, Node, StartError};
 use tracing_subscriber::EnvFilter;
 
+use crate::embedded::Embedded;
 use crate::failure::Failure;
 use crate::output;
 use crate::signals::Signals;
@@ -147,9 +148,10 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
             config => as_file(&config.map_err(refused)?, false),
         });
     }
-    let config = load(None).map_err(refused)?;
+    let mut config = load(None).map_err(refused)?;
     start_log("info")?;
     let signals = Signals::install()?;
+    let embedded = Embedded::start(&mut config)?;
     let node = start(config)?;
     tracing::info!("{} shards listen at {}", node.shard_addresses().len(), node.address());
     announce(&node);
@@ -160,6 +162,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     } else {
         tracing::warn!("stopped before every reply was sent: the time to drain ran out");
     }
+    embedded.into_iter().for_each(Embedded::stop);
     Ok(())
 }
 
@@ -177,6 +180,7 @@ pub(crate) fn start(config: Config) -> Result<Node, Failure> {
                     failure.with_hint("choose another with --listen; port 0 takes any free one")
                 }
                 StartError::Source { .. } => failure.with_hint("check --source"),
+                StartError::Cluster(_) => failure.with_hint("check --coord"),
                 _ => failure,
             }
         }

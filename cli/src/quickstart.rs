@@ -18,6 +18,7 @@ mod pass;
 
 mod report;
 
+use crate::embedded::Embedded;
 use crate::failure::{Failure, is_about_path};
 use crate::signals::Signals;
 use crate::{fs, jobs, node, output};
@@ -67,9 +68,10 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let choice = source::choose(args.directory.as_deref())?;
-    let config = config(args, &choice)?;
+    let mut config = config(args, &choice)?;
     // Quiet unless asked: what matters is in the report.
     node::start_log("off")?;
+    let embedded = Embedded::start(&mut config)?;
     let node = node::start(config.clone())?;
     let runtime = fs::runtime()?;
     let mut report = Report::new(&choice, &config, &node);
@@ -99,6 +101,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         signals.wait();
     }
     node.stop();
+    embedded.into_iter().for_each(Embedded::stop);
     report.judge()
 }
 

@@ -8,6 +8,7 @@
 use millrace_proto::checksum::{CHUNK_SIZE, Grain, PAGE_SIZE, pieces};
 use millrace_proto::{FileId, placement};
 
+use crate::mailbox::Listing;
 use crate::memory::{self, Blank, Block, Segment, ShardMemory, Sums};
 
 mod ghost;
@@ -157,6 +158,18 @@ impl Cache {
             entry.reuse_count += 1;
         }
         entry.last_offset = offset;
+    }
+
+    /// The blocks among so many entries from number `first` on.
+    pub(crate) fn enumerate(&self, first: u32, count: u32) -> Listing {
+        let end = first.saturating_add(count).min(self.entries.len() as u32);
+        let entries = self.entries.get(first as usize..end as usize).unwrap_or_default();
+        let blocks = (first..end).zip(entries).filter_map(|(index, entry)| {
+            let entry = entry.as_ref().filter(|entry| entry.place != Place::Doomed)?;
+            Some((index, entry.key, entry.version))
+        });
+        let next = ((end as usize) < self.entries.len()).then_some(end);
+        Listing { blocks: blocks.collect(), next }
     }
 
     /// The memory that blocks lie in.

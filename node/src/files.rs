@@ -12,7 +12,7 @@ use quick_cache::sync::Cache;
 /// What is known of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FileRecord {
-    /// Path below the source's root.
+    /// Path that clients know it by.
     pub path: Arc<str>,
     /// Version that was seen last.
     pub version: u64,
@@ -23,23 +23,12 @@ pub(crate) struct FileRecord {
 /// The table.
 pub(crate) struct FileTable {
     records: Cache<FileId, FileRecord>,
-    source: String,
 }
 
 impl FileTable {
-    /// A table for at most `files_max` files of the source with this identity.
-    pub(crate) fn new(files_max: usize, source: &str) -> FileTable {
-        FileTable { records: Cache::new(files_max), source: source.to_owned() }
-    }
-
-    /// The id of a path: XXH3-128 of the source's identity, a zero byte and the path. The same after a
-    /// restart, and on every node that serves the same source.
-    pub(crate) fn id(&self, path: &str) -> FileId {
-        let mut text = Vec::with_capacity(self.source.len() + 1 + path.len());
-        text.extend_from_slice(self.source.as_bytes());
-        text.push(0);
-        text.extend_from_slice(path.as_bytes());
-        FileId(twox_hash::XxHash3_128::oneshot(&text))
+    /// A table for at most `files_max` files.
+    pub(crate) fn new(files_max: usize) -> FileTable {
+        FileTable { records: Cache::new(files_max) }
     }
 
     /// What is known of a file.

@@ -15,6 +15,7 @@
 //! part of the memory arena. Modules in reading order:
 
 mod cache;
+mod cluster;
 pub mod config;
 mod connection;
 pub mod doctor;
@@ -31,5 +32,6 @@ mod side;
 mod store;
 mod worker;
 
+pub use cluster::identity::IdentityError;
 pub use config::{Config, ConfigError};
 pub use node::{Node, StartError, Stopped};

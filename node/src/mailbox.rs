@@ -74,6 +74,15 @@ pub(crate) struct Dropped {
     pub byte_count: u64,
 }
 
+/// Some of the blocks of a shard.
+#[derive(Debug, Default)]
+pub(crate) struct Listing {
+    /// Entry, key and version of each.
+    pub blocks: Vec<(u32, BlockKey, u64)>,
+    /// The entry to go on from, if there are more.
+    pub next: Option<u32>,
+}
+
 /// A message to a shard.
 #[derive(Debug)]
 pub(crate) enum Mail {
@@ -93,6 +102,8 @@ pub(crate) enum Mail {
     Ensure { key: BlockKey, version: u64, reply: flume::Sender<Ensured> },
     /// Drop the blocks of a file.
     Drop { file: FileId, block_count: u32, reply: flume::Sender<Dropped> },
+    /// Tell the blocks of these entries.
+    Enumerate { first: u32, count: u32, reply: flume::Sender<Listing> },
     /// Finish what is in flight, then stop.
     Shutdown,
 }

@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use millrace_proto::checksum::PAGE_SIZE;
@@ -17,16 +17,17 @@ use rustix::process::{Resource, Rlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::cache::{self, Cache};
-use crate::config::{Config, ConfigError};
+use crate::cluster::identity::{Identity, IdentityError};
+use crate::cluster::join::{self, Membership};
+use crate::cluster::session::Handle;
+use crate::config::{Config, ConfigError, Coordination};
 use crate::files::FileTable;
 use crate::local::{self, LocalSockets, SocketFiles};
 use crate::mailbox::{Mail, Mailbox, Mailboxes};
 use crate::memory::Arena;
 use crate::metrics::Counters;
 use crate::runtime::{Ended, Runtime};
-use crate::side::{self, Side};
-use crate::store::UnderStore;
-use crate::store::local::LocalStore;
+use crate::side::{self, Parts, Side};
 use crate::worker::{Shared, Worker, WorkerLimits};
 
 /// Connections that wait for `accept`.
@@ -40,6 +41,11 @@ const EXECUTOR_IO_MEMORY: usize = 64 << 10;
 const DESCRIPTORS_SPARE: u64 = 256;
 /// Descriptors of one shard besides its connections: glommio's three rings and ours, eventfds, listeners.
 const DESCRIPTORS_PER_SHARD: u64 = 16;
+
+/// Longest wait for coordination when the node starts.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest wait for it when the node stops.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +74,18 @@ pub enum StartError {
     /// A thread cannot be started, or its ring cannot be made.
     #[error("start shard {shard}: {message}")]
     Shard { shard: usize, message: String },
+    /// Who the node is cannot be found out.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The node cannot join its cluster.
+    #[error("join the cluster: {0}")]
+    Cluster(String),
+    /// Other nodes and clients would not know where the node is.
+    #[error(
+        "listen is {0}, which no other machine can connect to by that name: say with advertise \
+         which host name or address clients use"
+    )]
+    Advertise(SocketAddr),
     /// The side thread cannot be started.
     #[error("start the side thread: {0}")]
     Side(io::Error),
@@ -87,6 +105,8 @@ pub struct Node {
     mailboxes: Mailboxes,
     shards: Vec<ExecutorJoinHandle<io::Result<Ended>>>,
     side: Side,
+    /// None outside a cluster.
+    membership: Option<Handle>,
     _socket_files: SocketFiles,
 }
 
@@ -100,12 +120,12 @@ impl Node {
         let started = Instant::now();
         let shard_count = config.shards;
         raise_descriptor_limit(&config)?;
-        let store = LocalStore::new(&config.source).map_err(|error| StartError::Source {
+        let source = join::source(&config).map_err(|error| StartError::Source {
             path: config.source.display().to_string(),
             error,
         })?;
-        let store: Arc<dyn UnderStore> = Arc::new(store);
-        let files = Arc::new(FileTable::new(config.files_max, store.identity()));
+        let identity = Identity::open(&config.data, &config.node_id)?;
+        let files = Arc::new(FileTable::new(config.files_max));
         let memories = arena(&config)?.cut(shard_count as u32);
         let listeners = listen(&config)?;
         let number = run_number();
@@ -123,13 +143,25 @@ impl Node {
             counters: (0..shard_count).map(|_| Counters::default()).collect(),
             shard_addresses: advertised(&config, &shard_addresses),
             local_addresses: local.addresses,
+            features: join::features(&config),
             node: number,
             machine: machine(),
             block_size: config.block_size,
             connection_count: AtomicUsize::new(0),
         });
-        let side = side::start(&config, store, files, Arc::clone(&mailboxes), started)
-            .map_err(StartError::Side)?;
+        let public = public_addresses(&config, address, &shard_addresses)?;
+        let Membership { cluster, session, mounts } =
+            join::membership(&config, identity, source, &shared, public);
+        let (session, membership) = session.unzip();
+        let parts = Parts {
+            store: mounts,
+            files,
+            shards: Arc::clone(&mailboxes),
+            cluster,
+            session,
+            started,
+        };
+        let side = side::start(&config, parts).map_err(StartError::Side)?;
         let side_queue = side.queue.clone();
 
         let mut node = Node {
@@ -138,6 +170,7 @@ impl Node {
             mailboxes,
             shards: Vec::new(),
             side,
+            membership,
             _socket_files: local.files,
         };
         let (ready, readiness) = flume::bounded(shard_count);
@@ -185,7 +218,26 @@ impl Node {
         }
         // With the last copy gone, a thread that ends without a word is noticed.
         drop(ready);
-        node.wait_until_ready(&readiness)
+        node.wait_until_ready(&readiness)?.wait_until_joined()
+    }
+
+    /// Waits until the node is in its cluster; stops it if that cannot be.
+    fn wait_until_joined(self) -> Result<Node, StartError> {
+        let Some(membership) = &self.membership else { return Ok(self) };
+        let end = Instant::now() + JOIN_TIMEOUT;
+        // It has only to be told once, and the side thread is there.
+        let _ = membership.begin.send(());
+        let mut reason = String::from("coordination does not answer");
+        let reason = loop {
+            match membership.joined.recv_deadline(end) {
+                Ok(Ok(())) => return Ok(self),
+                Ok(Err(error)) => reason = error,
+                // Nobody tells more: it is over, or the time is.
+                Err(_) => break reason,
+            }
+        };
+        self.end();
+        Err(StartError::Cluster(reason))
     }
 
     /// Waits until every shard has told that it runs; stops them all if one could not.
@@ -231,6 +283,13 @@ impl Node {
 
     /// As [`Node::stop`]; also tells which shard failed first, and how.
     fn end(self) -> (Stopped, Option<(usize, String)>) {
+        if let Some(membership) = &self.membership {
+            // First nobody is sent here any more.
+            let (done, left) = flume::bounded(1);
+            if membership.leave.try_send(done).is_ok() {
+                let _ = left.recv_timeout(LEAVE_TIMEOUT);
+            }
+        }
         for mailbox in self.mailboxes.iter() {
             let mut mail = Mail::Shutdown;
             while let Err(back) = mailbox.post(mail) {
@@ -390,6 +449,28 @@ fn listen_on(address: SocketAddr, shared: bool) -> Result<(TcpListener, SocketAd
         Ok((listener, bound))
     };
     open().map_err(|error| StartError::Listen { address, error })
+}
+
+/// Where the node and its shards are for those who learn of it from others: the host that was given,
+/// else the address it listens on.
+fn public_addresses(
+    config: &Config,
+    address: SocketAddr,
+    shards: &[SocketAddr],
+) -> Result<(String, Vec<String>), StartError> {
+    let mut with_host = config.clone();
+    if config.advertise.is_empty() {
+        match (&config.coord, config.listen.ip()) {
+            (Coordination::Ensemble { .. }, ip) if ip.is_unspecified() => {
+                return Err(StartError::Advertise(config.listen));
+            }
+            // Alone in its cluster: clients go on using the host they connected to.
+            (_, ip) if ip.is_unspecified() => (),
+            (_, ip) => with_host.advertise = ip.to_string(),
+        }
+    }
+    let mut address = advertised(&with_host, &[address]);
+    Ok((address.pop().unwrap_or_default(), advertised(&with_host, shards)))
 }
 
 /// The shard addresses that `Hello` tells. Without a host of its own the node leaves it out, and

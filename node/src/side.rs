@@ -18,6 +18,9 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::cache::BlockKey;
+use crate::cluster::answers::Cluster;
+use crate::cluster::session::Session;
+use crate::cluster::{Command, Refusal};
 use crate::config::Config;
 use crate::connection::reply_header;
 use crate::files::{FileRecord, FileTable};
@@ -61,6 +64,9 @@ pub(crate) enum Lookup {
     List { path: Arc<str>, token: Arc<str>, limit: u32 },
     Load { path: Arc<str> },
     Free { path: Arc<str> },
+    Ring { epoch: u64, first: u32, wait: bool },
+    Inventory { key: u64, epoch: u64, cursor: u64 },
+    Command(Command),
 }
 
 /// A look-up and who waits for it.
@@ -106,11 +112,24 @@ pub(crate) struct Side {
     pub(crate) thread: JoinHandle<()>,
 }
 
+/// What the side thread works with.
+pub(crate) struct Parts {
+    pub(crate) store: Arc<dyn UnderStore>,
+    pub(crate) files: Arc<FileTable>,
+    pub(crate) shards: Mailboxes,
+    pub(crate) cluster: Cluster,
+    /// Keeps the node in its cluster, if it is in one.
+    pub(crate) session: Option<Session>,
+    /// When the node began to count time.
+    pub(crate) started: Instant,
+}
+
 /// What every job needs.
 struct Context {
     store: Arc<dyn UnderStore>,
     files: Arc<FileTable>,
     shards: Mailboxes,
+    cluster: Cluster,
     block_size: u32,
     loads: Arc<Semaphore>,
     started: Instant,
@@ -120,18 +139,13 @@ struct Context {
 ///
 /// # Errors
 /// If the thread or its runtime cannot be made.
-pub(crate) fn start(
-    config: &Config,
-    store: Arc<dyn UnderStore>,
-    files: Arc<FileTable>,
-    shards: Mailboxes,
-    started: Instant,
-) -> io::Result<Side> {
+pub(crate) fn start(config: &Config, parts: Parts) -> io::Result<Side> {
+    let Parts { store, files, shards, cluster, session, started } = parts;
     let (fill_sender, fills) = flume::bounded::<FillJob>(config.fill_queue_max);
     let (lookup_sender, lookups) = flume::bounded::<LookupJob>(config.metadata_queue_max);
     let fill_concurrency = config.fill_concurrency;
     let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
+        .enable_all()
         .max_blocking_threads(fill_concurrency + LOOKUPS_MAX)
         .thread_name("millrace-fill")
         // Reading needs little stack; 528 threads at most should not cost a gigabyte of address space.
@@ -141,6 +155,7 @@ pub(crate) fn start(
         store,
         files,
         shards,
+        cluster,
         block_size: config.block_size,
         loads: Arc::new(Semaphore::new(config.load_concurrency)),
         started,
@@ -155,6 +170,8 @@ pub(crate) fn start(
         let fills = serve_fills(Arc::clone(&context), fills, fill_concurrency);
         let lookups = serve_lookups(context, lookups);
         runtime.block_on(async {
+            // Ends by itself when the node leaves, and with the runtime.
+            let _session = session.map(|session| tokio::spawn(session.run()));
             tokio::select! {
                 _ = async { tokio::join!(fills, lookups) } => (),
                 // Nothing is sent: the other end is dropped once every shard has ended.
@@ -174,7 +191,7 @@ async fn serve_fills(context: Arc<Context>, jobs: flume::Receiver<FillJob>, conc
         let context = Arc::clone(&context);
         tokio::spawn(async move {
             let FillJob { shard, key, version, path, offset, blank } = job;
-            let (blank, result) = context.store.fill(path, version, offset, blank).await;
+            let (blank, result) = context.fill(&key, version, path, offset, blank).await;
             let result = match result {
                 Ok(()) => Ok(blank.freeze()),
                 Err(error) => Err((blank, error)),
@@ -207,6 +224,15 @@ async fn serve_lookups(context: Arc<Context>, jobs: flume::Receiver<LookupJob>) 
             });
             continue;
         }
+        if let Lookup::Ring { epoch, first, wait } = lookup {
+            // Waits for as long as nothing happens, and asks nobody.
+            tokio::spawn(async move {
+                let budget = context.budget(&requester);
+                let reply = context.cluster.ring(epoch, first, wait, budget).await;
+                context.answer(requester, Ok(encode(&requester, &reply))).await;
+            });
+            continue;
+        }
         let slot = Arc::clone(&slots).acquire_owned().await.expect("never closed");
         tokio::spawn(async move {
             let answer = match lookup {
@@ -215,7 +241,11 @@ async fn serve_lookups(context: Arc<Context>, jobs: flume::Receiver<LookupJob>) 
                     context.list(&requester, path, token, limit).await
                 }
                 Lookup::Free { path } => context.free(&requester, path).await,
-                Lookup::Load { .. } => unreachable!("taken above"),
+                Lookup::Inventory { key, epoch, cursor } => {
+                    context.inventory(&requester, (key, epoch, cursor)).await
+                }
+                Lookup::Command(command) => context.command(&requester, command).await,
+                Lookup::Load { .. } | Lookup::Ring { .. } => unreachable!("taken above"),
             };
             context.answer(requester, answer).await;
             drop(slot);
@@ -244,6 +274,12 @@ impl From<StoreError> for Failure {
     }
 }
 
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Failure {
+        Failure { status: refusal.status, message: refusal.message }
+    }
+}
+
 /// A whole reply frame, or why there is none.
 type Answer = Result<Vec<u8>, Failure>;
 
@@ -257,6 +293,40 @@ impl Context {
         shard.post_when_room(mail).await;
     }
 
+    /// Time that is left of a request's budget.
+    fn budget(&self, requester: &Requester) -> Option<Duration> {
+        let end = Duration::from_millis(requester.deadline?);
+        Some(end.saturating_sub(self.started.elapsed()))
+    }
+
+    async fn inventory(&self, requester: &Requester, what: (u64, u64, u64)) -> Answer {
+        let reply = self.cluster.inventory(&self.shards, &self.files, what).await?;
+        Ok(encode(requester, &reply))
+    }
+
+    async fn command(&self, requester: &Requester, command: Command) -> Answer {
+        self.cluster.command(command).await?;
+        let mut bytes = Vec::new();
+        frame::encode_empty(&mut bytes, reply_header(&requester.header, 0, Status::Ok));
+        Ok(bytes)
+    }
+
+    /// Brings the bytes of a block.
+    async fn fill(
+        &self,
+        key: &BlockKey,
+        version: u64,
+        path: Arc<str>,
+        offset: u64,
+        blank: Blank,
+    ) -> (Blank, Result<(), StoreError>) {
+        if self.store.identify(&path) != key.file {
+            // Something else is mounted there now.
+            return (blank, Err(StoreError::Changed));
+        }
+        self.store.fill(path, version, offset, blank).await
+    }
+
     /// Notes what the source told of a file and makes it an entry. If the version is new, the blocks of
     /// the one before are gone when this returns.
     async fn note(&self, path: &str, name: String, found: Found) -> Entry {
@@ -264,7 +334,7 @@ impl Context {
             let Found { kind, version, length, modified_ms } = found;
             return Entry { name, kind, id: FileId(0), version, length, modified_ms };
         }
-        let id = self.files.id(path);
+        let id = self.store.identify(path);
         let record = FileRecord { path: path.into(), version: found.version, length: found.length };
         if let Some(old) = self.files.note(id, record) {
             self.drop_blocks(id, old.length).await;
@@ -316,7 +386,7 @@ impl Context {
             }
             Err(error) => {
                 if error == StoreError::NotFound {
-                    let id = self.files.id(path);
+                    let id = self.store.identify(path);
                     if let Some(record) = self.files.get(id) {
                         self.forget(id, record.version).await;
                     }
@@ -370,7 +440,7 @@ impl Context {
 
     async fn free(&self, requester: &Requester, path: Arc<str>) -> Answer {
         check_path(&path)?;
-        let id = self.files.id(&path);
+        let id = self.store.identify(&path);
         // Nothing but the table is asked: a file whose source is gone can still be freed.
         let length = match self.files.get(id) {
             Some(record) => record.length,
@@ -380,18 +450,27 @@ impl Context {
         Ok(encode(requester, &FreeReply { block_count, byte_count }))
     }
 
-    /// Brings every block of a file into memory, a window of blocks at a time.
+    /// Brings every block of a file that this node owns into memory, a window of blocks at a time.
     async fn load(self: &Arc<Self>, requester: &Requester, path: Arc<str>) -> Answer {
+        let view = self.cluster.view();
+        if view.is_fenced {
+            let message = "this node has lost coordination: what it owns is not known";
+            return Err(Failure { status: Status::Fenced, message: message.to_owned() });
+        }
         let entry = self.look_up_file(&path).await?;
-        let block_count = entry.length.div_ceil(u64::from(self.block_size));
+        let replicas = view.replicas(&path);
+        let blocks = 0..entry.length.div_ceil(u64::from(self.block_size)) as u32;
+        let mut owned = blocks
+            .map(|block| BlockKey { file: entry.id, block })
+            .filter(|key| view.owns_itself(key, replicas));
         let mut tasks = JoinSet::new();
-        let mut filled_count = 0;
-        let mut next = 0;
+        let (mut block_count, mut filled_count) = (0, 0);
         loop {
-            while next < block_count && tasks.len() < LOAD_WINDOW {
-                let key = BlockKey { file: entry.id, block: next as u32 };
+            while tasks.len() < LOAD_WINDOW
+                && let Some(key) = owned.next()
+            {
                 tasks.spawn(Arc::clone(self).ensure(key, entry.version, requester.deadline));
-                next += 1;
+                block_count += 1;
             }
             match tasks.join_next().await {
                 None => break,

@@ -8,12 +8,13 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use millrace_proto::Status;
 use millrace_proto::message::Kind;
+use millrace_proto::{FileId, Status};
 
 use crate::memory::Blank;
 
 pub(crate) mod local;
+pub(crate) mod mounts;
 
 /// A future that a store returns.
 pub(crate) type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -79,8 +80,8 @@ impl StoreError {
 
 /// A place that blocks come from.
 pub(crate) trait UnderStore: Send + Sync + 'static {
-    /// Names the source: part of every file id, so it has to be the same after a restart.
-    fn identity(&self) -> &str;
+    /// The id of a path, the same after a restart and on every node that serves the same source.
+    fn identify(&self, path: &str) -> FileId;
 
     /// What a path is now.
     fn stat(&self, path: Arc<str>) -> StoreFuture<'_, Result<Found, StoreError>>;
@@ -102,6 +103,15 @@ pub(crate) trait UnderStore: Send + Sync + 'static {
         offset: u64,
         blank: Blank,
     ) -> StoreFuture<'_, (Blank, Result<(), StoreError>)>;
+}
+
+/// The id of a path: XXH3-128 of the source's identity, a zero byte and the path.
+pub(crate) fn file_id(identity: &str, path: &str) -> FileId {
+    let mut text = Vec::with_capacity(identity.len() + 1 + path.len());
+    text.extend_from_slice(identity.as_bytes());
+    text.push(0);
+    text.extend_from_slice(path.as_bytes());
+    FileId(twox_hash::XxHash3_128::oneshot(&text))
 }
 
 /// Judges a path: relative, `/` between parts, no part empty, `.` or `..`. The empty path is the root.

@@ -34,6 +34,8 @@ mod lease;
 mod read;
 mod request;
 
+pub(crate) use request::SERVER;
+
 use fill::Fill;
 use lease::Leases;
 
@@ -130,6 +132,8 @@ pub(crate) struct Shared {
     pub shard_addresses: Vec<String>,
     /// The same for connections over Unix sockets.
     pub local_addresses: Vec<String>,
+    /// Feature bits that are offered.
+    pub features: u64,
     /// Number of this run of the node.
     pub node: u64,
     /// Boot id of the machine.
@@ -496,10 +500,11 @@ impl Worker {
         actions: &mut Vec<Action>,
     ) {
         let counters = self.counters();
-        if status == Status::Busy {
-            counters.busy_count.add(1)
-        } else {
-            counters.error_count.add(1)
+        match status {
+            Status::Busy => counters.busy_count.add(1),
+            // Whoever looks ahead expects it.
+            Status::NotCached => (),
+            _ => counters.error_count.add(1),
         }
         if requester.shard != self.shard {
             let mail = Mail::Failed { requester: *requester, status, message: message.to_owned() };
@@ -679,6 +684,10 @@ impl Worker {
             Mail::Filled { key, version, result } => self.on_filled(key, version, result, actions),
             Mail::Ensure { key, version, reply } => self.ensure(key, version, reply),
             Mail::Drop { file, block_count, reply } => self.on_drop(file, block_count, &reply),
+            Mail::Enumerate { first, count, reply } => {
+                // Whoever asked may have gone.
+                let _ = reply.try_send(self.cache.enumerate(first, count));
+            }
             Mail::Shutdown => self.on_shutdown(now, actions),
         }
     }

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::text::parse_cpus;
 use super::*;
 
 fn pairs(values: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -160,7 +161,14 @@ fn wrong_values_name_the_place_the_range_and_an_example() {
 
 #[test]
 fn nonsense_is_refused_for_every_key() {
-    for key in KEYS.iter().filter(|key| !matches!(key.name, "source" | "advertise")) {
+    let is_free = |key: &&Key| !matches!(key.name, "source" | "advertise" | "data");
+    let is_name = |key: &&Key| matches!(key.name, "node_id" | "zone");
+    for key in KEYS.iter().filter(is_name) {
+        for text in ["?!", "1 2 3", "\u{661}", "..", "a/b", &"n".repeat(65)] {
+            assert!(with_flags(&[(key.name, text)]).is_err(), "{} = {text}", key.name);
+        }
+    }
+    for key in KEYS.iter().filter(is_free).filter(|key| !is_name(key)) {
         for text in ["?!", "1 2 3", "0x10", "-5", "1e3", "99999999999999999999999", "\u{661}"] {
             assert!(with_flags(&[(key.name, text)]).is_err(), "{} = {text}", key.name);
         }

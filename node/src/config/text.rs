@@ -5,7 +5,9 @@
 
 use std::net::IpAddr;
 
-use super::{CPUS_MAX, GIB, HOST_LENGTH_MAX, KIB, MIB, TIB};
+use millrace_proto::cluster::NAME_LENGTH_MAX;
+
+use super::keys::{CPUS_MAX, GIB, HOST_LENGTH_MAX, KIB, MIB, TIB};
 
 /// Cores this process may run on, ascending.
 pub fn usable_cpus() -> Vec<usize> {
@@ -54,6 +56,15 @@ pub(super) fn is_host(text: &str) -> bool {
         text.len() <= HOST_LENGTH_MAX && text.bytes().all(allowed)
     };
     is_name(text) || text.parse::<IpAddr>().is_ok()
+}
+
+/// Whether a text is a name of a node or a zone: short, and safe in paths and tables.
+pub(super) fn is_name(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    (1..=NAME_LENGTH_MAX).contains(&text.len())
+        && text.bytes().all(allowed)
+        && text != "."
+        && text != ".."
 }
 
 /// Digits, with `_` between them where wanted.

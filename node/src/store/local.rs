@@ -15,11 +15,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use millrace_proto::FileId;
 use millrace_proto::message::Kind;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
-use super::{Found, Page, StoreError, StoreFuture, UnderStore, check_path};
+use super::{Found, Page, StoreError, StoreFuture, UnderStore, check_path, file_id};
 use crate::memory::Blank;
 
 /// A change younger than this may be followed by another one with the same timestamp. Derived: two
@@ -36,15 +37,15 @@ pub(crate) struct LocalStore {
 }
 
 impl LocalStore {
-    /// Serves the files below `root`.
+    /// Serves the files below `root`, under a name that all nodes of a cluster use: the real path may
+    /// differ between machines.
     ///
     /// # Errors
     /// If the root is not a directory that can be opened.
-    pub(crate) fn new(root: &Path) -> io::Result<LocalStore> {
+    pub(crate) fn named(root: &Path, identity: &str) -> io::Result<LocalStore> {
         let root = root.canonicalize()?;
         open_root(&root)?;
-        let identity = format!("file://{}", root.display());
-        Ok(LocalStore { root: Arc::new(root), identity })
+        Ok(LocalStore { root: Arc::new(root), identity: identity.to_owned() })
     }
 
     /// Runs system calls that may block on the side runtime's thread pool.
@@ -65,8 +66,8 @@ impl LocalStore {
 }
 
 impl UnderStore for LocalStore {
-    fn identity(&self) -> &str {
-        &self.identity
+    fn identify(&self, path: &str) -> FileId {
+        file_id(&self.identity, path)
     }
 
     fn stat(&self, path: Arc<str>) -> StoreFuture<'_, Result<Found, StoreError>> {

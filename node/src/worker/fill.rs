@@ -6,7 +6,7 @@
 use std::collections::hash_map::Entry as MapEntry;
 
 use millrace_proto::message::Range;
-use millrace_proto::{FileId, Status, placement};
+use millrace_proto::{FileId, Op, Status, placement};
 use smallvec::SmallVec;
 
 use super::{Action, Hit, Worker};
@@ -71,6 +71,10 @@ impl Worker {
     ) {
         if requester.deadline.is_some_and(|deadline| deadline <= now) {
             self.fail(requester, Status::DeadlineExceeded, "the deadline passed", actions);
+            return;
+        }
+        if requester.header.op == Op::Peek as u8 {
+            self.fail(requester, Status::NotCached, "not cached here", actions);
             return;
         }
         let waiter = Waiter::Reader { requester: *requester, offset, length: range.length };

@@ -2,15 +2,19 @@
 
 use std::sync::Arc;
 
+use millrace_proto::cluster::{
+    ArchivedDrainRequest, ArchivedInventoryRequest, ArchivedMountRequest, ArchivedRingRequest,
+};
 use millrace_proto::frame::{self, Header};
 use millrace_proto::message::{
     ArchivedFreeRequest, ArchivedHelloRequest, ArchivedListRequest, ArchivedLoadRequest,
     ArchivedRange, ArchivedReadManyRequest, ArchivedStatRequest, Counter, HelloReply, RANGES_MAX,
     READ_MANY_BYTES_MAX, Range, StatusReply,
 };
-use millrace_proto::{FrameError, Op, Status, VERSION, feature};
+use millrace_proto::{FrameError, Op, Status, VERSION};
 
 use super::{Action, Worker};
+use crate::cluster::Command;
 use crate::connection::{Token, reply_header};
 use crate::mailbox::Requester;
 use crate::metrics;
@@ -56,7 +60,7 @@ impl Worker {
         let mut requester =
             Requester { shard: self.shard, token, header: *header, part: 0, asked: 0, deadline };
         let result = match op {
-            Op::Read => frame::body::<ArchivedRange>(body).map(|range| {
+            Op::Read | Op::Peek => frame::body::<ArchivedRange>(body).map(|range| {
                 let range = Range::from(range);
                 requester.asked = range.length.min(self.shared.block_size);
                 self.take(&requester);
@@ -138,7 +142,7 @@ impl Worker {
             Op::Hello => {
                 let request = frame::body::<ArchivedHelloRequest>(body)?;
                 let spoken = request.version_min <= VERSION && VERSION <= request.version_max;
-                let features = request.features.to_native() & feature::ALL;
+                let features = request.features.to_native() & self.shared.features;
                 self.take(&requester);
                 self.hello(&requester, spoken, features, actions);
                 return Ok(());
@@ -175,7 +179,30 @@ impl Worker {
             Op::Free => {
                 Lookup::Free { path: text(&frame::body::<ArchivedFreeRequest>(body)?.path) }
             }
-            Op::Read | Op::ReadMany | Op::Lease | Op::Release => {
+            Op::Ring => {
+                let request = frame::body::<ArchivedRingRequest>(body)?;
+                let (epoch, first) = (request.epoch.to_native(), request.first.to_native());
+                Lookup::Ring { epoch, first, wait: request.wait != 0 }
+            }
+            Op::Inventory => {
+                let request = frame::body::<ArchivedInventoryRequest>(body)?;
+                Lookup::Inventory {
+                    key: request.key.to_native(),
+                    epoch: request.epoch.to_native(),
+                    cursor: request.cursor.to_native(),
+                }
+            }
+            Op::Drain => {
+                let request = frame::body::<ArchivedDrainRequest>(body)?;
+                let node = request.node.as_str().to_owned();
+                Lookup::Command(Command::Drain { node, undo: request.undo != 0 })
+            }
+            Op::Mount => {
+                let request = frame::body::<ArchivedMountRequest>(body)?;
+                let mount = (&request.mount).into();
+                Lookup::Command(Command::Mount { mount, remove: request.remove != 0 })
+            }
+            Op::Read | Op::Peek | Op::ReadMany | Op::Lease | Op::Release => {
                 unreachable!("taken by on_request")
             }
         };

@@ -53,7 +53,7 @@ impl Node {
     pub(super) fn new(shard_count: u32, page_count: u32, fill_queue_max: usize) -> Node {
         let (fill_sender, fills) = flume::bounded(fill_queue_max);
         let (lookup_sender, lookups) = flume::bounded(8);
-        let files = FileTable::new(16, "test");
+        let files = FileTable::new(16);
         files.note(
             FILE,
             FileRecord { path: "f".into(), version: VERSION_ONE, length: 10 * u64::from(BLOCK) },
@@ -64,6 +64,7 @@ impl Node {
             shard_addresses: Vec::new(),
             local_addresses: Vec::new(),
             node: 1,
+            features: millrace_proto::feature::ALL,
             machine: String::new(),
             block_size: BLOCK,
             connection_count: AtomicUsize::new(0),

@@ -1,0 +1,141 @@
+//! The node's place in its cluster: who is in it, who is the master, and what is mounted.
+//!
+//! ```text
+//!  coordination ──► session ──► View (one epoch) ──► Ring op, peers, hand-over
+//!       ▲              │
+//!       └── member, latch (ephemeral)      master: drains, mounts, under its fencing token
+//! ```
+//!
+//! Owns the [`View`], which the side thread alone looks at: no hit ever asks who owns a block. A view
+//! is replaced whole and its epoch only grows. A node that has lost coordination keeps its last view,
+//! says that it is fenced, and goes on answering reads: blocks are immutable.
+//!
+//! Modules: `identity` is who the node is, `record` what it writes about itself, `session` keeps it in
+//! the cluster, `known` is what it read there, `master` what the elected one does, `answers` what
+//! clients and other nodes are told.
+
+use std::sync::Arc;
+
+use millrace_proto::cluster::{Member, Mount, mount_of};
+use millrace_proto::placement;
+use millrace_proto::ring::{self, Ring};
+use tokio::sync::watch;
+
+use crate::cache::BlockKey;
+
+pub(crate) mod answers;
+pub(crate) mod identity;
+pub(crate) mod join;
+mod known;
+mod master;
+
+pub(crate) use master::{Command, Refusal};
+pub(crate) mod record;
+pub(crate) mod session;
+
+/// What a node knows of its cluster at one epoch.
+#[derive(Debug, Default)]
+pub(crate) struct View {
+    /// Id of the cluster; empty before it is known.
+    pub cluster: String,
+    /// Grows with every change of what follows; 0 before anything is known.
+    pub epoch: u64,
+    /// Id of this node.
+    pub me: String,
+    /// Id of the master, empty if there is none.
+    pub master: String,
+    /// Coordination was lost: what is here may be old.
+    pub is_fenced: bool,
+    /// What is mounted.
+    pub mounts: Vec<Mount>,
+    /// Members in the order of their ids.
+    pub members: Vec<Member>,
+    /// Those that own blocks.
+    ring: Ring,
+    /// All, also those that are draining: where a block may still be.
+    everyone: Ring,
+}
+
+/// The view, as it is now and as it changes.
+pub(crate) type Views = watch::Sender<Arc<View>>;
+
+impl View {
+    /// A view of these members.
+    pub(crate) fn new(
+        cluster: &str,
+        epoch: u64,
+        me: &str,
+        mounts: Vec<Mount>,
+        members: Vec<Member>,
+    ) -> View {
+        let ring = |all: bool| {
+            let members = members.iter().map(|member| ring::Member {
+                key: member.key,
+                weight: if all || member.is_active() { member.weight } else { 0 },
+                zone: &member.zone,
+            });
+            Ring::new(&members.collect::<Vec<_>>())
+        };
+        View {
+            cluster: cluster.to_owned(),
+            epoch,
+            me: me.to_owned(),
+            master: String::new(),
+            is_fenced: false,
+            mounts,
+            ring: ring(false),
+            everyone: ring(true),
+            members,
+        }
+    }
+
+    /// This view with another master, or fenced or not.
+    pub(crate) fn with(&self, master: &str, is_fenced: bool) -> View {
+        let View { cluster, epoch, me, mounts, members, .. } = self;
+        let mut view = View::new(cluster, *epoch, me, mounts.clone(), members.clone());
+        view.master = master.to_owned();
+        view.is_fenced = is_fenced;
+        view
+    }
+
+    /// The member with this id.
+    pub(crate) fn member(&self, id: &str) -> Option<&Member> {
+        self.members.iter().find(|member| member.id == id)
+    }
+
+    /// Owners that each block of a file has.
+    pub(crate) fn replicas(&self, path: &str) -> usize {
+        mount_of(&self.mounts, path)
+            .map_or(1, |(index, _)| usize::from(self.mounts[index].replicas.max(1)))
+    }
+
+    /// Whether the member with this key is one of the owners of a block.
+    pub(crate) fn owns(&self, member: u64, key: &BlockKey, replicas: usize) -> bool {
+        let hash = placement::block_hash(key.file, u64::from(key.block));
+        if replicas <= 1 {
+            let owner = self.ring.owner(hash);
+            return owner.is_some_and(|index| self.members[index].key == member);
+        }
+        let mut owners = [0; ring::OWNERS_MAX];
+        let count = self.ring.owners(hash, replicas, &mut owners[..replicas.min(ring::OWNERS_MAX)]);
+        owners[..count].iter().any(|&index| self.members[index as usize].key == member)
+    }
+
+    /// Whether this node is one of the owners of a block. Outside a cluster it owns everything.
+    pub(crate) fn owns_itself(&self, key: &BlockKey, replicas: usize) -> bool {
+        match self.member(&self.me) {
+            Some(member) => self.owns(member.key, key, replicas),
+            None => self.members.is_empty(),
+        }
+    }
+
+    /// Members that may have a block, the likeliest first, without this node.
+    pub(crate) fn holders(&self, key: &BlockKey, replicas: usize) -> impl Iterator<Item = &Member> {
+        let hash = placement::block_hash(key.file, u64::from(key.block));
+        let mut owners = [0; ring::OWNERS_MAX];
+        let wanted = (replicas + 2).min(ring::OWNERS_MAX);
+        let count = self.everyone.owners(hash, replicas, &mut owners[..wanted]);
+        let owners = owners.into_iter().take(count);
+        owners.map(|index| &self.members[index as usize]).filter(|member| member.id != self.me)
+    }
+}

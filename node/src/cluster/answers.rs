@@ -1,0 +1,241 @@
+//! What clients and other nodes are told of the cluster.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_proto::Status;
+use millrace_proto::cluster::{
+    InventoryFile, InventoryReply, Member, Mount, PAGE_BYTES_MAX, RingReply,
+};
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::{Instant, timeout_at};
+
+use super::master::{Command, Refusal};
+use super::session::Request;
+use super::{View, Views};
+use crate::cache::BlockKey;
+use crate::files::FileTable;
+use crate::mailbox::{Listing, Mail, Mailboxes};
+
+/// Clients that may wait for the next epoch at once; further ones are answered at once.
+const WAITERS_MAX: usize = 16_384;
+/// Longest wait without a budget.
+const WAIT_MAX: Duration = Duration::from_secs(30);
+/// So long before the budget ends a client that waits is answered.
+const WAIT_MARGIN: Duration = Duration::from_millis(200);
+/// Bytes of an archived member without its texts.
+const MEMBER_SIZE: usize = 160;
+/// Bytes of an archived file of an inventory without its path and blocks.
+const FILE_SIZE: usize = 64;
+/// Entries of a shard that are looked at for one page of an inventory.
+const ENTRIES_PER_PAGE: u32 = 4096;
+/// Bits of a cursor for the place in a shard.
+const PLACE_BITS: u32 = 40;
+
+/// The cluster as the side thread asks it.
+pub(crate) struct Cluster {
+    pub(crate) views: Arc<Views>,
+    requests: Option<flume::Sender<Request>>,
+    waiters: Arc<Semaphore>,
+}
+
+impl Cluster {
+    /// With the way to the master's work; None outside a cluster.
+    pub(crate) fn new(views: Arc<Views>, requests: Option<flume::Sender<Request>>) -> Cluster {
+        Cluster { views, requests, waiters: Arc::new(Semaphore::new(WAITERS_MAX)) }
+    }
+
+    /// The view as it is now.
+    pub(crate) fn view(&self) -> Arc<View> {
+        Arc::clone(&self.views.borrow())
+    }
+
+    /// A page of the ring; with `wait` when the epoch is another one, or the node is cut off or no
+    /// longer, or the budget ends.
+    pub(crate) async fn ring(
+        &self,
+        epoch: u64,
+        first: u32,
+        wait: bool,
+        budget: Option<Duration>,
+    ) -> RingReply {
+        if wait && let Ok(_slot) = self.waiters.try_acquire() {
+            let mut receiver = self.views.subscribe();
+            let was_fenced = receiver.borrow().is_fenced;
+            let wait = budget.map_or(WAIT_MAX, |it| it.saturating_sub(WAIT_MARGIN)).min(WAIT_MAX);
+            let end = Instant::now() + wait;
+            let is_news = |view: &Arc<View>| view.epoch != epoch || view.is_fenced != was_fenced;
+            // At the end of the wait the same epoch is the answer.
+            let _ = timeout_at(end, receiver.wait_for(is_news)).await;
+        }
+        page(&self.view(), first)
+    }
+
+    /// Has the master do something, if that is this node.
+    pub(crate) async fn command(&self, command: Command) -> Result<(), Refusal> {
+        let gone = || Refusal::new(Status::ShuttingDown, "the node is shutting down");
+        let Some(requests) = &self.requests else {
+            let message = "this node is in no cluster: start it with --coord";
+            return Err(Refusal::new(Status::InvalidArgument, message));
+        };
+        let (reply, answer) = oneshot::channel();
+        if requests.send_async(Request { command, reply }).await.is_err() {
+            return Err(gone());
+        }
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// Blocks of this node that the member with this key should have: those of one page of entries.
+    pub(crate) async fn inventory(
+        &self,
+        shards: &Mailboxes,
+        files: &FileTable,
+        (key, epoch, cursor): (u64, u64, u64),
+    ) -> Result<InventoryReply, Refusal> {
+        let view = self.view();
+        if view.epoch < epoch {
+            let message = "this node has not seen that epoch yet: try again";
+            return Err(Refusal::new(Status::Busy, message));
+        }
+        let (mut shard, mut place) = match cursor {
+            0 => (0, 0),
+            cursor => (cursor >> PLACE_BITS, cursor & ((1 << PLACE_BITS) - 1)),
+        };
+        let mut reply = InventoryReply { next: 0, files: Vec::new() };
+        let mut size = 0;
+        while (shard as usize) < shards.len() {
+            let (sender, receiver) = flume::bounded(1);
+            let mail =
+                Mail::Enumerate { first: place as u32, count: ENTRIES_PER_PAGE, reply: sender };
+            shards[shard as usize].post_when_room(mail).await;
+            let Ok(Listing { blocks, next }) = receiver.recv_async().await else {
+                return Err(Refusal::new(Status::ShuttingDown, "the node is shutting down"));
+            };
+            if let Some(rest) = collect(&mut reply, &mut size, &view, files, key, &blocks) {
+                // Never 0: that would be the first page again.
+                reply.next = (shard << PLACE_BITS | u64::from(rest)).max(1);
+                break;
+            }
+            match next {
+                Some(next) => place = u64::from(next),
+                None => (shard, place) = (shard + 1, 0),
+            }
+        }
+        Ok(reply)
+    }
+}
+
+/// Adds the blocks that a member should have until the page is full; then the entry to go on from.
+fn collect(
+    reply: &mut InventoryReply,
+    size: &mut usize,
+    view: &View,
+    files: &FileTable,
+    key: u64,
+    blocks: &[(u32, BlockKey, u64)],
+) -> Option<u32> {
+    for (entry, block, version) in blocks {
+        let known = reply.files.iter_mut().rev().take(8);
+        let mut known = known.filter(|it| it.id == block.file && it.version == *version);
+        if let Some(file) = known.next() {
+            if view.owns(key, block, view.replicas(&file.path)) {
+                if *size + size_of::<u32>() > PAGE_BYTES_MAX {
+                    return Some(*entry);
+                }
+                file.blocks.push(block.block);
+                *size += size_of::<u32>();
+            }
+            continue;
+        }
+        let Some(record) = files.get(block.file).filter(|record| record.version == *version) else {
+            // Forgotten, or about to be dropped.
+            continue;
+        };
+        if !view.owns(key, block, view.replicas(&record.path)) {
+            continue;
+        }
+        let more = FILE_SIZE + record.path.len();
+        if *size > 0 && *size + more > PAGE_BYTES_MAX {
+            return Some(*entry);
+        }
+        *size += more;
+        reply.files.push(InventoryFile {
+            id: block.file,
+            version: *version,
+            length: record.length,
+            path: record.path.to_string(),
+            blocks: vec![block.block],
+        });
+    }
+    None
+}
+
+/// The members from number `first` on, as many as fit.
+fn page(view: &View, first: u32) -> RingReply {
+    let mut size = 0;
+    let members = view.members.iter().skip(first as usize).take_while(|member| {
+        size += size_of_member(member);
+        size <= PAGE_BYTES_MAX || size == size_of_member(member)
+    });
+    let members = members.cloned().collect();
+    let mounts: Vec<Mount> = if first == 0 { view.mounts.clone() } else { Vec::new() };
+    RingReply {
+        cluster: view.cluster.clone(),
+        epoch: view.epoch,
+        node: view.me.clone(),
+        master: view.master.clone(),
+        is_fenced: u8::from(view.is_fenced),
+        mounts,
+        member_count: view.members.len() as u32,
+        members,
+    }
+}
+
+fn size_of_member(member: &Member) -> usize {
+    let texts = [&member.id, &member.zone, &member.address, &member.machine, &member.server];
+    let texts = texts.into_iter().chain(&member.shards).chain(&member.local);
+    MEMBER_SIZE + texts.map(|text| text.len() + 8).sum::<usize>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::record::key_of;
+
+    fn member(index: usize) -> Member {
+        let id = format!("node-{index:05}");
+        Member {
+            key: key_of(&id),
+            id,
+            weight: 64,
+            zone: String::new(),
+            state: 1,
+            address: "10.0.0.1:7070".into(),
+            shards: (0..8).map(|shard| format!("10.0.0.1:{}", 7071 + shard)).collect(),
+            local: Vec::new(),
+            machine: String::new(),
+            run: 1,
+            capacity: 1 << 30,
+            server: "millrace/0".into(),
+        }
+    }
+
+    #[test]
+    fn pages_tell_every_member_once_and_fit_a_body() {
+        let members: Vec<_> = (0..1000).map(member).collect();
+        let view = View::new("c", 7, "node-00001", Vec::new(), members.clone());
+        let mut found = Vec::new();
+        while found.len() < members.len() {
+            let reply = page(&view, found.len() as u32);
+            assert_eq!((reply.epoch, reply.member_count), (7, 1000));
+            assert!(!reply.members.is_empty());
+            let mut frame = Vec::new();
+            let header = millrace_proto::Header::request(millrace_proto::Op::Ring, 1, 0);
+            millrace_proto::frame::encode(&mut frame, header, &reply);
+            assert!(frame.len() < 48 << 10, "{}", frame.len());
+            found.extend(reply.members);
+        }
+        assert_eq!(found, members);
+        assert!(page(&view, 1000).members.is_empty());
+    }
+}

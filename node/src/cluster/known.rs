@@ -1,0 +1,260 @@
+//! What was read from coordination, and how it is brought up to date.
+//!
+//! Always holds: what is published belongs to one epoch. Coordination tells a change before it answers
+//! anything that is newer, so that after every change that was told has been read again, all of it is
+//! of the same moment. The epoch is the number of the last change (`zxid`) to any of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use millrace_proto::cluster::{MEMBERS_MAX, MOUNTS_MAX, Mount};
+use zookeeper_client::{Client, Error, Stat};
+
+use super::View;
+use super::record::{MemberRecord, MountsRecord, read};
+
+/// Where things lie below the cluster's path.
+pub(crate) mod path {
+    pub(crate) const CLUSTER: &str = "/cluster";
+    pub(crate) const MEMBERS: &str = "/members";
+    pub(crate) const DRAINS: &str = "/drains";
+    pub(crate) const MOUNTS: &str = "/mounts";
+    pub(crate) const MASTER: &str = "/master";
+    /// Followed by a number of ten digits.
+    pub(crate) const LATCH: &str = "/master/latch-";
+    pub(crate) const TERM: &str = "/master/term";
+}
+
+/// What has to be read again.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Changes {
+    all: bool,
+    member_list: bool,
+    members: BTreeSet<String>,
+    drains: bool,
+    mounts: bool,
+    latches: bool,
+}
+
+impl Changes {
+    /// Everything, as after a connection was lost: what happened meanwhile is not told.
+    pub(crate) fn all() -> Changes {
+        Changes { all: true, ..Changes::default() }
+    }
+
+    /// Takes note of a change at this path.
+    pub(crate) fn note(&mut self, path: &str) {
+        if let Some(id) = path.strip_prefix(path::MEMBERS) {
+            self.member_list = true;
+            self.members.extend(id.strip_prefix('/').map(str::to_owned));
+        } else if path.starts_with(path::DRAINS) {
+            self.drains = true;
+        } else if path == path::MOUNTS {
+            self.mounts = true;
+        } else if path.starts_with(path::LATCH) || path == path::MASTER {
+            self.latches = true;
+        }
+    }
+
+    /// Whether nothing has to be read.
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Changes::default()
+    }
+}
+
+/// What is known of the cluster.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    /// Members with the number of the last change to their record.
+    members: BTreeMap<String, (MemberRecord, i64)>,
+    members_zxid: i64,
+    drains: BTreeSet<String>,
+    drains_zxid: i64,
+    mounts: Vec<Mount>,
+    mounts_zxid: i64,
+    /// Version of the mounts for the next write; None if there are none yet.
+    mounts_version: Option<i32>,
+    /// Names of the latches, in order, and who holds each.
+    latches: BTreeMap<String, String>,
+}
+
+impl Known {
+    /// Reads again what changed.
+    ///
+    /// # Errors
+    /// As coordination; what was read so far is kept, and the changes are still to be read.
+    pub(crate) async fn refresh(
+        &mut self,
+        client: &Client,
+        changes: &Changes,
+    ) -> Result<(), Error> {
+        if changes.all || changes.member_list {
+            self.refresh_members(client, changes).await?;
+        }
+        if changes.all || changes.drains {
+            let (names, stat) = client.get_children(path::DRAINS).await?;
+            self.drains = names.into_iter().collect();
+            self.drains_zxid = stat.pzxid;
+        }
+        if changes.all || changes.mounts {
+            self.refresh_mounts(client).await?;
+        }
+        if changes.all || changes.latches {
+            self.refresh_latches(client).await?;
+        }
+        Ok(())
+    }
+
+    async fn refresh_members(&mut self, client: &Client, changes: &Changes) -> Result<(), Error> {
+        let (names, stat) = client.get_children(path::MEMBERS).await?;
+        let names: BTreeSet<String> = names.into_iter().take(MEMBERS_MAX).collect();
+        self.members.retain(|id, _| names.contains(id));
+        // All are asked for before the first answer is awaited.
+        let wanted: Vec<_> = names
+            .iter()
+            .filter(|id| {
+                changes.all || changes.members.contains(*id) || !self.members.contains_key(*id)
+            })
+            .map(|id| (id, client.get_data(&format!("{}/{id}", path::MEMBERS))))
+            .collect();
+        for (id, answer) in wanted {
+            match answer.await {
+                Ok((data, stat)) => self.note_member(id, &data, &stat),
+                // It left meanwhile, which is a change that will be told.
+                Err(Error::NoNode) => drop(self.members.remove(id)),
+                Err(error) => return Err(error),
+            }
+        }
+        self.members_zxid = stat.pzxid;
+        Ok(())
+    }
+
+    fn note_member(&mut self, id: &str, data: &[u8], stat: &Stat) {
+        match read::<MemberRecord>(id, data) {
+            Ok(record) if record.id == id => {
+                self.members.insert(id.to_owned(), (record, stat.mzxid));
+            }
+            Ok(record) => {
+                tracing::warn!("member {id} calls itself {}: it is left out", record.id);
+                self.members.remove(id);
+            }
+            Err(error) => {
+                tracing::warn!("member {error}: it is left out");
+                self.members.remove(id);
+            }
+        }
+    }
+
+    async fn refresh_mounts(&mut self, client: &Client) -> Result<(), Error> {
+        match client.get_data(path::MOUNTS).await {
+            Ok((data, stat)) => {
+                match read::<MountsRecord>(path::MOUNTS, &data) {
+                    Ok(record) => {
+                        let mounts = record.mounts.iter().take(MOUNTS_MAX);
+                        self.mounts = mounts.map(|mount| mount.mount()).collect();
+                    }
+                    Err(error) => tracing::error!("{error}: the mounts stay as they were"),
+                }
+                self.mounts_zxid = stat.mzxid;
+                self.mounts_version = Some(stat.version);
+            }
+            Err(Error::NoNode) => {
+                (self.mounts, self.mounts_zxid, self.mounts_version) = (Vec::new(), 0, None);
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    async fn refresh_latches(&mut self, client: &Client) -> Result<(), Error> {
+        let (names, _) = client.get_children(path::MASTER).await?;
+        let mut latches = BTreeMap::new();
+        for name in names {
+            let path = format!("{}/{name}", path::MASTER);
+            if !path.starts_with(path::LATCH) {
+                continue;
+            }
+            match self.latches.remove(&path) {
+                // What a latch holds never changes.
+                Some(id) => drop(latches.insert(path, id)),
+                None => match client.get_data(&path).await {
+                    Ok((data, _)) => {
+                        let id = String::from_utf8_lossy(&data).into_owned();
+                        latches.insert(path, id);
+                    }
+                    Err(Error::NoNode) => {}
+                    Err(error) => return Err(error),
+                },
+            }
+        }
+        self.latches = latches;
+        Ok(())
+    }
+
+    /// Number of the last change.
+    pub(crate) fn epoch(&self) -> u64 {
+        let members = self.members.values().map(|(_, zxid)| *zxid);
+        let others = [self.members_zxid, self.drains_zxid, self.mounts_zxid];
+        members.chain(others).max().unwrap_or(0).max(0) as u64
+    }
+
+    /// As others see it.
+    pub(crate) fn view(&self, cluster: &str, me: &str) -> View {
+        let members = self.members.iter();
+        let members =
+            members.map(|(id, (record, _))| record.member(self.drains.contains(id))).collect();
+        let mut view = View::new(cluster, self.epoch(), me, self.mounts.clone(), members);
+        view.master = self.master().map(|(_, id)| id.to_owned()).unwrap_or_default();
+        view
+    }
+
+    /// Path of the first latch, and who is the master by it.
+    pub(crate) fn master(&self) -> Option<(&str, &str)> {
+        let (path, id) = self.latches.first_key_value()?;
+        Some((path, id))
+    }
+
+    /// The mounts, and their version for the next write.
+    pub(crate) fn mounts(&self) -> (&[Mount], Option<i32>) {
+        (&self.mounts, self.mounts_version)
+    }
+
+    /// Ids of members, and of those that are drained whether they are there or not.
+    pub(crate) fn is_member(&self, id: &str) -> bool {
+        self.members.contains_key(id)
+    }
+
+    /// Whether a member is drained.
+    pub(crate) fn is_drained(&self, id: &str) -> bool {
+        self.drains.contains(id)
+    }
+
+    /// Members that are not drained, besides this one.
+    pub(crate) fn others_active(&self, id: &str) -> usize {
+        let others = self.members.keys().filter(|other| *other != id);
+        others.filter(|other| !self.drains.contains(*other)).count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_name_what_has_to_be_read() {
+        let mut changes = Changes::default();
+        changes.note("/members/a");
+        changes.note("/master/latch-0000000003");
+        let members = BTreeSet::from(["a".to_owned()]);
+        let wanted = Changes { member_list: true, members, latches: true, ..Changes::default() };
+        assert_eq!(changes, wanted);
+        for path in ["/", "/cluster", "/master/term", "/else"] {
+            let mut changes = Changes::default();
+            changes.note(path);
+            assert!(changes.is_empty(), "{path}");
+        }
+        let mut changes = Changes::default();
+        changes.note("/drains/a");
+        changes.note("/mounts");
+        assert_eq!(changes, Changes { drains: true, mounts: true, ..Changes::default() });
+    }
+}

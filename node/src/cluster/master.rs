@@ -1,0 +1,290 @@
+//! What the master does: it changes what all nodes share.
+//!
+//! Always holds: nothing is written that a later master would not have written. Each write is one
+//! transaction with two checks: that the latch of this term is still there, and that no later term has
+//! begun. A master that was asleep while another was elected is refused by both.
+
+use millrace_proto::Status;
+use millrace_proto::cluster::{MOUNTS_MAX, Mount, REPLICAS_MAX};
+use zookeeper_client::{
+    Acls, CheckWriteError, CheckWriter, Client, CreateMode, CreateOptions, Error,
+};
+
+use super::known::{Known, path};
+use super::record::{MountRecord, MountsRecord, TermRecord, read, write};
+use crate::store::check_path;
+
+pub(crate) const PERSISTENT: CreateOptions<'static> =
+    CreateMode::Persistent.with_acls(Acls::anyone_all());
+
+/// What the master is asked to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    /// Drain a member, or let it take part again.
+    Drain { node: String, undo: bool },
+    /// Add, change or remove a mount.
+    Mount { mount: Mount, remove: bool },
+}
+
+/// Why something was not done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub status: Status,
+    pub message: String,
+}
+
+impl Refusal {
+    pub(crate) fn new(status: Status, message: impl Into<String>) -> Refusal {
+        Refusal { status, message: message.into() }
+    }
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Refusal {
+        let message = match error {
+            Error::QuotaExceeded => {
+                "coordination is full: nothing is written until room is made".to_owned()
+            }
+            error => format!("coordination: {error}"),
+        };
+        Refusal::new(Status::Fenced, message)
+    }
+}
+
+impl From<CheckWriteError> for Refusal {
+    fn from(error: CheckWriteError) -> Refusal {
+        match error {
+            CheckWriteError::CheckFailed { .. }
+            | CheckWriteError::OperationFailed { index: 0, source: Error::BadVersion } => {
+                Refusal::new(Status::NotMaster, "another master was elected meanwhile")
+            }
+            CheckWriteError::OperationFailed { source: Error::BadVersion, .. } => {
+                Refusal::new(Status::Busy, "somebody else changed it meanwhile: try again")
+            }
+            CheckWriteError::RequestFailed { source }
+            | CheckWriteError::OperationFailed { source, .. } => source.into(),
+        }
+    }
+}
+
+/// The time in which this node is the master.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Term {
+    /// Path of the latch.
+    latch: String,
+    /// The fencing token: `czxid` of the latch.
+    token: i64,
+    /// Version of [`path::TERM`] in this term.
+    version: i32,
+}
+
+impl Term {
+    /// Begins a term: from now on every earlier master is refused.
+    ///
+    /// # Errors
+    /// `NotMaster` if a later term has begun already.
+    pub(crate) async fn begin(
+        client: &Client,
+        me: &str,
+        latch: &str,
+        token: i64,
+    ) -> Result<Term, Refusal> {
+        let record = TermRecord { node: me.to_owned(), token: token.to_string() };
+        let data = write(&record);
+        let mut writer = client.new_check_writer(latch, Some(0))?;
+        let version = match client.get_data(path::TERM).await {
+            Err(Error::NoNode) => {
+                writer.add_create(path::TERM, &data, &PERSISTENT)?;
+                0
+            }
+            Err(error) => return Err(error.into()),
+            Ok((old, stat)) => {
+                let old: TermRecord = read(path::TERM, &old).unwrap_or_default();
+                if old.token() > token {
+                    let message = format!("{} was elected meanwhile", old.node);
+                    return Err(Refusal::new(Status::NotMaster, message));
+                }
+                writer.add_set_data(path::TERM, &data, Some(stat.version))?;
+                stat.version + 1
+            }
+        };
+        writer.commit().await?;
+        Ok(Term { latch: latch.to_owned(), token, version })
+    }
+
+    /// Path of the latch.
+    pub(crate) fn latch(&self) -> &str {
+        &self.latch
+    }
+
+    /// A transaction of this term.
+    fn writer<'a>(&self, client: &'a Client) -> Result<CheckWriter<'a>, Error> {
+        let mut writer = client.new_check_writer(&self.latch, Some(0))?;
+        writer.add_check_version(path::TERM, self.version)?;
+        Ok(writer)
+    }
+
+    /// Carries a command out.
+    ///
+    /// # Errors
+    /// What is wrong with it, or why it could not be done.
+    pub(crate) async fn carry_out(
+        &self,
+        client: &Client,
+        known: &Known,
+        command: &Command,
+    ) -> Result<(), Refusal> {
+        match command {
+            Command::Drain { node, undo } => self.drain(client, known, node, *undo).await,
+            Command::Mount { mount, remove } => {
+                let mounts = changed(known.mounts().0, mount, *remove)?;
+                self.write_mounts(client, known, &mounts).await
+            }
+        }
+    }
+
+    async fn drain(
+        &self,
+        client: &Client,
+        known: &Known,
+        node: &str,
+        undo: bool,
+    ) -> Result<(), Refusal> {
+        if undo != known.is_drained(node) {
+            // It is as it should be; of a node nobody knows that is not worth much.
+            return match known.is_member(node) || undo {
+                true => Ok(()),
+                false => Err(unknown(node)),
+            };
+        }
+        let path = format!("{}/{node}", path::DRAINS);
+        let mut writer = self.writer(client)?;
+        if undo {
+            writer.add_delete(&path, None)?;
+        } else {
+            if !known.is_member(node) {
+                return Err(unknown(node));
+            }
+            if known.others_active(node) == 0 {
+                let message = format!("{node} is the last active node: add another one first");
+                return Err(Refusal::new(Status::InvalidArgument, message));
+            }
+            writer.add_create(&path, self.token.to_string().as_bytes(), &PERSISTENT)?;
+        }
+        match writer.commit().await {
+            Ok(_) => Ok(()),
+            // Asked for twice at once.
+            Err(CheckWriteError::OperationFailed {
+                source: Error::NodeExists | Error::NoNode,
+                ..
+            }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Writes the mounts, unless they were changed since they were read.
+    ///
+    /// # Errors
+    /// As [`Term::carry_out`].
+    pub(crate) async fn write_mounts(
+        &self,
+        client: &Client,
+        known: &Known,
+        mounts: &[Mount],
+    ) -> Result<(), Refusal> {
+        let record = MountsRecord { mounts: mounts.iter().map(MountRecord::from).collect() };
+        let mut writer = self.writer(client)?;
+        match known.mounts().1 {
+            None => writer.add_create(path::MOUNTS, &write(&record), &PERSISTENT)?,
+            Some(version) => {
+                writer.add_set_data(path::MOUNTS, &write(&record), Some(version))?;
+            }
+        }
+        writer.commit().await?;
+        Ok(())
+    }
+}
+
+fn unknown(node: &str) -> Refusal {
+    let message = format!("no node {node} in this cluster: `millrace admin nodes` lists them");
+    Refusal::new(Status::NotFound, message)
+}
+
+/// The mounts after a change.
+fn changed(mounts: &[Mount], mount: &Mount, remove: bool) -> Result<Vec<Mount>, Refusal> {
+    let refuse = |message: String| Err(Refusal::new(Status::InvalidArgument, message));
+    let mut mounts = mounts.to_vec();
+    let place = mounts.iter().position(|other| other.prefix == mount.prefix);
+    if remove {
+        let Some(place) = place else {
+            let message = format!("nothing is mounted at '/{}'", mount.prefix);
+            return Err(Refusal::new(Status::NotFound, message));
+        };
+        mounts.remove(place);
+        return Ok(mounts);
+    }
+    if let Err(error) = check_path(&mount.prefix) {
+        return refuse(format!("'{}' cannot be mounted at: {error}", mount.prefix));
+    }
+    if !(1..=REPLICAS_MAX).contains(&mount.replicas) {
+        return refuse(format!("{} replicas: 1 to {REPLICAS_MAX} are possible", mount.replicas));
+    }
+    let directory = mount.source.strip_prefix("file://").filter(|it| it.starts_with('/'));
+    if directory.is_none_or(|it| it.len() > 4096) {
+        return refuse(format!("'{}' is no source: write file:///DIR", mount.source));
+    }
+    match place {
+        Some(place) => mounts[place] = mount.clone(),
+        None if mounts.len() >= MOUNTS_MAX => {
+            return refuse(format!("{MOUNTS_MAX} mounts are as many as there can be"));
+        }
+        None => mounts.push(mount.clone()),
+    }
+    let size: usize = mounts.iter().map(|it| it.prefix.len() + it.source.len() + 32).sum();
+    if size > millrace_proto::cluster::MOUNTS_BYTES_MAX {
+        return refuse("the prefixes and sources of all mounts together are too long".to_owned());
+    }
+    mounts.sort_by(|first, second| first.prefix.cmp(&second.prefix));
+    Ok(mounts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(prefix: &str, source: &str) -> Mount {
+        Mount { prefix: prefix.into(), source: source.into(), replicas: 1 }
+    }
+
+    #[test]
+    fn mounts_are_added_changed_and_removed() {
+        let root = mount("", "file:///a");
+        let mounts = changed(&[], &root, false).unwrap();
+        let two = changed(&mounts, &mount("data/x", "file:///b"), false).unwrap();
+        assert_eq!(two.len(), 2);
+        let replaced = changed(&two, &mount("", "file:///c"), false).unwrap();
+        assert_eq!(replaced[0].source, "file:///c");
+        assert_eq!(changed(&two, &root, true).unwrap(), [mount("data/x", "file:///b")]);
+        assert_eq!(changed(&mounts, &mount("b", ""), true).unwrap_err().status, Status::NotFound);
+    }
+
+    #[test]
+    fn mounts_that_cannot_be_are_refused() {
+        let bad = [
+            mount("/a", "file:///a"),
+            mount("a/../b", "file:///a"),
+            mount("a", "s3://bucket"),
+            mount("a", "file://relative"),
+            Mount { replicas: 0, ..mount("a", "file:///a") },
+            Mount { replicas: 9, ..mount("a", "file:///a") },
+        ];
+        for mount in bad {
+            let refused = changed(&[], &mount, false);
+            assert_eq!(refused.unwrap_err().status, Status::InvalidArgument, "{mount:?}");
+        }
+        let full: Vec<_> =
+            (0..MOUNTS_MAX).map(|it| mount(&format!("m{it}"), "file:///a")).collect();
+        assert!(changed(&full, &mount("one-more", "file:///a"), false).is_err());
+        assert!(changed(&full, &mount("m1", "file:///b"), false).is_ok());
+    }
+}

@@ -1,0 +1,131 @@
+//! What lies in coordination, as JSON: fields may be added, and unknown ones are passed over.
+
+use millrace_proto::cluster::{Member, MemberState, Mount, REPLICAS_MAX};
+use millrace_proto::placement;
+use serde::{Deserialize, Serialize};
+
+/// Number of the layout that this program writes and reads.
+pub(crate) const FORMAT: u32 = 1;
+
+/// `/cluster`: what all nodes have to agree on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ClusterRecord {
+    pub format: u32,
+    /// Random id of the cluster.
+    pub id: String,
+    /// Size of a block in bytes.
+    pub block_size: u32,
+}
+
+/// `/members/ID`: a node, for as long as its session lasts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MemberRecord {
+    pub id: String,
+    /// As in [`Identity`](super::identity::Identity).
+    pub secret: String,
+    /// Number of this run, in hex digits: JSON's numbers have 53 bits.
+    pub run: String,
+    pub weight: u32,
+    #[serde(default)]
+    pub zone: String,
+    pub address: String,
+    pub shards: Vec<String>,
+    #[serde(default)]
+    pub local: Vec<String>,
+    #[serde(default)]
+    pub machine: String,
+    pub capacity: u64,
+    #[serde(default)]
+    pub server: String,
+}
+
+impl MemberRecord {
+    /// The number of the run; 0 for one that is none.
+    pub(crate) fn run(&self) -> u64 {
+        u64::from_str_radix(&self.run, 16).unwrap_or(0)
+    }
+
+    /// As clients are told.
+    pub(crate) fn member(&self, is_draining: bool) -> Member {
+        let state = if is_draining { MemberState::Draining } else { MemberState::Active };
+        Member {
+            id: self.id.clone(),
+            key: key_of(&self.id),
+            weight: self.weight,
+            zone: self.zone.clone(),
+            state: state as u8,
+            address: self.address.clone(),
+            shards: self.shards.clone(),
+            local: self.local.clone(),
+            machine: self.machine.clone(),
+            run: self.run(),
+            capacity: self.capacity,
+            server: self.server.clone(),
+        }
+    }
+}
+
+/// The key of a node on the ring: `mix` of the XXH3-64 of its id.
+pub(crate) fn key_of(id: &str) -> u64 {
+    placement::mix(twox_hash::XxHash3_64::oneshot(id.as_bytes()))
+}
+
+/// `/mounts`: what is mounted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MountsRecord {
+    pub mounts: Vec<MountRecord>,
+}
+
+/// One mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MountRecord {
+    pub prefix: String,
+    pub source: String,
+    pub replicas: u8,
+}
+
+impl MountRecord {
+    /// As the protocol tells it.
+    pub(crate) fn mount(&self) -> Mount {
+        Mount {
+            prefix: self.prefix.clone(),
+            source: self.source.clone(),
+            replicas: self.replicas.clamp(1, REPLICAS_MAX),
+        }
+    }
+}
+
+impl From<&Mount> for MountRecord {
+    fn from(mount: &Mount) -> MountRecord {
+        let Mount { prefix, source, replicas } = mount.clone();
+        MountRecord { prefix, source, replicas }
+    }
+}
+
+/// `/master/term`: the fencing token of the newest master.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TermRecord {
+    /// Id of the master.
+    pub node: String,
+    /// `czxid` of its latch, in decimal digits.
+    pub token: String,
+}
+
+impl TermRecord {
+    pub(crate) fn token(&self) -> i64 {
+        self.token.parse().unwrap_or(0)
+    }
+}
+
+/// Reads a record.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn read<'a, T: Deserialize<'a>>(path: &str, data: &'a [u8]) -> Result<T, String> {
+    serde_json::from_slice(data).map_err(|error| format!("{path} is not readable: {error}"))
+}
+
+/// Writes a record.
+pub(crate) fn write<T: Serialize>(record: &T) -> Vec<u8> {
+    serde_json::to_vec(record).expect("plain structures have a JSON form")
+}

@@ -1,0 +1,524 @@
+//! Keeps the node in its cluster: registers it, follows what changes, and stands for election.
+//!
+//! Always holds: a view is published only when everything that was told has been read. When the
+//! connection is lost for half of the session timeout the node is fenced, before anybody else can be
+//! sure that it is gone; when the session ended it begins anew by itself.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_proto::Status;
+use millrace_proto::cluster::Mount;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use zookeeper_client::{
+    Acls, AddWatchMode, Client, CreateMode, CreateOptions, Error, EventType, PersistentWatcher,
+    SessionState,
+};
+
+use super::identity::Identity;
+use super::known::{Changes, Known, path};
+use super::master::{Command, PERSISTENT, Refusal, Term};
+use super::record::{ClusterRecord, FORMAT, MemberRecord, read, write};
+use super::{Views, identity, record};
+use crate::store::mounts::Mounts;
+
+const EPHEMERAL: CreateOptions<'static> = CreateMode::Ephemeral.with_acls(Acls::anyone_all());
+const LATCH: CreateOptions<'static> = CreateMode::EphemeralSequential.with_acls(Acls::anyone_all());
+/// Least time that is given to a connection, whatever the session timeout is.
+const CONNECT_TIMEOUT_MIN: Duration = Duration::from_secs(3);
+/// Waits between tries to join, the shortest and the longest.
+const RETRY_MIN: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(5);
+/// How often the old registration of this node is looked at until it is gone.
+const REGISTER_WAIT: Duration = Duration::from_millis(200);
+
+/// A command for the master, and who waits for what became of it.
+pub(crate) struct Request {
+    pub command: Command,
+    pub reply: oneshot::Sender<Result<(), Refusal>>,
+}
+
+/// The ends that the rest of the node holds.
+pub(crate) struct Handle {
+    /// Has the session begin; until then nobody is told of the node.
+    pub begin: flume::Sender<()>,
+    /// Commands for the master.
+    pub requests: flume::Sender<Request>,
+    /// Whether the node has joined, or why it cannot; told once.
+    pub joined: flume::Receiver<Result<(), String>>,
+    /// Takes the node out of the cluster; what is sent is answered when it is out.
+    pub leave: flume::Sender<flume::Sender<()>>,
+}
+
+/// What a session needs.
+pub(crate) struct Settings {
+    /// Servers of coordination, and the cluster's path there.
+    pub servers: String,
+    pub path: String,
+    pub timeout: Duration,
+    pub identity: Identity,
+    /// What others are told of this node.
+    pub record: MemberRecord,
+    pub block_size: u32,
+    /// Source of the root, if nothing is mounted yet.
+    pub source: Option<String>,
+    pub views: Arc<Views>,
+    pub mounts: Arc<Mounts>,
+}
+
+/// Why a session ended.
+enum Ending {
+    /// The node leaves.
+    Left,
+    /// It may work the next time.
+    Again(String),
+    /// It will not work before somebody does something.
+    Never(String),
+}
+
+impl From<Error> for Ending {
+    fn from(error: Error) -> Ending {
+        match error {
+            Error::QuotaExceeded => Ending::Again(
+                "coordination is full: nothing can be written until room is made".to_owned(),
+            ),
+            Error::NoAuth | Error::AuthFailed => Ending::Never(format!("coordination: {error}")),
+            error => Ending::Again(format!("coordination: {error}")),
+        }
+    }
+}
+
+impl From<Refusal> for Ending {
+    fn from(refusal: Refusal) -> Ending {
+        Ending::Again(refusal.message)
+    }
+}
+
+/// The task that keeps the node in the cluster.
+pub(crate) struct Session {
+    settings: Settings,
+    begin: flume::Receiver<()>,
+    requests: flume::Receiver<Request>,
+    joined: Option<flume::Sender<Result<(), String>>>,
+    leave: flume::Receiver<flume::Sender<()>>,
+    known: Known,
+    /// Id of the cluster, once it is known.
+    cluster: String,
+    /// Whether the view is fenced.
+    is_fenced: bool,
+}
+
+/// What belongs to one connection to coordination.
+struct Live {
+    client: Client,
+    watcher: PersistentWatcher,
+    /// Path of this node's latch, and the fencing token it gives.
+    latch: (String, i64),
+    term: Option<Term>,
+}
+
+impl Session {
+    /// A session and its handle. [`Session::run`] has to be awaited.
+    pub(crate) fn new(settings: Settings) -> (Session, Handle) {
+        let (request_sender, requests) = flume::bounded(64);
+        let (joined_sender, joined) = flume::bounded(1);
+        let (leave_sender, leave) = flume::bounded(1);
+        let (begin_sender, begin) = flume::bounded(1);
+        let session = Session {
+            cluster: settings.identity.cluster().to_owned(),
+            settings,
+            begin,
+            requests,
+            joined: Some(joined_sender),
+            leave,
+            known: Known::default(),
+            is_fenced: true,
+        };
+        let handle =
+            Handle { begin: begin_sender, requests: request_sender, joined, leave: leave_sender };
+        (session, handle)
+    }
+
+    /// Joins the cluster, again and again, until the node leaves.
+    pub(crate) async fn run(mut self) {
+        if self.begin.recv_async().await.is_err() {
+            return;
+        }
+        let mut wait = RETRY_MIN;
+        loop {
+            let began = Instant::now();
+            let ending = self.live().await;
+            self.fence(true);
+            let is_final = matches!(ending, Ending::Never(_));
+            let (Ending::Again(reason) | Ending::Never(reason)) = ending else { return };
+            if began.elapsed() > 2 * self.settings.timeout {
+                wait = RETRY_MIN;
+            }
+            if is_final && let Some(joined) = self.joined.take() {
+                // Whoever starts the node may have given up on it.
+                let _ = joined.send(Err(reason));
+                return;
+            }
+            tracing::warn!("not in the cluster: {reason}");
+            if let Some(joined) = &self.joined {
+                // The last reason is the one that counts.
+                let _ = joined.try_send(Err(reason));
+            }
+            if self.joined.is_none() || is_final {
+                tracing::info!("reads go on; the node tries to join again");
+            }
+            if let Some(done) = self.pause(wait).await {
+                let _ = done.send(());
+                return;
+            }
+            wait = (wait * 2).min(RETRY_MAX);
+        }
+    }
+
+    /// Waits while there is no session: who asks for something is refused, who wants to leave may.
+    async fn pause(&self, wait: Duration) -> Option<flume::Sender<()>> {
+        let end = Instant::now() + wait;
+        loop {
+            tokio::select! {
+                () = sleep_until(end) => return None,
+                Ok(done) = self.leave.recv_async() => return Some(done),
+                Ok(request) = self.requests.recv_async() => refuse_fenced(request),
+            }
+        }
+    }
+
+    /// One connection, from joining to its end.
+    async fn live(&mut self) -> Ending {
+        match self.join().await {
+            Ok(mut live) => match self.follow(&mut live).await {
+                Err(ending) => ending,
+                Ok(done) => {
+                    self.withdraw(&live).await;
+                    // Whoever waits may have given up.
+                    let _ = done.send(());
+                    Ending::Left
+                }
+            },
+            Err(ending) => ending,
+        }
+    }
+
+    async fn join(&mut self) -> Result<Live, Ending> {
+        let settings = &self.settings;
+        let connector = Client::connector().with_session_timeout(settings.timeout);
+        let patience = settings.timeout.max(CONNECT_TIMEOUT_MIN);
+        let client = match timeout(patience, connector.connect(&settings.servers)).await {
+            Ok(client) => client?,
+            Err(_) => {
+                return Err(Ending::Again(format!(
+                    "no answer from coordination at {} within {} s",
+                    settings.servers,
+                    patience.as_secs()
+                )));
+            }
+        };
+        client.mkdir(&settings.path, &PERSISTENT).await?;
+        let client = client
+            .chroot(settings.path.clone())
+            .map_err(|_| Ending::Never(format!("{} is not a path", settings.path)))?;
+        // What another server has acknowledged is seen here, too.
+        client.sync("/").await?;
+        self.agree(&client).await?;
+        for directory in [path::MEMBERS, path::DRAINS, path::MASTER] {
+            match client.create(directory, b"", &PERSISTENT).await {
+                Ok(_) | Err(Error::NodeExists) => (),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let watcher = client.watch("/", AddWatchMode::PersistentRecursive).await?;
+        self.register(&client).await?;
+        let id = self.settings.identity.id().to_owned();
+        let (stat, sequence) = client.create(path::LATCH, id.as_bytes(), &LATCH).await?;
+        let latch = (format!("{}{sequence}", path::LATCH), stat.czxid);
+        Ok(Live { client, watcher, latch, term: None })
+    }
+
+    /// Reads what all nodes agree on, or, as the first one, writes it.
+    async fn agree(&mut self, client: &Client) -> Result<(), Ending> {
+        let settings = &mut self.settings;
+        let place = format!("zk://{}{}", settings.servers, settings.path);
+        let own = ClusterRecord {
+            format: FORMAT,
+            id: identity::random(),
+            block_size: settings.block_size,
+        };
+        let record = match client.create(path::CLUSTER, &write(&own), &PERSISTENT).await {
+            Ok(_) => own,
+            Err(Error::NodeExists) => {
+                let (data, _) = client.get_data(path::CLUSTER).await?;
+                read::<ClusterRecord>(path::CLUSTER, &data).map_err(|error| {
+                    Ending::Never(format!("{place} is no cluster of Millrace: {error}"))
+                })?
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if record.format != FORMAT {
+            return Err(Ending::Never(format!(
+                "{place} has layout {}, this version knows {FORMAT}",
+                record.format
+            )));
+        }
+        if record.block_size != settings.block_size {
+            return Err(Ending::Never(format!(
+                "blocks of the cluster at {place} have {} bytes, this node's {}: \
+                 start it with --block-size {}",
+                record.block_size, settings.block_size, record.block_size
+            )));
+        }
+        if !self.cluster.is_empty() && self.cluster != record.id {
+            return Err(Ending::Never(format!(
+                "this node belongs to cluster {}, and {place} is cluster {}: correct --coord, or \
+                 start it with an empty data directory to have it join as a new node",
+                self.cluster, record.id
+            )));
+        }
+        settings.identity.join(&record.id).map_err(|error| {
+            Ending::Never(format!("note the cluster in the data directory: {error}"))
+        })?;
+        self.cluster = record.id;
+        Ok(())
+    }
+
+    /// Makes this node a member. An older registration of the same node is taken out, one of another
+    /// node with the same id is an error.
+    async fn register(&self, client: &Client) -> Result<(), Ending> {
+        let mine = &self.settings.record;
+        let path = format!("{}/{}", path::MEMBERS, mine.id);
+        let data = write(mine);
+        loop {
+            match client.create(&path, &data, &EPHEMERAL).await {
+                Ok(_) => return Ok(()),
+                Err(Error::NodeExists) => (),
+                Err(error) => return Err(error.into()),
+            }
+            let (data, stat) = match client.get_data(&path).await {
+                Ok(found) => found,
+                Err(Error::NoNode) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let other: Result<MemberRecord, _> = record::read(&path, &data);
+            if let Ok(other) = &other
+                && other.secret != mine.secret
+            {
+                return Err(Ending::Never(format!(
+                    "another node with the id {} is in the cluster, at {}: give each node an id \
+                     of its own (--node-id, or an empty --data)",
+                    mine.id, other.address
+                )));
+            }
+            if let Ok(other) = &other
+                && other.run != mine.run
+                && other.address != mine.address
+                && is_alive(other).await
+            {
+                return Err(Ending::Never(format!(
+                    "this node runs already, at {}: its data directory was copied",
+                    other.address
+                )));
+            }
+            match client.delete(&path, Some(stat.version)).await {
+                Ok(()) | Err(Error::NoNode | Error::BadVersion) => (),
+                Err(error) => return Err(error.into()),
+            }
+            sleep(REGISTER_WAIT).await;
+        }
+    }
+
+    /// Follows what happens, until the connection ends (an error) or the node leaves.
+    async fn follow(&mut self, live: &mut Live) -> Result<flume::Sender<()>, Ending> {
+        let mut changes = Changes::all();
+        let mut states = live.client.state_watcher();
+        // When the node is fenced, unless the connection is there again.
+        let mut fence_at: Option<Instant> = None;
+        loop {
+            if fence_at.is_none() && !changes.is_empty() {
+                match self.take_over(live, &changes).await {
+                    Ok(()) => changes = Changes::default(),
+                    Err(Error::ConnectionLoss) => (),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            let fence = fence_at.unwrap_or_else(|| Instant::now() + self.settings.timeout);
+            tokio::select! {
+                biased;
+                event = live.watcher.changed() => {
+                    if event.event_type != EventType::Session {
+                        changes.note(&event.path);
+                    }
+                    // Until all that was told is read, nothing is published.
+                    while let Ok(event) = timeout(Duration::ZERO, live.watcher.changed()).await {
+                        if event.session_state.is_terminated() {
+                            return Err(ended(event.session_state));
+                        }
+                        if event.event_type != EventType::Session {
+                            changes.note(&event.path);
+                        }
+                    }
+                    if event.session_state.is_terminated() {
+                        return Err(ended(event.session_state));
+                    }
+                }
+                state = states.changed() => match state {
+                    SessionState::SyncConnected => {
+                        fence_at = None;
+                        // What happened meanwhile was not told: ZOOKEEPER-4698.
+                        changes = Changes::all();
+                    }
+                    state if state.is_terminated() => return Err(ended(state)),
+                    _ => {
+                        fence_at.get_or_insert(Instant::now() + self.settings.timeout / 2);
+                    }
+                },
+                () = sleep_until(fence), if fence_at.is_some() && !self.is_fenced => {
+                    tracing::warn!("coordination does not answer: fenced, reads go on");
+                    self.fence(true);
+                }
+                Ok(done) = self.leave.recv_async() => return Ok(done),
+                Ok(request) = self.requests.recv_async() => {
+                    self.answer(live, fence_at.is_some(), request).await;
+                }
+            }
+        }
+    }
+
+    /// Reads what changed and publishes it.
+    async fn take_over(&mut self, live: &mut Live, changes: &Changes) -> Result<(), Error> {
+        self.known.refresh(&live.client, changes).await?;
+        self.stand(live).await?;
+        let id = self.settings.identity.id();
+        let view = self.known.view(&self.cluster, id);
+        if view.member(id).is_none() {
+            // Somebody deleted the registration; a new session makes a new one.
+            return Err(Error::SessionExpired);
+        }
+        let old = Arc::clone(&self.settings.views.borrow());
+        if view.epoch < old.epoch {
+            // A server that lags behind; what it does not know yet it will tell.
+            return Ok(());
+        }
+        if view.mounts != old.mounts || old.epoch == 0 {
+            self.settings.mounts.set(view.mounts.clone());
+        }
+        if view.epoch != old.epoch {
+            tracing::info!(
+                "epoch {}: {} members, master {}",
+                view.epoch,
+                view.members.len(),
+                if view.master.is_empty() { "none" } else { &view.master }
+            );
+        }
+        self.is_fenced = false;
+        self.settings.views.send_replace(Arc::new(view));
+        // With a source of its own it waits for the master to mount something.
+        let is_ready = self.known.mounts().1.is_some() || self.settings.source.is_none();
+        if let Some(joined) = self.joined.take_if(|_| is_ready) {
+            // Whoever starts the node may have given up on it.
+            let _ = joined.send(Ok(()));
+        }
+        Ok(())
+    }
+
+    /// Begins a term when this node is the first in line, and ends it when it is not.
+    async fn stand(&mut self, live: &mut Live) -> Result<(), Error> {
+        let is_first = self.known.master().is_some_and(|(latch, _)| latch == live.latch.0);
+        if !is_first {
+            live.term = None;
+            return Ok(());
+        }
+        if live.term.as_ref().is_some_and(|term| term.latch() == live.latch.0) {
+            return Ok(());
+        }
+        let id = self.settings.identity.id();
+        match Term::begin(&live.client, id, &live.latch.0, live.latch.1).await {
+            Ok(term) => {
+                tracing::info!("elected as master, fencing token {}", live.latch.1);
+                self.mount_root(live, &term).await?;
+                live.term = Some(term);
+            }
+            Err(refusal) => tracing::warn!("begin a term as master: {}", refusal.message),
+        }
+        Ok(())
+    }
+
+    /// The first master of a cluster mounts its own source.
+    async fn mount_root(&mut self, live: &Live, term: &Term) -> Result<(), Error> {
+        let (None, Some(source)) = (self.known.mounts().1, &self.settings.source) else {
+            return Ok(());
+        };
+        let root = Mount { prefix: String::new(), source: source.clone(), replicas: 1 };
+        if let Err(refusal) = term.write_mounts(&live.client, &self.known, &[root]).await {
+            tracing::warn!("mount {source}: {}", refusal.message);
+        }
+        // The node is of use to nobody before it is mounted.
+        let mut changes = Changes::default();
+        changes.note(path::MOUNTS);
+        self.known.refresh(&live.client, &changes).await
+    }
+
+    async fn answer(&self, live: &Live, is_lost: bool, request: Request) {
+        if is_lost {
+            refuse_fenced(request);
+            return;
+        }
+        let Request { command, reply } = request;
+        let result = match &live.term {
+            Some(term) => term.carry_out(&live.client, &self.known, &command).await,
+            None => {
+                let message = match self.known.master() {
+                    Some((_, id)) => format!("the master is {id}"),
+                    None => "nobody is the master at the moment".to_owned(),
+                };
+                Err(Refusal::new(Status::NotMaster, message))
+            }
+        };
+        // Whoever asked may have gone.
+        let _ = reply.send(result);
+    }
+
+    /// Takes the node out of the cluster.
+    async fn withdraw(&self, live: &Live) {
+        let path = format!("{}/{}", path::MEMBERS, self.settings.identity.id());
+        let leaving = async {
+            live.client.delete(&path, None).await?;
+            live.client.delete(&live.latch.0, None).await
+        };
+        match timeout(self.settings.timeout, leaving).await {
+            Ok(Ok(())) => tracing::info!("left the cluster"),
+            Ok(Err(error)) => tracing::warn!("leave the cluster: {error}"),
+            Err(_) => tracing::warn!("leave the cluster: coordination does not answer"),
+        }
+    }
+
+    /// Publishes whether this node is cut off.
+    fn fence(&mut self, is_fenced: bool) {
+        if std::mem::replace(&mut self.is_fenced, is_fenced) == is_fenced {
+            return;
+        }
+        self.settings.views.send_modify(|view| {
+            *view = Arc::new(view.with(&view.master, is_fenced));
+        });
+    }
+}
+
+fn ended(state: SessionState) -> Ending {
+    Ending::Again(format!("the session with coordination ended: {state}"))
+}
+
+fn refuse_fenced(request: Request) {
+    let message = "this node has lost coordination: ask another one, or try again later";
+    // Whoever asked may have gone.
+    let _ = request.reply.send(Err(Refusal::new(Status::Fenced, message)));
+}
+
+/// Whether the node of a registration runs: somebody listens where it says. Of the same node an
+/// earlier run is gone, unless its data directory was copied.
+async fn is_alive(record: &MemberRecord) -> bool {
+    let connect = tokio::net::TcpStream::connect(&record.address);
+    matches!(timeout(Duration::from_secs(1), connect).await, Ok(Ok(_)))
+}

@@ -1,0 +1,365 @@
+//! The table of keys: what can be set, in which range, and what it means to an operator.
+
+use std::path::PathBuf;
+
+use millrace_proto::frame::{BODY_LENGTH_MAX, PAYLOAD_LENGTH_MAX};
+
+use super::ZeroCopy;
+use super::coordination::Coordination;
+use super::key::{Access, Key, Number};
+use super::text::{format_cpus, is_host, is_name, parse_cpus};
+use crate::local::AUTOMATIC;
+
+/// A number that lives in the field of this name. The range is checked before the cast.
+macro_rules! number {
+    ($field:ident, $range:expr) => {
+        Number {
+            min: *$range.start(),
+            max: *$range.end(),
+            set: |config, value| config.$field = value as _,
+            get: |config| config.$field as u64,
+        }
+    };
+}
+
+pub(super) const KIB: u64 = 1 << 10;
+pub(super) const MIB: u64 = 1 << 20;
+pub(super) const GIB: u64 = 1 << 30;
+pub(super) const TIB: u64 = 1 << 40;
+
+/// Most shards of a node. Guessed: more than the cores of any machine we know.
+pub const SHARDS_MAX: usize = 256;
+/// Least memory of a shard. Guessed: below it the index and the last fills crowd out the cache.
+pub const SHARD_MEMORY_MIN: usize = 4 << 20;
+/// Fewest blocks of a shard. Guessed: enough that one fill does not push out all that is warm.
+pub const SHARD_BLOCKS_MIN: usize = 8;
+/// Smallest block. Derived: one chunk of the checksum rule.
+pub const BLOCK_SIZE_MIN: u32 = millrace_proto::checksum::CHUNK_SIZE;
+/// Largest block. Derived: the largest payload of a frame.
+pub const BLOCK_SIZE_MAX: u32 = PAYLOAD_LENGTH_MAX;
+/// Highest number of cores that an affinity mask can name.
+pub(super) const CPUS_MAX: usize = rustix::thread::CpuSet::MAX_CPU;
+/// Longest path of a socket: `sun_path` of unix(7), less what the names of shards add.
+const SOCKET_LENGTH_MAX: usize = 107 - 4;
+/// Longest host name in DNS.
+pub(super) const HOST_LENGTH_MAX: usize = 253;
+
+const _: () = assert!(BLOCK_SIZE_MIN.is_power_of_two() && BLOCK_SIZE_MAX.is_power_of_two());
+const _: () = assert!(size_of::<usize>() == 8, "sizes are 64-bit");
+
+/// Every key, in the order of help and of `--print-config`.
+pub const KEYS: &[Key] = &[
+    Key {
+        name: "source",
+        value: "DIR",
+        default: "none: it must be given",
+        help: "Directory to serve; it is only ever read",
+        example: "/data",
+        access: Access::Text {
+            allowed: "a path",
+            set: |config, text| {
+                config.source = PathBuf::from(text);
+                !text.is_empty()
+            },
+            get: |config| config.source.display().to_string(),
+        },
+    },
+    Key {
+        name: "listen",
+        value: "IP:PORT",
+        default: "127.0.0.1:7070",
+        help: "Address to listen on; 0.0.0.0 for every interface, port 0 for any free port",
+        example: "0.0.0.0:7070",
+        access: Access::Text {
+            allowed: "an IP address and a port",
+            set: |config, text| {
+                text.parse().is_ok_and(|address| {
+                    config.listen = address;
+                    true
+                })
+            },
+            get: |config| config.listen.to_string(),
+        },
+    },
+    Key {
+        name: "socket",
+        value: "PATH",
+        default: "auto: an abstract name that clients learn from the node",
+        help: "Unix socket for clients on this machine; with several shards also PATH.0 and so on",
+        example: "/run/millrace.sock",
+        access: Access::Text {
+            allowed: "an absolute path of at most 103 bytes, auto, or nothing",
+            set: |config, text| {
+                config.socket = PathBuf::from(text);
+                let is_path = text.starts_with('/') && text.len() <= SOCKET_LENGTH_MAX;
+                is_path || text.is_empty() || text == AUTOMATIC
+            },
+            get: |config| config.socket.display().to_string(),
+        },
+    },
+    Key {
+        name: "zero_copy",
+        value: "WHEN",
+        default: "auto: where the kernel tells that it makes no copy",
+        help: "Whether large replies over TCP leave without a copy: auto, always or never",
+        example: "never",
+        access: Access::Text {
+            allowed: "auto, always or never",
+            set: |config, text| {
+                let found = ZeroCopy::ALL.iter().find(|it| it.name() == text);
+                found.is_some_and(|it| {
+                    config.zero_copy = *it;
+                    true
+                })
+            },
+            get: |config| config.zero_copy.name().to_owned(),
+        },
+    },
+    Key {
+        name: "lease_ms",
+        value: "MS",
+        default: "10000",
+        help: "How long clients on this machine may read a block in place without asking; 0 for never",
+        example: "2000",
+        access: Access::Count(number!(lease_ms, 0..=600_000)),
+    },
+    Key {
+        name: "lease_percent",
+        value: "PERCENT",
+        default: "50",
+        help: "Share of the memory that those clients may hold; beyond it they read over the socket",
+        example: "75",
+        access: Access::Count(number!(lease_percent, 0..=90)),
+    },
+    Key {
+        name: "advertise",
+        value: "HOST",
+        default: "the host a client connected to",
+        help: "Host name or IP that clients are told to use; set it behind NAT or in a container",
+        example: "cache-1.example.org",
+        access: Access::Text {
+            allowed: "a host name or an IP address without a port, or nothing",
+            set: |config, text| {
+                config.advertise = text.to_owned();
+                is_host(text)
+            },
+            get: |config| config.advertise.clone(),
+        },
+    },
+    Key {
+        name: "coord",
+        value: "WHERE",
+        default: "embedded: a replica of its own, for a cluster of one node",
+        help: "Coordination: zk://HOST:PORT,.../PATH of millrace coord or ZooKeeper, embedded, or none",
+        example: "zk://coord-1:2181,coord-2:2181,coord-3:2181/millrace",
+        access: Access::Text {
+            allowed: "zk:// with host:port, further ones behind commas, and the path of the cluster; \
+                      embedded; or none",
+            set: |config, text| {
+                Coordination::parse(text).is_some_and(|coord| {
+                    config.coord = coord;
+                    true
+                })
+            },
+            get: |config| config.coord.to_string(),
+        },
+    },
+    Key {
+        name: "data",
+        value: "DIR",
+        default: "nothing is kept: the node has another identity after a restart",
+        help: "Directory for what survives a restart: the node's identity, embedded coordination",
+        example: "/var/lib/millrace",
+        access: Access::Text {
+            allowed: "a path, or nothing",
+            set: |config, text| {
+                config.data = PathBuf::from(text);
+                true
+            },
+            get: |config| config.data.display().to_string(),
+        },
+    },
+    Key {
+        name: "node_id",
+        value: "NAME",
+        default: "what is kept in `data`, else a random one",
+        help: "Name of the node in its cluster; no two nodes have the same one",
+        example: "cache-1",
+        access: Access::Text {
+            allowed: "1 to 64 letters, digits, '-', '_' and '.', or nothing",
+            set: |config, text| {
+                config.node_id = text.to_owned();
+                text.is_empty() || is_name(text)
+            },
+            get: |config| config.node_id.clone(),
+        },
+    },
+    Key {
+        name: "zone",
+        value: "NAME",
+        default: "none",
+        help: "What fails together with this node, such as a rack; replicas are spread over zones",
+        example: "rack-7",
+        access: Access::Text {
+            allowed: "1 to 64 letters, digits, '-', '_' and '.', or nothing",
+            set: |config, text| {
+                config.zone = text.to_owned();
+                text.is_empty() || is_name(text)
+            },
+            get: |config| config.zone.clone(),
+        },
+    },
+    Key {
+        name: "session_timeout_ms",
+        value: "MS",
+        default: "6000",
+        help: "A node that coordination has not heard of for so long is out of the cluster",
+        example: "10000",
+        access: Access::Count(number!(session_timeout_ms, 200..=120_000)),
+    },
+    Key {
+        name: "handover_rate",
+        value: "SIZE",
+        default: "256MiB",
+        help: "Most bytes a second that the node takes over from others after a change; 0 for none",
+        example: "1GiB",
+        access: Access::Size(number!(handover_rate, 0..=TIB)),
+    },
+    Key {
+        name: "shards",
+        value: "COUNT",
+        default: "one per core in `cpus`, fewer if memory is short",
+        help: "Worker threads, each with a core and a part of the cache of its own",
+        example: "4",
+        access: Access::Count(number!(shards, 1..=SHARDS_MAX as u64)),
+    },
+    Key {
+        name: "cpus",
+        value: "LIST",
+        default: "every core this process may use",
+        help: "Cores to run the shards on, in shard order; at least one per shard",
+        example: "0,2-5",
+        access: Access::Text {
+            allowed: "core numbers and ranges of them, each core once",
+            set: |config, text| {
+                parse_cpus(text).is_some_and(|cpus| {
+                    config.cpus = cpus;
+                    true
+                })
+            },
+            get: |config| format_cpus(&config.cpus),
+        },
+    },
+    Key {
+        name: "memory",
+        value: "SIZE",
+        default: "1GiB",
+        help: "Memory for cached blocks and their index, taken at start and never exceeded",
+        example: "8GiB",
+        access: Access::Size(number!(memory, SHARD_MEMORY_MIN as u64..=16 * TIB)),
+    },
+    Key {
+        name: "block_size",
+        value: "SIZE",
+        default: "1MiB",
+        help: "Unit of caching and of reads from the source, a power of two",
+        example: "4MiB",
+        access: Access::Size(number!(block_size, BLOCK_SIZE_MIN as u64..=BLOCK_SIZE_MAX as u64)),
+    },
+    Key {
+        name: "connections_max",
+        value: "COUNT",
+        default: "4096",
+        help: "Most client connections; further ones are closed at once",
+        example: "10_000",
+        access: Access::Count(number!(connections_max, 1..=1_000_000)),
+    },
+    Key {
+        name: "requests_in_flight_max",
+        value: "COUNT",
+        default: "256",
+        help: "Most unanswered requests on one connection; then the node stops reading from it",
+        example: "64",
+        access: Access::Count(number!(requests_in_flight_max, 1..=4096)),
+    },
+    Key {
+        name: "bytes_in_flight_max",
+        value: "SIZE",
+        default: "32MiB",
+        help: "Most reply bytes not yet sent on one connection; at least one block",
+        example: "64MiB",
+        access: Access::Size(number!(bytes_in_flight_max, BLOCK_SIZE_MIN as u64..=16 * GIB)),
+    },
+    Key {
+        name: "body_length_max",
+        value: "SIZE",
+        default: "64KiB",
+        help: "Longest body of a request; paths and batches of ranges have to fit",
+        example: "16KiB",
+        access: Access::Size(number!(body_length_max, 8 * KIB..=BODY_LENGTH_MAX as u64)),
+    },
+    Key {
+        name: "fill_concurrency",
+        value: "COUNT",
+        default: "16",
+        help: "Parallel reads of the source; raise it for a source of high latency",
+        example: "64",
+        access: Access::Count(number!(fill_concurrency, 1..=512)),
+    },
+    Key {
+        name: "fill_queue_max",
+        value: "COUNT",
+        default: "1024",
+        help: "Most block reads waiting for the source; further misses are answered Busy",
+        example: "4096",
+        access: Access::Count(number!(fill_queue_max, 1..=1_000_000)),
+    },
+    Key {
+        name: "metadata_queue_max",
+        value: "COUNT",
+        default: "1024",
+        help: "Most stat, list, load and free requests waiting for the source; then Busy",
+        example: "4096",
+        access: Access::Count(number!(metadata_queue_max, 1..=1_000_000)),
+    },
+    Key {
+        name: "load_concurrency",
+        value: "COUNT",
+        default: "64",
+        help: "Most files being loaded at once; further Load requests are answered Busy",
+        example: "16",
+        access: Access::Count(number!(load_concurrency, 1..=4096)),
+    },
+    Key {
+        name: "files_max",
+        value: "COUNT",
+        default: "100000",
+        help: "Most files remembered between Stat and Read; a forgotten one costs a Stat",
+        example: "1_000_000",
+        access: Access::Count(number!(files_max, 1..=100_000_000)),
+    },
+    Key {
+        name: "send_timeout_ms",
+        value: "MS",
+        default: "30000",
+        help: "Disconnect a client that takes no byte of its replies for so many milliseconds",
+        example: "10000",
+        access: Access::Count(number!(send_timeout_ms, 100..=3_600_000)),
+    },
+    Key {
+        name: "idle_timeout_ms",
+        value: "MS",
+        default: "0",
+        help: "Disconnect a client that asks nothing for so many milliseconds; 0 for never",
+        example: "600000",
+        access: Access::Count(number!(idle_timeout_ms, 0..=86_400_000)),
+    },
+    Key {
+        name: "drain_timeout_ms",
+        value: "MS",
+        default: "10000",
+        help: "When stopping, wait at most so many milliseconds for replies in flight",
+        example: "30000",
+        access: Access::Count(number!(drain_timeout_ms, 0..=3_600_000)),
+    },
+];

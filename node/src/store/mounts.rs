@@ -1,0 +1,198 @@
+//! The mounts: sources by the prefixes of the paths they serve.
+//!
+//! Owns which source a path leads to. The table is replaced whole; whoever began with the old one ends
+//! with it. Directories that exist only because something is mounted below them are shown, too.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use millrace_proto::FileId;
+use millrace_proto::cluster::{Mount, mount_of};
+use millrace_proto::message::Kind;
+
+use super::local::LocalStore;
+use super::{Found, Page, StoreError, StoreFuture, UnderStore, check_path, file_id};
+use crate::memory::Blank;
+
+/// How sources on this machine begin.
+const FILE_SCHEME: &str = "file://";
+
+/// What is mounted, with the sources opened.
+#[derive(Default)]
+struct Table {
+    mounts: Vec<Mount>,
+    /// For each mount its source, or why it cannot be used here.
+    stores: Vec<Result<Arc<LocalStore>, String>>,
+}
+
+/// All sources of a node.
+#[derive(Default)]
+pub(crate) struct Mounts {
+    table: RwLock<Arc<Table>>,
+}
+
+/// A path within the source it leads to.
+struct Place {
+    store: Result<Arc<LocalStore>, String>,
+    rest: Arc<str>,
+}
+
+impl Mounts {
+    /// Replaces the table. A source that stays is not opened again.
+    pub(crate) fn set(&self, mounts: Vec<Mount>) {
+        let old = self.table();
+        let stores = mounts.iter().map(|mount| {
+            let known = old.mounts.iter().position(|other| other.source == mount.source);
+            match known.and_then(|index| old.stores[index].as_ref().ok()) {
+                Some(store) => Ok(Arc::clone(store)),
+                None => open(&mount.source),
+            }
+        });
+        let stores: Vec<_> = stores.collect();
+        for (mount, store) in mounts.iter().zip(&stores) {
+            if let Err(error) = store {
+                tracing::warn!("mount {} at '/{}': {error}", mount.source, mount.prefix);
+            }
+        }
+        let table = Arc::new(Table { mounts, stores });
+        *self.table.write().unwrap_or_else(PoisonError::into_inner) = table;
+    }
+
+    fn table(&self) -> Arc<Table> {
+        Arc::clone(&self.table.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn place(&self, path: &str) -> Option<Place> {
+        let table = self.table();
+        let (index, rest) = mount_of(&table.mounts, path)?;
+        Some(Place { store: table.stores[index].clone(), rest: rest.into() })
+    }
+}
+
+/// Opens a source.
+fn open(source: &str) -> Result<Arc<LocalStore>, String> {
+    let Some(directory) = source.strip_prefix(FILE_SCHEME).filter(|it| it.starts_with('/')) else {
+        return Err("not a source that this version knows: file:///DIR is".to_owned());
+    };
+    LocalStore::named(Path::new(directory), source)
+        .map(Arc::new)
+        .map_err(|error| format!("the source cannot be opened on this node: {error}"))
+}
+
+impl Table {
+    /// Names directly below a path that lead to a mount further down.
+    fn names_below(&self, path: &str) -> BTreeSet<String> {
+        let below = |prefix: &str| {
+            let rest = match path {
+                "" => prefix,
+                _ => prefix.strip_prefix(path)?.strip_prefix('/')?,
+            };
+            let name = rest.split('/').next().unwrap_or_default();
+            (!name.is_empty()).then(|| name.to_owned())
+        };
+        self.mounts.iter().filter_map(|mount| below(&mount.prefix)).collect()
+    }
+
+    /// Whether a path is a directory because of what is mounted at it or below it.
+    fn leads_to_a_mount(&self, path: &str) -> bool {
+        path.is_empty() || !self.names_below(path).is_empty()
+    }
+}
+
+fn directory() -> Found {
+    Found { kind: Kind::Directory, version: 0, length: 0, modified_ms: 0 }
+}
+
+impl UnderStore for Mounts {
+    fn identify(&self, path: &str) -> FileId {
+        match self.place(path) {
+            Some(Place { store: Ok(store), rest }) => store.identify(&rest),
+            _ => file_id("", path),
+        }
+    }
+
+    fn stat(&self, path: Arc<str>) -> StoreFuture<'_, Result<Found, StoreError>> {
+        Box::pin(async move {
+            check_path(&path)?;
+            let found = match self.place(&path) {
+                None => Err(StoreError::NotFound),
+                Some(Place { store: Err(error), .. }) => Err(StoreError::Failed(error)),
+                Some(Place { store: Ok(store), rest }) => store.stat(rest).await,
+            };
+            match found {
+                Err(StoreError::NotFound) if self.table().leads_to_a_mount(&path) => {
+                    Ok(directory())
+                }
+                other => other,
+            }
+        })
+    }
+
+    fn list(
+        &self,
+        path: Arc<str>,
+        after: Arc<str>,
+        limit: usize,
+    ) -> StoreFuture<'_, Result<Page, StoreError>> {
+        Box::pin(async move {
+            check_path(&path)?;
+            let table = self.table();
+            let page = match self.place(&path) {
+                None => Err(StoreError::NotFound),
+                Some(Place { store: Err(error), .. }) => Err(StoreError::Failed(error)),
+                Some(Place { store: Ok(store), rest }) => {
+                    store.list(rest, Arc::clone(&after), limit).await
+                }
+            };
+            let mut page = match page {
+                Err(StoreError::NotFound) if table.leads_to_a_mount(&path) => {
+                    Page { entries: Vec::new(), next: None }
+                }
+                other => other?,
+            };
+            add(&mut page, table.names_below(&path), &after, limit);
+            Ok(page)
+        })
+    }
+
+    fn fill(
+        &self,
+        path: Arc<str>,
+        version: u64,
+        offset: u64,
+        blank: Blank,
+    ) -> StoreFuture<'_, (Blank, Result<(), StoreError>)> {
+        Box::pin(async move {
+            match self.place(&path) {
+                // It was mounted when the block was asked for.
+                None => (blank, Err(StoreError::Changed)),
+                Some(Place { store: Err(error), .. }) => (blank, Err(StoreError::Failed(error))),
+                Some(Place { store: Ok(store), rest }) => {
+                    store.fill(rest, version, offset, blank).await
+                }
+            }
+        })
+    }
+}
+
+/// Puts directories among the entries of a page; those behind its end wait for the next page.
+fn add(page: &mut Page, names: BTreeSet<String>, after: &str, limit: usize) {
+    let is_here =
+        |name: &String| name.as_str() > after && page.next.as_ref().is_none_or(|next| name <= next);
+    let names: Vec<String> = names.into_iter().filter(is_here).collect();
+    if names.is_empty() {
+        return;
+    }
+    // What is mounted hides what was there.
+    page.entries.retain(|(name, _)| !names.contains(name));
+    page.entries.extend(names.into_iter().map(|name| (name, directory())));
+    page.entries.sort_by(|(first, _), (second, _)| first.cmp(second));
+    if page.entries.len() > limit {
+        page.entries.truncate(limit);
+        page.next = page.entries.last().map(|(name, _)| name.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests;
