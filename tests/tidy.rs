@@ -11,7 +11,7 @@ const COLUMNS_MAX: usize = 120;
 /// Our crates, and which of them each may depend on. `tests` proves them all; nothing needs it.
 const EDGES: [(&str, &[&str]); 7] = [
     ("proto", &[]),
-    ("node", &["proto"]),
+    ("node", &["proto", "client"]),
     ("coord", &["proto"]),
     ("client", &["proto"]),
     ("bench", &["proto", "coord", "client"]),

@@ -22,6 +22,7 @@ mod socket;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use millrace_proto::cluster::InventoryRequest;
 use millrace_proto::message::{
     FreeRequest, HelloRequest, ListRequest, LoadRequest, Range, ReadManyRequest, StatRequest,
 };
@@ -44,6 +45,8 @@ pub(crate) enum Body {
     Stat(StatRequest),
     List(ListRequest),
     Read(Range),
+    Peek(Range),
+    Inventory(InventoryRequest),
     ReadMany(ReadManyRequest),
     Lease(ReadManyRequest),
     Release(ReadManyRequest),
@@ -60,6 +63,8 @@ impl Body {
             Body::Stat(_) => Op::Stat,
             Body::List(_) => Op::List,
             Body::Read(_) => Op::Read,
+            Body::Peek(_) => Op::Peek,
+            Body::Inventory(_) => Op::Inventory,
             Body::ReadMany(_) => Op::ReadMany,
             Body::Lease(_) => Op::Lease,
             Body::Release(_) => Op::Release,
@@ -74,7 +79,8 @@ impl Body {
             Body::Hello(body) => frame::encode(out, header, body),
             Body::Stat(body) => frame::encode(out, header, body),
             Body::List(body) => frame::encode(out, header, body),
-            Body::Read(body) => frame::encode(out, header, body),
+            Body::Read(body) | Body::Peek(body) => frame::encode(out, header, body),
+            Body::Inventory(body) => frame::encode(out, header, body),
             Body::ReadMany(body) | Body::Lease(body) | Body::Release(body) => {
                 frame::encode(out, header, body)
             }
@@ -269,7 +275,7 @@ impl Lane {
         deadline: Instant,
     ) -> Result<Answer, Error> {
         let payload_max = match &body {
-            Body::Read(range) => range.length,
+            Body::Read(range) | Body::Peek(range) => range.length,
             _ => 0,
         };
         let (sender, receiver) = oneshot::channel();

@@ -42,6 +42,7 @@ mod config;
 mod error;
 
 pub mod blocking;
+pub mod peer;
 
 pub use client::Client;
 pub use config::ClientConfig;

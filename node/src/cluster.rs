@@ -12,7 +12,7 @@
 //!
 //! Modules: `identity` is who the node is, `record` what it writes about itself, `session` keeps it in
 //! the cluster, `known` is what it read there, `master` what the elected one does, `answers` what
-//! clients and other nodes are told.
+//! clients and other nodes are told, `peers` and `handover` take blocks over from others.
 
 use std::sync::Arc;
 
@@ -24,10 +24,12 @@ use tokio::sync::watch;
 use crate::cache::BlockKey;
 
 pub(crate) mod answers;
+pub(crate) mod handover;
 pub(crate) mod identity;
 pub(crate) mod join;
 mod known;
 mod master;
+pub(crate) mod peers;
 
 pub(crate) use master::{Command, Refusal};
 pub(crate) mod record;

@@ -52,13 +52,22 @@ pub(crate) struct Served {
     pub segments: SmallVec<[Segment; 2]>,
 }
 
+/// Where the bytes of a block came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Filling {
+    /// The source.
+    Source,
+    /// Another node that had it.
+    Peer,
+}
+
 /// What became of a block that a `Load` asked for.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Ensured {
     /// It was in memory.
     Resident,
-    /// It was read from the source.
-    Filled,
+    /// It was read, of this length in bytes.
+    Filled(Filling, u32),
     /// Not now: a limit was reached.
     Busy,
     /// Not at all.
@@ -83,6 +92,9 @@ pub(crate) struct Listing {
     pub next: Option<u32>,
 }
 
+/// A block that has come, and from where.
+pub(crate) type Arrival = (Block, Sums, Filling);
+
 /// A message to a shard.
 #[derive(Debug)]
 pub(crate) enum Mail {
@@ -97,7 +109,7 @@ pub(crate) enum Mail {
     /// A whole reply frame for a connection here.
     Reply { requester: Requester, frame: Vec<u8> },
     /// A block was read from the source, or could not be.
-    Filled { key: BlockKey, version: u64, result: Result<(Block, Sums), (Blank, StoreError)> },
+    Filled { key: BlockKey, version: u64, result: Result<Arrival, (Blank, StoreError)> },
     /// Have this block in memory and say when it is.
     Ensure { key: BlockKey, version: u64, reply: flume::Sender<Ensured> },
     /// Drop the blocks of a file.

@@ -288,6 +288,11 @@ pub(crate) struct Blank {
 }
 
 impl Blank {
+    /// Length in bytes when it is full.
+    pub(crate) fn length(&self) -> u32 {
+        self.pages.length
+    }
+
     /// Fills the rest by calling `read(offset, target)`, which writes the front of `target` and
     /// returns how many bytes; 0 means that the source ended early. Pieces are at most 64 KiB and,
     /// while the source fills them whole, begin on a page.

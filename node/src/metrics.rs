@@ -62,6 +62,10 @@ counters! {
     fill_count,
     /// Bytes of those blocks.
     fill_bytes,
+    /// Blocks taken over from other nodes.
+    peer_fill_count,
+    /// Bytes of those blocks.
+    peer_fill_bytes,
     /// Reads of the source that failed, for whatever reason.
     fill_error_count,
     /// Requests answered with `Busy`.

@@ -144,6 +144,7 @@ impl Node {
             shard_addresses: advertised(&config, &shard_addresses),
             local_addresses: local.addresses,
             features: join::features(&config),
+            progress: Arc::default(),
             node: number,
             machine: machine(),
             block_size: config.block_size,
@@ -158,6 +159,7 @@ impl Node {
             files,
             shards: Arc::clone(&mailboxes),
             cluster,
+            progress: Arc::clone(&shared.progress),
             session,
             started,
         };

@@ -19,14 +19,18 @@ use tokio::task::JoinSet;
 
 use crate::cache::BlockKey;
 use crate::cluster::answers::Cluster;
+use crate::cluster::handover::{self, Progress};
+use crate::cluster::peers::Peers;
 use crate::cluster::session::Session;
 use crate::cluster::{Command, Refusal};
 use crate::config::Config;
 use crate::connection::reply_header;
 use crate::files::{FileRecord, FileTable};
-use crate::mailbox::{Dropped, Ensured, Mail, Mailboxes, Requester};
+use crate::mailbox::{Dropped, Ensured, Filling, Mail, Mailboxes, Requester};
 use crate::memory::Blank;
 use crate::store::{Found, StoreError, UnderStore, check_path};
+
+mod cluster;
 
 /// Look-ups of paths at once. Guessed: enough to keep a slow network file system busy.
 const LOOKUPS_MAX: usize = 16;
@@ -118,6 +122,7 @@ pub(crate) struct Parts {
     pub(crate) files: Arc<FileTable>,
     pub(crate) shards: Mailboxes,
     pub(crate) cluster: Cluster,
+    pub(crate) progress: Arc<Progress>,
     /// Keeps the node in its cluster, if it is in one.
     pub(crate) session: Option<Session>,
     /// When the node began to count time.
@@ -130,6 +135,8 @@ struct Context {
     files: Arc<FileTable>,
     shards: Mailboxes,
     cluster: Cluster,
+    peers: Peers,
+    progress: Arc<Progress>,
     block_size: u32,
     loads: Arc<Semaphore>,
     started: Instant,
@@ -140,7 +147,7 @@ struct Context {
 /// # Errors
 /// If the thread or its runtime cannot be made.
 pub(crate) fn start(config: &Config, parts: Parts) -> io::Result<Side> {
-    let Parts { store, files, shards, cluster, session, started } = parts;
+    let Parts { store, files, shards, cluster, progress, session, started } = parts;
     let (fill_sender, fills) = flume::bounded::<FillJob>(config.fill_queue_max);
     let (lookup_sender, lookups) = flume::bounded::<LookupJob>(config.metadata_queue_max);
     let fill_concurrency = config.fill_concurrency;
@@ -156,24 +163,31 @@ pub(crate) fn start(config: &Config, parts: Parts) -> io::Result<Side> {
         files,
         shards,
         cluster,
+        peers: Peers::new(config.block_size),
+        progress,
         block_size: config.block_size,
         loads: Arc::new(Semaphore::new(config.load_concurrency)),
         started,
     });
     let (stop, stopped) = flume::bounded::<()>(1);
     let cpus = config.cpus.clone();
+    let handover_rate = config.handover_rate;
     let thread = std::thread::Builder::new().name("millrace-side".to_owned()).spawn(move || {
         // The pool's threads inherit this: the node stays on the processors it was given.
         if let Err(error) = crate::runtime::confine(&cpus) {
             tracing::warn!("pin the side thread to processors {cpus:?}: {error}");
         }
         let fills = serve_fills(Arc::clone(&context), fills, fill_concurrency);
-        let lookups = serve_lookups(context, lookups);
+        let lookups = serve_lookups(Arc::clone(&context), lookups);
+        let handover = async {
+            let (progress, views) = (&context.progress, context.cluster.views.subscribe());
+            handover::run(&context, progress, views, handover_rate).await;
+        };
         runtime.block_on(async {
             // Ends by itself when the node leaves, and with the runtime.
             let _session = session.map(|session| tokio::spawn(session.run()));
             tokio::select! {
-                _ = async { tokio::join!(fills, lookups) } => (),
+                _ = async { tokio::join!(fills, lookups, handover) } => (),
                 // Nothing is sent: the other end is dropped once every shard has ended.
                 _ = stopped.recv_async() => (),
             }
@@ -193,7 +207,10 @@ async fn serve_fills(context: Arc<Context>, jobs: flume::Receiver<FillJob>, conc
             let FillJob { shard, key, version, path, offset, blank } = job;
             let (blank, result) = context.fill(&key, version, path, offset, blank).await;
             let result = match result {
-                Ok(()) => Ok(blank.freeze()),
+                Ok(filling) => {
+                    let (block, sums) = blank.freeze();
+                    Ok((block, sums, filling))
+                }
                 Err(error) => Err((blank, error)),
             };
             if matches!(result, Err((_, StoreError::Changed | StoreError::NotFound))) {
@@ -291,40 +308,6 @@ impl Context {
             Err(Failure { status, message }) => Mail::Failed { requester, status, message },
         };
         shard.post_when_room(mail).await;
-    }
-
-    /// Time that is left of a request's budget.
-    fn budget(&self, requester: &Requester) -> Option<Duration> {
-        let end = Duration::from_millis(requester.deadline?);
-        Some(end.saturating_sub(self.started.elapsed()))
-    }
-
-    async fn inventory(&self, requester: &Requester, what: (u64, u64, u64)) -> Answer {
-        let reply = self.cluster.inventory(&self.shards, &self.files, what).await?;
-        Ok(encode(requester, &reply))
-    }
-
-    async fn command(&self, requester: &Requester, command: Command) -> Answer {
-        self.cluster.command(command).await?;
-        let mut bytes = Vec::new();
-        frame::encode_empty(&mut bytes, reply_header(&requester.header, 0, Status::Ok));
-        Ok(bytes)
-    }
-
-    /// Brings the bytes of a block.
-    async fn fill(
-        &self,
-        key: &BlockKey,
-        version: u64,
-        path: Arc<str>,
-        offset: u64,
-        blank: Blank,
-    ) -> (Blank, Result<(), StoreError>) {
-        if self.store.identify(&path) != key.file {
-            // Something else is mounted there now.
-            return (blank, Err(StoreError::Changed));
-        }
-        self.store.fill(path, version, offset, blank).await
     }
 
     /// Notes what the source told of a file and makes it an entry. If the version is new, the blocks of
@@ -476,20 +459,21 @@ impl Context {
                 None => break,
                 Some(ensured) => {
                     let ensured = ensured.map_err(|error| StoreError::Failed(error.to_string()))?;
-                    filled_count += u64::from(ensured?);
+                    filled_count +=
+                        u64::from(matches!(ensured?, Ensured::Filled(Filling::Source, _)));
                 }
             }
         }
         Ok(encode(requester, &LoadReply { entry, block_count, filled_count }))
     }
 
-    /// Has one block in memory; says whether it had to be read.
+    /// Has one block in memory; says what had to be done for it.
     async fn ensure(
         self: Arc<Self>,
         key: BlockKey,
         version: u64,
         deadline: Option<u64>,
-    ) -> Result<bool, Failure> {
+    ) -> Result<Ensured, Failure> {
         let shard = placement::shard_of(key.hash(), self.shards.len() as u32);
         loop {
             if deadline.is_some_and(|deadline| self.started.elapsed().as_millis() as u64 > deadline)
@@ -500,8 +484,7 @@ impl Context {
             let (reply, receiver) = flume::bounded(1);
             self.shards[shard as usize].post_when_room(Mail::Ensure { key, version, reply }).await;
             match receiver.recv_async().await {
-                Ok(Ensured::Resident) => return Ok(false),
-                Ok(Ensured::Filled) => return Ok(true),
+                Ok(done @ (Ensured::Resident | Ensured::Filled(..))) => return Ok(done),
                 Ok(Ensured::Busy) => tokio::time::sleep(LOAD_RETRY).await,
                 Ok(Ensured::Failed(status, message)) => return Err(Failure { status, message }),
                 Err(_) => {

@@ -19,6 +19,7 @@ use millrace_proto::message::ErrorReply;
 use millrace_proto::{FrameError, Op, Status};
 
 use crate::cache::{BlockKey, Cache, EntryIndex};
+use crate::cluster::handover::Progress;
 use crate::connection::{
     Batch, Connection, GENERATION_COUNT, Phase, Pin, RECEIVE_BUFFER_COUNT, RECEIVE_BUFFER_SIZE,
     Token, reply_header,
@@ -134,6 +135,8 @@ pub(crate) struct Shared {
     pub local_addresses: Vec<String>,
     /// Feature bits that are offered.
     pub features: u64,
+    /// What the side thread does for the cluster.
+    pub progress: Arc<Progress>,
     /// Number of this run of the node.
     pub node: u64,
     /// Boot id of the machine.

@@ -12,8 +12,8 @@ use smallvec::SmallVec;
 use super::{Action, Hit, Worker};
 use crate::cache::BlockKey;
 use crate::files::FileRecord;
-use crate::mailbox::{Dropped, Ensured, Requester};
-use crate::memory::{Blank, Block, Sums};
+use crate::mailbox::{Arrival, Dropped, Ensured, Filling, Requester};
+use crate::memory::Blank;
 use crate::side::FillJob;
 use crate::store::StoreError;
 
@@ -182,23 +182,32 @@ impl Worker {
         &mut self,
         key: BlockKey,
         version: u64,
-        result: Result<(Block, Sums), (Blank, StoreError)>,
+        result: Result<Arrival, (Blank, StoreError)>,
         actions: &mut Vec<Action>,
     ) {
         let fill = self.fills.remove(&key).expect("a fill ends once");
         assert_eq!(fill.version, version);
         self.filling_bytes -= u64::from(fill.length);
         let outcome = match result {
-            Ok((block, sums)) => {
-                self.counters().fill_count.add(1);
-                self.counters().fill_bytes.add(u64::from(block.length()));
+            Ok((block, sums, filling)) => {
+                let (counters, length) = (self.counters(), u64::from(block.length()));
+                match filling {
+                    Filling::Source => {
+                        counters.fill_count.add(1);
+                        counters.fill_bytes.add(length);
+                    }
+                    Filling::Peer => {
+                        counters.peer_fill_count.add(1);
+                        counters.peer_fill_bytes.add(length);
+                    }
+                }
                 self.cache.insert(key, version, block, &sums);
                 // While it was on its way a newer version may have been seen, and its drop gone by.
                 if self.shared.files.get(key.file).is_some_and(|record| record.version != version) {
                     self.cache.remove(&key);
                     Err((STALE.status, STALE.message.to_owned()))
                 } else {
-                    Ok(())
+                    Ok(filling)
                 }
             }
             Err((blank, error)) => {
@@ -212,7 +221,7 @@ impl Worker {
         };
         for waiter in fill.waiters {
             match (waiter, &outcome) {
-                (Waiter::Reader { requester, offset, length }, Ok(())) => {
+                (Waiter::Reader { requester, offset, length }, Ok(_)) => {
                     self.deadline_count -= usize::from(requester.deadline.is_some());
                     // Looked up for each: the reply to the one before may have found it damaged.
                     match self.cache.find(&key, key.hash()) {
@@ -228,7 +237,9 @@ impl Worker {
                     self.fail(&requester, *status, message, actions);
                 }
                 // A load that was given up has nobody who asks.
-                (Waiter::Load(reply), Ok(_)) => drop(reply.try_send(Ensured::Filled)),
+                (Waiter::Load(reply), Ok(filling)) => {
+                    drop(reply.try_send(Ensured::Filled(*filling, fill.length)));
+                }
                 (Waiter::Load(reply), Err((status, message))) => {
                     drop(reply.try_send(Ensured::Failed(*status, message.clone())));
                 }

@@ -261,6 +261,7 @@ impl Worker {
             shard_count: self.shared.counters.len() as u32,
             counters: counters
                 .into_iter()
+                .chain(self.shared.progress.values())
                 .map(|(name, value)| Counter { name: name.to_owned(), value })
                 .collect(),
         }

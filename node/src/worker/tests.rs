@@ -7,6 +7,7 @@ use millrace_proto::{FileId, Op, checksum, placement};
 use super::*;
 use crate::connection::Piece;
 use crate::files::FileRecord;
+use crate::mailbox::Filling;
 use crate::memory::{Arena, ShardMemory};
 use crate::side::{FillJob, LookupJob};
 use crate::store::StoreError;
@@ -65,6 +66,7 @@ impl Node {
             local_addresses: Vec::new(),
             node: 1,
             features: millrace_proto::feature::ALL,
+            progress: Arc::default(),
             machine: String::new(),
             block_size: BLOCK,
             connection_count: AtomicUsize::new(0),
@@ -141,7 +143,8 @@ impl Node {
                             Ok(size)
                         })
                         .unwrap();
-                    Ok(job.blank.freeze())
+                    let (block, sums) = job.blank.freeze();
+                    Ok((block, sums, Filling::Source))
                 }
                 Err(error) => Err((job.blank, error)),
             };

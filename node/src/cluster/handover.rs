@@ -1,0 +1,276 @@
+//! Taking blocks over: what a node owns since a change, it pulls from those who have it.
+//!
+//! Always holds: a change of the cluster that gives this node blocks is followed by a pull from every
+//! member that may have some, at a bounded rate, while reads go on: a block that is asked for before
+//! it was pulled is taken from its holder at once. Nothing is pushed, so that nobody gets more than it
+//! asked for. Where nobody has a block any more it is read from the source when somebody wants it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use millrace_client::peer::Peer;
+use millrace_proto::cluster::{InventoryFile, InventoryRequest, Member};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::View;
+use crate::cache::BlockKey;
+
+/// How long peers are asked for a block before the source is, after the last pull has ended: readers
+/// follow a change a little later than nodes.
+const WINDOW_AFTER: Duration = Duration::from_secs(10);
+/// Longest wait for a page of an inventory.
+const INVENTORY_PATIENCE: Duration = Duration::from_secs(5);
+/// Wait before a member that was busy or did not answer is asked again.
+const RETRY: Duration = Duration::from_millis(250);
+/// Tries for one page.
+const TRIES_MAX: usize = 20;
+/// Blocks on their way at once. Guessed: enough to hide the way there and back.
+pub(crate) const PULL_WINDOW: usize = 8;
+
+/// What others can see of hand-overs, and whether holders are asked before the source.
+#[derive(Default)]
+pub(crate) struct Progress {
+    /// Epoch that this node has acted on.
+    pub(crate) epoch: AtomicU64,
+    /// Whether the node has lost coordination.
+    pub(crate) is_fenced: AtomicU64,
+    /// Members that blocks are still pulled from.
+    pub(crate) sources: AtomicU64,
+    /// Blocks that were listed by them and are not here yet.
+    pub(crate) pending: AtomicU64,
+    /// Blocks that were pulled.
+    pub(crate) moved_count: AtomicU64,
+    /// Milliseconds of the node's time until which holders are asked.
+    ask_until: AtomicU64,
+}
+
+impl Progress {
+    /// Names and values for `Status`.
+    pub(crate) fn values(&self) -> [(&'static str, u64); 5] {
+        let get = |value: &AtomicU64| value.load(Ordering::Relaxed);
+        [
+            ("cluster_epoch", get(&self.epoch)),
+            ("cluster_fenced", get(&self.is_fenced)),
+            ("handover_source_count", get(&self.sources)),
+            ("handover_pending_count", get(&self.pending)),
+            ("handover_block_count", get(&self.moved_count)),
+        ]
+    }
+
+    /// Whether holders are asked for a block before the source is.
+    pub(crate) fn asks_holders(&self, now_ms: u64) -> bool {
+        self.sources.load(Ordering::Relaxed) > 0 || now_ms < self.ask_until.load(Ordering::Relaxed)
+    }
+
+    fn ask_until(&self, now_ms: u64) {
+        let until = now_ms + WINDOW_AFTER.as_millis() as u64;
+        self.ask_until.store(until, Ordering::Relaxed);
+    }
+}
+
+/// From whom this node has to pull because of a change from one view to the next.
+pub(crate) fn sources(old: &View, new: &View) -> Vec<String> {
+    let Some(me) = new.member(&new.me).filter(|member| member.is_active()) else {
+        return Vec::new();
+    };
+    let was_active = |id: &str| old.member(id).is_some_and(Member::is_active);
+    let has_come = !was_active(&me.id);
+    let has_grown = old.member(&me.id).is_some_and(|it| it.weight < me.weight);
+    let highest = |view: &View| view.mounts.iter().map(|mount| mount.replicas).max().unwrap_or(1);
+    let more_replicas = highest(new) > highest(old);
+    // Where blocks have several owners, the others have what somebody who left had.
+    let shares = highest(new) > 1
+        && old.members.iter().any(|member| {
+            member.is_active() && !new.member(&member.id).is_some_and(Member::is_active)
+        });
+    let others = new.members.iter().filter(|member| member.id != new.me);
+    let others = others.filter(|member| {
+        let drains = !member.is_active() && was_active(&member.id);
+        has_come || has_grown || more_replicas || shares || drains
+    });
+    others.map(|member| member.id.clone()).collect()
+}
+
+/// What pulling needs from the rest of the node.
+pub(crate) trait Puller {
+    /// The view as it is now.
+    fn view(&self) -> Arc<View>;
+    /// The connection to a member, if it is asked at the moment.
+    fn peer(&self, member: &Member) -> Option<Arc<Peer>>;
+    /// Notes a file of an inventory; false if it is another one by now.
+    fn note(&self, file: &InventoryFile) -> bool;
+    /// Has blocks in memory; returns for each that was brought its length in bytes, else 0.
+    fn bring(&self, blocks: Vec<(BlockKey, u64)>) -> impl Future<Output = Vec<u64>> + Send;
+    /// The node's milliseconds.
+    fn now_ms(&self) -> u64;
+}
+
+/// Pulls from members, one after the other, for as long as the node runs. `changes` tells of views.
+pub(crate) async fn run(
+    puller: &impl Puller,
+    progress: &Progress,
+    mut changes: tokio::sync::watch::Receiver<Arc<View>>,
+    rate: u64,
+) {
+    let mut seen = Arc::new(View::default());
+    let mut queue: VecDeque<String> = VecDeque::new();
+    let mut pace = Pace::new(rate);
+    loop {
+        let view = Arc::clone(&changes.borrow_and_update());
+        if view.epoch > 0 {
+            progress.is_fenced.store(view.is_fenced.into(), Ordering::Relaxed);
+            let new = if rate > 0 { sources(&seen, &view) } else { Vec::new() };
+            if !new.is_empty() {
+                // A new change may have given blocks of those who were asked already.
+                queue.retain(|id| !new.contains(id));
+                queue.extend(new);
+                progress.ask_until(puller.now_ms());
+            }
+            queue.retain(|id| view.member(id).is_some());
+            progress.sources.store(queue.len() as u64, Ordering::Relaxed);
+            // Last: who sees the epoch sees what it means.
+            progress.epoch.store(view.epoch, Ordering::Release);
+            seen = view;
+        }
+        let Some(source) = queue.front() else {
+            if changes.changed().await.is_err() {
+                return;
+            }
+            continue;
+        };
+        pull(puller, progress, source, &mut pace).await;
+        progress.pending.store(0, Ordering::Relaxed);
+        progress.ask_until(puller.now_ms());
+        queue.pop_front();
+        progress.sources.store(queue.len() as u64, Ordering::Relaxed);
+    }
+}
+
+/// Pulls what a member has that this node owns.
+async fn pull(puller: &impl Puller, progress: &Progress, source: &str, pace: &mut Pace) {
+    let mut cursor = 0;
+    let mut tries = 0;
+    let (mut count, mut bytes) = (0, 0);
+    loop {
+        let view = puller.view();
+        let (Some(me), Some(member)) = (view.member(&view.me), view.member(source)) else { return };
+        let request = InventoryRequest { key: me.key, epoch: view.epoch, cursor };
+        let page = match puller.peer(member) {
+            Some(peer) => peer.inventory(request, INVENTORY_PATIENCE).await.ok(),
+            None => None,
+        };
+        let Some(page) = page else {
+            tries += 1;
+            if tries > TRIES_MAX {
+                tracing::warn!(
+                    "{source} does not tell what it has: its blocks come when asked for"
+                );
+                return;
+            }
+            sleep(RETRY).await;
+            continue;
+        };
+        tries = 0;
+        let files = page.files.iter().filter(|file| puller.note(file));
+        let blocks: Vec<_> = files
+            .flat_map(|file| {
+                let key = |&block: &u32| (BlockKey { file: file.id, block }, file.version);
+                file.blocks.iter().map(key)
+            })
+            .collect();
+        progress.pending.store(blocks.len() as u64, Ordering::Relaxed);
+        for some in blocks.chunks(PULL_WINDOW) {
+            pace.wait().await;
+            let brought = puller.bring(some.to_vec()).await;
+            let sum = brought.iter().sum();
+            let moved = brought.iter().filter(|length| **length > 0).count() as u64;
+            (count, bytes) = (count + moved, bytes + sum);
+            progress.moved_count.fetch_add(moved, Ordering::Relaxed);
+            progress.pending.fetch_sub(some.len() as u64, Ordering::Relaxed);
+            pace.spend(sum);
+        }
+        if page.next == 0 {
+            tracing::info!("took over {count} blocks, {bytes} bytes, from {source}");
+            return;
+        }
+        cursor = page.next;
+    }
+}
+
+/// Keeps a mean rate of bytes.
+struct Pace {
+    rate: u64,
+    next: Instant,
+}
+
+impl Pace {
+    fn new(rate: u64) -> Pace {
+        Pace { rate: rate.max(1), next: Instant::now() }
+    }
+
+    async fn wait(&self) {
+        sleep_until(self.next).await;
+    }
+
+    fn spend(&mut self, bytes: u64) {
+        let time = Duration::from_secs_f64(bytes as f64 / self.rate as f64);
+        self.next = self.next.max(Instant::now()) + time;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::record::key_of;
+    use millrace_proto::cluster::{MemberState, Mount};
+
+    fn member(id: &str, state: MemberState) -> Member {
+        Member {
+            id: id.into(),
+            key: key_of(id),
+            weight: 64,
+            zone: String::new(),
+            state: state as u8,
+            address: String::new(),
+            shards: Vec::new(),
+            local: Vec::new(),
+            machine: String::new(),
+            run: 1,
+            capacity: 0,
+            server: String::new(),
+        }
+    }
+
+    fn view(replicas: u8, active: &[&str], draining: &[&str]) -> View {
+        let mount = Mount { prefix: String::new(), source: String::new(), replicas };
+        let active = active.iter().map(|id| member(id, MemberState::Active));
+        let draining = draining.iter().map(|id| member(id, MemberState::Draining));
+        View::new("c", 1, "me", vec![mount], active.chain(draining).collect())
+    }
+
+    #[test]
+    fn who_comes_pulls_from_all_and_who_drains_is_pulled_from() {
+        let three = view(1, &["a", "b", "me"], &[]);
+        assert_eq!(sources(&View::default(), &three), ["a", "b"]);
+        assert_eq!(sources(&view(1, &["a", "b"], &[]), &three), ["a", "b"]);
+        assert!(sources(&three, &three).is_empty());
+        let more = view(1, &["a", "b", "c", "me"], &[]);
+        assert!(sources(&three, &more).is_empty(), "who joins takes and does not give");
+        assert!(sources(&more, &three).is_empty(), "what c had is gone with it");
+        let drained = view(1, &["b", "me"], &["a"]);
+        assert_eq!(sources(&three, &drained), ["a"]);
+        assert!(sources(&drained, &drained).is_empty());
+        assert!(sources(&three, &view(1, &["a", "b"], &["me"])).is_empty());
+        let back = sources(&view(1, &["a", "b"], &["me"]), &three);
+        assert_eq!(back, ["a", "b"], "back from a drain");
+    }
+
+    #[test]
+    fn where_blocks_have_several_owners_the_others_are_asked() {
+        let three = view(2, &["a", "b", "me"], &[]);
+        assert_eq!(sources(&three, &view(2, &["b", "me"], &[])), ["b"]);
+        assert_eq!(sources(&view(1, &["a", "me"], &[]), &view(2, &["a", "me"], &[])), ["a"]);
+    }
+}

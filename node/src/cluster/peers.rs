@@ -1,0 +1,116 @@
+//! Other nodes, as places to take blocks from.
+//!
+//! Owns the connections to them, and for how long one that did not answer is left alone. Always holds:
+//! whoever asks for a block gets it or goes on to the source within a bounded time.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use millrace_client::peer::{Peer, PeerBlock};
+use millrace_proto::cluster::Member;
+use tokio::time::Instant;
+
+use super::View;
+use crate::cache::BlockKey;
+use crate::memory::Blank;
+
+/// Longest wait for a block. Guessed: less than what a client waits before it asks elsewhere.
+const PEEK_PATIENCE: Duration = Duration::from_millis(300);
+/// How long a node that did not answer is not asked.
+const AVOID: Duration = Duration::from_secs(2);
+
+struct Known {
+    run: u64,
+    peer: Arc<Peer>,
+    avoid_until: Option<Instant>,
+}
+
+/// The nodes that were asked for something.
+pub(crate) struct Peers {
+    block_size: u32,
+    known: Mutex<HashMap<String, Known>>,
+}
+
+impl Peers {
+    /// Peers with blocks of this size.
+    pub(crate) fn new(block_size: u32) -> Peers {
+        Peers { block_size, known: Mutex::default() }
+    }
+
+    /// The connection to a member; None while it is left alone.
+    pub(crate) fn get(&self, member: &Member) -> Option<Arc<Peer>> {
+        let shards = match member.shards.is_empty() {
+            true => std::slice::from_ref(&member.address),
+            false => &member.shards,
+        };
+        let mut all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = all.entry(member.id.clone()).or_insert_with(|| Known {
+            run: member.run,
+            peer: Arc::new(Peer::new(shards, self.block_size)),
+            avoid_until: None,
+        });
+        if known.run != member.run {
+            let peer = Arc::new(Peer::new(shards, self.block_size));
+            *known = Known { run: member.run, peer, avoid_until: None };
+        }
+        match known.avoid_until {
+            Some(until) if Instant::now() < until => None,
+            _ => Some(Arc::clone(&known.peer)),
+        }
+    }
+
+    /// Leaves a member alone for a while.
+    pub(crate) fn avoid(&self, member: &Member) {
+        let mut all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = all.get_mut(&member.id) {
+            known.avoid_until = Some(Instant::now() + AVOID);
+        }
+    }
+
+    /// Closes the connections to nodes that are not members any more.
+    pub(crate) fn keep(&self, view: &View) {
+        let mut all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|id, known| view.member(id).is_some_and(|member| member.run == known.run));
+    }
+
+    /// Takes a block from the first of the likely members that has it; false if none does.
+    pub(crate) async fn fill(
+        &self,
+        view: &View,
+        key: &BlockKey,
+        version: u64,
+        replicas: usize,
+        blank: &mut Blank,
+    ) -> bool {
+        let (file, block) = (key.file, key.block);
+        let wanted = PeerBlock { file, version, block, length: blank.length() };
+        for member in view.holders(key, replicas) {
+            let Some(peer) = self.get(member) else { continue };
+            match peer.peek(wanted, PEEK_PATIENCE).await {
+                Ok(Some(bytes)) => {
+                    if copy(&bytes, blank).is_ok() {
+                        return true;
+                    }
+                }
+                Ok(None) => (),
+                Err(error) => {
+                    tracing::debug!("take a block from {}: {error}", member.id);
+                    self.avoid(member);
+                }
+            }
+        }
+        false
+    }
+}
+
+fn copy(bytes: &Bytes, blank: &mut Blank) -> io::Result<()> {
+    blank.fill_with(|position, target| {
+        let rest = &bytes[position as usize..];
+        let length = rest.len().min(target.len());
+        target[..length].copy_from_slice(&rest[..length]);
+        Ok(length)
+    })
+}
