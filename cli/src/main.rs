@@ -19,6 +19,8 @@ mod coord;
 
 mod fs;
 
+mod cluster;
+
 mod bench;
 
 mod doctor;
@@ -60,6 +62,7 @@ enum Verb {
     Node(node::Args),
     Coord(Box<coord::Args>),
     Fs(fs::Args),
+    Cluster(cluster::Args),
     Bench(bench::Args),
     Doctor(doctor::Args),
     Completions(CompletionsArgs),
@@ -86,6 +89,7 @@ fn main() -> ExitCode {
         Verb::Node(args) => node::run(&args),
         Verb::Coord(args) => coord::run(*args),
         Verb::Fs(args) => fs::run(args),
+        Verb::Cluster(args) => cluster::run(&args),
         Verb::Bench(args) => bench::run(args),
         Verb::Doctor(args) => doctor::run(&args),
         Verb::Completions(args) => completions(args.shell),
