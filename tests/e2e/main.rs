@@ -1,6 +1,7 @@
 //! Real nodes in processes of their own, and what they promise. One module for each story; the name of
 //! a test is its claim.
 
+mod cluster_join;
 mod coord_cli;
 mod coord_crate_client;
 mod coord_damage;

@@ -511,8 +511,11 @@ pub fn attach_any(addresses: &[SocketAddr], session: Session) -> Result<Client, 
     }
 }
 
-/// Ports that nobody uses at any address of this machine.
-fn free_ports(count: usize) -> anyhow::Result<Vec<u16>> {
+/// Ports that nobody listens at, and that the kernel gives nobody by itself.
+///
+/// # Errors
+/// There are not so many.
+pub fn free_ports(count: usize) -> anyhow::Result<Vec<u16>> {
     let mut held = Vec::new();
     let mut ports = Vec::new();
     for _ in 0..1000 {

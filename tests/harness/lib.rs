@@ -5,13 +5,16 @@
 //! it wrote to its log is shown when the test fails. Timeouts here are guards against hanging and
 //! never a claim about speed. Modules in reading order:
 
+pub mod cluster;
 pub mod content;
 pub mod coord;
+pub mod gate;
 pub mod linearizable;
 pub mod node;
 pub mod peer;
 pub mod process;
 
+pub use cluster::Cluster;
 pub use content::{BLOCK, Scratch};
 pub use node::{Node, NodeOptions};
 pub use peer::{Peer, Reply};

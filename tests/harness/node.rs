@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use millrace_client::{Client, ClientConfig};
+use rustix::process::Signal;
 
 use crate::process::{Memory, Process, program};
 use crate::{HANG_GUARD, Peer};
@@ -48,6 +49,19 @@ impl NodeOptions {
         match Node::start(self) {
             Ok(node) => node,
             Err(error) => panic!("start a node: {error:#}"),
+        }
+    }
+}
+
+impl NodeOptions {
+    /// Starts the node, which must refuse to serve; gives what it wrote.
+    ///
+    /// # Panics
+    /// If it serves.
+    pub fn start_in_vain(&self) -> String {
+        match Node::start(self) {
+            Ok(node) => panic!("the node serves at {}", node.address()),
+            Err(error) => format!("{error:#}"),
         }
     }
 }
@@ -117,6 +131,14 @@ impl Node {
     /// Whether the process lives.
     pub fn is_running(&mut self) -> bool {
         self.process.is_running()
+    }
+
+    /// As [`Process::signal`].
+    ///
+    /// # Panics
+    /// If the process is gone.
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
     }
 
     /// As [`Process::terminate`].

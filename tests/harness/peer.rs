@@ -187,6 +187,20 @@ impl Peer {
         reply
     }
 
+    /// As [`Peer::ask`], with a budget in milliseconds.
+    ///
+    /// # Panics
+    /// If another reply comes.
+    pub fn ask_within<T: Body>(&mut self, op: Op, body: &T, budget_ms: u32) -> Reply {
+        let id = self.take_id();
+        let mut bytes = Vec::new();
+        frame::encode(&mut bytes, Header::request(op, id, budget_ms), body);
+        self.send_raw(&bytes);
+        let reply = self.receive();
+        assert_eq!(reply.header.request_id, id, "the reply to another request");
+        reply
+    }
+
     /// Whether the node answers on this connection.
     pub fn ping(&mut self) -> bool {
         let id = self.send_empty(Op::Ping);

@@ -208,16 +208,10 @@ impl Session {
         let settings = &self.settings;
         let connector = Client::connector().with_session_timeout(settings.timeout);
         let patience = settings.timeout.max(CONNECT_TIMEOUT_MIN);
-        let client = match timeout(patience, connector.connect(&settings.servers)).await {
-            Ok(client) => client?,
-            Err(_) => {
-                return Err(Ending::Again(format!(
-                    "no answer from coordination at {} within {} s",
-                    settings.servers,
-                    patience.as_secs()
-                )));
-            }
-        };
+        let connected = timeout(patience, connector.connect(&settings.servers)).await;
+        let client = connected.unwrap_or(Err(Error::Timeout)).map_err(|error| {
+            Ending::Again(format!("no session with coordination at {}: {error}", settings.servers))
+        })?;
         client.mkdir(&settings.path, &PERSISTENT).await?;
         let client = client
             .chroot(settings.path.clone())
@@ -348,20 +342,17 @@ impl Session {
             tokio::select! {
                 biased;
                 event = live.watcher.changed() => {
-                    if event.event_type != EventType::Session {
-                        changes.note(&event.path);
-                    }
+                    let mut next = Some(event);
                     // Until all that was told is read, nothing is published.
-                    while let Ok(event) = timeout(Duration::ZERO, live.watcher.changed()).await {
+                    while let Some(event) = next {
+                        // After such an event the watcher must not be asked again: it would panic.
                         if event.session_state.is_terminated() {
                             return Err(ended(event.session_state));
                         }
                         if event.event_type != EventType::Session {
                             changes.note(&event.path);
                         }
-                    }
-                    if event.session_state.is_terminated() {
-                        return Err(ended(event.session_state));
+                        next = timeout(Duration::ZERO, live.watcher.changed()).await.ok();
                     }
                 }
                 state = states.changed() => match state {

@@ -1,0 +1,250 @@
+//! A whole cluster of processes: coordination, nodes that share a source, and gates between them.
+//!
+//! ```text
+//!  clients, other nodes ──► gate 127.0.0.1:PORT ──► node 127.0.0.2:PORT ──► gates ──► replicas
+//! ```
+//!
+//! Always holds: a node keeps its port, its data directory and its gates over restarts; all die with
+//! the handle.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use millrace_client::{Client, ClientConfig};
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::coord::{Ensemble, Options, free_ports};
+use crate::gate::{Gate, GateState};
+use crate::node::{Node, NodeOptions};
+use crate::{HANG_GUARD, wait_until};
+
+/// How long coordination waits for a node: short, so that tests do not wait long either.
+const SESSION_TIMEOUT_MS: u64 = 1000;
+
+/// A node of a cluster, whether its process runs or not.
+#[derive(Debug)]
+pub struct Member {
+    id: String,
+    options: NodeOptions,
+    node: Option<Node>,
+    to_clients: Gate,
+    to_coord: Vec<Gate>,
+}
+
+impl Member {
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Where clients reach it.
+    pub fn address(&self) -> SocketAddr {
+        self.to_clients.address()
+    }
+
+    /// The process.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn node(&mut self) -> &mut Node {
+        self.node.as_mut().expect("the node was started")
+    }
+
+    /// Whether a process was started and not killed.
+    pub fn is_started(&self) -> bool {
+        self.node.is_some()
+    }
+
+    /// Starts the process and waits until it has joined.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn start(&mut self) {
+        assert!(self.node.is_none(), "{} runs already", self.id);
+        self.node = Some(self.options.start());
+    }
+
+    /// Starts the process, which must refuse to; gives what it wrote.
+    ///
+    /// # Panics
+    /// If it starts.
+    pub fn start_in_vain(&self) -> String {
+        self.options.start_in_vain()
+    }
+
+    /// Sets a key of its configuration, from the next start on.
+    pub fn set(&mut self, key: &'static str, value: impl ToString) {
+        self.options = self.options.clone().set(key, value);
+    }
+
+    /// Kills the process as a crash would; does nothing if none runs.
+    pub fn kill(&mut self) {
+        if let Some(mut node) = self.node.take() {
+            node.kill();
+        }
+    }
+
+    /// Stops the process in order.
+    ///
+    /// # Panics
+    /// If it does not end well.
+    pub fn stop(&mut self) {
+        self.node.take().expect("the node was started").stop();
+    }
+
+    /// Stops the process where it stands.
+    pub fn pause(&mut self) {
+        self.node().signal(Signal::STOP);
+    }
+
+    /// Lets a paused process go on.
+    pub fn resume(&mut self) {
+        self.node().signal(Signal::CONT);
+    }
+
+    /// Cuts it off from clients and other nodes, or lets it be reached again.
+    pub fn set_clients(&self, state: GateState) {
+        self.to_clients.set(state);
+    }
+
+    /// Cuts it off from coordination, or lets it reach that again.
+    pub fn set_coord(&self, state: GateState) {
+        self.to_coord.iter().for_each(|gate| gate.set(state));
+    }
+
+    /// A counter of the node.
+    ///
+    /// # Panics
+    /// If the node does not answer, or has no such counter.
+    pub fn counter(&mut self, name: &str) -> u64 {
+        self.node().counter(name)
+    }
+}
+
+/// Coordination and nodes.
+#[derive(Debug)]
+pub struct Cluster {
+    /// None where coordination is somebody else's.
+    pub coord: Option<Ensemble>,
+    pub members: Vec<Member>,
+    servers: Vec<SocketAddr>,
+    path: String,
+    source: PathBuf,
+    root: TempDir,
+}
+
+impl Cluster {
+    /// `replicas` replicas of our own coordination and `nodes` nodes that serve `source`, all running.
+    ///
+    /// # Panics
+    /// If they do not start.
+    pub fn start(replicas: u64, nodes: usize, source: &Path) -> Cluster {
+        let options = Options::new().line("tickTime", 250);
+        let coord = match replicas {
+            1 => Ensemble::single(options),
+            count => Ensemble::start(count, options),
+        };
+        let servers = coord.addresses();
+        let mut cluster = Cluster::over(&servers, "/millrace", source);
+        cluster.coord = Some(coord);
+        for _ in 0..nodes {
+            cluster.add();
+        }
+        cluster.members.iter_mut().for_each(Member::start);
+        cluster
+    }
+
+    /// A cluster over coordination that is there already, without nodes.
+    ///
+    /// # Panics
+    /// If there is no room for its directories.
+    pub fn over(servers: &[SocketAddr], path: &str, source: &Path) -> Cluster {
+        let root = tempfile::Builder::new().prefix("millrace-cluster-").tempdir();
+        Cluster {
+            coord: None,
+            members: Vec::new(),
+            servers: servers.to_owned(),
+            path: path.to_owned(),
+            source: source.to_owned(),
+            root: root.expect("a directory for a cluster"),
+        }
+    }
+
+    /// Prepares one more node, `node-1` and so on, and does not start it.
+    ///
+    /// # Panics
+    /// If a port is not to be had.
+    pub fn add(&mut self) -> &mut Member {
+        let id = format!("node-{}", self.members.len() + 1);
+        let port = free_ports(1).expect("a free port")[0];
+        let [seen, own] =
+            [1, 2].map(|last| SocketAddr::from((Ipv4Addr::new(127, 0, 0, last), port)));
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let to_coord: Vec<_> = self.servers.iter().map(|it| Gate::start(any, *it)).collect();
+        let servers: Vec<_> = to_coord.iter().map(|gate| gate.address().to_string()).collect();
+        let options = NodeOptions::new(&self.source)
+            .set("listen", own)
+            .set("advertise", seen.ip())
+            .set("socket", "")
+            .set("node_id", &id)
+            .set("data", self.root.path().join(&id).display())
+            .set("session_timeout_ms", SESSION_TIMEOUT_MS)
+            .set("coord", format!("zk://{}{}", servers.join(","), self.path));
+        let to_clients = Gate::start(seen, own);
+        self.members.push(Member { id, options, node: None, to_clients, to_coord });
+        self.members.last_mut().expect("one was added")
+    }
+
+    /// Addresses of all nodes, joined by commas.
+    pub fn addresses(&self) -> String {
+        let addresses: Vec<_> =
+            self.members.iter().map(|member| member.address().to_string()).collect();
+        addresses.join(",")
+    }
+
+    /// A client of the cluster.
+    ///
+    /// # Panics
+    /// If it cannot connect.
+    pub async fn client(&self) -> Client {
+        let config = ClientConfig { deadline: HANG_GUARD, ..ClientConfig::new() };
+        self.client_with(config).await
+    }
+
+    /// A client with these settings.
+    ///
+    /// # Panics
+    /// If it cannot connect.
+    pub async fn client_with(&self, config: ClientConfig) -> Client {
+        Client::connect(self.addresses(), config).await.expect("connect a client")
+    }
+
+    /// Sum of a counter over the nodes that run.
+    ///
+    /// # Panics
+    /// If a node does not answer.
+    pub fn sum(&mut self, name: &str) -> u64 {
+        let running = self.members.iter_mut().filter(|member| member.is_started());
+        running.map(|member| member.counter(name)).sum()
+    }
+
+    /// Waits until all nodes that run have acted on the same epoch and pull nothing any more.
+    ///
+    /// # Panics
+    /// If that takes too long.
+    pub fn wait_settled(&mut self) {
+        wait_until("the cluster has settled", || {
+            let running = self.members.iter_mut().filter(|member| member.is_started());
+            let states: Vec<_> = running
+                .map(|member| {
+                    let node = member.node();
+                    let mut peer = node.peer();
+                    let epoch = peer.counter("cluster_epoch");
+                    (epoch, peer.counter("handover_source_count"), peer.counter("cluster_fenced"))
+                })
+                .collect();
+            states.iter().all(|state| *state == (states[0].0, 0, 0) && state.0 > 0)
+        });
+    }
+}
