@@ -20,13 +20,14 @@ const WEIGHT_BITS: u32 = 5;
 /// Most zones that a choice of replicas tells apart; a member of a further one counts as in zone 0.
 pub const ZONES_MAX: usize = 128;
 
-/// The key of a member: `mix` of the XXH3-64 of its id would be one; the cluster tells it, so that
-/// clients need not know how it came about.
+/// A member, as a ring is made of them. `mix` of the XXH3-64 of its id would be a key; the cluster tells
+/// it, so that clients need not know how it came about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Member<'a> {
     /// Tells members apart; well mixed, and no two members have the same one.
     pub key: u64,
-    /// Share of the blocks, relative to the other members, at most [`WEIGHT_MAX`]; 0 for none.
+    /// Share of the blocks, relative to the other members; 0 for none, and above [`WEIGHT_MAX`] as
+    /// if it were that.
     pub weight: u32,
     /// What fails together; replicas are spread over zones as far as there are some.
     pub zone: &'a str,
@@ -77,11 +78,12 @@ pub struct Ring {
 impl Ring {
     /// A ring of these members; those without weight own nothing.
     pub fn new(members: &[Member<'_>]) -> Ring {
+        let weight_of = |member: &Member<'_>| member.weight.min(WEIGHT_MAX);
         let mut order: Vec<u32> = (0..members.len() as u32).collect();
         order.retain(|&index| members[index as usize].weight > 0);
         order.sort_by_key(|&index| {
             let member = &members[index as usize];
-            (member.weight, member.key)
+            (weight_of(member), member.key)
         });
         let mut names: Vec<&str> = order.iter().map(|&it| members[it as usize].zone).collect();
         names.sort_unstable();
@@ -89,7 +91,7 @@ impl Ring {
         let mut ring = Ring::default();
         for index in order {
             let member = &members[index as usize];
-            let weight = member.weight.min(WEIGHT_MAX);
+            let weight = weight_of(member);
             let place = ring.places.len();
             match ring.classes.last_mut() {
                 Some(class) if class.weight == weight => class.end = place + 1,

@@ -120,6 +120,34 @@ fn replicas_are_in_different_zones_while_there_are_some() {
     }
 }
 
+/// Two keys that score 0, the least there is, for the block that is the first one.
+const EQUALS: [u64; 2] = [0x89ec_d332_60d8_a974, 0xd5db_48bc_303d_77b9];
+
+#[test]
+fn of_equals_the_lower_key_wins() {
+    // Weights above the largest are the largest: these two are alike.
+    for weights in [[7, 7], [WEIGHT_MAX, u32::MAX], [u32::MAX, WEIGHT_MAX]] {
+        for keys in [EQUALS, [EQUALS[1], EQUALS[0]]] {
+            let members = [0, 1].map(|at| Member { key: keys[at], weight: weights[at], zone: "" });
+            let owner = Ring::new(&members).owner(EQUALS[0]);
+            assert_eq!(owner.map(|owner| keys[owner]), Some(EQUALS[0]), "{weights:?} {keys:x?}");
+        }
+    }
+}
+
+#[test]
+fn of_equal_costs_for_the_weight_the_lower_key_wins() {
+    // The lighter member scores 2^32, which costs 32 doublings; the heavier one 0, which costs 64.
+    let cases = [(0, 1 << 32, 0), (0x966d_bfc1_6913_c5d2, 0x966d_bfc0_6913_c5d2, 1)];
+    for (light, heavy, winner) in cases {
+        let members = [
+            Member { key: light, weight: 1, zone: "" },
+            Member { key: heavy, weight: 2, zone: "" },
+        ];
+        assert_eq!(Ring::new(&members).owner(heavy), Some(winner));
+    }
+}
+
 #[test]
 fn a_ring_of_none_and_of_one() {
     let none = Ring::new(&[]);
