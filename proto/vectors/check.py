@@ -42,13 +42,30 @@ STRUCTURES = {
     "StatusReply": {"server": "text", "uptime_ms": "u64", "shard_count": "u32",
                     "counters": ["Counter"]},
     "ErrorReply": {"message": "text"},
+    "RingRequest": {"epoch": "u64", "first": "u32", "wait": "u8"},
+    "Mount": {"prefix": "text", "source": "text", "replicas": "u8"},
+    "Member": {"id": "text", "key": "u64", "weight": "u32", "zone": "text", "state": "u8",
+               "address": "text", "shards": ["text"], "local": ["text"], "machine": "text",
+               "run": "u64", "capacity": "u64", "server": "text"},
+    "RingReply": {"cluster": "text", "epoch": "u64", "node": "text", "master": "text",
+                  "is_fenced": "u8", "mounts": ["Mount"], "member_count": "u32",
+                  "members": ["Member"]},
+    "InventoryRequest": {"key": "u64", "epoch": "u64", "cursor": "u64"},
+    "InventoryFile": {"id": "id", "version": "u64", "length": "u64", "path": "text",
+                      "blocks": ["u32"]},
+    "InventoryReply": {"next": "u64", "files": ["InventoryFile"]},
+    "DrainRequest": {"node": "text", "undo": "u8"},
+    "MountRequest": {"mount": "Mount", "remove": "u8"},
 }
-SIZES = dict(zip(STRUCTURES, (18, 41, 8, 8, 8, 49, 53, 20, 16, 36, 8, 8, 36, 12, 16, 65, 16, 16, 28, 8)))
+SIZES = dict(zip(STRUCTURES, (18, 41, 8, 8, 8, 49, 53, 20, 16, 36, 8, 8, 36, 12, 16, 65, 16, 16, 28, 8,
+                              13, 17, 85, 53, 24, 48, 16, 9, 18), strict=True))
 OPS = dict(enumerate((
     ("HelloRequest", "HelloReply"), ("None", "None"), ("StatRequest", "StatReply"),
     ("ListRequest", "ListReply"), ("Range", "ReadReply"), ("ReadManyRequest", "ReadReply"),
     ("LoadRequest", "LoadReply"), ("FreeRequest", "FreeReply"), ("None", "StatusReply"),
-    ("None", "AttachReply"), ("ReadManyRequest", "LeaseReply"), ("ReadManyRequest", "None")), 1))
+    ("None", "AttachReply"), ("ReadManyRequest", "LeaseReply"), ("ReadManyRequest", "None"),
+    ("RingRequest", "RingReply"), ("Range", "ReadReply"), ("InventoryRequest", "InventoryReply"),
+    ("DrainRequest", "None"), ("MountRequest", "None")), 1))
 NUMBERS = {"u8": "<B", "u32": "<I", "u64": "<Q", "i64": "<q"}
 
 
