@@ -169,9 +169,20 @@ fn cost_is_the_logarithm() {
         let exact = (64.0 - (score.max(1) as f64).log2()) * (1u64 << 32) as f64;
         assert!((cost(score) as f64 - exact).abs() < 2.0 + exact * 1e-12, "{score}");
     }
-    assert_eq!(cost(0), 64 << 32);
-    assert_eq!(cost(1 << 63), 1 << 32);
-    assert_eq!(cost(u64::MAX), 1);
+    let published = [
+        (0, 274_877_906_944),
+        (1, 274_877_906_944),
+        (3, 268_070_544_839),
+        (1 << 32, 137_438_953_472),
+        (1_000_000_000_000_000_000, 18_061_601_455),
+        (0x7fff_ffff_ffff_ffff, 4_294_967_297),
+        (1 << 63, 4_294_967_296),
+        (0xcbf4_3926_cbf4_3926, 1_408_319_902),
+        (u64::MAX, 1),
+    ];
+    for (score, expect) in published {
+        assert_eq!(cost(score), expect, "{score}");
+    }
 }
 
 #[test]

@@ -7,4 +7,5 @@ mod cluster;
 mod format;
 mod frames;
 mod refused;
+mod ring;
 mod rules;
