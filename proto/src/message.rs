@@ -294,4 +294,4 @@ pub struct ErrorReply {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

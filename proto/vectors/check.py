@@ -8,6 +8,7 @@ import json
 import struct
 import sys
 import zlib
+from fractions import Fraction
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
@@ -15,6 +16,7 @@ HEADER = "<IBBHHHIIIQII"  # section 1
 FIELDS = ("magic version op flags status part body_length payload_length budget_ms request_id "
           "body_checksum header_checksum").split()
 BODY_MAX, PAYLOAD_MAX = 65536, 16 << 20
+MASK = (1 << 64) - 1
 
 # Section 4. A type is a number's name, "text", "id", "kind", a structure's name, or [element].
 PATH = {"path": "text"}
@@ -42,13 +44,30 @@ STRUCTURES = {
     "StatusReply": {"server": "text", "uptime_ms": "u64", "shard_count": "u32",
                     "counters": ["Counter"]},
     "ErrorReply": {"message": "text"},
+    "RingRequest": {"epoch": "u64", "first": "u32", "wait": "u8"},
+    "Mount": {"prefix": "text", "source": "text", "replicas": "u8"},
+    "Member": {"id": "text", "key": "u64", "weight": "u32", "zone": "text", "state": "u8",
+               "address": "text", "shards": ["text"], "local": ["text"], "machine": "text",
+               "run": "u64", "capacity": "u64", "server": "text"},
+    "RingReply": {"cluster": "text", "epoch": "u64", "node": "text", "master": "text",
+                  "is_fenced": "u8", "mounts": ["Mount"], "member_count": "u32",
+                  "members": ["Member"]},
+    "InventoryRequest": {"key": "u64", "epoch": "u64", "cursor": "u64"},
+    "InventoryFile": {"id": "id", "version": "u64", "length": "u64", "path": "text",
+                      "blocks": ["u32"]},
+    "InventoryReply": {"next": "u64", "files": ["InventoryFile"]},
+    "DrainRequest": {"node": "text", "undo": "u8"},
+    "MountRequest": {"mount": "Mount", "remove": "u8"},
 }
-SIZES = dict(zip(STRUCTURES, (18, 41, 8, 8, 8, 49, 53, 20, 16, 36, 8, 8, 36, 12, 16, 65, 16, 16, 28, 8)))
+SIZES = dict(zip(STRUCTURES, (18, 41, 8, 8, 8, 49, 53, 20, 16, 36, 8, 8, 36, 12, 16, 65, 16, 16, 28, 8,
+                              13, 17, 85, 53, 24, 48, 16, 9, 18), strict=True))
 OPS = dict(enumerate((
     ("HelloRequest", "HelloReply"), ("None", "None"), ("StatRequest", "StatReply"),
     ("ListRequest", "ListReply"), ("Range", "ReadReply"), ("ReadManyRequest", "ReadReply"),
     ("LoadRequest", "LoadReply"), ("FreeRequest", "FreeReply"), ("None", "StatusReply"),
-    ("None", "AttachReply"), ("ReadManyRequest", "LeaseReply"), ("ReadManyRequest", "None")), 1))
+    ("None", "AttachReply"), ("ReadManyRequest", "LeaseReply"), ("ReadManyRequest", "None"),
+    ("RingRequest", "RingReply"), ("Range", "ReadReply"), ("InventoryRequest", "InventoryReply"),
+    ("DrainRequest", "None"), ("MountRequest", "None")), 1))
 NUMBERS = {"u8": "<B", "u32": "<I", "u64": "<Q", "i64": "<q"}
 
 
@@ -209,14 +228,60 @@ def cut(offset, length, block):
 def content(length):
     return bytes((i ^ (i >> 8) ^ (i >> 16)) & 0xFF for i in range(length))
 
-def block_hash(file, block):
-    mask = (1 << 64) - 1
-    low, high = file & mask, file >> 64
-    rotated = ((high << 32) | (high >> 32)) & mask
-    h = low ^ rotated ^ (block * 0x9E3779B97F4A7C15 & mask)
-    h = ((h ^ (h >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    h = ((h ^ (h >> 27)) * 0x94D049BB133111EB) & mask
+def mix(h):
+    h = ((h ^ (h >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    h = ((h ^ (h >> 27)) * 0x94D049BB133111EB) & MASK
     return h ^ (h >> 31)
+
+def block_hash(file, block):
+    low, high = file & MASK, file >> 64
+    rotated = ((high << 32) | (high >> 32)) & MASK
+    return mix(low ^ rotated ^ (block * 0x9E3779B97F4A7C15 & MASK))
+
+# ---- section 8: the ring
+WEIGHT_MAX, ZONES_MAX = 1 << 24, 128
+
+def score(key, h):
+    product = (h ^ key) * (mix(key) | 1)
+    return (product >> 64) ^ (product & MASK)
+
+def cost(score):
+    score = max(score, 1)
+    log = score.bit_length() - 1
+    m = score << (63 - log)
+    for _ in range(32):
+        s = (m * m) >> 63
+        log, m = (2 * log, s) if s < 1 << 64 else (2 * log + 1, s >> 1)
+    return (1 << 38) - log
+
+def best(members, h):
+    """The best of members (number, key, weight, zone)."""
+    firsts = {}
+    for member in sorted(members, key=lambda member: (-score(member[1], h), member[1])):
+        firsts.setdefault(member[2], member)
+    costs = ((Fraction(cost(score(key, h)), weight), key, member)
+             for member in firsts.values() for _, key, weight, _ in [member])
+    return min(costs)[2]
+
+def order(members, h, replicas):
+    members = [(number, key, min(weight, WEIGHT_MAX), zone)
+               for number, (key, weight, zone) in enumerate(members) if weight > 0]
+    names = sorted({zone.encode() for *_, zone in members})
+    zone_of = {name.decode(): at if at < ZONES_MAX else 0 for at, name in enumerate(names)}
+    found = []
+    while members:
+        taken = {zone_of[member[3]] for member in found} if len(found) < replicas else ()
+        apart = [member for member in members if zone_of[member[3]] not in taken]
+        found.append(best(apart or members, h))
+        members.remove(found[-1])
+    return [member[0] for member in found]
+
+def weight_of(capacity):
+    weight = min(max(capacity >> 20, 1), WEIGHT_MAX)
+    spare = weight.bit_length() - 5
+    if spare > 0:
+        weight = (weight + (1 << (spare - 1))) >> spare << spare
+    return weight
 
 # ---- the files
 def vectors(name):
@@ -280,13 +345,45 @@ def check_placement(vector):
     for count in (1, 3, 8, 256):
         same(vector, (h * count) >> 64, int(vector[f"shard_of_{count}"]))
 
+def check_ring(vector):
+    if vector["name"] == "weight_of":
+        weights = [weight_of(int(capacity)) for capacity in vector["capacities"].split(" ")]
+        same("weight_of", weights, [int(weight) for weight in vector["weights"].split(" ")])
+        return
+    fields = (member.split(" ") for member in vector["members"].split(", "))
+    members = [(int(key, 16), int(weight), zone.strip("-")) for key, weight, zone in fields]
+    columns = ("hashes", "owner", "replicas_1", "replicas_2", "replicas_3")
+    for h, owner, *orders in zip(*(vector[column].split(", ") for column in columns), strict=True):
+        for replicas, wanted in enumerate(orders, 1):
+            found = order(members, int(h, 16), replicas)
+            same((vector["name"], h), " ".join(map(str, found[:5])) or "-", wanted)
+            same((vector["name"], h), str(found[0]) if found else "-", owner)
+
+def check_examples():
+    """Numbers that are in the text."""
+    same("CRC-32", zlib.crc32(b"123456789"), 0xCBF43926)
+    h = block_hash(0x00112233445566778899AABBCCDDEEFF, 1)
+    same("hash", h, 0xA36D6272817ABE05)
+    pair = ((0x0123456789ABCDEF, 0xB2C058E4EBB5112D, 0x5664380AC797395B, 6730999145),
+            (0x9E3779B97F4A7C15, 0xE220A8397B1DCDAF, 0x0A7F294D023D2871, 19791779565))
+    for key, *wanted in pair:
+        same("score", [mix(key) | 1, score(key, h), cost(score(key, h))], wanted)
+    for weights, owner in (((64, 64), 0), ((64, 192), 1)):
+        members = [(key[0], weight, "") for key, weight in zip(pair, weights)]
+        same("owner", order(members, h, 1)[0], owner)
+    costs = {0: 1 << 38, 1: 274877906944, 3: 268070544839, 10**18: 18061601455,
+             1 << 32: 137438953472, 0x7FFFFFFFFFFFFFFF: 4294967297, 1 << 63: 4294967296,
+             0xCBF43926CBF43926: 1408319902, MASK: 1}
+    for number, wanted in costs.items():
+        same("cost", cost(number), wanted)
+
 def main():
     for kind, size in SIZES.items():
         same(kind, size_of(kind), size)
-    same("CRC-32", zlib.crc32(b"123456789"), 0xCBF43926)
+    check_examples()
     checks = {"requests": functools.partial(check_frame, 0),
               "replies": functools.partial(check_frame, 1), "invalid": check_invalid,
-              "checksum": check_checksum, "placement": check_placement}
+              "checksum": check_checksum, "placement": check_placement, "ring": check_ring}
     for name, check in checks.items():
         found = vectors(f"{name}.txt")
         for vector in found:

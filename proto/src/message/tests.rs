@@ -16,7 +16,10 @@ use crate::frame::{self, Header};
 use crate::{HEADER_SIZE, Op, Status};
 
 /// Encodes a message as a frame, reads it in place and makes it a message again.
-fn round_trip<T>(message: &T, owned: impl FnOnce(&T::Archived) -> T) -> Result<(), TestCaseError>
+pub(crate) fn round_trip<T>(
+    message: &T,
+    owned: impl FnOnce(&T::Archived) -> T,
+) -> Result<(), TestCaseError>
 where
     T: frame::Body + Archive + Debug + PartialEq,
     T::Archived: Portable + for<'a> CheckBytes<HighValidator<'a, Failure>>,
@@ -35,16 +38,16 @@ where
     Ok(())
 }
 
-fn text(archived: &ArchivedString) -> String {
+pub(crate) fn text(archived: &ArchivedString) -> String {
     archived.as_str().to_owned()
 }
 
 /// Texts on both sides of what lies inline (8 bytes) and of what one byte of the mark counts (63).
-fn any_text() -> impl Strategy<Value = String> {
+pub(crate) fn any_text() -> impl Strategy<Value = String> {
     prop_oneof!["[a-z/]{0,9}", "\\PC{0,4}", "[a-z/]{60,68}", "\\PC{0,100}"]
 }
 
-fn any_id() -> impl Strategy<Value = FileId> {
+pub(crate) fn any_id() -> impl Strategy<Value = FileId> {
     any::<u128>().prop_map(FileId)
 }
 

@@ -1,5 +1,11 @@
 //! Balance, movement and order of a ring, and the logarithm under it.
 
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
 use super::*;
 
 fn key(index: usize) -> u64 {
@@ -120,6 +126,34 @@ fn replicas_are_in_different_zones_while_there_are_some() {
     }
 }
 
+/// Two keys that score 0, the least there is, for the block that is the first one.
+const EQUALS: [u64; 2] = [0x89ec_d332_60d8_a974, 0xd5db_48bc_303d_77b9];
+
+#[test]
+fn of_equals_the_lower_key_wins() {
+    // Weights above the largest are the largest: these two are alike.
+    for weights in [[7, 7], [WEIGHT_MAX, u32::MAX], [u32::MAX, WEIGHT_MAX]] {
+        for keys in [EQUALS, [EQUALS[1], EQUALS[0]]] {
+            let members = [0, 1].map(|at| Member { key: keys[at], weight: weights[at], zone: "" });
+            let owner = Ring::new(&members).owner(EQUALS[0]);
+            assert_eq!(owner.map(|owner| keys[owner]), Some(EQUALS[0]), "{weights:?} {keys:x?}");
+        }
+    }
+}
+
+#[test]
+fn of_equal_costs_for_the_weight_the_lower_key_wins() {
+    // The lighter member scores 2^32, which costs 32 doublings; the heavier one 0, which costs 64.
+    let cases = [(0, 1 << 32, 0), (0x966d_bfc1_6913_c5d2, 0x966d_bfc0_6913_c5d2, 1)];
+    for (light, heavy, winner) in cases {
+        let members = [
+            Member { key: light, weight: 1, zone: "" },
+            Member { key: heavy, weight: 2, zone: "" },
+        ];
+        assert_eq!(Ring::new(&members).owner(heavy), Some(winner));
+    }
+}
+
 #[test]
 fn a_ring_of_none_and_of_one() {
     let none = Ring::new(&[]);
@@ -141,9 +175,20 @@ fn cost_is_the_logarithm() {
         let exact = (64.0 - (score.max(1) as f64).log2()) * (1u64 << 32) as f64;
         assert!((cost(score) as f64 - exact).abs() < 2.0 + exact * 1e-12, "{score}");
     }
-    assert_eq!(cost(0), 64 << 32);
-    assert_eq!(cost(1 << 63), 1 << 32);
-    assert_eq!(cost(u64::MAX), 1);
+    let published = [
+        (0, 274_877_906_944),
+        (1, 274_877_906_944),
+        (3, 268_070_544_839),
+        (1 << 32, 137_438_953_472),
+        (1_000_000_000_000_000_000, 18_061_601_455),
+        (0x7fff_ffff_ffff_ffff, 4_294_967_297),
+        (1 << 63, 4_294_967_296),
+        (0xcbf4_3926_cbf4_3926, 1_408_319_902),
+        (u64::MAX, 1),
+    ];
+    for (score, expect) in published {
+        assert_eq!(cost(score), expect, "{score}");
+    }
 }
 
 #[test]
@@ -154,5 +199,112 @@ fn weights_are_rounded_to_few_values() {
     for size in 1..100_000 {
         let error = f64::from(mib(size)) / size as f64 - 1.0;
         assert!(error.abs() <= 1.0 / 32.0, "{size}: {error}");
+    }
+}
+
+/// The rule as it is published, without a thought for speed.
+fn model_best(members: &[(usize, Member<'_>)], hash: u64) -> Option<usize> {
+    let score = |member: &Member<'_>| {
+        let product = u128::from(hash ^ member.key) * u128::from(mix(member.key) | 1);
+        (product >> 64) as u64 ^ product as u64
+    };
+    let mut firsts: BTreeMap<u32, (usize, Member<'_>)> = BTreeMap::new();
+    for (index, member) in members {
+        let first = firsts.entry(member.weight.min(WEIGHT_MAX)).or_insert((*index, *member));
+        let order = score(&first.1).cmp(&score(member));
+        if order.then(member.key.cmp(&first.1.key)) == Ordering::Less {
+            *first = (*index, *member);
+        }
+    }
+    let side = |own: &Member<'_>, other: &Member<'_>| {
+        u128::from(cost(score(own))) * u128::from(other.weight.min(WEIGHT_MAX))
+    };
+    let found = firsts.into_values().min_by(|(_, first), (_, second)| {
+        side(first, second).cmp(&side(second, first)).then(first.key.cmp(&second.key))
+    });
+    found.map(|(index, _)| index)
+}
+
+fn model_order(members: &[Member<'_>], hash: u64, replicas: usize) -> Vec<usize> {
+    let mut left: Vec<_> = members.iter().copied().enumerate().collect();
+    left.retain(|(_, member)| member.weight > 0);
+    let mut order: Vec<usize> = Vec::new();
+    while !left.is_empty() {
+        let is_apart =
+            |member: &Member<'_>| order.iter().all(|&it| members[it].zone != member.zone);
+        let apart: Vec<_> = left.iter().copied().filter(|(_, it)| is_apart(it)).collect();
+        let spread = order.len() < replicas && !apart.is_empty();
+        let best = model_best(if spread { &apart } else { &left }, hash).unwrap();
+        left.retain(|&(index, _)| index != best);
+        order.push(best);
+    }
+    order
+}
+
+fn any_weight() -> impl Strategy<Value = u32> {
+    prop_oneof![4 => Just(64u32), 4 => 60..70u32, 1 => Just(0), 1 => 1..4u32, 1 => any::<u32>()]
+}
+
+proptest! {
+    #[test]
+    fn a_ring_follows_the_published_rule(
+        members in vec((any::<u64>(), any_weight(), 0..4usize), 0..70),
+        hash in any::<u64>(),
+        replicas in 0..5usize,
+        own_hash in any::<bool>(),
+    ) {
+        let zones = ["", "a", "b", "c"];
+        let members: Vec<_> = members
+            .into_iter()
+            .map(|(key, weight, zone)| Member { key, weight, zone: zones[zone] })
+            .collect();
+        // The hash that is a key scores 0 for it.
+        let hash = members.first().map_or(hash, |first| if own_hash { first.key } else { hash });
+        let ring = Ring::new(&members);
+        let order = model_order(&members, hash, replicas);
+        prop_assert_eq!(ring.owner(hash), order.first().copied());
+        let mut out = [0; OWNERS_MAX];
+        let count = ring.owners(hash, replicas, &mut out);
+        let found: Vec<usize> = out[..count].iter().map(|&index| index as usize).collect();
+        prop_assert_eq!(&found, &order[..order.len().min(OWNERS_MAX)]);
+    }
+
+    #[test]
+    fn cost_is_in_its_range(score in any::<u64>(), shift in 0..64u32) {
+        // The best of many, too: close to the largest.
+        for score in [score >> shift, !(score >> shift)] {
+            let (low, high) = cost_range(score);
+            prop_assert!((low..=high).contains(&cost(score)), "{score}");
+        }
+    }
+
+    #[test]
+    fn below_the_bar_nothing_wins(
+        score in any::<u64>(),
+        shift in 0..64u32,
+        (weight, other) in (1..=WEIGHT_MAX, 1..=WEIGHT_MAX),
+        below in 1..1000u64,
+    ) {
+        let best = Best { place: 0, score: !(score >> shift), weight };
+        for weight in [other, weight, best.weight.saturating_sub(1).max(1)] {
+            if let Some(score) = bar(best, weight).checked_sub(below) {
+                let sides = (
+                    cost(best.score) * u64::from(weight),
+                    cost(score) * u64::from(best.weight),
+                );
+                prop_assert!(sides.0 < sides.1, "{sides:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn cost_is_in_its_range_at_the_ends_of_chords() {
+    for index in 0..CHORDS as u64 {
+        let corner = (CHORDS as u64 + index) << 56;
+        for score in [corner - 1, corner, corner + 1, corner + (1 << 55)] {
+            let (low, high) = cost_range(score);
+            assert!((low..=high).contains(&cost(score)), "{score}");
+        }
     }
 }

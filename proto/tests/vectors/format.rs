@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
+use millrace_proto::checksum;
+use millrace_proto::cluster::*;
 use millrace_proto::frame::{self, BODY_LENGTH_MAX, PAYLOAD_LENGTH_MAX};
 use millrace_proto::message::*;
 use millrace_proto::{FileId, FrameError, HEADER_SIZE, Header, Op, Status};
@@ -212,6 +214,97 @@ message!(
         ),
     ])
 );
+message!(
+    RingRequest,
+    ArchivedRingRequest,
+    |a| RingRequest { epoch: a.epoch.to_native(), first: a.first.to_native(), wait: a.wait },
+    |m| object(&[
+        ("epoch", m.epoch.to_string()),
+        ("first", m.first.to_string()),
+        ("wait", m.wait.to_string())
+    ])
+);
+message!(
+    RingReply,
+    ArchivedRingReply,
+    |a| RingReply {
+        cluster: text(&a.cluster),
+        epoch: a.epoch.to_native(),
+        node: text(&a.node),
+        master: text(&a.master),
+        is_fenced: a.is_fenced,
+        mounts: a.mounts.iter().map(Mount::from).collect(),
+        member_count: a.member_count.to_native(),
+        members: a.members.iter().map(Member::from).collect(),
+    },
+    |m| object(&[
+        ("cluster", string(&m.cluster)),
+        ("epoch", m.epoch.to_string()),
+        ("node", string(&m.node)),
+        ("master", string(&m.master)),
+        ("is_fenced", m.is_fenced.to_string()),
+        ("mounts", list(&m.mounts, mount_json)),
+        ("member_count", m.member_count.to_string()),
+        ("members", list(&m.members, member_json)),
+    ])
+);
+message!(
+    InventoryRequest,
+    ArchivedInventoryRequest,
+    |a| InventoryRequest {
+        key: a.key.to_native(),
+        epoch: a.epoch.to_native(),
+        cursor: a.cursor.to_native()
+    },
+    |m| object(&[
+        ("key", m.key.to_string()),
+        ("epoch", m.epoch.to_string()),
+        ("cursor", m.cursor.to_string())
+    ])
+);
+message!(
+    InventoryReply,
+    ArchivedInventoryReply,
+    |a| InventoryReply {
+        next: a.next.to_native(),
+        files: a
+            .files
+            .iter()
+            .map(|file| InventoryFile {
+                id: (&file.id).into(),
+                version: file.version.to_native(),
+                length: file.length.to_native(),
+                path: text(&file.path),
+                blocks: file.blocks.iter().map(|block| block.to_native()).collect(),
+            })
+            .collect(),
+    },
+    |m| object(&[
+        ("next", m.next.to_string()),
+        (
+            "files",
+            list(&m.files, |file| object(&[
+                ("id", string(&file.id.to_string())),
+                ("version", file.version.to_string()),
+                ("length", file.length.to_string()),
+                ("path", string(&file.path)),
+                ("blocks", list(&file.blocks, u32::to_string)),
+            ]))
+        ),
+    ])
+);
+message!(
+    DrainRequest,
+    ArchivedDrainRequest,
+    |a| DrainRequest { node: text(&a.node), undo: a.undo },
+    |m| object(&[("node", string(&m.node)), ("undo", m.undo.to_string())])
+);
+message!(
+    MountRequest,
+    ArchivedMountRequest,
+    |a| MountRequest { mount: Mount::from(&a.mount), remove: a.remove },
+    |m| object(&[("mount", mount_json(&m.mount)), ("remove", m.remove.to_string())])
+);
 message!(ErrorReply, ArchivedErrorReply, |a| ErrorReply { message: text(&a.message) }, |m| object(
     &[("message", string(&m.message))]
 ));
@@ -272,6 +365,32 @@ pub(crate) fn range_json(range: &Range) -> String {
         ("version", range.version.to_string()),
         ("offset", range.offset.to_string()),
         ("length", range.length.to_string()),
+    ])
+}
+
+fn mount_json(mount: &Mount) -> String {
+    object(&[
+        ("prefix", string(&mount.prefix)),
+        ("source", string(&mount.source)),
+        ("replicas", mount.replicas.to_string()),
+    ])
+}
+
+fn member_json(member: &Member) -> String {
+    let texts = |texts: &[String]| list(texts, |text| string(text));
+    object(&[
+        ("id", string(&member.id)),
+        ("key", member.key.to_string()),
+        ("weight", member.weight.to_string()),
+        ("zone", string(&member.zone)),
+        ("state", member.state.to_string()),
+        ("address", string(&member.address)),
+        ("shards", texts(&member.shards)),
+        ("local", texts(&member.local)),
+        ("machine", string(&member.machine)),
+        ("run", member.run.to_string()),
+        ("capacity", member.capacity.to_string()),
+        ("server", string(&member.server)),
     ])
 }
 
@@ -426,4 +545,20 @@ pub(crate) fn range(offset: u64, length: u32) -> Range {
 /// Byte `index` of the block that all vectors use.
 pub(crate) fn byte(index: usize) -> u8 {
     (index ^ (index >> 8) ^ (index >> 16)) as u8
+}
+
+/// A reply with bytes of a file of 70000 bytes that lies in one block.
+pub(crate) fn read_reply(
+    name: &'static str,
+    about: &'static str,
+    header: Header,
+    offset: u32,
+    length: u32,
+) -> Vector {
+    let block: Vec<u8> = (0..70_000).map(byte).collect();
+    let checksums = checksum::pieces(offset, length, 70_000)
+        .map(|piece| checksum::of(&block[piece.offset as usize..][..piece.length as usize]))
+        .collect();
+    let payload = block[offset as usize..][..length as usize].to_vec();
+    Vector { payload, ..vector(name, about, header, ReadReply { checksums }) }
 }

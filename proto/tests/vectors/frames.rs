@@ -1,11 +1,14 @@
 //! Requests and replies.
 
-use millrace_proto::checksum::{self};
 use millrace_proto::frame::{self, BODY_LENGTH_MAX};
 use millrace_proto::message::*;
-use millrace_proto::{FileId, Header, Op, Status, VERSION, feature};
+use millrace_proto::{FileId, Header, Op, Status, VERSION};
 
+use crate::cluster;
 use crate::format::*;
+
+/// Feature bits before there were clusters.
+const FEATURES: u64 = 15;
 
 #[test]
 #[allow(clippy::too_many_lines, reason = "a table with one vector an element")]
@@ -14,7 +17,7 @@ fn requests_are_as_published() {
         client: "example 1.0".into(),
         version_min: 1,
         version_max: 1,
-        features: feature::ALL,
+        features: FEATURES,
     };
     let list = |path: &str, token: &str, limit| ListRequest {
         path: path.into(),
@@ -23,7 +26,7 @@ fn requests_are_as_published() {
     };
     let largest =
         Range { file: FileId(u128::MAX), version: u64::MAX, offset: u64::MAX, length: u32::MAX };
-    let vectors = [
+    let mut vectors = vec![
         vector("hello", "Name out of line (11 bytes).", request(Op::Hello, 1), hello),
         vector("ping", "No body.", request(Op::Ping, 2), Nothing),
         vector(
@@ -120,6 +123,7 @@ fn requests_are_as_published() {
             ReadManyRequest { ranges: vec![range(0, 1)] },
         ),
     ];
+    vectors.extend(cluster::requests());
     check_frames("requests.txt", "# Requests: client to node.\n", &vectors);
 }
 
@@ -129,7 +133,7 @@ fn replies_are_as_published() {
     let hello = HelloReply {
         server: "millrace 0.1.0".into(),
         version: VERSION,
-        features: feature::ALL,
+        features: FEATURES,
         block_size: 1 << 20,
         body_length_max: BODY_LENGTH_MAX,
         requests_in_flight_max: 256,
@@ -283,6 +287,7 @@ fn replies_are_as_published() {
             ErrorReply { message: "frame header checksum mismatch".into() },
         ),
     ];
+    vectors.extend(cluster::replies());
     for status in &Status::ALL[2..] {
         let name: &'static str = format!("{status:?}").leak();
         let message = ErrorReply { message: status.to_string() };
@@ -298,20 +303,4 @@ fn replies_are_as_published() {
         "# Replies: node to client. Error replies come last, one of each status.\n",
         &vectors,
     );
-}
-
-/// A reply with bytes of a file of 70000 bytes that lies in one block.
-fn read_reply(
-    name: &'static str,
-    about: &'static str,
-    header: Header,
-    offset: u32,
-    length: u32,
-) -> Vector {
-    let block: Vec<u8> = (0..70_000).map(byte).collect();
-    let checksums = checksum::pieces(offset, length, 70_000)
-        .map(|piece| checksum::of(&block[piece.offset as usize..][..piece.length as usize]))
-        .collect();
-    let payload = block[offset as usize..][..length as usize].to_vec();
-    Vector { payload, ..vector(name, about, header, ReadReply { checksums }) }
 }

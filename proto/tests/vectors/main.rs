@@ -3,7 +3,9 @@
 //! Every file is built from Rust values, compared byte for byte, then read back. `MILLRACE_BLESS=1`
 //! writes the files anew; do so only for additions, since other implementations test against them.
 
+mod cluster;
 mod format;
 mod frames;
 mod refused;
+mod ring;
 mod rules;
