@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use millrace_proto::FileId;
+use millrace_proto::{FileId, source};
 use quick_cache::sync::Cache;
 
 /// What is known of a file.
@@ -32,14 +32,9 @@ impl FileTable {
         FileTable { records: Cache::new(files_max), source: source.to_owned() }
     }
 
-    /// The id of a path: XXH3-128 of the source's identity, a zero byte and the path. The same after a
-    /// restart, and on every node that serves the same source.
+    /// The id of a path, see [`source::file_id`].
     pub(crate) fn id(&self, path: &str) -> FileId {
-        let mut text = Vec::with_capacity(self.source.len() + 1 + path.len());
-        text.extend_from_slice(self.source.as_bytes());
-        text.push(0);
-        text.extend_from_slice(path.as_bytes());
-        FileId(twox_hash::XxHash3_128::oneshot(&text))
+        source::file_id(&self.source, path)
     }
 
     /// What is known of a file.
