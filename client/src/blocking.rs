@@ -15,7 +15,7 @@ use tokio::runtime::{self, Runtime};
 
 use crate::config::ClientConfig;
 use crate::error::Error;
-use crate::file::{File, FreeReport, HelloInfo, LoadReport, NodeStatus};
+use crate::file::{ClusterInfo, File, FreeReport, HelloInfo, LoadReport, MountInfo, NodeStatus};
 use crate::lease::Lease;
 use crate::read::ReadOptions;
 
@@ -206,6 +206,37 @@ impl Client {
     /// Those of the async method.
     pub fn status(&self) -> Result<NodeStatus, Error> {
         self.runtime.block_on(self.client.status())
+    }
+
+    /// See [`crate::Client::statuses`].
+    pub fn statuses(&self) -> Vec<(String, Result<NodeStatus, Error>)> {
+        self.runtime.block_on(self.client.statuses())
+    }
+
+    /// See [`crate::Client::cluster`].
+    pub fn cluster(&self) -> Option<ClusterInfo> {
+        self.client.cluster()
+    }
+
+    /// See [`crate::Client::drain`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn drain(&self, node: &str, undo: bool) -> Result<(), Error> {
+        self.runtime.block_on(self.client.drain(node, undo))
+    }
+
+    /// See [`crate::Client::change_mount`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn change_mount(&self, mount: MountInfo, remove: bool) -> Result<(), Error> {
+        self.runtime.block_on(self.client.change_mount(mount, remove))
+    }
+
+    /// See [`crate::Client::fallback_count`].
+    pub fn fallback_count(&self) -> u64 {
+        self.client.fallback_count()
     }
 
     /// See [`crate::Client::ping`].

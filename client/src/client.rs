@@ -1,33 +1,35 @@
 //! The client: paths in, files and reports out.
 //!
-//! Owns every operation but the reads, which are in `read.rs` and `read_many.rs`. All of them may be
+//! Owns the way in and what is asked of one node; reads are in `read.rs` and `read_many.rs`, what is
+//! asked of all members of a cluster in `control.rs`. All of them may be
 //! sent twice without harm, so a lost connection or a busy node costs time and nothing else, up to the
 //! deadline of the operation.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use millrace_proto::frame;
 use millrace_proto::message::{
-    ArchivedFreeReply, ArchivedListReply, ArchivedLoadReply, ArchivedStatReply,
-    ArchivedStatusReply, Entry, FreeRequest, ListRequest, LoadRequest, PATH_LENGTH_MAX,
-    StatRequest,
+    ArchivedListReply, ArchivedStatReply, Entry, ListRequest, PATH_LENGTH_MAX, StatRequest,
 };
-use millrace_proto::{feature, frame};
 use tokio::time::Instant;
 
 use crate::config::{ClientConfig, DURATION_MAX};
 use crate::connection::{Body, Landing, Reply};
 use crate::error::Error;
-use crate::file::{self, File, FreeReport, HelloInfo, LoadReport, NodeStatus};
+use crate::failover::{Call, Rescue, Tries};
+use crate::file::{self, File, HelloInfo};
 use crate::lease::Leases;
+use crate::network::{Network, Seeds};
 use crate::reply::{self, Setback};
 use crate::retry::{Backoff, Retry};
-use crate::topology::{self, Network, Topology};
+use crate::topology::{Order, Topology};
 
 /// Longest token of a `List` page in bytes. Derived: what a page leaves of a body.
 const TOKEN_LENGTH_MAX: usize = 8 << 10;
 
-/// A client of one node. Cloning is cheap, and clones share their connections.
+/// A client of one node, or of the cluster that the node is in. Cloning is cheap, and clones share their connections.
 ///
 /// It lives on the tokio runtime it was connected on. Every method is one operation under one
 /// deadline ([`ClientConfig::deadline`], or [`Client::with_deadline`]) and may be dropped at any time.
@@ -41,15 +43,19 @@ pub struct Client {
     config: Arc<ClientConfig>,
     network: Arc<Network>,
     leases: Arc<Leases>,
+    fallback_count: Arc<AtomicU64>,
     deadline: Duration,
 }
 
 impl Client {
-    /// Connects to a node at `address`, `host:port` or `unix:PATH`, and exchanges `Hello`.
+    /// Connects to a node at `address`, `host:port` or `unix:PATH`, and exchanges `Hello`. Of several
+    /// addresses, separated by commas, the first that works counts. A node that is in a cluster tells
+    /// of the other members, and the client goes on with all of them.
     ///
     /// # Errors
     /// [`Error::Connect`] or [`Error::NoHello`] when the first try to connect fails: only a client
-    /// that was connected once waits for its node to come back. [`Error::Protocol`] when the peer is
+    /// that was connected once waits for its node to come back. Of several addresses it is the error
+    /// of the last. [`Error::Protocol`] when the peer is
     /// no Millrace node, or sends no checksums though [`ClientConfig::verify`] is set.
     /// [`Error::InvalidArgument`] for a bad address or setting.
     pub async fn connect(
@@ -57,36 +63,14 @@ impl Client {
         config: ClientConfig,
     ) -> Result<Client, Error> {
         config.check()?;
+        let seeds = Seeds::parse(&address.into())?;
         let config = Arc::new(config);
-        let address: Arc<str> = address.into().into();
-        let main = Network::start_main(&address, &config)?;
-        let deadline = Instant::now() + config.deadline;
-        let mut link = main.link();
-        // The first request is what makes a lane connect.
-        let ping = main.exchange(Body::Ping, Landing::Any, deadline);
-        let refused = link.wait_for(|link| link.failure.as_ref().is_some_and(is_final));
-        let failure = tokio::select! {
-            answer = ping => answer.err(),
-            link = refused => match link {
-                Ok(link) => link.failure.clone(),
-                Err(_) => None,
-            },
-        };
-        if let Some(error) = failure {
-            return Err(error);
-        }
-        let main = topology::nearer(&address, &config, &main, deadline).await.unwrap_or(main);
-        let hello = main.link().borrow().hello.clone();
-        let hello = hello.ok_or(Error::DeadlineExceeded)?;
-        if config.verify && !hello.offers(feature::CHECKSUMS) {
-            return Err(Error::protocol(
-                "the node sends no checksums; set verify to false to read without them",
-            ));
-        }
+        let network = Network::connect(&seeds, &config).await?;
         Ok(Client {
             deadline: config.deadline,
-            network: Arc::new(Network::new(address, config.clone(), main, hello)),
+            network: Arc::new(network),
             leases: Arc::new(Leases::new(config.leased_bytes_max)),
+            fallback_count: Arc::default(),
             config,
         })
     }
@@ -156,52 +140,14 @@ impl Client {
         File::new(path, entry, self.network.hello().block_size)
     }
 
-    /// Brings every block of a file into the node's cache. A large file takes its time: see
-    /// [`Client::with_deadline`].
-    ///
-    /// # Errors
-    /// [`Error::Status`] with `NotFound`, `WrongKind` or `SourceError`.
-    pub async fn load(&self, path: &str) -> Result<LoadReport, Error> {
-        check_path(path)?;
-        let request = || Body::Load(LoadRequest { path: path.to_owned() });
-        let reply = self.call(request, self.deadline()).await?;
-        let report = frame::body::<ArchivedLoadReply>(&reply.body)?;
-        let block_size = self.network.hello().block_size;
-        Ok(LoadReport {
-            file: File::new(path.into(), &Entry::from(&report.entry), block_size),
-            block_count: report.block_count.to_native(),
-            filled_count: report.filled_count.to_native(),
-        })
-    }
-
-    /// Drops every block of a file from the node's cache; the source is never touched. A retry after a
-    /// lost connection counts only what was left to drop.
-    ///
-    /// # Errors
-    /// [`Error::Status`] with `NotFound` or `WrongKind`.
-    pub async fn free(&self, path: &str) -> Result<FreeReport, Error> {
-        check_path(path)?;
-        let request = || Body::Free(FreeRequest { path: path.to_owned() });
-        let reply = self.call(request, self.deadline()).await?;
-        Ok(frame::body::<ArchivedFreeReply>(&reply.body)?.into())
-    }
-
-    /// The node's counters.
-    ///
-    /// # Errors
-    /// Those of every operation, see [`Client`].
-    pub async fn status(&self) -> Result<NodeStatus, Error> {
-        let reply = self.call(|| Body::Status, self.deadline()).await?;
-        Ok(frame::body::<ArchivedStatusReply>(&reply.body)?.into())
-    }
-
-    /// Time from asking to the answer on the main connection, waits and retries included.
+    /// Time from asking to the answer of the node that was connected to, or another one of its cluster
+    /// if it is gone, waits and retries included.
     ///
     /// # Errors
     /// Those of every operation, see [`Client`].
     pub async fn ping(&self) -> Result<Duration, Error> {
         let start = Instant::now();
-        self.call(|| Body::Ping, self.deadline()).await?;
+        self.call_home(&|| Body::Ping, &|_| Ok(()), self.deadline()).await?;
         Ok(start.elapsed())
     }
 
@@ -222,15 +168,25 @@ impl Client {
         &self.leases
     }
 
+    pub(crate) fn network(&self) -> &Network {
+        &self.network
+    }
+
+    pub(crate) fn fallbacks(&self) -> &AtomicU64 {
+        &self.fallback_count
+    }
+
     /// The error for a task of ours that ended without a result.
     pub(crate) fn stopped(&self) -> Error {
-        self.network.main().gone()
+        self.topology().member(0).main().gone()
+    }
+
+    pub(crate) fn backoff(&self) -> Backoff {
+        Backoff::new(self.config.busy_backoff_min, self.config.busy_backoff_max)
     }
 
     pub(crate) fn retry(&self, deadline: Instant) -> Retry {
-        let config = &self.config;
-        let backoff = Backoff::new(config.busy_backoff_min, config.busy_backoff_max);
-        Retry::new(backoff, deadline)
+        Retry::new(self.backoff(), deadline)
     }
 
     /// [`Client::stat`] under a deadline that has begun before.
@@ -241,10 +197,10 @@ impl Client {
     ) -> Result<File, Error> {
         check_path(&path)?;
         let request = || Body::Stat(StatRequest { path: path.as_ref().to_owned() });
-        let reply = self.call(request, deadline).await?;
-        let found = frame::body::<ArchivedStatReply>(&reply.body)?;
-        let block_size = file::check_block_size(found.block_size.to_native())?;
-        Ok(File::new(path, &Entry::from(&found.entry), block_size))
+        let order = |topology: &Topology| topology.order_of_path(&path);
+        let decode = |reply: &Reply| stat_reply(&path, reply);
+        let rescue = || self.stat_source(path.clone());
+        self.call(&request, &order, &decode, &rescue, deadline).await
     }
 
     async fn list_until(
@@ -263,22 +219,48 @@ impl Client {
         }
         let request =
             || Body::List(ListRequest { path: path.to_owned(), token: token.to_owned(), limit });
-        let reply = self.call(request, deadline).await?;
-        let page = frame::body::<ArchivedListReply>(&reply.body)?;
-        let entries = page.entries.iter().map(Entry::from).collect();
-        let next = page.next.as_str();
-        Ok((entries, (!next.is_empty()).then(|| next.to_owned())))
+        let order = |topology: &Topology| topology.order_of_path(path);
+        let decode = |reply: &Reply| {
+            let page = frame::body::<ArchivedListReply>(&reply.body)?;
+            let entries = page.entries.iter().map(Entry::from).collect();
+            let next = page.next.as_str();
+            Ok((entries, (!next.is_empty()).then(|| next.to_owned())))
+        };
+        self.call(&request, &order, &decode, &|| Box::pin(async { None }), deadline).await
     }
 
-    /// Asks on the main lane until there is an answer or the deadline is near.
-    async fn call(&self, request: impl Fn() -> Body, deadline: Instant) -> Result<Reply, Error> {
+    /// Asks the node that was connected to, or another one if it does not answer.
+    pub(crate) async fn call_home<T: Send>(
+        &self,
+        request: &(dyn Fn() -> Body + Send + Sync),
+        decode: &(dyn Fn(&Reply) -> Result<T, Error> + Send + Sync),
+        deadline: Instant,
+    ) -> Result<T, Error> {
+        let order = |topology: &Topology| topology.order_from(self.network.home());
+        self.call(request, &order, decode, &|| Box::pin(async { None }), deadline).await
+    }
+
+    /// Asks until there is an answer or the deadline is near: a node that is alone, or the members of a
+    /// cluster in this order.
+    pub(crate) async fn call<'c, T: Send>(
+        &'c self,
+        body: &'c (dyn Fn() -> Body + Send + Sync),
+        order: &'c (dyn Fn(&Topology) -> Order + Send + Sync),
+        decode: &'c (dyn Fn(&Reply) -> Result<T, Error> + Send + Sync),
+        rescue: &'c (dyn Fn() -> Rescue<'c, T> + Send + Sync),
+        deadline: Instant,
+    ) -> Result<T, Error> {
         let mut retry = self.retry(deadline);
         loop {
-            let lane = self.network.main();
-            let answer = lane.exchange(request(), Landing::Any, deadline).await;
+            let topology = self.topology();
+            let Some(main) = &topology.main else {
+                let call = Call { client: self, body, order, decode, rescue, deadline };
+                return Tries::new(self, deadline, self.config.attempt_timeout).run(&call).await;
+            };
+            let answer = main.lane.exchange(body(), Landing::Any, deadline).await;
             let answer = answer.map_err(|error| retry.end(error))?;
             let setback = match reply::judge(answer.outcome) {
-                Ok(reply) => return Ok(reply),
+                Ok(reply) => return decode(&reply),
                 Err(setback) => setback,
             };
             let (wait_min, cause) = match setback {
@@ -290,13 +272,14 @@ impl Client {
     }
 }
 
-/// Whether a failure to connect will not go away while a caller waits.
-fn is_final(error: &Error) -> bool {
-    use millrace_proto::status::Next;
-    !error.status().is_some_and(|status| matches!(status.next(), Next::Retry | Next::Reconnect))
+/// Reads the reply to `Stat`.
+pub(crate) fn stat_reply(path: &Arc<str>, reply: &Reply) -> Result<File, Error> {
+    let found = frame::body::<ArchivedStatReply>(&reply.body)?;
+    let block_size = file::check_block_size(found.block_size.to_native())?;
+    Ok(File::new(path.clone(), &Entry::from(&found.entry), block_size))
 }
 
-fn check_path(path: &str) -> Result<(), Error> {
+pub(crate) fn check_path(path: &str) -> Result<(), Error> {
     if path.len() <= PATH_LENGTH_MAX {
         return Ok(());
     }

@@ -26,6 +26,15 @@ pub struct ClientConfig {
     /// Connections to each shard, 1 to 64. Default 1: one core of a node serves a shard, and one
     /// connection keeps it busy.
     pub connections_per_shard: usize,
+    /// How long a member of a cluster may leave a request unanswered before the next one is asked as
+    /// well, 1 ms to one day; more for long reads. Default 500 ms.
+    pub attempt_timeout: Duration,
+    /// Zone in which this client runs: of several members that have a block, those of the zone are
+    /// asked first. None, the default, to ask all of them alike.
+    pub zone: Option<String>,
+    /// Whether to read a file from its source, if that is a directory of this machine, when no member
+    /// of the cluster answers. Default false.
+    pub store_fallback: bool,
     /// Whether received bytes are judged against the node's checksums. Default true.
     pub verify: bool,
     /// First wait after a reply that asks to try again, at least 1 ms. Default 2 ms.
@@ -55,6 +64,9 @@ impl ClientConfig {
             deadline: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(3),
             connections_per_shard: 1,
+            attempt_timeout: Duration::from_millis(500),
+            zone: None,
+            store_fallback: false,
             verify: true,
             busy_backoff_min: Duration::from_millis(2),
             busy_backoff_max: Duration::from_millis(250),
@@ -75,6 +87,7 @@ impl ClientConfig {
         let durations = [
             ("deadline", self.deadline),
             ("connect_timeout", self.connect_timeout),
+            ("attempt_timeout", self.attempt_timeout),
             ("busy_backoff_min", self.busy_backoff_min),
             ("busy_backoff_max", self.busy_backoff_max),
             ("reconnect_backoff_min", self.reconnect_backoff_min),

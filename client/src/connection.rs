@@ -20,14 +20,17 @@ mod receiver;
 mod socket;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use millrace_proto::cluster::InventoryRequest;
+use millrace_proto::cluster::{DrainRequest, InventoryRequest, MountRequest, RingRequest};
 use millrace_proto::message::{
     FreeRequest, HelloRequest, ListRequest, LoadRequest, Range, ReadManyRequest, StatRequest,
 };
 use millrace_proto::{Header, Op, frame};
 use smallvec::{SmallVec, smallvec};
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{self, Instant};
 
@@ -53,6 +56,9 @@ pub(crate) enum Body {
     Load(LoadRequest),
     Free(FreeRequest),
     Status,
+    Ring(RingRequest),
+    Drain(DrainRequest),
+    Mount(MountRequest),
 }
 
 impl Body {
@@ -71,6 +77,9 @@ impl Body {
             Body::Load(_) => Op::Load,
             Body::Free(_) => Op::Free,
             Body::Status => Op::Status,
+            Body::Ring(_) => Op::Ring,
+            Body::Drain(_) => Op::Drain,
+            Body::Mount(_) => Op::Mount,
         }
     }
 
@@ -86,6 +95,9 @@ impl Body {
             }
             Body::Load(body) => frame::encode(out, header, body),
             Body::Free(body) => frame::encode(out, header, body),
+            Body::Ring(body) => frame::encode(out, header, body),
+            Body::Drain(body) => frame::encode(out, header, body),
+            Body::Mount(body) => frame::encode(out, header, body),
             Body::Ping | Body::Status => frame::encode_empty(out, header),
         }
     }
@@ -211,6 +223,9 @@ struct Request {
     parts: SmallVec<[Part; 1]>,
     answers: Answers,
     deadline: Instant,
+    /// Whether it waits for a connection up to its deadline; else it is answered when a try to connect
+    /// fails, so that it can go elsewhere.
+    is_patient: bool,
 }
 
 /// What the driver tells of itself.
@@ -232,6 +247,32 @@ pub(crate) struct Lane {
     address: Arc<str>,
     requests: mpsc::Sender<Request>,
     link: watch::Receiver<Link>,
+    heard: Arc<Heard>,
+}
+
+/// When a connection last brought bytes.
+#[derive(Debug)]
+pub(crate) struct Heard {
+    start: Instant,
+    /// Milliseconds since `start`, rounded up.
+    last_ms: AtomicU64,
+}
+
+impl Heard {
+    fn new() -> Heard {
+        Heard { start: Instant::now(), last_ms: AtomicU64::new(0) }
+    }
+
+    fn note(&self, now: Instant) {
+        let elapsed = now.saturating_duration_since(self.start).as_millis() as u64;
+        self.last_ms.store(elapsed + 1, Ordering::Relaxed);
+    }
+
+    /// Whether bytes came after this moment, or less than 1 ms before.
+    fn is_after(&self, moment: Instant) -> bool {
+        let elapsed = moment.saturating_duration_since(self.start).as_millis() as u64;
+        self.last_ms.load(Ordering::Relaxed) > elapsed + 1
+    }
 }
 
 impl Lane {
@@ -240,17 +281,28 @@ impl Lane {
     /// only if the node behind it has the number `node`, where that is known.
     ///
     /// # Panics
-    /// If there is no address, or outside a tokio runtime.
+    /// If there is no address.
     pub(crate) fn start(
         addresses: SmallVec<[Arc<str>; 2]>,
         node: Option<u64>,
         config: Arc<ClientConfig>,
+        runtime: &Handle,
     ) -> Lane {
         let (requests, queue) = mpsc::channel(config.requests_in_flight_max);
         let (link_sender, link) = watch::channel(Link::default());
         let address = addresses[0].clone();
-        tokio::spawn(driver::Driver::new(addresses, node, config, queue, link_sender).run());
-        Lane { address, requests, link }
+        let heard = Arc::new(Heard::new());
+        let driver = driver::Driver {
+            addresses,
+            node,
+            config,
+            requests: queue,
+            link: link_sender,
+            heard: heard.clone(),
+            held: None,
+        };
+        runtime.spawn(driver.run());
+        Lane { address, requests, link, heard }
     }
 
     /// The address that is tried first.
@@ -263,7 +315,12 @@ impl Lane {
         self.link.clone()
     }
 
-    /// Sends one request and waits for its one answer.
+    /// Whether bytes came on the connection since this moment.
+    pub(crate) fn was_heard_since(&self, moment: Instant) -> bool {
+        self.heard.is_after(moment)
+    }
+
+    /// Sends one request and waits for its one answer, and for a connection if there is none.
     ///
     /// # Errors
     /// Those no other try can heal: the deadline has passed ([`Error::Connect`] or [`Error::NoHello`]
@@ -273,6 +330,44 @@ impl Lane {
         body: Body,
         landing: Landing,
         deadline: Instant,
+    ) -> Result<Answer, Error> {
+        match time::timeout_at(deadline, self.answer_to(body, landing, deadline, true)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(self.too_late()),
+        }
+    }
+
+    /// Sends one request and waits for its one answer, which is that of the connection if it cannot be
+    /// made. How long to wait is the caller's to see to; the node is told of the deadline.
+    ///
+    /// # Errors
+    /// The driver is gone.
+    pub(crate) async fn ask(
+        &self,
+        body: Body,
+        landing: Landing,
+        deadline: Instant,
+    ) -> Result<Answer, Error> {
+        self.answer_to(body, landing, deadline, false).await
+    }
+
+    /// [`Lane::ask`] for what needs no landing, but no longer than until the deadline.
+    ///
+    /// # Errors
+    /// Why there is no connection, [`Error::DeadlineExceeded`], or the driver is gone.
+    pub(crate) async fn ask_until(&self, body: Body, deadline: Instant) -> Result<Reply, Error> {
+        match time::timeout_at(deadline, self.ask(body, Landing::Any, deadline)).await {
+            Ok(answer) => answer?.outcome,
+            Err(_) => Err(self.too_late()),
+        }
+    }
+
+    async fn answer_to(
+        &self,
+        body: Body,
+        landing: Landing,
+        deadline: Instant,
+        is_patient: bool,
     ) -> Result<Answer, Error> {
         let payload_max = match &body {
             Body::Read(range) | Body::Peek(range) => range.length,
@@ -284,16 +379,11 @@ impl Lane {
             parts: smallvec![Part { landing: Some(landing), payload_max }],
             answers: Answers::One(Some(sender)),
             deadline,
+            is_patient,
         };
-        let answer = async {
-            let sent = self.requests.send(request).await;
-            sent.map_err(|_| self.gone())?;
-            receiver.await.map_err(|_| self.gone())
-        };
-        match time::timeout_at(deadline, answer).await {
-            Ok(answer) => answer,
-            Err(_) => Err(self.too_late()),
-        }
+        let sent = self.requests.send(request).await;
+        sent.map_err(|_| self.gone())?;
+        receiver.await.map_err(|_| self.gone())
     }
 
     /// The node's memory, while the connection stands on which it came.
@@ -306,17 +396,20 @@ impl Lane {
         let parts = smallvec![Part { landing: Some(Landing::Any), payload_max: 0 }];
         let answers = Answers::Nobody;
         // Without room it is left out, and so it is when the driver is gone.
-        let _ = self.requests.try_send(Request { body, parts, answers, deadline });
+        let is_patient = true;
+        let _ = self.requests.try_send(Request { body, parts, answers, deadline, is_patient });
     }
 
-    /// Sends a `ReadMany` or a `Lease` and collects an answer for each range, in order. The landings of those that got
-    /// none before the deadline stay with the driver.
+    /// Sends a `ReadMany` or a `Lease` and collects an answer for each range, in order. With `silence_max`
+    /// no time between two answers may be longer, and nobody waits for a connection that cannot be
+    /// made. The landings of those that got no answer in time stay with the driver.
     pub(crate) async fn exchange_many(
         &self,
         op: Op,
         ranges: Vec<Range>,
         landings: Vec<Landing>,
         deadline: Instant,
+        silence_max: Option<Duration>,
     ) -> Vec<Result<Answer, Error>> {
         assert_eq!(ranges.len(), landings.len());
         let brings_bytes = op == Op::ReadMany;
@@ -338,22 +431,35 @@ impl Lane {
             body: if brings_bytes { Body::ReadMany(batch) } else { Body::Lease(batch) },
             answers: Answers::Many(sender),
             deadline,
+            is_patient: silence_max.is_none(),
         };
+        let limit = || {
+            let patience = silence_max.and_then(|silence| Instant::now().checked_add(silence));
+            patience.map_or(deadline, |end| end.min(deadline))
+        };
+        let timer = time::sleep_until(limit());
+        tokio::pin!(timer);
         let collect = async {
-            let sent = self.requests.send(request).await;
-            sent.map_err(|_| self.gone())?;
+            tokio::select! {
+                biased;
+                sent = self.requests.send(request) => sent.map_err(|_| self.gone())?,
+                () = &mut timer => return Err(self.too_late()),
+            }
             for _ in 0..count {
-                let answer = receiver.recv().await.ok_or_else(|| self.gone())?;
+                let answer = tokio::select! {
+                    biased;
+                    answer = receiver.recv() => answer.ok_or_else(|| self.gone())?,
+                    () = &mut timer => return Err(self.too_late()),
+                };
                 let part = answer.part;
                 answers[part] = Some(answer);
+                if silence_max.is_some() {
+                    timer.as_mut().reset(limit());
+                }
             }
             Ok(())
         };
-        let failure = match time::timeout_at(deadline, collect).await {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(error),
-            Err(_) => Some(self.too_late()),
-        };
+        let failure = collect.await.err();
         let missing = || failure.clone().unwrap_or_else(|| self.gone());
         let answers = answers.into_iter();
         answers.map(|answer| answer.ok_or_else(missing)).collect()

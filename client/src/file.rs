@@ -9,7 +9,7 @@ use std::time::Duration;
 use millrace_proto::message::{
     ArchivedFreeReply, ArchivedHelloReply, ArchivedStatusReply, Counter, Entry, Kind,
 };
-use millrace_proto::{FileId, checksum, frame};
+use millrace_proto::{FileId, checksum, cluster, frame};
 
 use crate::error::Error;
 
@@ -125,12 +125,71 @@ impl HelloInfo {
     }
 }
 
+/// A cluster, as it was told last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterInfo {
+    /// Id of the cluster.
+    pub id: String,
+    /// Number that grows with each change of members and mounts.
+    pub epoch: u64,
+    /// Id of the member that is master; None if there is none.
+    pub master: Option<String>,
+    /// What is mounted.
+    pub mounts: Vec<MountInfo>,
+    /// The members, in the order of their ids.
+    pub members: Vec<MemberInfo>,
+    /// Why what a member told was last not believed: it had lost coordination, told of an older epoch,
+    /// or of another cluster. None if that never happened.
+    pub refused: Option<String>,
+}
+
+/// A source, and where its files are seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountInfo {
+    /// Path below which they are; empty for the root.
+    pub prefix: String,
+    /// The source, such as `file:///data`.
+    pub source: String,
+    /// Members that have each block, 1 to 8.
+    pub replicas: u8,
+}
+
+impl From<&cluster::Mount> for MountInfo {
+    fn from(mount: &cluster::Mount) -> MountInfo {
+        let cluster::Mount { prefix, source, replicas } = mount.clone();
+        MountInfo { prefix, source, replicas }
+    }
+}
+
+/// A member of a cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberInfo {
+    /// Its name, the same after a restart.
+    pub id: String,
+    /// Where it can be reached, `host:port`.
+    pub address: String,
+    /// Address of each shard, in shard order.
+    pub shards: Vec<String>,
+    /// What fails together with it; may be empty.
+    pub zone: String,
+    /// Whether it owns blocks; else it is giving them away.
+    pub is_active: bool,
+    /// Its share of the blocks, relative to the others.
+    pub weight: u32,
+    /// Bytes it has for blocks.
+    pub capacity: u64,
+    /// Name and version of the program.
+    pub server: String,
+    /// Whether this client did not reach it when it last tried.
+    pub is_suspect: bool,
+}
+
 /// What a `load` did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadReport {
     /// The version that was loaded.
     pub file: File,
-    /// Blocks of the file.
+    /// Blocks of the file, each counted once for each member that has to have it.
     pub block_count: u64,
     /// Blocks that had to be read from the source.
     pub filled_count: u64,

@@ -30,7 +30,7 @@ use crate::error::Error;
 use crate::file::File;
 use crate::read::{Piece, Terms};
 use crate::reply;
-use crate::topology::Topology;
+use crate::topology::{Place, Topology};
 
 /// Parts of the table, each with a lock of its own.
 const PARTS: usize = 16;
@@ -393,26 +393,46 @@ impl Client {
         let topology = self.topology();
         let mut leases = vec![None; pieces.len()];
         // By shard, since each leases its own.
-        let mut batches: HashMap<usize, Vec<(usize, Piece)>> = HashMap::new();
+        let mut batches: HashMap<Place, Vec<(usize, Piece)>> = HashMap::new();
         for (index, piece) in pieces.into_iter().enumerate() {
-            let shard_index = topology.shard_index(file.id, piece.block());
-            batches.entry(shard_index).or_default().push((index, piece));
+            let place = topology.place(file.id, piece.block(), &file.path);
+            batches.entry(place).or_default().push((index, piece));
         }
-        for (shard_index, batch) in batches {
-            if self.config().local && topology.leasing_lane(shard_index).is_none() {
-                // A lane connects with its first request.
-                let lane = topology.first_lane(shard_index);
-                lane.exchange(Body::Ping, Landing::Any, terms.deadline).await?;
+        for (place, batch) in batches {
+            if self.config().local && topology.leasing_lane(place).is_none() {
+                self.reach(&topology, place, terms.deadline).await?;
             }
             for batch in batch.chunks(BATCH_MAX) {
                 let pieces = batch.iter().map(|(_, piece)| *piece).collect();
-                let found = self.lease_pieces(file, pieces, &topology, shard_index, terms).await;
+                let found = self.lease_pieces(file, pieces, (&topology, place), terms).await;
                 for ((index, _), block) in batch.iter().zip(found) {
                     leases[*index] = block.map(|block| Lease { block });
                 }
             }
         }
         Ok(leases)
+    }
+
+    /// Has the lane of a place connect, which it does with its first request.
+    ///
+    /// # Errors
+    /// Those of a node that is alone; a member of a cluster that is not reached leases nothing.
+    async fn reach(
+        &self,
+        topology: &Topology,
+        place: Place,
+        deadline: tokio::time::Instant,
+    ) -> Result<(), Error> {
+        let member = topology.member(place.member);
+        let lane = member.first_lane(place.shard);
+        if topology.main.is_some() {
+            lane.exchange(Body::Ping, Landing::Any, deadline).await?;
+        } else if member.is_near {
+            let end = tokio::time::Instant::now() + self.config().attempt_timeout;
+            // Without an answer there is no memory to lease, which is looked at next.
+            let _ = lane.ask_until(Body::Ping, end.min(deadline)).await;
+        }
+        Ok(())
     }
 
     /// Reads a piece in place, if its block is leased.
@@ -436,19 +456,18 @@ impl Client {
         file: &File,
         piece: Piece,
         landing: &mut Landing,
-        topology: &Topology,
+        (topology, place): (&Topology, Place),
         terms: Terms,
     ) -> Option<Landed> {
-        let shard_index = topology.shard_index(file.id, piece.block());
         let block_length = block_length(file, piece);
         if !self.leases().may_lease(block_length) {
             return None;
         }
-        topology.leasing_lane(shard_index)?;
+        topology.leasing_lane(place)?;
         if !self.leases().is_worthy(key_of(file, piece.block()), piece.length, block_length) {
             return None;
         }
-        let found = self.lease_pieces(file, vec![piece], topology, shard_index, terms).await;
+        let found = self.lease_pieces(file, vec![piece], (topology, place), terms).await;
         let block = found.into_iter().next()??;
         let offset = block.offset_of(file, piece.offset, piece.length)?;
         append(&block, offset, piece.length, landing)
@@ -459,11 +478,10 @@ impl Client {
         &self,
         file: &File,
         pieces: Vec<Piece>,
-        topology: &Topology,
-        shard_index: usize,
+        (topology, place): (&Topology, Place),
         terms: Terms,
     ) -> Vec<Option<Arc<LeasedBlock>>> {
-        let Some((lane, attachment)) = topology.leasing_lane(shard_index) else {
+        let Some((lane, attachment)) = topology.leasing_lane(place) else {
             return vec![None; pieces.len()];
         };
         let keys = pieces.iter().map(|piece| key_of(file, piece.block())).collect();
@@ -471,7 +489,10 @@ impl Client {
         let asked_at_ns = now_ns();
         let ranges: Vec<Range> = pieces.iter().map(|piece| piece.range(file)).collect();
         let landings = pieces.iter().map(|_| Landing::Any).collect();
-        let answers = lane.exchange_many(Op::Lease, ranges, landings, terms.deadline).await;
+        // Another member may have the block, if this one keeps silent.
+        let silence_max = topology.cluster.as_ref().map(|_| self.config().attempt_timeout);
+        let answers = lane.exchange_many(Op::Lease, ranges, landings, terms.deadline, silence_max);
+        let answers = answers.await;
         let mut gone = Vec::new();
         let mut found = Vec::new();
         for (piece, answer) in pieces.iter().zip(answers) {
@@ -560,19 +581,16 @@ impl Client {
 
 /// Gives leases back, each on the connection that it was given on.
 fn release(topology: &Topology, blocks: &[&LeasedBlock], deadline: tokio::time::Instant) {
-    let mut ranges: HashMap<usize, Vec<Range>> = HashMap::new();
+    let mut ranges: HashMap<Place, Vec<Range>> = HashMap::new();
     for block in blocks {
         let number = block.start / u64::from(topology.hello.block_size);
-        let shard_index = topology.shard_index(block.file, number);
-        let is_its_own = topology
-            .leasing_lane(shard_index)
-            .is_some_and(|(_, attachment)| Arc::ptr_eq(&attachment, &block.attachment));
-        if is_its_own {
-            ranges.entry(shard_index).or_default().push(block.range());
+        let hash = placement::block_hash(block.file, number);
+        if let Some(place) = topology.place_of(&block.attachment, hash) {
+            ranges.entry(place).or_default().push(block.range());
         }
     }
-    for (shard_index, ranges) in ranges {
-        let Some((lane, _)) = topology.leasing_lane(shard_index) else { continue };
+    for (place, ranges) in ranges {
+        let Some((lane, _)) = topology.leasing_lane(place) else { continue };
         for ranges in ranges.chunks(BATCH_MAX) {
             let batch = ReadManyRequest { ranges: ranges.to_vec() };
             lane.send(Body::Release(batch), deadline);

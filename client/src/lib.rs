@@ -23,12 +23,23 @@
 //! nothing behind that its caller could see. Modules in reading order:
 
 mod client;
+mod control;
 mod read;
 mod read_many;
 
+mod failover;
+mod store;
+
 mod file;
 
+mod network;
+
 mod topology;
+
+mod cluster;
+
+mod health;
+mod member;
 
 mod connection;
 
@@ -47,7 +58,9 @@ pub mod peer;
 pub use client::Client;
 pub use config::ClientConfig;
 pub use error::Error;
-pub use file::{File, FreeReport, HelloInfo, LoadReport, NodeStatus};
+pub use file::{
+    ClusterInfo, File, FreeReport, HelloInfo, LoadReport, MemberInfo, MountInfo, NodeStatus,
+};
 pub use lease::Lease;
 pub use millrace_proto::message::{Counter, Entry, Kind};
 pub use millrace_proto::{FileId, Status};

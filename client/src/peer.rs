@@ -13,6 +13,7 @@ use millrace_proto::message::{Entry, Kind, Range};
 use millrace_proto::{FileId, Status, frame, placement};
 use smallvec::smallvec;
 use std::sync::Arc;
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use crate::config::ClientConfig;
@@ -60,7 +61,7 @@ impl Peer {
         let config = Arc::new(config);
         let lanes = shards.iter().map(|address| {
             let addresses = smallvec![address.as_str().into()];
-            Lane::start(addresses, None, config.clone())
+            Lane::start(addresses, None, config.clone(), &Handle::current())
         });
         Peer { lanes: lanes.collect(), block_size }
     }

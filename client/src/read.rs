@@ -12,25 +12,32 @@
 //! Always holds: all bytes of a read are of one version of the file; each piece was judged against
 //! its checksums in a task of the caller, never in the connection's; an error leaves no byte behind.
 
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use millrace_proto::message::{ArchivedReadReply, Kind, Range};
-use millrace_proto::{Status, checksum, frame};
+use millrace_proto::message::{ArchivedReadReply, Kind, Range, StatRequest};
+use millrace_proto::{Status, checksum, frame, placement};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{self, Instant};
 
-use crate::client::Client;
+use crate::client::{self, Client};
 use crate::config::DURATION_MAX;
-use crate::connection::{Answer, Body, Landed, Landing};
+use crate::connection::{Answer, Body, Landed, Landing, Lane};
 use crate::error::Error;
+use crate::failover::{self, Attempt, Errand, Failure, Rescue, Tolerance, Tries, Verdict};
 use crate::file::File;
 use crate::reply::{self, Setback};
+use crate::topology::{Order, Place, Topology};
 
 /// Most pieces of one read in flight. Guessed: enough to keep every shard of a node at work.
 const WINDOW_PIECES_MAX: usize = 16;
 /// Most bytes of one read in flight, though always one piece. Guessed.
 const WINDOW_BYTES_MAX: usize = 64 << 20;
+/// What the slowest network brings that a read of a cluster may be patient with, in bytes a second.
+/// Guessed: the largest block adds a second to the time that a member has.
+const SLOWEST_BYTES_PER_S: u32 = 16 << 20;
 
 /// What one read may do differently from the client's settings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,6 +46,10 @@ pub struct ReadOptions {
     pub verify: Option<bool>,
     /// Time the read may take, 1 ms to one day; None for the client's deadline.
     pub deadline: Option<Duration>,
+    /// After how long the next member of a cluster is asked as well, if that is sooner than
+    /// [`ClientConfig::attempt_timeout`](crate::ClientConfig::attempt_timeout): the first good answer
+    /// counts. None to wait so long.
+    pub hedge: Option<Duration>,
 }
 
 /// [`ReadOptions`] with every choice made.
@@ -46,6 +57,7 @@ pub struct ReadOptions {
 pub(crate) struct Terms {
     pub(crate) verify: bool,
     pub(crate) deadline: Instant,
+    pub(crate) hedge: Option<Duration>,
 }
 
 /// A range inside one block.
@@ -167,7 +179,8 @@ impl Client {
             }
             None => self.deadline(),
         };
-        Terms { verify: options.verify.unwrap_or(self.config().verify), deadline }
+        let verify = options.verify.unwrap_or(self.config().verify);
+        Terms { verify, deadline, hedge: options.hedge }
     }
 
     /// Clamps a range to the file and cuts it at block borders.
@@ -258,15 +271,30 @@ impl Client {
             return Ok(landed);
         }
         let topology = self.topology();
-        let found = self.read_by_lease(file, piece, &mut landing, &topology, terms).await;
+        let place = topology.place(file.id, piece.block(), &file.path);
+        let found = self.read_by_lease(file, piece, &mut landing, (&topology, place), terms).await;
         if let Some(landed) = found {
             return Ok(landed);
         }
+        if topology.main.is_some() {
+            return self.read_alone(file, piece, landing, terms).await;
+        }
+        self.read_member(topology, place, file, piece, landing, terms).await
+    }
+
+    /// Reads one piece of a node that is in no cluster.
+    async fn read_alone(
+        &self,
+        file: &File,
+        piece: Piece,
+        mut landing: Landing,
+        terms: Terms,
+    ) -> Result<Landed, Error> {
         let mut retry = self.retry(terms.deadline);
         let mut is_damaged = false;
         loop {
             let topology = self.topology();
-            let lane = topology.lane(topology.shard_index(file.id, piece.block()));
+            let lane = topology.lane(topology.place(file.id, piece.block(), &file.path));
             let request = Body::Read(piece.range(file));
             let answer = lane.exchange(request, landing, terms.deadline).await;
             let answer = answer.map_err(|error| retry.end(error))?;
@@ -295,6 +323,116 @@ impl Client {
         }
     }
 
+    /// Reads one piece at a member of a cluster, and at others if that does not go well.
+    async fn read_member(
+        &self,
+        topology: Arc<Topology>,
+        place: Place,
+        file: &File,
+        piece: Piece,
+        landing: Landing,
+        terms: Terms,
+    ) -> Result<Landed, Error> {
+        let started = Instant::now();
+        let patience = self.patience(u64::from(piece.length));
+        let first_wait = terms.hedge.map_or(patience, |hedge| hedge.min(patience));
+        let member = (topology.member(place.member).clone(), place.shard);
+        // One timer, and nothing else that a read at a node alone has not.
+        let first = self.attempt(topology, place, (file, piece, terms), landing);
+        let mut first = std::pin::pin!(first);
+        let end = (started + first_wait).min(terms.deadline);
+        let failure = match time::timeout_at(end, first.as_mut()).await {
+            Ok(Ok(landed)) => return Ok(landed),
+            Ok(Err(failure)) => Some(failure),
+            Err(_) => None,
+        };
+        let elsewhere = async {
+            let errand = ReadErrand { client: self, file, piece, terms };
+            let mut tries = Tries::new(self, terms.deadline, patience);
+            match failure {
+                Some(failure) => tries.failed(member, failure)?,
+                None => tries.begun(member, started, Box::pin(first)),
+            }
+            tries.run(&errand).await
+        };
+        // In a box, so that reads that go well are small.
+        let elsewhere: Pin<Box<dyn Future<Output = _> + Send + '_>> = Box::pin(elsewhere);
+        elsewhere.await
+    }
+
+    /// How long a member may take for so many bytes before the next one is asked as well.
+    pub(crate) fn patience(&self, length: u64) -> Duration {
+        self.config().attempt_timeout + Duration::from_secs(length) / SLOWEST_BYTES_PER_S
+    }
+
+    /// Asks one member for a piece; what it can mend itself it is asked to.
+    async fn attempt(
+        &self,
+        topology: Arc<Topology>,
+        place: Place,
+        (file, piece, terms): (&File, Piece, Terms),
+        mut landing: Landing,
+    ) -> Result<Landed, Failure> {
+        let mut tolerance = Tolerance::new(self);
+        let mut is_known = false;
+        loop {
+            let lane = topology.lane(place);
+            let answer = lane.ask(Body::Read(piece.range(file)), landing, terms.deadline).await;
+            let answer = answer.map_err(|error| Failure::bare(error, Verdict::Hard))?;
+            let (landed, miss) = judge(file, piece, answer, terms.verify);
+            let Some(miss) = miss else { return Ok(landed) };
+            landing = landed.into_landing();
+            let result = match miss {
+                Miss::Damaged(_) if tolerance.damage() => Ok(()),
+                Miss::Damaged(offset) => {
+                    let path = file.path.clone();
+                    Err((Error::Corrupt { path, offset }, Verdict::Hard))
+                }
+                Miss::Setback(Setback::Restat(_)) if !is_known => {
+                    is_known = true;
+                    self.restat_at(lane, file, terms.deadline).await
+                }
+                Miss::Setback(Setback::Stale(_)) => Err((reply::stale(&file.path), Verdict::Final)),
+                Miss::Setback(setback) => tolerance.bear(setback).await,
+            };
+            if let Err((error, verdict)) = result {
+                return Err(Failure { landing, error, verdict });
+            }
+        }
+    }
+
+    /// Has a member look up a file that it does not know.
+    ///
+    /// # Errors
+    /// [`Error::Stale`] if the file has changed, and why the member could not say.
+    pub(crate) async fn restat_at(
+        &self,
+        lane: &Lane,
+        file: &File,
+        deadline: Instant,
+    ) -> Result<(), (Error, Verdict)> {
+        let request = Body::Stat(StatRequest { path: file.path.as_ref().to_owned() });
+        let answer = lane.ask(request, Landing::Any, deadline).await;
+        let answer = answer.map_err(|error| (error, Verdict::Hard))?;
+        let reply = match reply::judge(answer.outcome) {
+            Ok(reply) => reply,
+            Err(Setback::Again { cause, .. }) => {
+                let is_gone = cause.status().is_none_or(|it| it == Status::ShuttingDown);
+                return Err((cause, if is_gone { Verdict::Gone } else { Verdict::Passing }));
+            }
+            Err(setback) => {
+                let error = setback.into_error();
+                let verdict = failover::verdict_of(&error);
+                return Err((error, verdict));
+            }
+        };
+        let now = client::stat_reply(&file.path, &reply).map_err(|it| (it, Verdict::Hard))?;
+        if now.id == file.id && now.version == file.version && now.length == file.length {
+            return Ok(());
+        }
+        Err((reply::stale(&file.path), Verdict::Final))
+    }
+
     /// Looks a file up again whose id the node has forgotten.
     async fn restat(&self, file: &File, deadline: Instant) -> Result<(), Error> {
         let now = self.stat_until(file.path.clone(), deadline).await?;
@@ -303,6 +441,48 @@ impl Client {
         } else {
             Err(reply::stale(&file.path))
         }
+    }
+}
+
+/// A piece that is read at one member after another.
+struct ReadErrand<'r> {
+    client: &'r Client,
+    file: &'r File,
+    piece: Piece,
+    terms: Terms,
+}
+
+impl Errand<Landed> for ReadErrand<'_> {
+    fn order(&self, topology: &Topology) -> Order {
+        topology.order_of(self.hash(), &self.file.path)
+    }
+
+    fn attempt<'a>(
+        &'a self,
+        topology: Arc<Topology>,
+        member: u32,
+        landing: Landing,
+    ) -> Attempt<'a, Landed>
+    where
+        Landed: 'a,
+    {
+        let place = topology.place_at(member, self.hash());
+        let what = (self.file, self.piece, self.terms);
+        Box::pin(self.client.attempt(topology, place, what, landing))
+    }
+
+    fn rescue(&self) -> Rescue<'_, Landed> {
+        self.client.read_source(self.file, self.piece)
+    }
+
+    fn shard(&self, topology: &Topology, member: u32) -> u32 {
+        topology.place_at(member, self.hash()).shard
+    }
+}
+
+impl ReadErrand<'_> {
+    fn hash(&self) -> u64 {
+        placement::block_hash(self.file.id, self.piece.block())
     }
 }
 

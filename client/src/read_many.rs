@@ -5,25 +5,33 @@
 //! the rare ones that need more than that (a forgotten file id, damaged bytes) are read one by one.
 //! Always holds: results come in the order of the ranges, and a range fails alone.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use millrace_proto::frame::PAYLOAD_LENGTH_MAX;
 use millrace_proto::message::{RANGES_MAX, READ_MANY_BYTES_MAX};
-use millrace_proto::{Op, feature};
+use millrace_proto::{FileId, Op, Status, feature};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::client::Client;
-use crate::connection::{Answer, Landed, Landing};
+use crate::connection::{Answer, Landed, Landing, Lane};
 use crate::error::Error;
-use crate::file::File;
+use crate::failover::{self, Verdict};
+use crate::file::{File, HelloInfo};
 use crate::read::{self, Miss, Piece, ReadOptions, Terms};
 use crate::reply::{self, Setback};
-use crate::topology::Topology;
+use crate::topology::{Place, Topology};
 
 /// Most batches of one call in flight. Guessed: two for each shard of a small node.
 const WINDOW_BATCHES_MAX: usize = 16;
+/// Most pieces of a batch that are read one by one at the same time. Guessed.
+const WINDOW_SINGLES_MAX: usize = 16;
+/// How often a batch is sent to a member of a cluster that is busy, or has to look up files, before its
+/// pieces are read one by one.
+const BATCH_TRIES: u32 = 3;
 /// Bytes of a request body that ranges cannot use: the vector's own length and offset. Derived.
 const BODY_RESERVE: usize = 64;
 /// Bytes of one range in a request body. Derived: the archive's layout.
@@ -83,15 +91,18 @@ impl Client {
             settle(&mut slots, (job.range_index, job.piece_index, Ok(landed)));
             false
         });
-        let mut batches = into_batches(&topology, jobs, self.batch_length_max(&topology));
+        let mut batches = into_batches(&topology, jobs, |place| {
+            let hello = topology.lane(place).link().borrow().hello.clone();
+            self.batch_length_max(hello.as_ref().unwrap_or(&topology.hello))
+        });
         let mut tasks = JoinSet::new();
         loop {
             while tasks.len() < WINDOW_BATCHES_MAX
-                && let Some((shard_index, batch)) = batches.pop()
+                && let Some((place, batch)) = batches.pop()
             {
                 let (client, topology) = (self.clone(), topology.clone());
                 tasks.spawn(async move {
-                    let batch = client.read_batch(&topology, shard_index, batch, terms);
+                    let batch = client.read_batch(&topology, place, batch, terms);
                     batch.await
                 });
             }
@@ -156,8 +167,7 @@ impl Client {
     }
 
     /// Most ranges in one frame, at least 1.
-    fn batch_length_max(&self, topology: &Topology) -> usize {
-        let hello = &topology.hello;
+    fn batch_length_max(&self, hello: &HelloInfo) -> usize {
         let by_body = (hello.body_length_max as usize).saturating_sub(BODY_RESERVE) / RANGE_SIZE;
         RANGES_MAX
             .min(hello.ranges_max as usize)
@@ -171,7 +181,7 @@ impl Client {
     async fn read_batch(
         &self,
         topology: &Topology,
-        shard_index: usize,
+        place: Place,
         mut jobs: Vec<Job>,
         terms: Terms,
     ) -> Vec<Outcome> {
@@ -180,20 +190,32 @@ impl Client {
             self.read_singly(jobs, terms, &mut outcomes).await;
             return outcomes;
         }
+        let is_member = topology.cluster.is_some();
         let mut retry = self.retry(terms.deadline);
+        let mut tries = 0;
         while !jobs.is_empty() {
-            let ranges = jobs.iter().map(|job| job.piece.range(&job.file)).collect();
+            tries += 1;
+            let ranges: Vec<_> = jobs.iter().map(|job| job.piece.range(&job.file)).collect();
             let landings = jobs
                 .iter_mut()
                 .map(|job| std::mem::replace(&mut job.landing, Landing::Any))
                 .collect();
-            let lane = topology.lane(shard_index);
-            let answers = lane.exchange_many(Op::ReadMany, ranges, landings, terms.deadline).await;
-            let answers = answers
-                .into_iter()
-                .map(|answer| answer.map_err(|error| retry.end(error)))
-                .collect();
-            let sorted = sort(jobs, answers, terms.verify, &mut outcomes);
+            let lane = topology.lane(place);
+            let length = ranges.iter().map(|range| u64::from(range.length)).sum();
+            let silence_max = is_member.then(|| self.patience(length));
+            let asked_at = Instant::now();
+            let answers =
+                lane.exchange_many(Op::ReadMany, ranges, landings, terms.deadline, silence_max);
+            let answers = answers.await.into_iter();
+            let answers = answers.map(|answer| answer.map_err(|error| retry.end(error))).collect();
+            let mut sorted = sort(jobs, answers, (terms.verify, is_member), &mut outcomes);
+            if let Some(was_silent) = sorted.lost.take() {
+                let was_silent = was_silent && !lane.was_heard_since(asked_at);
+                topology.member(place.member).suspect(place.shard, was_silent);
+            }
+            if is_member {
+                self.introduce(lane, &mut sorted, tries, terms).await;
+            }
             self.read_singly(sorted.singly, terms, &mut outcomes).await;
             let Some((_, cause)) = sorted.again.first() else {
                 break;
@@ -211,10 +233,69 @@ impl Client {
         outcomes
     }
 
+    /// Has a member look up the files that it does not know, each once, and so that their pieces can be
+    /// asked for together again. What a member cannot answer after some tries is read one by one.
+    async fn introduce(&self, lane: &Lane, sorted: &mut Sorted, tries: u32, terms: Terms) {
+        let unknown = std::mem::take(&mut sorted.unknown);
+        if tries > BATCH_TRIES {
+            let again = std::mem::take(&mut sorted.again);
+            sorted.singly.extend(again.into_iter().map(|(job, _)| job));
+            sorted.singly.extend(unknown.into_iter().map(|(job, _)| job));
+            return;
+        }
+        let mut files: HashMap<FileId, Arc<File>> = HashMap::new();
+        for (job, _) in &unknown {
+            files.entry(job.file.id).or_insert_with(|| job.file.clone());
+        }
+        let mut known = HashSet::new();
+        let mut files = files.into_values();
+        let mut tasks = JoinSet::new();
+        loop {
+            while tasks.len() < WINDOW_SINGLES_MAX
+                && let Some(file) = files.next()
+            {
+                let (client, lane) = (self.clone(), lane.clone());
+                let end = terms.deadline.min(Instant::now() + self.config().attempt_timeout);
+                tasks.spawn(async move {
+                    let looked = client.restat_at(&lane, &file, end);
+                    let looked = tokio::time::timeout_at(end, looked).await;
+                    looked.is_ok_and(|it| it.is_ok()).then_some(file.id)
+                });
+            }
+            match tasks.join_next().await {
+                None => break,
+                Some(found) => known.extend(found.ok().flatten()),
+            }
+        }
+        for (job, cause) in unknown {
+            if known.contains(&job.file.id) {
+                sorted.again.push((job, cause));
+            } else {
+                sorted.singly.push(job);
+            }
+        }
+    }
+
+    /// Reads jobs one by one, several at a time.
     async fn read_singly(&self, jobs: Vec<Job>, terms: Terms, outcomes: &mut Vec<Outcome>) {
-        for job in jobs {
-            let landed = self.read_piece(&job.file, job.piece, job.landing, terms).await;
-            outcomes.push((job.range_index, job.piece_index, landed));
+        let mut jobs = jobs.into_iter();
+        let mut tasks = JoinSet::new();
+        loop {
+            while tasks.len() < WINDOW_SINGLES_MAX
+                && let Some(job) = jobs.next()
+            {
+                let client = self.clone();
+                tasks.spawn(async move {
+                    let read = client.read_piece(&job.file, job.piece, job.landing, terms);
+                    (job.range_index, job.piece_index, read.await)
+                });
+            }
+            match tasks.join_next().await {
+                None => return,
+                Some(Ok(outcome)) => outcomes.push(outcome),
+                // A piece without an outcome stays incomplete.
+                Some(Err(_)) => {}
+            }
         }
     }
 }
@@ -228,19 +309,30 @@ struct Sorted {
     wait_min: Duration,
     /// To be read one by one.
     singly: Vec<Job>,
+    /// Of files that a member of a cluster does not know.
+    unknown: Vec<(Job, Error)>,
+    /// Set if a member of a cluster was lost: whether that was for want of an answer.
+    lost: Option<bool>,
 }
 
-/// Judges the answers to a batch. Jobs that are done, well or not, go to `outcomes`.
+/// Judges the answers to a batch. Jobs that are done, well or not, go to `outcomes`. At a member of a
+/// cluster what it cannot answer now is read one by one, since another member can.
 fn sort(
     jobs: Vec<Job>,
     answers: Vec<Result<Answer, Error>>,
-    verify: bool,
+    (verify, is_member): (bool, bool),
     outcomes: &mut Vec<Outcome>,
 ) -> Sorted {
     let mut sorted = Sorted::default();
     for (mut job, answer) in jobs.into_iter().zip(answers) {
         let (landed, miss) = match answer {
             Ok(answer) => read::judge(&job.file, job.piece, answer, verify),
+            Err(_) if is_member => {
+                // The landing is still with its driver; the next try has one of its own.
+                sorted.lost = Some(true);
+                sorted.singly.push(job);
+                continue;
+            }
             Err(error) => {
                 outcomes.push((job.range_index, job.piece_index, Err(error)));
                 continue;
@@ -249,9 +341,22 @@ fn sort(
         let result = match miss {
             None => Ok(landed),
             Some(Miss::Setback(Setback::Again { wait_min, cause })) => {
-                sorted.wait_min = sorted.wait_min.max(wait_min);
                 job.landing = landed.into_landing();
-                sorted.again.push((job, cause));
+                let is_busy = matches!(cause.status(), Some(Status::Busy | Status::BadChecksum));
+                if is_busy || !is_member {
+                    sorted.wait_min = sorted.wait_min.max(wait_min);
+                    sorted.again.push((job, cause));
+                } else {
+                    if cause.status().is_none_or(|status| status == Status::ShuttingDown) {
+                        sorted.lost.get_or_insert(false);
+                    }
+                    sorted.singly.push(job);
+                }
+                continue;
+            }
+            Some(Miss::Setback(Setback::Restat(cause))) if is_member => {
+                job.landing = landed.into_landing();
+                sorted.unknown.push((job, cause));
                 continue;
             }
             Some(Miss::Damaged(_) | Miss::Setback(Setback::Restat(_))) => {
@@ -260,35 +365,57 @@ fn sort(
                 continue;
             }
             Some(Miss::Setback(Setback::Stale(_))) => Err(reply::stale(&job.file.path)),
-            Some(Miss::Setback(Setback::Fail(error))) => Err(error),
+            Some(Miss::Setback(Setback::Fail(error))) => {
+                if is_member && failover::verdict_of(&error) != Verdict::Final {
+                    job.landing = landed.into_landing();
+                    sorted.singly.push(job);
+                    continue;
+                }
+                Err(error)
+            }
         };
         outcomes.push((job.range_index, job.piece_index, result));
     }
     sorted
 }
 
-/// Sorts jobs by shard into batches of at most `length_max` ranges and [`READ_MANY_BYTES_MAX`] bytes.
-fn into_batches(topology: &Topology, jobs: Vec<Job>, length_max: usize) -> Vec<(usize, Vec<Job>)> {
+/// Sorts jobs by place into batches of at most so many ranges and [`READ_MANY_BYTES_MAX`] bytes.
+fn into_batches(
+    topology: &Topology,
+    jobs: Vec<Job>,
+    length_max: impl Fn(Place) -> usize,
+) -> Vec<(Place, Vec<Job>)> {
+    /// The batch of a place that is being filled.
+    #[derive(Default)]
+    struct Open {
+        place: Option<Place>,
+        batch: Vec<Job>,
+        byte_count: u64,
+        length_max: usize,
+    }
     let mut full = Vec::new();
-    // Of each shard the batch that is being filled, and its bytes.
-    let mut open: Vec<(Vec<Job>, u64)> = Vec::new();
+    let mut open: Vec<Open> = Vec::new();
     for job in jobs {
-        let shard_index = topology.shard_index(job.file.id, job.piece.block());
-        if open.len() <= shard_index {
-            open.resize_with(shard_index + 1, Default::default);
+        let place = topology.place(job.file.id, job.piece.block(), &job.file.path);
+        let index = topology.index_of(place);
+        if open.len() <= index {
+            open.resize_with(index + 1, Default::default);
         }
-        let (batch, byte_count) = &mut open[shard_index];
+        let Open { place: at, batch, byte_count, length_max: batch_max } = &mut open[index];
+        if at.is_none() {
+            (*at, *batch_max) = (Some(place), length_max(place));
+        }
         let length = u64::from(job.piece.length);
-        if batch.len() == length_max || *byte_count + length > READ_MANY_BYTES_MAX {
-            full.push((shard_index, std::mem::take(batch)));
+        if batch.len() == *batch_max || *byte_count + length > READ_MANY_BYTES_MAX {
+            full.push((place, std::mem::take(batch)));
             *byte_count = 0;
         }
         batch.push(job);
         *byte_count += length;
     }
-    for (shard_index, (batch, _)) in open.into_iter().enumerate() {
-        if !batch.is_empty() {
-            full.push((shard_index, batch));
+    for open in open {
+        if let Some(place) = open.place.filter(|_| !open.batch.is_empty()) {
+            full.push((place, open.batch));
         }
     }
     full

@@ -58,7 +58,7 @@ impl Retry {
         let wait = self.backoff.step().max(wait_min);
         let fits = Instant::now().checked_add(wait).is_some_and(|end| end < self.deadline);
         if !fits {
-            return Err(cause);
+            return Err(self.end(cause));
         }
         self.cause = Some(cause);
         time::sleep(wait).await;

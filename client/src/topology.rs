@@ -1,184 +1,284 @@
-//! Which lane leads to which block.
+//! Which member, shard and lane lead to which block.
 //!
-//! Owns the lanes to the shards of the node and follows the node's `Hello`: after a restart with
-//! another layout the lanes are made anew. Always holds: there is at least one shard, and each has at
-//! least one lane. A lane that cannot reach its shard's own address falls back to the main one,
-//! where any shard's blocks are served too.
+//! A [`Topology`] is one moment: a node that is alone, or the members of one epoch of a cluster. It is
+//! never changed, only replaced; members that stay keep their lanes. Always holds: there is at least
+//! one member.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 
+use millrace_proto::cluster::REPLICAS_MAX;
+use millrace_proto::ring::OWNERS_MAX;
 use millrace_proto::{FileId, feature, placement};
-use smallvec::smallvec;
+use smallvec::{SmallVec, smallvec};
 use tokio::sync::watch;
-use tokio::time::Instant;
 
-use crate::config::ClientConfig;
-use crate::connection::{Attachment, Body, Landing, Lane, Link, Neighbour, socket_path};
-use crate::error::Error;
+use crate::cluster::View;
+use crate::connection::{Attachment, Lane, Link, Neighbour, socket_path};
 use crate::file::HelloInfo;
+use crate::member::{Maker, Member, Way};
 
-/// The lanes of one shard, used in turn.
-#[derive(Debug)]
-struct Shard {
-    lanes: Vec<Lane>,
-    turn: AtomicUsize,
+/// Most members that one operation asks in one round.
+const ORDER_MAX: usize = 2 * OWNERS_MAX;
+
+const _: () = assert!(REPLICAS_MAX as usize <= OWNERS_MAX);
+
+/// Indexes of members in the order in which to ask them, each once.
+pub(crate) type Order = SmallVec<[u32; OWNERS_MAX]>;
+
+/// A shard of a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Place {
+    /// Index of the member in its topology.
+    pub(crate) member: u32,
+    /// Index of the shard in the member.
+    pub(crate) shard: u32,
 }
 
-/// The node's layout as its last `Hello` told it.
+/// A member in a topology.
+#[derive(Debug)]
+struct Seat {
+    member: Arc<Member>,
+    /// Shards of the members before it.
+    first_index: usize,
+    /// Of several owners the one with the highest rank is asked first: on this machine, in our zone.
+    rank: u8,
+}
+
+/// The lane that a client began with, while the node is alone.
+#[derive(Debug)]
+pub(crate) struct Main {
+    pub(crate) address: Arc<str>,
+    pub(crate) lane: Lane,
+    pub(crate) link: watch::Receiver<Link>,
+    neighbour: Option<Arc<Neighbour>>,
+}
+
+/// See the module.
 #[derive(Debug)]
 pub(crate) struct Topology {
     pub(crate) hello: Arc<HelloInfo>,
-    neighbour: Option<Arc<Neighbour>>,
-    shards: Arc<[Shard]>,
+    seats: Box<[Seat]>,
+    /// None in a cluster.
+    pub(crate) main: Option<Main>,
+    /// None of a node that is alone.
+    pub(crate) cluster: Option<Arc<View>>,
 }
 
 impl Topology {
-    /// Index of the shard that owns a block of a file.
-    pub(crate) fn shard_index(&self, file: FileId, block: u64) -> usize {
-        let hash = placement::block_hash(file, block);
-        placement::shard_of(hash, self.shards.len() as u32) as usize
-    }
-
-    /// The lane of a shard that leases, if the shard can be got at in memory.
-    pub(crate) fn leasing_lane(&self, shard_index: usize) -> Option<(&Lane, Arc<Attachment>)> {
-        let lane = self.first_lane(shard_index);
-        lane.attachment().map(|attachment| (lane, attachment))
-    }
-
-    /// The lane of a shard that would lease, once it is connected.
-    pub(crate) fn first_lane(&self, shard_index: usize) -> &Lane {
-        &self.shards[shard_index].lanes[0]
-    }
-
-    /// The next lane of a shard.
-    ///
-    /// # Panics
-    /// If there is no such shard.
-    pub(crate) fn lane(&self, shard_index: usize) -> &Lane {
-        let shard = &self.shards[shard_index];
-        if shard.lanes.len() == 1 {
-            return &shard.lanes[0];
-        }
-        let turn = shard.turn.fetch_add(1, Ordering::Relaxed);
-        &shard.lanes[turn % shard.lanes.len()]
-    }
-}
-
-/// The main lane and the current topology.
-#[derive(Debug)]
-pub(crate) struct Network {
-    address: Arc<str>,
-    config: Arc<ClientConfig>,
-    main: Lane,
-    link: watch::Receiver<Link>,
-    topology: watch::Sender<Arc<Topology>>,
-}
-
-impl Network {
-    /// Judges the address and starts the main lane, without connecting yet.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] for an address that is neither `host:port` nor `unix:PATH`.
-    pub(crate) fn start_main(
+    /// A node that is alone, as its last `Hello` on the main lane told.
+    pub(crate) fn alone(
+        maker: &Maker,
         address: &Arc<str>,
-        config: &Arc<ClientConfig>,
-    ) -> Result<Lane, Error> {
-        let is_valid = match socket_path(address) {
-            Some(path) => !path.is_empty(),
-            None => address
-                .rsplit_once(':')
-                .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()),
-        };
-        if !is_valid {
-            return Err(Error::InvalidArgument(format!(
-                "'{address}' is not an address; write host:port, such as node1:7070, or unix:PATH"
-            )));
-        }
-        Ok(Lane::start(smallvec![address.clone()], None, config.clone()))
-    }
-
-    /// The network behind a main lane that has got its first `Hello`.
-    pub(crate) fn new(
-        address: Arc<str>,
-        config: Arc<ClientConfig>,
-        main: Lane,
+        lane: &Lane,
         hello: Arc<HelloInfo>,
-    ) -> Network {
-        let is_near = main.address() != &address;
-        let neighbour = if is_near { neighbour(&main) } else { None };
-        let shards = start_shards(&address, &config, &main, &hello, neighbour.as_deref());
-        let topology = Arc::new(Topology { hello, neighbour, shards });
-        Network { address, config, link: main.link(), main, topology: watch::Sender::new(topology) }
+        neighbour: Option<Arc<Neighbour>>,
+    ) -> Topology {
+        let ways = ways(address, &hello, neighbour.as_deref());
+        let is_near = neighbour.is_some() || socket_path(address).is_some();
+        let member = Arc::new(Member::alone(maker, ways, is_near, lane));
+        let link = lane.link();
+        let main = Main { address: address.clone(), lane: lane.clone(), link, neighbour };
+        let seats = Box::new([Seat { member, first_index: 0, rank: 0 }]);
+        Topology { hello, seats, main: Some(main), cluster: None }
     }
 
-    /// The lane for everything but reads.
-    pub(crate) fn main(&self) -> &Lane {
-        &self.main
-    }
-
-    /// The last `Hello` of the main lane.
-    pub(crate) fn hello(&self) -> Arc<HelloInfo> {
-        let hello = self.link.borrow().hello.clone();
-        hello.unwrap_or_else(|| self.topology.borrow().hello.clone())
-    }
-
-    /// The current layout; a newer `Hello` of the main lane is taken over first.
-    pub(crate) fn topology(&self) -> Arc<Topology> {
-        let hello = self.hello();
-        if !Arc::ptr_eq(&hello, &self.topology.borrow().hello) {
-            self.topology.send_modify(|topology| {
-                let neighbour = neighbour(&self.main);
-                let is_same = hello.shards == topology.hello.shards
-                    && hello.features == topology.hello.features
-                    && neighbour == topology.neighbour;
-                let shards = if is_same {
-                    topology.shards.clone()
-                } else {
-                    let neighbour = neighbour.as_deref();
-                    start_shards(&self.address, &self.config, &self.main, &hello, neighbour)
-                };
-                *topology = Arc::new(Topology { hello, neighbour, shards });
-            });
+    /// The same node after another `Hello`: if it tells of the same layout the lanes stay.
+    pub(crate) fn after(&self, maker: &Maker, hello: Arc<HelloInfo>) -> Option<Topology> {
+        let main = self.main.as_ref()?;
+        let neighbour = neighbour(&main.lane);
+        let is_same = hello.shards == self.hello.shards
+            && hello.features == self.hello.features
+            && neighbour == main.neighbour;
+        if !is_same {
+            return Some(Topology::alone(maker, &main.address, &main.lane, hello, neighbour));
         }
-        self.topology.borrow().clone()
+        let seat = &self.seats[0];
+        let seats = Box::new([Seat { member: seat.member.clone(), first_index: 0, rank: 0 }]);
+        let (address, lane, link) = (main.address.clone(), main.lane.clone(), main.link.clone());
+        let main = Main { address, lane, link, neighbour };
+        Some(Topology { hello, seats, main: Some(main), cluster: None })
+    }
+
+    /// The members of a view, which has at least one; those that `before` knows keep their lanes.
+    pub(crate) fn of_cluster(
+        maker: &Maker,
+        before: &Topology,
+        view: Arc<View>,
+        home: Option<(&str, &Arc<str>)>,
+    ) -> Topology {
+        let mut first_index = 0;
+        let zone = maker.config.zone.as_deref();
+        let seats = view.members.iter().map(|told| {
+            let identity = told.into();
+            let known = before.members().find(|member| member.identity == identity);
+            let adopted = || {
+                let is_home = before.main.is_some() && view.node == told.id;
+                before.members().next().filter(|_| is_home)?.adopt(told).map(Arc::new)
+            };
+            let member = known.cloned().or_else(adopted).unwrap_or_else(|| {
+                let last = home.filter(|(id, _)| *id == told.id).map(|(_, address)| address);
+                Arc::new(Member::told(maker, told, last))
+            });
+            let seat = Seat {
+                first_index,
+                rank: if member.is_near { 2 } else { u8::from(zone == Some(told.zone.as_str())) },
+                member,
+            };
+            first_index += seat.member.shard_count();
+            seat
+        });
+        let (hello, seats) = (before.hello.clone(), seats.collect());
+        Topology { hello, seats, main: None, cluster: Some(view) }
+    }
+
+    pub(crate) fn members(&self) -> impl Iterator<Item = &Arc<Member>> {
+        self.seats.iter().map(|seat| &seat.member)
+    }
+
+    pub(crate) fn member_count(&self) -> usize {
+        self.seats.len()
+    }
+
+    /// # Panics
+    /// If there is no such member.
+    pub(crate) fn member(&self, index: u32) -> &Arc<Member> {
+        &self.seats[index as usize].member
+    }
+
+    /// The shard of a member that owns the block with this hash, among those of the member.
+    #[inline]
+    pub(crate) fn place_at(&self, member: u32, hash: u64) -> Place {
+        Place { member, shard: self.member(member).shard_of(hash) }
+    }
+
+    /// The number of a place, counted over the shards of all members.
+    pub(crate) fn index_of(&self, place: Place) -> usize {
+        self.seats[place.member as usize].first_index + place.shard as usize
+    }
+
+    /// The place to read a block from first.
+    #[inline]
+    pub(crate) fn place(&self, file: FileId, block: u64, path: &str) -> Place {
+        let hash = placement::block_hash(file, block);
+        let member = match &self.cluster {
+            None => 0,
+            Some(view) => self.first_member(view, hash, path),
+        };
+        self.place_at(member, hash)
+    }
+
+    /// The member to ask first for a block.
+    fn first_member(&self, view: &View, hash: u64, path: &str) -> u32 {
+        if view.replicas(path) == 1
+            && let Some(owner) = view.ring.owner(hash)
+            && self.seats[owner].member.health.is_well()
+        {
+            return owner as u32;
+        }
+        self.order(view, hash, view.replicas(path)).first().copied().unwrap_or(0)
+    }
+
+    /// The members to ask for a block, best first: its owners, each asked as often as the others or as
+    /// near as can be, then those who come after them; who is not well last.
+    pub(crate) fn order_of(&self, hash: u64, path: &str) -> Order {
+        match &self.cluster {
+            None => smallvec![0],
+            Some(view) => self.order(view, hash, view.replicas(path)),
+        }
+    }
+
+    /// The members to ask about a path: the same first one for everybody, so that it knows the file.
+    pub(crate) fn order_of_path(&self, path: &str) -> Order {
+        match &self.cluster {
+            None => smallvec![0],
+            Some(view) => self.order(view, path_hash(path), 1),
+        }
+    }
+
+    /// The members to ask for what any of them knows, beginning with the one of this id.
+    pub(crate) fn order_from(&self, id: &str) -> Order {
+        let mut order: Order = (0..self.seats.len() as u32).collect();
+        if let Some(first) = self.members().position(|member| member.identity.id == id) {
+            order.rotate_left(first);
+        }
+        self.well_first(order)
+    }
+
+    fn order(&self, view: &View, hash: u64, replicas: usize) -> Order {
+        let mut owners = [0; OWNERS_MAX];
+        let count = view.ring.owners(hash, replicas, &mut owners);
+        let mut order = Order::from_slice(&owners[..count]);
+        let replicas = replicas.min(count);
+        if replicas > 1 {
+            order[..replicas].rotate_left(fastrand::usize(..replicas));
+            // Stable: among equals the turn counts.
+            let rank = |&index: &u32| std::cmp::Reverse(self.seats[index as usize].rank);
+            order[..replicas].sort_by_key(rank);
+        }
+        // Those that own nothing answer all the same.
+        let start = hash as usize % self.seats.len();
+        let others = (start..self.seats.len()).chain(0..start).map(|index| index as u32);
+        for index in others {
+            if order.len() >= ORDER_MAX {
+                break;
+            }
+            if !owners[..count].contains(&index) {
+                order.push(index);
+            }
+        }
+        self.well_first(order)
+    }
+
+    /// Moves those who are not well behind the others, and leaves out who is never asked.
+    fn well_first(&self, mut order: Order) -> Order {
+        let health = |index: u32| &self.seats[index as usize].member.health;
+        if order.iter().all(|&index| health(index).is_well()) {
+            return order;
+        }
+        order.retain(|index| !health(*index).is_banished());
+        order.sort_by_key(|&index| !health(index).is_well());
+        order
+    }
+
+    /// The lane of a place that leases, if its memory can be got at.
+    pub(crate) fn leasing_lane(&self, place: Place) -> Option<(&Lane, Arc<Attachment>)> {
+        let member = self.member(place.member);
+        member.attachment(place.shard).map(|found| (member.first_lane(place.shard), found))
+    }
+
+    /// The place of a block whose memory this is.
+    pub(crate) fn place_of(&self, attachment: &Arc<Attachment>, hash: u64) -> Option<Place> {
+        let near = (0..self.seats.len() as u32).filter(|&index| self.member(index).is_near);
+        near.map(|index| self.place_at(index, hash)).find(|place| {
+            let found = self.member(place.member).attachment(place.shard);
+            found.is_some_and(|found| Arc::ptr_eq(&found, attachment))
+        })
+    }
+
+    /// The next lane of a place.
+    #[inline]
+    pub(crate) fn lane(&self, place: Place) -> &Lane {
+        self.member(place.member).lane(place.shard)
     }
 }
 
-/// A lane to the same node over a Unix socket of this machine, if that is where the node is. It takes
-/// the place of `main`, so that being near costs no further connection.
-pub(crate) async fn nearer(
-    address: &Arc<str>,
-    config: &Arc<ClientConfig>,
-    main: &Lane,
-    deadline: Instant,
-) -> Option<Lane> {
-    let neighbour = neighbour(main)?;
-    let near: Arc<str> = neighbour.shards.first()?.as_str().into();
-    if socket_path(address).is_some() {
-        return None;
-    }
-    let addresses = smallvec![near, address.clone()];
-    let lane = Lane::start(addresses, Some(neighbour.node), config.clone());
-    let mut link = lane.link();
-    let ping = lane.exchange(Body::Ping, Landing::Any, deadline);
-    let refused = link.wait_for(|link| link.failure.is_some());
-    let is_there = tokio::select! {
-        answer = ping => answer.is_ok(),
-        _ = refused => false,
-    };
-    is_there.then_some(lane)
+/// FNV-1a, mixed: spreads paths over the members.
+fn path_hash(path: &str) -> u64 {
+    let hash = path.bytes().fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)
+    });
+    placement::mix(hash)
 }
 
 /// What the node told to clients on its machine, if this is one.
-fn neighbour(main: &Lane) -> Option<Arc<Neighbour>> {
+pub(crate) fn neighbour(main: &Lane) -> Option<Arc<Neighbour>> {
     let neighbour = main.link().borrow().neighbour.clone()?;
     let here = machine();
     (!here.is_empty() && neighbour.machine == *here).then_some(neighbour)
 }
 
 /// Names the run of this machine's kernel: proc(5), `random/boot_id`. Empty where that is hidden.
-fn machine() -> &'static str {
+pub(crate) fn machine() -> &'static str {
     static MACHINE: LazyLock<String> = LazyLock::new(|| {
         let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
         text.map(|text| text.trim().to_owned()).unwrap_or_default()
@@ -186,13 +286,8 @@ fn machine() -> &'static str {
     &MACHINE
 }
 
-fn start_shards(
-    address: &Arc<str>,
-    config: &Arc<ClientConfig>,
-    main: &Lane,
-    hello: &HelloInfo,
-    neighbour: Option<&Neighbour>,
-) -> Arc<[Shard]> {
+/// The ways to the shards of a node that is alone.
+fn ways(address: &Arc<str>, hello: &HelloInfo, neighbour: Option<&Neighbour>) -> Vec<Way> {
     let addresses: Vec<Arc<str>> = if hello.offers(feature::SHARD_ADDRESSES) {
         let addresses = hello.shards.iter();
         addresses.map(|shard| shard_address(address, shard)).collect()
@@ -203,30 +298,19 @@ fn start_shards(
     // A way over a socket of this machine, for each shard, unless that is how we came here.
     let local =
         neighbour.filter(|it| socket_path(address).is_none() && it.shards.len() == addresses.len());
-    let shards = addresses.into_iter().enumerate().map(|(index, own)| {
-        let lanes = (0..config.connections_per_shard).map(|lane_index| {
-            if let Some(local) = local {
-                let near: Arc<str> = local.shards[index].as_str().into();
-                if lane_index == 0 && main.address() == &near {
-                    return main.clone();
-                }
-                let addresses = smallvec![near, own.clone(), address.clone()];
-                Lane::start(addresses, Some(local.node), config.clone())
-            } else if own != *address {
-                Lane::start(smallvec![own.clone(), address.clone()], None, config.clone())
-            } else if index == 0 && lane_index == 0 {
-                main.clone()
-            } else {
-                Lane::start(smallvec![own.clone()], None, config.clone())
-            }
-        });
-        Shard { lanes: lanes.collect(), turn: AtomicUsize::new(0) }
+    let ways = addresses.into_iter().enumerate().map(|(index, own)| match local {
+        Some(local) => {
+            let near: Arc<str> = local.shards[index].as_str().into();
+            Way { addresses: smallvec![near, own, address.clone()], node: Some(local.node) }
+        }
+        None if own != *address => Way { addresses: smallvec![own, address.clone()], node: None },
+        None => Way { addresses: smallvec![own], node: None },
     });
-    shards.collect()
+    ways.collect()
 }
 
 /// The address of a shard; an empty host means the host of the main address.
-fn shard_address(main: &Arc<str>, shard: &str) -> Arc<str> {
+pub(crate) fn shard_address(main: &Arc<str>, shard: &str) -> Arc<str> {
     match (shard.strip_prefix(':'), main.rsplit_once(':')) {
         (Some(port), Some((host, _))) => format!("{host}:{port}").into(),
         _ => shard.into(),

@@ -11,6 +11,8 @@ use std::sync::Arc;
 use millrace_proto::message::Kind;
 use millrace_proto::{FileId, Status};
 
+pub(crate) use millrace_proto::source::file_id;
+
 use crate::memory::Blank;
 
 pub(crate) mod local;
@@ -103,15 +105,6 @@ pub(crate) trait UnderStore: Send + Sync + 'static {
         offset: u64,
         blank: Blank,
     ) -> StoreFuture<'_, (Blank, Result<(), StoreError>)>;
-}
-
-/// The id of a path: XXH3-128 of the source's identity, a zero byte and the path.
-pub(crate) fn file_id(identity: &str, path: &str) -> FileId {
-    let mut text = Vec::with_capacity(identity.len() + 1 + path.len());
-    text.extend_from_slice(identity.as_bytes());
-    text.push(0);
-    text.extend_from_slice(path.as_bytes());
-    FileId(twox_hash::XxHash3_128::oneshot(&text))
 }
 
 /// Judges a path: relative, `/` between parts, no part empty, `.` or `..`. The empty path is the root.

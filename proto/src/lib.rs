@@ -23,6 +23,7 @@ pub mod message;
 pub mod op;
 pub mod placement;
 pub mod ring;
+pub mod source;
 pub mod status;
 pub mod zookeeper;
 

@@ -21,7 +21,7 @@ use super::attach::{self, Attachment, End, Neighbour};
 use super::in_flight::{self, InFlight};
 use super::receiver::Receiver;
 use super::socket::{Socket, socket_path};
-use super::{Answers, Body, Landing, Link, Part, Request};
+use super::{Answers, Body, Heard, Landing, Link, Part, Request};
 use crate::config::ClientConfig;
 use crate::error::Error;
 use crate::file::HelloInfo;
@@ -50,27 +50,18 @@ struct Opened {
 
 /// See the module.
 pub(super) struct Driver {
-    addresses: SmallVec<[Arc<str>; 2]>,
+    pub(super) addresses: SmallVec<[Arc<str>; 2]>,
     /// Number that the node behind a Unix socket must have, where another told of the socket.
-    node: Option<u64>,
-    config: Arc<ClientConfig>,
-    requests: mpsc::Receiver<Request>,
-    link: watch::Sender<Link>,
+    pub(super) node: Option<u64>,
+    pub(super) config: Arc<ClientConfig>,
+    pub(super) requests: mpsc::Receiver<Request>,
+    pub(super) link: watch::Sender<Link>,
+    pub(super) heard: Arc<Heard>,
     /// The next request to send, when it does not fit yet.
-    held: Option<Request>,
+    pub(super) held: Option<Request>,
 }
 
 impl Driver {
-    pub(super) fn new(
-        addresses: SmallVec<[Arc<str>; 2]>,
-        node: Option<u64>,
-        config: Arc<ClientConfig>,
-        requests: mpsc::Receiver<Request>,
-        link: watch::Sender<Link>,
-    ) -> Driver {
-        Driver { addresses, node, config, requests, link, held: None }
-    }
-
     /// Runs until every handle of the lane is gone.
     pub(super) async fn run(mut self) {
         let mut backoff =
@@ -88,7 +79,7 @@ impl Driver {
                 }
                 Some(_) => {}
             }
-            match self.open().await {
+            let failure = match self.open().await {
                 Ok(opened) => {
                     let limit = self.config.requests_in_flight_max;
                     let limit = limit.min(opened.hello.requests_in_flight_max as usize);
@@ -98,19 +89,45 @@ impl Driver {
                         attachment: opened.attachment.clone(),
                         failure: None,
                     });
-                    let was_of_use = self.serve(opened, limit).await;
+                    let (was_of_use, failure) = self.serve(opened, limit).await;
                     self.link.send_modify(|link| link.attachment = None);
                     if was_of_use {
                         backoff.reset();
                         continue;
                     }
+                    failure
                 }
-                Err(error) => self.link.send_modify(|link| link.failure = Some(error)),
-            }
+                Err(error) => {
+                    self.link.send_modify(|link| link.failure = Some(error.clone()));
+                    Some(error)
+                }
+            };
             if self.requests.is_closed() {
                 return;
             }
-            time::sleep(backoff.step()).await;
+            self.rest(backoff.step(), failure.as_ref()).await;
+        }
+    }
+
+    /// Waits before the next try to connect, and tells those who cannot wait why there is none.
+    async fn rest(&mut self, wait: Duration, failure: Option<&Error>) {
+        let end = Instant::now() + wait;
+        loop {
+            if let (Some(error), Some(request)) = (failure, &mut self.held)
+                && !request.is_patient
+            {
+                in_flight::refuse(&mut request.parts, &mut request.answers, Err(error));
+                self.held = None;
+            }
+            tokio::select! {
+                () = time::sleep_until(end) => return,
+                request = self.requests.recv(), if self.held.is_none() && failure.is_some() => {
+                    match request {
+                        Some(request) => self.held = Some(request),
+                        None => return,
+                    }
+                }
+            }
         }
     }
 
@@ -156,9 +173,9 @@ impl Driver {
         Ok(opened)
     }
 
-    /// Serves requests until the connection ends. True if it was of use, so that connecting again at
-    /// once is no loop.
-    async fn serve(&mut self, opened: Opened, limit: usize) -> bool {
+    /// Serves requests until the connection ends, and tells why. True if it was of use, so that
+    /// connecting again at once is no loop.
+    async fn serve(&mut self, opened: Opened, limit: usize) -> (bool, Option<Error>) {
         let Opened { address, mut socket, mut receiver, mut in_flight, attachment, .. } = opened;
         // Declared after the socket and so dropped before it, wherever this ends.
         let attached = End(attachment);
@@ -166,10 +183,11 @@ impl Driver {
         drop(attached);
         drop(socket);
         receiver.abandon(&mut in_flight);
-        if let Err(error) = end {
-            in_flight.fail(&error);
+        let failure = end.err();
+        if let Some(error) = &failure {
+            in_flight.fail(error);
         }
-        in_flight.is_served
+        (in_flight.is_served, failure)
     }
 
     /// Moves bytes both ways. Returns when all callers are gone, with an error when the connection
@@ -212,7 +230,10 @@ impl Driver {
                 count = receiver.read(&mut reader) => {
                     match count {
                         Ok(0) => return Err(lost("closed by the node".to_owned())),
-                        Ok(_) => received_last = Instant::now(),
+                        Ok(_) => {
+                            received_last = Instant::now();
+                            self.heard.note(received_last);
+                        }
                         Err(error) => return Err(lost(error.to_string())),
                     }
                     receiver.advance(in_flight)?;
@@ -277,6 +298,7 @@ async fn say_hello(address: &Arc<str>, mut socket: Socket) -> Result<Opened, Err
         answers: Answers::One(Some(sender)),
         // The caller limits the time; the node answers at once.
         deadline: Instant::now() + Duration::from_secs(60),
+        is_patient: true,
     };
     let mut out = Vec::new();
     in_flight.send(hello, Instant::now(), &mut out);

@@ -211,7 +211,7 @@ async fn payload_damaged_twice_is_corrupt() {
 #[tokio::test]
 async fn unverified_read_passes_damaged_bytes() {
     let (mock, client, file) = open(Setup::default(), first_reads(2, flip_last_byte)).await;
-    let options = ReadOptions { verify: Some(false), deadline: None };
+    let options = ReadOptions { verify: Some(false), ..ReadOptions::default() };
     let bytes = client.read_with(&file, 0, 100, options).await.unwrap();
     assert_eq!(bytes[..99], mock.world.content[..99]);
     assert_ne!(bytes[99], mock.world.content[99]);
@@ -336,7 +336,8 @@ async fn deadline_passes_and_the_late_reply_harms_nobody() {
     })
     .await;
     let start = Instant::now();
-    let options = ReadOptions { deadline: Some(Duration::from_millis(50)), verify: None };
+    let options =
+        ReadOptions { deadline: Some(Duration::from_millis(50)), ..ReadOptions::default() };
     for length in [100, 100_000] {
         let error = client.read_with(&file, 0, length, options).await.unwrap_err();
         assert!(matches!(error, Error::DeadlineExceeded), "{error}");

@@ -113,7 +113,10 @@ impl World {
                 return parts.rev().flatten().collect();
             }
             // As a node that has no memory to share.
-            Op::Attach | Op::Lease | Op::Release => {
+            Op::Attach | Op::Lease | Op::Release | Op::Ring | Op::Peek | Op::Inventory => {
+                frame::encode_empty(&mut out, asked.header.reply(Status::UnknownOp));
+            }
+            Op::Drain | Op::Mount => {
                 frame::encode_empty(&mut out, asked.header.reply(Status::UnknownOp));
             }
             Op::Load => frame::encode(
@@ -172,7 +175,7 @@ impl World {
         HelloReply {
             server: "mock".to_owned(),
             version: millrace_proto::VERSION,
-            features: feature::ALL,
+            features: feature::ALL & !feature::CLUSTER,
             block_size: BLOCK_SIZE,
             body_length_max: frame::BODY_LENGTH_MAX,
             requests_in_flight_max: self.requests_in_flight_max,

@@ -17,16 +17,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use millrace_proto::FileId;
 use millrace_proto::message::Kind;
+use millrace_proto::source::{LocalStat, SETTLE, local_version};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
 use super::{Found, Page, StoreError, StoreFuture, UnderStore, check_path, file_id};
 use crate::memory::Blank;
 
-/// A change younger than this may be followed by another one with the same timestamp. Derived: two
-/// ticks of the slowest usual kernel are 20 ms, but one long `write` sets the time when it begins, and
-/// 200 ms are some hundred megabytes of it.
-const SETTLE: Duration = Duration::from_millis(200);
 /// `openat2` answers EAGAIN when something was renamed meanwhile; so often it is asked again.
 const OPEN_TRIES: usize = 16;
 
@@ -171,21 +168,16 @@ fn found(stat: &Stat) -> Option<Found> {
     }
 }
 
-/// XXH3-64 of inode, size, mtime and ctime. The device is left out: it changes when NFS is remounted.
+/// The version of a file, see [`local_version`].
 fn version(stat: &Stat) -> u64 {
-    let mut bytes = [0; 48];
-    let numbers = [
-        stat.st_ino,
-        stat.st_size as u64,
-        stat.st_mtime as u64,
-        stat.st_mtime_nsec,
-        stat.st_ctime as u64,
-        stat.st_ctime_nsec,
-    ];
-    for (target, number) in bytes.chunks_exact_mut(8).zip(numbers) {
-        target.copy_from_slice(&number.to_le_bytes());
-    }
-    twox_hash::XxHash3_64::oneshot(&bytes)
+    local_version(&LocalStat {
+        inode: stat.st_ino,
+        size: stat.st_size as u64,
+        modified_s: stat.st_mtime as u64,
+        modified_ns: stat.st_mtime_nsec,
+        changed_s: stat.st_ctime as u64,
+        changed_ns: stat.st_ctime_nsec,
+    })
 }
 
 /// How long to wait until a change of the file would show in its timestamps.

@@ -24,6 +24,7 @@ fn ask(in_flight: &mut InFlight, landing: Landing) -> oneshot::Receiver<Answer> 
         parts: smallvec![Part { landing: Some(landing), payload_max: LENGTH_MAX }],
         answers: Answers::One(Some(sender)),
         deadline: Instant::now() + Duration::from_secs(60),
+        is_patient: true,
     };
     in_flight.send(request, Instant::now(), &mut Vec::new());
     receiver

@@ -1,0 +1,281 @@
+//! What the members of a cluster tell of it, and the task that follows its changes.
+//!
+//! The task waits at one member for another epoch (the member answers when there is one); when that
+//! member fails, it goes to another one. Always holds: an epoch once seen is followed by a later one
+//! only; a cluster once seen is never taken for another; what a member tells that has lost
+//! coordination counts only while nothing else is known.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_proto::cluster::{
+    ArchivedRingReply, MEMBERS_MAX, MOUNTS_MAX, Member as Told, Mount, RingRequest, mount_of,
+};
+use millrace_proto::ring::{self, Ring};
+use millrace_proto::status::Next;
+use millrace_proto::{Status, feature, frame};
+use tokio::time::{self, Instant};
+
+use crate::connection::{Body, Reply};
+use crate::error::Error;
+use crate::member::Member;
+use crate::network::{Board, Taken};
+use crate::reply;
+use crate::retry::Backoff;
+use crate::topology::Topology;
+
+/// How long a member may wait for another epoch. Guessed.
+const POLL: Duration = Duration::from_secs(30);
+/// How much later its answer may come. Guessed.
+const POLL_GRACE: Duration = Duration::from_secs(2);
+/// An answer without news that comes sooner is followed by a pause.
+const POLL_MIN: Duration = Duration::from_secs(1);
+/// How often the pages are begun again because the epoch changed between them.
+const PAGING_TRIES: usize = 8;
+/// Most members that are asked before a pause.
+const ROUND_MAX: usize = 8;
+/// Most shards of a member.
+const SHARDS_MAX: usize = 1024;
+
+/// A cluster at one epoch.
+#[derive(Debug)]
+pub(crate) struct View {
+    /// Id of the cluster.
+    pub(crate) cluster: String,
+    pub(crate) epoch: u64,
+    /// Id of the member that told.
+    pub(crate) node: String,
+    /// Id of the master; empty if there is none.
+    pub(crate) master: String,
+    /// Whether the member that told has lost coordination.
+    pub(crate) is_fenced: bool,
+    pub(crate) mounts: Vec<Mount>,
+    pub(crate) members: Vec<Told>,
+    pub(crate) ring: Ring,
+    /// Replicas of every mount, if all have as many.
+    replicas: Option<usize>,
+}
+
+impl View {
+    fn new(page: Page, members: Vec<Told>) -> View {
+        let places: Vec<_> = members
+            .iter()
+            .map(|told| ring::Member {
+                key: told.key,
+                weight: if told.is_active() { told.weight } else { 0 },
+                zone: &told.zone,
+            })
+            .collect();
+        let ring = Ring::new(&places);
+        let mut counts = page.mounts.iter().map(|mount| usize::from(mount.replicas.max(1)));
+        let first = counts.next().unwrap_or(1);
+        let replicas = counts.all(|count| count == first).then_some(first);
+        View {
+            cluster: page.cluster,
+            epoch: page.epoch,
+            node: page.node,
+            master: page.master,
+            is_fenced: page.is_fenced,
+            mounts: page.mounts,
+            members,
+            ring,
+            replicas,
+        }
+    }
+
+    /// Owners of each block of the file at this path, at least 1.
+    pub(crate) fn replicas(&self, path: &str) -> usize {
+        self.replicas.unwrap_or_else(|| {
+            let mount = mount_of(&self.mounts, path).map(|(index, _)| &self.mounts[index]);
+            mount.map_or(1, |mount| usize::from(mount.replicas.max(1)))
+        })
+    }
+}
+
+/// A page of members, without them.
+struct Page {
+    cluster: String,
+    epoch: u64,
+    node: String,
+    master: String,
+    is_fenced: bool,
+    mounts: Vec<Mount>,
+    member_count: usize,
+}
+
+/// What a member told.
+pub(crate) enum News {
+    /// The members of an epoch.
+    View(Box<View>),
+    /// Nothing that is not known, or nothing yet.
+    Nothing,
+    /// It is in no cluster.
+    Alone,
+}
+
+/// Asks a member for the members, and waits for another epoch than `known` if `wait` is set.
+///
+/// # Errors
+/// What the connection or the member said, and [`Error::Protocol`].
+pub(crate) async fn fetch(member: &Member, known: u64, wait: bool) -> Result<News, Error> {
+    let first = RingRequest { epoch: known, first: 0, wait: u8::from(wait) };
+    let mut reply = match member.ask_watched(Body::Ring(first), Instant::now() + POLL).await {
+        // It is alive, and the answer is late.
+        Err(Error::DeadlineExceeded) => return Ok(News::Nothing),
+        reply => reply?,
+    };
+    for _ in 0..PAGING_TRIES {
+        if matches!(reply.header.status(), Status::UnknownOp) {
+            return Ok(News::Alone);
+        }
+        let mut members = Vec::new();
+        let (page, told) = decode(&reply)?;
+        if page.epoch == 0 || (wait && page.epoch == known) {
+            return Ok(News::Nothing);
+        }
+        members.extend(told);
+        let is_whole = loop {
+            if members.len() >= page.member_count {
+                break true;
+            }
+            let next = RingRequest { epoch: page.epoch, first: members.len() as u32, wait: 0 };
+            reply = member.ask_watched(Body::Ring(next), Instant::now() + POLL_GRACE).await?;
+            let (next, told) = decode(&reply)?;
+            if next.epoch != page.epoch {
+                break false;
+            }
+            if told.is_empty() {
+                return Err(Error::protocol("a page of members has none"));
+            }
+            members.extend(told);
+        };
+        if is_whole {
+            members.truncate(page.member_count);
+            return Ok(News::View(Box::new(View::new(page, members))));
+        }
+        let again = RingRequest { epoch: 0, first: 0, wait: 0 };
+        reply = member.ask_watched(Body::Ring(again), Instant::now() + POLL_GRACE).await?;
+    }
+    Err(Error::protocol("the members change faster than they can be asked for"))
+}
+
+fn decode(reply: &Reply) -> Result<(Page, Vec<Told>), Error> {
+    if reply.header.status().next() != Next::Use {
+        return Err(reply::status_error(reply));
+    }
+    let body = frame::body::<ArchivedRingReply>(&reply.body)?;
+    let member_count = body.member_count.to_native() as usize;
+    let is_bounded = member_count <= MEMBERS_MAX
+        && body.mounts.len() <= MOUNTS_MAX
+        && body.members.iter().all(|told| told.shards.len() <= SHARDS_MAX);
+    if !is_bounded || (member_count == 0 && body.epoch.to_native() != 0) {
+        return Err(Error::protocol(format!(
+            "a cluster of {member_count} members and {} mounts cannot be followed",
+            body.mounts.len()
+        )));
+    }
+    let page = Page {
+        cluster: body.cluster.as_str().to_owned(),
+        epoch: body.epoch.to_native(),
+        node: body.node.as_str().to_owned(),
+        master: body.master.as_str().to_owned(),
+        is_fenced: body.is_fenced != 0,
+        mounts: body.mounts.iter().map(Mount::from).collect(),
+        member_count,
+    };
+    Ok((page, body.members.iter().map(Told::from).collect()))
+}
+
+/// Follows the cluster until the task is ended.
+pub(crate) async fn follow(board: Arc<Board>) {
+    let config = board.config();
+    let mut backoff = Backoff::new(config.reconnect_backoff_min, config.reconnect_backoff_max);
+    // The member that told something last, and those that did not since then.
+    let mut last: Option<Arc<Member>> = None;
+    let mut failed: Vec<Arc<Member>> = Vec::new();
+    loop {
+        let topology = board.topology();
+        let mut link = topology.main.as_ref().map(|main| main.link.clone());
+        if let Some(link) = &mut link {
+            let offers = |link: &crate::connection::Link| {
+                link.hello.as_ref().is_some_and(|hello| hello.offers(feature::CLUSTER))
+            };
+            if link.wait_for(offers).await.is_err() {
+                return;
+            }
+        }
+        let next = candidate(&topology, last.as_ref(), &failed);
+        let Some(member) = next.filter(|_| failed.len() < ROUND_MAX) else {
+            failed.clear();
+            drop(topology);
+            time::sleep(backoff.step()).await;
+            continue;
+        };
+        let known = topology.cluster.as_ref().map_or(0, |view| view.epoch);
+        drop(topology);
+        let asked_at = Instant::now();
+        let news = match fetch(&member, known, true).await {
+            Ok(News::View(view)) => match board.take_over(*view) {
+                Taken::New => true,
+                Taken::Known => false,
+                // Others may know more.
+                Taken::Refused => {
+                    failed.push(member);
+                    last = None;
+                    continue;
+                }
+                Taken::Stranger => {
+                    member.health.banish();
+                    failed.push(member);
+                    last = None;
+                    continue;
+                }
+            },
+            Ok(News::Nothing) => false,
+            Ok(News::Alone) if link.is_some() => {
+                // Until it is started anew.
+                if let Some(link) = &mut link
+                    && link.changed().await.is_err()
+                {
+                    return;
+                }
+                false
+            }
+            Ok(News::Alone) | Err(_) => {
+                failed.push(member);
+                last = None;
+                continue;
+            }
+        };
+        if news || asked_at.elapsed() >= POLL_MIN {
+            backoff.reset();
+        } else {
+            time::sleep(backoff.step()).await;
+        }
+        last = Some(member);
+        failed.clear();
+    }
+}
+
+/// The next member to ask: the one that told something last, else one that is well, by chance.
+fn candidate(
+    topology: &Topology,
+    last: Option<&Arc<Member>>,
+    failed: &[Arc<Member>],
+) -> Option<Arc<Member>> {
+    let is_left = |member: &Arc<Member>| {
+        !member.health.is_banished() && !failed.iter().any(|other| Arc::ptr_eq(other, member))
+    };
+    if let Some(last) = last
+        && is_left(last)
+        && topology.members().any(|member| Arc::ptr_eq(member, last))
+    {
+        return Some(last.clone());
+    }
+    let left: Vec<_> = topology.members().filter(|member| is_left(member)).collect();
+    let well: Vec<_> = left.iter().filter(|member| member.health.is_well()).collect();
+    if well.is_empty() {
+        return fastrand::choice(&left).map(|member| (*member).clone());
+    }
+    fastrand::choice(&well).map(|member| (**member).clone())
+}

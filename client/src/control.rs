@@ -1,0 +1,369 @@
+//! What is asked of all members of a cluster, or of its master: load, free, status, drain, mounts.
+//!
+//! Outside of a cluster there is one member, the node. Always holds: a part of the work whose member
+//! fails is done by whoever owns it in a later epoch, within the deadline.
+
+use std::sync::Arc;
+
+use millrace_proto::cluster::{DrainRequest, Mount, MountRequest, NAME_LENGTH_MAX, REPLICAS_MAX};
+use millrace_proto::message::{
+    ArchivedFreeReply, ArchivedLoadReply, ArchivedStatusReply, Entry, FreeRequest, LoadRequest,
+};
+use millrace_proto::status::Next;
+use millrace_proto::{Status, frame, placement};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::client::{Client, check_path};
+use crate::connection::{Body, Reply};
+use crate::error::Error;
+use crate::file::{ClusterInfo, File, FreeReport, LoadReport, MemberInfo, MountInfo, NodeStatus};
+use crate::member::Member;
+use crate::reply;
+use crate::topology::Topology;
+
+/// How often a load is begun again because the file changed meanwhile.
+const LOAD_TRIES: usize = 3;
+/// Most members that work on an operation at the same time.
+const WINDOW_MEMBERS_MAX: usize = 64;
+
+/// What a member answered, or did not.
+type Part = (Arc<Member>, Result<Reply, Error>);
+
+impl Client {
+    /// Brings every block of a file into the caches of the members that own it. A large file takes its
+    /// time: see [`Client::with_deadline`].
+    ///
+    /// # Errors
+    /// [`Error::Status`] with `NotFound`, `WrongKind` or `SourceError`; [`Error::Stale`] if the file
+    /// changes again and again meanwhile.
+    pub async fn load(&self, path: &str) -> Result<LoadReport, Error> {
+        check_path(path)?;
+        let deadline = self.deadline();
+        if self.topology().cluster.is_some() {
+            return self.load_everywhere(path.into(), deadline).await;
+        }
+        let request = || Body::Load(LoadRequest { path: path.to_owned() });
+        let block_size = self.network().hello().block_size;
+        let decode = |reply: &Reply| load_reply(path, reply, block_size);
+        self.call_home(&request, &decode, deadline).await
+    }
+
+    /// Drops every block of a file from the caches of all members; sources are never touched. A retry
+    /// after a lost connection counts only what was left to drop.
+    ///
+    /// # Errors
+    /// [`Error::Status`] with `NotFound` or `WrongKind`.
+    pub async fn free(&self, path: &str) -> Result<FreeReport, Error> {
+        check_path(path)?;
+        let deadline = self.deadline();
+        let request = || Body::Free(FreeRequest { path: path.to_owned() });
+        let decode = |reply: &Reply| Ok(frame::body::<ArchivedFreeReply>(&reply.body)?.into());
+        if self.topology().cluster.is_none() {
+            return self.call_home(&request, &decode, deadline).await;
+        }
+        let mut retry = self.retry(deadline);
+        let mut done: Vec<Arc<Member>> = Vec::new();
+        let mut sum = FreeReport { block_count: 0, byte_count: 0 };
+        loop {
+            let topology = self.topology();
+            let left = topology.members().filter(|member| !has(&done, member)).cloned();
+            let mut cause = None;
+            for (member, result) in self.ask_each(left.collect(), &request, deadline).await {
+                match result {
+                    Ok(reply) => {
+                        let freed: FreeReport = decode(&reply)?;
+                        sum.block_count += freed.block_count;
+                        sum.byte_count += freed.byte_count;
+                        done.push(member);
+                    }
+                    Err(error) => cause = Some(passing(error)?),
+                }
+            }
+            match cause {
+                None => return Ok(sum),
+                Some(cause) => retry.pause(std::time::Duration::ZERO, cause).await?,
+            }
+        }
+    }
+
+    /// The counters of the node that was connected to, or of another one of its cluster if it is gone.
+    ///
+    /// # Errors
+    /// Those of every operation, see [`Client`].
+    pub async fn status(&self) -> Result<NodeStatus, Error> {
+        self.call_home(&|| Body::Status, &status_reply, self.deadline()).await
+    }
+
+    /// The counters of each member, with its id; of a node that is in no cluster with the address that
+    /// was connected to. A member that does not answer has an error.
+    pub async fn statuses(&self) -> Vec<(String, Result<NodeStatus, Error>)> {
+        let topology = self.topology();
+        if topology.cluster.is_none() {
+            return vec![(self.network().address().to_string(), self.status().await)];
+        }
+        let members = topology.members().cloned().collect();
+        let parts = self.ask_each(members, &|| Body::Status, self.deadline()).await;
+        let parts = parts.into_iter().map(|(member, result)| {
+            (member.identity.id.clone(), result.and_then(|reply| status_reply(&reply)))
+        });
+        let mut parts: Vec<_> = parts.collect();
+        parts.sort_by(|(first, _), (second, _)| first.cmp(second));
+        parts
+    }
+
+    /// What is known of the cluster; None if the node is in none, or does not know yet.
+    pub fn cluster(&self) -> Option<ClusterInfo> {
+        let topology = self.topology();
+        let view = topology.cluster.as_ref()?;
+        let members =
+            view.members.iter().zip(topology.members()).map(|(told, member)| MemberInfo {
+                id: told.id.clone(),
+                address: told.address.clone(),
+                shards: told.shards.clone(),
+                zone: told.zone.clone(),
+                is_active: told.is_active(),
+                weight: told.weight,
+                capacity: told.capacity,
+                server: told.server.clone(),
+                is_suspect: !member.health.is_well(),
+            });
+        Some(ClusterInfo {
+            id: view.cluster.clone(),
+            epoch: view.epoch,
+            master: Some(view.master.clone()).filter(|master| !master.is_empty()),
+            mounts: view.mounts.iter().map(MountInfo::from).collect(),
+            members: members.collect(),
+            refused: self.network().refusal(),
+        })
+    }
+
+    /// Has a member give its blocks to the others and own nothing any more; with `undo`, take part
+    /// again. The cluster's master is asked.
+    ///
+    /// # Errors
+    /// [`Error::Status`] with `NotFound` for an unknown member, with `NotMaster` if there is none until
+    /// the deadline; [`Error::InvalidArgument`] outside of a cluster.
+    pub async fn drain(&self, node: &str, undo: bool) -> Result<(), Error> {
+        if node.is_empty() || node.len() > NAME_LENGTH_MAX {
+            return Err(Error::InvalidArgument(format!(
+                "'{node}' is no id of a member; it has 1 to {NAME_LENGTH_MAX} bytes"
+            )));
+        }
+        let request = DrainRequest { node: node.to_owned(), undo: u8::from(undo) };
+        self.ask_master(&|| Body::Drain(request.clone())).await
+    }
+
+    /// Adds or changes a mount, or with `remove` takes away the one with its prefix. The cluster's
+    /// master is asked.
+    ///
+    /// # Errors
+    /// [`Error::Status`] with what the master decided, with `NotMaster` if there is none until the
+    /// deadline; [`Error::InvalidArgument`] outside of a cluster and for values that no cluster takes.
+    pub async fn change_mount(&self, mount: MountInfo, remove: bool) -> Result<(), Error> {
+        check_path(&mount.prefix)?;
+        check_path(&mount.source)?;
+        if !remove && !(1..=REPLICAS_MAX).contains(&mount.replicas) {
+            return Err(Error::InvalidArgument(format!(
+                "{} replicas; choose 1 to {REPLICAS_MAX}",
+                mount.replicas
+            )));
+        }
+        let MountInfo { prefix, source, replicas } = mount;
+        let mount = Mount { prefix, source, replicas };
+        let request = MountRequest { mount, remove: u8::from(remove) };
+        self.ask_master(&|| Body::Mount(request.clone())).await
+    }
+
+    /// Asks the master, whoever that is by then.
+    async fn ask_master(&self, request: &(dyn Fn() -> Body + Send + Sync)) -> Result<(), Error> {
+        let deadline = self.deadline();
+        let mut retry = self.retry(deadline);
+        loop {
+            let topology = self.topology();
+            let Some(view) = &topology.cluster else {
+                let text = "the node is in no cluster, so nobody can be asked to change one";
+                return Err(Error::InvalidArgument(text.to_owned()));
+            };
+            let master = topology.members().find(|member| member.identity.id == view.master);
+            let result = match master {
+                Some(master) => ask(master, request(), deadline).await,
+                None => Err(Error::Status {
+                    status: Status::NotMaster,
+                    message: "the cluster has no master at the moment".to_owned(),
+                }),
+            };
+            let cause = match result {
+                Ok(_) => return Ok(()),
+                Err(error) => match error.status() {
+                    Some(Status::NotMaster | Status::Fenced) => error,
+                    _ => passing(error)?,
+                },
+            };
+            retry.pause(std::time::Duration::ZERO, cause).await?;
+            self.network().refresh().await;
+        }
+    }
+
+    /// Asks these members the same, several at a time.
+    async fn ask_each(
+        &self,
+        members: Vec<Arc<Member>>,
+        request: &(dyn Fn() -> Body + Send + Sync),
+        deadline: Instant,
+    ) -> Vec<Part> {
+        let mut parts = Vec::with_capacity(members.len());
+        let mut waiting = members.into_iter();
+        let mut tasks = JoinSet::new();
+        loop {
+            while tasks.len() < WINDOW_MEMBERS_MAX
+                && let Some(member) = waiting.next()
+            {
+                let body = request();
+                tasks.spawn(async move {
+                    let result = ask(&member, body, deadline).await;
+                    (member, result)
+                });
+            }
+            match tasks.join_next().await {
+                None => return parts,
+                Some(Ok(part)) => parts.push(part),
+                // Only when the runtime stops.
+                Some(Err(_)) => {}
+            }
+        }
+    }
+
+    /// Loads a file at all members that own blocks of it.
+    async fn load_everywhere(
+        &self,
+        path: Arc<str>,
+        deadline: Instant,
+    ) -> Result<LoadReport, Error> {
+        for _ in 0..LOAD_TRIES {
+            let file = self.stat_until(path.clone(), deadline).await?;
+            if let Some(report) = self.load_version(file, deadline).await? {
+                return Ok(report);
+            }
+        }
+        Err(reply::stale(&path))
+    }
+
+    /// Loads one version; None if members know another one.
+    async fn load_version(
+        &self,
+        file: File,
+        deadline: Instant,
+    ) -> Result<Option<LoadReport>, Error> {
+        let request = || Body::Load(LoadRequest { path: file.path.as_ref().to_owned() });
+        let mut retry = self.retry(deadline);
+        let mut filled_count = 0;
+        let mut block_count = 0;
+        // Of the epoch that the parts are of.
+        let mut epoch = 0;
+        let mut done: Vec<Arc<Member>> = Vec::new();
+        loop {
+            let topology = self.topology();
+            let epoch_now = topology.cluster.as_ref().map_or(0, |view| view.epoch);
+            if epoch_now != epoch {
+                // Blocks may have other owners: what is loaded counts again, and is not read again.
+                (epoch, block_count) = (epoch_now, 0);
+                done.clear();
+            }
+            let mut left = owners(&topology, &file);
+            left.retain(|member| !has(&done, member));
+            let mut cause = None;
+            for (member, result) in self.ask_each(left, &request, deadline).await {
+                let reply = match result {
+                    Ok(reply) => reply,
+                    Err(error) => {
+                        cause = Some(passing(error)?);
+                        continue;
+                    }
+                };
+                let part = load_reply(&file.path, &reply, file.block_size)?;
+                if part.file.version != file.version {
+                    return Ok(None);
+                }
+                block_count += part.block_count;
+                filled_count += part.filled_count;
+                done.push(member);
+            }
+            match cause {
+                None => return Ok(Some(LoadReport { file, block_count, filled_count })),
+                Some(cause) => retry.pause(std::time::Duration::ZERO, cause).await?,
+            }
+        }
+    }
+}
+
+/// The members that own blocks of a file.
+fn owners(topology: &Topology, file: &File) -> Vec<Arc<Member>> {
+    let Some(view) = &topology.cluster else {
+        return topology.members().cloned().collect();
+    };
+    let told = view.members.iter().zip(topology.members());
+    let active = told.filter(|(told, _)| told.is_active()).map(|(_, member)| member);
+    if file.block_count() > 4 * topology.member_count() as u64 {
+        return active.cloned().collect();
+    }
+    let mut is_owner = vec![false; topology.member_count()];
+    let mut owners = [0; REPLICAS_MAX as usize];
+    let replicas = view.replicas(&file.path).min(owners.len());
+    for block in 0..file.block_count() {
+        let hash = placement::block_hash(file.id, block);
+        let count = view.ring.owners(hash, replicas, &mut owners[..replicas]);
+        for &owner in &owners[..count] {
+            is_owner[owner as usize] = true;
+        }
+    }
+    let owners = topology.members().zip(is_owner).filter(|(_, is_owner)| *is_owner);
+    owners.map(|(member, _)| member.clone()).collect()
+}
+
+fn has(members: &[Arc<Member>], member: &Arc<Member>) -> bool {
+    members.iter().any(|other| Arc::ptr_eq(other, member))
+}
+
+/// Asks one member and waits as long as it lives.
+async fn ask(member: &Arc<Member>, body: Body, deadline: Instant) -> Result<Reply, Error> {
+    let reply = match member.ask_watched(body, deadline).await {
+        Ok(reply) => reply,
+        Err(error) => {
+            if !matches!(error, Error::DeadlineExceeded) {
+                member.suspect(0, false);
+            }
+            return Err(error);
+        }
+    };
+    if reply.header.status().next() == Next::Use {
+        return Ok(reply);
+    }
+    Err(reply::status_error(&reply))
+}
+
+/// Passes an error that may be another one later.
+fn passing(error: Error) -> Result<Error, Error> {
+    match &error {
+        Error::Connect { .. } | Error::NoHello { .. } | Error::ConnectionLost { .. } => Ok(error),
+        Error::DeadlineExceeded => Ok(error),
+        Error::Status { status, .. } => match status.next() {
+            Next::Retry | Next::Reconnect => Ok(error),
+            _ => Err(error),
+        },
+        _ => Err(error),
+    }
+}
+
+fn load_reply(path: &str, reply: &Reply, block_size: u32) -> Result<LoadReport, Error> {
+    let report = frame::body::<ArchivedLoadReply>(&reply.body)?;
+    Ok(LoadReport {
+        file: File::new(path.into(), &Entry::from(&report.entry), block_size),
+        block_count: report.block_count.to_native(),
+        filled_count: report.filled_count.to_native(),
+    })
+}
+
+fn status_reply(reply: &Reply) -> Result<NodeStatus, Error> {
+    Ok(frame::body::<ArchivedStatusReply>(&reply.body)?.into())
+}

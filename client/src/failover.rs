@@ -1,0 +1,447 @@
+//! One operation, asked of one member after another until one answers.
+//!
+//! ```text
+//!  first ──────────────────────────────► late: suspect, but it may still answer
+//!           │ no answer for a while
+//!           └─► second ──► failed
+//!                            └─► third ──► good: done, whoever it came from
+//!  all asked: the source, if that is allowed ──► a pause ──► another round, until the deadline
+//! ```
+//!
+//! Always holds: the first good answer counts and the others are dropped; each try has a landing of its
+//! own, so that bytes of two answers never meet; a member has one try at a time; only the deadline, an
+//! answer that is final, or a round in which nobody will ever do better ends the operation.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use millrace_proto::Status;
+use tokio::time::{self, Instant};
+
+use crate::client::Client;
+use crate::connection::{Body, Landing, Reply};
+use crate::error::Error;
+use crate::member::Member;
+use crate::reply::{self, Setback};
+use crate::retry::Backoff;
+use crate::topology::{Order, Topology};
+
+/// How often a busy member is asked again before the next one is.
+const BUSY_TRIES: u32 = 3;
+/// Longest wait that a busy member may ask for to be asked again. Guessed.
+const BUSY_WAIT_MAX: Duration = Duration::from_millis(50);
+
+/// What to do after a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Nobody would answer otherwise.
+    Final,
+    /// Another member may do better, this one will not.
+    Hard,
+    /// This member may do better later.
+    Passing,
+    /// The member was not reached.
+    Gone,
+}
+
+/// A try that came to nothing, with its landing for the next one.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) landing: Landing,
+    pub(crate) error: Error,
+    pub(crate) verdict: Verdict,
+}
+
+impl Failure {
+    /// A failure whose landing is lost.
+    pub(crate) fn bare(error: Error, verdict: Verdict) -> Failure {
+        Failure { landing: Landing::Any, error, verdict }
+    }
+}
+
+/// How much a try has put up with.
+#[derive(Debug)]
+pub(crate) struct Tolerance {
+    busy: u32,
+    damaged: bool,
+    backoff: Backoff,
+}
+
+impl Tolerance {
+    pub(crate) fn new(client: &Client) -> Tolerance {
+        Tolerance { busy: 0, damaged: false, backoff: client.backoff() }
+    }
+
+    /// Passes the first damage.
+    pub(crate) fn damage(&mut self) -> bool {
+        !std::mem::replace(&mut self.damaged, true)
+    }
+
+    /// Waits if the same member is to be asked again; else tells what the setback means.
+    ///
+    /// # Errors
+    /// The error, and what to do about it.
+    pub(crate) async fn bear(&mut self, setback: Setback) -> Result<(), (Error, Verdict)> {
+        let (wait_min, cause) = match setback {
+            Setback::Again { wait_min, cause } => (wait_min, cause),
+            Setback::Restat(error) => return Err((error, Verdict::Passing)),
+            Setback::Stale(error) => return Err((error, Verdict::Final)),
+            Setback::Fail(error) => {
+                let verdict = verdict_of(&error);
+                return Err((error, verdict));
+            }
+        };
+        match cause.status() {
+            Some(Status::Busy | Status::BadChecksum)
+                if self.busy < BUSY_TRIES && wait_min <= BUSY_WAIT_MAX =>
+            {
+                self.busy += 1;
+                time::sleep(self.backoff.step().max(wait_min)).await;
+                Ok(())
+            }
+            Some(Status::Corrupt) if self.damage() => Ok(()),
+            None | Some(Status::ShuttingDown) => Err((cause, Verdict::Gone)),
+            Some(_) => Err((cause, Verdict::Passing)),
+        }
+    }
+}
+
+/// What an error that no repeat heals means for the other members.
+pub(crate) fn verdict_of(error: &Error) -> Verdict {
+    match error {
+        Error::DeadlineExceeded => Verdict::Passing,
+        Error::Stale { .. }
+        | Error::Status {
+            status:
+                Status::NotFound
+                | Status::WrongKind
+                | Status::PermissionDenied
+                | Status::OutOfRange
+                | Status::InvalidArgument,
+            ..
+        } => Verdict::Final,
+        _ => Verdict::Hard,
+    }
+}
+
+/// One try.
+pub(crate) type Attempt<'a, T> = Pin<Box<dyn Future<Output = Result<T, Failure>> + Send + 'a>>;
+/// A last resort; None if there is none.
+pub(crate) type Rescue<'a, T> = Pin<Box<dyn Future<Output = Option<Result<T, Error>>> + Send + 'a>>;
+
+/// How an operation goes about it.
+pub(crate) trait Errand<T>: Sync {
+    /// Members to ask, best first.
+    fn order(&self, topology: &Topology) -> Order;
+
+    /// Asks one member.
+    fn attempt<'a>(
+        &'a self,
+        topology: Arc<Topology>,
+        member: u32,
+        landing: Landing,
+    ) -> Attempt<'a, T>
+    where
+        T: 'a;
+
+    /// What to do when no member has answered.
+    fn rescue(&self) -> Rescue<'_, T>;
+
+    /// The shard of a member that is asked.
+    fn shard(&self, topology: &Topology, member: u32) -> u32;
+}
+
+/// A try that is under way.
+struct Try<'a, T> {
+    member: Arc<Member>,
+    shard: u32,
+    started: Instant,
+    is_late: bool,
+    future: Attempt<'a, T>,
+}
+
+/// The tries of an operation.
+pub(crate) struct Tries<'a, T> {
+    client: &'a Client,
+    deadline: Instant,
+    /// How long a member may take.
+    patience: Duration,
+    /// When the next member is asked, whatever becomes of the others.
+    next_at: Instant,
+    /// How often that has come in this round.
+    late_count: u32,
+    pending: Vec<Try<'a, T>>,
+    /// Who was asked in this round.
+    asked: Vec<Arc<Member>>,
+    /// A landing that nobody uses.
+    spare: Option<Landing>,
+    /// What went wrong last.
+    cause: Option<Error>,
+    /// Whether all failures of this round are for good.
+    is_hopeless: bool,
+}
+
+/// What came of waiting.
+enum Step<T> {
+    Done(T),
+    /// Nobody is left to wait for.
+    Next,
+    /// Those who were asked take too long.
+    Late,
+    End(Error),
+}
+
+impl<'a, T> Tries<'a, T> {
+    pub(crate) fn new(client: &'a Client, deadline: Instant, patience: Duration) -> Tries<'a, T> {
+        Tries {
+            client,
+            deadline,
+            patience,
+            next_at: deadline,
+            late_count: 0,
+            pending: Vec::new(),
+            asked: Vec::new(),
+            spare: None,
+            cause: None,
+            is_hopeless: true,
+        }
+    }
+
+    /// Notes a try that was begun elsewhere and has not ended.
+    pub(crate) fn begun(
+        &mut self,
+        (member, shard): (Arc<Member>, u32),
+        started: Instant,
+        future: Attempt<'a, T>,
+    ) {
+        self.asked.push(member.clone());
+        self.pending.push(Try { member, shard, started, is_late: false, future });
+        self.mark_late(Instant::now());
+    }
+
+    /// Notes a try that was begun elsewhere and has failed.
+    ///
+    /// # Errors
+    /// If that is final.
+    pub(crate) fn failed(
+        &mut self,
+        (member, shard): (Arc<Member>, u32),
+        failure: Failure,
+    ) -> Result<(), Error> {
+        self.asked.push(member.clone());
+        self.note(&member, shard, failure)
+    }
+
+    /// Asks one member after another.
+    ///
+    /// # Errors
+    /// See the module.
+    pub(crate) async fn run(mut self, errand: &'a impl Errand<T>) -> Result<T, Error> {
+        let mut backoff = self.client.backoff();
+        loop {
+            let topology = self.client.topology();
+            for index in errand.order(&topology) {
+                let member = topology.member(index);
+                let is_same = |other: &Arc<Member>| Arc::ptr_eq(other, member);
+                if self.asked.iter().any(is_same)
+                    || self.pending.iter().any(|it| is_same(&it.member))
+                {
+                    continue;
+                }
+                self.start(errand, &topology, index);
+                match self.attend().await {
+                    Step::Done(value) => return Ok(value),
+                    Step::End(error) => return Err(error),
+                    Step::Next => {}
+                    Step::Late => self.late_count += 1,
+                }
+            }
+            if let Ok(Some(result)) = time::timeout_at(self.deadline, errand.rescue()).await {
+                match result {
+                    Err(error) if verdict_of(&error) != Verdict::Final => {
+                        self.is_hopeless = false;
+                        self.cause = Some(error);
+                    }
+                    result => return result,
+                }
+            }
+            let pause = Instant::now() + backoff.step();
+            if self.pending.is_empty() && (self.is_hopeless || pause >= self.deadline) {
+                return Err(self.end());
+            }
+            self.next_at = pause;
+            while Instant::now() < pause {
+                match self.attend().await {
+                    Step::Done(value) => return Ok(value),
+                    Step::End(error) => return Err(error),
+                    Step::Next if self.pending.is_empty() => time::sleep_until(pause).await,
+                    Step::Next | Step::Late => {}
+                }
+            }
+            self.late_count = 0;
+            self.asked.clear();
+            self.is_hopeless = true;
+        }
+    }
+
+    fn start(&mut self, errand: &'a impl Errand<T>, topology: &Arc<Topology>, index: u32)
+    where
+        T: 'a,
+    {
+        let member = topology.member(index).clone();
+        let landing = self.spare.take().unwrap_or(Landing::Any);
+        let started = Instant::now();
+        // Each one that is late makes the next wait longer: where all are slow, more load does harm.
+        let patience = self.patience * (1 << self.late_count.min(16));
+        self.next_at = started + patience;
+        self.asked.push(member.clone());
+        self.pending.push(Try {
+            member,
+            shard: errand.shard(topology, index),
+            started,
+            is_late: false,
+            future: errand.attempt(topology.clone(), index, landing),
+        });
+    }
+
+    /// Waits for an answer, for a failure that leaves nobody to wait for, or until it is time to ask the
+    /// next member.
+    async fn attend(&mut self) -> Step<T> {
+        loop {
+            let lateness = self.pending.iter().filter(|it| !it.is_late);
+            let lateness = lateness.map(|it| it.started + self.patience).min();
+            let wake = lateness.map_or(self.next_at, |late| late.min(self.next_at));
+            match next(&mut self.pending, wake.min(self.deadline)).await {
+                Some((done, Ok(value))) => {
+                    if !done.0.health.is_well() {
+                        done.0.health.recover();
+                    }
+                    return Step::Done(value);
+                }
+                Some(((member, shard), Err(failure))) => {
+                    if let Err(error) = self.note(&member, shard, failure) {
+                        return Step::End(error);
+                    }
+                    if self.pending.iter().all(|it| it.is_late) {
+                        return Step::Next;
+                    }
+                }
+                None => {}
+            }
+            let now = Instant::now();
+            self.mark_late(now);
+            if now >= self.deadline {
+                return Step::End(self.end());
+            }
+            if now >= self.next_at {
+                return Step::Late;
+            }
+        }
+    }
+
+    /// Suspects those who took too long and of whom nothing was heard.
+    fn mark_late(&mut self, now: Instant) {
+        for it in &mut self.pending {
+            if it.is_late || now.saturating_duration_since(it.started) < self.patience {
+                continue;
+            }
+            it.is_late = true;
+            if !it.member.first_lane(it.shard).was_heard_since(it.started) {
+                it.member.suspect(it.shard, true);
+            }
+        }
+    }
+
+    fn note(&mut self, member: &Arc<Member>, shard: u32, failure: Failure) -> Result<(), Error> {
+        if let Landing::Buffer(_) = failure.landing {
+            self.spare = Some(failure.landing);
+        }
+        match failure.verdict {
+            Verdict::Final => return Err(failure.error),
+            Verdict::Hard => {}
+            Verdict::Passing => self.is_hopeless = false,
+            Verdict::Gone => {
+                self.is_hopeless = false;
+                member.suspect(shard, false);
+            }
+        }
+        self.cause = Some(failure.error);
+        Ok(())
+    }
+
+    fn end(&mut self) -> Error {
+        self.cause.take().unwrap_or(Error::DeadlineExceeded)
+    }
+}
+
+/// The first try that ends before this moment, and how.
+async fn next<T>(
+    pending: &mut Vec<Try<'_, T>>,
+    wake: Instant,
+) -> Option<((Arc<Member>, u32), Result<T, Failure>)> {
+    let timer = time::sleep_until(wake);
+    tokio::pin!(timer);
+    std::future::poll_fn(|context| {
+        for index in 0..pending.len() {
+            if let Poll::Ready(result) = pending[index].future.as_mut().poll(context) {
+                let done = pending.swap_remove(index);
+                return Poll::Ready(Some(((done.member, done.shard), result)));
+            }
+        }
+        timer.as_mut().poll(context).map(|()| None)
+    })
+    .await
+}
+
+/// An operation without a payload.
+pub(crate) struct Call<'c, T> {
+    pub(crate) client: &'c Client,
+    /// The request, made anew for each try.
+    pub(crate) body: &'c (dyn Fn() -> Body + Send + Sync),
+    /// Members to ask, best first.
+    pub(crate) order: &'c (dyn Fn(&Topology) -> Order + Send + Sync),
+    pub(crate) decode: &'c (dyn Fn(&Reply) -> Result<T, Error> + Send + Sync),
+    /// What to do when no member has answered.
+    pub(crate) rescue: &'c (dyn Fn() -> Rescue<'c, T> + Send + Sync),
+    pub(crate) deadline: Instant,
+}
+
+impl<T: Send> Errand<T> for Call<'_, T> {
+    fn order(&self, topology: &Topology) -> Order {
+        (self.order)(topology)
+    }
+
+    fn attempt<'a>(&'a self, topology: Arc<Topology>, member: u32, _: Landing) -> Attempt<'a, T>
+    where
+        T: 'a,
+    {
+        Box::pin(async move {
+            let mut tolerance = Tolerance::new(self.client);
+            loop {
+                let lane = topology.member(member).main();
+                let answer = lane.ask((self.body)(), Landing::Any, self.deadline).await;
+                let answer = answer.map_err(|error| Failure::bare(error, Verdict::Hard))?;
+                match reply::judge(answer.outcome) {
+                    Ok(reply) => {
+                        let decoded = (self.decode)(&reply);
+                        return decoded.map_err(|error| Failure::bare(error, Verdict::Hard));
+                    }
+                    Err(setback) => tolerance
+                        .bear(setback)
+                        .await
+                        .map_err(|(error, verdict)| Failure::bare(error, verdict))?,
+                }
+            }
+        })
+    }
+
+    fn rescue(&self) -> Rescue<'_, T> {
+        (self.rescue)()
+    }
+
+    fn shard(&self, _: &Topology, _: u32) -> u32 {
+        0
+    }
+}

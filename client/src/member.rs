@@ -1,0 +1,269 @@
+//! One node: the lanes to its shards, and whether it is worth asking.
+//!
+//! Always holds: there is at least one shard, and each has at least one lane. A lane is made when it is
+//! first used. A lane that cannot reach its shard's own address falls back to the next one of its
+//! addresses, where any shard's blocks are served too.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
+
+use millrace_proto::cluster;
+use millrace_proto::{Status, placement};
+use smallvec::{SmallVec, smallvec};
+use tokio::runtime::Handle;
+use tokio::time::{self, Instant};
+
+use crate::config::ClientConfig;
+use crate::connection::{Attachment, Body, Landing, Lane, Reply};
+use crate::error::Error;
+use crate::health::Health;
+use crate::topology::{machine, shard_address};
+
+/// How long a member may work on a request before it is asked whether it lives. Guessed.
+const WATCH: Duration = Duration::from_secs(1);
+/// Pings without an answer after which a request is given up.
+const MISSED_MAX: u32 = 2;
+
+/// Where the lanes of a shard lead.
+#[derive(Clone, Debug)]
+pub(crate) struct Way {
+    /// Tried in this order.
+    pub(crate) addresses: SmallVec<[Arc<str>; 2]>,
+    /// Number of the run of the node that a Unix socket among them must lead to.
+    pub(crate) node: Option<u64>,
+}
+
+/// The lanes of one shard, used in turn.
+#[derive(Debug)]
+struct Shard {
+    way: Way,
+    lanes: Box<[OnceLock<Lane>]>,
+    turn: AtomicUsize,
+}
+
+/// What lanes need to be made.
+#[derive(Clone, Debug)]
+pub(crate) struct Maker {
+    pub(crate) config: Arc<ClientConfig>,
+    pub(crate) runtime: Handle,
+}
+
+impl Maker {
+    pub(crate) fn lane(&self, way: &Way) -> Lane {
+        Lane::start(way.addresses.clone(), way.node, self.config.clone(), &self.runtime)
+    }
+}
+
+/// What tells one run of a member from another; empty outside of a cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) id: String,
+    run: u64,
+    address: String,
+    shards: Vec<String>,
+    local: Vec<String>,
+    machine: String,
+}
+
+impl From<&cluster::Member> for Identity {
+    fn from(told: &cluster::Member) -> Identity {
+        Identity {
+            id: told.id.clone(),
+            run: told.run,
+            address: told.address.clone(),
+            shards: told.shards.clone(),
+            local: told.local.clone(),
+            machine: told.machine.clone(),
+        }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Member {
+    pub(crate) identity: Identity,
+    pub(crate) health: Health,
+    /// Whether it is on this machine and can be reached over its Unix sockets.
+    pub(crate) is_near: bool,
+    shards: Arc<[Shard]>,
+    /// The lane that the client began with, if this is where it leads.
+    main: Option<Lane>,
+    maker: Maker,
+}
+
+impl Member {
+    /// A node outside of a cluster, with a way to each shard; `main` is the first lane of those that
+    /// begin with its address.
+    pub(crate) fn alone(maker: &Maker, ways: Vec<Way>, is_near: bool, main: &Lane) -> Member {
+        let shards = shards(maker, ways);
+        if let Some(first) = shards.iter().find(|shard| shard.way.addresses[0] == *main.address()) {
+            // Nobody else has the shard yet, so that its lane is not made.
+            let _ = first.lanes[0].set(main.clone());
+        }
+        let (identity, health, main) = (Identity::default(), Health::new(), Some(main.clone()));
+        Member { identity, health, is_near, shards, main, maker: maker.clone() }
+    }
+
+    /// A member as the ring tells of it. `last` is tried when none of its addresses can be reached.
+    pub(crate) fn told(maker: &Maker, told: &cluster::Member, last: Option<&Arc<str>>) -> Member {
+        let main: Arc<str> = told.address.as_str().into();
+        let own: Vec<Arc<str>> = if told.shards.is_empty() {
+            vec![main.clone()]
+        } else {
+            told.shards.iter().map(|shard| shard_address(&main, shard)).collect()
+        };
+        let is_near = maker.config.local
+            && !told.machine.is_empty()
+            && told.machine == machine()
+            && told.local.len() == own.len();
+        let ways = own.into_iter().enumerate().map(|(index, own)| {
+            let mut addresses: SmallVec<[Arc<str>; 2]> = smallvec![];
+            if is_near {
+                addresses.push(told.local[index].as_str().into());
+            }
+            for address in [Some(&own), Some(&main), last].into_iter().flatten() {
+                if !addresses.contains(address) && !address.is_empty() {
+                    addresses.push(address.clone());
+                }
+            }
+            Way { addresses, node: Some(told.run) }
+        });
+        let shards = shards(maker, ways.collect());
+        let (identity, health) = (told.into(), Health::new());
+        Member { identity, health, is_near, shards, main: None, maker: maker.clone() }
+    }
+
+    /// The node that was alone until now, as the member that it turned out to be: its lanes stay. None
+    /// if the ring tells of other shards.
+    pub(crate) fn adopt(&self, told: &cluster::Member) -> Option<Member> {
+        (self.shards.len() == told.shards.len().max(1)).then(|| Member {
+            identity: told.into(),
+            health: Health::new(),
+            is_near: self.is_near,
+            shards: self.shards.clone(),
+            main: self.main.clone(),
+            maker: self.maker.clone(),
+        })
+    }
+
+    pub(crate) fn shard_count(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// The shard that owns the block with this hash.
+    #[inline]
+    pub(crate) fn shard_of(&self, hash: u64) -> u32 {
+        placement::shard_of(hash, self.shards.len() as u32)
+    }
+
+    /// The next lane of a shard.
+    ///
+    /// # Panics
+    /// If there is no such shard.
+    #[inline]
+    pub(crate) fn lane(&self, shard: u32) -> &Lane {
+        let turns = &self.shards[shard as usize];
+        if turns.lanes.len() == 1 {
+            return self.lane_at(shard, 0);
+        }
+        let turn = turns.turn.fetch_add(1, Ordering::Relaxed);
+        self.lane_at(shard, turn % turns.lanes.len())
+    }
+
+    /// The lane of a shard that would lease, once it is connected.
+    pub(crate) fn first_lane(&self, shard: u32) -> &Lane {
+        self.lane_at(shard, 0)
+    }
+
+    /// The lane for everything but reads.
+    pub(crate) fn main(&self) -> &Lane {
+        self.main.as_ref().unwrap_or_else(|| self.lane_at(0, 0))
+    }
+
+    /// The memory of a shard, if it can be got at.
+    pub(crate) fn attachment(&self, shard: u32) -> Option<Arc<Attachment>> {
+        self.shards[shard as usize].lanes[0].get()?.attachment()
+    }
+
+    #[inline]
+    fn lane_at(&self, shard: u32, lane: usize) -> &Lane {
+        let shard = &self.shards[shard as usize];
+        shard.lanes[lane].get_or_init(|| self.maker.lane(&shard.way))
+    }
+
+    /// Asks and waits as long as the member is alive, at most until the deadline: for what may take
+    /// long.
+    ///
+    /// # Errors
+    /// Why there is no connection, or that the member does not answer; [`Error::DeadlineExceeded`].
+    pub(crate) async fn ask_watched(&self, body: Body, deadline: Instant) -> Result<Reply, Error> {
+        let lane = self.main();
+        let asked = lane.ask(body, Landing::Any, deadline);
+        tokio::pin!(asked);
+        let mut missed = 0;
+        loop {
+            let wake = Instant::now() + WATCH;
+            tokio::select! {
+                answer = &mut asked => return answer?.outcome,
+                () = time::sleep_until(wake.min(deadline)) => {}
+            }
+            let now = Instant::now();
+            if now >= deadline {
+                return Err(Error::DeadlineExceeded);
+            }
+            let pong = lane.ask_until(Body::Ping, now + self.maker.config.attempt_timeout);
+            let pong = tokio::select! {
+                answer = &mut asked => return answer?.outcome,
+                pong = pong => pong,
+            };
+            match pong {
+                Ok(_) => missed = 0,
+                Err(_) if missed + 1 < MISSED_MAX => missed += 1,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Notes that a shard was not reached, or that nothing was heard of it (then a ping goes out at
+    /// once), and pings it until it answers.
+    pub(crate) fn suspect(self: &Arc<Member>, shard: u32, was_silent: bool) {
+        if self.health.suspect() {
+            let timeout = self.maker.config.attempt_timeout;
+            let probe = probe(Arc::downgrade(self), shard, was_silent, timeout);
+            self.health.probed_by(self.maker.runtime.spawn(probe).abort_handle());
+        }
+    }
+}
+
+fn shards(maker: &Maker, ways: Vec<Way>) -> Arc<[Shard]> {
+    let lane_count = maker.config.connections_per_shard;
+    let shards = ways.into_iter().map(|way| Shard {
+        way,
+        lanes: (0..lane_count).map(|_| OnceLock::new()).collect(),
+        turn: AtomicUsize::new(0),
+    });
+    shards.collect()
+}
+
+/// Pings a shard of a suspect member until it answers.
+async fn probe(member: Weak<Member>, shard: u32, mut is_due: bool, timeout: Duration) {
+    loop {
+        if !is_due {
+            let Some(step) = member.upgrade().map(|member| member.health.step()) else { return };
+            time::sleep(step).await;
+        }
+        is_due = false;
+        let Some(lane) = member.upgrade().map(|member| member.first_lane(shard).clone()) else {
+            return;
+        };
+        let pong = lane.ask_until(Body::Ping, Instant::now() + timeout).await;
+        drop(lane);
+        if pong.is_ok_and(|reply| reply.header.status() == Status::Ok) {
+            if let Some(member) = member.upgrade() {
+                member.health.recover();
+            }
+            return;
+        }
+    }
+}
