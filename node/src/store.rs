@@ -61,6 +61,9 @@ pub(crate) enum StoreError {
     /// The file is not in the version that was asked for.
     #[error("the file changed since it was looked up; look it up again")]
     Changed,
+    /// What is mounted is not known yet.
+    #[error("the node has not joined its cluster yet: try again")]
+    NotYet,
     /// The store failed; it may work later.
     #[error("{0}")]
     Failed(String),
@@ -75,6 +78,7 @@ impl StoreError {
             StoreError::Denied(_) => Status::PermissionDenied,
             StoreError::InvalidPath(_) => Status::InvalidArgument,
             StoreError::Changed => Status::StaleVersion,
+            StoreError::NotYet => Status::Busy,
             StoreError::Failed(_) => Status::SourceError,
         }
     }

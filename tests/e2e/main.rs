@@ -2,6 +2,7 @@
 //! a test is its claim.
 
 mod cluster_join;
+mod cluster_reads;
 mod coord_cli;
 mod coord_crate_client;
 mod coord_damage;

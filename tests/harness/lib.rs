@@ -10,6 +10,7 @@ pub mod content;
 pub mod coord;
 pub mod gate;
 pub mod linearizable;
+pub mod load;
 pub mod node;
 pub mod peer;
 pub mod process;

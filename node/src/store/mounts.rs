@@ -26,10 +26,10 @@ struct Table {
     stores: Vec<Result<Arc<LocalStore>, String>>,
 }
 
-/// All sources of a node.
+/// All sources of a node. Until it is told what is mounted, it asks to be asked again.
 #[derive(Default)]
 pub(crate) struct Mounts {
-    table: RwLock<Arc<Table>>,
+    table: RwLock<Option<Arc<Table>>>,
 }
 
 /// A path within the source it leads to.
@@ -41,7 +41,7 @@ struct Place {
 impl Mounts {
     /// Replaces the table. A source that stays is not opened again.
     pub(crate) fn set(&self, mounts: Vec<Mount>) {
-        let old = self.table();
+        let old = self.table().unwrap_or_default();
         let stores = mounts.iter().map(|mount| {
             let known = old.mounts.iter().position(|other| other.source == mount.source);
             match known.and_then(|index| old.stores[index].as_ref().ok()) {
@@ -56,17 +56,16 @@ impl Mounts {
             }
         }
         let table = Arc::new(Table { mounts, stores });
-        *self.table.write().unwrap_or_else(PoisonError::into_inner) = table;
+        *self.table.write().unwrap_or_else(PoisonError::into_inner) = Some(table);
     }
 
-    fn table(&self) -> Arc<Table> {
-        Arc::clone(&self.table.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn place(&self, path: &str) -> Option<Place> {
-        let table = self.table();
-        let (index, rest) = mount_of(&table.mounts, path)?;
-        Some(Place { store: table.stores[index].clone(), rest: rest.into() })
+    /// What is mounted.
+    ///
+    /// # Errors
+    /// [`StoreError::NotYet`] before that is known.
+    fn table(&self) -> Result<Arc<Table>, StoreError> {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        table.clone().ok_or(StoreError::NotYet)
     }
 }
 
@@ -81,6 +80,11 @@ fn open(source: &str) -> Result<Arc<LocalStore>, String> {
 }
 
 impl Table {
+    fn place(&self, path: &str) -> Option<Place> {
+        let (index, rest) = mount_of(&self.mounts, path)?;
+        Some(Place { store: self.stores[index].clone(), rest: rest.into() })
+    }
+
     /// Names directly below a path that lead to a mount further down.
     fn names_below(&self, path: &str) -> BTreeSet<String> {
         let below = |prefix: &str| {
@@ -106,7 +110,8 @@ fn directory() -> Found {
 
 impl UnderStore for Mounts {
     fn identify(&self, path: &str) -> FileId {
-        match self.place(path) {
+        let table = self.table().unwrap_or_default();
+        match table.place(path) {
             Some(Place { store: Ok(store), rest }) => store.identify(&rest),
             _ => file_id("", path),
         }
@@ -115,15 +120,14 @@ impl UnderStore for Mounts {
     fn stat(&self, path: Arc<str>) -> StoreFuture<'_, Result<Found, StoreError>> {
         Box::pin(async move {
             check_path(&path)?;
-            let found = match self.place(&path) {
+            let table = self.table()?;
+            let found = match table.place(&path) {
                 None => Err(StoreError::NotFound),
                 Some(Place { store: Err(error), .. }) => Err(StoreError::Failed(error)),
                 Some(Place { store: Ok(store), rest }) => store.stat(rest).await,
             };
             match found {
-                Err(StoreError::NotFound) if self.table().leads_to_a_mount(&path) => {
-                    Ok(directory())
-                }
+                Err(StoreError::NotFound) if table.leads_to_a_mount(&path) => Ok(directory()),
                 other => other,
             }
         })
@@ -137,8 +141,8 @@ impl UnderStore for Mounts {
     ) -> StoreFuture<'_, Result<Page, StoreError>> {
         Box::pin(async move {
             check_path(&path)?;
-            let table = self.table();
-            let page = match self.place(&path) {
+            let table = self.table()?;
+            let page = match table.place(&path) {
                 None => Err(StoreError::NotFound),
                 Some(Place { store: Err(error), .. }) => Err(StoreError::Failed(error)),
                 Some(Place { store: Ok(store), rest }) => {
@@ -164,7 +168,11 @@ impl UnderStore for Mounts {
         blank: Blank,
     ) -> StoreFuture<'_, (Blank, Result<(), StoreError>)> {
         Box::pin(async move {
-            match self.place(&path) {
+            let table = match self.table() {
+                Ok(table) => table,
+                Err(error) => return (blank, Err(error)),
+            };
+            match table.place(&path) {
                 // It was mounted when the block was asked for.
                 None => (blank, Err(StoreError::Changed)),
                 Some(Place { store: Err(error), .. }) => (blank, Err(StoreError::Failed(error))),

@@ -48,6 +48,8 @@ fn path_bytes() -> &'static [u8] {
 #[test]
 fn paths_lead_to_the_mount_with_the_longest_prefix() {
     let fixture = Fixture::new();
+    assert_eq!(fixture.stat("x"), Err(StoreError::NotYet));
+    fixture.mount(&[]);
     assert_eq!(fixture.stat("x"), Err(StoreError::NotFound));
     assert_eq!(fixture.stat(""), Ok(Kind::Directory));
     fixture.mount(&[("", "a"), ("data/hot", "b")]);
