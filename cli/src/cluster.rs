@@ -78,6 +78,20 @@ struct UpArgs {
     json: bool,
 }
 
+/// Tells a process that it ends with the one that started it.
+const PARENT_VARIABLE: &str = "MILLRACE_PARENT";
+
+/// Has this process stop when the one that started it is gone, if that is what it asked for.
+pub(crate) fn end_with_parent() {
+    let parent = std::env::var(PARENT_VARIABLE).ok().and_then(|id| id.parse::<i32>().ok());
+    let Some(parent) = parent else { return };
+    // Without it this process would go on by itself, which is no harm to what it does.
+    let _ = rustix::process::set_parent_process_death_signal(Some(Signal::TERM));
+    if rustix::process::getppid().map(Pid::as_raw_nonzero).is_none_or(|id| id.get() != parent) {
+        std::process::exit(1);
+    }
+}
+
 /// A process of the cluster.
 struct Member {
     name: String,
@@ -195,10 +209,11 @@ fn program() -> Result<Command, Failure> {
     let program = std::env::current_exe()
         .map_err(|error| Failure::new(format!("find this program: {error}")))?;
     let mut command = Command::new(program);
+    command.env(PARENT_VARIABLE, std::process::id().to_string());
     for (name, _) in std::env::vars_os() {
         // What is set for a single node is not meant for all of them.
         let name = name.to_string_lossy();
-        if name.starts_with("MILLRACE_") && name != "MILLRACE_LOG" {
+        if name.starts_with("MILLRACE_") && name != "MILLRACE_LOG" && name != PARENT_VARIABLE {
             command.env_remove(&*name);
         }
     }

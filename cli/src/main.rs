@@ -84,6 +84,7 @@ struct CompletionsArgs {
 }
 
 fn main() -> ExitCode {
+    cluster::end_with_parent();
     let result = match Cli::parse().verb {
         Verb::Quickstart(args) => quickstart::run(&args),
         Verb::Node(args) => node::run(&args),

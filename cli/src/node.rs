@@ -21,7 +21,8 @@ use crate::output;
 use crate::signals::Signals;
 
 /// Variables with the node's prefix that belong to other parts of this program and its tests.
-const OTHER_VARIABLES: [&str; 3] = ["MILLRACE_LOG", "MILLRACE_NODE", "MILLRACE_BLESS"];
+const OTHER_VARIABLES: [&str; 4] =
+    ["MILLRACE_LOG", "MILLRACE_NODE", "MILLRACE_BLESS", "MILLRACE_PARENT"];
 /// Name of the argument without a flag.
 const DIRECTORY: &str = "directory";
 /// The variable that says what is logged.

@@ -41,6 +41,11 @@ impl Changes {
         Changes { all: true, ..Changes::default() }
     }
 
+    /// Whether everything has to be read.
+    pub(crate) fn is_all(&self) -> bool {
+        self.all
+    }
+
     /// Takes note of a change at this path.
     pub(crate) fn note(&mut self, path: &str) {
         if let Some(id) = path.strip_prefix(path::MEMBERS) {

@@ -118,6 +118,16 @@ struct Live {
     term: Option<Term>,
 }
 
+impl Live {
+    /// Asks to be told of changes again. After a connection was lost the crate asks for the watches of
+    /// single nodes alone (0.11.2 sends `setWatches` where `setWatches2` is needed).
+    async fn watch_anew(&mut self) -> Result<(), Error> {
+        // The old one goes after the new one is there, so that the server keeps it.
+        self.watcher = self.client.watch("/", AddWatchMode::PersistentRecursive).await?;
+        Ok(())
+    }
+}
+
 impl Session {
     /// A session and its handle. [`Session::run`] has to be awaited.
     pub(crate) fn new(settings: Settings) -> (Session, Handle) {
@@ -332,7 +342,15 @@ impl Session {
         let mut fence_at: Option<Instant> = None;
         loop {
             if fence_at.is_none() && !changes.is_empty() {
-                match self.take_over(live, &changes).await {
+                let watched = match changes.is_all() {
+                    true => live.watch_anew().await,
+                    false => Ok(()),
+                };
+                let taken = match watched {
+                    Ok(()) => self.take_over(live, &changes).await,
+                    Err(error) => Err(error),
+                };
+                match taken {
                     Ok(()) => changes = Changes::default(),
                     Err(Error::ConnectionLoss) => (),
                     Err(error) => return Err(error.into()),
