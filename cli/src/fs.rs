@@ -49,7 +49,7 @@ pub(crate) struct Args {
 /// Which node is asked.
 #[derive(clap::Args)]
 pub(crate) struct NodeAddress {
-    /// Address of the node; unix:PATH for its Unix socket
+    /// Address of a node, or of several behind commas; unix:PATH for a Unix socket
     #[arg(id = "node_address", long = "node", value_name = "HOST:PORT", env = "MILLRACE_NODE",
         hide_env_values = true,
         display_order = 100,
@@ -63,11 +63,14 @@ impl NodeAddress {
     /// # Errors
     /// If it is neither `host:port` nor `unix:PATH`.
     pub(crate) fn check(&self) -> Result<(), Failure> {
-        if self.address.strip_prefix("unix:").is_some_and(|path| !path.is_empty()) {
-            return Ok(());
-        }
-        let parts = self.address.rsplit_once(':');
-        if parts.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) {
+        let is_address = |address: &str| {
+            if let Some(path) = address.strip_prefix("unix:") {
+                return !path.is_empty();
+            }
+            let parts = address.rsplit_once(':');
+            parts.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+        };
+        if self.address.split(',').all(is_address) {
             return Ok(());
         }
         Err(Failure::usage(format!(
@@ -121,7 +124,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
 }
 
 /// Why there is no connection; the flag may be at fault.
-fn no_node(error: Error) -> Failure {
+pub(crate) fn no_node(error: Error) -> Failure {
     match error {
         Error::InvalidArgument(text) => Failure::usage(format!("flag --node: {text}")),
         error @ Error::Connect { .. } => Failure::from(error).with_hint(NO_NODE_HINT),

@@ -19,6 +19,7 @@ mod coord;
 
 mod fs;
 
+mod admin;
 mod cluster;
 
 mod bench;
@@ -40,6 +41,8 @@ Examples:
   millrace node --source /data --memory 8GiB   serve /data at 127.0.0.1:7070
   millrace fs ls -l                            what that node serves
   millrace coord --data DIR                    serve ZooKeeper's clients at 127.0.0.1:2181
+  millrace cluster up --dir DIR                a whole cluster on this machine, to try it out
+  millrace admin status                        how a cluster does
   millrace bench read --seconds 10             how fast it does so
   millrace doctor                              what of this machine makes it slower
 
@@ -62,6 +65,7 @@ enum Verb {
     Node(node::Args),
     Coord(Box<coord::Args>),
     Fs(fs::Args),
+    Admin(admin::Args),
     Cluster(cluster::Args),
     Bench(bench::Args),
     Doctor(doctor::Args),
@@ -90,6 +94,7 @@ fn main() -> ExitCode {
         Verb::Node(args) => node::run(&args),
         Verb::Coord(args) => coord::run(*args),
         Verb::Fs(args) => fs::run(args),
+        Verb::Admin(args) => admin::run(args),
         Verb::Cluster(args) => cluster::run(&args),
         Verb::Bench(args) => bench::run(args),
         Verb::Doctor(args) => doctor::run(&args),

@@ -1,0 +1,69 @@
+//! `millrace admin`: look at a cluster and change it.
+//!
+//! Owns the flags and the connection; `status` presents, `change` changes. Any node can be asked: the
+//! client learns of the others, and finds the master by itself.
+
+use clap::Subcommand;
+use millrace_client::{Client, ClientConfig, ClusterInfo};
+
+mod change;
+mod status;
+
+use crate::failure::Failure;
+use crate::fs::{self, NodeAddress};
+
+/// Look at a cluster, drain its nodes, change what is mounted
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  millrace admin status
+  millrace admin status --watch
+  millrace admin drain cache-3 && ssh cache-3 systemctl stop millrace
+  millrace admin undrain cache-3
+  millrace admin mount datasets file:///mnt/datasets --replicas 2
+  millrace admin nodes --json | jq -r '.[].address'")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    node: NodeAddress,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Status(status::StatusArgs),
+    Nodes(status::NodesArgs),
+    Drain(change::DrainArgs),
+    Undrain(change::UndrainArgs),
+    Mounts(status::MountsArgs),
+    Mount(change::MountArgs),
+    Unmount(change::UnmountArgs),
+}
+
+pub(crate) fn run(args: Args) -> Result<(), Failure> {
+    let runtime = fs::runtime()?;
+    runtime.block_on(async move {
+        let connected = Client::connect(args.node.address, ClientConfig::new()).await;
+        let client = connected.map_err(fs::no_node)?;
+        match args.verb {
+            Verb::Status(args) => status::status(&client, &args).await,
+            Verb::Nodes(args) => status::nodes(&client, &args),
+            Verb::Drain(args) => change::drain(&client, &args).await,
+            Verb::Undrain(args) => change::undrain(&client, &args).await,
+            Verb::Mounts(args) => status::mounts(&client, &args),
+            Verb::Mount(args) => change::mount(&client, &args).await,
+            Verb::Unmount(args) => change::unmount(&client, &args).await,
+        }
+    })
+}
+
+/// What is known of the cluster.
+///
+/// # Errors
+/// If the node is in none.
+fn cluster(client: &Client) -> Result<ClusterInfo, Failure> {
+    client.cluster().ok_or_else(|| {
+        Failure::new("this node is in no cluster")
+            .with_hint("start it with --coord embedded or --coord zk://HOST:PORT/PATH")
+    })
+}

@@ -1,0 +1,193 @@
+//! Changes of a cluster: drains and mounts. The master carries them out; that everybody has seen them
+//! is waited for here.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use millrace_client::{Client, MountInfo, NodeStatus};
+
+use super::cluster;
+use crate::failure::Failure;
+use crate::output::{self, Activity};
+
+/// How often progress is looked at.
+const LOOK: Duration = Duration::from_millis(200);
+/// Longest wait for everybody to see a change.
+const SEEN_WAIT: Duration = Duration::from_secs(30);
+
+/// Have a node give its blocks to the others, so that it can be stopped
+///
+/// Waits until the others have taken over what it had. Its reads go on meanwhile and afterwards; it
+/// stays in the cluster, and owns nothing, until it is undrained or stopped.
+#[derive(clap::Args)]
+pub(super) struct DrainArgs {
+    /// Id of the node, as `admin nodes` lists it
+    #[arg(value_name = "NODE")]
+    node_id: String,
+    /// Do not wait
+    #[arg(long)]
+    no_wait: bool,
+}
+
+/// Let a drained node take part again
+#[derive(clap::Args)]
+pub(super) struct UndrainArgs {
+    /// Id of the node
+    #[arg(value_name = "NODE")]
+    node_id: String,
+}
+
+/// Mount a source below a path, or change how it is
+#[derive(clap::Args)]
+pub(super) struct MountArgs {
+    /// Path below which its files are seen; / for the root
+    #[arg(value_name = "PATH")]
+    path: String,
+    /// The source, such as file:///data; every node has to reach it there
+    #[arg(value_name = "SOURCE")]
+    source: String,
+    /// Nodes that hold each block
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
+    replicas: u8,
+}
+
+/// Remove a mount; its source is not touched
+#[derive(clap::Args)]
+pub(super) struct UnmountArgs {
+    /// Path it is mounted at; / for the root
+    #[arg(value_name = "PATH")]
+    path: String,
+}
+
+pub(super) async fn drain(client: &Client, args: &DrainArgs) -> Result<(), Failure> {
+    let id = &args.node_id;
+    client.drain(id, false).await?;
+    let epoch = wait_for(client, "the others know that it drains", |client| {
+        let cluster = client.cluster()?;
+        let drains = cluster.members.iter().all(|member| member.id != *id || !member.is_active);
+        drains.then_some(cluster.epoch)
+    })
+    .await?;
+    if args.no_wait {
+        return output::print(&format!("{id} drains\n"));
+    }
+    let activity = Activity::start();
+    loop {
+        let statuses = client.statuses().await;
+        let others: Vec<_> = statuses.iter().filter(|(other, _)| other != id).collect();
+        let reached = others.iter().filter_map(|(_, status)| status.as_ref().ok());
+        let progress: Vec<Progress> = reached.map(|status| Progress::of(status)).collect();
+        let busy = progress.iter().filter(|it| it.epoch < epoch || it.sources > 0).count();
+        let unreached = others.len() - progress.len();
+        if busy == 0 && unreached == 0 {
+            break;
+        }
+        let left: u64 = progress.iter().map(|it| it.pending).sum();
+        let moved: u64 = progress.iter().map(|it| it.moved).sum();
+        activity.tell(&format!(
+            "{} taken over, {} listed and to come, {busy} nodes at it, {unreached} not reached",
+            output::counted(moved, "block"),
+            output::count(left)
+        ));
+        tokio::time::sleep(LOOK).await;
+    }
+    drop(activity);
+    output::print(&format!("{id} is drained: it owns nothing and can be stopped\n"))
+}
+
+/// How far a node is with taking over.
+struct Progress {
+    epoch: u64,
+    sources: u64,
+    pending: u64,
+    moved: u64,
+}
+
+impl Progress {
+    fn of(status: &NodeStatus) -> Progress {
+        let count = |name| status.counter(name).unwrap_or(0);
+        Progress {
+            epoch: count("cluster_epoch"),
+            sources: count("handover_source_count"),
+            pending: count("handover_pending_count"),
+            moved: count("handover_block_count"),
+        }
+    }
+}
+
+pub(super) async fn undrain(client: &Client, args: &UndrainArgs) -> Result<(), Failure> {
+    let id = &args.node_id;
+    client.drain(id, true).await?;
+    wait_for(client, "it takes part again", |client| {
+        let cluster = client.cluster()?;
+        let drains = cluster.members.iter().any(|member| member.id == *id && !member.is_active);
+        (!drains).then_some(())
+    })
+    .await?;
+    output::print(&format!("{id} takes part again\n"))
+}
+
+pub(super) async fn mount(client: &Client, args: &MountArgs) -> Result<(), Failure> {
+    let mount = MountInfo {
+        prefix: prefix(&args.path).to_owned(),
+        source: source(&args.source)?,
+        replicas: args.replicas,
+    };
+    client.change_mount(mount.clone(), false).await?;
+    wait_for(client, "it is mounted", |client| {
+        client.cluster()?.mounts.contains(&mount).then_some(())
+    })
+    .await?;
+    output::print(&format!("{} is mounted at /{}\n", mount.source, mount.prefix))
+}
+
+pub(super) async fn unmount(client: &Client, args: &UnmountArgs) -> Result<(), Failure> {
+    let prefix = prefix(&args.path);
+    let mounts = cluster(client)?.mounts;
+    let mount = mounts.into_iter().find(|mount| mount.prefix == prefix);
+    let Some(mount) = mount else {
+        return Err(Failure::new(format!("nothing is mounted at /{prefix}"))
+            .with_hint("`millrace admin mounts` lists what is"));
+    };
+    client.change_mount(mount, true).await?;
+    wait_for(client, "it is gone", |client| {
+        let is_gone = client.cluster()?.mounts.iter().all(|mount| mount.prefix != prefix);
+        is_gone.then_some(())
+    })
+    .await?;
+    output::print(&format!("nothing is mounted at /{prefix} any more\n"))
+}
+
+fn prefix(path: &str) -> &str {
+    path.trim_matches('/')
+}
+
+/// A source as the cluster names it. A plain path is one on every node.
+fn source(text: &str) -> Result<String, Failure> {
+    if text.contains("://") {
+        return Ok(text.to_owned());
+    }
+    if Path::new(text).is_absolute() {
+        return Ok(format!("file://{text}"));
+    }
+    Err(Failure::usage(format!("{text:?} is no source: write file:///DIR")))
+}
+
+/// Waits until this client has seen a change.
+async fn wait_for<T>(
+    client: &Client,
+    what: &str,
+    mut seen: impl FnMut(&Client) -> Option<T>,
+) -> Result<T, Failure> {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = seen(client) {
+            return Ok(found);
+        }
+        if start.elapsed() > SEEN_WAIT {
+            return Err(Failure::new(format!("it was changed, but not seen in time that {what}"))
+                .with_hint("look at `millrace admin status`"));
+        }
+        tokio::time::sleep(LOOK / 4).await;
+    }
+}

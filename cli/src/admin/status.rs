@@ -1,0 +1,305 @@
+//! What is in a cluster, and how it does.
+
+use std::time::Duration;
+
+use millrace_client::{Client, ClusterInfo, Error, MemberInfo, NodeStatus};
+use serde::Serialize;
+
+use super::cluster;
+use crate::failure::Failure;
+use crate::output::{self, Align, Sizes, Table};
+
+/// How often `--watch` looks again.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// Clears a terminal and goes to its beginning: ECMA-48, ED and CUP.
+const CLEAR: &str = "\x1b[2J\x1b[H";
+
+/// Show nodes, master, usage and what is being handed over
+#[derive(clap::Args)]
+pub(super) struct StatusArgs {
+    /// Look again every second
+    #[arg(long)]
+    watch: bool,
+    /// Exact sizes
+    #[arg(long)]
+    bytes: bool,
+    /// JSON; with --watch a line each time
+    #[arg(long, conflicts_with = "bytes")]
+    json: bool,
+}
+
+/// List the nodes
+#[derive(clap::Args)]
+pub(super) struct NodesArgs {
+    /// JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// List what is mounted
+#[derive(clap::Args)]
+pub(super) struct MountsArgs {
+    /// JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// A node in a report.
+#[derive(Serialize)]
+struct NodeReport {
+    id: String,
+    address: String,
+    zone: String,
+    /// `active`, `draining`, `fenced`, or `unreachable`.
+    state: &'static str,
+    weight: u32,
+    capacity_bytes: u64,
+    used_bytes: u64,
+    block_count: u64,
+    hit_count: u64,
+    miss_count: u64,
+    connection_count: u64,
+    handover_pending_count: u64,
+    handover_block_count: u64,
+    uptime_s: u64,
+    epoch: u64,
+    server: String,
+}
+
+/// A cluster in a report.
+#[derive(Serialize)]
+struct Report {
+    cluster: String,
+    epoch: u64,
+    master: Option<String>,
+    capacity_bytes: u64,
+    used_bytes: u64,
+    /// Reads from memory in percent, once there was one.
+    hit_percent: Option<u64>,
+    nodes: Vec<NodeReport>,
+}
+
+pub(super) async fn status(client: &Client, args: &StatusArgs) -> Result<(), Failure> {
+    loop {
+        let report = report(client).await?;
+        if args.json && args.watch {
+            output::print_json_line(&report)?;
+        } else if args.json {
+            output::print_json(&report)?;
+        } else {
+            let clear = if args.watch { CLEAR } else { "" };
+            output::print(&format!("{clear}{}", render(&report, Sizes::exact_if(args.bytes))))?;
+        }
+        if !args.watch {
+            return Ok(());
+        }
+        tokio::time::sleep(WATCH_INTERVAL).await;
+    }
+}
+
+async fn report(client: &Client) -> Result<Report, Failure> {
+    let statuses = client.statuses().await;
+    let ClusterInfo { id, epoch, master, members, .. } = cluster(client)?;
+    let nodes: Vec<_> = members
+        .into_iter()
+        .map(|member| {
+            let status = statuses.iter().find(|(id, _)| *id == member.id);
+            node(member, status.map(|(_, status)| status))
+        })
+        .collect();
+    let sum = |figure: fn(&NodeReport) -> u64| nodes.iter().map(figure).sum::<u64>();
+    let (hits, misses) = (sum(|node| node.hit_count), sum(|node| node.miss_count));
+    Ok(Report {
+        cluster: id,
+        epoch,
+        master,
+        capacity_bytes: sum(|node| node.capacity_bytes),
+        used_bytes: sum(|node| node.used_bytes),
+        hit_percent: (hits + misses > 0).then(|| output::percent(hits, hits + misses)),
+        nodes,
+    })
+}
+
+fn node(member: MemberInfo, status: Option<&Result<NodeStatus, Error>>) -> NodeReport {
+    let status = status.and_then(|status| status.as_ref().ok());
+    let count = |name| status.and_then(|status| status.counter(name)).unwrap_or(0);
+    let state = match status {
+        None => "unreachable",
+        Some(_) if count("cluster_fenced") > 0 => "fenced",
+        Some(_) if member.is_active => "active",
+        Some(_) => "draining",
+    };
+    NodeReport {
+        state,
+        capacity_bytes: status.map_or(member.capacity, |_| count("capacity_bytes")),
+        used_bytes: count("used_bytes"),
+        block_count: count("block_count"),
+        hit_count: count("hit_count"),
+        miss_count: count("miss_count"),
+        connection_count: count("connection_count"),
+        handover_pending_count: count("handover_pending_count"),
+        handover_block_count: count("handover_block_count"),
+        uptime_s: status.map_or(0, |status| status.uptime.as_secs()),
+        epoch: count("cluster_epoch"),
+        id: member.id,
+        address: member.address,
+        zone: member.zone,
+        weight: member.weight,
+        server: member.server,
+    }
+}
+
+fn render(report: &Report, sizes: Sizes) -> String {
+    let mut table = Table::new(&[
+        Align::Left,
+        Align::Left,
+        Align::Left,
+        Align::Left,
+        Align::Right,
+        Align::Right,
+        Align::Right,
+        Align::Right,
+        Align::Right,
+        Align::Right,
+    ]);
+    table.row([
+        "node", "address", "zone", "state", "used", "memory", "blocks", "hits", "to come", "up",
+    ]);
+    for node in &report.nodes {
+        let mark = if report.master.as_ref() == Some(&node.id) { "*" } else { "" };
+        let reads = node.hit_count + node.miss_count;
+        let hits = match reads {
+            0 => "-".to_owned(),
+            _ => format!("{} %", output::percent(node.hit_count, reads)),
+        };
+        table.row([
+            format!("{}{mark}", output::visible(&node.id)),
+            output::visible(&node.address),
+            if node.zone.is_empty() { "-".to_owned() } else { output::visible(&node.zone) },
+            node.state.to_owned(),
+            sizes.show(node.used_bytes),
+            sizes.show(node.capacity_bytes),
+            output::count(node.block_count),
+            hits,
+            output::count(node.handover_pending_count),
+            output::uptime(node.uptime_s),
+        ]);
+    }
+    let master = match &report.master {
+        Some(master) => format!("master {} (*)", output::visible(master)),
+        None => "no master".to_owned(),
+    };
+    let hits = match report.hit_percent {
+        Some(percent) => format!(", {percent} % of reads from memory"),
+        None => String::new(),
+    };
+    format!(
+        "cluster {}, epoch {}, {master}, {}\n{} of {} used{hits}\n\n{}",
+        output::visible(&report.cluster),
+        report.epoch,
+        output::counted(report.nodes.len() as u64, "node"),
+        sizes.show(report.used_bytes),
+        sizes.show(report.capacity_bytes),
+        table.render()
+    )
+}
+
+pub(super) fn nodes(client: &Client, args: &NodesArgs) -> Result<(), Failure> {
+    #[derive(Serialize)]
+    struct Row<'a> {
+        id: &'a str,
+        address: &'a str,
+        zone: &'a str,
+        is_active: bool,
+        weight: u32,
+        capacity_bytes: u64,
+        server: &'a str,
+    }
+    let cluster = cluster(client)?;
+    if args.json {
+        let rows = cluster.members.iter().map(|member| Row {
+            id: &member.id,
+            address: &member.address,
+            zone: &member.zone,
+            is_active: member.is_active,
+            weight: member.weight,
+            capacity_bytes: member.capacity,
+            server: &member.server,
+        });
+        return output::print_json(&rows.collect::<Vec<_>>());
+    }
+    let mut table = Table::new(&[Align::Left, Align::Left, Align::Left, Align::Left]);
+    for member in &cluster.members {
+        let state = if member.is_active { "active" } else { "draining" };
+        let [id, address, zone] = [&member.id, &member.address, &member.zone];
+        table.row([
+            output::visible(id),
+            output::visible(address),
+            if zone.is_empty() { "-".to_owned() } else { output::visible(zone) },
+            state.to_owned(),
+        ]);
+    }
+    output::print(&table.render())
+}
+
+pub(super) fn mounts(client: &Client, args: &MountsArgs) -> Result<(), Failure> {
+    #[derive(Serialize)]
+    struct Row<'a> {
+        prefix: &'a str,
+        source: &'a str,
+        replicas: u8,
+    }
+    let cluster = cluster(client)?;
+    if args.json {
+        let rows = cluster.mounts.iter().map(|mount| Row {
+            prefix: &mount.prefix,
+            source: &mount.source,
+            replicas: mount.replicas,
+        });
+        return output::print_json(&rows.collect::<Vec<_>>());
+    }
+    let mut table = Table::new(&[Align::Left, Align::Left, Align::Right]);
+    table.row(["path", "source", "replicas"]);
+    for mount in &cluster.mounts {
+        table.row([
+            format!("/{}", output::visible(&mount.prefix)),
+            output::visible(&mount.source),
+            mount.replicas.to_string(),
+        ]);
+    }
+    output::print(&table.render())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_is_a_table_that_names_its_master() {
+        let member = |id: &str, is_active| MemberInfo {
+            id: id.into(),
+            address: "10.0.0.1:7070".into(),
+            shards: Vec::new(),
+            zone: String::new(),
+            is_active,
+            weight: 64,
+            capacity: 1 << 30,
+            server: "millrace/0".into(),
+            is_suspect: false,
+        };
+        let report = Report {
+            cluster: "c".into(),
+            epoch: 7,
+            master: Some("b".into()),
+            capacity_bytes: 2 << 30,
+            used_bytes: 1 << 20,
+            hit_percent: Some(99),
+            nodes: vec![node(member("a", false), None), node(member("b", true), None)],
+        };
+        let text = render(&report, Sizes::Human);
+        let head = "cluster c, epoch 7, master b (*), 2 nodes\n\
+                    1 MiB of 2 GiB used, 99 % of reads from memory\n\n";
+        assert!(text.starts_with(head), "{text}");
+        assert!(text.contains("b*") && text.contains("unreachable"), "{text}");
+    }
+}
