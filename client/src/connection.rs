@@ -49,6 +49,7 @@ pub(crate) enum Body {
     List(ListRequest),
     Read(Range),
     Peek(Range),
+    Fetch(Range),
     Inventory(InventoryRequest),
     ReadMany(ReadManyRequest),
     Lease(ReadManyRequest),
@@ -70,6 +71,7 @@ impl Body {
             Body::List(_) => Op::List,
             Body::Read(_) => Op::Read,
             Body::Peek(_) => Op::Peek,
+            Body::Fetch(_) => Op::Fetch,
             Body::Inventory(_) => Op::Inventory,
             Body::ReadMany(_) => Op::ReadMany,
             Body::Lease(_) => Op::Lease,
@@ -88,7 +90,9 @@ impl Body {
             Body::Hello(body) => frame::encode(out, header, body),
             Body::Stat(body) => frame::encode(out, header, body),
             Body::List(body) => frame::encode(out, header, body),
-            Body::Read(body) | Body::Peek(body) => frame::encode(out, header, body),
+            Body::Read(body) | Body::Peek(body) | Body::Fetch(body) => {
+                frame::encode(out, header, body)
+            }
             Body::Inventory(body) => frame::encode(out, header, body),
             Body::ReadMany(body) | Body::Lease(body) | Body::Release(body) => {
                 frame::encode(out, header, body)
@@ -370,7 +374,7 @@ impl Lane {
         is_patient: bool,
     ) -> Result<Answer, Error> {
         let payload_max = match &body {
-            Body::Read(range) | Body::Peek(range) => range.length,
+            Body::Read(range) | Body::Peek(range) | Body::Fetch(range) => range.length,
             _ => 0,
         };
         let (sender, receiver) = oneshot::channel();

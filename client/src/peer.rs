@@ -9,7 +9,7 @@ use bytes::Bytes;
 use millrace_proto::cluster::{
     ArchivedInventoryReply, InventoryFile, InventoryReply, InventoryRequest,
 };
-use millrace_proto::message::{Entry, Kind, Range};
+use millrace_proto::message::{Entry, Kind, Range, StatRequest};
 use millrace_proto::{FileId, Status, frame, placement};
 use smallvec::smallvec;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::connection::{Body, Landing, Lane, Reply};
 use crate::error::Error;
 use crate::file::File;
 use crate::read::{self, Miss, Piece};
-use crate::reply;
+use crate::reply::{self, Setback};
 
 /// Longest wait for a connection. Guessed: a node that does not answer by then is as good as gone.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -72,6 +72,42 @@ impl Peer {
     /// # Errors
     /// If there is no answer within `patience`, or not one that can be used.
     pub async fn peek(&self, block: PeerBlock, patience: Duration) -> Result<Option<Bytes>, Error> {
+        match self.ask(Body::Peek, block, Instant::now() + patience).await {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(Error::Status { status: Status::NotCached, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The bytes of a block of the file at `path`, which the node reads from the source if it has to.
+    ///
+    /// # Errors
+    /// As [`Peer::peek`].
+    pub async fn fetch(
+        &self,
+        block: PeerBlock,
+        path: &str,
+        patience: Duration,
+    ) -> Result<Bytes, Error> {
+        let deadline = Instant::now() + patience;
+        match self.ask(Body::Fetch, block, deadline).await {
+            Err(Error::Status { status: Status::UnknownFile, .. }) => {
+                let body = Body::Stat(StatRequest { path: path.to_owned() });
+                let answer = self.lanes[0].exchange(body, Landing::Any, deadline).await?;
+                reply::judge(answer.outcome).map_err(Setback::into_error)?;
+                self.ask(Body::Fetch, block, deadline).await
+            }
+            other => other,
+        }
+    }
+
+    /// Asks the shard that a block belongs to for all of it.
+    async fn ask(
+        &self,
+        body: impl Fn(Range) -> Body,
+        block: PeerBlock,
+        deadline: Instant,
+    ) -> Result<Bytes, Error> {
         let offset = u64::from(block.block) * u64::from(self.block_size);
         let entry = Entry {
             name: String::new(),
@@ -83,20 +119,15 @@ impl Peer {
         };
         let file = File::new("".into(), &entry, self.block_size);
         let piece = Piece { offset, length: block.length, block_size: self.block_size };
-        let range: Range = piece.range(&file);
         let hash = placement::block_hash(block.file, u64::from(block.block));
         let shard = placement::shard_of(hash, self.lanes.len() as u32);
         let lane = &self.lanes[shard as usize];
-        let deadline = Instant::now() + patience;
-        let answer = lane.exchange(Body::Peek(range), Landing::Any, deadline).await?;
+        let answer = lane.exchange(body(piece.range(&file)), Landing::Any, deadline).await?;
         let (landed, miss) = read::judge(&file, piece, answer, true);
         match miss {
-            None => Ok(Some(read::into_bytes(landed))),
+            None => Ok(read::into_bytes(landed)),
             Some(Miss::Damaged(offset)) => Err(Error::Corrupt { path: file.path, offset }),
-            Some(Miss::Setback(setback)) => match setback.into_error() {
-                Error::Status { status: Status::NotCached, .. } => Ok(None),
-                error => Err(error),
-            },
+            Some(Miss::Setback(setback)) => Err(setback.into_error()),
         }
     }
 
@@ -112,8 +143,7 @@ impl Peer {
         let deadline = Instant::now() + patience;
         let body = Body::Inventory(request);
         let answer = self.lanes[0].exchange(body, Landing::Any, deadline).await?;
-        let Reply { body, .. } =
-            reply::judge(answer.outcome).map_err(|setback| setback.into_error())?;
+        let Reply { body, .. } = reply::judge(answer.outcome).map_err(Setback::into_error)?;
         let reply = frame::body::<ArchivedInventoryReply>(&body)?;
         let files = reply.files.iter().map(|file| InventoryFile {
             id: (&file.id).into(),

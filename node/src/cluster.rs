@@ -131,6 +131,12 @@ impl View {
         }
     }
 
+    /// The first of the owners of a block.
+    pub(crate) fn first_owner(&self, key: &BlockKey) -> Option<&Member> {
+        let hash = placement::block_hash(key.file, u64::from(key.block));
+        self.ring.owner(hash).map(|index| &self.members[index])
+    }
+
     /// Members that may have a block, the likeliest first, without this node.
     pub(crate) fn holders(&self, key: &BlockKey, replicas: usize) -> impl Iterator<Item = &Member> {
         let hash = placement::block_hash(key.file, u64::from(key.block));

@@ -59,6 +59,8 @@ pub(crate) struct FillJob {
     pub offset: u64,
     /// Where the bytes go.
     pub blank: Blank,
+    /// Another node asked, which has asked others already.
+    pub by_a_node: bool,
 }
 
 /// A request that needs the source or all shards.
@@ -204,8 +206,8 @@ async fn serve_fills(context: Arc<Context>, jobs: flume::Receiver<FillJob>, conc
         let slot = Arc::clone(&slots).acquire_owned().await.expect("never closed");
         let context = Arc::clone(&context);
         tokio::spawn(async move {
-            let FillJob { shard, key, version, path, offset, blank } = job;
-            let (blank, result) = context.fill(&key, version, path, offset, blank).await;
+            let (shard, key, version) = (job.shard, job.key, job.version);
+            let (blank, result) = context.fill(job).await;
             let result = match result {
                 Ok(filling) => {
                     let (block, sums) = blank.freeze();

@@ -39,11 +39,14 @@ pub enum Op {
     Drain = 16,
     /// Change what is mounted.
     Mount = 17,
+    /// As `Read`, from the cache or the source, never from another node: of one owner of a block by
+    /// another, so that the source is read once for all of them.
+    Fetch = 18,
 }
 
 impl Op {
     /// Every operation, in wire order.
-    pub const ALL: [Op; 17] = [
+    pub const ALL: [Op; 18] = [
         Op::Hello,
         Op::Ping,
         Op::Stat,
@@ -61,6 +64,7 @@ impl Op {
         Op::Inventory,
         Op::Drain,
         Op::Mount,
+        Op::Fetch,
     ];
 
     /// The operation with this number, if this version knows it.

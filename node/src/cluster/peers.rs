@@ -19,8 +19,20 @@ use crate::memory::Blank;
 
 /// Longest wait for a block. Guessed: less than what a client waits before it asks elsewhere.
 const PEEK_PATIENCE: Duration = Duration::from_millis(300);
+/// Longest wait for a block that the other one has to read from the source. Guessed.
+const FETCH_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a node that did not answer is not asked.
 const AVOID: Duration = Duration::from_secs(2);
+
+/// A block that is wanted.
+pub(crate) struct Wanted<'a> {
+    pub(crate) key: BlockKey,
+    pub(crate) version: u64,
+    /// Path of its file.
+    pub(crate) path: &'a str,
+    /// Owners it has.
+    pub(crate) replicas: usize,
+}
 
 struct Known {
     run: u64,
@@ -76,20 +88,20 @@ impl Peers {
         all.retain(|id, known| view.member(id).is_some_and(|member| member.run == known.run));
     }
 
-    /// Takes a block from the first of the likely members that has it; false if none does.
-    pub(crate) async fn fill(
-        &self,
-        view: &View,
-        key: &BlockKey,
-        version: u64,
-        replicas: usize,
-        blank: &mut Blank,
-    ) -> bool {
-        let (file, block) = (key.file, key.block);
-        let wanted = PeerBlock { file, version, block, length: blank.length() };
-        for member in view.holders(key, replicas) {
+    /// Takes a block from the first of the likely members that has it; false if none does. Where it has
+    /// several owners the first of them is asked to read it from the source for all.
+    pub(crate) async fn fill(&self, view: &View, wanted: Wanted<'_>, blank: &mut Blank) -> bool {
+        let Wanted { key, version, path, replicas } = wanted;
+        let block = PeerBlock { file: key.file, version, block: key.block, length: blank.length() };
+        let first = view.first_owner(&key).filter(|_| replicas > 1);
+        for member in view.holders(&key, replicas) {
             let Some(peer) = self.get(member) else { continue };
-            match peer.peek(wanted, PEEK_PATIENCE).await {
+            let taken = if first.is_some_and(|first| first.id == member.id) {
+                peer.fetch(block, path, FETCH_PATIENCE).await.map(Some)
+            } else {
+                peer.peek(block, PEEK_PATIENCE).await
+            };
+            match taken {
                 Ok(Some(bytes)) => {
                     if copy(&bytes, blank).is_ok() {
                         return true;
@@ -98,7 +110,9 @@ impl Peers {
                 Ok(None) => (),
                 Err(error) => {
                     tracing::debug!("take a block from {}: {error}", member.id);
-                    self.avoid(member);
+                    if error.status().is_none() {
+                        self.avoid(member);
+                    }
                 }
             }
         }

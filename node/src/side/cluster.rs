@@ -9,9 +9,10 @@ use millrace_proto::cluster::{InventoryFile, Member};
 use millrace_proto::frame;
 use tokio::task::JoinSet;
 
-use super::{Answer, Context, encode};
+use super::{Answer, Context, FillJob, encode};
 use crate::cache::BlockKey;
 use crate::cluster::handover::Puller;
+use crate::cluster::peers::Wanted;
 use crate::cluster::{Command, View};
 use crate::connection::reply_header;
 use crate::files::FileRecord;
@@ -45,14 +46,8 @@ impl Context {
 
     /// Brings the bytes of a block: from a node that has it, where that is likely, else from the
     /// source.
-    pub(super) async fn fill(
-        &self,
-        key: &BlockKey,
-        version: u64,
-        path: Arc<str>,
-        offset: u64,
-        mut blank: Blank,
-    ) -> (Blank, Result<Filling, StoreError>) {
+    pub(super) async fn fill(&self, job: FillJob) -> (Blank, Result<Filling, StoreError>) {
+        let FillJob { key, version, path, offset, mut blank, by_a_node, .. } = job;
         if self.store.identify(&path) != key.file {
             // Something else is mounted there now.
             return (blank, Err(StoreError::Changed));
@@ -60,11 +55,15 @@ impl Context {
         let view = self.cluster.view();
         let replicas = view.replicas(&path);
         let others_may_have_it = view.members.len() > 1
+            && !by_a_node
             && (replicas > 1
                 || self.progress.asks_holders(self.now_ms())
-                || !view.owns_itself(key, replicas));
-        if others_may_have_it && self.peers.fill(&view, key, version, replicas, &mut blank).await {
-            return (blank, Ok(Filling::Peer));
+                || !view.owns_itself(&key, replicas));
+        if others_may_have_it {
+            let wanted = Wanted { key, version, path: &path, replicas };
+            if self.peers.fill(&view, wanted, &mut blank).await {
+                return (blank, Ok(Filling::Peer));
+            }
         }
         let (blank, result) = self.store.fill(path, version, offset, blank).await;
         (blank, result.map(|()| Filling::Source))

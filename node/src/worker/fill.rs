@@ -148,7 +148,10 @@ impl Worker {
         }
         let Some(blank) = self.cache.allocate(length) else { return Err((ALL_PINNED, waiter)) };
         let offset = u64::from(key.block) * u64::from(self.shared.block_size);
-        let job = FillJob { shard: self.shard, key, version, path: record.path, offset, blank };
+        let by_a_node = matches!(&waiter, Waiter::Reader { requester, .. }
+            if requester.header.op == Op::Fetch as u8);
+        let path = record.path;
+        let job = FillJob { shard: self.shard, key, version, path, offset, blank, by_a_node };
         if let Err(blank) = self.side.offer_fill(job) {
             self.cache.release_blank(blank);
             return Err((QUEUE_FULL, waiter));

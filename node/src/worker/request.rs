@@ -60,7 +60,7 @@ impl Worker {
         let mut requester =
             Requester { shard: self.shard, token, header: *header, part: 0, asked: 0, deadline };
         let result = match op {
-            Op::Read | Op::Peek => frame::body::<ArchivedRange>(body).map(|range| {
+            Op::Read | Op::Peek | Op::Fetch => frame::body::<ArchivedRange>(body).map(|range| {
                 let range = Range::from(range);
                 requester.asked = range.length.min(self.shared.block_size);
                 self.take(&requester);
@@ -202,7 +202,7 @@ impl Worker {
                 let mount = (&request.mount).into();
                 Lookup::Command(Command::Mount { mount, remove: request.remove != 0 })
             }
-            Op::Read | Op::Peek | Op::ReadMany | Op::Lease | Op::Release => {
+            Op::Read | Op::Peek | Op::Fetch | Op::ReadMany | Op::Lease | Op::Release => {
                 unreachable!("taken by on_request")
             }
         };

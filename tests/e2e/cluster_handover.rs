@@ -1,0 +1,204 @@
+//! What one node had is another's after a change, without asking the source again.
+
+use std::time::Duration;
+
+use millrace_client::{Client, ClientConfig, Error, File, MountInfo, Status};
+use millrace_tests::cluster::Cluster;
+use millrace_tests::load::Load;
+use millrace_tests::{HANG_GUARD, Scratch, content, heavy, wait_until};
+use tokio::runtime::Runtime;
+
+const FILES: usize = 30;
+const LENGTH: usize = 400_000;
+
+fn runtime() -> Runtime {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(2).enable_all().build().expect("a runtime")
+}
+
+fn scratch() -> Scratch {
+    let scratch = Scratch::new();
+    for index in 0..FILES {
+        scratch.file(&format!("f{index}"), LENGTH);
+    }
+    scratch
+}
+
+async fn connect(cluster: &Cluster) -> Client {
+    let config = ClientConfig { deadline: HANG_GUARD, ..ClientConfig::new() };
+    cluster.client_with(config).await
+}
+
+/// Loads every file; tells how many blocks are held by anybody.
+async fn load_all(client: &Client) -> u64 {
+    let mut blocks = 0;
+    for index in 0..FILES {
+        blocks += client.load(&format!("f{index}")).await.expect("load a file").block_count;
+    }
+    blocks
+}
+
+async fn files(client: &Client) -> Vec<File> {
+    let mut files = Vec::new();
+    for index in 0..FILES {
+        files.push(client.stat(&format!("f{index}")).await.expect("a file"));
+    }
+    files
+}
+
+async fn read_all(client: &Client, files: &[File]) {
+    for file in files {
+        let bytes = client.read(file, 0, file.length).await.expect("read a file");
+        content::check(&file.path, 0, &bytes);
+    }
+}
+
+#[test]
+fn a_node_that_joins_takes_its_share_from_the_others_and_not_from_the_source() {
+    let _alone = heavy();
+    let scratch = scratch();
+    let mut cluster = Cluster::start(1, 3, scratch.root());
+    cluster.wait_settled();
+    let runtime = runtime();
+    let (client, files) = runtime.block_on(async {
+        let client = connect(&cluster).await;
+        let blocks = load_all(&client).await;
+        assert_eq!(blocks, (FILES * LENGTH.div_ceil(64 << 10)) as u64);
+        let files = files(&client).await;
+        (client, files)
+    });
+    assert_eq!(cluster.sum("fill_bytes"), (FILES * LENGTH) as u64, "each block was read once");
+    let load = Load::start(runtime, &client, &files, (4, 100_000, Duration::from_millis(2)));
+    load.begin("joining");
+    let before = cluster.sum("fill_bytes");
+    cluster.add().start();
+    wait_until("the client knows", || client.cluster().expect("a cluster").members.len() == 4);
+    cluster.wait_settled();
+    let enough = load.reads() + 500;
+    wait_until("reads go on", || load.reads() > enough || load.is_broken());
+    let outcome = load.stop();
+    assert_eq!(outcome.failed(), 0, "{:#?}", outcome.failures);
+    let moved = cluster.members[3].counter("peer_fill_bytes");
+    let from_source = cluster.sum("fill_bytes") - before;
+    // A fourth is its share; blocks of 64 KiB are few, so it is not met exactly.
+    assert!(moved > (FILES * LENGTH / 8) as u64, "{moved} bytes were taken over");
+    assert!(from_source * 50 <= moved, "{from_source} bytes from the source, {moved} moved");
+}
+
+#[test]
+fn a_node_that_is_drained_gives_everything_away_and_can_go() {
+    let _alone = heavy();
+    let scratch = scratch();
+    let mut cluster = Cluster::start(1, 3, scratch.root());
+    cluster.wait_settled();
+    runtime().block_on(async {
+        let client = connect(&cluster).await;
+        load_all(&client).await;
+        let files = files(&client).await;
+        let others = |cluster: &mut Cluster| {
+            cluster.members[0].counter("fill_bytes") + cluster.members[2].counter("fill_bytes")
+        };
+        let before = others(&mut cluster);
+        client.drain("node-2", false).await.expect("drain");
+        // Asked for twice, it is done once.
+        client.drain("node-2", false).await.expect("drain");
+        let drains = |client: &Client| {
+            let cluster = client.cluster().expect("a cluster");
+            cluster.members.iter().any(|member| member.id == "node-2" && !member.is_active)
+        };
+        wait_until("the client knows", || drains(&client));
+        cluster.wait_settled();
+        let moved = cluster.sum("peer_fill_bytes");
+        assert!(moved > (FILES * LENGTH / 6) as u64, "{moved} bytes were taken over");
+        cluster.members[1].stop();
+        read_all(&client, &files).await;
+        let from_source = others(&mut cluster) - before;
+        assert!(from_source * 50 <= moved, "{from_source} bytes from the source, {moved} moved");
+        // It is still drained when it comes back, until somebody says otherwise.
+        cluster.members[1].start();
+        cluster.wait_settled();
+        wait_until("the client knows", || drains(&client));
+        client.drain("node-2", true).await.expect("undrain");
+        wait_until("the client knows", || !drains(&client));
+    });
+}
+
+#[test]
+fn what_cannot_be_drained_is_told() {
+    let scratch = scratch();
+    let mut cluster = Cluster::start(1, 2, scratch.root());
+    cluster.wait_settled();
+    runtime().block_on(async {
+        let client = connect(&cluster).await;
+        let told = client.drain("nobody", false).await;
+        assert!(matches!(&told, Err(Error::Status { status: Status::NotFound, .. })), "{told:?}");
+        client.drain("node-1", false).await.expect("drain");
+        wait_until("it drains", || {
+            let cluster = client.cluster().expect("a cluster");
+            cluster.members.iter().any(|member| !member.is_active)
+        });
+        let told = client.drain("node-2", false).await.expect_err("the last one");
+        assert!(told.to_string().contains("last active node"), "{told}");
+    });
+}
+
+#[test]
+fn replicas_are_read_from_the_source_once_and_one_may_die() {
+    let _alone = heavy();
+    let scratch = scratch();
+    let mut cluster = Cluster::start(1, 3, scratch.root());
+    cluster.wait_settled();
+    runtime().block_on(async {
+        let client = connect(&cluster).await;
+        let mut mount = client.cluster().expect("a cluster").mounts[0].clone();
+        mount.replicas = 2;
+        client.change_mount(mount.clone(), false).await.expect("change a mount");
+        let replicas = |client: &Client| client.cluster().expect("a cluster").mounts[0].replicas;
+        wait_until("the client knows", || replicas(&client) == 2);
+        cluster.wait_settled();
+        let blocks = load_all(&client).await;
+        assert_eq!(blocks, 2 * (FILES * LENGTH.div_ceil(64 << 10)) as u64, "two of each");
+        let from_source = cluster.sum("fill_bytes");
+        let all = (FILES * LENGTH) as u64;
+        assert!(from_source <= all + all / 20, "{from_source} of {all} bytes from the source");
+        let files = files(&client).await;
+        let before =
+            cluster.members[0].counter("fill_bytes") + cluster.members[2].counter("fill_bytes");
+        cluster.members[1].kill();
+        read_all(&client, &files).await;
+        wait_until("the client knows", || client.cluster().expect("a cluster").members.len() == 2);
+        cluster.wait_settled();
+        read_all(&client, &files).await;
+        let after = cluster.sum("fill_bytes");
+        assert!(after - before <= all / 20, "{} bytes from the source", after - before);
+    });
+}
+
+#[test]
+fn mounts_change_for_everybody() {
+    let scratch = scratch();
+    let other = Scratch::new();
+    other.file("deep/b", 5000);
+    let mut cluster = Cluster::start(1, 2, scratch.root());
+    cluster.wait_settled();
+    runtime().block_on(async {
+        let client = connect(&cluster).await;
+        let mount = MountInfo {
+            prefix: "more/data".to_owned(),
+            source: format!("file://{}", other.root().display()),
+            replicas: 1,
+        };
+        client.change_mount(mount.clone(), false).await.expect("mount");
+        wait_until("it is mounted", || client.cluster().expect("a cluster").mounts.len() == 2);
+        let file = client.stat("more/data/deep/b").await.expect("a file");
+        let bytes = client.read(&file, 0, file.length).await.expect("read");
+        content::check("deep/b", 0, &bytes);
+        let names = client.list("").await.expect("list the root");
+        assert!(names.iter().any(|entry| entry.name == "more"));
+        client.change_mount(mount, true).await.expect("unmount");
+        wait_until("it is gone", || client.cluster().expect("a cluster").mounts.len() == 1);
+        cluster.wait_settled();
+        let gone = client.stat("more/data/deep/b").await;
+        assert!(matches!(&gone, Err(Error::Status { status: Status::NotFound, .. })), "{gone:?}");
+    });
+}
