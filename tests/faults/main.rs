@@ -4,15 +4,19 @@
 //! ```text
 //! cargo run --release -p millrace-tests --bin faults -- ensemble --minutes 10
 //! cargo run --release -p millrace-tests --bin faults -- kills --count 1000
+//! cargo run --release -p millrace-tests --bin faults -- cluster --minutes 30
+//! cargo run --release -p millrace-tests --bin faults -- cluster --servers 127.0.0.1:2181
 //! ```
 //!
 //! `--seed` repeats the choices of a run, not its timing: processes are not to be replayed. The exit
 //! status is 0 if everything held, 1 if something did not, 2 for a command that is not understood.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use millrace_tests::process;
 
+mod cluster;
 mod ensemble;
 mod history;
 mod kills;
@@ -20,6 +24,7 @@ mod kills;
 const USAGE: &str = "\
 Usage: faults ensemble [--minutes N] [--seed N]
        faults kills [--count N] [--seed N]
+       faults cluster [--minutes N] [--seed N] [--servers HOST:PORT,...]
 ";
 
 /// What follows a flag, as a number.
@@ -31,6 +36,16 @@ fn number(arguments: &[String], flag: &str, default: u64) -> Result<u64, String>
     value.parse().map_err(|_| format!("{flag} {value}: not a number"))
 }
 
+/// Servers of somebody else's coordination.
+fn servers(arguments: &[String]) -> Result<Option<Vec<SocketAddr>>, String> {
+    let Some(place) = arguments.iter().position(|argument| argument == "--servers") else {
+        return Ok(None);
+    };
+    let list = arguments.get(place + 1).ok_or("--servers needs addresses")?;
+    let addresses = list.split(',').map(|it| it.parse().map_err(|_| format!("{it}: no address")));
+    addresses.collect::<Result<_, _>>().map(Some)
+}
+
 fn check_flags(arguments: &[String], known: &[&str]) -> Result<(), String> {
     match arguments.iter().step_by(2).find(|flag| !known.contains(&flag.as_str())) {
         None => Ok(()),
@@ -40,7 +55,7 @@ fn check_flags(arguments: &[String], known: &[&str]) -> Result<(), String> {
 
 fn run(arguments: &[String]) -> Result<Result<(), String>, String> {
     let Some((story, flags)) = arguments.split_first() else {
-        return Err("ensemble or kills?".to_owned());
+        return Err("ensemble, kills or cluster?".to_owned());
     };
     let seed = number(flags, "--seed", fastrand::u64(..1_000_000))?;
     println!("seed {seed}");
@@ -48,6 +63,11 @@ fn run(arguments: &[String]) -> Result<Result<(), String>, String> {
         "ensemble" => {
             check_flags(flags, &["--minutes", "--seed"])?;
             Ok(ensemble::run(number(flags, "--minutes", 10)?, seed))
+        }
+        "cluster" => {
+            check_flags(flags, &["--minutes", "--seed", "--servers"])?;
+            let minutes = number(flags, "--minutes", 30)?;
+            Ok(cluster::run(minutes, seed, servers(flags)?))
         }
         "kills" => {
             check_flags(flags, &["--count", "--seed"])?;

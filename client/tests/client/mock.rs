@@ -113,7 +113,13 @@ impl World {
                 return parts.rev().flatten().collect();
             }
             // As a node that has no memory to share.
-            Op::Attach | Op::Lease | Op::Release | Op::Ring | Op::Peek | Op::Fetch | Op::Inventory => {
+            Op::Attach
+            | Op::Lease
+            | Op::Release
+            | Op::Ring
+            | Op::Peek
+            | Op::Fetch
+            | Op::Inventory => {
                 frame::encode_empty(&mut out, asked.header.reply(Status::UnknownOp));
             }
             Op::Drain | Op::Mount => {
