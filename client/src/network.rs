@@ -256,7 +256,7 @@ async fn refresh(board: &Board) {
     let topology = board.topology();
     let home = board.home.get().map_or("", String::as_str);
     for index in topology.order_from(home) {
-        let fetched = cluster::fetch(topology.member(index), 0, false).await;
+        let fetched = cluster::fetch(topology.member(index), None, false).await;
         let taken = match fetched {
             Ok(News::View(view)) => board.take_over(*view),
             Ok(News::Nothing | News::Alone) | Err(_) => continue,

@@ -123,7 +123,9 @@ impl State {
         let mut ring = self.ring.subscribe();
         if request.wait == 1 {
             let limit = Duration::from_millis(u64::from(header.budget_ms).saturating_sub(200));
-            let changed = ring.wait_for(|ring| ring.epoch != request.epoch);
+            let was_fenced = ring.borrow().is_fenced;
+            let changed =
+                ring.wait_for(|ring| ring.epoch != request.epoch || ring.is_fenced != was_fenced);
             let _ = tokio::time::timeout(limit, changed).await;
         }
         let told = self.ring.borrow().clone();

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, BytesMut};
-use fake::{BLOCK_COUNT, BLOCK_SIZE, Cluster, Fake, LENGTH, Mood, content};
+use fake::{BLOCK_COUNT, BLOCK_SIZE, Cluster, Fake, LENGTH, Mood, RingTold, content};
 use millrace_client::{Client, ClientConfig, Error, File, MountInfo, ReadOptions, Status};
 use millrace_proto::{Op, feature};
 
@@ -278,6 +278,33 @@ async fn fenced_older_and_strange_rings_are_not_taken_over() {
 }
 
 #[tokio::test]
+async fn a_member_that_loses_coordination_is_left_for_another_one() {
+    let cluster = Cluster::start(3, 1).await;
+    let client = connect(&cluster).await;
+    // Whoever is followed is cut off with the rest; one alone goes on.
+    let mut fenced = cluster.ring(1, |_| true);
+    fenced.is_fenced = true;
+    for survivor in [0, 1, 2] {
+        let next = epoch(&client) + 1;
+        for (index, fake) in cluster.fakes.iter().enumerate() {
+            let told = RingTold { epoch: next - 1, ..fenced.clone() };
+            let ring = if index == survivor { cluster.ring(next, |_| true) } else { told };
+            fake.state.ring.send_replace(ring);
+        }
+        wait_until("the survivor is followed", || epoch(&client) == next).await;
+    }
+    read_all(&client, &client.stat("a").await.unwrap()).await;
+    // One that began while all are cut off knows what they knew, until one is not.
+    for fake in &cluster.fakes {
+        fake.state.ring.send_replace(fenced.clone());
+    }
+    let client = connect(&cluster).await;
+    assert_eq!(client.cluster().unwrap().members.len(), 3);
+    cluster.fakes[2].state.ring.send_replace(cluster.ring(2, |index| index == 2));
+    wait_until("the next epoch is seen", || epoch(&client) == 2).await;
+}
+
+#[tokio::test]
 async fn a_hedged_read_asks_the_next_member_early() {
     let cluster = Cluster::start(2, 1).await;
     let patient = ClientConfig { attempt_timeout: GUARD, ..config() };
@@ -346,8 +373,8 @@ async fn without_members_the_source_is_read_if_it_may_be() {
         fake.kill().await;
     }
     let file = client.stat("dir/c").await.unwrap();
-    let identity = format!("file://{}", directory.path().canonicalize().unwrap().display());
-    assert_eq!(file.id, millrace_proto::source::file_id(&identity, "dir/c"));
+    let source = format!("file://{}", directory.path().display());
+    assert_eq!(file.id, millrace_proto::source::file_id(&source, "dir/c"));
     assert_eq!((file.length, file.block_size), (LENGTH as u64, BLOCK_SIZE));
     assert!(client.read(&file, 0, u64::MAX).await.unwrap() == content("dir/c"));
     let many = client.read_many(&[(&file, 5, 10), (&file, 70_000, 1)]).await;
