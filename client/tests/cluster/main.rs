@@ -305,6 +305,28 @@ async fn a_member_that_loses_coordination_is_left_for_another_one() {
 }
 
 #[tokio::test]
+async fn a_node_that_was_alone_may_begin_another_cluster() {
+    let mut cluster = Cluster::start(1, 1).await;
+    let client = connect(&cluster).await;
+    let file = client.stat("a").await.unwrap();
+    read_all(&client, &file).await;
+    cluster.fakes[0].kill().await;
+    let again = Fake::start_at(&cluster.fakes[0].address, "new", feature::ALL).await;
+    let mut told = cluster.ring(1, |_| false);
+    told.cluster = "other".to_owned();
+    // As nodes do that listen on any address.
+    let port = again.address.rsplit_once(':').unwrap().1;
+    let address = format!(":{port}");
+    let shards = vec![address.clone()];
+    told.members = vec![millrace_proto::cluster::Member { address, shards, ..again.told() }];
+    again.state.ring.send_replace(told);
+    read_all(&client, &file).await;
+    wait_until("its cluster is seen", || client.cluster().unwrap().id == "other").await;
+    read_all(&client, &file).await;
+    assert_eq!(client.status().await.unwrap().server, "new");
+}
+
+#[tokio::test]
 async fn a_hedged_read_asks_the_next_member_early() {
     let cluster = Cluster::start(2, 1).await;
     let patient = ClientConfig { attempt_timeout: GUARD, ..config() };
