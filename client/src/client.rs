@@ -236,7 +236,7 @@ impl Client {
         decode: &(dyn Fn(&Reply) -> Result<T, Error> + Send + Sync),
         deadline: Instant,
     ) -> Result<T, Error> {
-        let order = |topology: &Topology| topology.order_from(self.network.home());
+        let order = |topology: &Topology| topology.order_from(&self.network.home());
         self.call(request, &order, decode, &|| Box::pin(async { None }), deadline).await
     }
 

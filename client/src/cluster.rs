@@ -26,14 +26,15 @@ use crate::topology::Topology;
 
 /// How long a member may wait for another epoch. Guessed.
 const POLL: Duration = Duration::from_secs(30);
-/// How much later its answer may come. Guessed.
-const POLL_GRACE: Duration = Duration::from_secs(2);
+/// How long a member may take for a page. Guessed.
+const PAGE_TIME: Duration = Duration::from_secs(5);
 /// An answer without news that comes sooner is followed by a pause.
 const POLL_MIN: Duration = Duration::from_secs(1);
 /// How often the pages are begun again because the epoch changed between them.
 const PAGING_TRIES: usize = 8;
-/// Most members that are asked before a pause.
-const ROUND_MAX: usize = 8;
+/// Most members that are asked before a pause. Guessed: should all have lost coordination, each client asks
+/// so many every two seconds.
+const ROUND_MAX: usize = 4;
 /// Most shards of a member.
 const SHARDS_MAX: usize = 1024;
 
@@ -105,41 +106,50 @@ struct Page {
 
 /// What a member told.
 pub(crate) enum News {
-    /// The members of an epoch.
+    /// The members of an epoch, maybe the one that is known.
     View(Box<View>),
-    /// Nothing that is not known, or nothing yet.
+    /// Nothing yet.
     Nothing,
     /// It is in no cluster.
     Alone,
 }
 
-/// Asks a member for the members, and waits for another epoch than `known` if `wait` is set.
+/// Asks a member for the members; if `wait` is set, it answers when it has more to tell than is known.
 ///
 /// # Errors
 /// What the connection or the member said, and [`Error::Protocol`].
-pub(crate) async fn fetch(member: &Member, known: u64, wait: bool) -> Result<News, Error> {
-    let first = RingRequest { epoch: known, first: 0, wait: u8::from(wait) };
-    let mut reply = match member.ask_watched(Body::Ring(first), Instant::now() + POLL).await {
+pub(crate) async fn fetch(
+    member: &Member,
+    known: Option<&View>,
+    wait: bool,
+) -> Result<News, Error> {
+    let epoch = known.map_or(0, |view| view.epoch);
+    let first = RingRequest { epoch, first: 0, wait: u8::from(wait) };
+    let end = Instant::now() + if wait { POLL } else { PAGE_TIME };
+    let mut reply = match member.ask_watched(Body::Ring(first), end).await {
         // It is alive, and the answer is late.
-        Err(Error::DeadlineExceeded) => return Ok(News::Nothing),
+        Err(Error::DeadlineExceeded) if wait => return Ok(News::Nothing),
         reply => reply?,
     };
     for _ in 0..PAGING_TRIES {
-        if matches!(reply.header.status(), Status::UnknownOp) {
+        if reply.header.status() == Status::UnknownOp {
             return Ok(News::Alone);
         }
-        let mut members = Vec::new();
-        let (page, told) = decode(&reply)?;
-        if page.epoch == 0 || (wait && page.epoch == known) {
+        let (page, mut members) = decode(&reply)?;
+        if page.epoch == 0 {
             return Ok(News::Nothing);
         }
-        members.extend(told);
+        if let Some(known) = known
+            && (known.epoch, &known.cluster) == (page.epoch, &page.cluster)
+        {
+            return Ok(News::View(Box::new(View::new(page, known.members.clone()))));
+        }
         let is_whole = loop {
             if members.len() >= page.member_count {
                 break true;
             }
             let next = RingRequest { epoch: page.epoch, first: members.len() as u32, wait: 0 };
-            reply = member.ask_watched(Body::Ring(next), Instant::now() + POLL_GRACE).await?;
+            reply = member.ask_watched(Body::Ring(next), Instant::now() + PAGE_TIME).await?;
             let (next, told) = decode(&reply)?;
             if next.epoch != page.epoch {
                 break false;
@@ -154,7 +164,7 @@ pub(crate) async fn fetch(member: &Member, known: u64, wait: bool) -> Result<New
             return Ok(News::View(Box::new(View::new(page, members))));
         }
         let again = RingRequest { epoch: 0, first: 0, wait: 0 };
-        reply = member.ask_watched(Body::Ring(again), Instant::now() + POLL_GRACE).await?;
+        reply = member.ask_watched(Body::Ring(again), Instant::now() + PAGE_TIME).await?;
     }
     Err(Error::protocol("the members change faster than they can be asked for"))
 }
@@ -211,27 +221,19 @@ pub(crate) async fn follow(board: Arc<Board>) {
             time::sleep(backoff.step()).await;
             continue;
         };
-        let known = topology.cluster.as_ref().map_or(0, |view| view.epoch);
+        let known = topology.cluster.clone();
         drop(topology);
+        // Who has not told anything yet is not waited for: it might have lost coordination.
+        let is_trusted = last.as_ref().is_some_and(|last| Arc::ptr_eq(last, &member));
+        let wait = is_trusted || known.is_none();
         let asked_at = Instant::now();
-        let news = match fetch(&member, known, true).await {
-            Ok(News::View(view)) => match board.take_over(*view) {
-                Taken::New => true,
-                Taken::Known => false,
-                // Others may know more.
-                Taken::Refused => {
-                    failed.push(member);
-                    last = None;
-                    continue;
-                }
-                Taken::Stranger => {
-                    member.health.banish();
-                    failed.push(member);
-                    last = None;
-                    continue;
-                }
-            },
-            Ok(News::Nothing) => false,
+        let mut is_fenced = false;
+        let taken = match fetch(&member, known.as_deref(), wait).await {
+            Ok(News::View(view)) => {
+                is_fenced = view.is_fenced;
+                board.take_over(*view)
+            }
+            Ok(News::Nothing) => Taken::Known,
             Ok(News::Alone) if link.is_some() => {
                 // Until it is started anew.
                 if let Some(link) = &mut link
@@ -239,21 +241,30 @@ pub(crate) async fn follow(board: Arc<Board>) {
                 {
                     return;
                 }
-                false
+                Taken::Known
             }
-            Ok(News::Alone) | Err(_) => {
-                failed.push(member);
-                last = None;
-                continue;
-            }
+            // Others may know more.
+            Ok(News::Alone) | Err(_) => Taken::Refused,
         };
-        if news || asked_at.elapsed() >= POLL_MIN {
-            backoff.reset();
-        } else {
-            time::sleep(backoff.step()).await;
+        match taken {
+            Taken::New | Taken::Known if !is_fenced => {
+                let is_over = taken == Taken::New || !wait || asked_at.elapsed() >= POLL_MIN;
+                last = Some(member);
+                failed.clear();
+                if is_over {
+                    backoff.reset();
+                } else {
+                    time::sleep(backoff.step()).await;
+                }
+            }
+            _ => {
+                if taken == Taken::Stranger {
+                    member.health.banish();
+                }
+                last = None;
+                failed.push(member);
+            }
         }
-        last = Some(member);
-        failed.clear();
     }
 }
 

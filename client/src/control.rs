@@ -271,6 +271,11 @@ impl Client {
                 done.clear();
             }
             let mut left = owners(&topology, &file);
+            if left.is_empty() {
+                // Without blocks, or no file at all: any member says what is to be said.
+                let order = topology.order_of_path(&file.path);
+                left.extend(order.first().map(|&index| topology.member(index).clone()));
+            }
             left.retain(|member| !has(&done, member));
             let mut cause = None;
             for (member, result) in self.ask_each(left, &request, deadline).await {

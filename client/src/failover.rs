@@ -242,7 +242,12 @@ impl<'a, T> Tries<'a, T> {
         let mut backoff = self.client.backoff();
         loop {
             let topology = self.client.topology();
-            for index in errand.order(&topology) {
+            let order = errand.order(&topology);
+            if order.is_empty() {
+                let text = "all members are of another cluster by now; connect again";
+                self.cause = Some(Error::protocol(text));
+            }
+            for index in order {
                 let member = topology.member(index);
                 let is_same = |other: &Arc<Member>| Arc::ptr_eq(other, member);
                 if self.asked.iter().any(is_same)

@@ -491,8 +491,13 @@ impl Client {
         let landings = pieces.iter().map(|_| Landing::Any).collect();
         // Another member may have the block, if this one keeps silent.
         let silence_max = topology.cluster.as_ref().map(|_| self.config().attempt_timeout);
+        let sent_at = tokio::time::Instant::now();
         let answers = lane.exchange_many(Op::Lease, ranges, landings, terms.deadline, silence_max);
         let answers = answers.await;
+        let is_lost = silence_max.is_some() && answers.iter().any(Result::is_err);
+        if is_lost && !lane.was_heard_since(sent_at) {
+            topology.member(place.member).suspect(place.shard, true);
+        }
         let mut gone = Vec::new();
         let mut found = Vec::new();
         for (piece, answer) in pieces.iter().zip(answers) {

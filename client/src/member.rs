@@ -105,9 +105,17 @@ impl Member {
         Member { identity, health, is_near, shards, main, maker: maker.clone() }
     }
 
-    /// A member as the ring tells of it. `last` is tried when none of its addresses can be reached.
-    pub(crate) fn told(maker: &Maker, told: &cluster::Member, last: Option<&Arc<str>>) -> Member {
-        let main: Arc<str> = told.address.as_str().into();
+    /// A member as the ring tells of it. Of the one that was connected to, at `address`, that is tried
+    /// when none of its own addresses can be reached: it did work.
+    pub(crate) fn told(
+        maker: &Maker,
+        told: &cluster::Member,
+        address: &Arc<str>,
+        is_home: bool,
+    ) -> Member {
+        // A member that is alone may leave its host out.
+        let main = shard_address(address, &told.address);
+        let last = is_home.then_some(address);
         let own: Vec<Arc<str>> = if told.shards.is_empty() {
             vec![main.clone()]
         } else {

@@ -3,7 +3,7 @@
 //! Owns the first connection and the current [`Topology`], which the task in `cluster.rs` keeps up to
 //! date. The task ends with the last client.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use millrace_proto::feature;
 use millrace_proto::status::Next;
@@ -87,8 +87,8 @@ pub(crate) struct Board {
     topology: watch::Sender<Arc<Topology>>,
     /// Address that was connected to.
     address: Arc<str>,
-    /// Id of the member that was connected to.
-    home: OnceLock<String>,
+    /// Id of the member that was connected to; empty before it told.
+    home: Mutex<String>,
     /// Why a view was last refused.
     refusal: Mutex<Option<String>>,
 }
@@ -102,9 +102,12 @@ impl Board {
         self.topology.borrow().clone()
     }
 
+    fn home(&self) -> String {
+        self.home.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Replaces what is known by a view, if that is newer and of the same cluster.
     pub(crate) fn take_over(&self, view: View) -> Taken {
-        let home = self.home.get_or_init(|| view.node.clone()).as_str();
         let mut taken = Taken::New;
         let mut refusal = None;
         let view = Arc::new(view);
@@ -112,7 +115,13 @@ impl Board {
             taken = topology.cluster.as_deref().map_or(Taken::New, |known| judge(known, &view));
             match taken {
                 Taken::New => {
-                    let home = Some((home, &self.address));
+                    let is_first =
+                        topology.cluster.as_ref().is_none_or(|it| it.cluster != view.cluster);
+                    let mut home = self.home.lock().unwrap_or_else(PoisonError::into_inner);
+                    if is_first {
+                        home.clone_from(&view.node);
+                    }
+                    let home = (home.as_str(), &self.address);
                     let next = Topology::of_cluster(&self.maker, topology, view.clone(), home);
                     *topology = Arc::new(next);
                 }
@@ -133,7 +142,9 @@ impl Board {
 fn judge(known: &View, view: &View) -> Taken {
     let is_other_master = view.master != known.master;
     if view.cluster != known.cluster {
-        Taken::Stranger
+        // A node that was alone and is started anew, maybe to join others, may begin a cluster: there
+        // is nobody else to go on with.
+        if known.members.len() == 1 { Taken::New } else { Taken::Stranger }
     } else if view.is_fenced || view.epoch < known.epoch {
         Taken::Refused
     } else if view.epoch > known.epoch || is_other_master || known.is_fenced {
@@ -194,7 +205,7 @@ impl Network {
         let is_near = lane.address() != &address;
         let neighbour = if is_near { topology::neighbour(&lane) } else { None };
         let alone = Arc::new(Topology::alone(&maker, &address, &lane, hello, neighbour));
-        let (home, refusal) = (OnceLock::new(), Mutex::new(None));
+        let (home, refusal) = (Mutex::default(), Mutex::new(None));
         let topology = watch::Sender::new(alone);
         let board = Arc::new(Board { maker, topology, address, home, refusal });
         if is_member {
@@ -215,11 +226,11 @@ impl Network {
     #[inline]
     pub(crate) fn topology(&self) -> Arc<Topology> {
         let topology = self.board.topology();
-        let Some(main) = &topology.main else { return topology };
-        let hello = match &main.link.borrow().hello {
-            Some(hello) if !Arc::ptr_eq(hello, &topology.hello) => hello.clone(),
-            _ => return topology.clone(),
-        };
+        let newer = topology.main.as_ref().and_then(|main| {
+            let link = main.link.borrow();
+            link.hello.as_ref().filter(|hello| !Arc::ptr_eq(hello, &topology.hello)).cloned()
+        });
+        let Some(hello) = newer else { return topology };
         self.board.topology.send_if_modified(|topology| {
             let next = topology.after(&self.board.maker, hello);
             let is_changed = next.is_some();
@@ -232,8 +243,8 @@ impl Network {
     }
 
     /// Id of the member that was connected to; empty outside of a cluster.
-    pub(crate) fn home(&self) -> &str {
-        self.board.home.get().map_or("", String::as_str)
+    pub(crate) fn home(&self) -> String {
+        self.board.home()
     }
 
     /// The address that was connected to.
@@ -254,9 +265,8 @@ impl Network {
 
 async fn refresh(board: &Board) {
     let topology = board.topology();
-    let home = board.home.get().map_or("", String::as_str);
-    for index in topology.order_from(home) {
-        let fetched = cluster::fetch(topology.member(index), 0, false).await;
+    for index in topology.order_from(&board.home()) {
+        let fetched = cluster::fetch(topology.member(index), None, false).await;
         let taken = match fetched {
             Ok(News::View(view)) => board.take_over(*view),
             Ok(News::Nothing | News::Alone) | Err(_) => continue,

@@ -279,6 +279,9 @@ impl Client {
         if topology.main.is_some() {
             return self.read_alone(file, piece, landing, terms).await;
         }
+        let is_well = topology.member(place.member).health.is_well();
+        let place =
+            if is_well { place } else { topology.place(file.id, piece.block(), &file.path) };
         self.read_member(topology, place, file, piece, landing, terms).await
     }
 
@@ -303,7 +306,8 @@ impl Client {
                 None => return Ok(landed),
                 Some(Miss::Setback(Setback::Again { wait_min, cause })) => (wait_min, cause),
                 Some(Miss::Setback(Setback::Restat(cause))) => {
-                    self.restat(file, terms.deadline).await?;
+                    // In a box, as what is rare: a read that goes well is moved about.
+                    Box::pin(self.restat(file, terms.deadline)).await?;
                     (Duration::ZERO, cause)
                 }
                 Some(Miss::Setback(Setback::Stale(_))) => return Err(reply::stale(&file.path)),
@@ -390,7 +394,7 @@ impl Client {
                 }
                 Miss::Setback(Setback::Restat(_)) if !is_known => {
                     is_known = true;
-                    self.restat_at(lane, file, terms.deadline).await
+                    Box::pin(self.restat_at(lane, file, terms.deadline)).await
                 }
                 Miss::Setback(Setback::Stale(_)) => Err((reply::stale(&file.path), Verdict::Final)),
                 Miss::Setback(setback) => tolerance.bear(setback).await,

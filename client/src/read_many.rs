@@ -209,9 +209,13 @@ impl Client {
             let answers = answers.await.into_iter();
             let answers = answers.map(|answer| answer.map_err(|error| retry.end(error))).collect();
             let mut sorted = sort(jobs, answers, (terms.verify, is_member), &mut outcomes);
-            if let Some(was_silent) = sorted.lost.take() {
-                let was_silent = was_silent && !lane.was_heard_since(asked_at);
-                topology.member(place.member).suspect(place.shard, was_silent);
+            match sorted.lost.take() {
+                // It is alive, and only slow.
+                Some(true) if lane.was_heard_since(asked_at) => {}
+                Some(was_silent) => {
+                    topology.member(place.member).suspect(place.shard, was_silent);
+                }
+                None => {}
             }
             if is_member {
                 self.introduce(lane, &mut sorted, tries, terms).await;

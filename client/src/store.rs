@@ -6,7 +6,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -32,6 +32,8 @@ const OPEN_TRIES: usize = 16;
 
 /// A directory of this machine, and a path below it.
 struct Spot {
+    /// What the source is called.
+    source: String,
     directory: PathBuf,
     path: String,
 }
@@ -51,8 +53,9 @@ impl Client {
         let topology = self.topology();
         let view = topology.cluster.as_ref()?;
         let (index, below) = mount_of(&view.mounts, path)?;
-        let directory = view.mounts[index].source.strip_prefix("file://")?;
-        Some(Spot { directory: PathBuf::from(directory), path: below.to_owned() })
+        let source = &view.mounts[index].source;
+        let directory = PathBuf::from(source.strip_prefix("file://")?);
+        Some(Spot { source: source.clone(), directory, path: below.to_owned() })
     }
 
     /// Reads a piece from the source; None if that cannot be.
@@ -131,9 +134,8 @@ fn stat(spot: &Spot, path: Arc<str>, block_size: u32) -> io::Result<Result<File,
         stat.st_mtime.saturating_mul(1000).saturating_add(stat.st_mtime_nsec as i64 / 1_000_000);
     let (kind, id, version, length) = match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => {
-            let identity = identity(&spot.directory)?;
             let length = u64::try_from(stat.st_size).unwrap_or(0);
-            (Kind::File, file_id(&identity, &spot.path), version_of(&stat), length)
+            (Kind::File, file_id(&spot.source, &spot.path), version_of(&stat), length)
         }
         FileType::Directory => (Kind::Directory, FileId(0), 0, 0),
         _ => {
@@ -142,11 +144,6 @@ fn stat(spot: &Spot, path: Arc<str>, block_size: u32) -> io::Result<Result<File,
         }
     };
     Ok(Ok(File { path, id, version, length, block_size, kind, modified_ms }))
-}
-
-/// What the source is called in the ids of its files.
-fn identity(directory: &Path) -> io::Result<String> {
-    Ok(format!("file://{}", directory.canonicalize()?.display()))
 }
 
 /// Reads a piece of a version of a file; None if the file has another version.

@@ -4,6 +4,7 @@
 //! never changed, only replaced; members that stay keep their lanes. Always holds: there is at least
 //! one member.
 
+use std::cmp::Reverse;
 use std::sync::{Arc, LazyLock};
 
 use millrace_proto::cluster::REPLICAS_MAX;
@@ -99,12 +100,13 @@ impl Topology {
         Some(Topology { hello, seats, main: Some(main), cluster: None })
     }
 
-    /// The members of a view, which has at least one; those that `before` knows keep their lanes.
+    /// The members of a view, which has at least one; those that `before` knows keep their lanes. `home`
+    /// is the id of the member that was connected to, at `address`.
     pub(crate) fn of_cluster(
         maker: &Maker,
         before: &Topology,
         view: Arc<View>,
-        home: Option<(&str, &Arc<str>)>,
+        (home, address): (&str, &Arc<str>),
     ) -> Topology {
         let mut first_index = 0;
         let zone = maker.config.zone.as_deref();
@@ -115,10 +117,10 @@ impl Topology {
                 let is_home = before.main.is_some() && view.node == told.id;
                 before.members().next().filter(|_| is_home)?.adopt(told).map(Arc::new)
             };
-            let member = known.cloned().or_else(adopted).unwrap_or_else(|| {
-                let last = home.filter(|(id, _)| *id == told.id).map(|(_, address)| address);
-                Arc::new(Member::told(maker, told, last))
-            });
+            let member = known
+                .cloned()
+                .or_else(adopted)
+                .unwrap_or_else(|| Arc::new(Member::told(maker, told, address, told.id == home)));
             let seat = Seat {
                 first_index,
                 rank: if member.is_near { 2 } else { u8::from(zone == Some(told.zone.as_str())) },
@@ -169,13 +171,28 @@ impl Topology {
 
     /// The member to ask first for a block.
     fn first_member(&self, view: &View, hash: u64, path: &str) -> u32 {
-        if view.replicas(path) == 1
-            && let Some(owner) = view.ring.owner(hash)
-            && self.seats[owner].member.health.is_well()
-        {
-            return owner as u32;
+        let is_well = |index: u32| self.seats[index as usize].member.health.is_well();
+        let replicas = view.replicas(path);
+        if replicas == 1 {
+            if let Some(owner) = view.ring.owner(hash)
+                && is_well(owner as u32)
+            {
+                return owner as u32;
+            }
+        } else {
+            let mut owners = [0; REPLICAS_MAX as usize];
+            let replicas = replicas.min(owners.len());
+            let count = view.ring.owners(hash, replicas, &mut owners[..replicas]);
+            let turn = fastrand::usize(..count.max(1));
+            let owners = owners[turn..count].iter().chain(&owners[..turn]);
+            let well = owners.copied().filter(|&index| is_well(index));
+            // The first of those with the highest rank.
+            let rank = |&index: &u32| Reverse(self.seats[index as usize].rank);
+            if let Some(owner) = well.min_by_key(rank) {
+                return owner;
+            }
         }
-        self.order(view, hash, view.replicas(path)).first().copied().unwrap_or(0)
+        self.order(view, hash, replicas).first().copied().unwrap_or(0)
     }
 
     /// The members to ask for a block, best first: its owners, each asked as often as the others or as
@@ -212,7 +229,7 @@ impl Topology {
         if replicas > 1 {
             order[..replicas].rotate_left(fastrand::usize(..replicas));
             // Stable: among equals the turn counts.
-            let rank = |&index: &u32| std::cmp::Reverse(self.seats[index as usize].rank);
+            let rank = |&index: &u32| Reverse(self.seats[index as usize].rank);
             order[..replicas].sort_by_key(rank);
         }
         // Those that own nothing answer all the same.

@@ -42,9 +42,9 @@ pub fn local_version(stat: &LocalStat) -> u64 {
     twox_hash::XxHash3_64::oneshot(&bytes)
 }
 
-/// The id of a file: XXH3-128 of the identity of its source (`file://` and the canonical directory of a
-/// local one), a zero byte, and the path below the source's root. The same after a restart, and on every
-/// node that serves the same source.
+/// The id of a file: XXH3-128 of the identity of its source (what its mount calls it: `file:///data`), a
+/// zero byte, and the path below the source's root. The same after a restart, and on every node that
+/// serves the same source.
 pub fn file_id(identity: &str, path: &str) -> FileId {
     let mut text = Vec::with_capacity(identity.len() + 1 + path.len());
     text.extend_from_slice(identity.as_bytes());
