@@ -68,7 +68,8 @@ struct UpArgs {
     #[arg(long, value_name = "SIZE", default_value = "256MiB")]
     memory: String,
     /// Port of the first node; further ones follow at distances of 100, coordination 1000 above
-    #[arg(long, value_name = "PORT", default_value_t = 7070, value_parser = clap::value_parser!(u16).range(1024..=55_000))]
+    #[arg(long, value_name = "PORT", default_value_t = 7070, 
+        value_parser = clap::value_parser!(u16).range(1024..=55_000))]
     port: u16,
     /// Further flag of every node, such as --node-flag=--shards=2; may be repeated
     #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]

@@ -67,7 +67,7 @@ OPS = dict(enumerate((
     ("LoadRequest", "LoadReply"), ("FreeRequest", "FreeReply"), ("None", "StatusReply"),
     ("None", "AttachReply"), ("ReadManyRequest", "LeaseReply"), ("ReadManyRequest", "None"),
     ("RingRequest", "RingReply"), ("Range", "ReadReply"), ("InventoryRequest", "InventoryReply"),
-    ("DrainRequest", "None"), ("MountRequest", "None")), 1))
+    ("DrainRequest", "None"), ("MountRequest", "None"), ("Range", "ReadReply")), 1))
 NUMBERS = {"u8": "<B", "u32": "<I", "u64": "<Q", "i64": "<q"}
 
 

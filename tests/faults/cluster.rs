@@ -26,8 +26,11 @@ const BLACKOUT: Duration = Duration::from_secs(60);
 /// Longest time a read may take; nothing here takes so long.
 const DEADLINE: Duration = Duration::from_secs(20);
 
+/// Something that happens, and its name.
+type Event = (&'static str, fn(&mut Story));
+
 /// What can happen.
-const EVENTS: [(&str, fn(&mut Story)); 12] = [
+const EVENTS: [Event; 12] = [
     ("node killed", Story::kill),
     ("node stopped for 10 s", Story::pause),
     ("node without coordination", Story::cut_coord),

@@ -73,6 +73,7 @@ pub(crate) fn requests() -> Vec<Vector> {
             ring(7, 100, 0),
         ),
         vector("peek", "A range, as in Read.", request(Op::Peek, FIRST + 4), range(69_632, 368)),
+        vector("fetch", "A range, as in Read.", request(Op::Fetch, FIRST + 13), range(0, 70_000)),
         vector("inventory", "First page.", request(Op::Inventory, FIRST + 5), inventory(0)),
         vector(
             "inventory_next",
@@ -182,6 +183,13 @@ pub(crate) fn replies() -> Vec<Vector> {
             unseen,
         ),
         read_reply("peek", "Bytes as of Read.", reply(Op::Peek, FIRST + 4, Status::Ok), 4096, 8200),
+        read_reply(
+            "fetch",
+            "Bytes as of Read.",
+            reply(Op::Fetch, FIRST + 13, Status::Ok),
+            0,
+            70_000,
+        ),
         vector(
             "peek_not_cached",
             "The usual case has no body.",
