@@ -150,6 +150,15 @@ impl Ring {
         self.places.is_empty()
     }
 
+    /// Memory that the ring takes, in bytes: some 21 for each member.
+    pub fn size_bytes(&self) -> usize {
+        size_of::<Ring>()
+            + self.places.capacity() * size_of::<Place>()
+            + self.classes.capacity() * size_of::<Class>()
+            + self.zones.capacity()
+            + self.members.capacity() * size_of::<u32>()
+    }
+
     /// The member, by its index in what the ring was made of, that owns the block with this
     /// [`block_hash`](crate::placement::block_hash).
     #[inline]
