@@ -5,8 +5,9 @@
 //! it starts ([`rival`]) and the reports ([`report`]). Two facts always hold: every reply is
 //! checked for success and for its exact length, and every server is read once with its bytes
 //! compared before a clock starts. Flags and printing are left to the command line, which calls
-//! [`read::read`], [`compare::compare`], [`scale::scale`] and [`coord::measure`]. The last is for
-//! the coordination service and has servers, protocols and a generator of its own.
+//! [`read::read`], [`compare::compare`], [`scale::scale`], [`coord::measure`] and [`ring::simulate`]. The
+//! last but one is for the coordination service and has servers, protocols and a generator of its own;
+//! the last has none of these, and simulates clusters.
 //!
 //! The generator speaks raw protocols and does not use the client library: it measures servers.
 //! Modules in reading order:
@@ -23,6 +24,7 @@ pub mod load;
 pub mod machine;
 pub mod read;
 pub mod report;
+pub mod ring;
 pub mod rival;
 pub mod scale;
 pub mod wire;

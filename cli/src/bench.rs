@@ -20,6 +20,7 @@ use millrace_bench::wire::BATCH_MAX;
 use millrace_node::config::parse_size;
 
 mod coord;
+mod ring;
 mod scale;
 
 use crate::failure::Failure;
@@ -31,7 +32,7 @@ const ROUNDS_MAX: usize = 10_000;
 /// Largest skew: nearly every read is then of one range.
 const THETA_MAX: f64 = 10.0;
 
-/// Measure a node or the coordination service, alone or beside other servers.
+/// Measure a node or the coordination service, alone or beside other servers, or simulate a ring.
 ///
 /// The load generator is one thread that speaks each server's own protocol and checks the length of
 /// every reply, so that what is measured is the server. A GB is 10^9 bytes of payload.
@@ -41,7 +42,8 @@ Examples:
   millrace bench read --node 127.0.0.1:7070 --seconds 10
   millrace bench compare --sizes 64KiB --rivals redis
   millrace bench scale --axes connections,blocks
-  millrace bench coord --rivals zookeeper")]
+  millrace bench coord --rivals zookeeper
+  millrace bench ring --members 1000")]
 pub(crate) struct Args {
     #[command(subcommand)]
     verb: Verb,
@@ -53,6 +55,7 @@ enum Verb {
     Compare(CompareArgs),
     Scale(scale::Args),
     Coord(coord::Args),
+    Ring(ring::Args),
 }
 
 /// Load a running node with random reads of its files.
@@ -237,6 +240,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         Verb::Compare(args) => run_compare(args),
         Verb::Scale(args) => scale::run(args),
         Verb::Coord(args) => coord::run(args),
+        Verb::Ring(args) => ring::run(args),
     }
 }
 

@@ -1,5 +1,5 @@
-//! Messages of a cluster come out as they went in; of mounts whole parts count, and the longest prefix
-//! wins.
+//! Messages of a cluster come out as they went in; of mounts whole parts count, and the longest
+//! prefix wins.
 
 use proptest::collection::vec;
 use proptest::prelude::*;

@@ -133,9 +133,10 @@ fn order(ring: &Ring, hash: u64, replicas: usize) -> String {
 #[test]
 fn ring_is_as_published() {
     let mut built = format!(
-        "{FORMAT}# Who owns a block. `members` are key, weight and zone (`-` for the empty one); they are\n\
-         # numbered from 0. For each of `hashes`: the owner (`-` for none), and the order with 1, 2 and 3\n\
-         # replicas, the first {ORDER_MAX} of it. The last vector: weights of capacities in bytes.\n"
+        "{FORMAT}# Who owns a block. `members` are key, weight and zone (`-` for the empty \
+         one); they are\n# numbered from 0. For each of `hashes`: the owner (`-` for none), and \
+         the order with 1, 2 and 3\n# replicas, the first {ORDER_MAX} of it. The last vector: \
+         weights of capacities in bytes.\n"
     );
     let rings = rings();
     for asked in &rings {
