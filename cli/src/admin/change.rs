@@ -76,7 +76,7 @@ pub(super) async fn drain(client: &Client, args: &DrainArgs) -> Result<(), Failu
         let statuses = client.statuses().await;
         let others: Vec<_> = statuses.iter().filter(|(other, _)| other != id).collect();
         let reached = others.iter().filter_map(|(_, status)| status.as_ref().ok());
-        let progress: Vec<Progress> = reached.map(|status| Progress::of(status)).collect();
+        let progress: Vec<Progress> = reached.map(Progress::of).collect();
         let busy = progress.iter().filter(|it| it.epoch < epoch || it.sources > 0).count();
         let unreached = others.len() - progress.len();
         if busy == 0 && unreached == 0 {
