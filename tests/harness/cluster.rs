@@ -9,6 +9,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use millrace_client::{Client, ClientConfig};
 use rustix::process::Signal;
@@ -111,6 +112,11 @@ impl Member {
     /// Cuts it off from coordination, or lets it reach that again.
     pub fn set_coord(&self, state: GateState) {
         self.to_coord.iter().for_each(|gate| gate.set(state));
+    }
+
+    /// Makes coordination slow for it.
+    pub fn delay_coord(&self, delay: Duration) {
+        self.to_coord.iter().for_each(|gate| gate.delay(delay));
     }
 
     /// A counter of the node.
