@@ -175,6 +175,12 @@ fn every_verb_has_help_with_examples() {
         &["bench", "read"],
         &["bench", "compare"],
         &["bench", "scale"],
+        &["bench", "ring"],
+        &["cluster", "up"],
+        &["admin"],
+        &["admin", "status"],
+        &["admin", "drain"],
+        &["admin", "mount"],
         &["doctor"],
         &["completions"],
     ];

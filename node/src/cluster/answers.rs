@@ -191,7 +191,8 @@ fn page(view: &View, first: u32) -> RingReply {
     }
 }
 
-fn size_of_member(member: &Member) -> usize {
+/// About how many bytes a member takes in a reply, and not less.
+pub(super) fn size_of_member(member: &Member) -> usize {
     let texts = [&member.id, &member.zone, &member.address, &member.machine, &member.server];
     let texts = texts.into_iter().chain(&member.shards).chain(&member.local);
     MEMBER_SIZE + texts.map(|text| text.len() + 8).sum::<usize>()

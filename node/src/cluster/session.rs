@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_proto::Status;
-use millrace_proto::cluster::Mount;
+use millrace_proto::cluster::{MEMBER_BYTES_MAX, Mount};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use zookeeper_client::{
@@ -16,6 +16,7 @@ use zookeeper_client::{
     SessionState,
 };
 
+use super::answers::size_of_member;
 use super::identity::Identity;
 use super::known::{Changes, Known, path};
 use super::master::{Command, PERSISTENT, Refusal, Term};
@@ -216,6 +217,13 @@ impl Session {
 
     async fn join(&mut self) -> Result<Live, Ending> {
         let settings = &self.settings;
+        let size = size_of_member(&settings.record.member(false));
+        if size > MEMBER_BYTES_MAX {
+            return Err(Ending::Never(format!(
+                "the addresses of all shards take {size} bytes, and {MEMBER_BYTES_MAX} are allowed: \
+                 use fewer shards or a shorter name (advertise)"
+            )));
+        }
         let connector = Client::connector().with_session_timeout(settings.timeout);
         let patience = settings.timeout.max(CONNECT_TIMEOUT_MIN);
         let connected = timeout(patience, connector.connect(&settings.servers)).await;
