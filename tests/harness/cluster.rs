@@ -131,7 +131,7 @@ impl Member {
 /// Coordination and nodes.
 #[derive(Debug)]
 pub struct Cluster {
-    /// None where coordination is somebody else's.
+    /// None where it is held elsewhere.
     pub coord: Option<Ensemble>,
     pub members: Vec<Member>,
     servers: Vec<SocketAddr>,
@@ -146,7 +146,14 @@ impl Cluster {
     /// # Panics
     /// If they do not start.
     pub fn start(replicas: u64, nodes: usize, source: &Path) -> Cluster {
-        let options = Options::new().line("tickTime", 250);
+        Cluster::start_with(Options::new().line("tickTime", 250), replicas, nodes, source)
+    }
+
+    /// As [`Cluster::start`], with other settings of the replicas.
+    ///
+    /// # Panics
+    /// If they do not start.
+    pub fn start_with(options: Options, replicas: u64, nodes: usize, source: &Path) -> Cluster {
         let coord = match replicas {
             1 => Ensemble::single(options),
             count => Ensemble::start(count, options),
