@@ -126,11 +126,8 @@ pub(crate) async fn fetch(
     let epoch = known.map_or(0, |view| view.epoch);
     let first = RingRequest { epoch, first: 0, wait: u8::from(wait) };
     let end = Instant::now() + if wait { POLL } else { PAGE_TIME };
-    let mut reply = match member.ask_watched(Body::Ring(first), end).await {
-        // It is alive, and the answer is late.
-        Err(Error::DeadlineExceeded) if wait => return Ok(News::Nothing),
-        reply => reply?,
-    };
+    // A node answers before the wait is over, unless it has more to do than it can.
+    let mut reply = member.ask_watched(Body::Ring(first), end).await?;
     for _ in 0..PAGING_TRIES {
         if reply.header.status() == Status::UnknownOp {
             return Ok(News::Alone);

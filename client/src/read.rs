@@ -392,7 +392,8 @@ impl Client {
                     let path = file.path.clone();
                     Err((Error::Corrupt { path, offset }, Verdict::Hard))
                 }
-                Miss::Setback(Setback::Restat(_)) if !is_known => {
+                // It does not know the file, or in a version that may be older than ours.
+                Miss::Setback(Setback::Restat(_) | Setback::Stale(_)) if !is_known => {
                     is_known = true;
                     Box::pin(self.restat_at(lane, file, terms.deadline)).await
                 }

@@ -685,7 +685,7 @@ impl Worker {
                 self.push_head(&requester, |head| head.extend_from_slice(&frame), actions);
             }
             Mail::Filled { key, version, result } => self.on_filled(key, version, result, actions),
-            Mail::Ensure { key, version, reply } => self.ensure(key, version, reply),
+            Mail::Ensure { key, version, from, reply } => self.ensure(key, version, from, reply),
             Mail::Drop { file, block_count, reply } => self.on_drop(file, block_count, &reply),
             Mail::Enumerate { first, count, reply } => {
                 // Whoever asked may have gone.
