@@ -17,6 +17,7 @@ use millrace_proto::{Status, feature, frame};
 use tokio::time::{self, Instant};
 
 use crate::connection::{Body, Reply};
+use crate::coordination::Search;
 use crate::error::Error;
 use crate::member::Member;
 use crate::network::{Board, Taken};
@@ -200,6 +201,9 @@ pub(crate) async fn follow(board: Arc<Board>) {
     // The member that told something last, and those that did not since then.
     let mut last: Option<Arc<Member>> = None;
     let mut failed: Vec<Arc<Member>> = Vec::new();
+    let mut search = Search::new();
+    // Whether a member of this round lives, whatever it told.
+    let mut is_reached = false;
     loop {
         let topology = board.topology();
         let mut link = topology.main.as_ref().map(|main| main.link.clone());
@@ -215,7 +219,14 @@ pub(crate) async fn follow(board: Arc<Board>) {
         let Some(member) = next.filter(|_| failed.len() < ROUND_MAX) else {
             failed.clear();
             drop(topology);
-            time::sleep(backoff.step()).await;
+            let is_lost = !std::mem::take(&mut is_reached);
+            let is_found = match board.place() {
+                Some(place) if is_lost => search.run(place, &board).await,
+                _ => false,
+            };
+            if !is_found {
+                time::sleep(backoff.step()).await;
+            }
             continue;
         };
         let known = topology.cluster.clone();
@@ -228,7 +239,9 @@ pub(crate) async fn follow(board: Arc<Board>) {
         let taken = match fetch(&member, known.as_deref(), wait).await {
             Ok(News::View(view)) => {
                 is_fenced = view.is_fenced;
-                board.take_over(*view)
+                let taken = board.take_over(*view);
+                is_reached |= taken != Taken::Stranger;
+                taken
             }
             Ok(News::Nothing) => Taken::Known,
             Ok(News::Alone) if link.is_some() => {
@@ -248,6 +261,7 @@ pub(crate) async fn follow(board: Arc<Board>) {
                 let is_over = taken == Taken::New || !wait || asked_at.elapsed() >= POLL_MIN;
                 last = Some(member);
                 failed.clear();
+                search.reset();
                 if is_over {
                     backoff.reset();
                 } else {

@@ -216,6 +216,12 @@ impl Cluster {
         addresses.join(",")
     }
 
+    /// Where the nodes register, as an address for clients.
+    pub fn place(&self) -> String {
+        let servers: Vec<_> = self.servers.iter().map(SocketAddr::to_string).collect();
+        format!("zk://{}{}", servers.join(","), self.path)
+    }
+
     /// A client of the cluster.
     ///
     /// # Panics

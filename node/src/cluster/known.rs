@@ -15,7 +15,7 @@ use super::record::{MemberRecord, MountsRecord, read};
 /// Where things lie below the cluster's path.
 pub(crate) mod path {
     pub(crate) const CLUSTER: &str = "/cluster";
-    pub(crate) const MEMBERS: &str = "/members";
+    pub(crate) const MEMBERS: &str = millrace_proto::coordination::MEMBERS;
     pub(crate) const DRAINS: &str = "/drains";
     pub(crate) const MOUNTS: &str = "/mounts";
     pub(crate) const MASTER: &str = "/master";
