@@ -234,6 +234,22 @@ impl Client {
         self.runtime.block_on(self.client.change_mount(mount, remove))
     }
 
+    /// See [`crate::Client::pin`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn pin(&self, path: &str, undo: bool) -> Result<(), Error> {
+        self.runtime.block_on(self.client.pin(path, undo))
+    }
+
+    /// See [`crate::Client::pins`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn pins(&self) -> Result<Vec<String>, Error> {
+        self.runtime.block_on(self.client.pins())
+    }
+
     /// See [`crate::Client::fallback_count`].
     pub fn fallback_count(&self) -> u64 {
         self.client.fallback_count()

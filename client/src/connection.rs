@@ -24,7 +24,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use millrace_proto::cluster::{DrainRequest, InventoryRequest, MountRequest, RingRequest};
+use millrace_proto::cluster::{
+    DrainRequest, InventoryRequest, MountRequest, PinRequest, RingRequest,
+};
 use millrace_proto::message::{
     FreeRequest, HelloRequest, ListRequest, LoadRequest, Range, ReadManyRequest, StatRequest,
 };
@@ -60,6 +62,8 @@ pub(crate) enum Body {
     Ring(RingRequest),
     Drain(DrainRequest),
     Mount(MountRequest),
+    Pin(PinRequest),
+    Pins,
 }
 
 impl Body {
@@ -82,6 +86,8 @@ impl Body {
             Body::Ring(_) => Op::Ring,
             Body::Drain(_) => Op::Drain,
             Body::Mount(_) => Op::Mount,
+            Body::Pin(_) => Op::Pin,
+            Body::Pins => Op::Pins,
         }
     }
 
@@ -102,7 +108,8 @@ impl Body {
             Body::Ring(body) => frame::encode(out, header, body),
             Body::Drain(body) => frame::encode(out, header, body),
             Body::Mount(body) => frame::encode(out, header, body),
-            Body::Ping | Body::Status => frame::encode_empty(out, header),
+            Body::Pin(body) => frame::encode(out, header, body),
+            Body::Ping | Body::Status | Body::Pins => frame::encode_empty(out, header),
         }
     }
 }

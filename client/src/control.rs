@@ -1,11 +1,14 @@
-//! What is asked of all members of a cluster, or of its master: load, free, status, drain, mounts.
+//! What is asked of all members of a cluster, or of its master: load, free, status, drain,
+//! mounts, pins.
 //!
 //! Outside of a cluster there is one member, the node. Always holds: a part of the work whose member
 //! fails is done by whoever owns it in a later epoch, within the deadline.
 
 use std::sync::Arc;
 
-use millrace_proto::cluster::{DrainRequest, Mount, MountRequest, NAME_LENGTH_MAX, REPLICAS_MAX};
+use millrace_proto::cluster::{
+    ArchivedPinsReply, DrainRequest, Mount, MountRequest, NAME_LENGTH_MAX, PinRequest, REPLICAS_MAX,
+};
 use millrace_proto::message::{
     ArchivedFreeReply, ArchivedLoadReply, ArchivedStatusReply, Entry, FreeRequest, LoadRequest,
 };
@@ -173,6 +176,36 @@ impl Client {
         let mount = Mount { prefix, source, replicas };
         let request = MountRequest { mount, remove: u8::from(remove) };
         self.ask_master(&|| Body::Mount(request.clone())).await
+    }
+
+    /// Keeps the blocks of a file, or of all files below a directory, from being evicted; with `undo` no
+    /// longer. The empty path is above all files; there need be nothing at a path. What is not cached is
+    /// not brought in: see [`Client::load`]. The cluster's master is asked.
+    ///
+    /// # Errors
+    /// [`Error::Status`] with what the master decided: `NotFound` if a path to undo is not pinned;
+    /// `NotMaster` if there is none until the deadline; [`Error::InvalidArgument`] outside of a cluster.
+    pub async fn pin(&self, path: &str, undo: bool) -> Result<(), Error> {
+        check_path(path)?;
+        let request = PinRequest { path: path.to_owned(), undo: u8::from(undo) };
+        self.ask_master(&|| Body::Pin(request.clone())).await
+    }
+
+    /// Paths that are pinned, sorted, as the node that was connected to knows them: it learns of a change
+    /// a moment after [`Client::pin`] has returned.
+    ///
+    /// # Errors
+    /// Those of every operation, see [`Client`]; [`Error::InvalidArgument`] outside of a cluster.
+    pub async fn pins(&self) -> Result<Vec<String>, Error> {
+        if self.topology().cluster.is_none() {
+            let text = "the node is in no cluster, so nothing can be pinned";
+            return Err(Error::InvalidArgument(text.to_owned()));
+        }
+        let decode = |reply: &Reply| {
+            let reply = frame::body::<ArchivedPinsReply>(&reply.body)?;
+            Ok(reply.pins.iter().map(|pin| pin.as_str().to_owned()).collect())
+        };
+        self.call_home(&|| Body::Pins, &decode, self.deadline()).await
     }
 
     /// Asks the master, whoever that is by then.

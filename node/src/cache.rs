@@ -3,12 +3,15 @@
 //! Owns the blocks. Always holds: an entry is in the index, or it is doomed and waits for its last pin;
 //! a pinned block's pages are never given to another block; at most one version of a block is here.
 //! All tables are made at start for the most blocks that memory could hold, one for each page.
+//! A block that is kept (its path is pinned in the cluster) waits in a queue where eviction does not
+//! look, so that looking for room costs the same however many are kept; together they hold no more than
+//! their share, and when nothing else is left to evict they leave all the same.
 //! Leaves the order of leaving to [`queue`] and [`ghost`], filling to the worker.
 
 use millrace_proto::checksum::{CHUNK_SIZE, Grain, PAGE_SIZE, pieces};
 use millrace_proto::{FileId, placement};
 
-use crate::mailbox::Listing;
+use crate::mailbox::{Listed, Listing};
 use crate::memory::{self, Blank, Block, Segment, ShardMemory, Sums};
 
 mod ghost;
@@ -39,6 +42,13 @@ impl BlockKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct EntryIndex(u32);
 
+impl EntryIndex {
+    /// Its number, for [`Cache::enumerate`].
+    pub(crate) fn number(self) -> u32 {
+        self.0
+    }
+}
+
 /// Reuses counted at most: more say nothing about the next one (S3-FIFO, section 4.1).
 const REUSE_MAX: u8 = 3;
 /// Share of memory for blocks seen once, in percent (S3-FIFO: 10 works for most of 6594 traces).
@@ -53,6 +63,8 @@ pub(crate) const WARM_MAX: usize = 32;
 enum Place {
     Small,
     Main,
+    /// Not to be evicted.
+    Kept,
     /// Not in the index any more; its memory is freed with the last pin.
     Doomed,
 }
@@ -95,6 +107,8 @@ pub(crate) struct Cache {
     chunk_sums: Vec<u32>,
     small: Queue,
     main: Queue,
+    kept: Queue,
+    kept_pages_max: u32,
     ghost: Ghost,
     evicted_count: u64,
     block_count: u32,
@@ -102,8 +116,8 @@ pub(crate) struct Cache {
 }
 
 impl Cache {
-    /// A cache over this memory.
-    pub(crate) fn new(memory: ShardMemory) -> Cache {
+    /// A cache over this memory. Blocks that are kept hold at most `kept_percent` of it, 0 to 100.
+    pub(crate) fn new(memory: ShardMemory, kept_percent: u32) -> Cache {
         let entries_max = memory.page_count() as usize;
         Cache {
             index: Index::new(entries_max),
@@ -113,6 +127,8 @@ impl Cache {
             chunk_sums: vec![0; entries_max],
             small: Queue::new(),
             main: Queue::new(),
+            kept: Queue::new(),
+            kept_pages_max: (u64::from(memory.page_count()) * u64::from(kept_percent) / 100) as u32,
             ghost: Ghost::new(entries_max),
             evicted_count: 0,
             block_count: 0,
@@ -166,7 +182,13 @@ impl Cache {
         let entries = self.entries.get(first as usize..end as usize).unwrap_or_default();
         let blocks = (first..end).zip(entries).filter_map(|(index, entry)| {
             let entry = entry.as_ref().filter(|entry| entry.place != Place::Doomed)?;
-            Some((index, entry.key, entry.version))
+            let is_kept = entry.place == Place::Kept;
+            Some(Listed {
+                entry: EntryIndex(index),
+                key: entry.key,
+                version: entry.version,
+                is_kept,
+            })
         });
         let next = ((end as usize) < self.entries.len()).then_some(end);
         Listing { blocks: blocks.collect(), next }
@@ -339,15 +361,43 @@ impl Cache {
         (block_count, byte_count)
     }
 
+    /// Keeps a block from being evicted, or no longer, if it is still the one at this entry. Without
+    /// room in the share it stays as evictable as it is.
+    pub(crate) fn keep(&mut self, index: EntryIndex, key: &BlockKey, wanted: bool) {
+        let Some(Some(entry)) = self.entries.get(index.0 as usize) else { return };
+        let is_kept = entry.place == Place::Kept;
+        if entry.key != *key || entry.place == Place::Doomed || is_kept == wanted {
+            return;
+        }
+        let page_count = ShardMemory::pages_for(entry.block.length());
+        if wanted && self.kept.page_count() + page_count > self.kept_pages_max {
+            return;
+        }
+        self.unlink(index.0, page_count);
+        // It begins anew, as one seen once: uses while it could not be evicted say little, and would
+        // hold it in main, where a scan does not reach it.
+        self.entry_mut(index.0).reuse_count = 0;
+        self.push(if wanted { Place::Kept } else { Place::Small }, index.0, page_count);
+    }
+
+    /// Takes an entry out of its queue.
+    fn unlink(&mut self, index: u32, page_count: u32) {
+        match self.entry(index).place {
+            Place::Small => self.small.remove(&mut self.entries, index, page_count),
+            Place::Main => self.main.remove(&mut self.entries, index, page_count),
+            Place::Kept => self.kept.remove(&mut self.entries, index, page_count),
+            Place::Doomed => unreachable!("a doomed entry is in no queue"),
+        }
+    }
+
     fn remove_entry(&mut self, index: EntryIndex) {
         let entry = self.entry(index.0);
         let (place, key, pinned) = (entry.place, entry.key, entry.pin_count > 0);
         let page_count = ShardMemory::pages_for(entry.block.length());
-        match place {
-            Place::Small => self.small.remove(&mut self.entries, index.0, page_count),
-            Place::Main => self.main.remove(&mut self.entries, index.0, page_count),
-            Place::Doomed => return,
+        if place == Place::Doomed {
+            return;
         }
+        self.unlink(index.0, page_count);
         self.index.remove(key.hash(), index.0);
         self.block_count -= 1;
         if pinned {
@@ -363,15 +413,23 @@ impl Cache {
         self.free_entries.push(index);
     }
 
-    /// Evicts one block by S3-FIFO. `false` when every block is pinned or there is none.
+    /// Evicts one block by S3-FIFO, or one that is kept if that is all there is. `false` when every
+    /// block is pinned or there is none.
     fn evict_one(&mut self) -> bool {
+        self.evict_ordinary() || self.evict_kept()
+    }
+
+    fn evict_ordinary(&mut self) -> bool {
         // Each step takes a block from the tail of a queue. Reuse counts fall by one each time round
         // main, so a block that is not pinned leaves after REUSE_MAX rounds at the latest.
+        let length = self.small.length() + self.main.length();
         let steps_max =
-            self.small.length() as u64 + (u64::from(REUSE_MAX) + 2) * u64::from(self.block_count);
+            u64::from(self.small.length()) + (u64::from(REUSE_MAX) + 2) * u64::from(length);
+        // What is kept leaves less for the two queues to share.
+        let page_count = self.memory.page_count() - self.kept.page_count();
+        let small_pages_max = u64::from(page_count) * SMALL_PERCENT / 100;
         let mut pinned_in_row = 0;
         for _ in 0..steps_max {
-            let small_pages_max = u64::from(self.memory.page_count()) * SMALL_PERCENT / 100;
             let from_small = self.main.length() == 0
                 || (self.small.length() > 0
                     && (u64::from(self.small.page_count()) > small_pages_max
@@ -382,11 +440,29 @@ impl Cache {
                 Step::Moved => pinned_in_row = 0,
                 Step::Pinned => {
                     pinned_in_row += 1;
-                    if pinned_in_row > self.block_count {
+                    if pinned_in_row > length {
                         return false;
                     }
                 }
             }
+        }
+        false
+    }
+
+    /// Evicts the oldest block that is kept and not in use: a miss that cannot be served for want of
+    /// memory is worse than one more miss later.
+    fn evict_kept(&mut self) -> bool {
+        for _ in 0..self.kept.length() {
+            let Some(index) = self.kept.tail() else { return false };
+            let entry = self.entry(index);
+            if entry.pin_count == 0 {
+                self.evicted_count += 1;
+                self.remove_entry(EntryIndex(index));
+                return true;
+            }
+            let page_count = ShardMemory::pages_for(entry.block.length());
+            self.unlink(index, page_count);
+            self.push(Place::Kept, index, page_count);
         }
         false
     }
@@ -433,6 +509,7 @@ impl Cache {
         match place {
             Place::Small => self.small.push(&mut self.entries, index, page_count),
             Place::Main => self.main.push(&mut self.entries, index, page_count),
+            Place::Kept => self.kept.push(&mut self.entries, index, page_count),
             Place::Doomed => unreachable!("a doomed entry is in no queue"),
         }
     }
@@ -450,6 +527,16 @@ impl Cache {
     /// Blocks in the cache.
     pub(crate) fn block_count(&self) -> u32 {
         self.block_count
+    }
+
+    /// Blocks that are kept.
+    pub(crate) fn kept_count(&self) -> u32 {
+        self.kept.length()
+    }
+
+    /// Bytes of memory that those hold, whole pages.
+    pub(crate) fn kept_bytes(&self) -> u64 {
+        u64::from(self.kept.page_count()) * u64::from(PAGE_SIZE)
     }
 
     /// Bytes of memory that blocks and blanks hold, whole pages.

@@ -1,9 +1,9 @@
-//! The node's place in its cluster: who is in it, who is the master, and what is mounted.
+//! The node's place in its cluster: who is in it, who is the master, what is mounted and pinned.
 //!
 //! ```text
 //!  coordination ──► session ──► View (one epoch) ──► Ring op, peers, hand-over
 //!       ▲              │
-//!       └── member, latch (ephemeral)      master: drains, mounts, under its fencing token
+//!       └── member, latch (ephemeral)      master: drains, mounts, pins, under its fencing token
 //! ```
 //!
 //! Owns the [`View`], which the side thread alone looks at: no hit ever asks who owns a block. A view
@@ -12,11 +12,12 @@
 //!
 //! Modules: `identity` is who the node is, `record` what it writes about itself, `session` keeps it in
 //! the cluster, `known` is what it read there, `master` what the elected one does, `answers` what
-//! clients and other nodes are told, `peers` and `handover` take blocks over from others.
+//! clients and other nodes are told, `peers` and `handover` take blocks over from others, `pins`
+//! has blocks that are here kept, or no longer.
 
 use std::sync::Arc;
 
-use millrace_proto::cluster::{Member, Mount, mount_of};
+use millrace_proto::cluster::{Member, Mount, is_pinned, mount_of};
 use millrace_proto::placement;
 use millrace_proto::ring::{self, Ring};
 use tokio::sync::watch;
@@ -30,6 +31,7 @@ pub(crate) mod join;
 mod known;
 mod master;
 pub(crate) mod peers;
+pub(crate) mod pins;
 
 pub(crate) use master::{Command, Refusal};
 pub(crate) mod record;
@@ -52,6 +54,8 @@ pub(crate) struct View {
     pub is_over: bool,
     /// What is mounted.
     pub mounts: Vec<Mount>,
+    /// Paths that are pinned, sorted.
+    pub pins: Vec<String>,
     /// Members in the order of their ids.
     pub members: Vec<Member>,
     /// Those that own blocks.
@@ -88,6 +92,7 @@ impl View {
             is_fenced: false,
             is_over: false,
             mounts,
+            pins: Vec::new(),
             ring: ring(false),
             everyone: ring(true),
             members,
@@ -100,6 +105,7 @@ impl View {
         let mut view = View::new(cluster, *epoch, me, mounts.clone(), members.clone());
         view.master = master.to_owned();
         view.is_fenced = is_fenced;
+        view.pins = self.pins.clone();
         view
     }
 
@@ -132,6 +138,12 @@ impl View {
             Some(member) => self.owns(member.key, key, replicas),
             None => self.members.is_empty(),
         }
+    }
+
+    /// Whether a block of the file at this path is to be kept: the path is pinned, and this node is one
+    /// of those who own the block. Who only passes it on has no use for it afterwards.
+    pub(crate) fn pins(&self, path: &str, key: &BlockKey) -> bool {
+        is_pinned(&self.pins, path) && self.owns_itself(key, self.replicas(path))
     }
 
     /// The first of the owners of a block.

@@ -70,6 +70,8 @@ pub struct Config {
     pub lease_ms: u32,
     /// Share of the memory that may be leased.
     pub lease_percent: u32,
+    /// Share of the memory that blocks of pinned paths may hold.
+    pub pin_percent: u32,
     /// Host that clients use for shard addresses; empty for the host they connected to.
     pub advertise: String,
     /// Where coordination is.
@@ -282,6 +284,7 @@ impl Config {
             zero_copy: ZeroCopy::Auto,
             lease_ms: 10_000,
             lease_percent: 50,
+            pin_percent: 50,
             advertise: String::new(),
             coord: Coordination::None,
             data: PathBuf::new(),
@@ -317,6 +320,7 @@ impl Config {
             zero_copy: ZeroCopy::Auto,
             lease_ms: 10_000,
             lease_percent: 50,
+            pin_percent: 50,
             advertise: String::new(),
             coord: Coordination::Embedded(None),
             data: PathBuf::new(),

@@ -84,11 +84,24 @@ pub(crate) struct Dropped {
     pub byte_count: u64,
 }
 
+/// A block of a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Listed {
+    /// Its entry.
+    pub entry: EntryIndex,
+    /// The block.
+    pub key: BlockKey,
+    /// Its version.
+    pub version: u64,
+    /// Whether it is kept from being evicted.
+    pub is_kept: bool,
+}
+
 /// Some of the blocks of a shard.
 #[derive(Debug, Default)]
 pub(crate) struct Listing {
-    /// Entry, key and version of each.
-    pub blocks: Vec<(u32, BlockKey, u64)>,
+    /// The blocks, in the order of their entries.
+    pub blocks: Vec<Listed>,
     /// The entry to go on from, if there are more.
     pub next: Option<u32>,
 }
@@ -110,13 +123,21 @@ pub(crate) enum Mail {
     /// A whole reply frame for a connection here.
     Reply { requester: Requester, frame: Vec<u8> },
     /// A block was read from the source, or could not be.
-    Filled { key: BlockKey, version: u64, result: Result<Arrival, (Blank, StoreError)> },
+    Filled {
+        key: BlockKey,
+        version: u64,
+        /// Whether it is to be kept from being evicted.
+        is_pinned: bool,
+        result: Result<Arrival, (Blank, StoreError)>,
+    },
     /// Have this block in memory and say when it is.
     Ensure { key: BlockKey, version: u64, from: FillFrom, reply: flume::Sender<Ensured> },
     /// Drop the blocks of a file.
     Drop { file: FileId, block_count: u32, reply: flume::Sender<Dropped> },
     /// Tell the blocks of these entries.
     Enumerate { first: u32, count: u32, reply: flume::Sender<Listing> },
+    /// Keep these blocks from being evicted, or no longer.
+    Keep { blocks: Vec<(EntryIndex, BlockKey)>, wanted: bool },
     /// Finish what is in flight, then stop.
     Shutdown,
 }

@@ -86,6 +86,10 @@ counters! {
     used_bytes,
     /// Bytes of memory for blocks.
     capacity_bytes,
+    /// Blocks that are kept from being evicted now, because their path is pinned.
+    pinned_count,
+    /// Bytes of memory that those hold, whole pages.
+    pinned_bytes,
     /// Bytes of replies that were handed to the kernel by reference.
     referred_bytes,
     /// Leases given to clients on this machine; prolonging one counts, too.

@@ -184,12 +184,13 @@ impl Node {
             let mailboxes = Arc::clone(&node.mailboxes);
             let ready = ready.clone();
             let ending = (config.drain_timeout_ms, config.zero_copy);
+            let pin_percent = config.pin_percent;
             let builder = LocalExecutorBuilder::new(Placement::Fixed(config.cpus[shard]))
                 .name("millrace")
                 .io_memory(EXECUTOR_IO_MEMORY);
             let spawned = builder.spawn(move || async move {
-                let worker =
-                    Worker::new(shard as u32, shared, limits, side_queue, Cache::new(memory));
+                let cache = Cache::new(memory, pin_percent);
+                let worker = Worker::new(shard as u32, shared, limits, side_queue, cache);
                 let sockets = (listener.into_sockets(), local);
                 let runtime = Runtime::new(worker, sockets, mail, mailboxes, started, ending);
                 match runtime {

@@ -22,7 +22,7 @@ use crate::cluster::answers::Cluster;
 use crate::cluster::handover::{self, Progress};
 use crate::cluster::peers::Peers;
 use crate::cluster::session::Session;
-use crate::cluster::{Command, Refusal};
+use crate::cluster::{Command, Refusal, pins};
 use crate::config::Config;
 use crate::connection::reply_header;
 use crate::files::{FileRecord, FileTable};
@@ -83,6 +83,7 @@ pub(crate) enum Lookup {
     Free { path: Arc<str> },
     Ring { epoch: u64, first: u32, wait: bool },
     Inventory { key: u64, epoch: u64, cursor: u64 },
+    Pins,
     Command(Command),
 }
 
@@ -120,7 +121,9 @@ impl SideQueue {
     /// Queues a look-up. A full queue refuses it.
     pub(crate) fn offer_lookup(&self, job: LookupJob) -> Result<(), ()> {
         let queue = match job.lookup {
-            Lookup::Ring { .. } | Lookup::Inventory { .. } | Lookup::Command(_) => &self.cluster,
+            Lookup::Ring { .. } | Lookup::Inventory { .. } | Lookup::Command(_) | Lookup::Pins => {
+                &self.cluster
+            }
             _ => &self.lookups,
         };
         queue.try_send(job).map_err(|_| ())
@@ -204,11 +207,12 @@ pub(crate) fn start(config: &Config, parts: Parts) -> io::Result<Side> {
             let (progress, views) = (&context.progress, context.cluster.views.subscribe());
             handover::run(&context, progress, views, handover_rate).await;
         };
+        let pins = pins::run(&context.shards, &context.files, context.cluster.views.subscribe());
         runtime.block_on(async {
             // Ends by itself when the node leaves, and with the runtime.
             let _session = session.map(|session| tokio::spawn(session.run()));
             tokio::select! {
-                _ = async { tokio::join!(fills, lookups, of_cluster, handover) } => (),
+                _ = async { tokio::join!(fills, lookups, of_cluster, handover, pins) } => (),
                 // Nothing is sent: the other end is dropped once every shard has ended.
                 _ = stopped.recv_async() => (),
             }
@@ -227,6 +231,7 @@ async fn serve_fills(context: Arc<Context>, jobs: flume::Receiver<FillJob>, conc
         let context = Arc::clone(&context);
         tokio::spawn(async move {
             let (shard, key, version) = (job.shard, job.key, job.version);
+            let path = Arc::clone(&job.path);
             let (blank, result) = context.fill(job).await;
             let result = match result {
                 Ok(filling) => {
@@ -238,9 +243,11 @@ async fn serve_fills(context: Arc<Context>, jobs: flume::Receiver<FillJob>, conc
             if matches!(result, Err((_, StoreError::Changed | StoreError::NotFound))) {
                 context.forget(key.file, version).await;
             }
-            context.shards[shard as usize]
-                .post_when_room(Mail::Filled { key, version, result })
-                .await;
+            // Judged last, and nothing is awaited before it is in the mailbox's line: whoever looks at
+            // all blocks because the pins have changed since comes after it, and sees this one.
+            let is_pinned = context.cluster.view().pins(&path, &key);
+            let mail = Mail::Filled { key, version, is_pinned, result };
+            context.shards[shard as usize].post_when_room(mail).await;
             drop(slot);
         });
     }
@@ -274,6 +281,7 @@ async fn serve_lookups(context: Arc<Context>, jobs: flume::Receiver<LookupJob>) 
                 Lookup::Load { .. }
                 | Lookup::Ring { .. }
                 | Lookup::Inventory { .. }
+                | Lookup::Pins
                 | Lookup::Command(_) => unreachable!("taken elsewhere"),
             };
             context.answer(requester, answer).await;

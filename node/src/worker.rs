@@ -345,6 +345,8 @@ impl Worker {
         counters.capacity_bytes.set(self.cache.capacity_bytes());
         counters.evicted_count.set(self.cache.evicted_count());
         counters.summed_bytes.set(self.cache.summed_bytes());
+        counters.pinned_count.set(u64::from(self.cache.kept_count()));
+        counters.pinned_bytes.set(self.cache.kept_bytes());
         counters.leased_bytes.set(self.leases.bytes());
     }
 
@@ -684,12 +686,19 @@ impl Worker {
             Mail::Reply { requester, frame } => {
                 self.push_head(&requester, |head| head.extend_from_slice(&frame), actions);
             }
-            Mail::Filled { key, version, result } => self.on_filled(key, version, result, actions),
+            Mail::Filled { key, version, is_pinned, result } => {
+                self.on_filled(key, version, is_pinned, result, actions);
+            }
             Mail::Ensure { key, version, from, reply } => self.ensure(key, version, from, reply),
             Mail::Drop { file, block_count, reply } => self.on_drop(file, block_count, &reply),
             Mail::Enumerate { first, count, reply } => {
                 // Whoever asked may have gone.
                 let _ = reply.try_send(self.cache.enumerate(first, count));
+            }
+            Mail::Keep { blocks, wanted } => {
+                for (entry, key) in blocks {
+                    self.cache.keep(entry, &key, wanted);
+                }
             }
             Mail::Shutdown => self.on_shutdown(now, actions),
         }

@@ -1,4 +1,4 @@
-//! Messages about a cluster: who is in it, what is mounted, and what one node asks of another.
+//! Messages about a cluster: who is in it, what is mounted and pinned, and what one node asks of another.
 //!
 //! Like those of [`crate::message`], but for sides that both offered [`crate::feature::CLUSTER`].
 
@@ -12,6 +12,12 @@ pub const MEMBERS_MAX: usize = 16_384;
 pub const MOUNTS_MAX: usize = 64;
 /// Most bytes that the mounts take in a reply.
 pub const MOUNTS_BYTES_MAX: usize = 24 << 10;
+/// Most pins of a cluster.
+pub const PINS_MAX: usize = 64;
+/// Most bytes that the pins take in a reply: their paths, and [`PIN_SIZE`] for each.
+pub const PINS_BYTES_MAX: usize = 24 << 10;
+/// Bytes of a pin in a reply besides its path.
+pub const PIN_SIZE: usize = 8;
 /// Most bytes that members, or blocks of an inventory, take in a reply.
 pub const PAGE_BYTES_MAX: usize = 32 << 10;
 /// Most bytes of a member with all its addresses. Derived: with all mounts it still fits a reply.
@@ -158,6 +164,23 @@ pub struct MountRequest {
     pub remove: u8,
 }
 
+/// `Pin`: keeps the blocks of a file, or of all files below a directory, from being evicted. Of the
+/// master alone.
+#[derive(Archive, Serialize, Clone, Debug, PartialEq, Eq)]
+pub struct PinRequest {
+    /// The file or directory; empty for all there is. It need not be there.
+    pub path: String,
+    /// 0 to pin it, 1 to take the pin of this very path away.
+    pub undo: u8,
+}
+
+/// Reply to `Pins`.
+#[derive(Archive, Serialize, Clone, Debug, PartialEq, Eq)]
+pub struct PinsReply {
+    /// Paths that are pinned, in the order of their bytes, each once; at most [`PINS_MAX`].
+    pub pins: Vec<String>,
+}
+
 impl From<&ArchivedMount> for Mount {
     fn from(archived: &ArchivedMount) -> Mount {
         Mount {
@@ -200,17 +223,24 @@ impl From<&ArchivedMember> for Member {
 /// The mount that a path belongs to: the one with the longest prefix that the path begins with, at a
 /// border of parts. Its index, and the path below it.
 pub fn mount_of<'a>(mounts: &[Mount], path: &'a str) -> Option<(usize, &'a str)> {
-    let below = |prefix: &str| {
-        if prefix.is_empty() {
-            return Some(path);
-        }
-        let rest = path.strip_prefix(prefix)?;
-        if rest.is_empty() { Some(rest) } else { rest.strip_prefix('/') }
-    };
     let found = mounts.iter().enumerate().filter_map(|(index, mount)| {
-        below(&mount.prefix).map(|rest| (mount.prefix.len(), index, rest))
+        below(&mount.prefix, path).map(|rest| (mount.prefix.len(), index, rest))
     });
     found.max_by_key(|(length, _, _)| *length).map(|(_, index, rest)| (index, rest))
+}
+
+/// Whether a path is pinned: it is one of the pins, or below one at a border of parts.
+pub fn is_pinned(pins: &[String], path: &str) -> bool {
+    pins.iter().any(|pin| below(pin, path).is_some())
+}
+
+/// The rest of a path below a prefix of whole parts; None if it is elsewhere.
+fn below<'a>(prefix: &str, path: &'a str) -> Option<&'a str> {
+    if prefix.is_empty() {
+        return Some(path);
+    }
+    let rest = path.strip_prefix(prefix)?;
+    if rest.is_empty() { Some(rest) } else { rest.strip_prefix('/') }
 }
 
 #[cfg(test)]

@@ -42,11 +42,15 @@ pub enum Op {
     /// As `Read`, from the cache or the source, never from another node: of one owner of a block by
     /// another, so that the source is read once for all of them.
     Fetch = 18,
+    /// Keep what is below a path from being evicted, or no longer.
+    Pin = 19,
+    /// Which paths are pinned.
+    Pins = 20,
 }
 
 impl Op {
     /// Every operation, in wire order.
-    pub const ALL: [Op; 18] = [
+    pub const ALL: [Op; 20] = [
         Op::Hello,
         Op::Ping,
         Op::Stat,
@@ -65,6 +69,8 @@ impl Op {
         Op::Drain,
         Op::Mount,
         Op::Fetch,
+        Op::Pin,
+        Op::Pins,
     ];
 
     /// The operation with this number, if this version knows it.

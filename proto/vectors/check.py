@@ -58,16 +58,19 @@ STRUCTURES = {
     "InventoryReply": {"next": "u64", "files": ["InventoryFile"]},
     "DrainRequest": {"node": "text", "undo": "u8"},
     "MountRequest": {"mount": "Mount", "remove": "u8"},
+    "PinRequest": {"path": "text", "undo": "u8"},
+    "PinsReply": {"pins": ["text"]},
 }
 SIZES = dict(zip(STRUCTURES, (18, 41, 8, 8, 8, 49, 53, 20, 16, 36, 8, 8, 36, 12, 16, 65, 16, 16, 28, 8,
-                              13, 17, 85, 53, 24, 48, 16, 9, 18), strict=True))
+                              13, 17, 85, 53, 24, 48, 16, 9, 18, 9, 8), strict=True))
 OPS = dict(enumerate((
     ("HelloRequest", "HelloReply"), ("None", "None"), ("StatRequest", "StatReply"),
     ("ListRequest", "ListReply"), ("Range", "ReadReply"), ("ReadManyRequest", "ReadReply"),
     ("LoadRequest", "LoadReply"), ("FreeRequest", "FreeReply"), ("None", "StatusReply"),
     ("None", "AttachReply"), ("ReadManyRequest", "LeaseReply"), ("ReadManyRequest", "None"),
     ("RingRequest", "RingReply"), ("Range", "ReadReply"), ("InventoryRequest", "InventoryReply"),
-    ("DrainRequest", "None"), ("MountRequest", "None"), ("Range", "ReadReply")), 1))
+    ("DrainRequest", "None"), ("MountRequest", "None"), ("Range", "ReadReply"),
+    ("PinRequest", "None"), ("None", "PinsReply")), 1))
 NUMBERS = {"u8": "<B", "u32": "<I", "u64": "<Q", "i64": "<q"}
 
 

@@ -122,7 +122,7 @@ impl World {
             | Op::Inventory => {
                 frame::encode_empty(&mut out, asked.header.reply(Status::UnknownOp));
             }
-            Op::Drain | Op::Mount => {
+            Op::Drain | Op::Mount | Op::Pin | Op::Pins => {
                 frame::encode_empty(&mut out, asked.header.reply(Status::UnknownOp));
             }
             Op::Load => frame::encode(

@@ -239,11 +239,12 @@ impl State {
                 };
                 self.ring(header, request).await
             }
-            Op::Drain | Op::Mount => {
+            Op::Drain | Op::Mount | Op::Pin => {
                 let is_master = self.ring.borrow().master == self.id;
                 let status = if is_master { Status::Ok } else { Status::NotMaster };
                 empty(header.reply(status))
             }
+            Op::Pins => body(ok, &PinsReply { pins: vec!["x".to_owned()] }),
             _ => empty(header.reply(Status::UnknownOp)),
         }
     }

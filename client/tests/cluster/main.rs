@@ -521,3 +521,16 @@ async fn the_master_is_asked_for_changes_whoever_that_is() {
     let error = client.change_mount(MountInfo { replicas: 9, ..mount }, false).await.unwrap_err();
     assert!(matches!(error, Error::InvalidArgument(_)), "{error}");
 }
+
+#[tokio::test]
+async fn the_master_pins_and_any_member_tells_what_is_pinned() {
+    let cluster = Cluster::start(3, 1).await;
+    let client = connect(&cluster).await;
+    for fake in &cluster.fakes {
+        fake.state.ring.send_modify(|ring| ring.master = "n1".to_owned());
+    }
+    client.pin("x", false).await.unwrap();
+    client.pin("x", true).await.unwrap();
+    assert_eq!(cluster.counts(Op::Pin)[1], 2);
+    assert_eq!(client.pins().await.unwrap(), ["x"]);
+}

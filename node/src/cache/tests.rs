@@ -8,7 +8,7 @@ use super::*;
 use crate::memory::Arena;
 
 fn cache(page_count: u32) -> Cache {
-    Cache::new(Arena::new(page_count).unwrap().cut(1).pop().unwrap())
+    Cache::new(Arena::new(page_count).unwrap().cut(1).pop().unwrap(), 50)
 }
 
 fn key(file: u128, block: u32) -> BlockKey {

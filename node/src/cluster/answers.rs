@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use millrace_proto::Status;
 use millrace_proto::cluster::{
-    InventoryFile, InventoryReply, Member, Mount, PAGE_BYTES_MAX, RingReply,
+    InventoryFile, InventoryReply, Member, Mount, PAGE_BYTES_MAX, PinsReply, RingReply,
 };
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
@@ -13,9 +13,8 @@ use tokio::time::{Instant, timeout_at};
 use super::master::{Command, Refusal};
 use super::session::Request;
 use super::{View, Views};
-use crate::cache::BlockKey;
 use crate::files::FileTable;
-use crate::mailbox::{Listing, Mail, Mailboxes};
+use crate::mailbox::{Listed, Listing, Mail, Mailboxes};
 
 /// Clients that may wait for the next epoch at once; further ones are answered at once.
 const WAITERS_MAX: usize = 16_384;
@@ -89,6 +88,11 @@ impl Cluster {
         answer.await.unwrap_or_else(|_| Err(gone()))
     }
 
+    /// What is pinned.
+    pub(crate) fn pins(&self) -> PinsReply {
+        PinsReply { pins: self.view().pins.clone() }
+    }
+
     /// Blocks of this node that the member with this key should have: those of one page of entries.
     pub(crate) async fn inventory(
         &self,
@@ -144,15 +148,15 @@ fn collect(
     view: &View,
     files: &FileTable,
     key: u64,
-    blocks: &[(u32, BlockKey, u64)],
+    blocks: &[Listed],
 ) -> Option<u32> {
-    for (entry, block, version) in blocks {
+    for Listed { entry, key: block, version, .. } in blocks {
         let known = reply.files.iter_mut().rev().take(8);
         let mut known = known.filter(|it| it.id == block.file && it.version == *version);
         if let Some(file) = known.next() {
             if view.owns(key, block, view.replicas(&file.path)) {
                 if *size + size_of::<u32>() > PAGE_BYTES_MAX {
-                    return Some(*entry);
+                    return Some(entry.number());
                 }
                 file.blocks.push(block.block);
                 *size += size_of::<u32>();
@@ -168,7 +172,7 @@ fn collect(
         }
         let more = FILE_SIZE + record.path.len();
         if *size > 0 && *size + more > PAGE_BYTES_MAX {
-            return Some(*entry);
+            return Some(entry.number());
         }
         *size += more;
         reply.files.push(InventoryFile {

@@ -10,7 +10,7 @@ use millrace_proto::cluster::{MEMBERS_MAX, MOUNTS_BYTES_MAX, MOUNTS_MAX, Mount};
 use zookeeper_client::{Client, Error, Stat};
 
 use super::View;
-use super::record::{MemberRecord, MountsRecord, read};
+use super::record::{MemberRecord, MountsRecord, PinsRecord, read};
 
 /// Where things lie below the cluster's path.
 pub(crate) mod path {
@@ -18,6 +18,7 @@ pub(crate) mod path {
     pub(crate) const MEMBERS: &str = millrace_proto::coordination::MEMBERS;
     pub(crate) const DRAINS: &str = "/drains";
     pub(crate) const MOUNTS: &str = "/mounts";
+    pub(crate) const PINS: &str = "/pins";
     pub(crate) const MASTER: &str = "/master";
     /// Followed by a number of ten digits.
     pub(crate) const LATCH: &str = "/master/latch-";
@@ -32,6 +33,7 @@ pub(crate) struct Changes {
     members: BTreeSet<String>,
     drains: bool,
     mounts: bool,
+    pins: bool,
     latches: bool,
 }
 
@@ -55,6 +57,8 @@ impl Changes {
             self.drains = true;
         } else if path == path::MOUNTS {
             self.mounts = true;
+        } else if path == path::PINS {
+            self.pins = true;
         } else if path.starts_with(path::LATCH) || path == path::MASTER {
             self.latches = true;
         }
@@ -78,6 +82,11 @@ pub(crate) struct Known {
     mounts_zxid: i64,
     /// Version of the mounts for the next write; None if there are none yet.
     mounts_version: Option<i32>,
+    /// Paths that are pinned, sorted.
+    pins: Vec<String>,
+    pins_zxid: i64,
+    /// As of the mounts.
+    pins_version: Option<i32>,
     /// Names of the latches, in order, and who holds each.
     latches: BTreeMap<String, String>,
 }
@@ -102,6 +111,9 @@ impl Known {
         }
         if changes.all || changes.mounts {
             self.refresh_mounts(client).await?;
+        }
+        if changes.all || changes.pins {
+            self.refresh_pins(client).await?;
         }
         if changes.all || changes.latches {
             self.refresh_latches(client).await?;
@@ -177,6 +189,24 @@ impl Known {
         Ok(())
     }
 
+    async fn refresh_pins(&mut self, client: &Client) -> Result<(), Error> {
+        match client.get_data(path::PINS).await {
+            Ok((data, stat)) => {
+                match read::<PinsRecord>(path::PINS, &data) {
+                    Ok(record) => self.pins = record.pins(),
+                    Err(error) => tracing::error!("{error}: the pins stay as they were"),
+                }
+                self.pins_zxid = stat.mzxid;
+                self.pins_version = Some(stat.version);
+            }
+            Err(Error::NoNode) => {
+                (self.pins, self.pins_zxid, self.pins_version) = (Vec::new(), 0, None);
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
     async fn refresh_latches(&mut self, client: &Client) -> Result<(), Error> {
         let (names, _) = client.get_children(path::MASTER).await?;
         let mut latches = BTreeMap::new();
@@ -205,7 +235,7 @@ impl Known {
     /// Number of the last change.
     pub(crate) fn epoch(&self) -> u64 {
         let members = self.members.values().map(|(_, zxid)| *zxid);
-        let others = [self.members_zxid, self.drains_zxid, self.mounts_zxid];
+        let others = [self.members_zxid, self.drains_zxid, self.mounts_zxid, self.pins_zxid];
         members.chain(others).max().unwrap_or(0).max(0) as u64
     }
 
@@ -215,6 +245,7 @@ impl Known {
         let members =
             members.map(|(id, (record, _))| record.member(self.drains.contains(id))).collect();
         let mut view = View::new(cluster, self.epoch(), me, self.mounts.clone(), members);
+        view.pins = self.pins.clone();
         view.master = self.master().map(|(_, id)| id.to_owned()).unwrap_or_default();
         view
     }
@@ -228,6 +259,11 @@ impl Known {
     /// The mounts, and their version for the next write.
     pub(crate) fn mounts(&self) -> (&[Mount], Option<i32>) {
         (&self.mounts, self.mounts_version)
+    }
+
+    /// The pins, and their version for the next write.
+    pub(crate) fn pins(&self) -> (&[String], Option<i32>) {
+        (&self.pins, self.pins_version)
     }
 
     /// Ids of members, and of those that are drained whether they are there or not.
@@ -267,6 +303,8 @@ mod tests {
         let mut changes = Changes::default();
         changes.note("/drains/a");
         changes.note("/mounts");
-        assert_eq!(changes, Changes { drains: true, mounts: true, ..Changes::default() });
+        changes.note("/pins");
+        let wanted = Changes { drains: true, mounts: true, pins: true, ..Changes::default() };
+        assert_eq!(changes, wanted);
     }
 }

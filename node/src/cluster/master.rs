@@ -5,13 +5,13 @@
 //! begun. A master that was asleep while another was elected is refused by both.
 
 use millrace_proto::Status;
-use millrace_proto::cluster::{MOUNTS_MAX, Mount, REPLICAS_MAX};
+use millrace_proto::cluster::{MOUNTS_MAX, Mount, PINS_BYTES_MAX, PINS_MAX, REPLICAS_MAX};
 use zookeeper_client::{
     Acls, CheckWriteError, CheckWriter, Client, CreateMode, CreateOptions, Error,
 };
 
 use super::known::{Known, path};
-use super::record::{MountRecord, MountsRecord, TermRecord, read, write};
+use super::record::{MountRecord, MountsRecord, PinsRecord, TermRecord, pins_size, read, write};
 use crate::store::check_path;
 
 pub(crate) const PERSISTENT: CreateOptions<'static> =
@@ -24,6 +24,8 @@ pub(crate) enum Command {
     Drain { node: String, undo: bool },
     /// Add, change or remove a mount.
     Mount { mount: Mount, remove: bool },
+    /// Pin a path, or take its pin away.
+    Pin { path: String, undo: bool },
 }
 
 /// Why something was not done.
@@ -140,6 +142,11 @@ impl Term {
                 let mounts = changed(known.mounts().0, mount, *remove)?;
                 self.write_mounts(client, known, &mounts).await
             }
+            Command::Pin { path, undo } => {
+                let (pins, version) = known.pins();
+                let Some(pins) = changed_pins(pins, path, *undo)? else { return Ok(()) };
+                self.write_at(client, path::PINS, version, &write(&PinsRecord { pins })).await
+            }
         }
     }
 
@@ -193,12 +200,21 @@ impl Term {
         mounts: &[Mount],
     ) -> Result<(), Refusal> {
         let record = MountsRecord { mounts: mounts.iter().map(MountRecord::from).collect() };
+        self.write_at(client, path::MOUNTS, known.mounts().1, &write(&record)).await
+    }
+
+    /// Writes data that has this version so far, or is not there yet.
+    async fn write_at(
+        &self,
+        client: &Client,
+        path: &str,
+        version: Option<i32>,
+        data: &[u8],
+    ) -> Result<(), Refusal> {
         let mut writer = self.writer(client)?;
-        match known.mounts().1 {
-            None => writer.add_create(path::MOUNTS, &write(&record), &PERSISTENT)?,
-            Some(version) => {
-                writer.add_set_data(path::MOUNTS, &write(&record), Some(version))?;
-            }
+        match version {
+            None => writer.add_create(path, data, &PERSISTENT)?,
+            Some(version) => writer.add_set_data(path, data, Some(version))?,
         }
         writer.commit().await?;
         Ok(())
@@ -248,6 +264,33 @@ fn changed(mounts: &[Mount], mount: &Mount, remove: bool) -> Result<Vec<Mount>, 
     Ok(mounts)
 }
 
+/// The pins after a change; None if they stay as they are.
+fn changed_pins(pins: &[String], path: &str, undo: bool) -> Result<Option<Vec<String>>, Refusal> {
+    if let Err(error) = check_path(path) {
+        let message = format!("'{path}' cannot be pinned: {error}");
+        return Err(Refusal::new(error.status(), message));
+    }
+    let mut pins = pins.to_vec();
+    match (pins.binary_search_by(|pin| pin.as_str().cmp(path)), undo) {
+        (Ok(place), true) => drop(pins.remove(place)),
+        (Err(_), true) => {
+            let message = format!("'/{path}' is not pinned: `millrace admin pins` lists what is");
+            return Err(Refusal::new(Status::NotFound, message));
+        }
+        (Ok(_), false) => return Ok(None),
+        (Err(_), false) if pins.len() >= PINS_MAX => {
+            let message = format!("{PINS_MAX} pins are as many as there can be");
+            return Err(Refusal::new(Status::InvalidArgument, message));
+        }
+        (Err(place), false) => pins.insert(place, path.to_owned()),
+    }
+    if pins_size(&pins) > PINS_BYTES_MAX {
+        let message = "the paths of all pins together are too long: pin a directory above them";
+        return Err(Refusal::new(Status::InvalidArgument, message));
+    }
+    Ok(Some(pins))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -286,5 +329,29 @@ mod tests {
             (0..MOUNTS_MAX).map(|it| mount(&format!("m{it}"), "file:///a")).collect();
         assert!(changed(&full, &mount("one-more", "file:///a"), false).is_err());
         assert!(changed(&full, &mount("m1", "file:///b"), false).is_ok());
+    }
+
+    #[test]
+    fn pins_are_sorted_and_each_is_there_once() {
+        let change = |pins: &[&str], path, undo| {
+            let pins: Vec<String> = pins.iter().map(|pin| (*pin).to_owned()).collect();
+            changed_pins(&pins, path, undo).map(Option::unwrap_or_default)
+        };
+        assert_eq!(change(&["a", "c"], "b", false).unwrap(), ["a", "b", "c"]);
+        assert_eq!(change(&["a"], "", false).unwrap(), ["", "a"]);
+        assert!(change(&["a"], "a", false).unwrap().is_empty(), "nothing to write");
+        assert_eq!(change(&["a", "c"], "a", true).unwrap(), ["c"]);
+        let refused = |result: Result<Vec<String>, Refusal>| result.unwrap_err().status;
+        assert_eq!(refused(change(&["a"], "a/b", true)), Status::NotFound);
+        assert_eq!(refused(change(&[], "/a", false)), Status::PermissionDenied);
+        assert_eq!(refused(change(&[], "a/../b", false)), Status::PermissionDenied);
+        assert_eq!(refused(change(&[], "a//b", false)), Status::InvalidArgument);
+        let long: Vec<String> = (0..6).map(|it| format!("{it:04000}")).collect();
+        let refusal = changed_pins(&long, &format!("{:04000}", 6), false).unwrap_err();
+        assert!(refusal.message.contains("too long"), "{}", refusal.message);
+        let full: Vec<String> = (0..PINS_MAX).map(|it| format!("p{it:02}")).collect();
+        let refusal = changed_pins(&full, "x", false).unwrap_err();
+        assert_eq!(refusal.status, Status::InvalidArgument);
+        assert!(changed_pins(&full, "p01", false).unwrap().is_none());
     }
 }

@@ -1,13 +1,15 @@
 //! What lies in coordination, as JSON: fields may be added, and unknown ones are passed over.
 
 use millrace_proto::cluster::{
-    MEMBER_BYTES_MAX, Member, MemberState, Mount, NAME_LENGTH_MAX, REPLICAS_MAX,
+    MEMBER_BYTES_MAX, Member, MemberState, Mount, NAME_LENGTH_MAX, PIN_SIZE, PINS_BYTES_MAX,
+    PINS_MAX, REPLICAS_MAX,
 };
 use millrace_proto::placement;
 use serde::{Deserialize, Serialize};
 
 use super::answers::size_of_member;
 use crate::config::SHARDS_MAX;
+use crate::store::check_path;
 
 /// Number of the layout that this program writes and reads.
 pub(crate) const FORMAT: u32 = 1;
@@ -123,6 +125,31 @@ impl From<&Mount> for MountRecord {
     }
 }
 
+/// `/pins`: paths whose blocks are kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PinsRecord {
+    pub pins: Vec<String>,
+}
+
+impl PinsRecord {
+    /// The paths, sorted, each once. Whatever somebody else wrote there, a reply has room for them.
+    pub(crate) fn pins(mut self) -> Vec<String> {
+        self.pins.retain(|pin| check_path(pin).is_ok());
+        self.pins.sort();
+        self.pins.dedup();
+        self.pins.truncate(PINS_MAX);
+        while pins_size(&self.pins) > PINS_BYTES_MAX {
+            self.pins.pop();
+        }
+        self.pins
+    }
+}
+
+/// Bytes that pins take in a reply.
+pub(crate) fn pins_size(pins: &[String]) -> usize {
+    pins.iter().map(|pin| pin.len() + PIN_SIZE).sum()
+}
+
 /// `/master/term`: the fencing token of the newest master.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct TermRecord {
@@ -149,4 +176,19 @@ pub(crate) fn read<'a, T: Deserialize<'a>>(path: &str, data: &'a [u8]) -> Result
 /// Writes a record.
 pub(crate) fn write<T: Serialize>(record: &T) -> Vec<u8> {
     serde_json::to_vec(record).expect("plain structures have a JSON form")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pins_that_no_master_wrote_are_passed_over() {
+        let read = |text: &str| read::<PinsRecord>("/pins", text.as_bytes()).unwrap().pins();
+        assert_eq!(read(r#"{"pins":["b","a","/c","b","a/../b"],"more":1}"#), ["a", "b"]);
+        let long = PinsRecord { pins: (0..99).map(|it| format!("{it:04000}")).collect() }.pins();
+        assert_eq!(long.len(), PINS_BYTES_MAX / (4000 + PIN_SIZE));
+        let many = PinsRecord { pins: (0..99).map(|it| it.to_string()).collect() }.pins();
+        assert_eq!(many.len(), PINS_MAX);
+    }
 }

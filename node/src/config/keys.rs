@@ -132,6 +132,14 @@ pub const KEYS: &[Key] = &[
         access: Access::Count(number!(lease_percent, 0..=90)),
     },
     Key {
+        name: "pin_percent",
+        value: "PERCENT",
+        default: "50",
+        help: "Share of the memory that is kept for files of pinned paths; beyond it they are like any",
+        example: "75",
+        access: Access::Count(number!(pin_percent, 0..=90)),
+    },
+    Key {
         name: "advertise",
         value: "HOST",
         default: "the host a client connected to",

@@ -60,6 +60,7 @@ pub(super) async fn serve(context: Arc<Context>, jobs: flume::Receiver<LookupJob
                     reply.map(|reply| encode(&requester, &reply)).map_err(Failure::from)
                 }
                 Lookup::Command(command) => context.command(&requester, command, budget).await,
+                Lookup::Pins => Ok(encode(&requester, &context.cluster.pins())),
                 _ => unreachable!("only these come here"),
             };
             context.answer(requester, answer).await;

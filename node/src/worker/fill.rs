@@ -210,6 +210,7 @@ impl Worker {
         &mut self,
         key: BlockKey,
         version: u64,
+        is_pinned: bool,
         result: Result<Arrival, (Blank, StoreError)>,
         actions: &mut Vec<Action>,
     ) {
@@ -229,7 +230,10 @@ impl Worker {
                         counters.peer_fill_bytes.add(length);
                     }
                 }
-                self.cache.insert(key, version, block, &sums);
+                let entry = self.cache.insert(key, version, block, &sums);
+                if is_pinned {
+                    self.cache.keep(entry, &key, true);
+                }
                 // While it was on its way a newer version may have been seen, and its drop gone by.
                 if self.shared.files.get(key.file).is_some_and(|record| record.version != version) {
                     self.cache.remove(&key);

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use millrace_proto::cluster::{
-    ArchivedDrainRequest, ArchivedInventoryRequest, ArchivedMountRequest, ArchivedRingRequest,
+    ArchivedDrainRequest, ArchivedInventoryRequest, ArchivedMountRequest, ArchivedPinRequest,
+    ArchivedRingRequest,
 };
 use millrace_proto::frame::{self, Header};
 use millrace_proto::message::{
@@ -202,6 +203,12 @@ impl Worker {
                 let mount = (&request.mount).into();
                 Lookup::Command(Command::Mount { mount, remove: request.remove != 0 })
             }
+            Op::Pin => {
+                let request = frame::body::<ArchivedPinRequest>(body)?;
+                let path = request.path.as_str().to_owned();
+                Lookup::Command(Command::Pin { path, undo: request.undo != 0 })
+            }
+            Op::Pins => Lookup::Pins,
             Op::Read | Op::Peek | Op::Fetch | Op::ReadMany | Op::Lease | Op::Release => {
                 unreachable!("taken by on_request")
             }

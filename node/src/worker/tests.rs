@@ -83,7 +83,7 @@ impl Node {
                     Arc::clone(&shared),
                     limits(),
                     side.clone(),
-                    Cache::new(memory),
+                    Cache::new(memory, 50),
                 )
             })
             .collect();
@@ -148,7 +148,11 @@ impl Node {
                 }
                 Err(error) => Err((job.blank, error)),
             };
-            self.event(now, shard, Event::Mail(Mail::Filled { key, version, result }));
+            self.event(
+                now,
+                shard,
+                Event::Mail(Mail::Filled { key, version, is_pinned: false, result }),
+            );
         }
         count
     }

@@ -109,6 +109,15 @@ proptest! {
             remove: a.remove,
         })?;
     }
+
+    #[test]
+    fn pins(path in any_text(), undo in any::<u8>(), pins in vec(any_text(), 0..20)) {
+        round_trip(&PinRequest { path, undo }, |a| PinRequest {
+            path: text(&a.path),
+            undo: a.undo,
+        })?;
+        round_trip(&PinsReply { pins }, |a| PinsReply { pins: a.pins.iter().map(text).collect() })?;
+    }
 }
 
 #[test]
@@ -146,4 +155,17 @@ fn the_longest_prefix_of_whole_parts_wins() {
     assert_eq!(mount_of(&mounts, "data/hot/b"), Some((2, "b")));
     assert_eq!(mount_of(&mounts, "data/hotter"), Some((1, "hotter")));
     assert_eq!(mount_of(&mounts[1..], "other"), None);
+}
+
+#[test]
+fn pins_are_of_whole_parts() {
+    let pins = ["data/hot", "one"].map(String::from);
+    for path in ["data/hot", "data/hot/a/b", "one"] {
+        assert!(is_pinned(&pins, path), "{path}");
+    }
+    for path in ["", "data", "data/hotter", "data/hot2/a", "on", "x/one"] {
+        assert!(!is_pinned(&pins, path), "{path}");
+    }
+    assert!(is_pinned(&[String::new()], "data/hotter"), "the empty path is above all");
+    assert!(!is_pinned(&[], "data"));
 }

@@ -105,6 +105,19 @@ pub(crate) fn requests() -> Vec<Vector> {
             request(Op::Mount, FIRST + 10),
             MountRequest { mount: mount("datasets/images", "", 0), remove: 1 },
         ),
+        vector(
+            "pin",
+            "A path out of line.",
+            request(Op::Pin, FIRST + 14),
+            PinRequest { path: "datasets/hot".into(), undo: 0 },
+        ),
+        vector(
+            "pin_undo",
+            "The empty path, above all others.",
+            request(Op::Pin, FIRST + 15),
+            PinRequest { path: String::new(), undo: 1 },
+        ),
+        vector("pins", "No body.", request(Op::Pins, FIRST + 16), Nothing),
     ]
 }
 
@@ -216,5 +229,18 @@ pub(crate) fn replies() -> Vec<Vector> {
             ErrorReply { message: "the master is cache-2.example.org".into() },
         ),
         vector("mount", "No body.", reply(Op::Mount, FIRST + 9, Status::Ok), Nothing),
+        vector("pin", "No body.", reply(Op::Pin, FIRST + 14, Status::Ok), Nothing),
+        vector(
+            "pins",
+            "Paths in line and out of line.",
+            reply(Op::Pins, FIRST + 16, Status::Ok),
+            PinsReply { pins: vec!["datasets/hot".into(), "one".into()] },
+        ),
+        vector(
+            "pins_none",
+            "Nothing is pinned.",
+            reply(Op::Pins, FIRST + 17, Status::Ok),
+            PinsReply { pins: Vec::new() },
+        ),
     ]
 }

@@ -305,6 +305,18 @@ message!(
     |a| MountRequest { mount: Mount::from(&a.mount), remove: a.remove },
     |m| object(&[("mount", mount_json(&m.mount)), ("remove", m.remove.to_string())])
 );
+message!(
+    PinRequest,
+    ArchivedPinRequest,
+    |a| PinRequest { path: text(&a.path), undo: a.undo },
+    |m| object(&[("path", string(&m.path)), ("undo", m.undo.to_string())])
+);
+message!(
+    PinsReply,
+    ArchivedPinsReply,
+    |a| PinsReply { pins: a.pins.iter().map(text).collect() },
+    |m| object(&[("pins", list(&m.pins, |pin| string(pin)))])
+);
 message!(ErrorReply, ArchivedErrorReply, |a| ErrorReply { message: text(&a.message) }, |m| object(
     &[("message", string(&m.message))]
 ));
