@@ -3,6 +3,7 @@
 
 mod cluster_handover;
 mod cluster_join;
+mod cluster_pins;
 mod cluster_reads;
 mod coord_cli;
 mod coord_crate_client;
