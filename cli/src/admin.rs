@@ -1,18 +1,19 @@
 //! `millrace admin`: look at a cluster and change it.
 //!
-//! Owns the flags and the connection; `status` presents, `change` changes. Any node can be asked: the
-//! client learns of the others, and finds the master by itself.
+//! Owns the flags and the connection; `status` presents, `change` changes, `pins` does both
+//! for pins. Any node can be asked: the client learns of the others, and finds the master by itself.
 
 use clap::Subcommand;
 use millrace_client::{Client, ClientConfig, ClusterInfo};
 
 mod change;
+mod pins;
 mod status;
 
 use crate::failure::Failure;
 use crate::fs::{self, NodeAddress};
 
-/// Look at a cluster, drain its nodes, change what is mounted
+/// Look at a cluster, drain its nodes, change what is mounted and pinned
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -22,6 +23,7 @@ Examples:
   millrace admin drain cache-3 && ssh cache-3 systemctl stop millrace
   millrace admin undrain cache-3
   millrace admin mount datasets file:///mnt/datasets --replicas 2
+  millrace admin pin datasets/hot
   millrace admin nodes --json | jq -r '.[].address'")]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -39,6 +41,9 @@ enum Verb {
     Mounts(status::MountsArgs),
     Mount(change::MountArgs),
     Unmount(change::UnmountArgs),
+    Pins(pins::PinsArgs),
+    Pin(pins::PinArgs),
+    Unpin(pins::UnpinArgs),
 }
 
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
@@ -54,6 +59,9 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
             Verb::Mounts(args) => status::mounts(&client, &args),
             Verb::Mount(args) => change::mount(&client, &args).await,
             Verb::Unmount(args) => change::unmount(&client, &args).await,
+            Verb::Pins(args) => pins::pins(&client, &args).await,
+            Verb::Pin(args) => pins::pin(&client, &args).await,
+            Verb::Unpin(args) => pins::unpin(&client, &args).await,
         }
     })
 }

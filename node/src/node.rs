@@ -181,12 +181,11 @@ impl Node {
             let mailboxes = Arc::clone(&node.mailboxes);
             let ready = ready.clone();
             let ending = (config.drain_timeout_ms, config.zero_copy);
-            let pin_percent = config.pin_percent;
             let builder = LocalExecutorBuilder::new(Placement::Fixed(config.cpus[shard]))
                 .name("millrace")
                 .io_memory(EXECUTOR_IO_MEMORY);
             let spawned = builder.spawn(move || async move {
-                let cache = Cache::new(memory, pin_percent);
+                let cache = Cache::new(memory, limits.pin_percent);
                 let worker = Worker::new(shard as u32, shared, limits, side_queue, cache);
                 let sockets = (listener.into_sockets(), local);
                 let runtime = Runtime::new(worker, sockets, mail, mailboxes, started, ending);
@@ -337,6 +336,7 @@ fn limits(config: &Config) -> WorkerLimits {
         idle_timeout_ms: config.idle_timeout_ms,
         lease_ms: config.lease_ms,
         lease_percent: config.lease_percent,
+        pin_percent: config.pin_percent,
     }
 }
 

@@ -121,6 +121,8 @@ pub(crate) struct WorkerLimits {
     pub lease_ms: u32,
     /// Share of the shard's memory that may be leased.
     pub lease_percent: u32,
+    /// Share of the shard's memory that blocks of pinned paths may hold.
+    pub pin_percent: u32,
 }
 
 /// What is the same for every shard of a node.

@@ -5,6 +5,7 @@ mod cluster_client;
 mod cluster_handover;
 mod cluster_join;
 mod cluster_master;
+mod cluster_pins;
 mod cluster_reads;
 mod coord_cli;
 mod coord_crate_client;

@@ -11,9 +11,9 @@ use crate::failure::Failure;
 use crate::output::{self, Activity};
 
 /// How often progress is looked at.
-const LOOK: Duration = Duration::from_millis(200);
+pub(super) const LOOK: Duration = Duration::from_millis(200);
 /// Longest wait for everybody to see a change.
-const SEEN_WAIT: Duration = Duration::from_secs(30);
+pub(super) const SEEN_WAIT: Duration = Duration::from_secs(30);
 
 /// Have a node give its blocks to the others, so that it can be stopped
 ///

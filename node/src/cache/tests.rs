@@ -90,6 +90,14 @@ fn behaves_like_a_map_that_forgets() {
                     assert_eq!(block.sum(0, length), crc32fast::hash(&bytes));
                     cache.unpin(index);
                 }
+                9 if random.bool() => {
+                    let Some((index, _)) = cache.find(&key, key.hash()) else { continue };
+                    let wanted = random.bool();
+                    cache.keep(index, &key, wanted);
+                    if !wanted {
+                        assert_ne!(cache.entry(index.0).place, Place::Kept);
+                    }
+                }
                 _ => {
                     let was_here = cache.find(&key, key.hash()).is_some();
                     assert_eq!(cache.remove(&key).is_some(), was_here);
@@ -97,6 +105,8 @@ fn behaves_like_a_map_that_forgets() {
                 }
             }
             assert!(cache.used_bytes() <= cache.capacity_bytes());
+            assert!(cache.kept_bytes() <= cache.capacity_bytes() / 2);
+            assert!(cache.kept_count() <= cache.block_count());
         }
         for (index, ..) in pins {
             cache.unpin(index);
@@ -105,6 +115,7 @@ fn behaves_like_a_map_that_forgets() {
             cache.remove(key);
         }
         assert_eq!((cache.block_count(), cache.used_bytes()), (0, 0));
+        assert_eq!((cache.kept_count(), cache.kept_bytes()), (0, 0));
     }
 }
 
@@ -145,6 +156,96 @@ fn a_scan_does_not_wash_out_what_is_in_use() {
         }
         fill(&mut cache, key(scanned, 0), 1, 4096).unwrap();
     }
+}
+
+/// Fills one page each for files from `first` on and keeps them, or not.
+fn fill_files(cache: &mut Cache, first: u128, count: u128, is_kept: bool) {
+    for file in first..first + count {
+        let index = fill(cache, key(file, 0), 1, 4096).unwrap();
+        if is_kept {
+            cache.keep(index, &key(file, 0), true);
+        }
+    }
+}
+
+/// How many of these files are in the cache.
+fn found(cache: &Cache, first: u128, count: u128) -> usize {
+    let files = first..first + count;
+    files.filter(|file| cache.find(&key(*file, 0), key(*file, 0).hash()).is_some()).count()
+}
+
+#[test]
+fn what_is_kept_survives_a_scan_of_ten_times_the_memory() {
+    let mut cache = cache(100);
+    fill_files(&mut cache, 0, 50, true);
+    assert_eq!((cache.kept_count(), cache.kept_bytes()), (50, 50 * 4096));
+    fill_files(&mut cache, 1000, 1000, false);
+    assert_eq!(found(&cache, 0, 50), 50, "though nobody reads them");
+    assert_eq!(cache.used_bytes(), cache.capacity_bytes(), "the rest is used as well");
+}
+
+#[test]
+fn beyond_its_share_what_is_kept_is_like_any_other() {
+    let mut cache = cache(100);
+    fill_files(&mut cache, 0, 80, true);
+    assert_eq!((cache.kept_count(), cache.block_count()), (50, 80));
+    fill_files(&mut cache, 1000, 1000, false);
+    assert_eq!(found(&cache, 0, 80), 50);
+    // What is freed makes room for another one.
+    assert_eq!(cache.remove(&key(7, 0)), Some(4096));
+    assert_eq!(cache.kept_count(), 49);
+    fill_files(&mut cache, 70, 1, true);
+    assert_eq!(cache.kept_count(), 50);
+}
+
+#[test]
+fn what_is_kept_no_longer_goes_with_the_next_scan() {
+    let mut cache = cache(100);
+    fill_files(&mut cache, 0, 50, true);
+    for file in 0..50 {
+        let (index, _) = cache.find(&key(file, 0), key(file, 0).hash()).unwrap();
+        cache.touch(index, 0);
+        cache.keep(index, &key(file, 0), false);
+    }
+    assert_eq!((cache.kept_count(), found(&cache, 0, 50)), (0, 50), "nothing is dropped by that");
+    fill_files(&mut cache, 1000, 1000, false);
+    assert_eq!(found(&cache, 0, 50), 0);
+}
+
+#[test]
+fn a_block_is_kept_only_as_the_one_that_was_meant() {
+    let mut cache = cache(100);
+    let index = fill(&mut cache, key(1, 0), 1, 4096).unwrap();
+    cache.keep(index, &key(2, 0), true);
+    cache.keep(EntryIndex(99), &key(2, 0), true);
+    assert_eq!(cache.kept_count(), 0);
+    cache.remove(&key(1, 0));
+    cache.keep(index, &key(1, 0), true);
+    assert_eq!(cache.kept_count(), 0);
+    // Removed while somebody reads it, it is no block of the cache any more.
+    let index = fill(&mut cache, key(1, 0), 1, 4096).unwrap();
+    cache.keep(index, &key(1, 0), true);
+    pin(&mut cache, index, 0, &content(key(1, 0), 1, 4096), 4096);
+    cache.remove(&key(1, 0));
+    cache.keep(index, &key(1, 0), true);
+    assert_eq!((cache.kept_count(), cache.kept_bytes()), (0, 0));
+    cache.unpin(index);
+    assert_eq!(cache.used_bytes(), 0);
+}
+
+#[test]
+fn where_nothing_else_is_left_what_is_kept_makes_room() {
+    let mut cache = cache(32);
+    let kept = fill(&mut cache, key(1, 0), 1, 65536).unwrap();
+    cache.keep(kept, &key(1, 0), true);
+    let used = fill(&mut cache, key(2, 0), 1, 65536).unwrap();
+    pin(&mut cache, used, 0, &content(key(2, 0), 1, 65536), 65536);
+    pin(&mut cache, kept, 0, &content(key(1, 0), 1, 65536), 65536);
+    assert!(cache.allocate(1).is_none(), "both are in use");
+    cache.unpin(kept);
+    assert!(cache.allocate(1).is_some());
+    assert_eq!(found(&cache, 1, 2), 1);
+    assert_eq!(cache.kept_count(), 0);
 }
 
 #[test]

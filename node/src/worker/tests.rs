@@ -42,6 +42,7 @@ fn limits() -> WorkerLimits {
         idle_timeout_ms: 0,
         lease_ms: 1_000,
         lease_percent: 50,
+        pin_percent: 50,
     }
 }
 
@@ -78,13 +79,8 @@ impl Node {
             .into_iter()
             .enumerate()
             .map(|(shard, memory): (usize, ShardMemory)| {
-                Worker::new(
-                    shard as u32,
-                    Arc::clone(&shared),
-                    limits(),
-                    side.clone(),
-                    Cache::new(memory, 50),
-                )
+                let cache = Cache::new(memory, limits().pin_percent);
+                Worker::new(shard as u32, Arc::clone(&shared), limits(), side.clone(), cache)
             })
             .collect();
         Node {
