@@ -19,6 +19,7 @@ use crate::fs::{self, NodeAddress};
 Examples:
   millrace admin status
   millrace admin status --watch
+  millrace admin status --node zk://coord-1:2181,coord-2:2181/millrace
   millrace admin drain cache-3 && ssh cache-3 systemctl stop millrace
   millrace admin undrain cache-3
   millrace admin mount datasets file:///mnt/datasets --replicas 2

@@ -245,7 +245,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
 }
 
 fn run_read(args: ReadArgs) -> Result<(), Failure> {
-    args.node.check()?;
+    args.node.check_one()?;
     if let Some(cpu) = args.cpu {
         check_cpu("--cpu", cpu)?;
     }

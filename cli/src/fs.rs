@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use millrace_client::{Client, ClientConfig, Error};
+use millrace_proto::coordination;
 use tokio::runtime::{Builder, Runtime};
 
 mod list;
@@ -38,7 +39,8 @@ Examples:
   millrace fs ls -l datasets
   millrace fs cat datasets/train.csv --range 0-999
   millrace fs get -r datasets ./datasets
-  millrace fs --node cache-1:7070 status")]
+  millrace fs --node cache-1:7070 status
+  millrace fs --node zk://coord-1:2181,coord-2:2181/millrace ls")]
 pub(crate) struct Args {
     #[command(flatten)]
     node: NodeAddress,
@@ -49,7 +51,8 @@ pub(crate) struct Args {
 /// Which node is asked.
 #[derive(clap::Args)]
 pub(crate) struct NodeAddress {
-    /// Address of a node, or of several behind commas; unix:PATH for a Unix socket
+    /// Address of a node, or of several behind commas; unix:PATH for a Unix socket;
+    /// zk://HOST:PORT/PATH for the nodes that registered there
     #[arg(id = "node_address", long = "node", value_name = "HOST:PORT", env = "MILLRACE_NODE",
         hide_env_values = true,
         display_order = 100,
@@ -58,11 +61,11 @@ pub(crate) struct NodeAddress {
 }
 
 impl NodeAddress {
-    /// Judges the form of the address, before anything is looked up or contacted.
+    /// Judges the form of the address of one node, before anything is looked up or contacted.
     ///
     /// # Errors
     /// If it is neither `host:port` nor `unix:PATH`.
-    pub(crate) fn check(&self) -> Result<(), Failure> {
+    pub(crate) fn check_one(&self) -> Result<(), Failure> {
         let is_address = |address: &str| {
             if let Some(path) = address.strip_prefix("unix:") {
                 return !path.is_empty();
@@ -70,6 +73,12 @@ impl NodeAddress {
             let parts = address.rsplit_once(':');
             parts.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
         };
+        if self.address.starts_with(coordination::SCHEME) {
+            return Err(Failure::usage(
+                "flag --node: this verb measures one node and needs its own address; \
+                 write host:port, see millrace admin nodes",
+            ));
+        }
         if self.address.split(',').all(is_address) {
             return Ok(());
         }

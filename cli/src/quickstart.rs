@@ -130,6 +130,7 @@ async fn prove(
     is_quiet: bool,
 ) -> Result<(), Failure> {
     let client = Client::connect(node.address().to_string(), ClientConfig::new()).await?;
+    report.set_cluster(client.cluster());
     let found = source::walk(&client, &choice.directory).await?;
     if found.samples.is_empty() {
         let message = format!("{} has no files to read", choice.directory.display());

@@ -175,6 +175,12 @@ fn every_verb_has_help_with_examples() {
         &["bench", "read"],
         &["bench", "compare"],
         &["bench", "scale"],
+        &["bench", "ring"],
+        &["cluster", "up"],
+        &["admin"],
+        &["admin", "status"],
+        &["admin", "drain"],
+        &["admin", "mount"],
         &["doctor"],
         &["completions"],
     ];
@@ -204,6 +210,9 @@ fn bad_value_names_its_flag_and_what_is_allowed() {
     run_badly(&["bench", "read", "--size", "x"], 2, &["--size", "whole number"]);
     run_badly(&["fs", "cat", "x", "--range", "9-3"], 2, &["--range", "before the first"]);
     run_badly(&["fs", "ls", "--node", "nonsense"], 2, &["flag --node", "host:port"]);
+    let words = ["flag --node", "zk://HOST:PORT/PATH"];
+    run_badly(&["fs", "ls", "--node", "zk://coord-1:2181"], 2, &words);
+    run_badly(&["admin", "status", "--node", "zk://coord-1/m"], 2, &words);
     run_badly(&["node"], 2, &["--source DIR"]);
     run_badly(&["node", source, "--source", source], 2, &["[DIR]", "--source"]);
 }
@@ -470,6 +479,8 @@ fn bench_judges_flags_before_it_starts() {
     read(&["--cpu", "99999"], &["flag --cpu: CPU 99999 is not usable\nhint: usable are "]);
     read(&["--server-pid", "4294967295"], &["flag --server-pid: there is no process"]);
     run_badly(&["bench", "read", "--node", "nonsense"], 2, &["flag --node", "host:port"]);
+    let words = ["flag --node: this verb measures one node", "hint: write host:port"];
+    run_badly(&["bench", "read", "--node", "zk://a:2181/m"], 2, &words);
     let compare = |arguments: &[&str], words: &[&str]| {
         run_badly(&[&["bench", "compare"], arguments].concat(), 2, words);
     };

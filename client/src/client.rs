@@ -52,12 +52,19 @@ impl Client {
     /// addresses, separated by commas, the first that works counts. A node that is in a cluster tells
     /// of the other members, and the client goes on with all of them.
     ///
+    /// With the cargo feature `coordination` the address may also be that of coordination, as the
+    /// nodes have it: `zk://HOST:PORT,HOST:PORT/PATH`. It names nodes and is left at once; it is
+    /// asked again only when no node that is known can be reached, so that a cluster of which every
+    /// node was replaced is found again.
+    ///
     /// # Errors
     /// [`Error::Connect`] or [`Error::NoHello`] when the first try to connect fails: only a client
     /// that was connected once waits for its node to come back. Of several addresses it is the error
     /// of the last. [`Error::Protocol`] when the peer is
     /// no Millrace node, or sends no checksums though [`ClientConfig::verify`] is set.
-    /// [`Error::InvalidArgument`] for a bad address or setting.
+    /// [`Error::InvalidArgument`] for a bad address or setting. If coordination is to name the
+    /// nodes, also [`Error::Coordination`] after [`ClientConfig::connect_timeout`],
+    /// [`Error::NoCluster`] and [`Error::NoMembers`].
     pub async fn connect(
         address: impl Into<String>,
         config: ClientConfig,

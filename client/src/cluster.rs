@@ -17,6 +17,7 @@ use millrace_proto::{Status, feature, frame};
 use tokio::time::{self, Instant};
 
 use crate::connection::{Body, Reply};
+use crate::coordination::Search;
 use crate::error::Error;
 use crate::member::Member;
 use crate::network::{Board, Taken};
@@ -126,11 +127,8 @@ pub(crate) async fn fetch(
     let epoch = known.map_or(0, |view| view.epoch);
     let first = RingRequest { epoch, first: 0, wait: u8::from(wait) };
     let end = Instant::now() + if wait { POLL } else { PAGE_TIME };
-    let mut reply = match member.ask_watched(Body::Ring(first), end).await {
-        // It is alive, and the answer is late.
-        Err(Error::DeadlineExceeded) if wait => return Ok(News::Nothing),
-        reply => reply?,
-    };
+    // A node answers before the wait is over, unless it has more to do than it can.
+    let mut reply = member.ask_watched(Body::Ring(first), end).await?;
     for _ in 0..PAGING_TRIES {
         if reply.header.status() == Status::UnknownOp {
             return Ok(News::Alone);
@@ -203,6 +201,9 @@ pub(crate) async fn follow(board: Arc<Board>) {
     // The member that told something last, and those that did not since then.
     let mut last: Option<Arc<Member>> = None;
     let mut failed: Vec<Arc<Member>> = Vec::new();
+    let mut search = Search::new();
+    // Whether a member of this round lives, whatever it told.
+    let mut is_reached = false;
     loop {
         let topology = board.topology();
         let mut link = topology.main.as_ref().map(|main| main.link.clone());
@@ -218,7 +219,14 @@ pub(crate) async fn follow(board: Arc<Board>) {
         let Some(member) = next.filter(|_| failed.len() < ROUND_MAX) else {
             failed.clear();
             drop(topology);
-            time::sleep(backoff.step()).await;
+            let is_lost = !std::mem::take(&mut is_reached);
+            let is_found = match board.place() {
+                Some(place) if is_lost => search.run(place, &board).await,
+                _ => false,
+            };
+            if !is_found {
+                time::sleep(backoff.step()).await;
+            }
             continue;
         };
         let known = topology.cluster.clone();
@@ -231,7 +239,9 @@ pub(crate) async fn follow(board: Arc<Board>) {
         let taken = match fetch(&member, known.as_deref(), wait).await {
             Ok(News::View(view)) => {
                 is_fenced = view.is_fenced;
-                board.take_over(*view)
+                let taken = board.take_over(*view);
+                is_reached |= taken != Taken::Stranger;
+                taken
             }
             Ok(News::Nothing) => Taken::Known,
             Ok(News::Alone) if link.is_some() => {
@@ -251,6 +261,7 @@ pub(crate) async fn follow(board: Arc<Board>) {
                 let is_over = taken == Taken::New || !wait || asked_at.elapsed() >= POLL_MIN;
                 last = Some(member);
                 failed.clear();
+                search.reset();
                 if is_over {
                     backoff.reset();
                 } else {

@@ -21,7 +21,8 @@ pub struct ClientConfig {
     /// Time one whole operation may take, retries and reconnects included; 1 ms to one day. Default
     /// 30 s.
     pub deadline: Duration,
-    /// Time to connect to one address and to exchange `Hello`; 1 ms to one day. Default 3 s.
+    /// Time to connect to one address and to exchange `Hello`, or to be told of nodes by
+    /// coordination; 1 ms to one day. Default 3 s.
     pub connect_timeout: Duration,
     /// Connections to each shard, 1 to 64. Default 1: one core of a node serves a shard, and one
     /// connection keeps it busy.

@@ -54,6 +54,33 @@ pub enum Error {
         /// The time it had, see [`ClientConfig::connect_timeout`](crate::ClientConfig::connect_timeout).
         timeout: Duration,
     },
+    /// Coordination, which was to name the nodes, did not answer in time: check the address, and
+    /// that it runs.
+    #[error(
+        "coordination at {servers} cannot be asked for nodes: {reason}; check the address and \
+         that it runs"
+    )]
+    Coordination {
+        /// Its servers, `host:port` behind commas.
+        servers: Arc<str>,
+        /// What went wrong last.
+        reason: Arc<str>,
+    },
+    /// Coordination answers, but no cluster is at this path: check the path.
+    #[error(
+        "there is no cluster at {place}; check the path, which is there once a node was started \
+         with it"
+    )]
+    NoCluster {
+        /// The place, `zk://HOST:PORT/PATH`.
+        place: Arc<str>,
+    },
+    /// The cluster has no node at the moment: start one, or try again later.
+    #[error("the cluster at {place} has no node at the moment; start one, or try again later")]
+    NoMembers {
+        /// The place, `zk://HOST:PORT/PATH`.
+        place: Arc<str>,
+    },
     /// The connection broke, and no try on a new one fitted the deadline: try again later.
     #[error("connection to {address} lost: {reason}; try again later")]
     ConnectionLost {
@@ -103,7 +130,7 @@ impl From<FrameError> for Error {
 }
 
 /// A duration in whole seconds, else in milliseconds.
-fn duration_text(duration: Duration) -> String {
+pub(crate) fn duration_text(duration: Duration) -> String {
     if duration.subsec_nanos() == 0 {
         format!("{} s", duration.as_secs())
     } else {

@@ -37,6 +37,7 @@ mod network;
 mod topology;
 
 mod cluster;
+mod coordination;
 
 mod health;
 mod member;

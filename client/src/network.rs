@@ -5,6 +5,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use millrace_proto::coordination::{Place, SCHEME};
 use millrace_proto::feature;
 use millrace_proto::status::Next;
 use smallvec::smallvec;
@@ -16,6 +17,7 @@ use tokio::time::{self, Instant};
 use crate::cluster::{self, News, View};
 use crate::config::ClientConfig;
 use crate::connection::{Body, Landing, Lane, Link, socket_path};
+use crate::coordination;
 use crate::error::Error;
 use crate::file::HelloInfo;
 use crate::member::{Maker, Way};
@@ -23,21 +25,33 @@ use crate::retry::Backoff;
 use crate::topology::{self, Topology};
 
 /// Most addresses to begin with.
-const SEEDS_MAX: usize = 64;
+pub(crate) const SEEDS_MAX: usize = 64;
 
 /// Where a client learns of the nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Seeds {
     /// Nodes, tried in order.
     Addresses(Vec<Arc<str>>),
+    /// Where the nodes of a cluster register.
+    Coordination(Place),
 }
 
 impl Seeds {
-    /// Reads one address or several, separated by commas.
+    /// Reads one address or several, separated by commas, or the place of a cluster.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for one that is neither `host:port` nor `unix:PATH`.
+    /// [`Error::InvalidArgument`] for one that is neither `host:port` nor `unix:PATH`, and for a
+    /// place that is none.
     pub(crate) fn parse(text: &str) -> Result<Seeds, Error> {
+        let text = text.trim();
+        if text.starts_with(SCHEME) {
+            return Place::parse(text).map(Seeds::Coordination).ok_or_else(|| {
+                Error::InvalidArgument(format!(
+                    "'{text}' is not where a cluster registers; write zk://HOST:PORT/PATH, several \
+                     servers behind commas, as the nodes have it for --coord"
+                ))
+            });
+        }
         let addresses: Vec<Arc<str>> = text.split(',').map(|part| part.trim().into()).collect();
         if addresses.len() > SEEDS_MAX {
             return Err(Error::InvalidArgument(format!(
@@ -55,16 +69,19 @@ impl Seeds {
 fn check_address(address: &str) -> Result<(), Error> {
     let is_valid = match socket_path(address) {
         Some(path) => !path.is_empty(),
-        None => address
-            .rsplit_once(':')
-            .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()),
+        None => is_host_and_port(address),
     };
     if is_valid {
         return Ok(());
     }
-    Err(Error::InvalidArgument(format!(
-        "'{address}' is not an address; write host:port, such as node1:7070, or unix:PATH"
-    )))
+    let advice = "write host:port, such as node1:7070, unix:PATH, or zk://HOST:PORT/PATH";
+    Err(Error::InvalidArgument(format!("'{address}' is not an address; {advice}")))
+}
+
+/// Whether a node can be reached at such an address over TCP.
+pub(crate) fn is_host_and_port(address: &str) -> bool {
+    let parts = address.rsplit_once(':');
+    parts.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
 }
 
 /// What became of a view.
@@ -91,9 +108,19 @@ pub(crate) struct Board {
     home: Mutex<String>,
     /// Why a view was last refused.
     refusal: Mutex<Option<String>>,
+    /// Where the nodes register, if that is how the client began.
+    place: Option<Place>,
 }
 
 impl Board {
+    pub(crate) fn maker(&self) -> &Maker {
+        &self.maker
+    }
+
+    pub(crate) fn place(&self) -> Option<&Place> {
+        self.place.as_ref()
+    }
+
     pub(crate) fn config(&self) -> &ClientConfig {
         &self.maker.config
     }
@@ -182,6 +209,7 @@ impl Drop for Network {
 
 impl Network {
     /// Connects to the first of the seeds that works and, if it is in a cluster, learns the members.
+    /// Coordination, if it is to name the seeds, is asked first.
     ///
     /// # Errors
     /// As [`Client::connect`](crate::Client::connect); of several seeds the error of the last.
@@ -191,8 +219,14 @@ impl Network {
     ) -> Result<Network, Error> {
         let maker = Maker { config: config.clone(), runtime: Handle::current() };
         let deadline = Instant::now() + config.deadline;
-        let Seeds::Addresses(addresses) = seeds;
-        let (address, lane) = connect_any(&maker, addresses, deadline).await?;
+        let (addresses, place) = match seeds {
+            Seeds::Addresses(addresses) => (addresses.clone(), None),
+            Seeds::Coordination(place) => {
+                let wait = config.connect_timeout.min(config.deadline);
+                (coordination::members(place, wait).await?, Some(place.clone()))
+            }
+        };
+        let (address, lane) = connect_any(&maker, &addresses, deadline).await?;
         let lane = nearer(&maker, &address, &lane, deadline).await.unwrap_or(lane);
         let hello = lane.link().borrow().hello.clone();
         let hello = hello.ok_or(Error::DeadlineExceeded)?;
@@ -207,7 +241,7 @@ impl Network {
         let alone = Arc::new(Topology::alone(&maker, &address, &lane, hello, neighbour));
         let (home, refusal) = (Mutex::default(), Mutex::new(None));
         let topology = watch::Sender::new(alone);
-        let board = Arc::new(Board { maker, topology, address, home, refusal });
+        let board = Arc::new(Board { maker, topology, address, home, refusal, place });
         if is_member {
             let end = deadline.min(Instant::now() + config.connect_timeout);
             // Without an answer the task finds out; the node is one that works.
@@ -368,8 +402,19 @@ mod tests {
         };
         check("node1:7070", &["node1:7070"]);
         check("node1:7070, node2:7070,unix:/run/a", &["node1:7070", "node2:7070", "unix:/run/a"]);
-        for text in ["", "node1", "node1:7070,", ":7070", "unix:", "a:1,,b:2"] {
+        for text in ["", "node1", "node1:7070,", ":7070", "unix:", "a:1,,b:2", "a:1,zk://b:2/m"] {
             assert!(matches!(Seeds::parse(text), Err(Error::InvalidArgument(_))), "{text}");
+        }
+    }
+
+    #[test]
+    fn seeds_may_be_left_to_coordination() {
+        let seeds = Seeds::parse("zk://a:2181,b:2181/millrace/eu").unwrap();
+        let (servers, path) = ("a:2181,b:2181".to_owned(), "/millrace/eu".to_owned());
+        assert_eq!(seeds, Seeds::Coordination(Place { servers, path }));
+        for text in ["zk://", "zk://a:2181", "zk://a:2181/", "zk://a/m", "zk://a:1/m,zk://b:1/m"] {
+            let told = Seeds::parse(text).unwrap_err().to_string();
+            assert!(told.contains("zk://HOST:PORT/PATH"), "{text}: {told}");
         }
     }
 }

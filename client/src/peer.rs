@@ -91,7 +91,7 @@ impl Peer {
     ) -> Result<Bytes, Error> {
         let deadline = Instant::now() + patience;
         match self.ask(Body::Fetch, block, deadline).await {
-            Err(Error::Status { status: Status::UnknownFile, .. }) => {
+            Err(Error::Status { status: Status::UnknownFile | Status::StaleVersion, .. }) => {
                 let body = Body::Stat(StatRequest { path: path.to_owned() });
                 let answer = self.lanes[0].exchange(body, Landing::Any, deadline).await?;
                 reply::judge(answer.outcome).map_err(Setback::into_error)?;

@@ -396,6 +396,18 @@ impl Client {
                     is_known = true;
                     Box::pin(self.restat_at(lane, file, terms.deadline)).await
                 }
+                // It knows a version that may be older than ours.
+                Miss::Setback(Setback::Stale(_)) if !is_known => {
+                    is_known = true;
+                    let looked = Box::pin(self.restat_at(lane, file, terms.deadline)).await;
+                    looked.map_err(|(error, verdict)| match error.status() {
+                        // Something else has taken the file's place.
+                        Some(Status::NotFound | Status::WrongKind) => {
+                            (reply::stale(&file.path), Verdict::Final)
+                        }
+                        _ => (error, verdict),
+                    })
+                }
                 Miss::Setback(Setback::Stale(_)) => Err((reply::stale(&file.path), Verdict::Final)),
                 Miss::Setback(setback) => tolerance.bear(setback).await,
             };

@@ -358,7 +358,7 @@ fn sort(
                 }
                 continue;
             }
-            Some(Miss::Setback(Setback::Restat(cause))) if is_member => {
+            Some(Miss::Setback(Setback::Restat(cause) | Setback::Stale(cause))) if is_member => {
                 job.landing = landed.into_landing();
                 sorted.unknown.push((job, cause));
                 continue;

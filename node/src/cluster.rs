@@ -50,6 +50,8 @@ pub(crate) struct View {
     pub master: String,
     /// Coordination was lost: what is here may be old.
     pub is_fenced: bool,
+    /// The node stops: there will be no other view.
+    pub is_over: bool,
     /// What is mounted.
     pub mounts: Vec<Mount>,
     /// Paths that are pinned, sorted.
@@ -88,6 +90,7 @@ impl View {
             me: me.to_owned(),
             master: String::new(),
             is_fenced: false,
+            is_over: false,
             mounts,
             pins: Vec::new(),
             ring: ring(false),

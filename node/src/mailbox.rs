@@ -18,6 +18,7 @@ use smallvec::SmallVec;
 use crate::cache::{BlockKey, EntryIndex};
 use crate::connection::Token;
 use crate::memory::{Blank, Block, Segment, Sums};
+use crate::side::FillFrom;
 use crate::store::StoreError;
 
 /// Who waits for a reply, and what the reply needs from the request.
@@ -130,7 +131,7 @@ pub(crate) enum Mail {
         result: Result<Arrival, (Blank, StoreError)>,
     },
     /// Have this block in memory and say when it is.
-    Ensure { key: BlockKey, version: u64, reply: flume::Sender<Ensured> },
+    Ensure { key: BlockKey, version: u64, from: FillFrom, reply: flume::Sender<Ensured> },
     /// Drop the blocks of a file.
     Drop { file: FileId, block_count: u32, reply: flume::Sender<Dropped> },
     /// Tell the blocks of these entries.

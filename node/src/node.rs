@@ -120,10 +120,7 @@ impl Node {
         let started = Instant::now();
         let shard_count = config.shards;
         raise_descriptor_limit(&config)?;
-        let source = join::source(&config).map_err(|error| StartError::Source {
-            path: config.source.display().to_string(),
-            error,
-        })?;
+        let source = source_of(&config)?;
         let identity = Identity::open(&config.data, &config.node_id)?;
         let files = Arc::new(FileTable::new(config.files_max));
         let memories = arena(&config)?.cut(shard_count as u32);
@@ -320,6 +317,12 @@ impl Node {
         clean &= self.side.thread.join().is_ok();
         (Stopped { clean }, failure)
     }
+}
+
+/// The source of the configuration, if it has one.
+fn source_of(config: &Config) -> Result<Option<String>, StartError> {
+    join::source(config)
+        .map_err(|error| StartError::Source { path: config.source.display().to_string(), error })
 }
 
 fn limits(config: &Config) -> WorkerLimits {

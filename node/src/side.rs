@@ -59,8 +59,19 @@ pub(crate) struct FillJob {
     pub offset: u64,
     /// Where the bytes go.
     pub blank: Blank,
-    /// Another node asked, which has asked others already.
-    pub by_a_node: bool,
+    /// Where it may be taken from.
+    pub from: FillFrom,
+}
+
+/// Where a block may be taken from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum FillFrom {
+    /// Another node where that is likely to have it, else the source.
+    Anywhere,
+    /// The source: another node asked, which has asked others already.
+    Source,
+    /// This member, which says that it has it. If not, it is not wanted so much.
+    Member(Arc<str>),
 }
 
 /// A request that needs the source or all shards.
@@ -88,6 +99,8 @@ pub(crate) struct LookupJob {
 pub(crate) struct SideQueue {
     fills: flume::Sender<FillJob>,
     lookups: flume::Sender<LookupJob>,
+    /// Look-ups that need no source, and so never wait behind those that do.
+    cluster: flume::Sender<LookupJob>,
 }
 
 impl SideQueue {
@@ -97,7 +110,7 @@ impl SideQueue {
         fills: flume::Sender<FillJob>,
         lookups: flume::Sender<LookupJob>,
     ) -> SideQueue {
-        SideQueue { fills, lookups }
+        SideQueue { fills, cluster: lookups.clone(), lookups }
     }
 
     /// Queues a fill. A full queue gives the blank back.
@@ -107,7 +120,13 @@ impl SideQueue {
 
     /// Queues a look-up. A full queue refuses it.
     pub(crate) fn offer_lookup(&self, job: LookupJob) -> Result<(), ()> {
-        self.lookups.try_send(job).map_err(|_| ())
+        let queue = match job.lookup {
+            Lookup::Ring { .. } | Lookup::Inventory { .. } | Lookup::Command(_) | Lookup::Pins => {
+                &self.cluster
+            }
+            _ => &self.lookups,
+        };
+        queue.try_send(job).map_err(|_| ())
     }
 }
 
@@ -153,6 +172,7 @@ pub(crate) fn start(config: &Config, parts: Parts) -> io::Result<Side> {
     let Parts { store, files, shards, cluster, progress, session, started } = parts;
     let (fill_sender, fills) = flume::bounded::<FillJob>(config.fill_queue_max);
     let (lookup_sender, lookups) = flume::bounded::<LookupJob>(config.metadata_queue_max);
+    let (cluster_sender, of_cluster) = flume::bounded::<LookupJob>(config.metadata_queue_max);
     let fill_concurrency = config.fill_concurrency;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -182,6 +202,7 @@ pub(crate) fn start(config: &Config, parts: Parts) -> io::Result<Side> {
         }
         let fills = serve_fills(Arc::clone(&context), fills, fill_concurrency);
         let lookups = serve_lookups(Arc::clone(&context), lookups);
+        let of_cluster = cluster::serve(Arc::clone(&context), of_cluster);
         let handover = async {
             let (progress, views) = (&context.progress, context.cluster.views.subscribe());
             handover::run(&context, progress, views, handover_rate).await;
@@ -191,7 +212,7 @@ pub(crate) fn start(config: &Config, parts: Parts) -> io::Result<Side> {
             // Ends by itself when the node leaves, and with the runtime.
             let _session = session.map(|session| tokio::spawn(session.run()));
             tokio::select! {
-                _ = async { tokio::join!(fills, lookups, handover, pins) } => (),
+                _ = async { tokio::join!(fills, lookups, of_cluster, handover, pins) } => (),
                 // Nothing is sent: the other end is dropped once every shard has ended.
                 _ = stopped.recv_async() => (),
             }
@@ -199,7 +220,8 @@ pub(crate) fn start(config: &Config, parts: Parts) -> io::Result<Side> {
         // A read that hangs in the source must not keep the node from stopping.
         runtime.shutdown_timeout(Duration::from_secs(1));
     })?;
-    Ok(Side { queue: SideQueue { fills: fill_sender, lookups: lookup_sender }, stop, thread })
+    let queue = SideQueue { fills: fill_sender, lookups: lookup_sender, cluster: cluster_sender };
+    Ok(Side { queue, stop, thread })
 }
 
 async fn serve_fills(context: Arc<Context>, jobs: flume::Receiver<FillJob>, concurrency: usize) {
@@ -248,20 +270,6 @@ async fn serve_lookups(context: Arc<Context>, jobs: flume::Receiver<LookupJob>) 
             });
             continue;
         }
-        if let Lookup::Ring { epoch, first, wait } = lookup {
-            // Waits for as long as nothing happens, and asks nobody.
-            tokio::spawn(async move {
-                let budget = context.budget(&requester);
-                let reply = context.cluster.ring(epoch, first, wait, budget).await;
-                context.answer(requester, Ok(encode(&requester, &reply))).await;
-            });
-            continue;
-        }
-        if let Lookup::Pins = lookup {
-            let answer = encode(&requester, &context.cluster.pins());
-            tokio::spawn(async move { context.answer(requester, Ok(answer)).await });
-            continue;
-        }
         let slot = Arc::clone(&slots).acquire_owned().await.expect("never closed");
         tokio::spawn(async move {
             let answer = match lookup {
@@ -270,13 +278,11 @@ async fn serve_lookups(context: Arc<Context>, jobs: flume::Receiver<LookupJob>) 
                     context.list(&requester, path, token, limit).await
                 }
                 Lookup::Free { path } => context.free(&requester, path).await,
-                Lookup::Inventory { key, epoch, cursor } => {
-                    context.inventory(&requester, (key, epoch, cursor)).await
-                }
-                Lookup::Command(command) => context.command(&requester, command).await,
-                Lookup::Load { .. } | Lookup::Ring { .. } | Lookup::Pins => {
-                    unreachable!("taken above")
-                }
+                Lookup::Load { .. }
+                | Lookup::Ring { .. }
+                | Lookup::Inventory { .. }
+                | Lookup::Pins
+                | Lookup::Command(_) => unreachable!("taken elsewhere"),
             };
             context.answer(requester, answer).await;
             drop(slot);
@@ -292,10 +298,11 @@ struct Failure {
 
 impl Failure {
     fn busy() -> Failure {
-        Failure {
-            status: Status::Busy,
-            message: "as many loads as allowed are under way".to_owned(),
-        }
+        Failure::new(Status::Busy, "as many loads as allowed are under way")
+    }
+
+    fn new(status: Status, message: &str) -> Failure {
+        Failure { status, message: message.to_owned() }
     }
 }
 
@@ -466,7 +473,9 @@ impl Context {
             while tasks.len() < LOAD_WINDOW
                 && let Some(key) = owned.next()
             {
-                tasks.spawn(Arc::clone(self).ensure(key, entry.version, requester.deadline));
+                let (version, deadline) = (entry.version, requester.deadline);
+                let from = FillFrom::Anywhere;
+                tasks.spawn(Arc::clone(self).ensure(key, version, from, deadline));
                 block_count += 1;
             }
             match tasks.join_next().await {
@@ -486,6 +495,7 @@ impl Context {
         self: Arc<Self>,
         key: BlockKey,
         version: u64,
+        from: FillFrom,
         deadline: Option<u64>,
     ) -> Result<Ensured, Failure> {
         let shard = placement::shard_of(key.hash(), self.shards.len() as u32);
@@ -496,7 +506,8 @@ impl Context {
                 return Err(Failure { status: Status::DeadlineExceeded, message });
             }
             let (reply, receiver) = flume::bounded(1);
-            self.shards[shard as usize].post_when_room(Mail::Ensure { key, version, reply }).await;
+            let mail = Mail::Ensure { key, version, from: from.clone(), reply };
+            self.shards[shard as usize].post_when_room(mail).await;
             match receiver.recv_async().await {
                 Ok(done @ (Ensured::Resident | Ensured::Filled(..))) => return Ok(done),
                 Ok(Ensured::Busy) => tokio::time::sleep(LOAD_RETRY).await,

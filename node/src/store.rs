@@ -61,6 +61,9 @@ pub(crate) enum StoreError {
     /// The file is not in the version that was asked for.
     #[error("the file changed since it was looked up; look it up again")]
     Changed,
+    /// The node that was said to have it does not.
+    #[error("the node that had it has it no more")]
+    NotCached,
     /// What is mounted is not known yet.
     #[error("the node has not joined its cluster yet: try again")]
     NotYet,
@@ -78,6 +81,7 @@ impl StoreError {
             StoreError::Denied(_) => Status::PermissionDenied,
             StoreError::InvalidPath(_) => Status::InvalidArgument,
             StoreError::Changed => Status::StaleVersion,
+            StoreError::NotCached => Status::NotCached,
             StoreError::NotYet => Status::Busy,
             StoreError::Failed(_) => Status::SourceError,
         }

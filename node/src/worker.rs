@@ -691,7 +691,7 @@ impl Worker {
             Mail::Filled { key, version, is_pinned, result } => {
                 self.on_filled(key, version, is_pinned, result, actions);
             }
-            Mail::Ensure { key, version, reply } => self.ensure(key, version, reply),
+            Mail::Ensure { key, version, from, reply } => self.ensure(key, version, from, reply),
             Mail::Drop { file, block_count, reply } => self.on_drop(file, block_count, &reply),
             Mail::Enumerate { first, count, reply } => {
                 // Whoever asked may have gone.

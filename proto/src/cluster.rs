@@ -6,7 +6,7 @@ use rkyv::{Archive, Serialize};
 
 use crate::id::FileId;
 
-/// Most members of a cluster. Guessed: a page of 56 KiB holds some hundred, and clients ask for all.
+/// Most members of a cluster. Guessed: a page of 32 KiB holds some hundred, and clients ask for all.
 pub const MEMBERS_MAX: usize = 16_384;
 /// Most mounts of a cluster.
 pub const MOUNTS_MAX: usize = 64;
@@ -20,6 +20,8 @@ pub const PINS_BYTES_MAX: usize = 24 << 10;
 pub const PIN_SIZE: usize = 8;
 /// Most bytes that members, or blocks of an inventory, take in a reply.
 pub const PAGE_BYTES_MAX: usize = 32 << 10;
+/// Most bytes of a member with all its addresses. Derived: with all mounts it still fits a reply.
+pub const MEMBER_BYTES_MAX: usize = 24 << 10;
 /// Longest id of a node, and longest name of a zone, in bytes.
 pub const NAME_LENGTH_MAX: usize = 64;
 /// Most replicas of a block.

@@ -17,6 +17,7 @@
 
 pub mod checksum;
 pub mod cluster;
+pub mod coordination;
 pub mod frame;
 pub mod id;
 pub mod message;

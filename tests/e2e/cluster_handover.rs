@@ -175,6 +175,31 @@ fn replicas_are_read_from_the_source_once_and_one_may_die() {
 }
 
 #[test]
+fn a_file_that_was_replaced_is_read_anew_from_every_owner() {
+    let scratch = scratch();
+    let mut cluster = Cluster::start(1, 3, scratch.root());
+    cluster.wait_settled();
+    runtime().block_on(async {
+        let client = connect(&cluster).await;
+        for version in 1..=3 {
+            let bytes = content::versioned(version, LENGTH);
+            let path = scratch.root().join("f0");
+            std::fs::write(path.with_extension("new"), bytes).expect("write");
+            std::fs::rename(path.with_extension("new"), path).expect("rename");
+            // Each owner of a block still knows the version before.
+            let file = client.stat("f0").await.expect("a file");
+            let read = client.read(&file, 0, file.length).await.expect("read");
+            assert_eq!(content::version_of(0, &read), Some(version));
+            let ranges: Vec<_> = (0..6).map(|block| (&file, block * 65_536, 4096)).collect();
+            for (range, read) in ranges.iter().zip(client.read_many(&ranges).await) {
+                let read = read.expect("a range of many");
+                assert_eq!(content::version_of(range.1, &read), Some(version));
+            }
+        }
+    });
+}
+
+#[test]
 fn mounts_change_for_everybody() {
     let scratch = scratch();
     let other = Scratch::new();

@@ -181,7 +181,9 @@ fn a_node_with_other_blocks_or_a_directory_in_use_is_refused() {
     let copy = cluster.add();
     copy.set("node_id", "");
     copy.start();
-    assert_eq!(ring(&mut cluster.members[0].node().peer(), 0, 0).member_count, 3);
+    wait_until("all three are known", || {
+        ring(&mut cluster.members[0].node().peer(), 0, 0).member_count == 3
+    });
 }
 
 #[test]

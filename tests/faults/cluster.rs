@@ -4,11 +4,11 @@
 //! with the others. Told: latencies while each thing happened, and how soon the ring followed a death.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use millrace_client::{Client, ClientConfig};
 use millrace_tests::cluster::Cluster;
+use millrace_tests::coord::Options;
 use millrace_tests::gate::GateState;
 use millrace_tests::load::{Load, Outcome};
 use millrace_tests::{Scratch, wait_until};
@@ -54,27 +54,20 @@ struct Story {
     settled: Vec<Duration>,
 }
 
-/// Runs for so many minutes, then judges. With `servers`, coordination is somebody else's.
+/// Runs for so many minutes, then judges; with Apache ZooKeeper in place of our own coordination if
+/// that is wanted.
 ///
 /// # Errors
 /// What did not hold.
-pub(crate) fn run(minutes: u64, seed: u64, servers: Option<Vec<SocketAddr>>) -> Result<(), String> {
+pub(crate) fn run(minutes: u64, seed: u64, with_zookeeper: bool) -> Result<(), String> {
     let scratch = Scratch::new();
     for index in 0..FILES {
         scratch.file(&format!("f{index}"), LENGTH);
     }
-    let mut random = fastrand::Rng::with_seed(seed);
-    let mut cluster = match &servers {
-        None => Cluster::start(3, NODES, scratch.root()),
-        Some(servers) => {
-            let path = format!("/millrace-{:08x}", random.u32(..));
-            let mut cluster = Cluster::over(servers, &path, scratch.root());
-            for _ in 0..NODES {
-                cluster.add().start();
-            }
-            cluster
-        }
-    };
+    let random = fastrand::Rng::with_seed(seed);
+    let options = Options::new().line("tickTime", 250);
+    let options = if with_zookeeper { options.zookeeper() } else { options };
+    let mut cluster = Cluster::start_with(options, 3, NODES, scratch.root());
     cluster.wait_settled();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -106,11 +99,6 @@ pub(crate) fn run(minutes: u64, seed: u64, servers: Option<Vec<SocketAddr>>) -> 
         }
         let Some(event) = round.pop() else { continue };
         let (name, act) = EVENTS[event];
-        if story.cluster.coord.is_none() && name.starts_with("coord")
-            || story.cluster.coord.is_none() && name == "all of coord killed"
-        {
-            continue;
-        }
         story.load.begin(name);
         act(&mut story);
         story.load.begin("nothing");

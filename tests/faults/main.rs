@@ -5,13 +5,12 @@
 //! cargo run --release -p millrace-tests --bin faults -- ensemble --minutes 10
 //! cargo run --release -p millrace-tests --bin faults -- kills --count 1000
 //! cargo run --release -p millrace-tests --bin faults -- cluster --minutes 30
-//! cargo run --release -p millrace-tests --bin faults -- cluster --servers 127.0.0.1:2181
+//! cargo run --release -p millrace-tests --bin faults -- cluster --zookeeper 1
 //! ```
 //!
 //! `--seed` repeats the choices of a run, not its timing: processes are not to be replayed. The exit
 //! status is 0 if everything held, 1 if something did not, 2 for a command that is not understood.
 
-use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use millrace_tests::process;
@@ -24,7 +23,7 @@ mod kills;
 const USAGE: &str = "\
 Usage: faults ensemble [--minutes N] [--seed N]
        faults kills [--count N] [--seed N]
-       faults cluster [--minutes N] [--seed N] [--servers HOST:PORT,...]
+       faults cluster [--minutes N] [--seed N] [--zookeeper 1]
 ";
 
 /// What follows a flag, as a number.
@@ -34,16 +33,6 @@ fn number(arguments: &[String], flag: &str, default: u64) -> Result<u64, String>
     };
     let value = arguments.get(place + 1).ok_or_else(|| format!("{flag} needs a number"))?;
     value.parse().map_err(|_| format!("{flag} {value}: not a number"))
-}
-
-/// Servers of somebody else's coordination.
-fn servers(arguments: &[String]) -> Result<Option<Vec<SocketAddr>>, String> {
-    let Some(place) = arguments.iter().position(|argument| argument == "--servers") else {
-        return Ok(None);
-    };
-    let list = arguments.get(place + 1).ok_or("--servers needs addresses")?;
-    let addresses = list.split(',').map(|it| it.parse().map_err(|_| format!("{it}: no address")));
-    addresses.collect::<Result<_, _>>().map(Some)
 }
 
 fn check_flags(arguments: &[String], known: &[&str]) -> Result<(), String> {
@@ -65,9 +54,9 @@ fn run(arguments: &[String]) -> Result<Result<(), String>, String> {
             Ok(ensemble::run(number(flags, "--minutes", 10)?, seed))
         }
         "cluster" => {
-            check_flags(flags, &["--minutes", "--seed", "--servers"])?;
+            check_flags(flags, &["--minutes", "--seed", "--zookeeper"])?;
             let minutes = number(flags, "--minutes", 30)?;
-            Ok(cluster::run(minutes, seed, servers(flags)?))
+            Ok(cluster::run(minutes, seed, number(flags, "--zookeeper", 0)? > 0))
         }
         "kills" => {
             check_flags(flags, &["--count", "--seed"])?;

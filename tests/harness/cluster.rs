@@ -9,6 +9,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use millrace_client::{Client, ClientConfig};
 use rustix::process::Signal;
@@ -113,6 +114,11 @@ impl Member {
         self.to_coord.iter().for_each(|gate| gate.set(state));
     }
 
+    /// Makes coordination slow for it.
+    pub fn delay_coord(&self, delay: Duration) {
+        self.to_coord.iter().for_each(|gate| gate.delay(delay));
+    }
+
     /// A counter of the node.
     ///
     /// # Panics
@@ -125,7 +131,7 @@ impl Member {
 /// Coordination and nodes.
 #[derive(Debug)]
 pub struct Cluster {
-    /// None where coordination is somebody else's.
+    /// None where it is held elsewhere.
     pub coord: Option<Ensemble>,
     pub members: Vec<Member>,
     servers: Vec<SocketAddr>,
@@ -140,7 +146,14 @@ impl Cluster {
     /// # Panics
     /// If they do not start.
     pub fn start(replicas: u64, nodes: usize, source: &Path) -> Cluster {
-        let options = Options::new().line("tickTime", 250);
+        Cluster::start_with(Options::new().line("tickTime", 250), replicas, nodes, source)
+    }
+
+    /// As [`Cluster::start`], with other settings of the replicas.
+    ///
+    /// # Panics
+    /// If they do not start.
+    pub fn start_with(options: Options, replicas: u64, nodes: usize, source: &Path) -> Cluster {
         let coord = match replicas {
             1 => Ensemble::single(options),
             count => Ensemble::start(count, options),
@@ -201,6 +214,12 @@ impl Cluster {
         let addresses: Vec<_> =
             self.members.iter().map(|member| member.address().to_string()).collect();
         addresses.join(",")
+    }
+
+    /// Where the nodes register, as an address for clients.
+    pub fn place(&self) -> String {
+        let servers: Vec<_> = self.servers.iter().map(SocketAddr::to_string).collect();
+        format!("zk://{}{}", servers.join(","), self.path)
     }
 
     /// A client of the cluster.

@@ -39,7 +39,11 @@ pub struct Options {
     lines: Vec<(String, String)>,
     flags: Vec<String>,
     max_file_bytes: Option<u64>,
+    is_zookeeper: bool,
 }
+
+/// Where Debian's package `zookeeper` has Apache ZooKeeper.
+const ZOOKEEPER_JARS: &str = "/usr/share/java/zookeeper.jar:/usr/share/java/slf4j-simple.jar";
 
 impl Options {
     /// Short ticks, any number of connections, every four-letter word.
@@ -80,6 +84,13 @@ impl Options {
         self.flag("checkpoint_interval_ms", 100)
             .flag("checkpoint_log_bytes", "64KiB")
             .flag("log_retain_bytes", "64KiB")
+    }
+
+    /// Runs Apache ZooKeeper in place of our own replicas, with the same `zoo.cfg`; flags are left out.
+    #[must_use]
+    pub fn zookeeper(mut self) -> Options {
+        self.is_zookeeper = true;
+        self.line("admin.enableServer", "false")
     }
 
     /// No file may grow beyond this: a write that would fails, as on a full disk.
@@ -146,6 +157,14 @@ impl Replica {
     /// If it runs already, or there is no program to run.
     pub fn spawn(&mut self) {
         assert!(self.process.is_none(), "replica {} runs already", self.id);
+        if self.options.is_zookeeper {
+            let mut command = Command::new("java");
+            command.args(["-Xmx256m", "-Dzookeeper.skipACL=yes", "-cp", ZOOKEEPER_JARS]);
+            command.arg("org.apache.zookeeper.server.quorum.QuorumPeerMain").arg(&self.config);
+            let name = format!("server {}", self.id);
+            self.process = Some(Process::spawn(name, &mut command).expect("start a server"));
+            return;
+        }
         let program = program().expect("a program to test");
         let mut command = match self.options.max_file_bytes {
             None => Command::new(program),
@@ -170,6 +189,17 @@ impl Replica {
     /// # Errors
     /// It ended instead; with what it wrote.
     pub fn wait_ready(&mut self) -> anyhow::Result<()> {
+        if self.options.is_zookeeper {
+            let start = Instant::now();
+            // It says nothing that tells; it answers once there is a leader.
+            while self.mode().is_empty() {
+                if start.elapsed() > HANG_GUARD || !self.is_running() {
+                    bail!("server {} does not start", self.id);
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            return Ok(());
+        }
         let process = self.process.as_mut().context("it was not started")?;
         match process.wait_for_line(READY) {
             Ok(_) => Ok(()),
@@ -231,7 +261,14 @@ impl Replica {
     /// # Panics
     /// If it does not end well.
     pub fn stop(&mut self) {
-        self.process.take().expect("the replica was started").stop();
+        let mut process = self.process.take().expect("the replica was started");
+        if self.options.is_zookeeper {
+            // Java ends by the signal, which is no failure of it.
+            process.terminate();
+            process.wait();
+        } else {
+            process.stop();
+        }
     }
 
     /// Waits until the process ends by itself; gives its status and its log.

@@ -6,7 +6,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// How soon a stream notices that the gate was cut.
@@ -29,11 +29,19 @@ pub enum GateState {
     Over,
 }
 
+/// What the threads of a gate look at.
+#[derive(Debug)]
+struct Shared {
+    state: AtomicU8,
+    /// How long each piece of bytes is held back, in milliseconds.
+    delay_ms: AtomicU64,
+}
+
 /// A proxy before a server.
 #[derive(Debug)]
 pub struct Gate {
     address: SocketAddr,
-    state: Arc<AtomicU8>,
+    shared: Arc<Shared>,
 }
 
 impl Gate {
@@ -45,10 +53,11 @@ impl Gate {
         let listener = TcpListener::bind(address).expect("listen for a gate");
         let address = listener.local_addr().expect("the address of a gate");
         listener.set_nonblocking(true).expect("a gate that does not block");
-        let state = Arc::new(AtomicU8::new(GateState::Open as u8));
-        let shared = Arc::clone(&state);
-        std::thread::spawn(move || accept(&listener, &shared, target));
-        Gate { address, state }
+        let state = AtomicU8::new(GateState::Open as u8);
+        let shared = Arc::new(Shared { state, delay_ms: AtomicU64::new(0) });
+        let for_thread = Arc::clone(&shared);
+        std::thread::spawn(move || accept(&listener, &for_thread, target));
+        Gate { address, shared }
     }
 
     /// Where it listens.
@@ -58,7 +67,12 @@ impl Gate {
 
     /// Lets bytes through, or not.
     pub fn set(&self, state: GateState) {
-        self.state.store(state as u8, Ordering::Relaxed);
+        self.shared.state.store(state as u8, Ordering::Relaxed);
+    }
+
+    /// Holds every piece of bytes back for so long, in both directions.
+    pub fn delay(&self, delay: Duration) {
+        self.shared.delay_ms.store(delay.as_millis() as u64, Ordering::Relaxed);
     }
 }
 
@@ -68,11 +82,11 @@ impl Drop for Gate {
     }
 }
 
-fn is(state: &AtomicU8, wanted: GateState) -> bool {
-    state.load(Ordering::Relaxed) == wanted as u8
+fn is(shared: &Shared, wanted: GateState) -> bool {
+    shared.state.load(Ordering::Relaxed) == wanted as u8
 }
 
-fn accept(listener: &TcpListener, state: &Arc<AtomicU8>, target: SocketAddr) {
+fn accept(listener: &TcpListener, state: &Arc<Shared>, target: SocketAddr) {
     while !is(state, GateState::Over) {
         match listener.accept() {
             Ok((stream, _)) => {
@@ -85,7 +99,7 @@ fn accept(listener: &TcpListener, state: &Arc<AtomicU8>, target: SocketAddr) {
     }
 }
 
-fn pass(source: TcpStream, state: &Arc<AtomicU8>, target: SocketAddr) -> std::io::Result<()> {
+fn pass(source: TcpStream, state: &Arc<Shared>, target: SocketAddr) -> std::io::Result<()> {
     source.set_nonblocking(false)?;
     source.set_nodelay(true)?;
     if !wait_while_stalled(state) {
@@ -101,20 +115,21 @@ fn pass(source: TcpStream, state: &Arc<AtomicU8>, target: SocketAddr) -> std::io
 }
 
 /// Waits while the gate is stalled; false if it is broken or gone.
-fn wait_while_stalled(state: &AtomicU8) -> bool {
+fn wait_while_stalled(state: &Shared) -> bool {
     while is(state, GateState::Stalled) {
         std::thread::sleep(LOOK);
     }
     is(state, GateState::Open)
 }
 
-fn pump(mut from: TcpStream, mut to: TcpStream, state: &AtomicU8) {
+fn pump(mut from: TcpStream, mut to: TcpStream, state: &Shared) {
     let mut chunk = vec![0; CHUNK_SIZE];
     let may_read = from.set_read_timeout(Some(LOOK)).is_ok();
     while may_read && wait_while_stalled(state) {
         match from.read(&mut chunk) {
             Ok(0) => break,
             Ok(count) => {
+                std::thread::sleep(Duration::from_millis(state.delay_ms.load(Ordering::Relaxed)));
                 if !wait_while_stalled(state) || to.write_all(&chunk[..count]).is_err() {
                     break;
                 }

@@ -20,6 +20,10 @@ pub(super) const SEEN_WAIT: Duration = Duration::from_secs(30);
 /// Waits until the others have taken over what it had. Its reads go on meanwhile and afterwards; it
 /// stays in the cluster, and owns nothing, until it is undrained or stopped.
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  millrace admin drain cache-3
+  millrace admin drain cache-3 --no-wait && millrace admin status --watch")]
 pub(super) struct DrainArgs {
     /// Id of the node, as `admin nodes` lists it
     #[arg(value_name = "NODE")]
@@ -39,6 +43,10 @@ pub(super) struct UndrainArgs {
 
 /// Mount a source below a path, or change how it is
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  millrace admin mount datasets file:///mnt/datasets
+  millrace admin mount / file:///data --replicas 2     change the root's replicas")]
 pub(super) struct MountArgs {
     /// Path below which its files are seen; / for the root
     #[arg(value_name = "PATH")]

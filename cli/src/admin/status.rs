@@ -16,6 +16,11 @@ const CLEAR: &str = "\x1b[2J\x1b[H";
 
 /// Show nodes, master, usage and what is being handed over
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  millrace admin status
+  millrace admin status --watch
+  millrace admin status --json | jq '.nodes[] | select(.state != \"active\")'")]
 pub(super) struct StatusArgs {
     /// Look again every second
     #[arg(long)]

@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use millrace_bench::report as form;
+use millrace_client::ClusterInfo;
 use millrace_client::NodeStatus;
 use millrace_node::{Config, Node};
 use serde::{Serialize, Serializer};
@@ -33,6 +34,7 @@ pub(super) struct Report {
     shard_count: usize,
     memory_bytes: u64,
     block_size: u32,
+    cluster: Option<ClusterLine>,
     file_count: u64,
     total_bytes: u64,
     /// Memory that the files need, whole pages for each block.
@@ -52,6 +54,15 @@ pub(super) struct Report {
     unreadable: Vec<Named>,
     #[serde(skip)]
     example: Option<String>,
+}
+
+/// The cluster that the node is in.
+#[derive(Serialize)]
+struct ClusterLine {
+    id: String,
+    epoch: u64,
+    node_count: usize,
+    master: Option<String>,
 }
 
 /// A path with what is to say about it.
@@ -111,6 +122,7 @@ impl Report {
             shard_count: config.shards,
             memory_bytes: config.memory as u64,
             block_size: config.block_size,
+            cluster: None,
             file_count: 0,
             total_bytes: 0,
             needed_bytes: 0,
@@ -188,10 +200,29 @@ impl Report {
         )
     }
 
+    /// Notes which cluster the node is in.
+    pub(super) fn set_cluster(&mut self, cluster: Option<ClusterInfo>) {
+        self.cluster = cluster.map(|cluster| ClusterLine {
+            id: cluster.id,
+            epoch: cluster.epoch,
+            node_count: cluster.members.len(),
+            master: cluster.master,
+        });
+    }
+
     /// The lines after listing.
     pub(super) fn files(&self) -> String {
         let files = output::counted(self.file_count, "file");
-        let mut text = format!("{files}, {}", output::size(self.total_bytes));
+        let mut text = String::new();
+        if let Some(ClusterLine { epoch, node_count, master, .. }) = &self.cluster {
+            let nodes = output::counted(*node_count as u64, "node");
+            let master = output::visible(master.as_deref().unwrap_or("none yet"));
+            let _ = writeln!(
+                text,
+                "a cluster of {nodes}, epoch {epoch}, master {master}, coordination embedded"
+            );
+        }
+        let _ = write!(text, "{files}, {}", output::size(self.total_bytes));
         if self.skipped_count > 0 {
             let skipped = output::counted(self.skipped_count, "entry");
             let _ = write!(
@@ -268,6 +299,7 @@ impl Report {
         if let Some(example) = &self.example {
             let _ = writeln!(text, "  millrace fs cat --node {address} {}", quoted(example));
         }
+        let _ = writeln!(text, "  millrace admin status --node {address}");
         let _ = writeln!(text, "  millrace fs status --node {address}");
         let _ = writeln!(text, "  millrace bench read --node {address}");
         text

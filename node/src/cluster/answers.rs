@@ -28,6 +28,8 @@ const MEMBER_SIZE: usize = 160;
 const FILE_SIZE: usize = 64;
 /// Entries of a shard that are looked at for one page of an inventory.
 const ENTRIES_PER_PAGE: u32 = 4096;
+/// So often entries are looked at for one page, whatever is found: a page takes a bounded time.
+const LISTINGS_PER_PAGE: u32 = 16;
 /// Bits of a cursor for the place in a shard.
 const PLACE_BITS: u32 = 40;
 
@@ -63,7 +65,9 @@ impl Cluster {
             let was_fenced = receiver.borrow().is_fenced;
             let wait = budget.map_or(WAIT_MAX, |it| it.saturating_sub(WAIT_MARGIN)).min(WAIT_MAX);
             let end = Instant::now() + wait;
-            let is_news = |view: &Arc<View>| view.epoch != epoch || view.is_fenced != was_fenced;
+            let is_news = |view: &Arc<View>| {
+                view.epoch != epoch || view.is_fenced != was_fenced || view.is_over
+            };
             // At the end of the wait the same epoch is the answer.
             let _ = timeout_at(end, receiver.wait_for(is_news)).await;
         }
@@ -107,7 +111,15 @@ impl Cluster {
         };
         let mut reply = InventoryReply { next: 0, files: Vec::new() };
         let mut size = 0;
-        while (shard as usize) < shards.len() {
+        for looked_at in 0.. {
+            if shard as usize >= shards.len() {
+                break;
+            }
+            if looked_at == LISTINGS_PER_PAGE {
+                // Whoever asks goes on from here, also where nothing was found so far.
+                reply.next = (shard << PLACE_BITS | place).max(1);
+                break;
+            }
             let (sender, receiver) = flume::bounded(1);
             let mail =
                 Mail::Enumerate { first: place as u32, count: ENTRIES_PER_PAGE, reply: sender };
@@ -195,7 +207,8 @@ fn page(view: &View, first: u32) -> RingReply {
     }
 }
 
-fn size_of_member(member: &Member) -> usize {
+/// About how many bytes a member takes in a reply, and not less.
+pub(super) fn size_of_member(member: &Member) -> usize {
     let texts = [&member.id, &member.zone, &member.address, &member.machine, &member.server];
     let texts = texts.into_iter().chain(&member.shards).chain(&member.local);
     MEMBER_SIZE + texts.map(|text| text.len() + 8).sum::<usize>()

@@ -26,6 +26,10 @@ const INVENTORY_PATIENCE: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(250);
 /// Tries for one page.
 const TRIES_MAX: usize = 20;
+/// Wait before blocks are pulled again from a member that did not answer.
+const PULL_AGAIN: Duration = Duration::from_secs(1);
+/// Tries for a block; after that it comes when somebody asks for it.
+const PULL_TRIES: usize = 3;
 /// Blocks on their way at once. Guessed: enough to hide the way there and back.
 pub(crate) const PULL_WINDOW: usize = 8;
 
@@ -35,7 +39,7 @@ pub(crate) struct Progress {
     /// Epoch that this node has acted on.
     pub(crate) epoch: AtomicU64,
     /// Whether the node has lost coordination.
-    pub(crate) is_fenced: AtomicU64,
+    is_fenced: AtomicU64,
     /// Members that blocks are still pulled from.
     pub(crate) sources: AtomicU64,
     /// Blocks that were listed by them and are not here yet.
@@ -59,6 +63,11 @@ impl Progress {
         ]
     }
 
+    /// Tells whether the node has lost coordination.
+    pub(crate) fn set_fenced(&self, is_fenced: bool) {
+        self.is_fenced.store(is_fenced.into(), Ordering::Relaxed);
+    }
+
     /// Whether holders are asked for a block before the source is.
     pub(crate) fn asks_holders(&self, now_ms: u64) -> bool {
         self.sources.load(Ordering::Relaxed) > 0 || now_ms < self.ask_until.load(Ordering::Relaxed)
@@ -79,7 +88,13 @@ pub(crate) fn sources(old: &View, new: &View) -> Vec<String> {
     let has_come = !was_active(&me.id);
     let has_grown = old.member(&me.id).is_some_and(|it| it.weight < me.weight);
     let highest = |view: &View| view.mounts.iter().map(|mount| mount.replicas).max().unwrap_or(1);
-    let more_replicas = highest(new) > highest(old);
+    let replicas_before = |prefix: &str| {
+        old.mounts.iter().find(|mount| mount.prefix == prefix).map_or(0, |mount| mount.replicas)
+    };
+    let more_replicas = new.mounts.iter().any(|mount| {
+        let before = replicas_before(&mount.prefix);
+        before > 0 && mount.replicas > before
+    });
     // Where blocks have several owners, the others have what somebody who left had.
     let shares = highest(new) > 1
         && old.members.iter().any(|member| {
@@ -93,6 +108,16 @@ pub(crate) fn sources(old: &View, new: &View) -> Vec<String> {
     others.map(|member| member.id.clone()).collect()
 }
 
+/// What became of a block that was to be pulled.
+pub(crate) enum Brought {
+    /// It came, of so many bytes.
+    Moved(u64),
+    /// It was here already, or nobody wants it any more.
+    Here,
+    /// The member did not answer.
+    Failed((BlockKey, u64)),
+}
+
 /// What pulling needs from the rest of the node.
 pub(crate) trait Puller {
     /// The view as it is now.
@@ -101,8 +126,14 @@ pub(crate) trait Puller {
     fn peer(&self, member: &Member) -> Option<Arc<Peer>>;
     /// Notes a file of an inventory; false if it is another one by now.
     fn note(&self, file: &InventoryFile) -> bool;
-    /// Has blocks in memory; returns for each that was brought its length in bytes, else 0.
-    fn bring(&self, blocks: Vec<(BlockKey, u64)>) -> impl Future<Output = Vec<u64>> + Send;
+    /// Takes blocks from the member that has them.
+    fn bring(
+        &self,
+        source: &str,
+        blocks: Vec<(BlockKey, u64)>,
+    ) -> impl Future<Output = Vec<Brought>> + Send;
+    /// Lets go of who is no member any more.
+    fn keep(&self, view: &View);
     /// The node's milliseconds.
     fn now_ms(&self) -> u64;
 }
@@ -120,7 +151,6 @@ pub(crate) async fn run(
     loop {
         let view = Arc::clone(&changes.borrow_and_update());
         if view.epoch > 0 {
-            progress.is_fenced.store(view.is_fenced.into(), Ordering::Relaxed);
             let new = if rate > 0 { sources(&seen, &view) } else { Vec::new() };
             if !new.is_empty() {
                 // A new change may have given blocks of those who were asked already.
@@ -129,6 +159,7 @@ pub(crate) async fn run(
                 progress.ask_until(puller.now_ms());
             }
             queue.retain(|id| view.member(id).is_some());
+            puller.keep(&view);
             progress.sources.store(queue.len() as u64, Ordering::Relaxed);
             // Last: who sees the epoch sees what it means.
             progress.epoch.store(view.epoch, Ordering::Release);
@@ -152,7 +183,7 @@ pub(crate) async fn run(
 async fn pull(puller: &impl Puller, progress: &Progress, source: &str, pace: &mut Pace) {
     let mut cursor = 0;
     let mut tries = 0;
-    let (mut count, mut bytes) = (0, 0);
+    let (mut count, mut bytes, mut missing) = (0, 0, 0);
     loop {
         let view = puller.view();
         let (Some(me), Some(member)) = (view.member(&view.me), view.member(source)) else { return };
@@ -181,18 +212,35 @@ async fn pull(puller: &impl Puller, progress: &Progress, source: &str, pace: &mu
             })
             .collect();
         progress.pending.store(blocks.len() as u64, Ordering::Relaxed);
-        for some in blocks.chunks(PULL_WINDOW) {
-            pace.wait().await;
-            let brought = puller.bring(some.to_vec()).await;
-            let sum = brought.iter().sum();
-            let moved = brought.iter().filter(|length| **length > 0).count() as u64;
-            (count, bytes) = (count + moved, bytes + sum);
-            progress.moved_count.fetch_add(moved, Ordering::Relaxed);
-            progress.pending.fetch_sub(some.len() as u64, Ordering::Relaxed);
-            pace.spend(sum);
+        for mut some in blocks.chunks(PULL_WINDOW).map(<[_]>::to_vec) {
+            let listed = some.len() as u64;
+            for _ in 0..PULL_TRIES {
+                pace.wait().await;
+                let mut failed = Vec::new();
+                for brought in puller.bring(source, std::mem::take(&mut some)).await {
+                    match brought {
+                        Brought::Moved(length) => {
+                            (count, bytes) = (count + 1, bytes + length);
+                            progress.moved_count.fetch_add(1, Ordering::Relaxed);
+                            pace.spend(length);
+                        }
+                        Brought::Here => (),
+                        Brought::Failed(block) => failed.push(block),
+                    }
+                }
+                if failed.is_empty() {
+                    break;
+                }
+                some = failed;
+                sleep(PULL_AGAIN).await;
+            }
+            missing += some.len() as u64;
+            progress.pending.fetch_sub(listed, Ordering::Relaxed);
         }
         if page.next == 0 {
-            tracing::info!("took over {count} blocks, {bytes} bytes, from {source}");
+            tracing::info!(
+                "took over {count} blocks, {bytes} bytes, from {source}; {missing} it did not give"
+            );
             return;
         }
         cursor = page.next;

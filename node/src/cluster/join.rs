@@ -86,6 +86,7 @@ pub(crate) fn membership(
         source,
         views: Arc::clone(&views),
         mounts: Arc::clone(&mounts),
+        progress: Arc::clone(&shared.progress),
     };
     let (session, handle) = Session::new(settings);
     let cluster = Cluster::new(views, Some(handle.requests.clone()));

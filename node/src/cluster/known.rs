@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use millrace_proto::cluster::{MEMBERS_MAX, MOUNTS_MAX, Mount};
+use millrace_proto::cluster::{MEMBERS_MAX, MOUNTS_BYTES_MAX, MOUNTS_MAX, Mount};
 use zookeeper_client::{Client, Error, Stat};
 
 use super::View;
@@ -15,7 +15,7 @@ use super::record::{MemberRecord, MountsRecord, PinsRecord, read};
 /// Where things lie below the cluster's path.
 pub(crate) mod path {
     pub(crate) const CLUSTER: &str = "/cluster";
-    pub(crate) const MEMBERS: &str = "/members";
+    pub(crate) const MEMBERS: &str = millrace_proto::coordination::MEMBERS;
     pub(crate) const DRAINS: &str = "/drains";
     pub(crate) const MOUNTS: &str = "/mounts";
     pub(crate) const PINS: &str = "/pins";
@@ -147,6 +147,10 @@ impl Known {
 
     fn note_member(&mut self, id: &str, data: &[u8], stat: &Stat) {
         match read::<MemberRecord>(id, data) {
+            Ok(record) if record.id == id && !record.is_reasonable() => {
+                tracing::warn!("the record of member {id} is too large: it is left out");
+                self.members.remove(id);
+            }
             Ok(record) if record.id == id => {
                 self.members.insert(id.to_owned(), (record, stat.mzxid));
             }
@@ -165,6 +169,9 @@ impl Known {
         match client.get_data(path::MOUNTS).await {
             Ok((data, stat)) => {
                 match read::<MountsRecord>(path::MOUNTS, &data) {
+                    Ok(record) if record.size() > MOUNTS_BYTES_MAX => {
+                        tracing::error!("the mounts are too many: they stay as they were");
+                    }
                     Ok(record) => {
                         let mounts = record.mounts.iter().take(MOUNTS_MAX);
                         self.mounts = mounts.map(|mount| mount.mount()).collect();

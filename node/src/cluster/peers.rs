@@ -17,8 +17,13 @@ use super::View;
 use crate::cache::BlockKey;
 use crate::memory::Blank;
 
-/// Longest wait for a block. Guessed: less than what a client waits before it asks elsewhere.
+/// Longest wait for a block, besides its bytes. Guessed: less than what a client waits before it asks
+/// elsewhere.
 const PEEK_PATIENCE: Duration = Duration::from_millis(300);
+/// Longest wait for a block that is pulled over, and that nobody waits for.
+const PULL_PATIENCE: Duration = Duration::from_secs(2);
+/// Rate at which a block is taken to come at the least: 16 MB/s. Guessed.
+const SLOWEST_BYTES_PER_MS: u64 = 16_000;
 /// Longest wait for a block that the other one has to read from the source. Guessed.
 const FETCH_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a node that did not answer is not asked.
@@ -97,9 +102,9 @@ impl Peers {
         for member in view.holders(&key, replicas) {
             let Some(peer) = self.get(member) else { continue };
             let taken = if first.is_some_and(|first| first.id == member.id) {
-                peer.fetch(block, path, FETCH_PATIENCE).await.map(Some)
+                peer.fetch(block, path, FETCH_PATIENCE + patience(block.length)).await.map(Some)
             } else {
-                peer.peek(block, PEEK_PATIENCE).await
+                peer.peek(block, PEEK_PATIENCE + patience(block.length)).await
             };
             match taken {
                 Ok(Some(bytes)) => {
@@ -118,6 +123,35 @@ impl Peers {
         }
         false
     }
+}
+
+impl Peers {
+    /// Takes a block from the member that says that it has it; false if it does not give it.
+    pub(crate) async fn pull(
+        &self,
+        member: &Member,
+        (key, version): (BlockKey, u64),
+        blank: &mut Blank,
+    ) -> bool {
+        let Some(peer) = self.get(member) else { return false };
+        let block = PeerBlock { file: key.file, version, block: key.block, length: blank.length() };
+        match peer.peek(block, PULL_PATIENCE + patience(block.length)).await {
+            Ok(Some(bytes)) => copy(&bytes, blank).is_ok(),
+            Ok(None) => false,
+            Err(error) => {
+                tracing::debug!("pull a block from {}: {error}", member.id);
+                if error.status().is_none() {
+                    self.avoid(member);
+                }
+                false
+            }
+        }
+    }
+}
+
+/// Time for so many bytes on a slow network, several blocks being on their way at once.
+fn patience(length: u32) -> Duration {
+    Duration::from_millis(u64::from(length) / SLOWEST_BYTES_PER_MS)
 }
 
 fn copy(bytes: &Bytes, blank: &mut Blank) -> io::Result<()> {

@@ -1,11 +1,14 @@
 //! What lies in coordination, as JSON: fields may be added, and unknown ones are passed over.
 
 use millrace_proto::cluster::{
-    Member, MemberState, Mount, PIN_SIZE, PINS_BYTES_MAX, PINS_MAX, REPLICAS_MAX,
+    MEMBER_BYTES_MAX, Member, MemberState, Mount, NAME_LENGTH_MAX, PIN_SIZE, PINS_BYTES_MAX,
+    PINS_MAX, REPLICAS_MAX,
 };
 use millrace_proto::placement;
 use serde::{Deserialize, Serialize};
 
+use super::answers::size_of_member;
+use crate::config::SHARDS_MAX;
 use crate::store::check_path;
 
 /// Number of the layout that this program writes and reads.
@@ -49,6 +52,15 @@ impl MemberRecord {
         u64::from_str_radix(&self.run, 16).unwrap_or(0)
     }
 
+    /// Whether it can be told to others: one that cannot is nobody's to follow.
+    pub(crate) fn is_reasonable(&self) -> bool {
+        size_of_member(&self.member(false)) <= MEMBER_BYTES_MAX
+            && self.id.len() <= NAME_LENGTH_MAX
+            && self.zone.len() <= NAME_LENGTH_MAX
+            && self.shards.len() <= SHARDS_MAX
+            && self.local.len() <= SHARDS_MAX
+    }
+
     /// As clients are told.
     pub(crate) fn member(&self, is_draining: bool) -> Member {
         let state = if is_draining { MemberState::Draining } else { MemberState::Active };
@@ -78,6 +90,13 @@ pub(crate) fn key_of(id: &str) -> u64 {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct MountsRecord {
     pub mounts: Vec<MountRecord>,
+}
+
+impl MountsRecord {
+    /// About how many bytes they take in a reply, and not less.
+    pub(crate) fn size(&self) -> usize {
+        self.mounts.iter().map(|mount| mount.prefix.len() + mount.source.len() + 32).sum()
+    }
 }
 
 /// One mount.

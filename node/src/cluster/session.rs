@@ -1,21 +1,23 @@
 //! Keeps the node in its cluster: registers it, follows what changes, and stands for election.
 //!
-//! Always holds: a view is published only when everything that was told has been read. When the
-//! connection is lost for half of the session timeout the node is fenced, before anybody else can be
-//! sure that it is gone; when the session ended it begins anew by itself.
+//! Always holds: a view is published only when everything that was told has been read. When coordination
+//! does not answer the node is fenced within the session timeout, before anybody else can be sure that it
+//! is gone; when the session ended it begins anew by itself.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_proto::Status;
-use millrace_proto::cluster::Mount;
+use millrace_proto::cluster::{MEMBER_BYTES_MAX, Mount};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use zookeeper_client::{
     Acls, AddWatchMode, Client, CreateMode, CreateOptions, Error, EventType, PersistentWatcher,
-    SessionState,
+    SessionState, WatchedEvent,
 };
 
+use super::answers::size_of_member;
+use super::handover::Progress;
 use super::identity::Identity;
 use super::known::{Changes, Known, path};
 use super::master::{Command, PERSISTENT, Refusal, Term};
@@ -30,6 +32,10 @@ const CONNECT_TIMEOUT_MIN: Duration = Duration::from_secs(3);
 /// Waits between tries to join, the shortest and the longest.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
+/// Wait before what changed is read again where that failed.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// Wait before the first in line stands again where it could not begin its term.
+const STAND_AGAIN: Duration = Duration::from_secs(1);
 /// How often the old registration of this node is looked at until it is gone.
 const REGISTER_WAIT: Duration = Duration::from_millis(200);
 
@@ -65,6 +71,7 @@ pub(crate) struct Settings {
     pub source: Option<String>,
     pub views: Arc<Views>,
     pub mounts: Arc<Mounts>,
+    pub progress: Arc<Progress>,
 }
 
 /// Why a session ended.
@@ -119,6 +126,17 @@ struct Live {
 }
 
 impl Live {
+    /// Takes note of all that was told so far.
+    ///
+    /// # Errors
+    /// If the session ended.
+    async fn note_events(&mut self, changes: &mut Changes) -> Result<(), Ending> {
+        while let Ok(event) = timeout(Duration::ZERO, self.watcher.changed()).await {
+            note_event(&event, changes)?;
+        }
+        Ok(())
+    }
+
     /// Asks to be told of changes again. After a connection was lost the crate asks for the watches of
     /// single nodes alone (0.11.2 sends `setWatches` where `setWatches2` is needed).
     async fn watch_anew(&mut self) -> Result<(), Error> {
@@ -161,7 +179,10 @@ impl Session {
             let ending = self.live().await;
             self.fence(true);
             let is_final = matches!(ending, Ending::Never(_));
-            let (Ending::Again(reason) | Ending::Never(reason)) = ending else { return };
+            let (Ending::Again(reason) | Ending::Never(reason)) = ending else {
+                self.take_leave();
+                return;
+            };
             if began.elapsed() > 2 * self.settings.timeout {
                 wait = RETRY_MIN;
             }
@@ -179,6 +200,7 @@ impl Session {
                 tracing::info!("reads go on; the node tries to join again");
             }
             if let Some(done) = self.pause(wait).await {
+                self.take_leave();
                 let _ = done.send(());
                 return;
             }
@@ -216,6 +238,13 @@ impl Session {
 
     async fn join(&mut self) -> Result<Live, Ending> {
         let settings = &self.settings;
+        let size = size_of_member(&settings.record.member(false));
+        if size > MEMBER_BYTES_MAX {
+            return Err(Ending::Never(format!(
+                "the addresses of all shards take {size} bytes, and {MEMBER_BYTES_MAX} are allowed: \
+                 use fewer shards or a shorter name (advertise)"
+            )));
+        }
         let connector = Client::connector().with_session_timeout(settings.timeout);
         let patience = settings.timeout.max(CONNECT_TIMEOUT_MIN);
         let connected = timeout(patience, connector.connect(&settings.servers)).await;
@@ -334,84 +363,108 @@ impl Session {
         }
     }
 
-    /// Follows what happens, until the connection ends (an error) or the node leaves.
+    /// Follows what happens, until the session ends (an error) or the node leaves.
     async fn follow(&mut self, live: &mut Live) -> Result<flume::Sender<()>, Ending> {
+        let timeout_granted = live.client.session_timeout();
         let mut changes = Changes::all();
         let mut states = live.client.state_watcher();
         // When the node is fenced, unless the connection is there again.
         let mut fence_at: Option<Instant> = None;
+        let mut look_at = Instant::now();
         loop {
-            if fence_at.is_none() && !changes.is_empty() {
-                let watched = match changes.is_all() {
-                    true => live.watch_anew().await,
-                    false => Ok(()),
+            if fence_at.is_none() && !changes.is_empty() && Instant::now() >= look_at {
+                let caught_up = tokio::select! {
+                    // What was asked before a connection was lost may be answered very late.
+                    state = states.changed() => {
+                        changes = Changes::all();
+                        on_state(state, timeout_granted, &mut fence_at)?;
+                        continue;
+                    }
+                    caught_up = timeout(2 * timeout_granted, self.catch_up(live, &mut changes)) => {
+                        caught_up.unwrap_or(Err(Ending::Again("it does not answer".to_owned())))
+                    }
                 };
-                let taken = match watched {
-                    Ok(()) => self.take_over(live, &changes).await,
-                    Err(error) => Err(error),
-                };
-                match taken {
-                    Ok(()) => changes = Changes::default(),
-                    Err(Error::ConnectionLoss) => (),
-                    Err(error) => return Err(error.into()),
+                match caught_up {
+                    Ok(true) => (),
+                    // The first in line could not begin its term: not now, maybe a little later.
+                    Ok(false) => {
+                        changes.note(path::MASTER);
+                        look_at = Instant::now() + STAND_AGAIN;
+                    }
+                    Err(Ending::Again(reason)) if !live.client.state().is_terminated() => {
+                        // The connection may be another one by now; the session goes on.
+                        tracing::debug!("read what changed: {reason}");
+                        changes = Changes::all();
+                        look_at = Instant::now() + LOOK_AGAIN;
+                    }
+                    Err(ending) => return Err(ending),
                 }
             }
-            let fence = fence_at.unwrap_or_else(|| Instant::now() + self.settings.timeout);
+            let later = Instant::now() + self.settings.timeout;
+            let fence = fence_at.unwrap_or(later);
+            let look = if changes.is_empty() { later } else { look_at.max(Instant::now()) };
             tokio::select! {
                 biased;
                 event = live.watcher.changed() => {
-                    let mut next = Some(event);
-                    // Until all that was told is read, nothing is published.
-                    while let Some(event) = next {
-                        // After such an event the watcher must not be asked again: it would panic.
-                        if event.session_state.is_terminated() {
-                            return Err(ended(event.session_state));
-                        }
-                        if event.event_type != EventType::Session {
-                            changes.note(&event.path);
-                        }
-                        next = timeout(Duration::ZERO, live.watcher.changed()).await.ok();
-                    }
+                    note_event(&event, &mut changes)?;
+                    live.note_events(&mut changes).await?;
                 }
-                state = states.changed() => match state {
-                    SessionState::SyncConnected => {
-                        fence_at = None;
-                        // What happened meanwhile was not told: ZOOKEEPER-4698.
-                        changes = Changes::all();
-                    }
-                    state if state.is_terminated() => return Err(ended(state)),
-                    _ => {
-                        fence_at.get_or_insert(Instant::now() + self.settings.timeout / 2);
-                    }
-                },
+                state = states.changed() => {
+                    // What happened meanwhile was not told: ZOOKEEPER-4698.
+                    changes = Changes::all();
+                    on_state(state, timeout_granted, &mut fence_at)?;
+                }
                 () = sleep_until(fence), if fence_at.is_some() && !self.is_fenced => {
                     tracing::warn!("coordination does not answer: fenced, reads go on");
                     self.fence(true);
                 }
+                () = sleep_until(look), if fence_at.is_none() && !changes.is_empty() => (),
                 Ok(done) = self.leave.recv_async() => return Ok(done),
                 Ok(request) = self.requests.recv_async() => {
                     self.answer(live, fence_at.is_some(), request).await;
+                    if live.term.is_none() {
+                        // It may be its turn.
+                        changes.note(path::MASTER);
+                    }
                 }
             }
         }
     }
 
-    /// Reads what changed and publishes it.
-    async fn take_over(&mut self, live: &mut Live, changes: &Changes) -> Result<(), Error> {
-        self.known.refresh(&live.client, changes).await?;
-        self.stand(live).await?;
+    /// Reads what changed until nothing more is told, and publishes it: all of it is of one moment then.
+    /// False if this node should have begun a term and could not.
+    async fn catch_up(&mut self, live: &mut Live, changes: &mut Changes) -> Result<bool, Ending> {
+        let mut is_well = true;
+        while !changes.is_empty() {
+            if changes.is_all() {
+                live.watch_anew().await?;
+            }
+            self.known.refresh(&live.client, changes).await?;
+            *changes = Changes::default();
+            is_well = self.stand(live).await?;
+            // A change is told before whatever is read after it: what is not here now was not read.
+            live.note_events(changes).await?;
+        }
+        self.publish()?;
+        Ok(is_well)
+    }
+
+    /// Publishes what is known.
+    fn publish(&mut self) -> Result<(), Ending> {
         let id = self.settings.identity.id();
         let view = self.known.view(&self.cluster, id);
         if view.member(id).is_none() {
             // Somebody deleted the registration; a new session makes a new one.
-            return Err(Error::SessionExpired);
+            return Err(Ending::Again("the registration of this node was deleted".to_owned()));
         }
         let old = Arc::clone(&self.settings.views.borrow());
         if view.epoch < old.epoch {
             // A server that lags behind; what it does not know yet it will tell.
             return Ok(());
         }
-        if view.mounts != old.mounts || old.epoch == 0 {
+        // With a source of its own it waits for the master to mount something.
+        let is_ready = self.known.mounts().1.is_some() || self.settings.source.is_none();
+        if is_ready && (view.mounts != old.mounts || self.joined.is_some()) {
             self.settings.mounts.set(view.mounts.clone());
         }
         if view.epoch != old.epoch {
@@ -423,9 +476,8 @@ impl Session {
             );
         }
         self.is_fenced = false;
+        self.settings.progress.set_fenced(false);
         self.settings.views.send_replace(Arc::new(view));
-        // With a source of its own it waits for the master to mount something.
-        let is_ready = self.known.mounts().1.is_some() || self.settings.source.is_none();
         if let Some(joined) = self.joined.take_if(|_| is_ready) {
             // Whoever starts the node may have given up on it.
             let _ = joined.send(Ok(()));
@@ -433,51 +485,65 @@ impl Session {
         Ok(())
     }
 
-    /// Begins a term when this node is the first in line, and ends it when it is not.
-    async fn stand(&mut self, live: &mut Live) -> Result<(), Error> {
+    /// Begins a term when this node is the first in line, and ends it when it is not. False if it
+    /// could not.
+    async fn stand(&mut self, live: &mut Live) -> Result<bool, Error> {
         let is_first = self.known.master().is_some_and(|(latch, _)| latch == live.latch.0);
         if !is_first {
             live.term = None;
-            return Ok(());
+            return Ok(true);
         }
-        if live.term.as_ref().is_some_and(|term| term.latch() == live.latch.0) {
-            return Ok(());
-        }
-        let id = self.settings.identity.id();
-        match Term::begin(&live.client, id, &live.latch.0, live.latch.1).await {
-            Ok(term) => {
-                tracing::info!("elected as master, fencing token {}", live.latch.1);
-                self.mount_root(live, &term).await?;
-                live.term = Some(term);
+        if live.term.as_ref().is_none_or(|term| term.latch() != live.latch.0) {
+            let id = self.settings.identity.id();
+            match Term::begin(&live.client, id, &live.latch.0, live.latch.1).await {
+                Ok(term) => {
+                    tracing::info!("elected as master, fencing token {}", live.latch.1);
+                    live.term = Some(term);
+                }
+                Err(refusal) => {
+                    tracing::warn!("begin a term as master: {}", refusal.message);
+                    return Ok(false);
+                }
             }
-            Err(refusal) => tracing::warn!("begin a term as master: {}", refusal.message),
         }
-        Ok(())
+        match live.term.clone() {
+            Some(term) => self.mount_root(live, &term).await,
+            None => Ok(true),
+        }
     }
 
-    /// The first master of a cluster mounts its own source.
-    async fn mount_root(&mut self, live: &Live, term: &Term) -> Result<(), Error> {
+    /// The first master of a cluster mounts its own source. False if it could not.
+    async fn mount_root(&mut self, live: &Live, term: &Term) -> Result<bool, Error> {
         let (None, Some(source)) = (self.known.mounts().1, &self.settings.source) else {
-            return Ok(());
+            return Ok(true);
         };
         let root = Mount { prefix: String::new(), source: source.clone(), replicas: 1 };
         if let Err(refusal) = term.write_mounts(&live.client, &self.known, &[root]).await {
             tracing::warn!("mount {source}: {}", refusal.message);
+            return Ok(false);
         }
         // The node is of use to nobody before it is mounted.
         let mut changes = Changes::default();
         changes.note(path::MOUNTS);
-        self.known.refresh(&live.client, &changes).await
+        self.known.refresh(&live.client, &changes).await?;
+        Ok(true)
     }
 
-    async fn answer(&self, live: &Live, is_lost: bool, request: Request) {
+    async fn answer(&self, live: &mut Live, is_lost: bool, request: Request) {
         if is_lost {
             refuse_fenced(request);
             return;
         }
         let Request { command, reply } = request;
+        let patience = live.client.session_timeout() / 3;
         let result = match &live.term {
-            Some(term) => term.carry_out(&live.client, &self.known, &command).await,
+            Some(term) => {
+                let done = term.carry_out(&live.client, &self.known, &command);
+                timeout(patience, done).await.unwrap_or_else(|_| {
+                    let message = "coordination does not answer: it may be done or not, look again";
+                    Err(Refusal::new(Status::Fenced, message))
+                })
+            }
             None => {
                 let message = match self.known.master() {
                     Some((_, id)) => format!("the master is {id}"),
@@ -486,6 +552,10 @@ impl Session {
                 Err(Refusal::new(Status::NotMaster, message))
             }
         };
+        if matches!(&result, Err(refusal) if refusal.status == Status::NotMaster) {
+            // It is over, or begins anew with the next look.
+            live.term = None;
+        }
         // Whoever asked may have gone.
         let _ = reply.send(result);
     }
@@ -509,10 +579,54 @@ impl Session {
         if std::mem::replace(&mut self.is_fenced, is_fenced) == is_fenced {
             return;
         }
+        self.settings.progress.set_fenced(is_fenced);
         self.settings.views.send_modify(|view| {
             *view = Arc::new(view.with(&view.master, is_fenced));
         });
     }
+
+    /// Tells whoever waits for news that there will be none from here.
+    fn take_leave(&self) {
+        self.settings.views.send_modify(|view| {
+            let mut last = view.with("", true);
+            last.is_over = true;
+            *view = Arc::new(last);
+        });
+    }
+}
+
+/// What the state of the connection means for the fence.
+///
+/// # Errors
+/// If the session ended.
+fn on_state(
+    state: SessionState,
+    timeout_granted: Duration,
+    fence_at: &mut Option<Instant>,
+) -> Result<(), Ending> {
+    match state {
+        SessionState::SyncConnected => *fence_at = None,
+        state if state.is_terminated() => return Err(ended(state)),
+        _ => {
+            // It was noticed after two fifths of the time-out: this is well within it.
+            fence_at.get_or_insert(Instant::now() + timeout_granted / 4);
+        }
+    }
+    Ok(())
+}
+
+/// Takes note of what a watch told.
+///
+/// # Errors
+/// If the session ended: after such an event the watcher must not be asked again, it would panic.
+fn note_event(event: &WatchedEvent, changes: &mut Changes) -> Result<(), Ending> {
+    if event.session_state.is_terminated() {
+        return Err(ended(event.session_state));
+    }
+    if event.event_type != EventType::Session {
+        changes.note(&event.path);
+    }
+    Ok(())
 }
 
 fn ended(state: SessionState) -> Ending {

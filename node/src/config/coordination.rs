@@ -3,6 +3,8 @@
 use std::fmt;
 use std::net::SocketAddr;
 
+use millrace_proto::coordination::{Place, SCHEME};
+
 /// Where coordination is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Coordination {
@@ -19,9 +21,6 @@ pub enum Coordination {
         path: String,
     },
 }
-
-/// How addresses of coordination begin.
-const SCHEME: &str = "zk://";
 
 /// Path of the cluster in embedded coordination.
 const EMBEDDED_PATH: &str = "/millrace";
@@ -45,25 +44,8 @@ impl Coordination {
             "embedded" => return Some(Coordination::Embedded(None)),
             _ => (),
         }
-        let rest = text.strip_prefix(SCHEME)?;
-        let (servers, path) = match rest.find('/') {
-            Some(at) => rest.split_at(at),
-            None => return None,
-        };
-        let is_server = |server: &str| {
-            server.rsplit_once(':').is_some_and(|(host, port)| {
-                !host.is_empty()
-                    && !host.contains(char::is_whitespace)
-                    && port.parse::<u16>().is_ok_and(|port| port > 0)
-            })
-        };
-        let is_part = |part: &str| {
-            !part.is_empty() && part != "." && part != ".." && part.bytes().all(|it| it > b' ')
-        };
-        let path = path.strip_suffix('/').unwrap_or(path);
-        let parts = path.strip_prefix('/')?;
-        (servers.split(',').all(is_server) && parts.split('/').all(is_part))
-            .then(|| Coordination::Ensemble { servers: servers.to_owned(), path: path.to_owned() })
+        let Place { servers, path } = Place::parse(text)?;
+        Some(Coordination::Ensemble { servers, path })
     }
 }
 
@@ -86,21 +68,7 @@ mod tests {
         for text in ["none", "embedded", "zk://a:1/m", "zk://[::1]:2181,b:2/x/y"] {
             assert_eq!(Coordination::parse(text).unwrap().to_string(), text);
         }
-        let slash = Coordination::parse("zk://a:1/m/").unwrap();
-        assert_eq!(slash.to_string(), "zk://a:1/m");
-        let refused = [
-            "",
-            "zk://",
-            "zk://a:1",
-            "zk://a:1/",
-            "zk://a/m",
-            "zk://a:0/m",
-            "zk://a:1,/m",
-            "zk://a:1/m//n",
-            "zk://a:1/../n",
-            "http://a:1/m",
-            "a:1/m",
-        ];
+        let refused = ["", "zk://a:1", "a:1/m", "embedded/m"];
         for text in refused {
             assert_eq!(Coordination::parse(text), None, "{text}");
         }

@@ -35,14 +35,10 @@ pub(crate) struct LocalStore {
 
 impl LocalStore {
     /// Serves the files below `root`, under a name that all nodes of a cluster use: the real path may
-    /// differ between machines.
-    ///
-    /// # Errors
-    /// If the root is not a directory that can be opened.
-    pub(crate) fn named(root: &Path, identity: &str) -> io::Result<LocalStore> {
-        let root = root.canonicalize()?;
-        open_root(&root)?;
-        Ok(LocalStore { root: Arc::new(root), identity: identity.to_owned() })
+    /// differ between machines. Nothing is opened before something is asked for, so that a source that
+    /// hangs holds nobody up who does not want it, and one that comes later is found.
+    pub(crate) fn new(root: &Path, identity: &str) -> LocalStore {
+        LocalStore { root: Arc::new(root.to_owned()), identity: identity.to_owned() }
     }
 
     /// Runs system calls that may block on the side runtime's thread pool.

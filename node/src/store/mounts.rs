@@ -18,7 +18,7 @@ use crate::memory::Blank;
 /// How sources on this machine begin.
 const FILE_SCHEME: &str = "file://";
 
-/// What is mounted, with the sources opened.
+/// What is mounted, with the sources.
 #[derive(Default)]
 struct Table {
     mounts: Vec<Mount>,
@@ -39,17 +39,9 @@ struct Place {
 }
 
 impl Mounts {
-    /// Replaces the table. A source that stays is not opened again.
+    /// Replaces the table. Whether a source is there is found when it is asked for something.
     pub(crate) fn set(&self, mounts: Vec<Mount>) {
-        let old = self.table().unwrap_or_default();
-        let stores = mounts.iter().map(|mount| {
-            let known = old.mounts.iter().position(|other| other.source == mount.source);
-            match known.and_then(|index| old.stores[index].as_ref().ok()) {
-                Some(store) => Ok(Arc::clone(store)),
-                None => open(&mount.source),
-            }
-        });
-        let stores: Vec<_> = stores.collect();
+        let stores: Vec<_> = mounts.iter().map(|mount| store_of(&mount.source)).collect();
         for (mount, store) in mounts.iter().zip(&stores) {
             if let Err(error) = store {
                 tracing::warn!("mount {} at '/{}': {error}", mount.source, mount.prefix);
@@ -69,14 +61,12 @@ impl Mounts {
     }
 }
 
-/// Opens a source.
-fn open(source: &str) -> Result<Arc<LocalStore>, String> {
-    let Some(directory) = source.strip_prefix(FILE_SCHEME).filter(|it| it.starts_with('/')) else {
-        return Err("not a source that this version knows: file:///DIR is".to_owned());
-    };
-    LocalStore::named(Path::new(directory), source)
-        .map(Arc::new)
-        .map_err(|error| format!("the source cannot be opened on this node: {error}"))
+/// The store that a source means.
+fn store_of(source: &str) -> Result<Arc<LocalStore>, String> {
+    match source.strip_prefix(FILE_SCHEME).filter(|it| it.starts_with('/')) {
+        Some(directory) => Ok(Arc::new(LocalStore::new(Path::new(directory), source))),
+        None => Err("not a source that this version knows: file:///DIR is".to_owned()),
+    }
 }
 
 impl Table {

@@ -14,7 +14,7 @@ use crate::cache::BlockKey;
 use crate::files::FileRecord;
 use crate::mailbox::{Arrival, Dropped, Ensured, Filling, Requester};
 use crate::memory::Blank;
-use crate::side::FillJob;
+use crate::side::{FillFrom, FillJob};
 use crate::store::StoreError;
 
 /// Who waits for a fill.
@@ -78,7 +78,11 @@ impl Worker {
             return;
         }
         let waiter = Waiter::Reader { requester: *requester, offset, length: range.length };
-        match self.begin_fill(key, range.version, Some(offset), waiter) {
+        let from = match requester.header.op == Op::Fetch as u8 {
+            true => FillFrom::Source,
+            false => FillFrom::Anywhere,
+        };
+        match self.begin_fill(key, range.version, Some(offset), from, waiter) {
             Ok(()) => {
                 self.deadline_count += usize::from(requester.deadline.is_some());
                 let counters = self.counters();
@@ -89,8 +93,30 @@ impl Worker {
         }
     }
 
+    /// Brings a block in for somebody who reads it, from wherever it is.
+    fn fill_for_reader(
+        &mut self,
+        requester: &Requester,
+        key: BlockKey,
+        version: u64,
+        offset: u32,
+        waiter: Waiter,
+        actions: &mut Vec<Action>,
+    ) {
+        match self.begin_fill(key, version, Some(offset), FillFrom::Anywhere, waiter) {
+            Ok(()) => self.deadline_count += usize::from(requester.deadline.is_some()),
+            Err((refusal, _)) => self.fail(requester, refusal.status, refusal.message, actions),
+        }
+    }
+
     /// Has a block in memory for a load.
-    pub(super) fn ensure(&mut self, key: BlockKey, version: u64, reply: flume::Sender<Ensured>) {
+    pub(super) fn ensure(
+        &mut self,
+        key: BlockKey,
+        version: u64,
+        from: FillFrom,
+        reply: flume::Sender<Ensured>,
+    ) {
         let resident = self.cache.find(&key, key.hash()).is_some_and(|(_, found)| found == version);
         let answer = if resident {
             Some((Ensured::Resident, reply))
@@ -100,7 +126,7 @@ impl Worker {
                 reply,
             ))
         } else {
-            match self.begin_fill(key, version, None, Waiter::Load(reply)) {
+            match self.begin_fill(key, version, None, from, Waiter::Load(reply)) {
                 Ok(()) => None,
                 Err((refusal, Waiter::Load(reply))) if refusal.status == Status::Busy => {
                     Some((Ensured::Busy, reply))
@@ -125,6 +151,7 @@ impl Worker {
         key: BlockKey,
         version: u64,
         offset: Option<u32>,
+        from: FillFrom,
         waiter: Waiter,
     ) -> Result<(), (Refusal, Waiter)> {
         if let Some(fill) = self.fills.get_mut(&key)
@@ -148,10 +175,8 @@ impl Worker {
         }
         let Some(blank) = self.cache.allocate(length) else { return Err((ALL_PINNED, waiter)) };
         let offset = u64::from(key.block) * u64::from(self.shared.block_size);
-        let by_a_node = matches!(&waiter, Waiter::Reader { requester, .. }
-            if requester.header.op == Op::Fetch as u8);
         let path = record.path;
-        let job = FillJob { shard: self.shard, key, version, path, offset, blank, by_a_node };
+        let job = FillJob { shard: self.shard, key, version, path, offset, blank, from };
         if let Err(blank) = self.side.offer_fill(job) {
             self.cache.release_blank(blank);
             return Err((QUEUE_FULL, waiter));
@@ -219,7 +244,9 @@ impl Worker {
             }
             Err((blank, error)) => {
                 self.cache.release_blank(blank);
-                self.counters().fill_error_count.add(1);
+                if error != StoreError::NotCached {
+                    self.counters().fill_error_count.add(1);
+                }
                 if error.status() == Status::SourceError {
                     tracing::warn!("fill a block: {error}");
                 }
@@ -227,6 +254,15 @@ impl Worker {
             }
         };
         for waiter in fill.waiters {
+            if let (Waiter::Reader { requester, offset, .. }, Err((Status::NotCached, _))) =
+                (&waiter, &outcome)
+            {
+                // It was to be pulled, and is read in earnest now.
+                let (requester, offset) = (*requester, *offset);
+                self.deadline_count -= usize::from(requester.deadline.is_some());
+                self.fill_for_reader(&requester, key, version, offset, waiter, actions);
+                continue;
+            }
             match (waiter, &outcome) {
                 (Waiter::Reader { requester, offset, length }, Ok(_)) => {
                     self.deadline_count -= usize::from(requester.deadline.is_some());

@@ -19,7 +19,7 @@ impl Fixture {
         std::fs::create_dir(&root).unwrap();
         Fixture {
             runtime: tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap(),
-            store: LocalStore::named(&root, "file://test").unwrap(),
+            store: LocalStore::new(&root, "file://test"),
             directory,
             memory: Arena::new(1024).unwrap().cut(1).pop().unwrap(),
         }

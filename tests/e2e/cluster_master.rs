@@ -1,0 +1,181 @@
+//! One decides, and nobody who was replaced does; coordination that is slow, full or odd is told and
+//! survived.
+
+use std::time::Duration;
+
+use millrace_proto::cluster::DrainRequest;
+use millrace_proto::{Op, Status};
+use millrace_tests::cluster::Cluster;
+use millrace_tests::coord::{Client as ZooKeeper, Ensemble, Options};
+use millrace_tests::gate::GateState;
+use millrace_tests::{Peer, Scratch, content, wait_until};
+
+fn scratch() -> Scratch {
+    let scratch = Scratch::new();
+    scratch.file("a", 200_000);
+    scratch
+}
+
+/// Coordination with sessions as long as `timeout_ms` allows, and nodes that ask for it.
+fn cluster(scratch: &Scratch, nodes: usize, timeout_ms: u64) -> (Ensemble, Cluster) {
+    let coord = Ensemble::single(Options::new().line("tickTime", 500));
+    let mut cluster = Cluster::over(&coord.addresses(), "/millrace", scratch.root());
+    for _ in 0..nodes {
+        let member = cluster.add();
+        member.set("session_timeout_ms", timeout_ms);
+        member.start();
+    }
+    cluster.wait_settled();
+    (coord, cluster)
+}
+
+/// Names of the latches, in order, and who holds each.
+fn latches(client: &mut ZooKeeper) -> Vec<(String, String)> {
+    let mut names = client.children("/millrace/master", false).expect("list");
+    names.retain(|name| name.starts_with("latch-"));
+    names.sort();
+    let holder = |client: &mut ZooKeeper, name: &String| {
+        let (data, _) = client.get(&format!("/millrace/master/{name}"), false).expect("a latch");
+        String::from_utf8(data.unwrap_or_default()).expect("an id")
+    };
+    names.into_iter().map(|name| (name.clone(), holder(client, &name))).collect()
+}
+
+fn index_of(cluster: &Cluster, id: &str) -> usize {
+    cluster.members.iter().position(|member| member.id() == id).expect("a member")
+}
+
+fn drain_request() -> DrainRequest {
+    DrainRequest { node: "node-3".to_owned(), undo: 0 }
+}
+
+fn drained(client: &mut ZooKeeper) -> Vec<String> {
+    client.children("/millrace/drains", false).expect("list")
+}
+
+#[test]
+fn a_master_that_slept_through_its_term_changes_nothing() {
+    let scratch = scratch();
+    let (coord, mut cluster) = cluster(&scratch, 3, 1000);
+    let mut client = coord.replicas[0].client();
+    let old = index_of(&cluster, &latches(&mut client)[0].1);
+    let mut peer: Peer = cluster.members[old].node().peer();
+    assert!(peer.ping());
+    cluster.members[old].pause();
+    // What it is asked waits in its socket until it wakes up, still sure that it is the master.
+    peer.send(Op::Drain, &drain_request());
+    wait_until("another one is the first in line", || {
+        latches(&mut client).first().is_some_and(|(_, id)| id != cluster.members[old].id())
+    });
+    cluster.members[old].resume();
+    let reply = peer.receive();
+    let refused = [Status::NotMaster, Status::Fenced];
+    assert!(refused.contains(&reply.status()), "{:?}: {}", reply.status(), reply.message());
+    cluster.wait_settled();
+    assert!(drained(&mut client).is_empty(), "nothing was changed");
+}
+
+#[test]
+fn a_write_that_was_on_its_way_when_the_term_ended_is_refused_by_its_token() {
+    let scratch = scratch();
+    let (coord, mut cluster) = cluster(&scratch, 3, 8000);
+    let mut client = coord.replicas[0].client();
+    let before = latches(&mut client);
+    let old = index_of(&cluster, &before[0].1);
+    let mut peer = cluster.members[old].node().peer();
+    // Its session lives on, and it has not heard of anything: its write is held back on the way.
+    cluster.members[old].set_coord(GateState::Stalled);
+    peer.send(Op::Drain, &drain_request());
+    std::thread::sleep(Duration::from_millis(300));
+    client.delete(&format!("/millrace/master/{}", before[0].0), -1).expect("end the term");
+    wait_until("the next one has begun its term", || {
+        let (data, _) = client.get("/millrace/master/term", false).expect("a term");
+        String::from_utf8_lossy(&data.unwrap_or_default()).contains(&before[1].1)
+    });
+    cluster.members[old].set_coord(GateState::Open);
+    let reply = peer.receive();
+    assert_eq!(reply.status(), Status::NotMaster, "{}", reply.message());
+    assert!(reply.message().contains("another master"), "{}", reply.message());
+    assert!(drained(&mut client).is_empty(), "nothing was changed");
+    // The new one can.
+    let new = index_of(&cluster, &before[1].1);
+    let mut peer = cluster.members[new].node().peer();
+    let reply = peer.ask(Op::Drain, &drain_request());
+    assert_eq!(reply.status(), Status::Ok, "{}", reply.message());
+    assert_eq!(drained(&mut client), ["node-3"]);
+}
+
+#[test]
+fn who_is_not_the_master_names_the_one_who_is() {
+    let scratch = scratch();
+    let (coord, mut cluster) = cluster(&scratch, 2, 4000);
+    let mut client = coord.replicas[0].client();
+    let order = latches(&mut client);
+    let other = index_of(&cluster, &order[1].1);
+    let mut peer = cluster.members[other].node().peer();
+    let reply = peer.ask(Op::Drain, &drain_request());
+    assert_eq!(reply.status(), Status::NotMaster);
+    assert!(reply.message().contains(&order[0].1), "{}", reply.message());
+}
+
+#[test]
+fn full_coordination_lets_nobody_new_in_says_so_and_those_who_are_in_go_on() {
+    let scratch = scratch();
+    let options = Options::new().line("tickTime", 250).line("enforceQuota", "true");
+    let coord = Ensemble::single(options);
+    let mut cluster = Cluster::over(&coord.addresses(), "/millrace", scratch.root());
+    cluster.add().start();
+    cluster.wait_settled();
+    let mut client = coord.replicas[0].client();
+    // Room for what is there, and no more.
+    let quota = "/zookeeper/quota/millrace";
+    client.make(quota, b"").expect("create");
+    let limits = b"count=-1,bytes=-1=;byteHardLimit=-1;countHardLimit=3";
+    client.make(&format!("{quota}/zookeeper_limits"), limits).expect("create");
+    client.make(&format!("{quota}/zookeeper_stats"), b"count=9,bytes=0").expect("create");
+    let told = cluster.add().start_in_vain();
+    assert!(told.contains("coordination is full"), "{told}");
+    let mut peer = cluster.members[0].node().peer();
+    let entry = peer.stat("a").expect("a file");
+    content::check("a", 0, &peer.read(&entry, 0, 5000).expect("read"));
+    assert_eq!(cluster.members[0].counter("cluster_fenced"), 0);
+}
+
+#[test]
+fn slow_coordination_makes_joining_slow_and_reads_no_slower() {
+    let scratch = scratch();
+    let (_coord, mut cluster) = cluster(&scratch, 1, 4000);
+    let member = cluster.add();
+    member.set("session_timeout_ms", 4000);
+    member.delay_coord(Duration::from_millis(100));
+    member.start();
+    cluster.wait_settled();
+    let mut peer = cluster.members[1].node().peer();
+    let entry = peer.stat("a").expect("a file");
+    content::check("a", 0, &peer.read(&entry, 0, 5000).expect("read"));
+    assert_eq!(cluster.members[1].counter("cluster_fenced"), 0);
+}
+
+#[test]
+fn records_that_nobody_can_read_are_passed_over() {
+    let scratch = scratch();
+    let (coord, mut cluster) = cluster(&scratch, 1, 4000);
+    let mut client = coord.replicas[0].client();
+    let odd: [(&str, &[u8]); 4] = [
+        ("/millrace/members/odd", b"{"),
+        ("/millrace/members/empty", b""),
+        ("/millrace/members/liar", br#"{"id":"another"}"#),
+        ("/millrace/drains/nobody", b"\xff"),
+    ];
+    for (path, data) in odd {
+        client.make(path, data).expect("create");
+    }
+    client.set("/millrace/mounts", b"not JSON", -1).expect("set");
+    cluster.add().start();
+    cluster.wait_settled();
+    let info = cluster.sum("cluster_fenced");
+    assert_eq!(info, 0);
+    let mut peer = cluster.members[0].node().peer();
+    let entry = peer.stat("a").expect("what was mounted stays so");
+    content::check("a", 0, &peer.read(&entry, 0, 5000).expect("read"));
+}
