@@ -30,6 +30,9 @@ const READY: [&str; 2] = ["listening on ", "is serving ZooKeeper clients at "];
 
 /// Start a whole cluster on this machine
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  millrace cluster up --nodes 3 --dir /tmp/cluster --source ~/datasets")]
 pub(crate) struct Args {
     #[command(subcommand)]
     verb: Verb,

@@ -35,6 +35,9 @@ pub(super) struct DrainArgs {
 
 /// Let a drained node take part again
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  millrace admin undrain cache-3")]
 pub(super) struct UndrainArgs {
     /// Id of the node
     #[arg(value_name = "NODE")]
@@ -61,6 +64,9 @@ pub(super) struct MountArgs {
 
 /// Remove a mount; its source is not touched
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  millrace admin unmount datasets")]
 pub(super) struct UnmountArgs {
     /// Path it is mounted at; / for the root
     #[arg(value_name = "PATH")]

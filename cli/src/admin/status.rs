@@ -35,6 +35,10 @@ pub(super) struct StatusArgs {
 
 /// List the nodes
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  millrace admin nodes
+  millrace admin nodes --json | jq -r '.[].address'")]
 pub(super) struct NodesArgs {
     /// JSON
     #[arg(long)]
@@ -43,6 +47,10 @@ pub(super) struct NodesArgs {
 
 /// List what is mounted
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  millrace admin mounts
+  millrace admin mounts --json | jq -r '.[].source'")]
 pub(super) struct MountsArgs {
     /// JSON
     #[arg(long)]
