@@ -12,12 +12,12 @@ use crate::output;
 /// Keep the blocks of a file, or of all files below a directory, from being evicted
 ///
 /// Holds on every node, up to the share of its memory that pin_percent says; what is beyond it is cached
-/// like anything else. Pinning reads nothing: `millrace fs load` brings files in, before or afterwards.
+/// like anything else. Pinning reads nothing: `millrace fs load -r` brings files in, before or afterwards.
 /// `millrace fs free` still drops what is pinned.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  millrace admin pin datasets/hot
+  millrace admin pin datasets/hot && millrace fs load -r datasets/hot
   millrace admin pin models/current.bin && millrace fs load models/current.bin")]
 pub(super) struct PinArgs {
     /// The file or directory, which need not be there yet; / for everything
