@@ -38,7 +38,7 @@ pub(crate) mod record;
 pub(crate) mod session;
 
 /// What a node knows of its cluster at one epoch.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct View {
     /// Id of the cluster; empty before it is known.
     pub cluster: String,
@@ -101,12 +101,7 @@ impl View {
 
     /// This view with another master, or fenced or not.
     pub(crate) fn with(&self, master: &str, is_fenced: bool) -> View {
-        let View { cluster, epoch, me, mounts, members, .. } = self;
-        let mut view = View::new(cluster, *epoch, me, mounts.clone(), members.clone());
-        view.master = master.to_owned();
-        view.is_fenced = is_fenced;
-        view.pins = self.pins.clone();
-        view
+        View { master: master.to_owned(), is_fenced, ..self.clone() }
     }
 
     /// The member with this id.

@@ -511,6 +511,8 @@ impl Context {
             match receiver.recv_async().await {
                 Ok(done @ (Ensured::Resident | Ensured::Filled(..))) => return Ok(done),
                 Ok(Ensured::Busy) => tokio::time::sleep(LOAD_RETRY).await,
+                // It waited for a pull, whose member has it no more: now it is brought in earnest.
+                Ok(Ensured::Failed(Status::NotCached, _)) if from == FillFrom::Anywhere => (),
                 Ok(Ensured::Failed(status, message)) => return Err(Failure { status, message }),
                 Err(_) => {
                     let message = "the node is shutting down".to_owned();

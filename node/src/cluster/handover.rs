@@ -31,21 +31,21 @@ const PULL_AGAIN: Duration = Duration::from_secs(1);
 /// Tries for a block; after that it comes when somebody asks for it.
 const PULL_TRIES: usize = 3;
 /// Blocks on their way at once. Guessed: enough to hide the way there and back.
-pub(crate) const PULL_WINDOW: usize = 8;
+const PULL_WINDOW: usize = 8;
 
 /// What others can see of hand-overs, and whether holders are asked before the source.
 #[derive(Default)]
 pub(crate) struct Progress {
     /// Epoch that this node has acted on.
-    pub(crate) epoch: AtomicU64,
+    epoch: AtomicU64,
     /// Whether the node has lost coordination.
     is_fenced: AtomicU64,
     /// Members that blocks are still pulled from.
-    pub(crate) sources: AtomicU64,
+    sources: AtomicU64,
     /// Blocks that were listed by them and are not here yet.
-    pub(crate) pending: AtomicU64,
+    pending: AtomicU64,
     /// Blocks that were pulled.
-    pub(crate) moved_count: AtomicU64,
+    moved_count: AtomicU64,
     /// Milliseconds of the node's time until which holders are asked.
     ask_until: AtomicU64,
 }

@@ -266,7 +266,7 @@ impl Known {
         (&self.pins, self.pins_version)
     }
 
-    /// Ids of members, and of those that are drained whether they are there or not.
+    /// Whether a node with this id is in the cluster now.
     pub(crate) fn is_member(&self, id: &str) -> bool {
         self.members.contains_key(id)
     }

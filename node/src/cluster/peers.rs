@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use millrace_client::Error;
 use millrace_client::peer::{Peer, PeerBlock};
 use millrace_proto::cluster::Member;
 use tokio::time::Instant;
@@ -79,10 +80,11 @@ impl Peers {
         }
     }
 
-    /// Leaves a member alone for a while.
-    pub(crate) fn avoid(&self, member: &Member) {
+    /// Leaves a member alone for a while if it did not answer at all.
+    fn failed(&self, member: &Member, error: &Error) {
+        tracing::debug!("take a block from {}: {error}", member.id);
         let mut all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = all.get_mut(&member.id) {
+        if let Some(known) = all.get_mut(&member.id).filter(|_| error.status().is_none()) {
             known.avoid_until = Some(Instant::now() + AVOID);
         }
     }
@@ -113,19 +115,12 @@ impl Peers {
                     }
                 }
                 Ok(None) => (),
-                Err(error) => {
-                    tracing::debug!("take a block from {}: {error}", member.id);
-                    if error.status().is_none() {
-                        self.avoid(member);
-                    }
-                }
+                Err(error) => self.failed(member, &error),
             }
         }
         false
     }
-}
 
-impl Peers {
     /// Takes a block from the member that says that it has it; false if it does not give it.
     pub(crate) async fn pull(
         &self,
@@ -139,10 +134,7 @@ impl Peers {
             Ok(Some(bytes)) => copy(&bytes, blank).is_ok(),
             Ok(None) => false,
             Err(error) => {
-                tracing::debug!("pull a block from {}: {error}", member.id);
-                if error.status().is_none() {
-                    self.avoid(member);
-                }
+                self.failed(member, &error);
                 false
             }
         }

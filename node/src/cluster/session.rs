@@ -51,7 +51,7 @@ pub(crate) struct Handle {
     pub begin: flume::Sender<()>,
     /// Commands for the master.
     pub requests: flume::Sender<Request>,
-    /// Whether the node has joined, or why it cannot; told once.
+    /// Whether the node has joined, or why not so far; the last one that is told counts.
     pub joined: flume::Receiver<Result<(), String>>,
     /// Takes the node out of the cluster; what is sent is answered when it is out.
     pub leave: flume::Sender<flume::Sender<()>>,
@@ -193,7 +193,7 @@ impl Session {
             }
             tracing::warn!("not in the cluster: {reason}");
             if let Some(joined) = &self.joined {
-                // The last reason is the one that counts.
+                // Whoever starts the node waits on, and tells it if nothing better comes.
                 let _ = joined.try_send(Err(reason));
             }
             if self.joined.is_none() || is_final {

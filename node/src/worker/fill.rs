@@ -59,6 +59,11 @@ const QUEUE_FULL: Refusal = Refusal {
     message: "too many blocks wait for the source (fill_queue_max)",
 };
 
+/// Where a block may be taken from for this request. Another node that asks has asked others.
+fn from_for(requester: &Requester) -> FillFrom {
+    if requester.header.op == Op::Fetch as u8 { FillFrom::Source } else { FillFrom::Anywhere }
+}
+
 impl Worker {
     pub(super) fn on_miss(
         &mut self,
@@ -78,11 +83,7 @@ impl Worker {
             return;
         }
         let waiter = Waiter::Reader { requester: *requester, offset, length: range.length };
-        let from = match requester.header.op == Op::Fetch as u8 {
-            true => FillFrom::Source,
-            false => FillFrom::Anywhere,
-        };
-        match self.begin_fill(key, range.version, Some(offset), from, waiter) {
+        match self.begin_fill(key, range.version, Some(offset), from_for(requester), waiter) {
             Ok(()) => {
                 self.deadline_count += usize::from(requester.deadline.is_some());
                 let counters = self.counters();
@@ -93,7 +94,7 @@ impl Worker {
         }
     }
 
-    /// Brings a block in for somebody who reads it, from wherever it is.
+    /// Brings a block in for somebody who reads it, though it could not be pulled.
     fn fill_for_reader(
         &mut self,
         requester: &Requester,
@@ -103,7 +104,7 @@ impl Worker {
         waiter: Waiter,
         actions: &mut Vec<Action>,
     ) {
-        match self.begin_fill(key, version, Some(offset), FillFrom::Anywhere, waiter) {
+        match self.begin_fill(key, version, Some(offset), from_for(requester), waiter) {
             Ok(()) => self.deadline_count += usize::from(requester.deadline.is_some()),
             Err((refusal, _)) => self.fail(requester, refusal.status, refusal.message, actions),
         }
