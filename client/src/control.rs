@@ -402,6 +402,6 @@ fn load_reply(path: &str, reply: &Reply, block_size: u32) -> Result<LoadReport, 
     })
 }
 
-fn status_reply(reply: &Reply) -> Result<NodeStatus, Error> {
+pub(crate) fn status_reply(reply: &Reply) -> Result<NodeStatus, Error> {
     Ok(frame::body::<ArchivedStatusReply>(&reply.body)?.into())
 }

@@ -18,8 +18,9 @@ use tokio::time::Instant;
 
 use crate::config::ClientConfig;
 use crate::connection::{Body, Landing, Lane, Reply};
+use crate::control::status_reply;
 use crate::error::Error;
-use crate::file::File;
+use crate::file::{File, NodeStatus};
 use crate::read::{self, Miss, Piece};
 use crate::reply::{self, Setback};
 
@@ -129,6 +130,16 @@ impl Peer {
             Some(Miss::Damaged(offset)) => Err(Error::Corrupt { path: file.path, offset }),
             Some(Miss::Setback(setback)) => Err(setback.into_error()),
         }
+    }
+
+    /// The counters of the node.
+    ///
+    /// # Errors
+    /// As [`Peer::peek`].
+    pub async fn status(&self, patience: Duration) -> Result<NodeStatus, Error> {
+        let deadline = Instant::now() + patience;
+        let answer = self.lanes[0].exchange(Body::Status, Landing::Any, deadline).await?;
+        status_reply(&reply::judge(answer.outcome).map_err(Setback::into_error)?)
     }
 
     /// Blocks of the node that the member with this key should have; see `Inventory` in PROTOCOL.md.

@@ -13,7 +13,7 @@
 //! Modules: `identity` is who the node is, `record` what it writes about itself, `session` keeps it in
 //! the cluster, `known` is what it read there, `master` what the elected one does, `answers` what
 //! clients and other nodes are told, `peers` and `handover` take blocks over from others, `pins`
-//! has blocks that are here kept, or no longer.
+//! has blocks that are here kept, or no longer, `report` has the master write down how full all are.
 
 use std::sync::Arc;
 
@@ -32,6 +32,7 @@ mod known;
 mod master;
 pub(crate) mod peers;
 pub(crate) mod pins;
+pub(crate) mod report;
 
 pub(crate) use master::{Command, Refusal};
 pub(crate) mod record;

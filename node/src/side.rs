@@ -22,7 +22,7 @@ use crate::cluster::answers::Cluster;
 use crate::cluster::handover::{self, Progress};
 use crate::cluster::peers::Peers;
 use crate::cluster::session::Session;
-use crate::cluster::{Command, Refusal, pins};
+use crate::cluster::{Command, Refusal, pins, report};
 use crate::config::Config;
 use crate::connection::reply_header;
 use crate::files::{FileRecord, FileTable};
@@ -207,12 +207,13 @@ pub(crate) fn start(config: &Config, parts: Parts) -> io::Result<Side> {
             let (progress, views) = (&context.progress, context.cluster.views.subscribe());
             handover::run(&context, progress, views, handover_rate).await;
         };
+        let report = report::run(&context.cluster, &context.peers);
         let pins = pins::run(&context.shards, &context.files, context.cluster.views.subscribe());
         runtime.block_on(async {
             // Ends by itself when the node leaves, and with the runtime.
             let _session = session.map(|session| tokio::spawn(session.run()));
             tokio::select! {
-                _ = async { tokio::join!(fills, lookups, of_cluster, handover, pins) } => (),
+                _ = async { tokio::join!(fills, lookups, of_cluster, handover, pins, report) } => (),
                 // Nothing is sent: the other end is dropped once every shard has ended.
                 _ = stopped.recv_async() => (),
             }

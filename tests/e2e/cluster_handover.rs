@@ -171,6 +171,11 @@ fn replicas_are_read_from_the_source_once_and_one_may_die() {
         read_all(&client, &files).await;
         let after = cluster.sum("fill_bytes");
         assert!(after - before <= all / 20, "{} bytes from the source", after - before);
+        // Every block has two owners again, also those that nobody has read since.
+        for index in [0, 2] {
+            let count = cluster.members[index].counter("block_count");
+            assert_eq!(count, blocks / 2, "of node {index}");
+        }
     });
 }
 

@@ -119,6 +119,44 @@ fn who_is_not_the_master_names_the_one_who_is() {
 }
 
 #[test]
+fn the_report_of_the_master_adds_up_and_goes_on_with_the_next_one() {
+    let scratch = scratch();
+    let (coord, mut cluster) = cluster(&scratch, 3, 1000);
+    let mut client = coord.replicas[0].client();
+    // The value of a field: the tests have no JSON, and numbers and names are all there is to it.
+    let field = |report: &str, name: &str| {
+        let (_, rest) = report.split_once(&format!("\"{name}\":"))?;
+        let value = rest.split([',', '}']).next()?;
+        Some(value.trim_matches('"').to_owned())
+    };
+    let number = |report: &str, name: &str| -> u64 {
+        field(report, name).and_then(|value| value.parse().ok()).unwrap_or(0)
+    };
+    let mut report = || match client.get("/millrace/report", false) {
+        Ok((data, _)) => String::from_utf8(data.unwrap_or_default()).expect("text"),
+        Err(_) => String::new(),
+    };
+    let mut wait_report = |what: &str, is_it: &dyn Fn(&str) -> bool| {
+        wait_until(what, || is_it(&report()));
+        report()
+    };
+    let first = wait_report("all have told", &|report| number(report, "answered_count") == 3);
+    assert_eq!(number(&first, "member_count"), 3, "{first}");
+    let capacity = cluster.sum("capacity_bytes");
+    assert_eq!(number(&first, "capacity_bytes"), capacity, "{first}");
+    let master = field(&first, "node").expect("a master");
+    let index = index_of(&cluster, &master);
+    cluster.members[index].kill();
+    let second = wait_report("another one reports", &|report| {
+        field(report, "node").is_some_and(|node| node != master)
+            && number(report, "answered_count") == 2
+    });
+    assert_eq!(number(&second, "member_count"), 2, "{second}");
+    assert!(number(&second, "number") > number(&first, "number"), "{first} {second}");
+    assert_eq!(number(&second, "capacity_bytes"), cluster.sum("capacity_bytes"), "{second}");
+}
+
+#[test]
 fn full_coordination_lets_nobody_new_in_says_so_and_those_who_are_in_go_on() {
     let scratch = scratch();
     let options = Options::new().line("tickTime", 250).line("enforceQuota", "true");

@@ -19,6 +19,7 @@ pub(crate) mod path {
     pub(crate) const DRAINS: &str = "/drains";
     pub(crate) const MOUNTS: &str = "/mounts";
     pub(crate) const PINS: &str = "/pins";
+    pub(crate) const REPORT: &str = "/report";
     pub(crate) const MASTER: &str = "/master";
     /// Followed by a number of ten digits.
     pub(crate) const LATCH: &str = "/master/latch-";

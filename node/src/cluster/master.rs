@@ -11,7 +11,9 @@ use zookeeper_client::{
 };
 
 use super::known::{Known, path};
-use super::record::{MountRecord, MountsRecord, PinsRecord, TermRecord, pins_size, read, write};
+use super::record::{
+    MountRecord, MountsRecord, PinsRecord, ReportRecord, TermRecord, pins_size, read, write,
+};
 use crate::store::check_path;
 
 pub(crate) const PERSISTENT: CreateOptions<'static> =
@@ -26,6 +28,8 @@ pub(crate) enum Command {
     Mount { mount: Mount, remove: bool },
     /// Pin a path, or take its pin away.
     Pin { path: String, undo: bool },
+    /// Write down what the members have told; asked for by this node itself.
+    Report(ReportRecord),
 }
 
 /// Why something was not done.
@@ -146,6 +150,18 @@ impl Term {
                 let (pins, version) = known.pins();
                 let Some(pins) = changed_pins(pins, path, *undo)? else { return Ok(()) };
                 self.write_at(client, path::PINS, version, &write(&PinsRecord { pins })).await
+            }
+            Command::Report(report) => {
+                let (number, version) = match client.get_data(path::REPORT).await {
+                    Ok((data, stat)) => {
+                        let last = read::<ReportRecord>(path::REPORT, &data);
+                        (last.map_or(0, |last| last.number), Some(stat.version))
+                    }
+                    Err(Error::NoNode) => (0, None),
+                    Err(error) => return Err(error.into()),
+                };
+                let report = ReportRecord { number: number + 1, ..report.clone() };
+                self.write_at(client, path::REPORT, version, &write(&report)).await
             }
         }
     }

@@ -1,5 +1,7 @@
 //! What lies in coordination, as JSON: fields may be added, and unknown ones are passed over.
 
+use std::collections::BTreeMap;
+
 use millrace_proto::cluster::{
     MEMBER_BYTES_MAX, Member, MemberState, Mount, NAME_LENGTH_MAX, PIN_SIZE, PINS_BYTES_MAX,
     PINS_MAX, REPLICAS_MAX,
@@ -123,6 +125,34 @@ impl From<&Mount> for MountRecord {
         let Mount { prefix, source, replicas } = mount.clone();
         MountRecord { prefix, source, replicas }
     }
+}
+
+/// `/report`: what the members had told when the master last asked them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ReportRecord {
+    /// How many reports there were, whoever was the master.
+    pub number: u64,
+    /// The master that asked.
+    pub node: String,
+    /// Members that there were, and those of them that answered.
+    pub member_count: u32,
+    pub answered_count: u32,
+    /// Memory for blocks that all members registered, in bytes.
+    pub registered_bytes: u64,
+    /// The counters of those that answered, added up.
+    pub counters: BTreeMap<String, u64>,
+    /// The same for each zone, of the figures that tell how full it is.
+    pub zones: BTreeMap<String, ZoneReport>,
+}
+
+/// A zone in a report.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ZoneReport {
+    pub member_count: u32,
+    pub answered_count: u32,
+    pub capacity_bytes: u64,
+    pub used_bytes: u64,
+    pub pinned_bytes: u64,
 }
 
 /// `/pins`: paths whose blocks are kept.

@@ -1,0 +1,167 @@
+//! The capacity report: the master asks all members how they are, and writes the sum down.
+//!
+//! So a monitor needs no way to the nodes, and what a dead node had is in the last report before it.
+//! Always holds: only the master asks; its write is checked as every other one, so that one that slept
+//! through its term overwrites no later report.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_client::NodeStatus;
+use millrace_client::peer::Peer;
+use millrace_proto::cluster::Member;
+use millrace_proto::message::Counter;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+use super::answers::Cluster;
+use super::peers::Peers;
+use super::record::{ReportRecord, ZoneReport};
+use super::{Command, View};
+
+/// Time between two reports. Guessed: what a monitor wants to know; each is a write of 2 KiB.
+const INTERVAL: Duration = Duration::from_secs(30);
+/// How long after a change of the members or the master the next report is made: what follows from it
+/// has begun by then.
+const AFTER_CHANGE: Duration = Duration::from_secs(2);
+/// Longest wait for one member. Guessed: as for any node of which nothing is heard.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Members that are asked at once.
+const ASKED_MAX: usize = 64;
+
+/// Reports for as long as the node runs, whenever it is the master.
+pub(crate) async fn run(cluster: &Cluster, peers: &Peers) {
+    let mut views = cluster.views.subscribe();
+    let mut next = Instant::now() + INTERVAL;
+    let mut seen = None;
+    loop {
+        tokio::select! {
+            () = sleep_until(next) => {
+                let view = cluster.view();
+                if is_master(&view) {
+                    let command = Command::Report(gather(&view, peers).await);
+                    if let Err(refusal) = cluster.command(command).await {
+                        // The next one is tried all the same.
+                        tracing::debug!("write the report: {}", refusal.message);
+                    }
+                }
+                next = Instant::now() + INTERVAL;
+            }
+            changed = views.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let view = cluster.view();
+                let now = is_master(&view).then_some(view.epoch);
+                if now != seen && now.is_some() {
+                    next = next.min(Instant::now() + AFTER_CHANGE);
+                }
+                seen = now;
+            }
+        }
+    }
+}
+
+fn is_master(view: &View) -> bool {
+    !view.me.is_empty() && view.master == view.me && !view.is_fenced
+}
+
+/// Asks all members.
+async fn gather(view: &View, peers: &Peers) -> ReportRecord {
+    let mut tasks: JoinSet<(usize, Option<NodeStatus>)> = JoinSet::new();
+    let mut told: Vec<Option<NodeStatus>> = view.members.iter().map(|_| None).collect();
+    let mut members = view.members.iter().enumerate();
+    loop {
+        while tasks.len() < ASKED_MAX
+            && let Some((index, member)) = members.next()
+        {
+            let peer = peers.get(member);
+            tasks.spawn(async move { (index, ask(peer).await) });
+        }
+        match tasks.join_next().await {
+            None => return add_up(&view.me, &view.members, &told),
+            Some(Ok((index, status))) => told[index] = status,
+            // It panicked, which ends the process.
+            Some(Err(_)) => (),
+        }
+    }
+}
+
+async fn ask(peer: Option<Arc<Peer>>) -> Option<NodeStatus> {
+    peer?.status(PATIENCE).await.ok()
+}
+
+/// The report of what was told.
+fn add_up(me: &str, members: &[Member], told: &[Option<NodeStatus>]) -> ReportRecord {
+    let mut report = ReportRecord { node: me.to_owned(), ..ReportRecord::default() };
+    let mut zones: BTreeMap<String, ZoneReport> = BTreeMap::new();
+    for (member, status) in members.iter().zip(told) {
+        let zone = zones.entry(member.zone.clone()).or_default();
+        report.member_count += 1;
+        report.registered_bytes += member.capacity;
+        zone.member_count += 1;
+        let Some(status) = status else { continue };
+        report.answered_count += 1;
+        zone.answered_count += 1;
+        let count = |name| status.counter(name).unwrap_or(0);
+        zone.capacity_bytes += count("capacity_bytes");
+        zone.used_bytes += count("used_bytes");
+        zone.pinned_bytes += count("pinned_bytes");
+        for Counter { name, value } in &status.counters {
+            // The epoch is no amount.
+            if name != "cluster_epoch" {
+                *report.counters.entry(name.clone()).or_default() += value;
+            }
+        }
+    }
+    report.zones = zones;
+    report
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(id: &str, zone: &str) -> Member {
+        Member {
+            key: 1,
+            id: id.into(),
+            weight: 64,
+            zone: zone.into(),
+            state: 1,
+            address: "10.0.0.1:7070".into(),
+            shards: Vec::new(),
+            local: Vec::new(),
+            machine: String::new(),
+            run: 1,
+            capacity: 100,
+            server: String::new(),
+        }
+    }
+
+    fn status(used: u64) -> Option<NodeStatus> {
+        let counters = [("capacity_bytes", 96), ("used_bytes", used), ("cluster_epoch", 7)];
+        Some(NodeStatus {
+            server: String::new(),
+            uptime: Duration::ZERO,
+            shard_count: 1,
+            counters: counters
+                .map(|(name, value)| Counter { name: name.to_owned(), value })
+                .to_vec(),
+        })
+    }
+
+    #[test]
+    fn what_members_told_is_added_up_and_who_told_nothing_is_counted() {
+        let members = [member("a", "x"), member("b", "y"), member("c", "y")];
+        let report = add_up("b", &members, &[status(10), None, status(20)]);
+        assert_eq!((report.member_count, report.answered_count), (3, 2));
+        assert_eq!(report.registered_bytes, 300);
+        assert_eq!(report.counters.get("used_bytes"), Some(&30));
+        assert_eq!(report.counters.get("cluster_epoch"), None);
+        let zone = &report.zones["y"];
+        assert_eq!((zone.member_count, zone.answered_count), (2, 1));
+        assert_eq!((zone.capacity_bytes, zone.used_bytes), (96, 20));
+    }
+}
