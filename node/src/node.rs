@@ -157,6 +157,7 @@ impl Node {
             shards: Arc::clone(&mailboxes),
             cluster,
             progress: Arc::clone(&shared.progress),
+            counters: Arc::clone(&shared.counters),
             session,
             started,
         };

@@ -28,6 +28,7 @@ use crate::connection::reply_header;
 use crate::files::{FileRecord, FileTable};
 use crate::mailbox::{Dropped, Ensured, Filling, Mail, Mailboxes, Requester};
 use crate::memory::Blank;
+use crate::metrics::Counters;
 use crate::store::{Found, StoreError, UnderStore, check_path};
 
 mod cluster;
@@ -145,6 +146,7 @@ pub(crate) struct Parts {
     pub(crate) shards: Mailboxes,
     pub(crate) cluster: Cluster,
     pub(crate) progress: Arc<Progress>,
+    pub(crate) counters: Arc<[Counters]>,
     /// Keeps the node in its cluster, if it is in one.
     pub(crate) session: Option<Session>,
     /// When the node began to count time.
@@ -169,7 +171,7 @@ struct Context {
 /// # Errors
 /// If the thread or its runtime cannot be made.
 pub(crate) fn start(config: &Config, parts: Parts) -> io::Result<Side> {
-    let Parts { store, files, shards, cluster, progress, session, started } = parts;
+    let Parts { store, files, shards, cluster, progress, counters, session, started } = parts;
     let (fill_sender, fills) = flume::bounded::<FillJob>(config.fill_queue_max);
     let (lookup_sender, lookups) = flume::bounded::<LookupJob>(config.metadata_queue_max);
     let (cluster_sender, of_cluster) = flume::bounded::<LookupJob>(config.metadata_queue_max);
@@ -207,7 +209,8 @@ pub(crate) fn start(config: &Config, parts: Parts) -> io::Result<Side> {
             let (progress, views) = (&context.progress, context.cluster.views.subscribe());
             handover::run(&context, progress, views, handover_rate).await;
         };
-        let report = report::run(&context.cluster, &context.peers);
+        let own = report::Own { counters, progress: Arc::clone(&context.progress) };
+        let report = report::run(&context.cluster, &context.peers, own);
         let pins = pins::run(&context.shards, &context.files, context.cluster.views.subscribe());
         runtime.block_on(async {
             // Ends by itself when the node leaves, and with the runtime.

@@ -8,17 +8,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use millrace_client::NodeStatus;
 use millrace_client::peer::Peer;
 use millrace_proto::cluster::Member;
-use millrace_proto::message::Counter;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::answers::Cluster;
+use super::handover::Progress;
 use super::peers::Peers;
 use super::record::{ReportRecord, ZoneReport};
 use super::{Command, View};
+use crate::metrics::{self, Counters};
 
 /// Time between two reports. Guessed: what a monitor wants to know; each is a write of 2 KiB.
 const INTERVAL: Duration = Duration::from_secs(30);
@@ -30,8 +30,24 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Members that are asked at once.
 const ASKED_MAX: usize = 64;
 
+/// What the node tells of itself.
+pub(crate) struct Own {
+    pub counters: Arc<[Counters]>,
+    pub progress: Arc<Progress>,
+}
+
+/// What a member told: values with their names.
+type Told = Vec<(String, u64)>;
+
+impl Own {
+    fn told(&self) -> Told {
+        let counters = metrics::sum(&self.counters).into_iter().chain(self.progress.values());
+        counters.map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+}
+
 /// Reports for as long as the node runs, whenever it is the master.
-pub(crate) async fn run(cluster: &Cluster, peers: &Peers) {
+pub(crate) async fn run(cluster: &Cluster, peers: &Peers, own: Own) {
     let mut views = cluster.views.subscribe();
     let mut next = Instant::now() + INTERVAL;
     let mut seen = None;
@@ -40,7 +56,7 @@ pub(crate) async fn run(cluster: &Cluster, peers: &Peers) {
             () = sleep_until(next) => {
                 let view = cluster.view();
                 if is_master(&view) {
-                    let command = Command::Report(gather(&view, peers).await);
+                    let command = Command::Report(gather(&view, peers, &own).await);
                     if let Err(refusal) = cluster.command(command).await {
                         // The next one is tried all the same.
                         tracing::debug!("write the report: {}", refusal.message);
@@ -68,47 +84,52 @@ fn is_master(view: &View) -> bool {
 }
 
 /// Asks all members.
-async fn gather(view: &View, peers: &Peers) -> ReportRecord {
-    let mut tasks: JoinSet<(usize, Option<NodeStatus>)> = JoinSet::new();
-    let mut told: Vec<Option<NodeStatus>> = view.members.iter().map(|_| None).collect();
+async fn gather(view: &View, peers: &Peers, own: &Own) -> ReportRecord {
+    let mut tasks: JoinSet<(usize, Option<Told>)> = JoinSet::new();
+    let mut told: Vec<Option<Told>> = view.members.iter().map(|_| None).collect();
     let mut members = view.members.iter().enumerate();
     loop {
         while tasks.len() < ASKED_MAX
             && let Some((index, member)) = members.next()
         {
+            if member.id == view.me {
+                told[index] = Some(own.told());
+                continue;
+            }
             let peer = peers.get(member);
             tasks.spawn(async move { (index, ask(peer).await) });
         }
         match tasks.join_next().await {
             None => return add_up(&view.me, &view.members, &told),
-            Some(Ok((index, status))) => told[index] = status,
+            Some(Ok((index, answer))) => told[index] = answer,
             // It panicked, which ends the process.
             Some(Err(_)) => (),
         }
     }
 }
 
-async fn ask(peer: Option<Arc<Peer>>) -> Option<NodeStatus> {
-    peer?.status(PATIENCE).await.ok()
+async fn ask(peer: Option<Arc<Peer>>) -> Option<Told> {
+    let status = peer?.status(PATIENCE).await.ok()?;
+    Some(status.counters.into_iter().map(|counter| (counter.name, counter.value)).collect())
 }
 
 /// The report of what was told.
-fn add_up(me: &str, members: &[Member], told: &[Option<NodeStatus>]) -> ReportRecord {
+fn add_up(me: &str, members: &[Member], told: &[Option<Told>]) -> ReportRecord {
     let mut report = ReportRecord { node: me.to_owned(), ..ReportRecord::default() };
     let mut zones: BTreeMap<String, ZoneReport> = BTreeMap::new();
-    for (member, status) in members.iter().zip(told) {
+    for (member, told) in members.iter().zip(told) {
         let zone = zones.entry(member.zone.clone()).or_default();
         report.member_count += 1;
         report.registered_bytes += member.capacity;
         zone.member_count += 1;
-        let Some(status) = status else { continue };
+        let Some(told) = told else { continue };
         report.answered_count += 1;
         zone.answered_count += 1;
-        let count = |name| status.counter(name).unwrap_or(0);
+        let count = |name| told.iter().find(|(it, _)| it == name).map_or(0, |(_, value)| *value);
         zone.capacity_bytes += count("capacity_bytes");
         zone.used_bytes += count("used_bytes");
         zone.pinned_bytes += count("pinned_bytes");
-        for Counter { name, value } in &status.counters {
+        for (name, value) in told {
             // The epoch is no amount.
             if name != "cluster_epoch" {
                 *report.counters.entry(name.clone()).or_default() += value;
@@ -140,22 +161,15 @@ mod tests {
         }
     }
 
-    fn status(used: u64) -> Option<NodeStatus> {
+    fn told(used: u64) -> Option<Told> {
         let counters = [("capacity_bytes", 96), ("used_bytes", used), ("cluster_epoch", 7)];
-        Some(NodeStatus {
-            server: String::new(),
-            uptime: Duration::ZERO,
-            shard_count: 1,
-            counters: counters
-                .map(|(name, value)| Counter { name: name.to_owned(), value })
-                .to_vec(),
-        })
+        Some(counters.map(|(name, value)| (name.to_owned(), value)).to_vec())
     }
 
     #[test]
     fn what_members_told_is_added_up_and_who_told_nothing_is_counted() {
         let members = [member("a", "x"), member("b", "y"), member("c", "y")];
-        let report = add_up("b", &members, &[status(10), None, status(20)]);
+        let report = add_up("b", &members, &[told(10), None, told(20)]);
         assert_eq!((report.member_count, report.answered_count), (3, 2));
         assert_eq!(report.registered_bytes, 300);
         assert_eq!(report.counters.get("used_bytes"), Some(&30));
