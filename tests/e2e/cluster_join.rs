@@ -4,10 +4,11 @@ use std::net::SocketAddr;
 
 use millrace_proto::cluster::{ArchivedRingReply, Member, RingReply, RingRequest};
 use millrace_proto::{Op, Status, frame};
+use millrace_tests::clock::{Clock, hour};
 use millrace_tests::cluster::Cluster;
 use millrace_tests::coord::{Ensemble, Options};
 use millrace_tests::gate::GateState;
-use millrace_tests::{HANG_GUARD, NodeOptions, Peer, Scratch, wait_until};
+use millrace_tests::{HANG_GUARD, NodeOptions, Peer, Scratch, content, wait_until};
 
 fn scratch() -> Scratch {
     let scratch = Scratch::new();
@@ -55,6 +56,48 @@ fn nodes_find_each_other_agree_on_one_ring_and_elect_a_master() {
         assert_eq!((mount.prefix.as_str(), mount.replicas), ("", 1));
     }
     assert!(ids(&rings[0]).contains(&rings[0].master.as_str()), "{}", rings[0].master);
+}
+
+#[test]
+fn clocks_that_are_an_hour_off_change_nothing() {
+    const HOUR_S: i64 = 3600;
+    let scratch = scratch();
+    let clock = Clock::build();
+    let mut cluster = Cluster::start(1, 1, scratch.root());
+    for seconds in [HOUR_S, -HOUR_S] {
+        let member = cluster.add();
+        member.set_environment(clock.ahead(seconds));
+        let early = hour(seconds);
+        member.start();
+        let log = member.node().log();
+        assert!([early, hour(seconds)].iter().any(|hour| log.starts_with(hour)), "{log}");
+    }
+    cluster.wait_settled();
+    let rings: Vec<_> =
+        cluster.members.iter_mut().map(|it| ring(&mut it.node().peer(), 0, 0)).collect();
+    assert!(rings.iter().all(|ring| ring.epoch == rings[0].epoch && ring.is_fenced == 0));
+    assert_eq!(ids(&rings[0]), ["node-1", "node-2", "node-3"]);
+    // A file that is young, old or not born yet by the clock of whoever is asked is the same version
+    // and the same bytes; a new one is seen by all.
+    for version in 1..=3 {
+        let bytes = content::versioned(version, 200_000);
+        std::fs::write(scratch.root().join("new"), &bytes).expect("write a file");
+        std::fs::rename(scratch.root().join("new"), scratch.root().join("b")).expect("rename");
+        let mut known = None;
+        for member in &mut cluster.members {
+            let mut peer = member.node().peer();
+            let entry = peer.stat("b").expect("a file");
+            assert_eq!(entry.version, *known.get_or_insert(entry.version));
+            let read = peer.read(&entry, 0, 65_536).expect("bytes");
+            assert_eq!(read, bytes[..65_536]);
+        }
+    }
+    // The one that is behind dies, and is gone as soon as any other.
+    cluster.members[2].kill();
+    wait_until("it is out", || {
+        ids(&ring(&mut cluster.members[1].node().peer(), 0, 0)) == ["node-1", "node-2"]
+    });
+    cluster.wait_settled();
 }
 
 #[test]

@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use millrace_client::{Client, ClientConfig, File, blocking};
-use millrace_tests::{HANG_GUARD, Node, NodeOptions, Scratch, content};
+use millrace_tests::cluster::Cluster;
+use millrace_tests::coord::{Ensemble, Options};
+use millrace_tests::{HANG_GUARD, Node, NodeOptions, Scratch, content, wait_until};
 
 const BLOCK: u64 = millrace_tests::BLOCK as u64;
 const BLOCK_SIZE: usize = BLOCK as usize;
@@ -335,4 +337,55 @@ fn a_lease_outlives_its_version_whose_next_one_is_leased_too() {
     println!("{held} copies of 6 under a lease that held");
     assert!(node.counter("evicted_count") > 100);
     node.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_on_the_machine_of_a_cluster_lease_from_every_node_and_outlive_each() {
+    const FILES: u64 = 12;
+    let scratch = Scratch::new();
+    for index in 0..FILES {
+        scratch.file(&format!("f{index}"), 3 * BLOCK_SIZE);
+    }
+    let coord = Ensemble::single(Options::new().line("tickTime", 250));
+    let mut cluster = Cluster::over(&coord.addresses(), "/millrace", scratch.root());
+    for _ in 0..3 {
+        let member = cluster.add();
+        member.set("socket", "auto");
+        member.start();
+    }
+    cluster.wait_settled();
+    let client = cluster.client_with(config()).await;
+    let mut files = Vec::new();
+    for index in 0..FILES {
+        files.push(warm(&client, &format!("f{index}")).await);
+    }
+    for member in &mut cluster.members {
+        assert!(member.counter("lease_count") > 0, "none of {}", member.id());
+    }
+    let mut block = vec![0; BLOCK_SIZE];
+    for file in &files {
+        assert!(client.read_leased(file, BLOCK, &mut block), "{}", &file.path);
+        content::check(&file.path, BLOCK, &block);
+    }
+    // Whoever leases from a node that dies reads on from another one, and leases there.
+    cluster.members[1].kill();
+    for file in &files {
+        let read = client.read(file, 0, u64::MAX).await.expect("read");
+        content::check(&file.path, 0, &read);
+    }
+    wait_until("the ring follows", || client.cluster().is_some_and(|it| it.members.len() == 2));
+    cluster.wait_settled();
+    for file in &files {
+        warm(&client, &file.path).await;
+        assert!(client.read_leased(file, BLOCK, &mut block), "{}", &file.path);
+        content::check(&file.path, BLOCK, &block);
+    }
+    // It comes back with another memory: what was leased of the old one is not read. What others lease
+    // stays where it is for as long as it is used.
+    cluster.members[1].start();
+    cluster.wait_settled();
+    wait_until("the ring follows", || client.cluster().is_some_and(|it| it.members.len() == 3));
+    for file in &files {
+        warm(&client, &file.path).await;
+    }
 }

@@ -79,6 +79,11 @@ impl Member {
         self.options = self.options.clone().set(key, value);
     }
 
+    /// Sets variables of its environment, from the next start on.
+    pub fn set_environment(&mut self, variables: impl IntoIterator<Item = (&'static str, String)>) {
+        self.options = self.options.clone().environment(variables);
+    }
+
     /// Kills the process as a crash would; does nothing if none runs.
     pub fn kill(&mut self) {
         if let Some(mut node) = self.node.take() {

@@ -5,6 +5,7 @@
 //! it wrote to its log is shown when the test fails. Timeouts here are guards against hanging and
 //! never a claim about speed. Modules in reading order:
 
+pub mod clock;
 pub mod cluster;
 pub mod content;
 pub mod coord;

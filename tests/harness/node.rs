@@ -20,12 +20,14 @@ use crate::{HANG_GUARD, Peer};
 pub struct NodeOptions {
     source: PathBuf,
     values: Vec<(&'static str, String)>,
+    environment: Vec<(&'static str, String)>,
 }
 
 impl NodeOptions {
     /// A small node with one shard on any free port.
     pub fn new(source: &Path) -> NodeOptions {
-        let options = NodeOptions { source: source.to_owned(), values: Vec::new() };
+        let options =
+            NodeOptions { source: source.to_owned(), values: Vec::new(), environment: Vec::new() };
         options
             .set("listen", "127.0.0.1:0")
             .set("shards", 1)
@@ -38,6 +40,16 @@ impl NodeOptions {
     pub fn set(mut self, key: &'static str, value: impl ToString) -> NodeOptions {
         self.values.retain(|(other, _)| *other != key);
         self.values.push((key, value.to_string()));
+        self
+    }
+
+    /// Sets variables of the node's environment.
+    #[must_use]
+    pub fn environment(
+        mut self,
+        variables: impl IntoIterator<Item = (&'static str, String)>,
+    ) -> NodeOptions {
+        self.environment.extend(variables);
         self
     }
 
@@ -86,6 +98,7 @@ impl Node {
         for (key, value) in &options.values {
             command.arg(format!("--{}", key.replace('_', "-"))).arg(value);
         }
+        command.envs(options.environment.iter().map(|(name, value)| (name, value)));
         let mut process = Process::spawn("the node", &mut command)?;
         let line = process.wait_for_line("listening on ")?;
         let address = line.split_whitespace().next().unwrap_or_default();
