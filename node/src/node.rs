@@ -39,6 +39,10 @@ const MAILBOX_CAPACITY: usize = 8192;
 const EXECUTOR_IO_MEMORY: usize = 64 << 10;
 /// Descriptors besides connections: rings, eventfds, listeners, files being read.
 const DESCRIPTORS_SPARE: u64 = 256;
+/// When glommio is to interrupt a shard's one task. Its executor (0.9.0) takes "interrupted before
+/// anything ran" for "nothing to run" and sleeps with the task still queued, for good: it took a thread that
+/// lost its processor for as long as the timer, at one place. Without other tasks nothing is lost.
+const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Descriptors of one shard besides its connections: glommio's three rings and ours, eventfds, listeners.
 const DESCRIPTORS_PER_SHARD: u64 = 16;
 
@@ -184,6 +188,7 @@ impl Node {
             let ending = (config.drain_timeout_ms, config.zero_copy);
             let builder = LocalExecutorBuilder::new(Placement::Fixed(config.cpus[shard]))
                 .name("millrace")
+                .preempt_timer(NEVER)
                 .io_memory(EXECUTOR_IO_MEMORY);
             let spawned = builder.spawn(move || async move {
                 let cache = Cache::new(memory, limits.pin_percent);

@@ -2,8 +2,8 @@
 //!
 //! One pinned glommio executor for each core, and in it this loop, which drives the shard's raw ring.
 //! While there is work the loop stays hot: it enters the ring, handles what completed and what came by
-//! mail, submits, and lets other tasks of the executor run. When nothing came for a moment it switches
-//! the ring's eventfd on and lets the executor sleep on it.
+//! mail, and submits. When nothing came for a moment it switches the ring's eventfd on and lets the
+//! executor sleep on it. It is the executor's only task, and is never interrupted.
 //!
 //! Always holds: before sleeping it looks once more at the ring and the mailbox, after both were told
 //! to ring the eventfd, so nothing is missed; no socket is closed while an operation on it is under way.
@@ -177,7 +177,6 @@ impl Runtime {
                 self.sleep(&eventfd).await?;
                 worked_at = Instant::now();
             }
-            glommio::executor().yield_if_needed().await;
         }
     }
 

@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 
 use millrace_proto::cluster::{ArchivedRingReply, Member, RingReply, RingRequest};
 use millrace_proto::{Op, Status, frame};
-use millrace_tests::clock::{Clock, hour};
 use millrace_tests::cluster::Cluster;
 use millrace_tests::coord::{Ensemble, Options};
 use millrace_tests::gate::GateState;
+use millrace_tests::preload::{Preload, hour};
 use millrace_tests::{HANG_GUARD, NodeOptions, Peer, Scratch, content, wait_until};
 
 fn scratch() -> Scratch {
@@ -62,7 +62,7 @@ fn nodes_find_each_other_agree_on_one_ring_and_elect_a_master() {
 fn clocks_that_are_an_hour_off_change_nothing() {
     const HOUR_S: i64 = 3600;
     let scratch = scratch();
-    let clock = Clock::build();
+    let clock = Preload::clock();
     let mut cluster = Cluster::start(1, 1, scratch.root());
     for seconds in [HOUR_S, -HOUR_S] {
         let member = cluster.add();

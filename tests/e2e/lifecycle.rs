@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use millrace_client::ClientConfig;
 use millrace_proto::{Op, Status};
 use millrace_tests::peer::{range, request};
+use millrace_tests::preload::Preload;
 use millrace_tests::{BLOCK, HANG_GUARD, Node, NodeOptions, Peer, Scratch, content, wait_until};
 
 const MIB: usize = 1 << 20;
@@ -169,6 +170,24 @@ fn a_client_that_asked_and_said_goodbye_but_does_not_read_costs_no_processor() {
         content::check("a", offset, &reply.into_bytes(&entry, offset, MIB as u32).expect("bytes"));
     }
     assert_eq!(peer.read_to_end(), b"", "and then the end");
+    node.stop();
+}
+
+#[test]
+fn a_shard_that_loses_its_processor_for_a_moment_goes_on() {
+    let scratch = Scratch::new();
+    scratch.file("a", BLOCK as usize);
+    let stall = Preload::stall();
+    let node = NodeOptions::new(scratch.root()).environment(stall.environment()).start();
+    let mut peer = node.peer();
+    let entry = peer.stat("a").expect("a file");
+    // It sleeps between any two of these, and every hundredth time or so it is stopped as it wakes up.
+    for _ in 0..1000 {
+        std::thread::sleep(Duration::from_millis(1));
+        let read = peer.read(&entry, 0, 100).expect("bytes");
+        content::check("a", 0, &read);
+    }
+    assert!(node.counter("sleep_count") > 500);
     node.stop();
 }
 

@@ -5,7 +5,6 @@
 //! it wrote to its log is shown when the test fails. Timeouts here are guards against hanging and
 //! never a claim about speed. Modules in reading order:
 
-pub mod clock;
 pub mod cluster;
 pub mod content;
 pub mod coord;
@@ -14,6 +13,7 @@ pub mod linearizable;
 pub mod load;
 pub mod node;
 pub mod peer;
+pub mod preload;
 pub mod process;
 
 pub use cluster::Cluster;
