@@ -12,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::Subcommand;
+use millrace_node::config::usable_cpus;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
@@ -200,8 +201,17 @@ fn start(
         command.arg("--data").arg(home.join("data"));
         command.args(["--coord", &coord, "--listen", &address.to_string()]);
         command.args(["--node-id", &name, "--memory", &args.memory]);
-        if !args.node_flag.iter().any(|flag| flag.starts_with("--shards")) {
+        let is_set = |name: &str| args.node_flag.iter().any(|flag| flag.starts_with(name));
+        if !is_set("--shards") {
             command.args(["--shards", "1"]);
+        }
+        if !is_set("--cpus") {
+            // Shards are pinned to the first cores of the list: each node begins with another one.
+            let mut cpus = usable_cpus();
+            let count = cpus.len();
+            cpus.rotate_left(usize::from(index) % count);
+            let cpus: Vec<String> = cpus.iter().map(usize::to_string).collect();
+            command.args(["--cpus", &cpus.join(",")]);
         }
         command.args(&args.node_flag);
         members.push(spawn(name, address, &home, command)?);
