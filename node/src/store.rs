@@ -61,6 +61,9 @@ pub(crate) enum StoreError {
     /// The file is not in the version that was asked for.
     #[error("the file changed since it was looked up; look it up again")]
     Changed,
+    /// Something else, or nothing, is mounted where the file was looked up last.
+    #[error("what is mounted has changed since the file was looked up; look it up again")]
+    Remounted,
     /// The node that was said to have it does not.
     #[error("the node that had it has it no more")]
     NotCached,
@@ -81,6 +84,7 @@ impl StoreError {
             StoreError::Denied(_) => Status::PermissionDenied,
             StoreError::InvalidPath(_) => Status::InvalidArgument,
             StoreError::Changed => Status::StaleVersion,
+            StoreError::Remounted => Status::UnknownFile,
             StoreError::NotCached => Status::NotCached,
             StoreError::NotYet => Status::Busy,
             StoreError::Failed(_) => Status::SourceError,

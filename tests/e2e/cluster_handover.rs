@@ -180,6 +180,31 @@ fn replicas_are_read_from_the_source_once_and_one_may_die() {
 }
 
 #[test]
+fn a_source_that_is_mounted_twice_is_one_and_outlives_one_of_its_mounts() {
+    let scratch = scratch();
+    let mut cluster = Cluster::start(1, 1, scratch.root());
+    cluster.wait_settled();
+    runtime().block_on(async {
+        let client = connect(&cluster).await;
+        let mut again = client.cluster().expect("a cluster").mounts[0].clone();
+        again.prefix = "again".to_owned();
+        client.change_mount(again.clone(), false).await.expect("mount");
+        let mut peer = cluster.members[0].node().peer();
+        let file = peer.stat("f0").expect("a file");
+        wait_until("it is mounted", || peer.stat("again/f0").is_ok_and(|it| it.id == file.id));
+        assert_eq!(peer.read(&file, 0, 100), Ok(content::bytes("f0", 0, 100)));
+        client.change_mount(again, true).await.expect("unmount");
+        wait_until("it is gone", || peer.stat("again/f0").is_err());
+        // The last look-up was by the way that is gone now. What is in memory is read all the same;
+        // what is not has to be looked up, and is the same version.
+        assert_eq!(peer.read(&file, 0, 100), Ok(content::bytes("f0", 0, 100)));
+        assert_eq!(peer.read(&file, 65_536, 100), Err(Status::UnknownFile));
+        assert_eq!(peer.stat("f0"), Ok(file.clone()));
+        assert_eq!(peer.read(&file, 65_536, 100), Ok(content::bytes("f0", 65_536, 100)));
+    });
+}
+
+#[test]
 fn a_file_that_was_replaced_is_read_anew_from_every_owner() {
     let scratch = scratch();
     let mut cluster = Cluster::start(1, 3, scratch.root());

@@ -111,8 +111,9 @@ impl Context {
     pub(super) async fn fill(&self, job: FillJob) -> (Blank, Result<Filling, StoreError>) {
         let FillJob { key, version, path, offset, mut blank, from, .. } = job;
         if self.store.identify(&path) != key.file {
-            // Something else is mounted there now.
-            return (blank, Err(StoreError::Changed));
+            // The same file may be mounted elsewhere, too: what is in memory of it stays.
+            self.files.forget(key.file);
+            return (blank, Err(StoreError::Remounted));
         }
         let view = self.cluster.view();
         if let FillFrom::Member(id) = &from {
