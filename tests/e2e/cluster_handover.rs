@@ -180,6 +180,42 @@ fn replicas_are_read_from_the_source_once_and_one_may_die() {
 }
 
 #[test]
+fn replicas_are_spread_over_zones_and_a_zone_may_die() {
+    let _alone = heavy();
+    let scratch = scratch();
+    let mut cluster = Cluster::start(1, 0, scratch.root());
+    for zone in ["east", "west", "east", "west"] {
+        let member = cluster.add();
+        member.set("zone", zone);
+        member.start();
+    }
+    cluster.wait_settled();
+    runtime().block_on(async {
+        let client = connect(&cluster).await;
+        let mut mount = client.cluster().expect("a cluster").mounts[0].clone();
+        mount.replicas = 2;
+        client.change_mount(mount, false).await.expect("change a mount");
+        let replicas = |client: &Client| client.cluster().expect("a cluster").mounts[0].replicas;
+        wait_until("the client knows", || replicas(&client) == 2);
+        cluster.wait_settled();
+        let blocks = load_all(&client).await / 2;
+        for zone in [[0, 2], [1, 3]] {
+            let counts = zone.map(|index| cluster.members[index].counter("block_count"));
+            assert_eq!(counts[0] + counts[1], blocks, "one of each in every zone: {counts:?}");
+        }
+        let files = files(&client).await;
+        let survivors = |cluster: &mut Cluster| {
+            [1, 3].map(|index| cluster.members[index].counter("fill_bytes")).iter().sum::<u64>()
+        };
+        let before = survivors(&mut cluster);
+        cluster.members[0].kill();
+        cluster.members[2].kill();
+        read_all(&client, &files).await;
+        assert_eq!(survivors(&mut cluster), before, "the other zone has all of it");
+    });
+}
+
+#[test]
 fn a_source_that_is_mounted_twice_is_one_and_outlives_one_of_its_mounts() {
     let scratch = scratch();
     let mut cluster = Cluster::start(1, 1, scratch.root());
