@@ -40,6 +40,8 @@ pub(crate) use request::SERVER;
 use fill::Fill;
 use lease::Leases;
 
+/// Longest text of an error in bytes: what it repeats of a request may be as long as a body.
+const MESSAGE_MAX: usize = 1024;
 /// What a client is told to wait when the node is busy, in milliseconds. Guessed: a few reads of a
 /// local disk.
 const BUSY_RETRY_MS: u32 = 10;
@@ -522,7 +524,7 @@ impl Worker {
         if status == Status::Busy {
             header.budget_ms = BUSY_RETRY_MS;
         }
-        let message = message.to_owned();
+        let message = message[..message.floor_char_boundary(MESSAGE_MAX)].to_owned();
         self.push_head(
             requester,
             |head| frame::encode(head, header, &ErrorReply { message }),
