@@ -161,6 +161,8 @@ struct Context {
     cluster: Cluster,
     peers: Peers,
     progress: Arc<Progress>,
+    /// Reads of the source at once.
+    reads: Arc<Semaphore>,
     block_size: u32,
     loads: Arc<Semaphore>,
     started: Instant,
@@ -175,7 +177,7 @@ pub(crate) fn start(config: &Config, parts: Parts) -> io::Result<Side> {
     let (fill_sender, fills) = flume::bounded::<FillJob>(config.fill_queue_max);
     let (lookup_sender, lookups) = flume::bounded::<LookupJob>(config.metadata_queue_max);
     let (cluster_sender, of_cluster) = flume::bounded::<LookupJob>(config.metadata_queue_max);
-    let fill_concurrency = config.fill_concurrency;
+    let (fill_concurrency, fill_queue_max) = (config.fill_concurrency, config.fill_queue_max);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(fill_concurrency + LOOKUPS_MAX)
@@ -190,6 +192,7 @@ pub(crate) fn start(config: &Config, parts: Parts) -> io::Result<Side> {
         cluster,
         peers: Peers::new(config.block_size),
         progress,
+        reads: Arc::new(Semaphore::new(fill_concurrency)),
         block_size: config.block_size,
         loads: Arc::new(Semaphore::new(config.load_concurrency)),
         started,
@@ -202,7 +205,7 @@ pub(crate) fn start(config: &Config, parts: Parts) -> io::Result<Side> {
         if let Err(error) = crate::runtime::confine(&cpus) {
             tracing::warn!("pin the side thread to processors {cpus:?}: {error}");
         }
-        let fills = serve_fills(Arc::clone(&context), fills, fill_concurrency);
+        let fills = serve_fills(Arc::clone(&context), fills, fill_queue_max);
         let lookups = serve_lookups(Arc::clone(&context), lookups);
         let of_cluster = cluster::serve(Arc::clone(&context), of_cluster);
         let handover = async {
@@ -228,15 +231,27 @@ pub(crate) fn start(config: &Config, parts: Parts) -> io::Result<Side> {
     Ok(Side { queue, stop, thread })
 }
 
-async fn serve_fills(context: Arc<Context>, jobs: flume::Receiver<FillJob>, concurrency: usize) {
-    let slots = Arc::new(Semaphore::new(concurrency));
-    while let Ok(job) = jobs.recv_async().await {
-        let slot = Arc::clone(&slots).acquire_owned().await.expect("never closed");
+/// Serves fills: as many as the source takes at once, and `others_max` that wait for other nodes. Those
+/// do not count as readers: two nodes that wait for each other would keep each other from reading.
+async fn serve_fills(context: Arc<Context>, jobs: flume::Receiver<FillJob>, others_max: usize) {
+    let others = Arc::new(Semaphore::new(others_max));
+    while let Ok(mut job) = jobs.recv_async().await {
+        let others = context.asks_others(&job).then(|| Arc::clone(&others).try_acquire_owned());
+        let (waits, mut reads) = match others {
+            Some(Ok(slot)) => (Some(slot), None),
+            too_many => {
+                if too_many.is_some() && job.from == FillFrom::Anywhere {
+                    job.from = FillFrom::Source;
+                }
+                let reads = Arc::clone(&context.reads).acquire_owned().await;
+                (None, Some(reads.expect("never closed")))
+            }
+        };
         let context = Arc::clone(&context);
         tokio::spawn(async move {
             let (shard, key, version) = (job.shard, job.key, job.version);
             let path = Arc::clone(&job.path);
-            let (blank, result) = context.fill(job).await;
+            let (blank, result) = context.fill(job, &mut reads).await;
             let result = match result {
                 Ok(filling) => {
                     let (block, sums) = blank.freeze();
@@ -252,7 +267,7 @@ async fn serve_fills(context: Arc<Context>, jobs: flume::Receiver<FillJob>, conc
             let is_pinned = context.cluster.view().pins(&path, &key);
             let mail = Mail::Filled { key, version, is_pinned, result };
             context.shards[shard as usize].post_when_room(mail).await;
-            drop(slot);
+            drop((waits, reads));
         });
     }
 }

@@ -7,7 +7,7 @@ use millrace_client::peer::Peer;
 use millrace_proto::Status;
 use millrace_proto::cluster::{InventoryFile, Member};
 use millrace_proto::frame;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -106,9 +106,30 @@ impl Context {
         Some(end.saturating_sub(self.started.elapsed()))
     }
 
+    /// Whether other nodes are asked for a block before the source is, if that is asked at all.
+    pub(super) fn asks_others(&self, job: &FillJob) -> bool {
+        let view = self.cluster.view();
+        let replicas = view.replicas(&job.path);
+        match job.from {
+            FillFrom::Source => false,
+            FillFrom::Member(_) => true,
+            FillFrom::Anywhere => {
+                view.members.len() > 1
+                    && (replicas > 1
+                        || self.progress.asks_holders(self.now_ms())
+                        || !view.owns_itself(&job.key, replicas))
+            }
+        }
+    }
+
     /// Brings the bytes of a block: from a node that has it, where that is likely, else from the
-    /// source.
-    pub(super) async fn fill(&self, job: FillJob) -> (Blank, Result<Filling, StoreError>) {
+    /// source, as one of its readers. With `reads` it is one already, and asks nobody else.
+    pub(super) async fn fill(
+        &self,
+        job: FillJob,
+        reads: &mut Option<OwnedSemaphorePermit>,
+    ) -> (Blank, Result<Filling, StoreError>) {
+        let asks_others = reads.is_none();
         let FillJob { key, version, path, offset, mut blank, from, .. } = job;
         if self.store.identify(&path) != key.file {
             // The same file may be mounted elsewhere, too: what is in memory of it stays.
@@ -124,17 +145,15 @@ impl Context {
             let result = if is_here { Ok(Filling::Peer) } else { Err(StoreError::NotCached) };
             return (blank, result);
         }
-        let replicas = view.replicas(&path);
-        let others_may_have_it = view.members.len() > 1
-            && from == FillFrom::Anywhere
-            && (replicas > 1
-                || self.progress.asks_holders(self.now_ms())
-                || !view.owns_itself(&key, replicas));
-        if others_may_have_it {
+        if asks_others {
+            let replicas = view.replicas(&path);
             let wanted = Wanted { key, version, path: &path, replicas };
             if self.peers.fill(&view, wanted, &mut blank).await {
                 return (blank, Ok(Filling::Peer));
             }
+        }
+        if reads.is_none() {
+            *reads = Some(Arc::clone(&self.reads).acquire_owned().await.expect("never closed"));
         }
         let (blank, result) = self.store.fill(path, version, offset, blank).await;
         (blank, result.map(|()| Filling::Source))
