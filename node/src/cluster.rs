@@ -57,6 +57,8 @@ pub(crate) struct View {
     pub mounts: Vec<Mount>,
     /// Paths that are pinned, sorted.
     pub pins: Vec<String>,
+    /// Number of the change that made this node a member: another one each time it joins.
+    pub joined_at: i64,
     /// Members in the order of their ids.
     pub members: Vec<Member>,
     /// Those that own blocks.
@@ -94,6 +96,7 @@ impl View {
             is_over: false,
             mounts,
             pins: Vec::new(),
+            joined_at: 0,
             ring: ring(false),
             everyone: ring(true),
             members,

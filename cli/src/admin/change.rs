@@ -75,6 +75,10 @@ pub(super) struct UnmountArgs {
 
 pub(super) async fn drain(client: &Client, args: &DrainArgs) -> Result<(), Failure> {
     let id = &args.node_id;
+    let given_up = |progress: &[Progress]| progress.iter().map(|it| it.given_up).sum::<u64>();
+    let statuses = client.statuses().await;
+    let reached = statuses.iter().filter_map(|(_, status)| status.as_ref().ok());
+    let given_up_before = given_up(&reached.map(Progress::of).collect::<Vec<_>>());
     client.drain(id, false).await?;
     let epoch = wait_for(client, "the others know that it drains", |client| {
         let cluster = client.cluster()?;
@@ -86,7 +90,7 @@ pub(super) async fn drain(client: &Client, args: &DrainArgs) -> Result<(), Failu
         return output::print(&format!("{id} drains\n"));
     }
     let activity = Activity::start();
-    loop {
+    let given_up_after = loop {
         let statuses = client.statuses().await;
         let others: Vec<_> = statuses.iter().filter(|(other, _)| other != id).collect();
         let reached = others.iter().filter_map(|(_, status)| status.as_ref().ok());
@@ -94,7 +98,7 @@ pub(super) async fn drain(client: &Client, args: &DrainArgs) -> Result<(), Failu
         let busy = progress.iter().filter(|it| it.epoch < epoch || it.sources > 0).count();
         let unreached = others.len() - progress.len();
         if busy == 0 && unreached == 0 {
-            break;
+            break given_up(&progress);
         }
         let left: u64 = progress.iter().map(|it| it.pending).sum();
         let moved: u64 = progress.iter().map(|it| it.moved).sum();
@@ -104,8 +108,14 @@ pub(super) async fn drain(client: &Client, args: &DrainArgs) -> Result<(), Failu
             output::count(left)
         ));
         tokio::time::sleep(LOOK).await;
-    }
+    };
     drop(activity);
+    if given_up_after > given_up_before {
+        output::print(&format!(
+            "not every node has taken over what {id} has (see their logs; with handover_rate 0 none \
+             does): the rest is read from the source when somebody asks for it\n"
+        ))?;
+    }
     output::print(&format!("{id} is drained: it owns nothing and can be stopped\n"))
 }
 
@@ -115,6 +125,7 @@ struct Progress {
     sources: u64,
     pending: u64,
     moved: u64,
+    given_up: u64,
 }
 
 impl Progress {
@@ -123,6 +134,7 @@ impl Progress {
         Progress {
             epoch: count("cluster_epoch"),
             sources: count("handover_source_count"),
+            given_up: count("handover_given_up_count"),
             pending: count("handover_pending_count"),
             moved: count("handover_block_count"),
         }

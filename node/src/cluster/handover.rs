@@ -24,8 +24,13 @@ const WINDOW_AFTER: Duration = Duration::from_secs(10);
 const INVENTORY_PATIENCE: Duration = Duration::from_secs(5);
 /// Wait before a member that was busy or did not answer is asked again.
 const RETRY: Duration = Duration::from_millis(250);
-/// Tries for one page.
+/// Tries for one page; then it is the next member's turn.
 const TRIES_MAX: usize = 20;
+/// Turns of a member that does not tell or give what it has, before it is given up. With the waits
+/// between them, which double, this is about two minutes.
+const TURNS_MAX: u32 = 8;
+/// Longest wait between two turns of a member.
+const TURN_WAIT_MAX: Duration = Duration::from_secs(32);
 /// Wait before blocks are pulled again from a member that did not answer.
 const PULL_AGAIN: Duration = Duration::from_secs(1);
 /// Tries for a block; after that it comes when somebody asks for it.
@@ -46,20 +51,25 @@ pub(crate) struct Progress {
     pending: AtomicU64,
     /// Blocks that were pulled.
     moved_count: AtomicU64,
+    /// Members that were given up before all they had was here.
+    given_up_count: AtomicU64,
     /// Milliseconds of the node's time until which holders are asked.
     ask_until: AtomicU64,
 }
 
 impl Progress {
     /// Names and values for `Status`.
-    pub(crate) fn values(&self) -> [(&'static str, u64); 5] {
+    pub(crate) fn values(&self) -> [(&'static str, u64); 6] {
+        // First: what the epoch means is seen with it.
+        let epoch = self.epoch.load(Ordering::Acquire);
         let get = |value: &AtomicU64| value.load(Ordering::Relaxed);
         [
-            ("cluster_epoch", get(&self.epoch)),
+            ("cluster_epoch", epoch),
             ("cluster_fenced", get(&self.is_fenced)),
             ("handover_source_count", get(&self.sources)),
             ("handover_pending_count", get(&self.pending)),
             ("handover_block_count", get(&self.moved_count)),
+            ("handover_given_up_count", get(&self.given_up_count)),
         ]
     }
 
@@ -85,7 +95,8 @@ pub(crate) fn sources(old: &View, new: &View) -> Vec<String> {
         return Vec::new();
     };
     let was_active = |id: &str| old.member(id).is_some_and(Member::is_active);
-    let has_come = !was_active(&me.id);
+    // Also after it was taken for dead: others have filled meanwhile what it owns now.
+    let has_come = !was_active(&me.id) || old.joined_at != new.joined_at;
     let has_grown = old.member(&me.id).is_some_and(|it| it.weight < me.weight);
     let highest = |view: &View| view.mounts.iter().map(|mount| mount.replicas).max().unwrap_or(1);
     let replicas_before = |prefix: &str| {
@@ -100,7 +111,10 @@ pub(crate) fn sources(old: &View, new: &View) -> Vec<String> {
         && old.members.iter().any(|member| {
             member.is_active() && !new.member(&member.id).is_some_and(Member::is_active)
         });
-    let others = new.members.iter().filter(|member| member.id != new.me);
+    // Each begins with those that come after it, so that not all ask the same one first.
+    let place = new.members.partition_point(|member| member.id < new.me);
+    let (before, after) = new.members.split_at(place);
+    let others = after.iter().chain(before).filter(|member| member.id != new.me);
     let others = others.filter(|member| {
         let drains = !member.is_active() && was_active(&member.id);
         has_come || has_grown || more_replicas || shares || drains
@@ -138,6 +152,15 @@ pub(crate) trait Puller {
     fn now_ms(&self) -> u64;
 }
 
+/// A member that blocks are still to be pulled from.
+struct Turn {
+    id: String,
+    /// Turns it has had.
+    count: u32,
+    /// When the next one begins at the earliest.
+    at: Instant,
+}
+
 /// Pulls from members, one after the other, for as long as the node runs. `changes` tells of views.
 pub(crate) async fn run(
     puller: &impl Puller,
@@ -146,47 +169,69 @@ pub(crate) async fn run(
     rate: u64,
 ) {
     let mut seen = Arc::new(View::default());
-    let mut queue: VecDeque<String> = VecDeque::new();
+    let mut queue: VecDeque<Turn> = VecDeque::new();
     let mut pace = Pace::new(rate);
     loop {
         let view = Arc::clone(&changes.borrow_and_update());
         if view.epoch > 0 {
-            let new = if rate > 0 { sources(&seen, &view) } else { Vec::new() };
-            if !new.is_empty() {
+            let new = sources(&seen, &view);
+            if rate == 0 {
+                progress.given_up_count.fetch_add(new.len() as u64, Ordering::Relaxed);
+            } else if !new.is_empty() {
                 // A new change may have given blocks of those who were asked already.
-                queue.retain(|id| !new.contains(id));
-                queue.extend(new);
+                queue.retain(|turn| !new.contains(&turn.id));
+                let at = Instant::now();
+                queue.extend(new.into_iter().map(|id| Turn { id, count: 0, at }));
                 progress.ask_until(puller.now_ms());
             }
-            queue.retain(|id| view.member(id).is_some());
+            queue.retain(|turn| view.member(&turn.id).is_some());
             puller.keep(&view);
             progress.sources.store(queue.len() as u64, Ordering::Relaxed);
             // Last: who sees the epoch sees what it means.
             progress.epoch.store(view.epoch, Ordering::Release);
             seen = view;
         }
-        let Some(source) = queue.front() else {
-            if changes.changed().await.is_err() {
-                return;
+        let now = Instant::now();
+        let Some(place) = queue.iter().position(|turn| turn.at <= now) else {
+            let next = queue.iter().map(|turn| turn.at).min();
+            tokio::select! {
+                () = sleep_until(next.unwrap_or(now)), if next.is_some() => (),
+                changed = changes.changed() => if changed.is_err() { return },
             }
             continue;
         };
-        pull(puller, progress, source, &mut pace).await;
+        let is_done = pull(puller, progress, &queue[place].id, &mut pace).await;
         progress.pending.store(0, Ordering::Relaxed);
         progress.ask_until(puller.now_ms());
-        queue.pop_front();
+        let turn = queue.remove(place);
+        if let Some(mut turn) = turn.filter(|_| !is_done) {
+            turn.count += 1;
+            turn.at = Instant::now() + (PULL_AGAIN * (1 << turn.count)).min(TURN_WAIT_MAX);
+            if turn.count < TURNS_MAX {
+                queue.push_back(turn);
+            } else {
+                progress.given_up_count.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(
+                    "{} does not give what it has: that comes when somebody asks for it",
+                    turn.id
+                );
+            }
+        }
         progress.sources.store(queue.len() as u64, Ordering::Relaxed);
     }
 }
 
-/// Pulls what a member has that this node owns.
-async fn pull(puller: &impl Puller, progress: &Progress, source: &str, pace: &mut Pace) {
+/// Pulls what a member has that this node owns; false if there may be more.
+async fn pull(puller: &impl Puller, progress: &Progress, source: &str, pace: &mut Pace) -> bool {
     let mut cursor = 0;
     let mut tries = 0;
     let (mut count, mut bytes, mut missing) = (0, 0, 0);
     loop {
         let view = puller.view();
-        let (Some(me), Some(member)) = (view.member(&view.me), view.member(source)) else { return };
+        let (Some(me), Some(member)) = (view.member(&view.me), view.member(source)) else {
+            // Who is no member has nothing to give.
+            return true;
+        };
         let request = InventoryRequest { key: me.key, epoch: view.epoch, cursor };
         let page = match puller.peer(member) {
             Some(peer) => peer.inventory(request, INVENTORY_PATIENCE).await.ok(),
@@ -195,10 +240,8 @@ async fn pull(puller: &impl Puller, progress: &Progress, source: &str, pace: &mu
         let Some(page) = page else {
             tries += 1;
             if tries > TRIES_MAX {
-                tracing::warn!(
-                    "{source} does not tell what it has: its blocks come when asked for"
-                );
-                return;
+                tracing::info!("{source} does not tell what it has: it is asked again later");
+                return false;
             }
             sleep(RETRY).await;
             continue;
@@ -213,7 +256,7 @@ async fn pull(puller: &impl Puller, progress: &Progress, source: &str, pace: &mu
             .collect();
         progress.pending.store(blocks.len() as u64, Ordering::Relaxed);
         for mut some in blocks.chunks(PULL_WINDOW).map(<[_]>::to_vec) {
-            let listed = some.len() as u64;
+            let listed = some.len();
             for _ in 0..PULL_TRIES {
                 pace.wait().await;
                 let mut failed = Vec::new();
@@ -234,14 +277,19 @@ async fn pull(puller: &impl Puller, progress: &Progress, source: &str, pace: &mu
                 some = failed;
                 sleep(PULL_AGAIN).await;
             }
-            missing += some.len() as u64;
-            progress.pending.fetch_sub(listed, Ordering::Relaxed);
+            missing += some.len();
+            progress.pending.fetch_sub(listed as u64, Ordering::Relaxed);
+            if some.len() == listed {
+                // It does not answer: the rest of the page would take as long for nothing.
+                tracing::info!("{source} gives nothing: it is asked again later");
+                return false;
+            }
         }
         if page.next == 0 {
             tracing::info!(
                 "took over {count} blocks, {bytes} bytes, from {source}; {missing} it did not give"
             );
-            return;
+            return missing == 0;
         }
         cursor = page.next;
     }

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use millrace_proto::cluster::{MEMBERS_MAX, MOUNTS_BYTES_MAX, MOUNTS_MAX, Mount};
+use millrace_proto::cluster::{MEMBERS_MAX, MOUNTS_BYTES_MAX, MOUNTS_MAX, Mount, NAME_LENGTH_MAX};
 use zookeeper_client::{Client, Error, Stat};
 
 use super::View;
@@ -149,7 +149,9 @@ impl Known {
     fn note_member(&mut self, id: &str, data: &[u8], stat: &Stat) {
         match read::<MemberRecord>(id, data) {
             Ok(record) if record.id == id && !record.is_reasonable() => {
-                tracing::warn!("the record of member {id} is too large: it is left out");
+                tracing::warn!(
+                    "the record of member {id} has no address or is too large: it is left out"
+                );
                 self.members.remove(id);
             }
             Ok(record) if record.id == id => {
@@ -221,7 +223,9 @@ impl Known {
                 Some(id) => drop(latches.insert(path, id)),
                 None => match client.get_data(&path).await {
                     Ok((data, _)) => {
-                        let id = String::from_utf8_lossy(&data).into_owned();
+                        // Whoever wrote a longer one is no node.
+                        let data = data.get(..NAME_LENGTH_MAX).unwrap_or(&data);
+                        let id = String::from_utf8_lossy(data).into_owned();
                         latches.insert(path, id);
                     }
                     Err(Error::NoNode) => {}
@@ -247,6 +251,8 @@ impl Known {
             members.map(|(id, (record, _))| record.member(self.drains.contains(id))).collect();
         let mut view = View::new(cluster, self.epoch(), me, self.mounts.clone(), members);
         view.pins = self.pins.clone();
+        // A record is written once.
+        view.joined_at = self.members.get(me).map_or(0, |(_, zxid)| *zxid);
         view.master = self.master().map(|(_, id)| id.to_owned()).unwrap_or_default();
         view
     }
