@@ -57,7 +57,7 @@ Examples:
   millrace fs ls")]
 struct UpArgs {
     /// Storage nodes
-    #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=50))]
+    #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=10))]
     nodes: u16,
     /// Replicas of coordination; an odd number is best
     #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=9))]

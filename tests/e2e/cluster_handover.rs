@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use millrace_client::{Client, ClientConfig, Error, File, MountInfo, Status};
+use millrace_proto::Op;
+use millrace_proto::message::Range;
 use millrace_tests::cluster::Cluster;
+use millrace_tests::gate::GateState;
 use millrace_tests::load::Load;
 use millrace_tests::{HANG_GUARD, Scratch, content, heavy, wait_until};
 use tokio::runtime::Runtime;
@@ -177,6 +180,82 @@ fn replicas_are_read_from_the_source_once_and_one_may_die() {
             assert_eq!(count, blocks / 2, "of node {index}");
         }
     });
+}
+
+#[test]
+fn a_node_that_was_taken_for_dead_takes_over_what_others_filled_meanwhile() {
+    let _alone = heavy();
+    let scratch = scratch();
+    let mut cluster = Cluster::start(1, 2, scratch.root());
+    cluster.wait_settled();
+    runtime().block_on(async {
+        let client = connect(&cluster).await;
+        cluster.members[1].set_coord(GateState::Broken);
+        let members = |client: &Client| client.cluster().expect("a cluster").members.len();
+        wait_until("it is out", || members(&client) == 1);
+        let blocks = load_all(&client).await;
+        assert_eq!(cluster.members[0].counter("block_count"), blocks);
+        cluster.members[1].set_coord(GateState::Open);
+        wait_until("it is in again", || members(&client) == 2);
+        cluster.wait_settled();
+        let own = cluster.members[1].counter("block_count");
+        assert!(own > blocks / 4, "{own} of {blocks} blocks, about half of which it owns");
+        assert_eq!(cluster.members[1].counter("fill_count"), 0, "none was read from the source");
+        assert_eq!(cluster.members[1].counter("peer_fill_count"), own);
+    });
+}
+
+#[test]
+fn nodes_that_read_for_each_other_do_not_wait_for_each_other() {
+    let _alone = heavy();
+    let scratch = scratch();
+    let mut cluster = Cluster::start(1, 0, scratch.root());
+    for _ in 0..2 {
+        let member = cluster.add();
+        member.set("fill_concurrency", 1);
+        member.start();
+    }
+    cluster.wait_settled();
+    runtime().block_on(async {
+        let client = connect(&cluster).await;
+        let mut mount = client.cluster().expect("a cluster").mounts[0].clone();
+        mount.replicas = 2;
+        client.change_mount(mount, false).await.expect("change a mount");
+        let replicas = |client: &Client| client.cluster().expect("a cluster").mounts[0].replicas;
+        wait_until("the client knows", || replicas(&client) == 2);
+        cluster.wait_settled();
+        // Every block is asked of both at once, so that each reads half for itself and half for the
+        // other one.
+        let files = files(&client).await;
+        let mut peers: Vec<_> = cluster.members.iter_mut().map(|it| it.node().peer()).collect();
+        for peer in &mut peers {
+            for file in &files {
+                peer.stat(&file.path).expect("a file");
+            }
+        }
+        for files in files.chunks(15) {
+            let ranges = files.iter().flat_map(|file| {
+                let offsets = (0..file.length).step_by(65_536);
+                let range =
+                    |offset| Range { file: file.id, version: file.version, offset, length: 100 };
+                offsets.map(range)
+            });
+            let ranges: Vec<Range> = ranges.collect();
+            // One from the front and one from the back: what one needs of the other comes late there.
+            for (first, second) in ranges.iter().zip(ranges.iter().rev()) {
+                peers[0].send(Op::Read, first);
+                peers[1].send(Op::Read, second);
+            }
+            for peer in &mut peers {
+                for _ in &ranges {
+                    assert_eq!(peer.receive().status(), Status::Ok);
+                }
+            }
+        }
+    });
+    let all = (FILES * LENGTH) as u64;
+    let from_source = cluster.sum("fill_bytes");
+    assert!(from_source <= all + all / 20, "{from_source} of {all} bytes from the source");
 }
 
 #[test]

@@ -165,6 +165,24 @@ fn a_node_that_lost_coordination_is_fenced_keeps_its_ring_and_joins_again() {
 }
 
 #[test]
+fn a_registration_that_was_deleted_comes_back_by_itself() {
+    let scratch = scratch();
+    let mut cluster = Cluster::start(1, 2, scratch.root());
+    cluster.wait_settled();
+    let mut by_hand = cluster.coord.as_ref().expect("coordination").replicas[0].client();
+    for index in [0, 1] {
+        let epoch = ring(&mut cluster.members[1 - index].node().peer(), 0, 0).epoch;
+        let path = format!("/millrace/members/node-{}", index + 1);
+        by_hand.delete(&path, -1).expect("delete a registration");
+        wait_until("it is a member again", || {
+            let ring = ring(&mut cluster.members[1 - index].node().peer(), 0, 0);
+            ring.epoch > epoch && ids(&ring) == ["node-1", "node-2"]
+        });
+        cluster.wait_settled();
+    }
+}
+
+#[test]
 fn nodes_start_while_coordination_does_and_go_on_when_it_was_away() {
     let scratch = scratch();
     let mut cluster = Cluster::start(1, 2, scratch.root());

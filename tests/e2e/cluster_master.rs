@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
-use millrace_proto::cluster::DrainRequest;
+use millrace_proto::cluster::{DrainRequest, Mount, MountRequest, PinRequest};
 use millrace_proto::{Op, Status};
 use millrace_tests::cluster::Cluster;
 use millrace_tests::coord::{Client as ZooKeeper, Ensemble, Options};
 use millrace_tests::gate::GateState;
-use millrace_tests::{Peer, Scratch, content, wait_until};
+use millrace_tests::{Node, Peer, Scratch, content, wait_until};
 
 fn scratch() -> Scratch {
     let scratch = Scratch::new();
@@ -154,6 +154,35 @@ fn the_report_of_the_master_adds_up_and_goes_on_with_the_next_one() {
     assert_eq!(number(&second, "member_count"), 2, "{second}");
     assert!(number(&second, "number") > number(&first, "number"), "{first} {second}");
     assert_eq!(number(&second, "capacity_bytes"), cluster.sum("capacity_bytes"), "{second}");
+}
+
+#[test]
+fn requests_that_are_as_long_as_can_be_are_refused_in_few_words() {
+    let scratch = scratch();
+    let node = Node::serve(scratch.root());
+    let long = "x".repeat(65_000);
+    let mount = |prefix: &str, source: &str| Mount {
+        prefix: prefix.to_owned(),
+        source: source.to_owned(),
+        replicas: 1,
+    };
+    let mounts = [mount(&long, "file:///a"), mount("a", &long)];
+    let mut peer = node.peer();
+    let mut replies = Vec::new();
+    for undo in [0, 1] {
+        replies.push(peer.ask(Op::Drain, &DrainRequest { node: long.clone(), undo }));
+        replies.push(peer.ask(Op::Pin, &PinRequest { path: long.clone(), undo }));
+        for mount in mounts.clone() {
+            replies.push(peer.ask(Op::Mount, &MountRequest { mount, remove: undo }));
+        }
+    }
+    // To take the drain of a node away that is not drained is no error.
+    assert_eq!(replies.remove(4).status(), Status::Ok);
+    for reply in replies {
+        assert_ne!(reply.status(), Status::Ok);
+        assert!((1..=1024).contains(&reply.message().len()), "{}", reply.message().len());
+    }
+    node.stop();
 }
 
 #[test]

@@ -111,7 +111,7 @@ impl Term {
                     return Err(Refusal::new(Status::NotMaster, message));
                 }
                 writer.add_set_data(path::TERM, &data, Some(stat.version))?;
-                stat.version + 1
+                stat.version.wrapping_add(1)
             }
         };
         writer.commit().await?;
@@ -160,7 +160,7 @@ impl Term {
                     Err(Error::NoNode) => (0, None),
                     Err(error) => return Err(error.into()),
                 };
-                let report = ReportRecord { number: number + 1, ..report.clone() };
+                let report = ReportRecord { number: number.saturating_add(1), ..report.clone() };
                 self.write_at(client, path::REPORT, version, &write(&report)).await
             }
         }

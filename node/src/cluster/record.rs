@@ -59,6 +59,8 @@ impl MemberRecord {
         size_of_member(&self.member(false)) <= MEMBER_BYTES_MAX
             && self.id.len() <= NAME_LENGTH_MAX
             && self.zone.len() <= NAME_LENGTH_MAX
+            && !self.address.is_empty()
+            && !self.shards.is_empty()
             && self.shards.len() <= SHARDS_MAX
             && self.local.len() <= SHARDS_MAX
     }
@@ -141,7 +143,7 @@ pub(crate) struct ReportRecord {
     pub registered_bytes: u64,
     /// The counters of those that answered, added up.
     pub counters: BTreeMap<String, u64>,
-    /// The same for each zone, of the figures that tell how full it is.
+    /// The same for each zone, of the figures that tell how full it is; empty if they are very many.
     pub zones: BTreeMap<String, ZoneReport>,
 }
 

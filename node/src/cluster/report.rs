@@ -27,6 +27,8 @@ const INTERVAL: Duration = Duration::from_secs(30);
 const AFTER_CHANGE: Duration = Duration::from_secs(2);
 /// Longest wait for one member. Guessed: as for any node of which nothing is heard.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Most zones that are told one by one. Derived: 128 KiB.
+const ZONES_TOLD_MAX: usize = 1024;
 /// Members that are asked at once.
 const ASKED_MAX: usize = 64;
 
@@ -132,11 +134,15 @@ fn add_up(me: &str, members: &[Member], told: &[Option<Told>]) -> ReportRecord {
         for (name, value) in told {
             // The epoch is no amount.
             if name != "cluster_epoch" {
-                *report.counters.entry(name.clone()).or_default() += value;
+                let sum = report.counters.entry(name.clone()).or_default();
+                *sum = sum.saturating_add(*value);
             }
         }
     }
-    report.zones = zones;
+    // One zone for each host of a large cluster would be more than a node of coordination holds.
+    if zones.len() <= ZONES_TOLD_MAX {
+        report.zones = zones;
+    }
     report
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_proto::Status;
-use millrace_proto::cluster::{MEMBER_BYTES_MAX, Mount};
+use millrace_proto::cluster::{MEMBER_BYTES_MAX, Mount, NAME_LENGTH_MAX};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use zookeeper_client::{
@@ -80,6 +80,8 @@ enum Ending {
     Left,
     /// It may work the next time.
     Again(String),
+    /// The session goes on, but is of no use.
+    Anew(String),
     /// It will not work before somebody does something.
     Never(String),
 }
@@ -179,7 +181,8 @@ impl Session {
             let ending = self.live().await;
             self.fence(true);
             let is_final = matches!(ending, Ending::Never(_));
-            let (Ending::Again(reason) | Ending::Never(reason)) = ending else {
+            let (Ending::Again(reason) | Ending::Anew(reason) | Ending::Never(reason)) = ending
+            else {
                 self.take_leave();
                 return;
             };
@@ -291,6 +294,9 @@ impl Session {
             }
             Err(error) => return Err(error.into()),
         };
+        if record.id.is_empty() || record.id.len() > NAME_LENGTH_MAX {
+            return Err(Ending::Never(format!("{place} is no cluster of Millrace: its id is odd")));
+        }
         if record.format != FORMAT {
             return Err(Ending::Never(format!(
                 "{place} has layout {}, this version knows {FORMAT}",
@@ -455,11 +461,18 @@ impl Session {
         let view = self.known.view(&self.cluster, id);
         if view.member(id).is_none() {
             // Somebody deleted the registration; a new session makes a new one.
-            return Err(Ending::Again("the registration of this node was deleted".to_owned()));
+            return Err(Ending::Anew("the registration of this node was deleted".to_owned()));
         }
         let old = Arc::clone(&self.settings.views.borrow());
         if view.epoch < old.epoch {
-            // A server that lags behind; what it does not know yet it will tell.
+            // A server that lags behind will tell what it does not know yet; one that was restored
+            // from a backup will not.
+            tracing::warn!(
+                "coordination is at {}, and was at {} before: not followed until it is there again; \
+                 if it was restored from an old backup, restart the nodes",
+                view.epoch,
+                old.epoch
+            );
             return Ok(());
         }
         // With a source of its own it waits for the master to mount something.
@@ -481,6 +494,11 @@ impl Session {
         if let Some(joined) = self.joined.take_if(|_| is_ready) {
             // Whoever starts the node may have given up on it.
             let _ = joined.send(Ok(()));
+        } else if let Some(joined) = &self.joined {
+            let reason = "nothing is mounted, and the master has no source of its own: say what \
+                          is to be served with `millrace admin mount`";
+            // Whoever starts the node waits on, and tells it if nothing better comes.
+            let _ = joined.try_send(Err(reason.to_owned()));
         }
         Ok(())
     }
