@@ -1,5 +1,6 @@
 //! What one node had is another's after a change, without asking the source again.
 
+use std::process::Command;
 use std::time::Duration;
 
 use millrace_client::{Client, ClientConfig, Error, File, MountInfo, Status};
@@ -8,6 +9,7 @@ use millrace_proto::message::Range;
 use millrace_tests::cluster::Cluster;
 use millrace_tests::gate::GateState;
 use millrace_tests::load::Load;
+use millrace_tests::process::program;
 use millrace_tests::{HANG_GUARD, Scratch, content, heavy, wait_until};
 use tokio::runtime::Runtime;
 
@@ -143,6 +145,33 @@ fn what_cannot_be_drained_is_told() {
         let told = client.drain("node-2", false).await.expect_err("the last one");
         assert!(told.to_string().contains("last active node"), "{told}");
     });
+}
+
+#[test]
+fn a_drain_tells_whether_all_was_taken_over() {
+    let scratch = scratch();
+    // Three nodes, of which the first takes nothing over.
+    let mut cluster = Cluster::start(1, 0, scratch.root());
+    for rate in ["0", "1GiB"] {
+        let member = cluster.add();
+        member.set("handover_rate", rate);
+        member.start();
+    }
+    cluster.add().start();
+    cluster.wait_settled();
+    let drain = |cluster: &Cluster, id: &str| {
+        let mut command = Command::new(program().expect("the program"));
+        command.args(["admin", "drain", id, "--node", &cluster.addresses()]);
+        let output = command.output().expect("run the tool");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let told = drain(&cluster, "node-3");
+    assert!(told.contains("not every node has taken over what node-3 has"), "{told}");
+    assert!(told.ends_with("node-3 is drained: it owns nothing and can be stopped\n"), "{told}");
+    // The second one alone is left to take over what the first has, and it does.
+    let told = drain(&cluster, "node-1");
+    assert_eq!(told, "node-1 is drained: it owns nothing and can be stopped\n");
 }
 
 #[test]
