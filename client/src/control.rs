@@ -15,7 +15,7 @@ use millrace_proto::message::{
 use millrace_proto::status::Next;
 use millrace_proto::{Status, frame, placement};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{self, Instant};
 
 use crate::client::{Client, check_path};
 use crate::connection::{Body, Reply};
@@ -234,7 +234,10 @@ impl Client {
                 },
             };
             retry.pause(std::time::Duration::ZERO, cause).await?;
-            self.network().refresh().await;
+            // Members that hang take seconds each.
+            if time::timeout_at(deadline, self.network().refresh()).await.is_err() {
+                return Err(retry.end(Error::DeadlineExceeded));
+            }
         }
     }
 

@@ -224,6 +224,7 @@ impl Member {
             let pong = tokio::select! {
                 answer = &mut asked => return answer?.outcome,
                 pong = pong => pong,
+                () = time::sleep_until(deadline) => return Err(Error::DeadlineExceeded),
             };
             match pong {
                 Ok(_) => missed = 0,

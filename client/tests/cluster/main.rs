@@ -534,3 +534,18 @@ async fn the_master_pins_and_any_member_tells_what_is_pinned() {
     assert_eq!(cluster.counts(Op::Pin)[1], 2);
     assert_eq!(client.pins().await.unwrap(), ["x"]);
 }
+
+#[tokio::test]
+async fn a_master_is_not_looked_for_past_the_deadline() {
+    let mut cluster = Cluster::start(5, 1).await;
+    let client = connect(&cluster).await;
+    for fake in &cluster.fakes[1..] {
+        fake.set_mood(Mood::Paused);
+    }
+    cluster.fakes[0].kill().await;
+    let start = Instant::now();
+    let hasty = client.with_deadline(Duration::from_millis(300));
+    let error = hasty.pin("x", false).await.unwrap_err();
+    assert!(matches!(error, Error::Connect { .. } | Error::ConnectionLost { .. }), "{error}");
+    assert!(start.elapsed() < GUARD / 4, "each of the others would take two seconds");
+}
