@@ -536,6 +536,30 @@ async fn the_master_pins_and_any_member_tells_what_is_pinned() {
 }
 
 #[tokio::test]
+async fn a_removal_that_may_have_been_made_is_not_missing_afterwards() {
+    let cluster = Cluster::start(1, 1).await;
+    let client = connect(&cluster).await;
+    let decide = |status: &[Status]| {
+        cluster.fakes[0].state.decisions.lock().unwrap().extend(status);
+    };
+    decide(&[Status::Fenced, Status::NotFound]);
+    client.pin("x", true).await.unwrap();
+    let prefix = "x".to_owned();
+    let mount = MountInfo { prefix, source: "file:///x".to_owned(), replicas: 1 };
+    decide(&[Status::Fenced, Status::NotFound]);
+    client.change_mount(mount, true).await.unwrap();
+    // What was never tried, or surely not done, is missing; and so is what a drain names.
+    for told in [&[Status::NotFound][..], &[Status::NotMaster, Status::NotFound]] {
+        decide(told);
+        let error = client.pin("x", true).await.unwrap_err();
+        assert_eq!(error.status(), Some(Status::NotFound));
+    }
+    decide(&[Status::Fenced, Status::NotFound]);
+    let error = client.drain("n7", true).await.unwrap_err();
+    assert_eq!(error.status(), Some(Status::NotFound));
+}
+
+#[tokio::test]
 async fn a_master_is_not_looked_for_past_the_deadline() {
     let mut cluster = Cluster::start(5, 1).await;
     let client = connect(&cluster).await;
