@@ -243,6 +243,11 @@ pub(crate) async fn follow(board: Arc<Board>) {
                 is_reached |= taken != Taken::Stranger;
                 taken
             }
+            // It is starting: others know more, and it is no reason to look for them elsewhere.
+            Ok(News::Nothing) if known.is_some() => {
+                is_reached = true;
+                Taken::Refused
+            }
             Ok(News::Nothing) => Taken::Known,
             Ok(News::Alone) if link.is_some() => {
                 // Until it is started anew.

@@ -465,6 +465,21 @@ async fn a_node_that_does_not_know_its_cluster_yet_is_asked_again() {
 }
 
 #[tokio::test]
+async fn a_member_that_is_started_anew_is_left_for_one_that_knows() {
+    let cluster = Cluster::start(3, 1).await;
+    let client = connect(&cluster).await;
+    for starting in [0, 1, 2] {
+        let next = epoch(&client) + 1;
+        // Whoever was followed is among those that know nothing.
+        for (index, fake) in cluster.fakes.iter().enumerate() {
+            let epoch = if index == starting { next } else { 0 };
+            fake.state.ring.send_replace(cluster.ring(epoch, |_| epoch > 0));
+        }
+        wait_until("the one that knows is followed", || epoch(&client) == next).await;
+    }
+}
+
+#[tokio::test]
 async fn a_node_outside_of_a_cluster_is_not_asked_about_one() {
     let fake = Fake::start("alone", feature::ALL & !feature::CLUSTER & !feature::LEASES).await;
     let client = Client::connect(&*fake.address, config()).await.unwrap();
