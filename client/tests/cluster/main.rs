@@ -480,6 +480,29 @@ async fn a_member_that_is_started_anew_is_left_for_one_that_knows() {
 }
 
 #[tokio::test]
+async fn a_member_without_an_address_is_passed_over() {
+    let cluster = Cluster::start(3, 1).await;
+    let mut ring = cluster.ring(2, |_| true);
+    ring.members[1].address.clear();
+    ring.members[1].shards.clear();
+    for fake in &cluster.fakes {
+        fake.state.ring.send_replace(ring.clone());
+    }
+    let client = connect(&cluster).await;
+    let ids: Vec<_> = client.cluster().unwrap().members.into_iter().map(|it| it.id).collect();
+    assert_eq!(ids, ["n0", "n2"]);
+    read_all(&client, &client.stat("a").await.unwrap()).await;
+    assert_eq!(client.statuses().await.len(), 2);
+    // Nor does it help who is all there is.
+    ring.members.drain(..1);
+    ring.members.truncate(1);
+    ring.epoch = 3;
+    cluster.fakes[0].state.ring.send_replace(ring);
+    read_all(&client, &client.stat("a").await.unwrap()).await;
+    assert_eq!(epoch(&client), 2);
+}
+
+#[tokio::test]
 async fn a_node_outside_of_a_cluster_is_not_asked_about_one() {
     let fake = Fake::start("alone", feature::ALL & !feature::CLUSTER & !feature::LEASES).await;
     let client = Client::connect(&*fake.address, config()).await.unwrap();
