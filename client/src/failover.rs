@@ -263,14 +263,10 @@ impl<'a, T> Tries<'a, T> {
                     Step::Late => self.late_count += 1,
                 }
             }
-            if let Ok(Some(result)) = time::timeout_at(self.deadline, errand.rescue()).await {
-                match result {
-                    Err(error) if verdict_of(&error) != Verdict::Final => {
-                        self.is_hopeless = false;
-                        self.cause = Some(error);
-                    }
-                    result => return result,
-                }
+            match self.attend_rescue(errand).await {
+                Step::Done(value) => return Ok(value),
+                Step::End(error) => return Err(error),
+                Step::Next | Step::Late => {}
             }
             let pause = Instant::now() + backoff.step();
             if self.pending.is_empty() && (self.is_hopeless || pause >= self.deadline) {
@@ -342,6 +338,37 @@ impl<'a, T> Tries<'a, T> {
             }
             if now >= self.next_at {
                 return Step::Late;
+            }
+        }
+    }
+
+    /// Tries the last resort, and waits for those who are late meanwhile: a source may hang as well.
+    async fn attend_rescue(&mut self, errand: &'a impl Errand<T>) -> Step<T> {
+        // Nobody else is asked by then.
+        self.next_at = self.deadline;
+        let mut rescue = errand.rescue();
+        let rescued = loop {
+            tokio::select! {
+                biased;
+                rescued = &mut rescue => break rescued,
+                step = self.attend() => match step {
+                    Step::Done(_) | Step::End(_) => return step,
+                    Step::Next | Step::Late => {}
+                }
+            }
+        };
+        match rescued {
+            None => Step::Next,
+            Some(Ok(value)) => Step::Done(value),
+            // A member that is late may have what the source has no more.
+            Some(Err(error)) => {
+                let is_final = verdict_of(&error) == Verdict::Final;
+                if is_final && self.pending.is_empty() {
+                    return Step::End(error);
+                }
+                self.is_hopeless &= is_final;
+                self.cause = Some(error);
+                Step::Next
             }
         }
     }

@@ -413,6 +413,30 @@ async fn without_members_the_source_is_read_if_it_may_be() {
     assert!(matches!(error, Error::Stale { .. }), "{error}");
 }
 
+#[test]
+fn a_member_that_is_late_counts_before_a_source_that_hangs_or_says_no() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("a"), content("a")).unwrap();
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().max_blocking_threads(1).build().unwrap();
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    runtime.block_on(async {
+        let cluster = Cluster::start_at(1, 1, directory.path()).await;
+        let allowed = ClientConfig { store_fallback: true, ..config() };
+        let client = Client::connect(&*cluster.fakes[0].address, allowed).await.unwrap();
+        let file = client.stat("a").await.unwrap();
+        cluster.fakes[0].set_mood(Mood::Slow(300));
+        // The source has no such version, and says so at once.
+        assert!(client.read(&file, 0, 100).await.unwrap() == content("a")[..100]);
+        // The only thread that could read it has something else to do.
+        let hang = tokio::task::spawn_blocking(move || released.recv());
+        assert!(client.read(&file, 0, 100).await.unwrap() == content("a")[..100]);
+        assert_eq!(client.fallback_count(), 0);
+        drop(release);
+        assert!(hang.await.unwrap().is_err());
+    });
+}
+
 #[tokio::test]
 async fn the_first_address_that_works_leads_in() {
     let cluster = Cluster::start(3, 1).await;
