@@ -37,6 +37,8 @@ pub(crate) enum Mood {
     Half,
     /// Answers reads with this status.
     Refuses(Status),
+    /// Knows of no file, as one that has not seen a new mount.
+    Blind,
     /// Sends wrong bytes.
     Damaged,
     /// Takes so many milliseconds for a read.
@@ -155,6 +157,7 @@ impl State {
         let is_known = known.as_ref().is_none_or(|known| known.contains(&range.file.0));
         let status = match (mood, path) {
             (Mood::Refuses(status), _) => status,
+            (Mood::Blind, _) => Status::UnknownFile,
             _ if !is_known => Status::UnknownFile,
             (_, None) => Status::UnknownFile,
             _ if range.version != self.version.load(Ordering::Relaxed) => Status::StaleVersion,
@@ -191,7 +194,7 @@ impl State {
             Op::Ping => empty(ok),
             Op::Stat => {
                 let path = frame::body::<ArchivedStatRequest>(request).unwrap().path.as_str();
-                if !PATHS.contains(&path) {
+                if !PATHS.contains(&path) || mood == Mood::Blind {
                     return empty(header.reply(Status::NotFound));
                 }
                 if let Some(known) = &mut *self.known.lock().unwrap() {

@@ -186,6 +186,84 @@ async fn what_a_member_cannot_answer_another_one_does() {
 }
 
 #[tokio::test]
+async fn what_one_member_denies_another_one_tells() {
+    let moods = [
+        Mood::Blind,
+        Mood::Refuses(Status::NotFound),
+        Mood::Refuses(Status::PermissionDenied),
+        Mood::Refuses(Status::WrongKind),
+        Mood::Refuses(Status::StaleVersion),
+    ];
+    for mood in moods {
+        let cluster = Cluster::start(3, 1).await;
+        let client = connect(&cluster).await;
+        for victim in [0, 1, 2] {
+            cluster.fakes[victim].set_mood(mood);
+            for path in ["a", "b", "dir/c", "d"] {
+                read_all(&client, &client.stat(path).await.unwrap()).await;
+            }
+            let file = client.stat("a").await.unwrap();
+            let ranges: Vec<_> =
+                (0..BLOCK_COUNT as u64).map(|block| (&file, block * BLOCK, 700)).collect();
+            for result in client.read_many(&ranges).await {
+                assert_eq!(result.unwrap().len(), 700, "{mood:?}");
+            }
+            cluster.fakes[victim].set_mood(Mood::Honest);
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_one_member_denies_is_asked_of_another_one_until_it_is_less_busy() {
+    let cluster = Cluster::start(2, 1).await;
+    let client = connect(&cluster).await;
+    let file = client.stat("a").await.unwrap();
+    let owner = cluster.owners("a", |_| true)[0];
+    for (denier, busy) in [(owner, 1 - owner), (1 - owner, owner)] {
+        cluster.fakes[denier].set_mood(Mood::Blind);
+        cluster.fakes[busy].set_mood(Mood::Refuses(Status::Busy));
+        let (read, ()) = tokio::join!(client.read(&file, 0, 10), async {
+            wait_until("it is asked in vain", || cluster.counts(Op::Read)[busy] > 9).await;
+            cluster.fakes[busy].set_mood(Mood::Honest);
+        });
+        assert!(read.unwrap() == content("a")[..10]);
+        cluster.forget_asked();
+    }
+}
+
+#[tokio::test]
+async fn what_two_members_deny_or_all_that_there_are_is_the_answer() {
+    for (members, expect) in [(1, 1), (2, 2), (5, 2)] {
+        let mut cluster = Cluster::start(members, 1).await;
+        let client = connect(&cluster).await;
+        let file = client.stat("a").await.unwrap();
+        let told = |cluster: &Cluster, op| cluster.counts(op).iter().sum::<usize>();
+        cluster.forget_asked();
+        let missing = client.stat("nothing").await.unwrap_err();
+        assert_eq!(missing.status(), Some(Status::NotFound));
+        assert_eq!(told(&cluster, Op::Stat), expect, "of {members}");
+        for fake in &cluster.fakes {
+            fake.state.version.store(2, Ordering::Relaxed);
+        }
+        let error = client.read(&file, 5, 10).await.unwrap_err();
+        assert!(matches!(error, Error::Stale { .. }), "{error}");
+        assert_eq!(told(&cluster, Op::Read), expect, "of {members}");
+        // Whoever is gone is neither waited for nor asked again to say the same.
+        for fake in &mut cluster.fakes[1..] {
+            fake.kill().await;
+        }
+        for _ in 0..3 {
+            cluster.forget_asked();
+            let missing = client.stat("nothing").await.unwrap_err();
+            assert_eq!(missing.status(), Some(Status::NotFound));
+            assert_eq!(told(&cluster, Op::Stat), 1);
+        }
+        let error = client.read(&file, 5, 10).await.unwrap_err();
+        assert!(matches!(error, Error::Stale { .. }), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn what_all_members_refuse_is_told() {
     let cluster = Cluster::start(3, 1).await;
     let client = connect(&cluster).await;
