@@ -159,12 +159,23 @@ pub(crate) async fn fetch(
         };
         if is_whole {
             members.truncate(page.member_count);
+            members.retain(is_reachable);
+            if members.is_empty() {
+                return Err(Error::protocol("no member of the cluster has an address"));
+            }
             return Ok(News::View(Box::new(View::new(page, members))));
         }
         let again = RingRequest { epoch: 0, first: 0, wait: 0 };
         reply = member.ask_watched(Body::Ring(again), Instant::now() + PAGE_TIME).await?;
     }
     Err(Error::protocol("the members change faster than they can be asked for"))
+}
+
+/// Whether each shard of a member has an address. One without is passed over, as if it were not there:
+/// any other one answers for its blocks.
+fn is_reachable(told: &Told) -> bool {
+    let has_shards = !told.shards.is_empty() && !told.shards.iter().any(String::is_empty);
+    has_shards || !told.address.is_empty()
 }
 
 fn decode(reply: &Reply) -> Result<(Page, Vec<Told>), Error> {
@@ -242,6 +253,11 @@ pub(crate) async fn follow(board: Arc<Board>) {
                 let taken = board.take_over(*view);
                 is_reached |= taken != Taken::Stranger;
                 taken
+            }
+            // It is starting: others know more, and it is no reason to look for them elsewhere.
+            Ok(News::Nothing) if known.is_some() => {
+                is_reached = true;
+                Taken::Refused
             }
             Ok(News::Nothing) => Taken::Known,
             Ok(News::Alone) if link.is_some() => {

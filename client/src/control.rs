@@ -15,7 +15,7 @@ use millrace_proto::message::{
 use millrace_proto::status::Next;
 use millrace_proto::{Status, frame, placement};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{self, Instant};
 
 use crate::client::{Client, check_path};
 use crate::connection::{Body, Reply};
@@ -154,7 +154,7 @@ impl Client {
             )));
         }
         let request = DrainRequest { node: node.to_owned(), undo: u8::from(undo) };
-        self.ask_master(&|| Body::Drain(request.clone())).await
+        self.ask_master(&|| Body::Drain(request.clone()), false).await
     }
 
     /// Adds or changes a mount, or with `remove` takes away the one with its prefix. The cluster's
@@ -175,7 +175,7 @@ impl Client {
         let MountInfo { prefix, source, replicas } = mount;
         let mount = Mount { prefix, source, replicas };
         let request = MountRequest { mount, remove: u8::from(remove) };
-        self.ask_master(&|| Body::Mount(request.clone())).await
+        self.ask_master(&|| Body::Mount(request.clone()), remove).await
     }
 
     /// Keeps the blocks of a file, or of all files below a directory, from being evicted; with `undo` no
@@ -188,7 +188,7 @@ impl Client {
     pub async fn pin(&self, path: &str, undo: bool) -> Result<(), Error> {
         check_path(path)?;
         let request = PinRequest { path: path.to_owned(), undo: u8::from(undo) };
-        self.ask_master(&|| Body::Pin(request.clone())).await
+        self.ask_master(&|| Body::Pin(request.clone()), undo).await
     }
 
     /// Paths that are pinned, sorted, as the node that was connected to knows them: it learns of a change
@@ -208,10 +208,16 @@ impl Client {
         self.call_home(&|| Body::Pins, &decode, self.deadline()).await
     }
 
-    /// Asks the master, whoever that is by then.
-    async fn ask_master(&self, request: &(dyn Fn() -> Body + Send + Sync)) -> Result<(), Error> {
+    /// Asks the master, whoever that is by then. What a removal does not find may be gone by a try of
+    /// its own whose answer never came.
+    async fn ask_master(
+        &self,
+        request: &(dyn Fn() -> Body + Send + Sync),
+        is_removal: bool,
+    ) -> Result<(), Error> {
         let deadline = self.deadline();
         let mut retry = self.retry(deadline);
+        let mut may_be_done = false;
         loop {
             let topology = self.topology();
             let Some(view) = &topology.cluster else {
@@ -229,12 +235,17 @@ impl Client {
             let cause = match result {
                 Ok(_) => return Ok(()),
                 Err(error) => match error.status() {
+                    Some(Status::NotFound) if is_removal && may_be_done => return Ok(()),
                     Some(Status::NotMaster | Status::Fenced) => error,
                     _ => passing(error)?,
                 },
             };
+            may_be_done |= is_fate_unknown(&cause);
             retry.pause(std::time::Duration::ZERO, cause).await?;
-            self.network().refresh().await;
+            // Members that hang take seconds each.
+            if time::timeout_at(deadline, self.network().refresh()).await.is_err() {
+                return Err(retry.end(Error::DeadlineExceeded));
+            }
         }
     }
 
@@ -390,6 +401,16 @@ fn passing(error: Error) -> Result<Error, Error> {
             _ => Err(error),
         },
         _ => Err(error),
+    }
+}
+
+/// Whether a change that failed so may have been made all the same.
+fn is_fate_unknown(error: &Error) -> bool {
+    match error {
+        Error::ConnectionLost { .. } | Error::DeadlineExceeded => true,
+        // A master whose coordination does not answer does not know either.
+        Error::Status { status, .. } => matches!(status, Status::Fenced | Status::ShuttingDown),
+        _ => false,
     }
 }
 

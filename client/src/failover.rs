@@ -10,7 +10,8 @@
 //!
 //! Always holds: the first good answer counts and the others are dropped; each try has a landing of its
 //! own, so that bytes of two answers never meet; a member has one try at a time; only the deadline, an
-//! answer that is final, or a round in which nobody will ever do better ends the operation.
+//! answer that is final, or a round in which nobody will ever do better ends the operation. That there
+//! is no such file, or no such version, is final when two members say so, or one and nobody else more.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -38,6 +39,8 @@ const BUSY_WAIT_MAX: Duration = Duration::from_millis(50);
 pub(crate) enum Verdict {
     /// Nobody would answer otherwise.
     Final,
+    /// There is no such thing, says this member: another one may know more.
+    Denied,
     /// Another member may do better, this one will not.
     Hard,
     /// This member may do better later.
@@ -87,7 +90,7 @@ impl Tolerance {
         let (wait_min, cause) = match setback {
             Setback::Again { wait_min, cause } => (wait_min, cause),
             Setback::Restat(error) => return Err((error, Verdict::Passing)),
-            Setback::Stale(error) => return Err((error, Verdict::Final)),
+            Setback::Stale(error) => return Err((error, Verdict::Denied)),
             Setback::Fail(error) => {
                 let verdict = verdict_of(&error);
                 return Err((error, verdict));
@@ -112,16 +115,12 @@ impl Tolerance {
 pub(crate) fn verdict_of(error: &Error) -> Verdict {
     match error {
         Error::DeadlineExceeded => Verdict::Passing,
-        Error::Stale { .. }
-        | Error::Status {
-            status:
-                Status::NotFound
-                | Status::WrongKind
-                | Status::PermissionDenied
-                | Status::OutOfRange
-                | Status::InvalidArgument,
-            ..
-        } => Verdict::Final,
+        Error::Stale { .. } => Verdict::Denied,
+        Error::Status { status, .. } => match status {
+            Status::NotFound | Status::WrongKind | Status::PermissionDenied => Verdict::Denied,
+            Status::OutOfRange | Status::InvalidArgument => Verdict::Final,
+            _ => Verdict::Hard,
+        },
         _ => Verdict::Hard,
     }
 }
@@ -151,6 +150,10 @@ pub(crate) trait Errand<T>: Sync {
 
     /// The shard of a member that is asked.
     fn shard(&self, topology: &Topology, member: u32) -> u32;
+
+    /// Whether a member told of the file before: when one denies it, those who are suspect are worth
+    /// asking, too.
+    fn is_expected(&self) -> bool;
 }
 
 /// A try that is under way.
@@ -181,6 +184,10 @@ pub(crate) struct Tries<'a, T> {
     cause: Option<Error>,
     /// Whether all failures of this round are for good.
     is_hopeless: bool,
+    /// Whether a member was too busy to say anything in this round.
+    is_busy: bool,
+    /// Who said that there is no such thing, and how.
+    denials: Vec<(Arc<Member>, Error)>,
 }
 
 /// What came of waiting.
@@ -206,6 +213,8 @@ impl<'a, T> Tries<'a, T> {
             spare: None,
             cause: None,
             is_hopeless: true,
+            is_busy: false,
+            denials: Vec::new(),
         }
     }
 
@@ -255,6 +264,10 @@ impl<'a, T> Tries<'a, T> {
                 {
                     continue;
                 }
+                let is_asked = member.health.is_well() || errand.is_expected();
+                if !self.denials.is_empty() && !is_asked {
+                    continue;
+                }
                 self.start(errand, &topology, index);
                 match self.attend().await {
                     Step::Done(value) => return Ok(value),
@@ -263,14 +276,13 @@ impl<'a, T> Tries<'a, T> {
                     Step::Late => self.late_count += 1,
                 }
             }
-            if let Ok(Some(result)) = time::timeout_at(self.deadline, errand.rescue()).await {
-                match result {
-                    Err(error) if verdict_of(&error) != Verdict::Final => {
-                        self.is_hopeless = false;
-                        self.cause = Some(error);
-                    }
-                    result => return result,
-                }
+            if let Some(error) = self.denial() {
+                return Err(error);
+            }
+            match self.attend_rescue(errand).await {
+                Step::Done(value) => return Ok(value),
+                Step::End(error) => return Err(error),
+                Step::Next | Step::Late => {}
             }
             let pause = Instant::now() + backoff.step();
             if self.pending.is_empty() && (self.is_hopeless || pause >= self.deadline) {
@@ -281,13 +293,19 @@ impl<'a, T> Tries<'a, T> {
                 match self.attend().await {
                     Step::Done(value) => return Ok(value),
                     Step::End(error) => return Err(error),
-                    Step::Next if self.pending.is_empty() => time::sleep_until(pause).await,
+                    Step::Next if self.pending.is_empty() => {
+                        if let Some(error) = self.denial() {
+                            return Err(error);
+                        }
+                        time::sleep_until(pause).await;
+                    }
                     Step::Next | Step::Late => {}
                 }
             }
             self.late_count = 0;
             self.asked.clear();
             self.is_hopeless = true;
+            self.is_busy = false;
         }
     }
 
@@ -346,6 +364,37 @@ impl<'a, T> Tries<'a, T> {
         }
     }
 
+    /// Tries the last resort, and waits for those who are late meanwhile: a source may hang as well.
+    async fn attend_rescue(&mut self, errand: &'a impl Errand<T>) -> Step<T> {
+        // Nobody else is asked by then.
+        self.next_at = self.deadline;
+        let mut rescue = errand.rescue();
+        let rescued = loop {
+            tokio::select! {
+                biased;
+                rescued = &mut rescue => break rescued,
+                step = self.attend() => match step {
+                    Step::Done(_) | Step::End(_) => return step,
+                    Step::Next | Step::Late => {}
+                }
+            }
+        };
+        match rescued {
+            None => Step::Next,
+            Some(Ok(value)) => Step::Done(value),
+            // A member that is late may have what the source has no more.
+            Some(Err(error)) => {
+                let is_final = matches!(verdict_of(&error), Verdict::Final | Verdict::Denied);
+                if is_final && self.pending.is_empty() {
+                    return Step::End(error);
+                }
+                self.is_hopeless &= is_final;
+                self.cause = Some(error);
+                Step::Next
+            }
+        }
+    }
+
     /// Suspects those who took too long and of whom nothing was heard.
     fn mark_late(&mut self, now: Instant) {
         for it in &mut self.pending {
@@ -365,8 +414,12 @@ impl<'a, T> Tries<'a, T> {
         }
         match failure.verdict {
             Verdict::Final => return Err(failure.error),
+            Verdict::Denied => self.note_denial(member, &failure.error)?,
             Verdict::Hard => {}
-            Verdict::Passing => self.is_hopeless = false,
+            Verdict::Passing => {
+                self.is_hopeless = false;
+                self.is_busy |= failure.error.status() == Some(Status::Busy);
+            }
             Verdict::Gone => {
                 self.is_hopeless = false;
                 member.suspect(shard, false);
@@ -374,6 +427,29 @@ impl<'a, T> Tries<'a, T> {
         }
         self.cause = Some(failure.error);
         Ok(())
+    }
+
+    /// Notes that there is no such thing, says a member.
+    ///
+    /// # Errors
+    /// Another one said the same: that is the answer. One alone may have missed a new mount, or may
+    /// have lost its source.
+    fn note_denial(&mut self, member: &Arc<Member>, error: &Error) -> Result<(), Error> {
+        self.denials.retain(|(other, _)| !Arc::ptr_eq(other, member));
+        if self.denials.iter().any(|(_, denied)| denied.status() == error.status()) {
+            return Err(error.clone());
+        }
+        self.denials.push((member.clone(), error.clone()));
+        Ok(())
+    }
+
+    /// What was denied, once all were asked: that counts unless somebody who is well may yet answer.
+    fn denial(&self) -> Option<Error> {
+        let mut pending = self.pending.iter();
+        let is_awaited =
+            self.is_busy || pending.any(|it| !it.is_late || it.member.health.is_well());
+        let (_, error) = self.denials.first().filter(|_| !is_awaited)?;
+        Some(error.clone())
     }
 
     fn end(&mut self) -> Error {
@@ -448,5 +524,9 @@ impl<T: Send> Errand<T> for Call<'_, T> {
 
     fn shard(&self, _: &Topology, _: u32) -> u32 {
         0
+    }
+
+    fn is_expected(&self) -> bool {
+        false
     }
 }

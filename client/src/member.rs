@@ -56,7 +56,7 @@ impl Maker {
 }
 
 /// What tells one run of a member from another; empty outside of a cluster.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Identity {
     pub(crate) id: String,
     run: u64,
@@ -76,6 +76,20 @@ impl From<&cluster::Member> for Identity {
             local: told.local.clone(),
             machine: told.machine.clone(),
         }
+    }
+}
+
+impl Identity {
+    /// Whether the ring tells of this run.
+    pub(crate) fn is_of(&self, told: &cluster::Member) -> bool {
+        // No field is left out, and none is copied: a ring may have thousands of members.
+        let Identity { id, run, address, shards, local, machine } = self;
+        *id == told.id
+            && *run == told.run
+            && *address == told.address
+            && *shards == told.shards
+            && *local == told.local
+            && *machine == told.machine
     }
 }
 
@@ -224,6 +238,7 @@ impl Member {
             let pong = tokio::select! {
                 answer = &mut asked => return answer?.outcome,
                 pong = pong => pong,
+                () = time::sleep_until(deadline) => return Err(Error::DeadlineExceeded),
             };
             match pong {
                 Ok(_) => missed = 0,

@@ -135,34 +135,41 @@ impl Board {
 
     /// Replaces what is known by a view, if that is newer and of the same cluster.
     pub(crate) fn take_over(&self, view: View) -> Taken {
-        let mut taken = Taken::New;
-        let mut refusal = None;
         let view = Arc::new(view);
-        self.topology.send_if_modified(|topology| {
-            taken = topology.cluster.as_deref().map_or(Taken::New, |known| judge(known, &view));
-            match taken {
-                Taken::New => {
-                    let is_first =
-                        topology.cluster.as_ref().is_none_or(|it| it.cluster != view.cluster);
-                    let mut home = self.home.lock().unwrap_or_else(PoisonError::into_inner);
-                    if is_first {
-                        home.clone_from(&view.node);
-                    }
-                    let home = (home.as_str(), &self.address);
-                    let next = Topology::of_cluster(&self.maker, topology, view.clone(), home);
-                    *topology = Arc::new(next);
+        loop {
+            let before = self.topology();
+            let known = before.cluster.as_deref();
+            let taken = known.map_or(Taken::New, |known| judge(known, &view));
+            if taken == Taken::New {
+                if self.replace(&before, &view) {
+                    return taken;
                 }
-                Taken::Known => {}
-                Taken::Refused | Taken::Stranger => {
-                    refusal = topology.cluster.as_ref().map(|known| refusal_text(known, &view));
-                }
+                // Somebody else was faster: what is known now counts.
+                continue;
             }
-            taken == Taken::New
-        });
-        if refusal.is_some() {
-            *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = refusal;
+            if taken != Taken::Known {
+                let refusal = known.map(|known| refusal_text(known, &view));
+                *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = refusal;
+            }
+            return taken;
         }
-        taken
+    }
+
+    /// Puts a view in the place of `before`; false if that is not what is known any more. The many
+    /// members of a large cluster are gone through before readers have to wait.
+    fn replace(&self, before: &Arc<Topology>, view: &Arc<View>) -> bool {
+        let is_first = before.cluster.as_ref().is_none_or(|it| it.cluster != view.cluster);
+        let home = if is_first { view.node.clone() } else { self.home() };
+        let next = Topology::of_cluster(&self.maker, before, view.clone(), (&home, &self.address));
+        let next = Arc::new(next);
+        self.topology.send_if_modified(|topology| {
+            let is_current = Arc::ptr_eq(topology, before);
+            if is_current {
+                *self.home.lock().unwrap_or_else(PoisonError::into_inner) = home;
+                *topology = next;
+            }
+            is_current
+        })
     }
 }
 

@@ -403,12 +403,14 @@ impl Client {
                     looked.map_err(|(error, verdict)| match error.status() {
                         // Something else has taken the file's place.
                         Some(Status::NotFound | Status::WrongKind) => {
-                            (reply::stale(&file.path), Verdict::Final)
+                            (reply::stale(&file.path), Verdict::Denied)
                         }
                         _ => (error, verdict),
                     })
                 }
-                Miss::Setback(Setback::Stale(_)) => Err((reply::stale(&file.path), Verdict::Final)),
+                Miss::Setback(Setback::Stale(_)) => {
+                    Err((reply::stale(&file.path), Verdict::Denied))
+                }
                 Miss::Setback(setback) => tolerance.bear(setback).await,
             };
             if let Err((error, verdict)) = result {
@@ -446,7 +448,7 @@ impl Client {
         if now.id == file.id && now.version == file.version && now.length == file.length {
             return Ok(());
         }
-        Err((reply::stale(&file.path), Verdict::Final))
+        Err((reply::stale(&file.path), Verdict::Denied))
     }
 
     /// Looks a file up again whose id the node has forgotten.
@@ -493,6 +495,10 @@ impl Errand<Landed> for ReadErrand<'_> {
 
     fn shard(&self, topology: &Topology, member: u32) -> u32 {
         topology.place_at(member, self.hash()).shard
+    }
+
+    fn is_expected(&self) -> bool {
+        true
     }
 }
 

@@ -5,6 +5,7 @@
 //! one member.
 
 use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 
 use millrace_proto::cluster::REPLICAS_MAX;
@@ -110,9 +111,10 @@ impl Topology {
     ) -> Topology {
         let mut first_index = 0;
         let zone = maker.config.zone.as_deref();
+        let by_id = before.members().map(|member| (member.identity.id.as_str(), member));
+        let by_id: HashMap<_, _> = by_id.collect();
         let seats = view.members.iter().map(|told| {
-            let identity = told.into();
-            let known = before.members().find(|member| member.identity == identity);
+            let known = by_id.get(told.id.as_str()).filter(|it| it.identity.is_of(told)).copied();
             let adopted = || {
                 let is_home = before.main.is_some() && view.node == told.id;
                 before.members().next().filter(|_| is_home)?.adopt(told).map(Arc::new)

@@ -3,7 +3,7 @@
 //! Requests of a connection are answered side by side, as those of a real node. Each member has a ring of
 //! its own, so that a test can have them disagree. Content is the same everywhere.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
@@ -37,6 +37,8 @@ pub(crate) enum Mood {
     Half,
     /// Answers reads with this status.
     Refuses(Status),
+    /// Knows of no file, as one that has not seen a new mount.
+    Blind,
     /// Sends wrong bytes.
     Damaged,
     /// Takes so many milliseconds for a read.
@@ -64,6 +66,8 @@ pub(crate) struct State {
     pub(crate) connection_count: AtomicUsize,
     /// Each request, with the number of the block of a read.
     pub(crate) asked: Mutex<Vec<(Op, u64)>>,
+    /// What is answered to the next changes that this member is asked for as the master.
+    pub(crate) decisions: Mutex<VecDeque<Status>>,
     /// Files that were looked up here; None if all are known.
     known: Mutex<Option<HashSet<u128>>>,
 }
@@ -153,6 +157,7 @@ impl State {
         let is_known = known.as_ref().is_none_or(|known| known.contains(&range.file.0));
         let status = match (mood, path) {
             (Mood::Refuses(status), _) => status,
+            (Mood::Blind, _) => Status::UnknownFile,
             _ if !is_known => Status::UnknownFile,
             (_, None) => Status::UnknownFile,
             _ if range.version != self.version.load(Ordering::Relaxed) => Status::StaleVersion,
@@ -189,7 +194,7 @@ impl State {
             Op::Ping => empty(ok),
             Op::Stat => {
                 let path = frame::body::<ArchivedStatRequest>(request).unwrap().path.as_str();
-                if !PATHS.contains(&path) {
+                if !PATHS.contains(&path) || mood == Mood::Blind {
                     return empty(header.reply(Status::NotFound));
                 }
                 if let Some(known) = &mut *self.known.lock().unwrap() {
@@ -241,7 +246,11 @@ impl State {
             }
             Op::Drain | Op::Mount | Op::Pin => {
                 let is_master = self.ring.borrow().master == self.id;
-                let status = if is_master { Status::Ok } else { Status::NotMaster };
+                let status = if is_master {
+                    self.decisions.lock().unwrap().pop_front().unwrap_or(Status::Ok)
+                } else {
+                    Status::NotMaster
+                };
                 empty(header.reply(status))
             }
             Op::Pins => body(ok, &PinsReply { pins: vec!["x".to_owned()] }),
@@ -306,6 +315,7 @@ impl Fake {
             version: AtomicU64::new(1),
             connection_count: AtomicUsize::new(0),
             asked: Mutex::default(),
+            decisions: Mutex::default(),
             known: Mutex::default(),
         });
         let mut tasks = JoinSet::new();

@@ -186,6 +186,84 @@ async fn what_a_member_cannot_answer_another_one_does() {
 }
 
 #[tokio::test]
+async fn what_one_member_denies_another_one_tells() {
+    let moods = [
+        Mood::Blind,
+        Mood::Refuses(Status::NotFound),
+        Mood::Refuses(Status::PermissionDenied),
+        Mood::Refuses(Status::WrongKind),
+        Mood::Refuses(Status::StaleVersion),
+    ];
+    for mood in moods {
+        let cluster = Cluster::start(3, 1).await;
+        let client = connect(&cluster).await;
+        for victim in [0, 1, 2] {
+            cluster.fakes[victim].set_mood(mood);
+            for path in ["a", "b", "dir/c", "d"] {
+                read_all(&client, &client.stat(path).await.unwrap()).await;
+            }
+            let file = client.stat("a").await.unwrap();
+            let ranges: Vec<_> =
+                (0..BLOCK_COUNT as u64).map(|block| (&file, block * BLOCK, 700)).collect();
+            for result in client.read_many(&ranges).await {
+                assert_eq!(result.unwrap().len(), 700, "{mood:?}");
+            }
+            cluster.fakes[victim].set_mood(Mood::Honest);
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_one_member_denies_is_asked_of_another_one_until_it_is_less_busy() {
+    let cluster = Cluster::start(2, 1).await;
+    let client = connect(&cluster).await;
+    let file = client.stat("a").await.unwrap();
+    let owner = cluster.owners("a", |_| true)[0];
+    for (denier, busy) in [(owner, 1 - owner), (1 - owner, owner)] {
+        cluster.fakes[denier].set_mood(Mood::Blind);
+        cluster.fakes[busy].set_mood(Mood::Refuses(Status::Busy));
+        let (read, ()) = tokio::join!(client.read(&file, 0, 10), async {
+            wait_until("it is asked in vain", || cluster.counts(Op::Read)[busy] > 9).await;
+            cluster.fakes[busy].set_mood(Mood::Honest);
+        });
+        assert!(read.unwrap() == content("a")[..10]);
+        cluster.forget_asked();
+    }
+}
+
+#[tokio::test]
+async fn what_two_members_deny_or_all_that_there_are_is_the_answer() {
+    for (members, expect) in [(1, 1), (2, 2), (5, 2)] {
+        let mut cluster = Cluster::start(members, 1).await;
+        let client = connect(&cluster).await;
+        let file = client.stat("a").await.unwrap();
+        let told = |cluster: &Cluster, op| cluster.counts(op).iter().sum::<usize>();
+        cluster.forget_asked();
+        let missing = client.stat("nothing").await.unwrap_err();
+        assert_eq!(missing.status(), Some(Status::NotFound));
+        assert_eq!(told(&cluster, Op::Stat), expect, "of {members}");
+        for fake in &cluster.fakes {
+            fake.state.version.store(2, Ordering::Relaxed);
+        }
+        let error = client.read(&file, 5, 10).await.unwrap_err();
+        assert!(matches!(error, Error::Stale { .. }), "{error}");
+        assert_eq!(told(&cluster, Op::Read), expect, "of {members}");
+        // Whoever is gone is neither waited for nor asked again to say the same.
+        for fake in &mut cluster.fakes[1..] {
+            fake.kill().await;
+        }
+        for _ in 0..3 {
+            cluster.forget_asked();
+            let missing = client.stat("nothing").await.unwrap_err();
+            assert_eq!(missing.status(), Some(Status::NotFound));
+            assert_eq!(told(&cluster, Op::Stat), 1);
+        }
+        let error = client.read(&file, 5, 10).await.unwrap_err();
+        assert!(matches!(error, Error::Stale { .. }), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn what_all_members_refuse_is_told() {
     let cluster = Cluster::start(3, 1).await;
     let client = connect(&cluster).await;
@@ -413,6 +491,30 @@ async fn without_members_the_source_is_read_if_it_may_be() {
     assert!(matches!(error, Error::Stale { .. }), "{error}");
 }
 
+#[test]
+fn a_member_that_is_late_counts_before_a_source_that_hangs_or_says_no() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("a"), content("a")).unwrap();
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().max_blocking_threads(1).build().unwrap();
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    runtime.block_on(async {
+        let cluster = Cluster::start_at(1, 1, directory.path()).await;
+        let allowed = ClientConfig { store_fallback: true, ..config() };
+        let client = Client::connect(&*cluster.fakes[0].address, allowed).await.unwrap();
+        let file = client.stat("a").await.unwrap();
+        cluster.fakes[0].set_mood(Mood::Slow(300));
+        // The source has no such version, and says so at once.
+        assert!(client.read(&file, 0, 100).await.unwrap() == content("a")[..100]);
+        // The only thread that could read it has something else to do.
+        let hang = tokio::task::spawn_blocking(move || released.recv());
+        assert!(client.read(&file, 0, 100).await.unwrap() == content("a")[..100]);
+        assert_eq!(client.fallback_count(), 0);
+        drop(release);
+        assert!(hang.await.unwrap().is_err());
+    });
+}
+
 #[tokio::test]
 async fn the_first_address_that_works_leads_in() {
     let cluster = Cluster::start(3, 1).await;
@@ -462,6 +564,44 @@ async fn a_node_that_does_not_know_its_cluster_yet_is_asked_again() {
     assert!(cluster.counts(Op::Read)[1] > 0);
     let after = cluster.fakes[0].state.connection_count.load(Ordering::Relaxed);
     assert_eq!(before, after, "its lane goes on");
+}
+
+#[tokio::test]
+async fn a_member_that_is_started_anew_is_left_for_one_that_knows() {
+    let cluster = Cluster::start(3, 1).await;
+    let client = connect(&cluster).await;
+    for starting in [0, 1, 2] {
+        let next = epoch(&client) + 1;
+        // Whoever was followed is among those that know nothing.
+        for (index, fake) in cluster.fakes.iter().enumerate() {
+            let epoch = if index == starting { next } else { 0 };
+            fake.state.ring.send_replace(cluster.ring(epoch, |_| epoch > 0));
+        }
+        wait_until("the one that knows is followed", || epoch(&client) == next).await;
+    }
+}
+
+#[tokio::test]
+async fn a_member_without_an_address_is_passed_over() {
+    let cluster = Cluster::start(3, 1).await;
+    let mut ring = cluster.ring(2, |_| true);
+    ring.members[1].address.clear();
+    ring.members[1].shards.clear();
+    for fake in &cluster.fakes {
+        fake.state.ring.send_replace(ring.clone());
+    }
+    let client = connect(&cluster).await;
+    let ids: Vec<_> = client.cluster().unwrap().members.into_iter().map(|it| it.id).collect();
+    assert_eq!(ids, ["n0", "n2"]);
+    read_all(&client, &client.stat("a").await.unwrap()).await;
+    assert_eq!(client.statuses().await.len(), 2);
+    // Nor does it help who is all there is.
+    ring.members.drain(..1);
+    ring.members.truncate(1);
+    ring.epoch = 3;
+    cluster.fakes[0].state.ring.send_replace(ring);
+    read_all(&client, &client.stat("a").await.unwrap()).await;
+    assert_eq!(epoch(&client), 2);
 }
 
 #[tokio::test]
@@ -533,4 +673,43 @@ async fn the_master_pins_and_any_member_tells_what_is_pinned() {
     client.pin("x", true).await.unwrap();
     assert_eq!(cluster.counts(Op::Pin)[1], 2);
     assert_eq!(client.pins().await.unwrap(), ["x"]);
+}
+
+#[tokio::test]
+async fn a_removal_that_may_have_been_made_is_not_missing_afterwards() {
+    let cluster = Cluster::start(1, 1).await;
+    let client = connect(&cluster).await;
+    let decide = |status: &[Status]| {
+        cluster.fakes[0].state.decisions.lock().unwrap().extend(status);
+    };
+    decide(&[Status::Fenced, Status::NotFound]);
+    client.pin("x", true).await.unwrap();
+    let prefix = "x".to_owned();
+    let mount = MountInfo { prefix, source: "file:///x".to_owned(), replicas: 1 };
+    decide(&[Status::Fenced, Status::NotFound]);
+    client.change_mount(mount, true).await.unwrap();
+    // What was never tried, or surely not done, is missing; and so is what a drain names.
+    for told in [&[Status::NotFound][..], &[Status::NotMaster, Status::NotFound]] {
+        decide(told);
+        let error = client.pin("x", true).await.unwrap_err();
+        assert_eq!(error.status(), Some(Status::NotFound));
+    }
+    decide(&[Status::Fenced, Status::NotFound]);
+    let error = client.drain("n7", true).await.unwrap_err();
+    assert_eq!(error.status(), Some(Status::NotFound));
+}
+
+#[tokio::test]
+async fn a_master_is_not_looked_for_past_the_deadline() {
+    let mut cluster = Cluster::start(5, 1).await;
+    let client = connect(&cluster).await;
+    for fake in &cluster.fakes[1..] {
+        fake.set_mood(Mood::Paused);
+    }
+    cluster.fakes[0].kill().await;
+    let start = Instant::now();
+    let hasty = client.with_deadline(Duration::from_millis(300));
+    let error = hasty.pin("x", false).await.unwrap_err();
+    assert!(matches!(error, Error::Connect { .. } | Error::ConnectionLost { .. }), "{error}");
+    assert!(start.elapsed() < GUARD / 4, "each of the others would take two seconds");
 }
