@@ -171,8 +171,8 @@ pub(crate) async fn fetch(
     Err(Error::protocol("the members change faster than they can be asked for"))
 }
 
-/// Whether each shard of a member has an address. One without is passed over, as if it were not there:
-/// any other one answers for its blocks.
+/// Whether each shard of a member has an address. One without is passed over, as if it were not
+/// there: any other one answers for its blocks.
 fn is_reachable(told: &Told) -> bool {
     let has_shards = !told.shards.is_empty() && !told.shards.iter().any(String::is_empty);
     has_shards || !told.address.is_empty()

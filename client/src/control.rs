@@ -208,8 +208,8 @@ impl Client {
         self.call_home(&|| Body::Pins, &decode, self.deadline()).await
     }
 
-    /// Asks the master, whoever that is by then. What a removal does not find may be gone by a try of
-    /// its own whose answer never came.
+    /// Asks the master, whoever that is by then. What a removal does not find may be gone by a try
+    /// of its own whose answer never came.
     async fn ask_master(
         &self,
         request: &(dyn Fn() -> Body + Send + Sync),

@@ -10,8 +10,9 @@
 //!
 //! Always holds: the first good answer counts and the others are dropped; each try has a landing of its
 //! own, so that bytes of two answers never meet; a member has one try at a time; only the deadline, an
-//! answer that is final, or a round in which nobody will ever do better ends the operation. That there
-//! is no such file, or no such version, is final when two members say so, or one and nobody else more.
+//! answer that is final, or a round in which nobody will ever do better ends the operation. That
+//! there is no such file, or no such version, is final when two members say so, or one and nobody
+//! else says more.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -151,8 +152,8 @@ pub(crate) trait Errand<T>: Sync {
     /// The shard of a member that is asked.
     fn shard(&self, topology: &Topology, member: u32) -> u32;
 
-    /// Whether a member told of the file before: when one denies it, those who are suspect are worth
-    /// asking, too.
+    /// Whether a member told of the file before: when one denies it, those who are suspect are
+    /// worth asking, too.
     fn is_expected(&self) -> bool;
 }
 
@@ -364,7 +365,7 @@ impl<'a, T> Tries<'a, T> {
         }
     }
 
-    /// Tries the last resort, and waits for those who are late meanwhile: a source may hang as well.
+    /// Tries the last resort, and hears those who are late meanwhile: a source may hang, too.
     async fn attend_rescue(&mut self, errand: &'a impl Errand<T>) -> Step<T> {
         // Nobody else is asked by then.
         self.next_at = self.deadline;
@@ -443,7 +444,7 @@ impl<'a, T> Tries<'a, T> {
         Ok(())
     }
 
-    /// What was denied, once all were asked: that counts unless somebody who is well may yet answer.
+    /// What was denied, once all were asked: that counts unless one who is well may yet answer.
     fn denial(&self) -> Option<Error> {
         let mut pending = self.pending.iter();
         let is_awaited =
