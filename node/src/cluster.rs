@@ -3,7 +3,7 @@
 //! ```text
 //!  coordination ──► session ──► View (one epoch) ──► Ring op, peers, hand-over
 //!       ▲              │
-//!       └── member, latch (ephemeral)      master: drains, mounts, pins, under its fencing token
+//!       └── member, latch (ephemeral)      master: drains, mounts, pins, report, under its fencing token
 //! ```
 //!
 //! Owns the [`View`], which the side thread alone looks at: no hit ever asks who owns a block. A view

@@ -51,6 +51,16 @@ async fn files(client: &Client) -> Vec<File> {
     files
 }
 
+/// Has every block have two owners.
+async fn have_two_replicas(cluster: &mut Cluster, client: &Client) {
+    let mut mount = client.cluster().expect("a cluster").mounts[0].clone();
+    mount.replicas = 2;
+    client.change_mount(mount, false).await.expect("change a mount");
+    let replicas = || client.cluster().expect("a cluster").mounts[0].replicas;
+    wait_until("the client knows", || replicas() == 2);
+    cluster.wait_settled();
+}
+
 async fn read_all(client: &Client, files: &[File]) {
     for file in files {
         let bytes = client.read(file, 0, file.length).await.expect("read a file");
@@ -182,12 +192,7 @@ fn replicas_are_read_from_the_source_once_and_one_may_die() {
     cluster.wait_settled();
     runtime().block_on(async {
         let client = connect(&cluster).await;
-        let mut mount = client.cluster().expect("a cluster").mounts[0].clone();
-        mount.replicas = 2;
-        client.change_mount(mount.clone(), false).await.expect("change a mount");
-        let replicas = |client: &Client| client.cluster().expect("a cluster").mounts[0].replicas;
-        wait_until("the client knows", || replicas(&client) == 2);
-        cluster.wait_settled();
+        have_two_replicas(&mut cluster, &client).await;
         let blocks = load_all(&client).await;
         assert_eq!(blocks, 2 * (FILES * LENGTH.div_ceil(64 << 10)) as u64, "two of each");
         let from_source = cluster.sum("fill_bytes");
@@ -247,12 +252,7 @@ fn nodes_that_read_for_each_other_do_not_wait_for_each_other() {
     cluster.wait_settled();
     runtime().block_on(async {
         let client = connect(&cluster).await;
-        let mut mount = client.cluster().expect("a cluster").mounts[0].clone();
-        mount.replicas = 2;
-        client.change_mount(mount, false).await.expect("change a mount");
-        let replicas = |client: &Client| client.cluster().expect("a cluster").mounts[0].replicas;
-        wait_until("the client knows", || replicas(&client) == 2);
-        cluster.wait_settled();
+        have_two_replicas(&mut cluster, &client).await;
         // Every block is asked of both at once, so that each reads half for itself and half for the
         // other one.
         let files = files(&client).await;
@@ -300,12 +300,7 @@ fn replicas_are_spread_over_zones_and_a_zone_may_die() {
     cluster.wait_settled();
     runtime().block_on(async {
         let client = connect(&cluster).await;
-        let mut mount = client.cluster().expect("a cluster").mounts[0].clone();
-        mount.replicas = 2;
-        client.change_mount(mount, false).await.expect("change a mount");
-        let replicas = |client: &Client| client.cluster().expect("a cluster").mounts[0].replicas;
-        wait_until("the client knows", || replicas(&client) == 2);
-        cluster.wait_settled();
+        have_two_replicas(&mut cluster, &client).await;
         let blocks = load_all(&client).await / 2;
         for zone in [[0, 2], [1, 3]] {
             let counts = zone.map(|index| cluster.members[index].counter("block_count"));

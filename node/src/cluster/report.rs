@@ -1,6 +1,6 @@
 //! The capacity report: the master asks all members how they are, and writes the sum down.
 //!
-//! So a monitor needs no way to the nodes, and what a dead node had is in the last report before it.
+//! So a monitor needs no way to the nodes, and has figures of the moment before they failed.
 //! Always holds: only the master asks; its write is checked as every other one, so that one that slept
 //! through its term overwrites no later report.
 
