@@ -14,14 +14,16 @@ mod findings;
 mod latency;
 mod limit;
 mod near;
+mod server;
 
 use candidate::Candidate;
-pub use findings::{CompareReport, RatioReport, ServerReport, SizeReport, Skipped};
+pub use findings::{CompareReport, RatioReport, SizeReport, Skipped};
 pub use latency::{LatencyPart, LatencyRatio, LatencyReport, LatencyServer};
 use limit::Limits;
 pub use limit::{LimitReport, LimitRound};
 use near::Near;
 pub use near::NearReport;
+pub use server::ServerReport;
 
 use crate::content::ObjectSet;
 use crate::isolation;

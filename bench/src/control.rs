@@ -18,7 +18,7 @@ use millrace_proto::message::{
 use millrace_proto::{HEADER_SIZE, Header, Op, VERSION, feature};
 
 use crate::address::{Address, Stream};
-use crate::wire::check_reply;
+use crate::reply::check_reply;
 
 /// Longest wait for one reply: the first `Stat` of a file may ask a slow source.
 pub const REPLY_TIMEOUT: Duration = Duration::from_secs(30);

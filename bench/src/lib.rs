@@ -23,6 +23,7 @@ pub mod keys;
 pub mod load;
 pub mod machine;
 pub mod read;
+mod reply;
 pub mod report;
 pub mod ring;
 pub mod rival;

@@ -6,55 +6,12 @@
 use std::fmt::Write;
 
 use anyhow::{Context, Result};
+pub use millrace_ops::form::{count, latency, size};
 use serde::Serialize;
-
-/// Bytes as `1.4 MiB`, without the fraction where it is none: `64 KiB`.
-pub fn size(bytes: u64) -> String {
-    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    if bytes < 1024 {
-        return format!("{bytes} B");
-    }
-    let mut unit_index = bytes.ilog2() as usize / 10 - 1;
-    let scaled = |unit_index: usize| bytes as f64 / (1_u64 << (10 * (unit_index + 1))) as f64;
-    // 1023.96 KiB would round to 1024.0 KiB, which is 1.0 MiB.
-    if scaled(unit_index) >= 1023.95 && unit_index + 1 < UNITS.len() {
-        unit_index += 1;
-    }
-    let unit = UNITS[unit_index];
-    if bytes.trailing_zeros() as usize >= 10 * (unit_index + 1) {
-        format!("{:.0} {unit}", scaled(unit_index))
-    } else {
-        format!("{:.1} {unit}", scaled(unit_index))
-    }
-}
 
 /// A number with its noun: `1 shard`, `2 shards`.
 pub fn counted(value: usize, noun: &str) -> String {
     if value == 1 { format!("1 {noun}") } else { format!("{value} {noun}s") }
-}
-
-/// A count as `466.2 k` or `1.25 M`.
-pub fn count(value: f64) -> String {
-    if value >= 1e6 {
-        format!("{:.2} M", value / 1e6)
-    } else if value >= 1e4 {
-        format!("{:.1} k", value / 1e3)
-    } else {
-        format!("{value:.0}")
-    }
-}
-
-/// Microseconds as `85.4 µs`, `854 µs` or `1.20 ms`.
-pub fn latency(us: f64) -> String {
-    if us >= 1e6 {
-        format!("{:.2} s", us / 1e6)
-    } else if us >= 1e3 {
-        format!("{:.2} ms", us / 1e3)
-    } else if us >= 1e2 {
-        format!("{us:.0} µs")
-    } else {
-        format!("{us:.1} µs")
-    }
 }
 
 /// A number with two decimals, or `-` where there is none.
@@ -143,19 +100,8 @@ mod tests {
 
     #[test]
     fn numbers_read_well() {
-        assert_eq!(size(4096), "4 KiB");
-        assert_eq!(size(1 << 20), "1 MiB");
-        assert_eq!(size(1500), "1.5 KiB");
-        assert_eq!(size(10_288_947), "9.8 MiB");
         assert_eq!(counted(1, "shard"), "1 shard");
         assert_eq!(counted(0, "file"), "0 files");
-        assert_eq!(size(100_000), "97.7 KiB");
-        assert_eq!(count(466_200.0), "466.2 k");
-        assert_eq!(count(1_250_000.0), "1.25 M");
-        assert_eq!(count(2200.0), "2200");
-        assert_eq!(latency(85.4), "85.4 µs");
-        assert_eq!(latency(854.4), "854 µs");
-        assert_eq!(latency(1200.0), "1.20 ms");
         assert_eq!(optional(None), "-");
     }
 

@@ -13,7 +13,6 @@ mod redis;
 
 pub use http::Http;
 pub use memcached::Memcached;
-pub(crate) use millrace::check_reply;
 pub use millrace::{FileRanges, Millrace};
 pub use redis::Redis;
 

@@ -1,7 +1,8 @@
 //! `millrace admin`: look at a cluster and change it.
 //!
 //! Owns the flags and the connection; `status` presents, `change` changes, `pins` does both
-//! for pins. Any node can be asked: the client learns of the others, and finds the master by itself.
+//! for pins. Any node can be asked: the client learns of the others. What changes something goes to the
+//! administration socket of a node, which asks the master by itself.
 
 use clap::Subcommand;
 use millrace_client::{Client, ClientConfig, ClusterInfo};
@@ -14,6 +15,10 @@ use crate::failure::Failure;
 use crate::fs::{self, NodeAddress};
 
 /// Look at a cluster, drain its nodes, change what is mounted and pinned
+///
+/// Looking needs nothing but a node's address. What changes something is asked at the administration socket
+/// of a node, which its user and root may open, and which is found by itself on the node's machine; any node
+/// of the cluster will do. From elsewhere it takes the nodes' token (--admin-token, of the nodes and here).
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -49,7 +54,13 @@ enum Verb {
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let runtime = fs::runtime()?;
     runtime.block_on(async move {
-        let connected = Client::connect(args.node.address, ClientConfig::new()).await;
+        let config = match &args.verb {
+            Verb::Status(_) | Verb::Nodes(_) | Verb::Mounts(_) | Verb::Pins(_) => {
+                ClientConfig::new()
+            }
+            _ => args.node.to_change()?,
+        };
+        let connected = Client::connect(args.node.address, config).await;
         let client = connected.map_err(fs::no_node)?;
         match args.verb {
             Verb::Status(args) => status::status(&client, &args).await,

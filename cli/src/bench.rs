@@ -17,7 +17,7 @@ use millrace_bench::machine;
 use millrace_bench::read::{self, ReadOptions};
 use millrace_bench::rival::{NodeOptions, Rival, Transport};
 use millrace_bench::wire::BATCH_MAX;
-use millrace_node::config::parse_size;
+use millrace_ops::size::parse_size;
 
 mod coord;
 mod ring;

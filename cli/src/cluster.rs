@@ -4,19 +4,23 @@
 //! directory and a log of its own. They are stopped with this process, nodes first.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::Subcommand;
+use millrace_client::peer::random;
 use millrace_node::config::usable_cpus;
+use millrace_node::secret;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::failure::Failure;
+use crate::log;
 use crate::output::{self, Align, Table};
 use crate::signals::Signals;
 
@@ -118,6 +122,7 @@ fn up(args: &UpArgs) -> Result<(), Failure> {
     })?;
     fs::create_dir_all(&args.dir).map_err(|error| cannot_write(&args.dir, &error))?;
     let dir = args.dir.canonicalize().map_err(|error| cannot_write(&args.dir, &error))?;
+    log::start("warn", None)?;
     let signals = Signals::install()?;
     let mut members = Vec::new();
     let started = start(args, &dir, &source, &mut members);
@@ -125,7 +130,8 @@ fn up(args: &UpArgs) -> Result<(), Failure> {
         stop(members);
         return Err(failure);
     }
-    tell(args, &members)?;
+    // The cluster serves, and goes on.
+    output::announce(&told(args, &members)?);
     signals.wait();
     output::note("stopping");
     stop(members);
@@ -147,6 +153,7 @@ fn start(
     source: &Path,
     members: &mut Vec<Member>,
 ) -> Result<(), Failure> {
+    let secret = secret(dir)?;
     let first = coord_port(args);
     let node_ports = (0..args.nodes).map(|index| args.port + index * NODE_PORTS);
     for port in (first..first + args.replicas).chain(node_ports) {
@@ -197,6 +204,7 @@ fn start(
         command.arg("--data").arg(home.join("data"));
         command.args(["--coord", &coord, "--listen", &address.to_string()]);
         command.args(["--node-id", &name, "--memory", &args.memory]);
+        command.arg("--coord-secret").arg(&secret);
         let is_set = |name: &str| args.node_flag.iter().any(|flag| flag.starts_with(name));
         if !is_set("--shards") {
             command.args(["--shards", "1"]);
@@ -213,6 +221,26 @@ fn start(
         members.push(spawn(name, address, &home, command)?);
     }
     members[usize::from(args.replicas)..].iter_mut().try_for_each(wait_ready)
+}
+
+/// The file with the secret of the cluster; it is made with the cluster.
+fn secret(dir: &Path) -> Result<PathBuf, Failure> {
+    let path = dir.join("secret");
+    let made = File::options().write(true).create_new(true).mode(0o600).open(&path);
+    let mut file = match made {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            // The nodes read it: what is wrong with it is told before any of them starts.
+            return match secret::read(&path) {
+                Ok(_) => Ok(path),
+                Err(error) => Err(Failure::new(format!("the secret of the cluster: {error}"))),
+            };
+        }
+        made => made.map_err(|error| cannot_write(&path, &error))?,
+    };
+    let chance = random().map_err(|error| Failure::new(format!("make a secret: {error}")))?;
+    let text: String = chance.iter().map(|byte| format!("{byte:02x}")).collect();
+    writeln!(file, "{text}").map_err(|error| cannot_write(&path, &error))?;
+    Ok(path)
 }
 
 fn program() -> Result<Command, Failure> {
@@ -294,7 +322,8 @@ fn wait_ready(member: &mut Member) -> Result<(), Failure> {
     }
 }
 
-fn tell(args: &UpArgs, members: &[Member]) -> Result<(), Failure> {
+/// Where everything is.
+fn told(args: &UpArgs, members: &[Member]) -> Result<String, Failure> {
     if args.json {
         let members = members.iter().map(|member| {
             json!({
@@ -304,7 +333,7 @@ fn tell(args: &UpArgs, members: &[Member]) -> Result<(), Failure> {
                 "log": member.log.display().to_string(),
             })
         });
-        return output::print_json(&members.collect::<Vec<_>>());
+        return output::json(&members.collect::<Vec<_>>());
     }
     let mut table = Table::new(&[Align::Left, Align::Left, Align::Right, Align::Left]);
     for member in members {
@@ -316,7 +345,7 @@ fn tell(args: &UpArgs, members: &[Member]) -> Result<(), Failure> {
         ]);
     }
     let node = local(args.port);
-    output::print(&format!(
+    Ok(format!(
         "{}\nthe cluster is up; Ctrl-C stops it. In another terminal:\n  \
          millrace admin status --node {node}\n  millrace fs ls --node {node}\n",
         table.render()

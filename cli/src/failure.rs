@@ -8,8 +8,6 @@ use std::process::ExitCode;
 
 use millrace_client::{Error, Status};
 
-use crate::output;
-
 /// Exit code for a world that is not as it has to be.
 const FAILED: u8 = 1;
 /// Exit code for a command line or a configuration that is not understood; clap uses the same.
@@ -73,7 +71,7 @@ impl Failure {
     }
 
     /// The lines for stderr, if there is something to tell.
-    fn lines(&self) -> Option<String> {
+    pub(crate) fn lines(&self) -> Option<String> {
         match self {
             Failure::Told { text, hint, .. } => Some(match hint {
                 Some(hint) => format!("millrace: {text}\nhint: {hint}"),
@@ -83,11 +81,8 @@ impl Failure {
         }
     }
 
-    /// Tells the failure on stderr and gives the exit code.
-    pub(crate) fn report(&self) -> ExitCode {
-        if let Some(lines) = self.lines() {
-            output::note(&lines);
-        }
+    /// Returns the exit code.
+    pub(crate) fn code(&self) -> ExitCode {
         match self {
             Failure::Told { code, .. } => ExitCode::from(*code),
             Failure::Reported => ExitCode::from(FAILED),

@@ -4,10 +4,14 @@
 //! judged against the node's checksums unless `--no-verify` is given, and memory is bounded by
 //! blocks in flight, never by the size of a file.
 
+use std::io::ErrorKind;
+use std::net::{ToSocketAddrs, UdpSocket};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Subcommand;
 use millrace_client::{Client, ClientConfig, Error};
+use millrace_node::{admin, secret};
 use millrace_proto::coordination;
 use tokio::runtime::{Builder, Runtime};
 
@@ -24,8 +28,12 @@ use crate::signals;
 
 /// What to do where no node answers.
 pub(crate) const NO_NODE_HINT: &str = "check --node, or start one: millrace node --source DIR";
+/// What a node's own key `admin` says where the place is left to it; a variable may be for both.
+const AUTOMATIC: &str = "auto";
 /// Where a node listens when nobody says otherwise.
 const ADDRESS: &str = "127.0.0.1:7070";
+/// How long what has begun may take when the verb is done. Guessed: a write of `get` takes less.
+const SHUTDOWN_TIME: Duration = Duration::from_secs(10);
 /// Longest wait for the whole of one file to be loaded.
 const LOAD_DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -40,10 +48,15 @@ Examples:
   millrace fs cat datasets/train.csv --range 0-999
   millrace fs get -r datasets ./datasets
   millrace fs --node cache-1:7070 status
-  millrace fs --node zk://coord-1:2181,coord-2:2181/millrace ls")]
+  millrace fs --node zk://coord-1:2181,coord-2:2181/millrace ls
+  millrace fs --fallback-root /mnt/datasets cat datasets/train.csv")]
 pub(crate) struct Args {
     #[command(flatten)]
     node: NodeAddress,
+    /// Read files below DIR, a directory of this machine, from there when no node of the cluster
+    /// answers; may be given several times. Nothing else is opened, whatever nodes say of their sources
+    #[arg(long = "fallback-root", value_name = "DIR", display_order = 101, global = true)]
+    fallback_roots: Vec<PathBuf>,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -58,9 +71,94 @@ pub(crate) struct NodeAddress {
         display_order = 100,
         default_value = ADDRESS, global = true)]
     pub(crate) address: String,
+    /// Administration socket of a node, for what changes something; found by itself for a node of this
+    /// user on this machine, by root for one of any user, unless the node was told where to have it
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "MILLRACE_ADMIN",
+        hide_env_values = true,
+        display_order = 100,
+        global = true
+    )]
+    admin: Option<String>,
+    /// File with the token of the nodes, to change something over TCP
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "MILLRACE_ADMIN_TOKEN",
+        hide_env_values = true,
+        display_order = 100,
+        global = true
+    )]
+    admin_token: Option<PathBuf>,
 }
 
 impl NodeAddress {
+    /// Settings for a client that changes something: where it is asked.
+    ///
+    /// # Errors
+    /// If no administration socket is found, or the token cannot be read.
+    pub(crate) fn to_change(&self) -> Result<ClientConfig, Failure> {
+        let token = self.admin_token.as_deref().map(secret::read).transpose();
+        let admin_token =
+            token.map_err(|error| Failure::usage(format!("flag --admin-token: {error}")))?;
+        let admin = match self.admin.as_deref().filter(|admin| *admin != AUTOMATIC) {
+            Some(admin) => administration(admin, admin_token.is_some())?,
+            None if admin_token.is_some() => self.address.clone(),
+            None => self.find_administration()?,
+        };
+        if admin.starts_with(coordination::SCHEME) {
+            return Err(Failure::usage(format!(
+                "flag --node: a change is asked of a node, and {admin} names coordination"
+            ))
+            .with_hint(
+                "name one or more nodes, as `millrace admin nodes` lists them: --node HOST:PORT",
+            ));
+        }
+        Ok(ClientConfig { admin: Some(admin), admin_token, ..ClientConfig::new() })
+    }
+
+    /// The administration sockets on this machine of the nodes that are named.
+    fn find_administration(&self) -> Result<String, Failure> {
+        let (mut found, mut looked) = (Vec::new(), Vec::new());
+        // Those of a place of coordination are no nodes.
+        let is_node = !self.address.starts_with(coordination::SCHEME);
+        for address in self.address.split(',').filter(|_| is_node) {
+            let port =
+                address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
+            let Some((host, port)) = port.filter(|(host, _)| *host != "unix") else { continue };
+            // A node of this machine at the same port may be one of another cluster.
+            if !is_this_machine(host, port) {
+                looked.push(format!("{host} is another machine"));
+                continue;
+            }
+            let search = admin::search(port);
+            found.extend(search.found.iter().map(|place| format!("unix:{}", place.display())));
+            looked.extend(search.tried.iter().map(|(place, error)| match error.kind() {
+                ErrorKind::NotFound => format!("{} is not there", place.display()),
+                _ => format!("{}: {error}", place.display()),
+            }));
+        }
+        if !found.is_empty() {
+            return Ok(found.join(","));
+        }
+        let looked = match looked.is_empty() {
+            true => {
+                "looked at no place, because only HOST:PORT tells where a node has it".to_owned()
+            }
+            false => looked.join(", "),
+        };
+        Err(Failure::new(format!(
+            "no administration socket of {} for this user on this machine ({looked})",
+            self.address
+        ))
+        .with_hint(
+            "run it on the node's machine as the node's user or root, name the socket with --admin (as the \
+             node's own flag or key `admin` does), or the file with the nodes' token with --admin-token",
+        ))
+    }
+
     /// Judges the form of the address of one node, before anything is looked up or contacted.
     ///
     /// # Errors
@@ -89,6 +187,41 @@ impl NodeAddress {
     }
 }
 
+/// The address of an administration socket that was named.
+///
+/// # Errors
+/// If it is not an address, or one over TCP, where nothing is changed without a token.
+fn administration(admin: &str, has_token: bool) -> Result<String, Failure> {
+    let refused = |text: String| Err(Failure::usage(format!("flag --admin: {text}")));
+    let is_address =
+        |it: &str| it.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    if admin.starts_with('/') {
+        return Ok(format!("unix:{admin}"));
+    }
+    if admin.starts_with("unix:") {
+        return Ok(admin.to_owned());
+    }
+    if !admin.split(',').all(is_address) {
+        return refused(format!(
+            "{admin:?} is no administration socket; give its whole path, from / on, or leave the flag out"
+        ));
+    }
+    if !has_token {
+        return refused(format!(
+            "{admin} is reached over TCP, where nothing is changed without a token; give the file with the \
+             nodes' token with --admin-token, or the path of the socket on the node's machine"
+        ));
+    }
+    Ok(admin.to_owned())
+}
+
+/// True if a host is this machine: only here an address of it can be bound.
+fn is_this_machine(host: &str, port: u16) -> bool {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let addresses = (host, port).to_socket_addrs();
+    addresses.is_ok_and(|mut them| them.any(|it| UdpSocket::bind((it.ip(), 0)).is_ok()))
+}
+
 #[derive(Subcommand)]
 enum Verb {
     Ls(list::LsArgs),
@@ -102,13 +235,18 @@ enum Verb {
 
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let runtime = runtime()?;
+    let config = match &args.verb {
+        Verb::Free(_) => args.node.to_change()?,
+        _ => ClientConfig::new(),
+    };
     let config = ClientConfig {
         verify: match &args.verb {
             Verb::Cat(args) => !args.no_verify,
             Verb::Get(args) => !args.no_verify,
             _ => true,
         },
-        ..ClientConfig::new()
+        fallback_roots: whole(args.fallback_roots)?,
+        ..config
     };
     let address = args.node.address;
     let result = runtime.block_on(async move {
@@ -127,9 +265,23 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
             Verb::Status(args) => status::run(&client, &args).await,
         }
     });
-    // Also waits for the writes of `get` that are under way, so that their files are removed.
-    drop(runtime);
+    // Also waits for the writes of `get` that are under way, so that their files are removed; not for a
+    // source that hangs.
+    runtime.shutdown_timeout(SHUTDOWN_TIME);
     result
+}
+
+/// Makes paths whole that begin at the working directory.
+///
+/// # Errors
+/// If one is empty, or there is no working directory.
+fn whole(paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, Failure> {
+    let paths = paths.into_iter().map(|path| {
+        std::path::absolute(&path).map_err(|error| {
+            Failure::usage(format!("flag --fallback-root: '{}': {error}", path.display()))
+        })
+    });
+    paths.collect()
 }
 
 /// Why there is no connection; the flag may be at fault.

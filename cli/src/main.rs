@@ -26,9 +26,12 @@ mod bench;
 
 mod doctor;
 
-mod embedded;
+#[cfg(test)]
+mod configuration;
+
 mod failure;
 mod jobs;
+mod log;
 mod output;
 mod signals;
 mod walk;
@@ -100,10 +103,17 @@ fn main() -> ExitCode {
         Verb::Doctor(args) => doctor::run(&args),
         Verb::Completions(args) => completions(args.shell),
     };
-    match result {
+    let code = match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(),
-    }
+        Err(failure) => {
+            if let Some(lines) = failure.lines() {
+                output::note(&lines);
+            }
+            failure.code()
+        }
+    };
+    log::end();
+    code
 }
 
 fn completions(shell: Shell) -> Result<(), Failure> {

@@ -1,40 +1,40 @@
 //! `millrace node`: one node, in the foreground, until it is told to stop.
 //!
-//! Owns the start, the one line on stdout that says it is ready, logging, and the end by signals.
+//! Owns the start, the one line on stdout that says it is ready, and the end by signals.
 //! The flags are made from the node's own table of keys, so a key added there is a flag here. What
 //! the keys mean, and what is wrong with a value, is left to the node's configuration.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fmt::Write as _;
-use std::io::{self, ErrorKind, IsTerminal};
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches, value_parser};
-use millrace_node::config::KEYS;
+use millrace_node::config::{KEYS, Key};
 use millrace_node::{Config, ConfigError, Node, StartError};
-use tracing_subscriber::EnvFilter;
+use millrace_ops::notify::{self, Notice};
+use millrace_ops::settings::{LIST_SEPARATOR, as_toml};
 
-use crate::embedded::Embedded;
 use crate::failure::Failure;
-use crate::output;
+use crate::log::LogFormat;
 use crate::signals::Signals;
+use crate::{log, output};
 
 /// Variables with the node's prefix that belong to other parts of this program and its tests.
-const OTHER_VARIABLES: [&str; 4] =
-    ["MILLRACE_LOG", "MILLRACE_NODE", "MILLRACE_BLESS", "MILLRACE_PARENT"];
+const OTHER_VARIABLES: [&str; 5] =
+    [log::VARIABLE, log::FORMAT_VARIABLE, "MILLRACE_NODE", "MILLRACE_BLESS", "MILLRACE_PARENT"];
 /// Name of the argument without a flag.
 const DIRECTORY: &str = "directory";
-/// The variable that says what is logged.
-const LOG_VARIABLE: &str = "MILLRACE_LOG";
 
 const LONG_ABOUT: &str = "\
 Serve a directory through a cache in memory.
 
 Runs in the foreground. Prints `listening on HOST:PORT` on stdout once clients can connect, and \
 logs to stderr; the environment variable MILLRACE_LOG sets what is logged (error, warn, info, debug, \
-or a filter such as `warn,millrace_node=debug`). SIGTERM and SIGINT let replies in flight finish \
-first; a second signal ends the node at once.
+or a filter such as `warn,millrace_node=debug`). A line that comes again and again is told once a \
+second, with a count; lines that cannot be written are lost, and how many is told later. SIGTERM and \
+SIGINT let replies in flight finish first; a second signal ends the node at once.
 
 Every setting can be given as a flag, as an environment variable (MILLRACE_MEMORY for --memory) \
 and as a key of the configuration file (memory = \"8GiB\"). Flags win over variables, variables \
@@ -51,6 +51,7 @@ Examples:
 pub(crate) struct Args {
     config: Option<PathBuf>,
     print_config: bool,
+    log_format: Option<LogFormat>,
     /// Names as in the table of keys, with the values given.
     values: Vec<(String, String)>,
 }
@@ -79,28 +80,31 @@ impl clap::Args for Args {
                     .long("print-config")
                     .action(ArgAction::SetTrue)
                     .help("Print the settings in effect as a configuration file, and end"),
-            );
+            )
+            .arg(log::format_flag());
         KEYS.iter().fold(command, |command, key| {
-            let default = match key.default.strip_prefix("none: ") {
-                Some(what) => what.to_owned(),
-                None => format!("default: {}", key.default),
-            };
-            let help = format!("{} [{default}]", key.help);
+            let help = key.help_with_default();
             let details = format!(
                 "{help}\n\nAllowed: {}; for example {}. Environment: {}",
                 key.allowed(),
                 key.example,
                 key.variable()
             );
-            command.arg(
-                Arg::new(key.name)
-                    .long(key.name.replace('_', "-"))
-                    .value_name(key.value)
+            let arg = Arg::new(key.name)
+                .long(key.name.replace('_', "-"))
+                .value_name(key.value)
+                .allow_negative_numbers(true)
+                .help(help)
+                .long_help(details);
+            command.arg(match key {
+                key if key.is_list() => arg.action(ArgAction::Append),
+                key if key.is_flag() => arg
                     .overrides_with(key.name)
-                    .allow_negative_numbers(true)
-                    .help(help)
-                    .long_help(details),
-            )
+                    .num_args(0..=1)
+                    .require_equals(true)
+                    .default_missing_value("true"),
+                key => arg.overrides_with(key.name),
+            })
         })
     }
 
@@ -112,12 +116,13 @@ impl clap::Args for Args {
 impl FromArgMatches for Args {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Args, clap::Error> {
         let value = |name: &'static str| {
-            let text = matches.get_one::<String>(name)?;
-            Some((name.to_owned(), text.clone()))
+            let texts: Vec<&str> = matches.get_many::<String>(name)?.map(String::as_str).collect();
+            Some((name.to_owned(), texts.join(&LIST_SEPARATOR.to_string())))
         };
         Ok(Args {
             config: matches.get_one("config").cloned(),
             print_config: matches.get_flag("print_config"),
+            log_format: matches.get_one("log_format").copied(),
             values: KEYS
                 .iter()
                 .filter_map(|key| value(key.name))
@@ -149,21 +154,21 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
             config => as_file(&config.map_err(refused)?, false),
         });
     }
-    let mut config = load(None).map_err(refused)?;
-    start_log("info")?;
+    let config = load(None).map_err(refused)?;
+    log::start("info", args.log_format)?;
     let signals = Signals::install()?;
-    let embedded = Embedded::start(&mut config)?;
     let node = start(config)?;
     tracing::info!("{} shards listen at {}", node.shard_addresses().len(), node.address());
-    announce(&node);
+    output::announce(&format!("listening on {}\n", node.address()));
+    notify::tell(Notice::Ready);
     signals.wait();
+    notify::tell(Notice::Stopping);
     tracing::info!("stopping; a second signal ends the node at once");
     if node.stop().clean {
         tracing::info!("stopped");
     } else {
         tracing::warn!("stopped before every reply was sent: the time to drain ran out");
     }
-    embedded.into_iter().for_each(Embedded::stop);
     Ok(())
 }
 
@@ -181,6 +186,10 @@ pub(crate) fn start(config: Config) -> Result<Node, Failure> {
                     failure.with_hint("choose another with --listen; port 0 takes any free one")
                 }
                 StartError::Source { .. } => failure.with_hint("check --source"),
+                StartError::Socket { error, .. } if error.kind() == ErrorKind::NotFound => failure
+                    .with_hint(
+                        "make the directory, or choose another path with --socket or --admin",
+                    ),
                 StartError::Cluster(_) => failure.with_hint("check --coord"),
                 _ => failure,
             }
@@ -191,33 +200,6 @@ pub(crate) fn start(config: Config) -> Result<Node, Failure> {
 /// What is wrong with a configuration is a matter of how the program was called.
 pub(crate) fn refused(error: ConfigError) -> Failure {
     Failure::usage(error.to_string())
-}
-
-/// Sends log lines to stderr, of `level` where MILLRACE_LOG does not say otherwise.
-///
-/// # Errors
-/// If MILLRACE_LOG is not a filter.
-pub(crate) fn start_log(level: &str) -> Result<(), Failure> {
-    let filter = match std::env::var(LOG_VARIABLE) {
-        Ok(text) if !text.is_empty() => EnvFilter::try_new(&text).map_err(|error| {
-            Failure::usage(format!("environment variable {LOG_VARIABLE}: `{text}`: {error}"))
-                .with_hint("use error, warn, info, debug, trace or off")
-        })?,
-        _ => EnvFilter::new(level),
-    };
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .init();
-    Ok(())
-}
-
-/// Says on stdout that clients can connect. A node whose starter went away serves all the same.
-fn announce(node: &Node) {
-    if output::print(&format!("listening on {}\n", node.address())).is_err() {
-        tracing::warn!("nobody reads stdout: the address could not be told there");
-    }
 }
 
 /// The variables that the configuration may judge.
@@ -250,27 +232,10 @@ fn as_file(config: &Config, source_is_example: bool) -> String {
             let _ = writeln!(text, "# {help}");
         }
         let mark = if name == "source" && source_is_example { "# " } else { "" };
-        let _ = writeln!(text, "{mark}{name} = {}", as_toml(&value));
+        let is_mode = Key::find(name).is_some_and(Key::is_mode);
+        let value = if is_mode { format!("\"{value}\"") } else { as_toml(&value) };
+        let _ = writeln!(text, "{mark}{name} = {value}");
     }
-    text
-}
-
-/// A number as it is, anything else as a TOML string.
-pub(crate) fn as_toml(value: &str) -> String {
-    if value.parse::<u64>().is_ok() {
-        return value.to_owned();
-    }
-    let mut text = String::from('"');
-    for letter in value.chars() {
-        match letter {
-            '"' | '\\' => text.extend(['\\', letter]),
-            letter if letter.is_control() => {
-                let _ = write!(text, "\\u{:04X}", u32::from(letter));
-            }
-            letter => text.push(letter),
-        }
-    }
-    text.push('"');
     text
 }
 

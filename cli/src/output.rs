@@ -1,22 +1,24 @@
 //! What people and scripts see: stdout, stderr, sizes, times, tables, JSON and progress.
 //!
-//! Owns both streams: nothing else in this crate prints. Always holds: stdout has results only, and
-//! a reader that goes away ends the program quietly, where `println!` would panic. Progress is
-//! drawn on stderr and only on a terminal.
+//! Owns both streams, but for the log of what runs long: nothing else in this crate prints. Always holds:
+//! stdout has results only, and a reader that goes away ends the program quietly, where `println!` would
+//! panic. Progress is drawn on stderr and only on a terminal.
 
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-pub(crate) use millrace_bench::report::size;
+pub(crate) use millrace_ops::form::size;
+pub(crate) use millrace_ops::time::minute as time;
 use serde::Serialize;
 
 use crate::failure::Failure;
+use crate::log;
 
 /// Writes text to stdout.
 ///
 /// # Errors
-/// [`Failure::BrokenPipe`] when nobody reads it; otherwise what the system said.
+/// [`Failure::BrokenPipe`] when its reader went away; otherwise what the system said.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
     print_bytes(text.as_bytes())
 }
@@ -33,25 +35,36 @@ pub(crate) fn print_bytes(bytes: &[u8]) -> Result<(), Failure> {
 
 /// Prints one JSON document of several lines.
 pub(crate) fn print_json(document: &impl Serialize) -> Result<(), Failure> {
-    let text = serde_json::to_string_pretty(document);
-    print_document(text)
+    print(&json(document)?)
+}
+
+/// One JSON document of several lines.
+pub(crate) fn json(document: &impl Serialize) -> Result<String, Failure> {
+    as_document(serde_json::to_string_pretty(document))
 }
 
 /// Prints one JSON document on one line.
 pub(crate) fn print_json_line(document: &impl Serialize) -> Result<(), Failure> {
-    let text = serde_json::to_string(document);
-    print_document(text)
+    print(&as_document(serde_json::to_string(document))?)
 }
 
-fn print_document(text: serde_json::Result<String>) -> Result<(), Failure> {
+fn as_document(text: serde_json::Result<String>) -> Result<String, Failure> {
     let mut text = text.map_err(|error| Failure::new(format!("cannot write JSON: {error}")))?;
     text.push('\n');
-    print(&text)
+    Ok(text)
 }
 
-/// Writes a line to stderr. If nobody reads that either, there is nobody left to tell.
+/// Writes a line to stderr, through the log where there is one.
 pub(crate) fn note(text: &str) {
-    let _ = writeln!(io::stderr().lock(), "{text}");
+    log::note(text);
+}
+
+/// [`print`] for what serves on: a reader of stdout that went away is told in the log, and no reason to
+/// end.
+pub(crate) fn announce(text: &str) {
+    if print(text).is_err() {
+        tracing::warn!("stdout cannot be written: what it was to tell is lost");
+    }
 }
 
 /// How sizes are printed.
@@ -108,25 +121,6 @@ pub(crate) fn percent(part: u64, whole: u64) -> u64 {
     }
     let value = u128::from(part) * 100 / u128::from(whole);
     value.min(100) as u64
-}
-
-/// Milliseconds since the Unix epoch as `2026-09-01 12:34`, UTC.
-pub(crate) fn time(unix_ms: i64) -> String {
-    let minutes = unix_ms.div_euclid(60_000);
-    let (days, minute) = (minutes.div_euclid(1440), minutes.rem_euclid(1440));
-    // Days to a date of the Gregorian calendar, in eras of 400 years that begin on 1 March of year
-    // 0: howardhinnant.github.io/date_algorithms.html, civil_from_days.
-    let shifted = days + 719_468;
-    let era = shifted.div_euclid(146_097);
-    let day_of_era = shifted.rem_euclid(146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}", minute / 60, minute % 60)
 }
 
 /// Seconds as `3 d 4 h`: the two largest units.
@@ -262,17 +256,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_read_well() {
-        let check = |bytes, expect: &str| assert_eq!(size(bytes), expect);
-        check(0, "0 B");
-        check(1023, "1023 B");
-        check(1024, "1 KiB");
-        check(1500, "1.5 KiB");
-        check(64 << 10, "64 KiB");
-        check((1 << 20) - 1, "1.0 MiB");
-        check(1_468_006, "1.4 MiB");
-        check(5 << 30, "5 GiB");
-        check(u64::MAX, "16.0 EiB");
+    fn sizes_are_exact_where_that_is_asked() {
         assert_eq!(Sizes::exact_if(true).show(1500), "1500");
         assert_eq!(Sizes::exact_if(false).show(1500), "1.5 KiB");
     }
@@ -294,14 +278,6 @@ mod tests {
         assert_eq!(percent(1000, 1000), 100);
         assert_eq!(percent(2000, 1000), 100);
         assert_eq!(percent(0, 0), 100);
-    }
-
-    #[test]
-    fn times_are_dates() {
-        assert_eq!(time(0), "1970-01-01 00:00");
-        assert_eq!(time(951_782_400_000), "2000-02-29 00:00");
-        assert_eq!(time(1_788_265_999_000), "2026-09-01 12:33");
-        assert_eq!(time(-1), "1969-12-31 23:59");
     }
 
     #[test]

@@ -18,10 +18,9 @@ mod pass;
 
 mod report;
 
-use crate::embedded::Embedded;
 use crate::failure::{Failure, is_about_path};
 use crate::signals::Signals;
-use crate::{fs, jobs, node, output};
+use crate::{fs, jobs, log, node, output};
 use pass::{Sample, State};
 use report::Report;
 use source::Choice;
@@ -68,10 +67,9 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let choice = source::choose(args.directory.as_deref())?;
-    let mut config = config(args, &choice)?;
+    let config = config(args, &choice)?;
     // Quiet unless asked: what matters is in the report.
-    node::start_log("off")?;
-    let embedded = Embedded::start(&mut config)?;
+    log::start("off", None)?;
     let node = node::start(config.clone())?;
     let runtime = fs::runtime()?;
     let mut report = Report::new(&choice, &config, &node);
@@ -86,22 +84,21 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     }
     // From here on a signal ends the serving, not the process.
     let signals = if args.keep && report.is_proof() { Some(Signals::install()?) } else { None };
-    if args.json {
-        output::print_json(&report)?;
-    } else {
-        output::print(&report.verdict())?;
+    let text = if args.json { output::json(&report)? } else { report.verdict() };
+    match &signals {
+        Some(_) => output::announce(&text),
+        None => output::print(&text)?,
     }
     if let Some(signals) = signals {
         let text = report.how_to_connect();
         if args.json {
             output::note(text.trim_end())
         } else {
-            output::print(&text)?
+            output::announce(&text)
         }
         signals.wait();
     }
     node.stop();
-    embedded.into_iter().for_each(Embedded::stop);
     report.judge()
 }
 
@@ -112,6 +109,8 @@ fn config(args: &Args, choice: &Choice) -> Result<Config, Failure> {
     let mut flags = vec![
         ("source".to_owned(), choice.directory.display().to_string()),
         ("listen".to_owned(), args.listen.clone()),
+        // A look at how it works should not wait for memory that it will not need.
+        ("populate".to_owned(), "false".to_owned()),
     ];
     for (name, value) in given {
         flags.extend(value.clone().map(|value| (name.to_owned(), value)));

@@ -3,18 +3,21 @@
 //! Owns the handlers: from [`Signals::install`] on, neither signal ends the process by itself. The
 //! first is told to the caller, who drains; a second one ends the process at once.
 
-use tokio::runtime::{Builder, Runtime};
+use std::sync::mpsc;
+
+use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::failure::Failure;
+use crate::log;
 
 /// Exit code after a second signal.
 const IMPATIENT: i32 = 1;
 
 /// Installed handlers.
 pub(crate) struct Signals {
-    streams: Streams,
-    runtime: Runtime,
+    /// Told by the thread that listens.
+    first: mpsc::Receiver<()>,
 }
 
 struct Streams {
@@ -32,7 +35,8 @@ impl Streams {
 }
 
 impl Signals {
-    /// Installs the handlers.
+    /// Installs the handlers, and makes the thread that listens: when a signal comes there may be none
+    /// to be had.
     ///
     /// # Errors
     /// If the system refuses.
@@ -40,21 +44,29 @@ impl Signals {
         let refused = |error| Failure::new(format!("cannot handle signals: {error}"));
         let runtime = Builder::new_current_thread().enable_all().build().map_err(refused)?;
         let context = runtime.enter();
-        let streams = Streams {
+        let mut streams = Streams {
             interrupt: signal(SignalKind::interrupt()).map_err(refused)?,
             terminate: signal(SignalKind::terminate()).map_err(refused)?,
         };
         drop(context);
-        Ok(Signals { streams, runtime })
+        let (sender, first) = mpsc::channel();
+        let listen = move || {
+            runtime.block_on(streams.next());
+            if sender.send(()).is_ok() {
+                runtime.block_on(streams.next());
+                log::end();
+                std::process::exit(IMPATIENT);
+            }
+        };
+        let builder = std::thread::Builder::new().name("millrace-signals".to_owned());
+        builder.spawn(listen).map_err(refused)?;
+        Ok(Signals { first })
     }
 
     /// Waits for a signal. From then on another one ends the process at once, with exit code 1.
-    pub(crate) fn wait(mut self) {
-        self.runtime.block_on(self.streams.next());
-        std::thread::spawn(move || {
-            self.runtime.block_on(self.streams.next());
-            std::process::exit(IMPATIENT);
-        });
+    pub(crate) fn wait(self) {
+        // The thread ends with the first signal at the earliest.
+        let _ = self.first.recv();
     }
 }
 

@@ -105,11 +105,17 @@ struct Node {
 
 impl Node {
     fn start(source: &Path) -> Node {
+        Node::start_with(source, |_| ())
+    }
+
+    /// Starts a node by a command that is changed before.
+    fn start_with(source: &Path, change: impl FnOnce(&mut Command)) -> Node {
         let mut command = millrace(&["node", "--listen", "127.0.0.1:0", "--shards", "1"]);
         command.args(["--memory", "16MiB", "--block-size", BLOCK_SIZE, "--source", text(source)]);
         // A verb that reads it and a node that does not: neither may trip over the other's
         // variable.
         command.env("MILLRACE_NODE", "127.0.0.1:1").env("MILLRACE_LOG", "warn");
+        change(&mut command);
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         let stdout = child.stdout.take().unwrap();
@@ -533,4 +539,145 @@ fn bench_reads_a_node() {
     );
     let small = ["large.bin", "--size", "1MiB", "--node", &node.address];
     run_badly(&[&["bench", "read"], &small[..]].concat(), 1, &["millrace: bench read: ", "hint:"]);
+}
+
+#[test]
+fn the_administration_socket_is_found_where_the_node_has_it() {
+    let root = awkward_tree();
+    let free = |node: &Node, variables: &[(&str, &str)]| {
+        let mut command = node.fs(&["free", "large.bin"]);
+        let said = said(command.envs(variables.iter().copied()).output().unwrap());
+        assert_eq!(said.code, Some(0), "{variables:?}: {}", said.stderr);
+    };
+    let node = Node::start(root.path());
+    free(&node, &[]);
+    // The variable of the node's own key.
+    free(&node, &[("MILLRACE_ADMIN", "auto")]);
+    let elsewhere = tempfile::tempdir().unwrap();
+    free(&node, &[("TMPDIR", text(elsewhere.path()))]);
+    drop(node);
+    if !rustix::process::geteuid().is_root() {
+        // Only root can start one of another user.
+        return;
+    }
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    std::fs::set_permissions(root.path(), open).unwrap();
+    let node = Node::start_with(root.path(), |command| {
+        use std::os::unix::process::CommandExt;
+        command.uid(65534).gid(65534).current_dir("/").env("TMPDIR", root.path());
+    });
+    free(&node, &[]);
+}
+
+#[test]
+fn an_administration_socket_that_is_not_found_is_told_with_all_places() {
+    let pin = |more: &[&str], code, words: &[&str]| {
+        let arguments = [&["admin", "pin", "x"], more].concat();
+        run_badly(&arguments, code, words).stderr
+    };
+    let flags = ["--admin", "--admin-token"];
+    let told = pin(&["--node", "127.0.0.1:1"], 1, &flags);
+    assert!(told.contains("admin-1.sock is not there"), "{told}");
+    assert!(told.contains("/tmp/millrace-"), "{told}");
+    // A node of this machine that has the same port is not meant.
+    let told = pin(&["--node", "192.0.2.1:7070"], 1, &["192.0.2.1 is another machine"]);
+    assert!(!told.contains("admin-7070"), "{told}");
+    let told = pin(&["--node", "zk://127.0.0.1:2181/millrace"], 1, &["HOST:PORT"]);
+    assert!(!told.contains("admin-2181"), "{told}");
+    pin(&["--node", "unix:/no/such"], 1, &["HOST:PORT"]);
+    pin(&["--admin", "run/admin"], 2, &["flag --admin", "from / on"]);
+    pin(&["--admin", ""], 2, &["flag --admin", "from / on"]);
+    pin(&["--admin", "127.0.0.1:7070"], 2, &["flag --admin", "without a token", "--admin-token"]);
+    let directory = tempfile::tempdir().unwrap();
+    let token = directory.path().join("token");
+    std::fs::write(&token, "a token of administrators").unwrap();
+    std::fs::set_permissions(&token, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let flags = ["--admin-token", text(&token), "--node", "zk://127.0.0.1:2181/millrace"];
+    pin(&flags, 2, &["names coordination", "--node HOST:PORT"]);
+}
+
+#[test]
+fn a_secret_that_is_none_is_told_with_its_flag_and_what_to_do() {
+    use std::os::unix::fs::PermissionsExt;
+    let root = awkward_tree();
+    let at = |name: &str| root.path().join(name);
+    let write = |name: &str, content: &str, mode: u32| {
+        std::fs::write(at(name), content).unwrap();
+        std::fs::set_permissions(at(name), PermissionsExt::from_mode(mode)).unwrap();
+    };
+    write("nothing", "", 0o600);
+    write("short", "0123456789abcde\n", 0o600);
+    write("open", "0123456789abcdef\n", 0o644);
+    write("good", "0123456789abcdef\n", 0o640);
+    let cases = [
+        ("missing", "No such file"),
+        ("a", "is no regular file"),
+        ("nothing", "openssl rand -hex 32"),
+        ("short", "16 to 4096 bytes"),
+        ("open", "chmod 600"),
+    ];
+    let zk = "--coord=zk://127.0.0.1:1/millrace";
+    for (name, word) in cases {
+        let file = at(name);
+        let node = ["node", text(root.path()), "--listen", "127.0.0.1:0"];
+        let small = ["--shards=1", "--memory=16MiB", "--block-size=64KiB"];
+        let run_node = |flags: &[&str], word: &str| {
+            let arguments = [&node[..], &small, flags].concat();
+            run_badly(&arguments, 1, &[flags[0], word, "hint: "]);
+        };
+        run_node(&["--admin-token", text(&file)], word);
+        run_node(&["--coord-secret", text(&file), zk], word);
+        let flags = ["admin", "pin", "x", "--admin-token", text(&file)];
+        run_badly(&flags, 2, &["--admin-token", word, "hint: "]);
+    }
+    // What is around it counts for nothing: a node starts with it.
+    let good = at("good");
+    let node = Node::start_with(root.path(), |command| {
+        command.args(["--admin", "", "--admin-token", text(&good)]);
+    });
+    let same = at("same");
+    write("same", "\n  0123456789abcdef", 0o600);
+    let mut command = node.fs(&["free", "large.bin", "--admin-token", text(&same)]);
+    let said = said(command.output().unwrap());
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+}
+
+#[test]
+fn flags_that_contradict_each_other_or_lead_nowhere_are_told() {
+    let root = awkward_tree();
+    let at = |name: &str| root.path().join(name).display().to_string();
+    std::fs::write(at("secret"), "0123456789abcdef").unwrap();
+    std::fs::set_permissions(at("secret"), std::os::unix::fs::PermissionsExt::from_mode(0o600))
+        .unwrap();
+    let node = |flags: &[&str], code, words: &[&str]| {
+        let head =
+            ["node", text(root.path()), "--listen=127.0.0.1:0", "--shards=1", "--memory=16MiB"];
+        run_badly(&[&head[..], &["--block-size=64KiB"], flags].concat(), code, words);
+    };
+    let secret = at("secret");
+    let secret = ["--coord-secret", &secret];
+    node(&secret, 2, &["--coord zk://", "hint: "]);
+    let both = [&secret[..], &["--insecure", "--coord=zk://127.0.0.1:1/m"]].concat();
+    node(&both, 2, &["contradict", "--insecure", "hint: "]);
+    node(&["--coord=zk://127.0.0.1:1/m"], 2, &["--coord-secret", "--insecure"]);
+    let socket = at("socket");
+    node(&["--socket", &socket, "--admin", &socket], 2, &["same path", "hint: "]);
+    node(&["--socket", &at("no/socket")], 1, &["no/socket", "hint: make the directory"]);
+    let file = at("large.bin");
+    node(
+        &["--mount-root", text(root.path()), "--mount-root", &file],
+        1,
+        &["--mount-root", &file, "hint: "],
+    );
+    node(&["--mount-root", &at("a")], 1, &["below no mount_root", "hint: check --source"]);
+    node(&["--socket-group", "of-this-name"], 1, &["--socket-group of-this-name", "hint: "]);
+    node(&["--socket-mode", "6"], 2, &["--socket-mode", "three octal digits"]);
+    let up = ["cluster", "up", "--nodes=1", "--replicas=1", "--port=1024", "--dir"];
+    let dir = at("cluster");
+    std::fs::create_dir_all(at("cluster/secret")).unwrap();
+    run_badly(
+        &[&up[..], &[&dir, "--source", text(root.path())]].concat(),
+        1,
+        &["secret", "is no regular file"],
+    );
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use millrace_proto::message::Entry;
-use tokio::runtime::{self, Runtime};
+use tokio::runtime::{self, Handle, Runtime};
 
 use crate::config::ClientConfig;
 use crate::error::Error;
@@ -29,7 +29,38 @@ use crate::read::ReadOptions;
 pub struct Client {
     // First, so that it is dropped before its runtime.
     client: crate::Client,
-    runtime: Arc<Runtime>,
+    runtime: Arc<Threads>,
+}
+
+/// A runtime that ends without waiting: a source that hangs may hold one of its threads for good.
+#[derive(Debug)]
+struct Threads {
+    /// None once it ends.
+    runtime: Option<Runtime>,
+    handle: Handle,
+}
+
+impl Threads {
+    /// Starts a thread that moves bytes.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn start() -> io::Result<Threads> {
+        let runtime = runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("millrace-client")
+            .enable_all()
+            .build()?;
+        Ok(Threads { handle: runtime.handle().clone(), runtime: Some(runtime) })
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 impl Client {
@@ -39,11 +70,11 @@ impl Client {
     /// Also [`Error::Connect`] when the system grants no thread.
     pub fn connect(address: impl Into<String>, config: ClientConfig) -> Result<Client, Error> {
         let address = address.into();
-        let runtime = start().map_err(|source| Error::Connect {
+        let runtime = Threads::start().map_err(|source| Error::Connect {
             address: address.as_str().into(),
             source: Arc::new(source),
         })?;
-        let client = runtime.block_on(crate::Client::connect(address, config))?;
+        let client = runtime.handle.block_on(crate::Client::connect(address, config))?;
         Ok(Client { client, runtime: Arc::new(runtime) })
     }
 
@@ -72,7 +103,7 @@ impl Client {
         offset: u64,
         length: u64,
     ) -> Result<Vec<Option<Lease>>, Error> {
-        self.runtime.block_on(self.client.lease(file, offset, length))
+        self.runtime.handle.block_on(self.client.lease(file, offset, length))
     }
 
     /// See [`crate::Client::stat`].
@@ -80,7 +111,7 @@ impl Client {
     /// # Errors
     /// Those of the async method.
     pub fn stat(&self, path: &str) -> Result<File, Error> {
-        self.runtime.block_on(self.client.stat(path))
+        self.runtime.handle.block_on(self.client.stat(path))
     }
 
     /// See [`crate::Client::list`].
@@ -88,7 +119,7 @@ impl Client {
     /// # Errors
     /// Those of the async method.
     pub fn list(&self, path: &str) -> Result<Vec<Entry>, Error> {
-        self.runtime.block_on(self.client.list(path))
+        self.runtime.handle.block_on(self.client.list(path))
     }
 
     /// See [`crate::Client::list_page`].
@@ -102,7 +133,7 @@ impl Client {
         limit: u32,
     ) -> Result<(Vec<Entry>, Option<String>), Error> {
         let page = self.client.list_page(path, token, limit);
-        self.runtime.block_on(page)
+        self.runtime.handle.block_on(page)
     }
 
     /// See [`crate::Client::file`].
@@ -115,7 +146,7 @@ impl Client {
     /// # Errors
     /// Those of the async method.
     pub fn read(&self, file: &File, offset: u64, length: u64) -> Result<Bytes, Error> {
-        self.runtime.block_on(self.client.read(file, offset, length))
+        self.runtime.handle.block_on(self.client.read(file, offset, length))
     }
 
     /// See [`crate::Client::read_with`].
@@ -130,7 +161,7 @@ impl Client {
         options: ReadOptions,
     ) -> Result<Bytes, Error> {
         let read = self.client.read_with(file, offset, length, options);
-        self.runtime.block_on(read)
+        self.runtime.handle.block_on(read)
     }
 
     /// See [`crate::Client::read_into`].
@@ -145,7 +176,7 @@ impl Client {
         length: u64,
     ) -> Result<BytesMut, Error> {
         let read = self.client.read_into(file, offset, buffer, length);
-        self.runtime.block_on(read)
+        self.runtime.handle.block_on(read)
     }
 
     /// See [`crate::Client::read_into_with`].
@@ -161,7 +192,7 @@ impl Client {
         options: ReadOptions,
     ) -> Result<BytesMut, Error> {
         let read = self.client.read_into_with(file, offset, buffer, length, options);
-        self.runtime.block_on(read)
+        self.runtime.handle.block_on(read)
     }
 
     /// See [`crate::Client::read_many`].
@@ -169,7 +200,7 @@ impl Client {
     /// # Errors
     /// Those of the async method.
     pub fn read_many(&self, ranges: &[(&File, u64, u64)]) -> Vec<Result<Bytes, Error>> {
-        self.runtime.block_on(self.client.read_many(ranges))
+        self.runtime.handle.block_on(self.client.read_many(ranges))
     }
 
     /// See [`crate::Client::read_many_with`].
@@ -181,7 +212,7 @@ impl Client {
         ranges: &[(&File, u64, u64)],
         options: ReadOptions,
     ) -> Vec<Result<Bytes, Error>> {
-        self.runtime.block_on(self.client.read_many_with(ranges, options))
+        self.runtime.handle.block_on(self.client.read_many_with(ranges, options))
     }
 
     /// See [`crate::Client::load`].
@@ -189,7 +220,7 @@ impl Client {
     /// # Errors
     /// Those of the async method.
     pub fn load(&self, path: &str) -> Result<LoadReport, Error> {
-        self.runtime.block_on(self.client.load(path))
+        self.runtime.handle.block_on(self.client.load(path))
     }
 
     /// See [`crate::Client::free`].
@@ -197,7 +228,7 @@ impl Client {
     /// # Errors
     /// Those of the async method.
     pub fn free(&self, path: &str) -> Result<FreeReport, Error> {
-        self.runtime.block_on(self.client.free(path))
+        self.runtime.handle.block_on(self.client.free(path))
     }
 
     /// See [`crate::Client::status`].
@@ -205,12 +236,12 @@ impl Client {
     /// # Errors
     /// Those of the async method.
     pub fn status(&self) -> Result<NodeStatus, Error> {
-        self.runtime.block_on(self.client.status())
+        self.runtime.handle.block_on(self.client.status())
     }
 
     /// See [`crate::Client::statuses`].
     pub fn statuses(&self) -> Vec<(String, Result<NodeStatus, Error>)> {
-        self.runtime.block_on(self.client.statuses())
+        self.runtime.handle.block_on(self.client.statuses())
     }
 
     /// See [`crate::Client::cluster`].
@@ -223,7 +254,7 @@ impl Client {
     /// # Errors
     /// Those of the async method.
     pub fn drain(&self, node: &str, undo: bool) -> Result<(), Error> {
-        self.runtime.block_on(self.client.drain(node, undo))
+        self.runtime.handle.block_on(self.client.drain(node, undo))
     }
 
     /// See [`crate::Client::change_mount`].
@@ -231,7 +262,7 @@ impl Client {
     /// # Errors
     /// Those of the async method.
     pub fn change_mount(&self, mount: MountInfo, remove: bool) -> Result<(), Error> {
-        self.runtime.block_on(self.client.change_mount(mount, remove))
+        self.runtime.handle.block_on(self.client.change_mount(mount, remove))
     }
 
     /// See [`crate::Client::pin`].
@@ -239,7 +270,7 @@ impl Client {
     /// # Errors
     /// Those of the async method.
     pub fn pin(&self, path: &str, undo: bool) -> Result<(), Error> {
-        self.runtime.block_on(self.client.pin(path, undo))
+        self.runtime.handle.block_on(self.client.pin(path, undo))
     }
 
     /// See [`crate::Client::pins`].
@@ -247,7 +278,7 @@ impl Client {
     /// # Errors
     /// Those of the async method.
     pub fn pins(&self) -> Result<Vec<String>, Error> {
-        self.runtime.block_on(self.client.pins())
+        self.runtime.handle.block_on(self.client.pins())
     }
 
     /// See [`crate::Client::fallback_count`].
@@ -260,14 +291,6 @@ impl Client {
     /// # Errors
     /// Those of the async method.
     pub fn ping(&self) -> Result<Duration, Error> {
-        self.runtime.block_on(self.client.ping())
+        self.runtime.handle.block_on(self.client.ping())
     }
-}
-
-fn start() -> io::Result<Runtime> {
-    runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .thread_name("millrace-client")
-        .enable_all()
-        .build()
 }

@@ -5,29 +5,40 @@
 //! sent twice without harm, so a lost connection or a busy node costs time and nothing else, up to the
 //! deadline of the operation.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use millrace_proto::frame;
 use millrace_proto::message::{
     ArchivedListReply, ArchivedStatReply, Entry, ListRequest, PATH_LENGTH_MAX, StatRequest,
 };
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use crate::address::Seeds;
 use crate::config::{ClientConfig, DURATION_MAX};
-use crate::connection::{Body, Landing, Reply};
+use crate::connection::{Answer, Body, Landing, Lane, Reply};
 use crate::error::Error;
 use crate::failover::{Call, Rescue, Tries};
 use crate::file::{self, File, HelloInfo};
 use crate::lease::Leases;
-use crate::network::{Network, Seeds};
+use crate::member::Member;
+use crate::network::Network;
 use crate::reply::{self, Setback};
 use crate::retry::{Backoff, Retry};
 use crate::topology::{Order, Topology};
 
+/// Most entries of a directory that are told at once. Guessed: some gigabytes.
+const ENTRIES_MAX: usize = 10_000_000;
+/// Most reads of sources at the same time. Guessed: so many threads a source that hangs may hold.
+const FALLBACKS_MAX: usize = 32;
 /// Longest token of a `List` page in bytes. Derived: what a page leaves of a body.
 const TOKEN_LENGTH_MAX: usize = 8 << 10;
+
+/// Administration sockets, tried in turn; made when they are first used.
+#[derive(Debug, Default)]
+pub(crate) struct Administration(pub(crate) OnceLock<Vec<Arc<Member>>>);
 
 /// A client of one node, or of the cluster that the node is in. Cloning is cheap, and clones share their connections.
 ///
@@ -43,14 +54,18 @@ pub struct Client {
     config: Arc<ClientConfig>,
     network: Arc<Network>,
     leases: Arc<Leases>,
+    administration: Arc<Administration>,
     fallback_count: Arc<AtomicU64>,
+    fallback_permits: Arc<Semaphore>,
     deadline: Duration,
 }
 
 impl Client {
-    /// Connects to a node at `address`, `host:port` or `unix:PATH`, and exchanges `Hello`. Of several
-    /// addresses, separated by commas, the first that works counts. A node that is in a cluster tells
-    /// of the other members, and the client goes on with all of them.
+    /// Connects to a node at `address`, `host:port` or `unix:PATH`, and exchanges `Hello`. A node that is
+    /// in a cluster tells of the other members, and the client goes on with all of them. Of several
+    /// addresses, separated by commas, the first that works counts: the next one is tried when one
+    /// fails, or keeps silent for a quarter of [`ClientConfig::attempt_timeout`]. All of them are
+    /// remembered, and tried again when no node that is known can be reached.
     ///
     /// With the cargo feature `coordination` the address may also be that of coordination, as the
     /// nodes have it: `zk://HOST:PORT,HOST:PORT/PATH`. It names nodes and is left at once; it is
@@ -77,7 +92,9 @@ impl Client {
             deadline: config.deadline,
             network: Arc::new(network),
             leases: Arc::new(Leases::new(config.leased_bytes_max)),
+            administration: Arc::default(),
             fallback_count: Arc::default(),
+            fallback_permits: Arc::new(Semaphore::new(FALLBACKS_MAX)),
             config,
         })
     }
@@ -103,7 +120,8 @@ impl Client {
     /// All entries of a directory, sorted by the bytes of their names; the empty path is the root.
     ///
     /// # Errors
-    /// [`Error::Status`] with `NotFound` or, for a file, `WrongKind`.
+    /// [`Error::Status`] with `NotFound` or, for a file, `WrongKind`; [`Error::InvalidArgument`] for a
+    /// directory of more than ten million entries, which [`Client::list_page`] tells in parts.
     pub async fn list(&self, path: &str) -> Result<Vec<Entry>, Error> {
         let deadline = self.deadline();
         let mut entries = Vec::new();
@@ -111,6 +129,11 @@ impl Client {
         loop {
             let (page, next) = self.list_until(path, &token, 0, deadline).await?;
             entries.extend(page);
+            if entries.len() > ENTRIES_MAX {
+                let text =
+                    format!("'{path}' has more than {ENTRIES_MAX} entries; list it in pages");
+                return Err(Error::InvalidArgument(text));
+            }
             match next {
                 None => return Ok(entries),
                 Some(next) if next == token => {
@@ -175,6 +198,10 @@ impl Client {
         &self.leases
     }
 
+    pub(crate) fn places(&self) -> &Administration {
+        &self.administration
+    }
+
     pub(crate) fn network(&self) -> &Network {
         &self.network
     }
@@ -183,13 +210,17 @@ impl Client {
         &self.fallback_count
     }
 
+    pub(crate) fn fallback_permits(&self) -> Arc<Semaphore> {
+        self.fallback_permits.clone()
+    }
+
     /// The error for a task of ours that ended without a result.
     pub(crate) fn stopped(&self) -> Error {
         self.topology().member(0).main().gone()
     }
 
     pub(crate) fn backoff(&self) -> Backoff {
-        Backoff::new(self.config.busy_backoff_min, self.config.busy_backoff_max)
+        self.config.busy_backoff()
     }
 
     pub(crate) fn retry(&self, deadline: Instant) -> Retry {
@@ -247,6 +278,19 @@ impl Client {
         self.call(request, &order, decode, &|| Box::pin(async { None }), deadline).await
     }
 
+    /// Asks a node that is alone. None if the client knows a cluster by now, whose members may be asked
+    /// instead of a node that keeps silent.
+    pub(crate) async fn ask_alone(
+        &self,
+        lane: &Lane,
+        body: Body,
+        landing: Landing,
+        deadline: Instant,
+    ) -> Result<Option<Answer>, Error> {
+        let patience = self.config.attempt_timeout;
+        lane.exchange_while(body, landing, deadline, patience, || self.network.is_alone()).await
+    }
+
     /// Asks until there is an answer or the deadline is near: a node that is alone, or the members of a
     /// cluster in this order.
     pub(crate) async fn call<'c, T: Send>(
@@ -261,11 +305,19 @@ impl Client {
         loop {
             let topology = self.topology();
             let Some(main) = &topology.main else {
-                let call = Call { client: self, body, order, decode, rescue, deadline };
-                return Tries::new(self, deadline, self.config.attempt_timeout).run(&call).await;
+                let call = Call { config: &self.config, body, order, decode, rescue, deadline };
+                return Tries::new(
+                    &self.network,
+                    &self.config,
+                    deadline,
+                    self.config.attempt_timeout,
+                )
+                .run(&call)
+                .await;
             };
-            let answer = main.lane.exchange(body(), Landing::Any, deadline).await;
-            let answer = answer.map_err(|error| retry.end(error))?;
+            let asked = self.ask_alone(&main.lane, body(), Landing::Any, deadline).await;
+            // It is known by now who else may answer.
+            let Some(answer) = asked.map_err(|error| retry.end(error))? else { continue };
             let setback = match reply::judge(answer.outcome) {
                 Ok(reply) => return decode(&reply),
                 Err(setback) => setback,

@@ -1,36 +1,43 @@
 //! What the members of a cluster tell of it, and the task that follows its changes.
 //!
 //! The task waits at one member for another epoch (the member answers when there is one); when that
-//! member fails, it goes to another one. Always holds: an epoch once seen is followed by a later one
-//! only; a cluster once seen is never taken for another; what a member tells that has lost
-//! coordination counts only while nothing else is known.
+//! member fails, or does not answer a ping, it goes to another one, and when none can be reached, the way
+//! in again. Always holds: an epoch once seen is followed by a later one only; a cluster once seen is
+//! never taken for another; what a member tells that has lost coordination counts only while nothing
+//! else is known.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_proto::cluster::{
-    ArchivedRingReply, MEMBERS_MAX, MOUNTS_MAX, Member as Told, Mount, RingRequest, mount_of,
+    ArchivedRingReply, MEMBERS_MAX, MOUNTS_MAX, Member as Told, Mount, RingRequest,
 };
-use millrace_proto::ring::{self, Ring};
 use millrace_proto::status::Next;
 use millrace_proto::{Status, feature, frame};
 use tokio::time::{self, Instant};
 
+use crate::board::{Board, Taken};
 use crate::connection::{Body, Reply};
-use crate::coordination::Search;
 use crate::error::Error;
+use crate::file::HelloInfo;
 use crate::member::Member;
-use crate::network::{Board, Taken};
 use crate::reply;
 use crate::retry::Backoff;
 use crate::topology::Topology;
+use crate::view::{News, Page, View};
+
+mod search;
+
+use search::Search;
 
 /// How long a member may wait for another epoch. Guessed.
 const POLL: Duration = Duration::from_secs(30);
-/// How long a member may take for a page. Guessed.
+/// How long a member may take for a page, at most. Guessed.
 const PAGE_TIME: Duration = Duration::from_secs(5);
 /// An answer without news that comes sooner is followed by a pause.
 const POLL_MIN: Duration = Duration::from_secs(1);
+/// Pings without an answer after which a member is not waited at any more: another one tells the same.
+const POLL_MISSED_MAX: u32 = 1;
 /// How often the pages are begun again because the epoch changed between them.
 const PAGING_TRIES: usize = 8;
 /// Most members that are asked before a pause. Guessed: should all have lost coordination, each client asks
@@ -39,83 +46,8 @@ const ROUND_MAX: usize = 4;
 /// Most shards of a member.
 const SHARDS_MAX: usize = 1024;
 
-/// A cluster at one epoch.
-#[derive(Debug)]
-pub(crate) struct View {
-    /// Id of the cluster.
-    pub(crate) cluster: String,
-    pub(crate) epoch: u64,
-    /// Id of the member that told.
-    pub(crate) node: String,
-    /// Id of the master; empty if there is none.
-    pub(crate) master: String,
-    /// Whether the member that told has lost coordination.
-    pub(crate) is_fenced: bool,
-    pub(crate) mounts: Vec<Mount>,
-    pub(crate) members: Vec<Told>,
-    pub(crate) ring: Ring,
-    /// Replicas of every mount, if all have as many.
-    replicas: Option<usize>,
-}
-
-impl View {
-    fn new(page: Page, members: Vec<Told>) -> View {
-        let places: Vec<_> = members
-            .iter()
-            .map(|told| ring::Member {
-                key: told.key,
-                weight: if told.is_active() { told.weight } else { 0 },
-                zone: &told.zone,
-            })
-            .collect();
-        let ring = Ring::new(&places);
-        let mut counts = page.mounts.iter().map(|mount| usize::from(mount.replicas.max(1)));
-        let first = counts.next().unwrap_or(1);
-        let replicas = counts.all(|count| count == first).then_some(first);
-        View {
-            cluster: page.cluster,
-            epoch: page.epoch,
-            node: page.node,
-            master: page.master,
-            is_fenced: page.is_fenced,
-            mounts: page.mounts,
-            members,
-            ring,
-            replicas,
-        }
-    }
-
-    /// Owners of each block of the file at this path, at least 1.
-    pub(crate) fn replicas(&self, path: &str) -> usize {
-        self.replicas.unwrap_or_else(|| {
-            let mount = mount_of(&self.mounts, path).map(|(index, _)| &self.mounts[index]);
-            mount.map_or(1, |mount| usize::from(mount.replicas.max(1)))
-        })
-    }
-}
-
-/// A page of members, without them.
-struct Page {
-    cluster: String,
-    epoch: u64,
-    node: String,
-    master: String,
-    is_fenced: bool,
-    mounts: Vec<Mount>,
-    member_count: usize,
-}
-
-/// What a member told.
-pub(crate) enum News {
-    /// The members of an epoch, maybe the one that is known.
-    View(Box<View>),
-    /// Nothing yet.
-    Nothing,
-    /// It is in no cluster.
-    Alone,
-}
-
-/// Asks a member for the members; if `wait` is set, it answers when it has more to tell than is known.
+/// Asks a member for the members, and gives it `patience` for each answer. If `wait` is set, it answers
+/// when it has more to tell than is known, and is pinged meanwhile.
 ///
 /// # Errors
 /// What the connection or the member said, and [`Error::Protocol`].
@@ -123,12 +55,16 @@ pub(crate) async fn fetch(
     member: &Member,
     known: Option<&View>,
     wait: bool,
+    patience: Duration,
 ) -> Result<News, Error> {
     let epoch = known.map_or(0, |view| view.epoch);
     let first = RingRequest { epoch, first: 0, wait: u8::from(wait) };
-    let end = Instant::now() + if wait { POLL } else { PAGE_TIME };
-    // A node answers before the wait is over, unless it has more to do than it can.
-    let mut reply = member.ask_watched(Body::Ring(first), end).await?;
+    let mut reply = if wait {
+        // A node answers before the wait is over, unless it has more to do than it can.
+        member.ask_watched(Body::Ring(first), Instant::now() + POLL, POLL_MISSED_MAX).await?
+    } else {
+        ask(member, first, patience).await?
+    };
     for _ in 0..PAGING_TRIES {
         if reply.header.status() == Status::UnknownOp {
             return Ok(News::Alone);
@@ -140,14 +76,18 @@ pub(crate) async fn fetch(
         if let Some(known) = known
             && (known.epoch, &known.cluster) == (page.epoch, &page.cluster)
         {
-            return Ok(News::View(Box::new(View::new(page, known.members.clone()))));
+            return Ok(News::View(Box::new(View::new(
+                page,
+                known.members.clone(),
+                hello_of(member),
+            ))));
         }
         let is_whole = loop {
             if members.len() >= page.member_count {
                 break true;
             }
             let next = RingRequest { epoch: page.epoch, first: members.len() as u32, wait: 0 };
-            reply = member.ask_watched(Body::Ring(next), Instant::now() + PAGE_TIME).await?;
+            reply = ask(member, next, patience).await?;
             let (next, told) = decode(&reply)?;
             if next.epoch != page.epoch {
                 break false;
@@ -163,12 +103,22 @@ pub(crate) async fn fetch(
             if members.is_empty() {
                 return Err(Error::protocol("no member of the cluster has an address"));
             }
-            return Ok(News::View(Box::new(View::new(page, members))));
+            return Ok(News::View(Box::new(View::new(page, members, hello_of(member)))));
         }
         let again = RingRequest { epoch: 0, first: 0, wait: 0 };
-        reply = member.ask_watched(Body::Ring(again), Instant::now() + PAGE_TIME).await?;
+        reply = ask(member, again, patience).await?;
     }
     Err(Error::protocol("the members change faster than they can be asked for"))
+}
+
+/// Returns what a member said of itself when it was last connected to.
+fn hello_of(member: &Member) -> Option<Arc<HelloInfo>> {
+    member.main().link().borrow().hello.clone()
+}
+
+/// Asks for a page, and waits so long for it.
+async fn ask(member: &Member, request: RingRequest, patience: Duration) -> Result<Reply, Error> {
+    member.main().ask_until(Body::Ring(request), Instant::now() + patience).await
 }
 
 /// Whether each shard of a member has an address. One without is passed over, as if it were not
@@ -215,6 +165,8 @@ pub(crate) async fn follow(board: Arc<Board>) {
     let mut search = Search::new();
     // Whether a member of this round lives, whatever it told.
     let mut is_reached = false;
+    // Longer with each round without an answer: then all may be slow.
+    let mut patience = config.attempt_timeout;
     loop {
         let topology = board.topology();
         let mut link = topology.main.as_ref().map(|main| main.link.clone());
@@ -230,12 +182,9 @@ pub(crate) async fn follow(board: Arc<Board>) {
         let Some(member) = next.filter(|_| failed.len() < ROUND_MAX) else {
             failed.clear();
             drop(topology);
+            patience = (patience * 2).min(PAGE_TIME.max(config.attempt_timeout));
             let is_lost = !std::mem::take(&mut is_reached);
-            let is_found = match board.place() {
-                Some(place) if is_lost => search.run(place, &board).await,
-                _ => false,
-            };
-            if !is_found {
+            if !is_lost || !search.run(&board).await {
                 time::sleep(backoff.step()).await;
             }
             continue;
@@ -247,10 +196,10 @@ pub(crate) async fn follow(board: Arc<Board>) {
         let wait = is_trusted || known.is_none();
         let asked_at = Instant::now();
         let mut is_fenced = false;
-        let taken = match fetch(&member, known.as_deref(), wait).await {
+        let taken = match fetch(&member, known.as_deref(), wait, patience).await {
             Ok(News::View(view)) => {
                 is_fenced = view.is_fenced;
-                let taken = board.take_over(*view);
+                let taken = board.take_over(*view, None);
                 is_reached |= taken != Taken::Stranger;
                 taken
             }
@@ -270,7 +219,15 @@ pub(crate) async fn follow(board: Arc<Board>) {
                 Taken::Known
             }
             // Others may know more.
-            Ok(News::Alone) | Err(_) => Taken::Refused,
+            Ok(News::Alone) => Taken::Refused,
+            Err(error) => {
+                // One that was waited at to the end has answered pings meanwhile.
+                let lives = wait && matches!(error, Error::DeadlineExceeded);
+                if error.status().is_none() && !lives {
+                    member.suspect(0, true);
+                }
+                Taken::Refused
+            }
         };
         match taken {
             Taken::New | Taken::Known if !is_fenced => {
@@ -278,6 +235,7 @@ pub(crate) async fn follow(board: Arc<Board>) {
                 last = Some(member);
                 failed.clear();
                 search.reset();
+                patience = config.attempt_timeout;
                 if is_over {
                     backoff.reset();
                 } else {

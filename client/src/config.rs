@@ -4,14 +4,20 @@
 //! wait or allocate without bound. What a node allows is learnt from its `Hello` reply and lowers
 //! these values where it is less.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
+use millrace_proto::proof::Secret;
+
 use crate::error::Error;
+use crate::retry::Backoff;
 
 /// Longest deadline, connect timeout or back-off that is accepted: one day.
 pub(crate) const DURATION_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// Most connections to one shard.
 pub(crate) const CONNECTIONS_PER_SHARD_MAX: usize = 64;
+/// Most directories that sources may be read below.
+pub(crate) const FALLBACK_ROOTS_MAX: usize = 64;
 /// Most requests in flight on one connection that may be asked for.
 pub(crate) const REQUESTS_IN_FLIGHT_MAX: usize = 1 << 16;
 
@@ -28,14 +34,22 @@ pub struct ClientConfig {
     /// connection keeps it busy.
     pub connections_per_shard: usize,
     /// How long a member of a cluster may leave a request unanswered before the next one is asked as
-    /// well, 1 ms to one day; more for long reads. Default 500 ms.
+    /// well, 1 ms to one day; more for long reads, and a quarter of it for what has not answered yet at
+    /// all. Default 500 ms.
     pub attempt_timeout: Duration,
     /// Zone in which this client runs: of several members that have a block, those of the zone are
     /// asked first. None, the default, to ask all of them alike.
     pub zone: Option<String>,
-    /// Whether to read a file from its source, if that is a directory of this machine, when no member
-    /// of the cluster answers. Default false.
-    pub store_fallback: bool,
+    /// Directories of this machine, by their whole paths, below which files may be read from their source
+    /// when no member of the cluster answers; at most 64. Where a source lies is told by nodes, so what
+    /// is below none of these is never opened. Default none.
+    pub fallback_roots: Vec<PathBuf>,
+    /// Administration socket of a node, `unix:PATH`, for what changes something: `free`, `drain`,
+    /// `change_mount` and `pin`. With [`ClientConfig::admin_token`] it may be a node's `host:port`. Several
+    /// behind commas are tried in turn. None, the default, for clients that only read.
+    pub admin: Option<String>,
+    /// The token of the nodes by which they recognise administrators over TCP.
+    pub admin_token: Option<Secret>,
     /// Whether received bytes are judged against the node's checksums. Default true.
     pub verify: bool,
     /// First wait after a reply that asks to try again, at least 1 ms. Default 2 ms.
@@ -67,7 +81,9 @@ impl ClientConfig {
             connections_per_shard: 1,
             attempt_timeout: Duration::from_millis(500),
             zone: None,
-            store_fallback: false,
+            fallback_roots: Vec::new(),
+            admin: None,
+            admin_token: None,
             verify: true,
             busy_backoff_min: Duration::from_millis(2),
             busy_backoff_max: Duration::from_millis(250),
@@ -78,6 +94,18 @@ impl ClientConfig {
             leased_bytes_max: 1 << 30,
             read_length_max: 4 << 30,
         }
+    }
+
+    /// Returns the waits between questions to a busy node.
+    pub(crate) fn busy_backoff(&self) -> Backoff {
+        Backoff::new(self.busy_backoff_min, self.busy_backoff_max)
+    }
+
+    /// How long one of several ways into a cluster may keep silent before the next one is tried as well:
+    /// a quarter of what a member has for a request. Derived: then the second one has answered before
+    /// the first one is given up, and of 64 addresses all are asked within one and a half such times.
+    pub(crate) fn race_step(&self) -> Duration {
+        self.attempt_timeout / 4
     }
 
     /// Judges the ranges that the fields tell.
@@ -111,6 +139,18 @@ impl ClientConfig {
                     "{name}_min is {min:?} and {name}_max is {max:?}; choose min at most max"
                 )));
             }
+        }
+        if self.fallback_roots.len() > FALLBACK_ROOTS_MAX {
+            return Err(Error::InvalidArgument(format!(
+                "{} fallback_roots are more than {FALLBACK_ROOTS_MAX}; name a directory above them",
+                self.fallback_roots.len()
+            )));
+        }
+        if let Some(root) = self.fallback_roots.iter().find(|root| !root.is_absolute()) {
+            return Err(Error::InvalidArgument(format!(
+                "'{}' among fallback_roots is not a whole path; begin it with /",
+                root.display()
+            )));
         }
         if !(1..=CONNECTIONS_PER_SHARD_MAX).contains(&self.connections_per_shard) {
             return Err(Error::InvalidArgument(format!(

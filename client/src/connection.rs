@@ -16,6 +16,8 @@
 mod attach;
 mod driver;
 mod in_flight;
+mod listener;
+mod prove;
 mod receiver;
 mod socket;
 
@@ -40,7 +42,12 @@ use crate::config::ClientConfig;
 use crate::error::Error;
 use crate::file::HelloInfo;
 pub(crate) use attach::{Attachment, Neighbour};
+pub(crate) use prove::Claim;
+pub use prove::random;
 pub(crate) use socket::socket_path;
+
+/// How often it is looked whether a request that is late still belongs where it was sent. Guessed.
+const GOES_ON_STEP: Duration = Duration::from_millis(50);
 
 /// A request's op and body.
 #[derive(Debug)]
@@ -52,6 +59,7 @@ pub(crate) enum Body {
     Read(Range),
     Peek(Range),
     Fetch(Range),
+    Vouch(Range),
     Inventory(InventoryRequest),
     ReadMany(ReadManyRequest),
     Lease(ReadManyRequest),
@@ -76,6 +84,7 @@ impl Body {
             Body::Read(_) => Op::Read,
             Body::Peek(_) => Op::Peek,
             Body::Fetch(_) => Op::Fetch,
+            Body::Vouch(_) => Op::Vouch,
             Body::Inventory(_) => Op::Inventory,
             Body::ReadMany(_) => Op::ReadMany,
             Body::Lease(_) => Op::Lease,
@@ -96,7 +105,7 @@ impl Body {
             Body::Hello(body) => frame::encode(out, header, body),
             Body::Stat(body) => frame::encode(out, header, body),
             Body::List(body) => frame::encode(out, header, body),
-            Body::Read(body) | Body::Peek(body) | Body::Fetch(body) => {
+            Body::Read(body) | Body::Peek(body) | Body::Fetch(body) | Body::Vouch(body) => {
                 frame::encode(out, header, body)
             }
             Body::Inventory(body) => frame::encode(out, header, body),
@@ -252,6 +261,16 @@ pub(crate) struct Link {
     pub(crate) failure: Option<Error>,
 }
 
+/// How long the answers to a batch are waited for.
+#[derive(Clone, Copy)]
+pub(crate) struct Patience<'a> {
+    /// Longest time between two answers.
+    pub(crate) silence_max: Duration,
+    /// Whether to wait on all the same, also for a connection, until the deadline. None where another
+    /// node may answer instead.
+    pub(crate) goes_on: Option<&'a (dyn Fn() -> bool + Sync)>,
+}
+
 /// Handle of a lane. The driver ends when the last clone is gone.
 #[derive(Clone, Debug)]
 pub(crate) struct Lane {
@@ -279,6 +298,11 @@ impl Heard {
         self.last_ms.store(elapsed + 1, Ordering::Relaxed);
     }
 
+    /// Whether bytes ever came.
+    fn is_any(&self) -> bool {
+        self.last_ms.load(Ordering::Relaxed) > 0
+    }
+
     /// Whether bytes came after this moment, or less than 1 ms before.
     fn is_after(&self, moment: Instant) -> bool {
         let elapsed = moment.saturating_duration_since(self.start).as_millis() as u64;
@@ -289,13 +313,14 @@ impl Heard {
 impl Lane {
     /// Starts the driver of a lane to the first of `addresses` that can be reached, tried in order at
     /// each connect. Nothing is connected before the first request. A Unix socket among them counts
-    /// only if the node behind it has the number `node`, where that is known.
+    /// only if the node behind it has the number `node`, where that is known; `claim` is proved on each
+    /// connection.
     ///
     /// # Panics
     /// If there is no address.
     pub(crate) fn start(
         addresses: SmallVec<[Arc<str>; 2]>,
-        node: Option<u64>,
+        (node, claim): (Option<u64>, Option<Claim>),
         config: Arc<ClientConfig>,
         runtime: &Handle,
     ) -> Lane {
@@ -306,6 +331,7 @@ impl Lane {
         let driver = driver::Driver {
             addresses,
             node,
+            claim,
             config,
             requests: queue,
             link: link_sender,
@@ -324,6 +350,11 @@ impl Lane {
     /// The driver's news, see [`Link`].
     pub(crate) fn link(&self) -> watch::Receiver<Link> {
         self.link.clone()
+    }
+
+    /// Whether an answer ever came.
+    pub(crate) fn was_ever_heard(&self) -> bool {
+        self.heard.is_any()
     }
 
     /// Whether bytes came on the connection since this moment.
@@ -345,6 +376,33 @@ impl Lane {
         match time::timeout_at(deadline, self.answer_to(body, landing, deadline, true)).await {
             Ok(answer) => answer,
             Err(_) => Err(self.too_late()),
+        }
+    }
+
+    /// As [`Lane::exchange`], but only while `goes_on`, which is asked again and again once `patience` has
+    /// passed without an answer. None if it does not, and the request belongs elsewhere by now.
+    ///
+    /// # Errors
+    /// As [`Lane::exchange`].
+    pub(crate) async fn exchange_while(
+        &self,
+        body: Body,
+        landing: Landing,
+        deadline: Instant,
+        patience: Duration,
+        goes_on: impl Fn() -> bool + Send,
+    ) -> Result<Option<Answer>, Error> {
+        let answer = self.answer_to(body, landing, deadline, true);
+        tokio::pin!(answer);
+        let mut wait = patience;
+        loop {
+            let end = Instant::now().checked_add(wait).map_or(deadline, |end| end.min(deadline));
+            match time::timeout_at(end, answer.as_mut()).await {
+                Ok(answer) => return answer.map(Some),
+                Err(_) if end == deadline => return Err(self.too_late()),
+                Err(_) if goes_on() => wait = GOES_ON_STEP.min(patience),
+                Err(_) => return Ok(None),
+            }
         }
     }
 
@@ -411,16 +469,15 @@ impl Lane {
         let _ = self.requests.try_send(Request { body, parts, answers, deadline, is_patient });
     }
 
-    /// Sends a `ReadMany` or a `Lease` and collects an answer for each range, in order. With `silence_max`
-    /// no time between two answers may be longer, and nobody waits for a connection that cannot be
-    /// made. The landings of those that got no answer in time stay with the driver.
+    /// Sends a `ReadMany` or a `Lease` and collects an answer for each range, in order, for as long as
+    /// `patience` lets. The landings of those that got no answer in time stay with the driver.
     pub(crate) async fn exchange_many(
         &self,
         op: Op,
         ranges: Vec<Range>,
         landings: Vec<Landing>,
         deadline: Instant,
-        silence_max: Option<Duration>,
+        patience: Patience<'_>,
     ) -> Vec<Result<Answer, Error>> {
         assert_eq!(ranges.len(), landings.len());
         let brings_bytes = op == Op::ReadMany;
@@ -442,30 +499,40 @@ impl Lane {
             body: if brings_bytes { Body::ReadMany(batch) } else { Body::Lease(batch) },
             answers: Answers::Many(sender),
             deadline,
-            is_patient: silence_max.is_none(),
+            is_patient: patience.goes_on.is_some(),
         };
-        let limit = || {
-            let patience = silence_max.and_then(|silence| Instant::now().checked_add(silence));
-            patience.map_or(deadline, |end| end.min(deadline))
+        let limit = |wait| {
+            Instant::now().checked_add(wait).map_or(deadline, |end: Instant| end.min(deadline))
         };
-        let timer = time::sleep_until(limit());
+        // Until then answers are waited for, and then for as long as nothing else can be done.
+        let timer = time::sleep_until(limit(patience.silence_max));
         tokio::pin!(timer);
         let collect = async {
-            tokio::select! {
-                biased;
-                sent = self.requests.send(request) => sent.map_err(|_| self.gone())?,
-                () = &mut timer => return Err(self.too_late()),
-            }
-            for _ in 0..count {
-                let answer = tokio::select! {
+            let mut sending = std::pin::pin!(self.requests.send(request));
+            let mut is_sent = false;
+            let mut answered = 0;
+            while answered < count {
+                tokio::select! {
                     biased;
-                    answer = receiver.recv() => answer.ok_or_else(|| self.gone())?,
-                    () = &mut timer => return Err(self.too_late()),
-                };
-                let part = answer.part;
-                answers[part] = Some(answer);
-                if silence_max.is_some() {
-                    timer.as_mut().reset(limit());
+                    sent = &mut sending, if !is_sent => {
+                        sent.map_err(|_| self.gone())?;
+                        is_sent = true;
+                    }
+                    answer = receiver.recv(), if is_sent => {
+                        let answer = answer.ok_or_else(|| self.gone())?;
+                        let part = answer.part;
+                        answers[part] = Some(answer);
+                        answered += 1;
+                        if patience.goes_on.is_none() {
+                            timer.as_mut().reset(limit(patience.silence_max));
+                        }
+                    }
+                    () = &mut timer => {
+                        if timer.deadline() >= deadline || !patience.goes_on.is_some_and(|it| it()) {
+                            return Err(self.too_late());
+                        }
+                        timer.as_mut().reset(limit(GOES_ON_STEP));
+                    }
                 }
             }
             Ok(())
@@ -480,6 +547,12 @@ impl Lane {
     fn too_late(&self) -> Error {
         let link = self.link.borrow();
         link.failure.clone().unwrap_or(Error::DeadlineExceeded)
+    }
+
+    /// The error when the node is connected and does not answer.
+    pub(crate) fn silent(&self) -> Error {
+        let reason = "the node does not answer".into();
+        Error::ConnectionLost { address: self.address.clone(), reason }
     }
 
     /// The error when the task behind this handle is no more.

@@ -1,27 +1,22 @@
-//! What is asked of all members of a cluster, or of its master: load, free, status, drain,
-//! mounts, pins.
+//! What is asked of all members of a cluster: load, status, pins.
 //!
 //! Outside of a cluster there is one member, the node. Always holds: a part of the work whose member
 //! fails is done by whoever owns it in a later epoch, within the deadline.
 
 use std::sync::Arc;
 
-use millrace_proto::cluster::{
-    ArchivedPinsReply, DrainRequest, Mount, MountRequest, NAME_LENGTH_MAX, PinRequest, REPLICAS_MAX,
-};
-use millrace_proto::message::{
-    ArchivedFreeReply, ArchivedLoadReply, ArchivedStatusReply, Entry, FreeRequest, LoadRequest,
-};
+use millrace_proto::cluster::{ArchivedPinsReply, REPLICAS_MAX};
+use millrace_proto::message::{ArchivedLoadReply, ArchivedStatusReply, Entry, LoadRequest};
 use millrace_proto::status::Next;
-use millrace_proto::{Status, frame, placement};
+use millrace_proto::{frame, placement};
 use tokio::task::JoinSet;
-use tokio::time::{self, Instant};
+use tokio::time::Instant;
 
 use crate::client::{Client, check_path};
 use crate::connection::{Body, Reply};
 use crate::error::Error;
-use crate::file::{ClusterInfo, File, FreeReport, LoadReport, MemberInfo, MountInfo, NodeStatus};
-use crate::member::Member;
+use crate::file::{ClusterInfo, File, LoadReport, MemberInfo, MountInfo, NodeStatus};
+use crate::member::{MISSED_MAX, Member};
 use crate::reply;
 use crate::topology::Topology;
 
@@ -50,44 +45,6 @@ impl Client {
         let block_size = self.network().hello().block_size;
         let decode = |reply: &Reply| load_reply(path, reply, block_size);
         self.call_home(&request, &decode, deadline).await
-    }
-
-    /// Drops every block of a file from the caches of all members; sources are never touched. A retry
-    /// after a lost connection counts only what was left to drop.
-    ///
-    /// # Errors
-    /// [`Error::Status`] with `NotFound` or `WrongKind`.
-    pub async fn free(&self, path: &str) -> Result<FreeReport, Error> {
-        check_path(path)?;
-        let deadline = self.deadline();
-        let request = || Body::Free(FreeRequest { path: path.to_owned() });
-        let decode = |reply: &Reply| Ok(frame::body::<ArchivedFreeReply>(&reply.body)?.into());
-        if self.topology().cluster.is_none() {
-            return self.call_home(&request, &decode, deadline).await;
-        }
-        let mut retry = self.retry(deadline);
-        let mut done: Vec<Arc<Member>> = Vec::new();
-        let mut sum = FreeReport { block_count: 0, byte_count: 0 };
-        loop {
-            let topology = self.topology();
-            let left = topology.members().filter(|member| !has(&done, member)).cloned();
-            let mut cause = None;
-            for (member, result) in self.ask_each(left.collect(), &request, deadline).await {
-                match result {
-                    Ok(reply) => {
-                        let freed: FreeReport = decode(&reply)?;
-                        sum.block_count += freed.block_count;
-                        sum.byte_count += freed.byte_count;
-                        done.push(member);
-                    }
-                    Err(error) => cause = Some(passing(error)?),
-                }
-            }
-            match cause {
-                None => return Ok(sum),
-                Some(cause) => retry.pause(std::time::Duration::ZERO, cause).await?,
-            }
-        }
     }
 
     /// The counters of the node that was connected to, or of another one of its cluster if it is gone.
@@ -141,56 +98,6 @@ impl Client {
         })
     }
 
-    /// Has a member give its blocks to the others and own nothing any more; with `undo`, take part
-    /// again. The cluster's master is asked.
-    ///
-    /// # Errors
-    /// [`Error::Status`] with `NotFound` for an unknown member, with `NotMaster` if there is none until
-    /// the deadline; [`Error::InvalidArgument`] outside of a cluster.
-    pub async fn drain(&self, node: &str, undo: bool) -> Result<(), Error> {
-        if node.is_empty() || node.len() > NAME_LENGTH_MAX {
-            return Err(Error::InvalidArgument(format!(
-                "'{node}' is no id of a member; it has 1 to {NAME_LENGTH_MAX} bytes"
-            )));
-        }
-        let request = DrainRequest { node: node.to_owned(), undo: u8::from(undo) };
-        self.ask_master(&|| Body::Drain(request.clone()), false).await
-    }
-
-    /// Adds or changes a mount, or with `remove` takes away the one with its prefix. The cluster's
-    /// master is asked.
-    ///
-    /// # Errors
-    /// [`Error::Status`] with what the master decided, with `NotMaster` if there is none until the
-    /// deadline; [`Error::InvalidArgument`] outside of a cluster and for values that no cluster takes.
-    pub async fn change_mount(&self, mount: MountInfo, remove: bool) -> Result<(), Error> {
-        check_path(&mount.prefix)?;
-        check_path(&mount.source)?;
-        if !remove && !(1..=REPLICAS_MAX).contains(&mount.replicas) {
-            return Err(Error::InvalidArgument(format!(
-                "{} replicas; choose 1 to {REPLICAS_MAX}",
-                mount.replicas
-            )));
-        }
-        let MountInfo { prefix, source, replicas } = mount;
-        let mount = Mount { prefix, source, replicas };
-        let request = MountRequest { mount, remove: u8::from(remove) };
-        self.ask_master(&|| Body::Mount(request.clone()), remove).await
-    }
-
-    /// Keeps the blocks of a file, or of all files below a directory, from being evicted; with `undo` no
-    /// longer. The empty path is above all files; there need be nothing at a path. What is not cached is
-    /// not brought in: see [`Client::load`]. The cluster's master is asked.
-    ///
-    /// # Errors
-    /// [`Error::Status`] with what the master decided: `NotFound` if a path to undo is not pinned;
-    /// `NotMaster` if there is none until the deadline; [`Error::InvalidArgument`] outside of a cluster.
-    pub async fn pin(&self, path: &str, undo: bool) -> Result<(), Error> {
-        check_path(path)?;
-        let request = PinRequest { path: path.to_owned(), undo: u8::from(undo) };
-        self.ask_master(&|| Body::Pin(request.clone()), undo).await
-    }
-
     /// Paths that are pinned, sorted, as the node that was connected to knows them: it learns of a change
     /// a moment after [`Client::pin`] has returned.
     ///
@@ -206,47 +113,6 @@ impl Client {
             Ok(reply.pins.iter().map(|pin| pin.as_str().to_owned()).collect())
         };
         self.call_home(&|| Body::Pins, &decode, self.deadline()).await
-    }
-
-    /// Asks the master, whoever that is by then. What a removal does not find may be gone by a try
-    /// of its own whose answer never came.
-    async fn ask_master(
-        &self,
-        request: &(dyn Fn() -> Body + Send + Sync),
-        is_removal: bool,
-    ) -> Result<(), Error> {
-        let deadline = self.deadline();
-        let mut retry = self.retry(deadline);
-        let mut may_be_done = false;
-        loop {
-            let topology = self.topology();
-            let Some(view) = &topology.cluster else {
-                let text = "the node is in no cluster, so nobody can be asked to change one";
-                return Err(Error::InvalidArgument(text.to_owned()));
-            };
-            let master = topology.members().find(|member| member.identity.id == view.master);
-            let result = match master {
-                Some(master) => ask(master, request(), deadline).await,
-                None => Err(Error::Status {
-                    status: Status::NotMaster,
-                    message: "the cluster has no master at the moment".to_owned(),
-                }),
-            };
-            let cause = match result {
-                Ok(_) => return Ok(()),
-                Err(error) => match error.status() {
-                    Some(Status::NotFound) if is_removal && may_be_done => return Ok(()),
-                    Some(Status::NotMaster | Status::Fenced) => error,
-                    _ => passing(error)?,
-                },
-            };
-            may_be_done |= is_fate_unknown(&cause);
-            retry.pause(std::time::Duration::ZERO, cause).await?;
-            // Members that hang take seconds each.
-            if time::timeout_at(deadline, self.network().refresh()).await.is_err() {
-                return Err(retry.end(Error::DeadlineExceeded));
-            }
-        }
     }
 
     /// Asks these members the same, several at a time.
@@ -375,8 +241,12 @@ fn has(members: &[Arc<Member>], member: &Arc<Member>) -> bool {
 }
 
 /// Asks one member and waits as long as it lives.
-async fn ask(member: &Arc<Member>, body: Body, deadline: Instant) -> Result<Reply, Error> {
-    let reply = match member.ask_watched(body, deadline).await {
+pub(crate) async fn ask(
+    member: &Arc<Member>,
+    body: Body,
+    deadline: Instant,
+) -> Result<Reply, Error> {
+    let reply = match member.ask_watched(body, deadline, MISSED_MAX).await {
         Ok(reply) => reply,
         Err(error) => {
             if !matches!(error, Error::DeadlineExceeded) {
@@ -392,7 +262,7 @@ async fn ask(member: &Arc<Member>, body: Body, deadline: Instant) -> Result<Repl
 }
 
 /// Passes an error that may be another one later.
-fn passing(error: Error) -> Result<Error, Error> {
+pub(crate) fn passing(error: Error) -> Result<Error, Error> {
     match &error {
         Error::Connect { .. } | Error::NoHello { .. } | Error::ConnectionLost { .. } => Ok(error),
         Error::DeadlineExceeded => Ok(error),
@@ -401,16 +271,6 @@ fn passing(error: Error) -> Result<Error, Error> {
             _ => Err(error),
         },
         _ => Err(error),
-    }
-}
-
-/// Whether a change that failed so may have been made all the same.
-fn is_fate_unknown(error: &Error) -> bool {
-    match error {
-        Error::ConnectionLost { .. } | Error::DeadlineExceeded => true,
-        // A master whose coordination does not answer does not know either.
-        Error::Status { status, .. } => matches!(status, Status::Fenced | Status::ShuttingDown),
-        _ => false,
     }
 }
 

@@ -22,10 +22,11 @@ use std::time::Duration;
 use millrace_proto::Status;
 use tokio::time::{self, Instant};
 
-use crate::client::Client;
+use crate::config::ClientConfig;
 use crate::connection::{Body, Landing, Reply};
 use crate::error::Error;
 use crate::member::Member;
+use crate::network::Network;
 use crate::reply::{self, Setback};
 use crate::retry::Backoff;
 use crate::topology::{Order, Topology};
@@ -34,6 +35,10 @@ use crate::topology::{Order, Topology};
 const BUSY_TRIES: u32 = 3;
 /// Longest wait that a busy member may ask for to be asked again. Guessed.
 const BUSY_WAIT_MAX: Duration = Duration::from_millis(50);
+
+/// How much longer or shorter than the first one the waits between members get. Guessed.
+const WAIT_GROWTH_MAX: u32 = 64;
+const WAIT_SHRINK_MAX: u32 = 8;
 
 /// What to do after a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,8 +79,8 @@ pub(crate) struct Tolerance {
 }
 
 impl Tolerance {
-    pub(crate) fn new(client: &Client) -> Tolerance {
-        Tolerance { busy: 0, damaged: false, backoff: client.backoff() }
+    pub(crate) fn new(config: &ClientConfig) -> Tolerance {
+        Tolerance { busy: 0, damaged: false, backoff: config.busy_backoff() }
     }
 
     /// Passes the first damage.
@@ -168,14 +173,17 @@ struct Try<'a, T> {
 
 /// The tries of an operation.
 pub(crate) struct Tries<'a, T> {
-    client: &'a Client,
+    network: &'a Network,
+    config: &'a ClientConfig,
     deadline: Instant,
     /// How long a member may take.
     patience: Duration,
     /// When the next member is asked, whatever becomes of the others.
     next_at: Instant,
-    /// How often that has come in this round.
-    late_count: u32,
+    /// How long after the newest try that is.
+    next_wait: Duration,
+    /// The last resort, while it is under way.
+    rescue: Option<Rescue<'a, T>>,
     pending: Vec<Try<'a, T>>,
     /// Who was asked in this round.
     asked: Vec<Arc<Member>>,
@@ -202,13 +210,20 @@ enum Step<T> {
 }
 
 impl<'a, T> Tries<'a, T> {
-    pub(crate) fn new(client: &'a Client, deadline: Instant, patience: Duration) -> Tries<'a, T> {
+    pub(crate) fn new(
+        network: &'a Network,
+        config: &'a ClientConfig,
+        deadline: Instant,
+        patience: Duration,
+    ) -> Tries<'a, T> {
         Tries {
-            client,
+            network,
+            config,
             deadline,
             patience,
             next_at: deadline,
-            late_count: 0,
+            next_wait: patience,
+            rescue: None,
             pending: Vec::new(),
             asked: Vec::new(),
             spare: None,
@@ -226,9 +241,13 @@ impl<'a, T> Tries<'a, T> {
         started: Instant,
         future: Attempt<'a, T>,
     ) {
+        let first_wait = first_wait(self.config, self.patience, &member, shard);
         self.asked.push(member.clone());
         self.pending.push(Try { member, shard, started, is_late: false, future });
         self.mark_late(Instant::now());
+        if started.elapsed() >= first_wait {
+            self.adapt();
+        }
     }
 
     /// Notes a try that was begun elsewhere and has failed.
@@ -249,9 +268,9 @@ impl<'a, T> Tries<'a, T> {
     /// # Errors
     /// See the module.
     pub(crate) async fn run(mut self, errand: &'a impl Errand<T>) -> Result<T, Error> {
-        let mut backoff = self.client.backoff();
+        let mut backoff = self.config.busy_backoff();
         loop {
-            let topology = self.client.topology();
+            let topology = self.network.topology();
             let order = errand.order(&topology);
             if order.is_empty() {
                 let text = "all members are of another cluster by now; connect again";
@@ -274,7 +293,7 @@ impl<'a, T> Tries<'a, T> {
                     Step::Done(value) => return Ok(value),
                     Step::End(error) => return Err(error),
                     Step::Next => {}
-                    Step::Late => self.late_count += 1,
+                    Step::Late => self.adapt(),
                 }
             }
             if let Some(error) = self.denial() {
@@ -286,7 +305,7 @@ impl<'a, T> Tries<'a, T> {
                 Step::Next | Step::Late => {}
             }
             let pause = Instant::now() + backoff.step();
-            if self.pending.is_empty() && (self.is_hopeless || pause >= self.deadline) {
+            if self.is_idle() && (self.is_hopeless || pause >= self.deadline) {
                 return Err(self.end());
             }
             self.next_at = pause;
@@ -294,7 +313,7 @@ impl<'a, T> Tries<'a, T> {
                 match self.attend().await {
                     Step::Done(value) => return Ok(value),
                     Step::End(error) => return Err(error),
-                    Step::Next if self.pending.is_empty() => {
+                    Step::Next if self.is_idle() => {
                         if let Some(error) = self.denial() {
                             return Err(error);
                         }
@@ -303,7 +322,7 @@ impl<'a, T> Tries<'a, T> {
                     Step::Next | Step::Late => {}
                 }
             }
-            self.late_count = 0;
+            self.next_wait = self.patience;
             self.asked.clear();
             self.is_hopeless = true;
             self.is_busy = false;
@@ -317,17 +336,30 @@ impl<'a, T> Tries<'a, T> {
         let member = topology.member(index).clone();
         let landing = self.spare.take().unwrap_or(Landing::Any);
         let started = Instant::now();
-        // Each one that is late makes the next wait longer: where all are slow, more load does harm.
-        let patience = self.patience * (1 << self.late_count.min(16));
-        self.next_at = started + patience;
+        let shard = errand.shard(topology, index);
+        self.next_at = started + first_wait(self.config, self.next_wait, &member, shard);
         self.asked.push(member.clone());
         self.pending.push(Try {
             member,
-            shard: errand.shard(topology, index),
+            shard,
             started,
             is_late: false,
             future: errand.attempt(topology.clone(), index, landing),
         });
+    }
+
+    /// Changes the wait for the one that is asked next, after one that is late. One that is alive makes it
+    /// longer: where all are slow, more load does harm. One of which nothing was heard makes it shorter:
+    /// where several hang, all of them together cost about as much as the first two.
+    fn adapt(&mut self) {
+        let Some(newest) = self.pending.iter().max_by_key(|it| it.started) else { return };
+        self.next_wait = if newest.member.was_heard_since(newest.shard, newest.started) {
+            (self.next_wait * 2).min(self.patience * WAIT_GROWTH_MAX)
+        } else {
+            // It may have had less than its time; if it lives it answers a ping.
+            newest.member.suspect(newest.shard, true);
+            (self.next_wait / 2).max(self.patience / WAIT_SHRINK_MAX)
+        };
     }
 
     /// Waits for an answer, for a failure that leaves nobody to wait for, or until it is time to ask the
@@ -337,14 +369,18 @@ impl<'a, T> Tries<'a, T> {
             let lateness = self.pending.iter().filter(|it| !it.is_late);
             let lateness = lateness.map(|it| it.started + self.patience).min();
             let wake = lateness.map_or(self.next_at, |late| late.min(self.next_at));
-            match next(&mut self.pending, wake.min(self.deadline)).await {
-                Some((done, Ok(value))) => {
-                    if !done.0.health.is_well() {
-                        done.0.health.recover();
+            match next(&mut self.pending, &mut self.rescue, wake.min(self.deadline)).await {
+                Some(Event::Tried(member, _, Ok(value))) => {
+                    if !member.health.is_well() {
+                        member.health.recover();
                     }
                     return Step::Done(value);
                 }
-                Some(((member, shard), Err(failure))) => {
+                Some(Event::Rescued(rescued)) => {
+                    self.rescue = None;
+                    return self.judge_rescue(rescued);
+                }
+                Some(Event::Tried(member, shard, Err(failure))) => {
                     if let Err(error) = self.note(&member, shard, failure) {
                         return Step::End(error);
                     }
@@ -365,21 +401,24 @@ impl<'a, T> Tries<'a, T> {
         }
     }
 
-    /// Tries the last resort, and hears those who are late meanwhile: a source may hang, too.
+    /// Tries the last resort, and hears those who are late meanwhile. A source may hang, too: after the
+    /// time of a member it goes on beside another round.
     async fn attend_rescue(&mut self, errand: &'a impl Errand<T>) -> Step<T> {
-        // Nobody else is asked by then.
-        self.next_at = self.deadline;
-        let mut rescue = errand.rescue();
-        let rescued = loop {
-            tokio::select! {
-                biased;
-                rescued = &mut rescue => break rescued,
-                step = self.attend() => match step {
-                    Step::Done(_) | Step::End(_) => return step,
-                    Step::Next | Step::Late => {}
-                }
+        if self.rescue.is_none() {
+            self.rescue = Some(errand.rescue());
+        }
+        self.next_at = Instant::now() + self.patience;
+        while self.rescue.is_some() {
+            match self.attend().await {
+                step @ (Step::Done(_) | Step::End(_)) => return step,
+                Step::Late => break,
+                Step::Next => {}
             }
-        };
+        }
+        Step::Next
+    }
+
+    fn judge_rescue(&mut self, rescued: Option<Result<T, Error>>) -> Step<T> {
         match rescued {
             None => Step::Next,
             Some(Ok(value)) => Step::Done(value),
@@ -396,6 +435,11 @@ impl<'a, T> Tries<'a, T> {
         }
     }
 
+    /// True if nothing is under way.
+    fn is_idle(&self) -> bool {
+        self.pending.is_empty() && self.rescue.is_none()
+    }
+
     /// Suspects those who took too long and of whom nothing was heard.
     fn mark_late(&mut self, now: Instant) {
         for it in &mut self.pending {
@@ -403,7 +447,7 @@ impl<'a, T> Tries<'a, T> {
                 continue;
             }
             it.is_late = true;
-            if !it.member.first_lane(it.shard).was_heard_since(it.started) {
+            if !it.member.was_heard_since(it.shard, it.started) {
                 it.member.suspect(it.shard, true);
             }
         }
@@ -458,28 +502,53 @@ impl<'a, T> Tries<'a, T> {
     }
 }
 
-/// The first try that ends before this moment, and how.
+/// Something that has ended.
+enum Event<T> {
+    /// A try at a shard of a member.
+    Tried(Arc<Member>, u32, Result<T, Failure>),
+    /// The last resort.
+    Rescued(Option<Result<T, Error>>),
+}
+
+/// What ends first, before this moment.
 async fn next<T>(
     pending: &mut Vec<Try<'_, T>>,
+    rescue: &mut Option<Rescue<'_, T>>,
     wake: Instant,
-) -> Option<((Arc<Member>, u32), Result<T, Failure>)> {
+) -> Option<Event<T>> {
     let timer = time::sleep_until(wake);
     tokio::pin!(timer);
     std::future::poll_fn(|context| {
         for index in 0..pending.len() {
             if let Poll::Ready(result) = pending[index].future.as_mut().poll(context) {
                 let done = pending.swap_remove(index);
-                return Poll::Ready(Some(((done.member, done.shard), result)));
+                return Poll::Ready(Some(Event::Tried(done.member, done.shard, result)));
             }
+        }
+        if let Some(rescue) = rescue
+            && let Poll::Ready(rescued) = rescue.as_mut().poll(context)
+        {
+            return Poll::Ready(Some(Event::Rescued(rescued)));
         }
         timer.as_mut().poll(context).map(|()| None)
     })
     .await
 }
 
+/// How long to wait for a member with this patience before the next one is asked as well: not as long
+/// if it has never answered, since to connect it only has to be there.
+pub(crate) fn first_wait(
+    config: &ClientConfig,
+    patience: Duration,
+    member: &Member,
+    shard: u32,
+) -> Duration {
+    if member.was_ever_heard(shard) { patience } else { patience.min(config.race_step()) }
+}
+
 /// An operation without a payload.
 pub(crate) struct Call<'c, T> {
-    pub(crate) client: &'c Client,
+    pub(crate) config: &'c ClientConfig,
     /// The request, made anew for each try.
     pub(crate) body: &'c (dyn Fn() -> Body + Send + Sync),
     /// Members to ask, best first.
@@ -500,7 +569,7 @@ impl<T: Send> Errand<T> for Call<'_, T> {
         T: 'a,
     {
         Box::pin(async move {
-            let mut tolerance = Tolerance::new(self.client);
+            let mut tolerance = Tolerance::new(self.config);
             loop {
                 let lane = topology.member(member).main();
                 let answer = lane.ask((self.body)(), Landing::Any, self.deadline).await;

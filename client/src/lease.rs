@@ -8,29 +8,25 @@
 //! ```
 //!
 //! Owns the table of leased blocks. Always holds: bytes that were read in place are handed out only if
-//! their lease still held afterwards; a block was verified when its lease began; the table is bounded
-//! by [`ClientConfig::leased_bytes_max`](crate::ClientConfig::leased_bytes_max). A lease is counted
-//! from before it was asked for, so it ends here earlier than at the node.
+//! their lease still held afterwards, and if they were verified or need not be; a block was verified
+//! [`VERIFIED_FOR`] ago at most, however long its lease is prolonged; the table is bounded by
+//! [`ClientConfig::leased_bytes_max`](crate::ClientConfig::leased_bytes_max). A lease is counted from
+//! before it was asked for, so it ends here earlier than at the node.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use millrace_proto::checksum::PAGE_SIZE;
-use millrace_proto::message::{ArchivedLeaseReply, Extent, Range, ReadManyRequest};
-use millrace_proto::{FileId, Op, Status, frame, placement};
+use millrace_proto::message::{Extent, Range};
+use millrace_proto::{FileId, placement};
 use smallvec::SmallVec;
 
-use crate::client::Client;
-use crate::connection::{Answer, Attachment, Body, Landed, Landing};
-use crate::error::Error;
+use crate::connection::Attachment;
 use crate::file::File;
-use crate::read::{Piece, Terms};
-use crate::reply;
-use crate::topology::{Place, Topology};
 
 /// Parts of the table, each with a lock of its own.
 const PARTS: usize = 16;
@@ -39,6 +35,12 @@ const PARTS: usize = 16;
 const WORTHY_SHARE: u32 = 16;
 /// Blocks that are remembered as read before.
 const SEEN: usize = 4096;
+/// How long a block that was verified is read without verifying it again: the memory of a machine may
+/// go bad, and a lease may be prolonged for months. One that is prolonged is verified every half of this.
+/// Derived: a gibibyte, the most that a client keeps leased by default, takes a tenth of a second of one
+/// core, so a third of a percent of it.
+const VERIFIED_FOR: Duration = Duration::from_secs(60);
+const VERIFIED_FOR_NS: u64 = VERIFIED_FOR.as_nanos() as u64;
 /// How long nothing is leased after the node had no room. Guessed.
 const REFUSED_PAUSE: Duration = Duration::from_millis(250);
 /// Most blocks of one `Lease` request. Guessed: a reply for each.
@@ -60,10 +62,15 @@ pub(crate) struct LeasedBlock {
     /// Offset in the file in bytes.
     start: u64,
     length: u32,
+    /// CRC-32 of its bytes.
     checksum: u32,
     extents: SmallVec<[Extent; 1]>,
+    /// Until when it may be read here; 0 once it was revoked.
     ends_at_ns: AtomicU64,
-    is_verified: AtomicBool,
+    /// Until when the node has promised it: not before `ends_at_ns`.
+    granted_until_ns: AtomicU64,
+    /// When it was verified last; 0 if it was not.
+    verified_at_ns: AtomicU64,
 }
 
 impl LeasedBlock {
@@ -125,17 +132,44 @@ impl LeasedBlock {
         u64::from(self.length).next_multiple_of(u64::from(PAGE_SIZE))
     }
 
-    /// Ends the lease on this side for good, before the node may; says whether it still held.
-    fn revoke(&self) -> bool {
-        let held = self.holds();
-        self.ends_at_ns.store(0, Ordering::SeqCst);
-        held
+    /// True if its bytes may be handed out as far as their checksum is concerned.
+    fn is_good_for(&self, verify: bool) -> bool {
+        !verify || self.verified_at_ns.load(Ordering::Acquire) != 0
     }
 
-    /// Prolongs the lease, unless it was revoked meanwhile.
-    fn prolong(&self, ends_at_ns: u64) -> bool {
-        let longer = |end: u64| (end != 0).then(|| end.max(ends_at_ns));
-        self.ends_at_ns.fetch_update(Ordering::SeqCst, Ordering::SeqCst, longer).is_ok()
+    /// Ends the lease on this side for good, before the node may; says whether the node still keeps it.
+    fn revoke(&self) -> bool {
+        self.ends_at_ns.store(0, Ordering::SeqCst);
+        now_ns() < self.granted_until_ns.swap(0, Ordering::SeqCst) && self.attachment.stands()
+    }
+
+    /// True if the bytes are those that were cached, which is looked at once every half of
+    /// [`VERIFIED_FOR`]. If not, the block is not to be read any more.
+    fn verify(&self, now: u64) -> bool {
+        let last = self.verified_at_ns.load(Ordering::Acquire);
+        if last != 0 && now.saturating_sub(last) < VERIFIED_FOR_NS / 2 {
+            return true;
+        }
+        let is_right = self.attachment.memory.sum(&self.extents) == self.checksum;
+        // 0 would mean that it was not verified.
+        self.verified_at_ns.store(if is_right { now.max(1) } else { 0 }, Ordering::Release);
+        is_right
+    }
+
+    /// Prolongs the lease for as long as the node has promised and the last look at its bytes counts.
+    /// False if it was revoked meanwhile.
+    fn prolong(&self, granted_until_ns: u64) -> bool {
+        let granted = granted_until_ns.max(self.granted_until_ns.load(Ordering::SeqCst));
+        let end = match self.verified_at_ns.load(Ordering::Acquire) {
+            0 => granted,
+            last => granted.min(last.saturating_add(VERIFIED_FOR_NS)),
+        };
+        let is_held = |before: u64| (before != 0).then_some(end);
+        let is_longer = self.ends_at_ns.fetch_update(Ordering::SeqCst, Ordering::SeqCst, is_held);
+        if is_longer.is_ok() {
+            self.granted_until_ns.fetch_max(granted_until_ns, Ordering::SeqCst);
+        }
+        is_longer.is_ok()
     }
 
     fn range(&self) -> Range {
@@ -145,8 +179,10 @@ impl LeasedBlock {
 
 /// A block that stays in the memory of a node on this machine for a while, to be read there.
 ///
-/// It ends by itself, and earlier when the connection to the node ends or when the client leases more
-/// than [`ClientConfig::leased_bytes_max`](crate::ClientConfig::leased_bytes_max): then lease it again.
+/// It ends by itself, a minute after its bytes were verified at the latest, and earlier when the connection
+/// to the node ends or when the client leases more than
+/// [`ClientConfig::leased_bytes_max`](crate::ClientConfig::leased_bytes_max): then lease it again. Leased
+/// again before it ends, it goes on, and its bytes are verified again every half a minute.
 #[derive(Clone, Debug)]
 pub struct Lease {
     block: Arc<LeasedBlock>,
@@ -350,281 +386,7 @@ fn key_of(file: &File, block: u64) -> u64 {
     placement::block_hash(file.id, block) ^ file.version.wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }
 
-impl Client {
-    /// Reads bytes from `offset` into the whole of `target` from the memory of a node on this machine,
-    /// without asking the node. False if that cannot be, since not all blocks of the range are leased
-    /// or the file ends before: then what is in `target` means nothing, and [`Client::read`] reads it and
-    /// leases what is read more than once.
-    pub fn read_leased(&self, file: &File, offset: u64, target: &mut [u8]) -> bool {
-        let block_size = file.block_size;
-        let mut position = offset;
-        let mut rest = target;
-        while !rest.is_empty() {
-            let left = u64::from(block_size) - position % u64::from(block_size);
-            let length = rest.len().min(left as usize);
-            let (front, after) = rest.split_at_mut(length);
-            let found =
-                self.leases().with(file, (position, length as u32, block_size), |block, offset| {
-                    block.copy(offset, front).then_some(())
-                });
-            if found.is_none() {
-                return false;
-            }
-            position += length as u64;
-            rest = after;
-        }
-        true
-    }
-
-    /// Leases the blocks of a range, to be read in place; there is one result for each block, in
-    /// order, none where the node is not on this machine or has no room. Blocks that are not cached
-    /// are brought in first.
-    ///
-    /// # Errors
-    /// As [`Client::read`], for the range itself.
-    pub async fn lease(
-        &self,
-        file: &File,
-        offset: u64,
-        length: u64,
-    ) -> Result<Vec<Option<Lease>>, Error> {
-        let terms = self.terms(crate::ReadOptions::default());
-        let pieces = self.cut(file, offset, length)?;
-        let topology = self.topology();
-        let mut leases = vec![None; pieces.len()];
-        // By shard, since each leases its own.
-        let mut batches: HashMap<Place, Vec<(usize, Piece)>> = HashMap::new();
-        for (index, piece) in pieces.into_iter().enumerate() {
-            let place = topology.place(file.id, piece.block(), &file.path);
-            batches.entry(place).or_default().push((index, piece));
-        }
-        for (place, batch) in batches {
-            if self.config().local && topology.leasing_lane(place).is_none() {
-                self.reach(&topology, place, terms.deadline).await?;
-            }
-            for batch in batch.chunks(BATCH_MAX) {
-                let pieces = batch.iter().map(|(_, piece)| *piece).collect();
-                let found = self.lease_pieces(file, pieces, (&topology, place), terms).await;
-                for ((index, _), block) in batch.iter().zip(found) {
-                    leases[*index] = block.map(|block| Lease { block });
-                }
-            }
-        }
-        Ok(leases)
-    }
-
-    /// Has the lane of a place connect, which it does with its first request.
-    ///
-    /// # Errors
-    /// Those of a node that is alone; a member of a cluster that is not reached leases nothing.
-    async fn reach(
-        &self,
-        topology: &Topology,
-        place: Place,
-        deadline: tokio::time::Instant,
-    ) -> Result<(), Error> {
-        let member = topology.member(place.member);
-        let lane = member.first_lane(place.shard);
-        if topology.main.is_some() {
-            lane.exchange(Body::Ping, Landing::Any, deadline).await?;
-        } else if member.is_near {
-            let end = tokio::time::Instant::now() + self.config().attempt_timeout;
-            // Without an answer there is no memory to lease, which is looked at next.
-            let _ = lane.ask_until(Body::Ping, end.min(deadline)).await;
-        }
-        Ok(())
-    }
-
-    /// Reads a piece in place, if its block is leased.
-    pub(crate) fn read_in_place(
-        &self,
-        file: &File,
-        piece: Piece,
-        landing: &mut Landing,
-        verify: bool,
-    ) -> Option<Landed> {
-        let place = (piece.offset, piece.length, piece.block_size);
-        self.leases().with(file, place, |block, offset| {
-            let is_good = block.is_verified.load(Ordering::Relaxed) || !verify;
-            is_good.then(|| append(block, offset, piece.length, landing)).flatten()
-        })
-    }
-
-    /// Leases the block of a piece, if that is possible and worth it, and reads the piece in place.
-    pub(crate) async fn read_by_lease(
-        &self,
-        file: &File,
-        piece: Piece,
-        landing: &mut Landing,
-        (topology, place): (&Topology, Place),
-        terms: Terms,
-    ) -> Option<Landed> {
-        let block_length = block_length(file, piece);
-        if !self.leases().may_lease(block_length) {
-            return None;
-        }
-        topology.leasing_lane(place)?;
-        if !self.leases().is_worthy(key_of(file, piece.block()), piece.length, block_length) {
-            return None;
-        }
-        let found = self.lease_pieces(file, vec![piece], (topology, place), terms).await;
-        let block = found.into_iter().next()??;
-        let offset = block.offset_of(file, piece.offset, piece.length)?;
-        append(&block, offset, piece.length, landing)
-    }
-
-    /// Leases the blocks of pieces that belong to one shard; none where that did not work.
-    async fn lease_pieces(
-        &self,
-        file: &File,
-        pieces: Vec<Piece>,
-        (topology, place): (&Topology, Place),
-        terms: Terms,
-    ) -> Vec<Option<Arc<LeasedBlock>>> {
-        let Some((lane, attachment)) = topology.leasing_lane(place) else {
-            return vec![None; pieces.len()];
-        };
-        let keys = pieces.iter().map(|piece| key_of(file, piece.block())).collect();
-        let asking = self.leases().asking(keys);
-        let asked_at_ns = now_ns();
-        let ranges: Vec<Range> = pieces.iter().map(|piece| piece.range(file)).collect();
-        let landings = pieces.iter().map(|_| Landing::Any).collect();
-        // Another member may have the block, if this one keeps silent.
-        let silence_max = topology.cluster.as_ref().map(|_| self.config().attempt_timeout);
-        let sent_at = tokio::time::Instant::now();
-        let answers = lane.exchange_many(Op::Lease, ranges, landings, terms.deadline, silence_max);
-        let answers = answers.await;
-        let is_lost = silence_max.is_some() && answers.iter().any(Result::is_err);
-        if is_lost && !lane.was_heard_since(sent_at) {
-            topology.member(place.member).suspect(place.shard, true);
-        }
-        let mut gone = Vec::new();
-        let mut found = Vec::new();
-        for (piece, answer) in pieces.iter().zip(answers) {
-            let granted = self.granted(file, *piece, answer, &attachment, asked_at_ns);
-            let block = granted.and_then(|block| self.keep(file, *piece, block, terms, &mut gone));
-            found.push(block);
-        }
-        drop(asking);
-        self.leases().give_back(&gone, |blocks| release(topology, &blocks, terms.deadline));
-        found
-    }
-
-    /// The block that an answer leases.
-    fn granted(
-        &self,
-        file: &File,
-        piece: Piece,
-        answer: Result<Answer, Error>,
-        attachment: &Arc<Attachment>,
-        asked_at_ns: u64,
-    ) -> Option<LeasedBlock> {
-        let outcome = answer.ok()?.outcome;
-        if outcome.as_ref().is_ok_and(|reply| reply.header.status() == Status::Busy) {
-            let until = now_ns() + REFUSED_PAUSE.as_nanos() as u64;
-            self.leases().refused_until_ns.store(until, Ordering::Relaxed);
-        }
-        let reply = reply::judge(outcome).ok()?;
-        let lease = frame::body::<ArchivedLeaseReply>(&reply.body).ok()?;
-        let extents: SmallVec<[Extent; 1]> = lease.extents.iter().map(Extent::from).collect();
-        let length = block_length(file, piece);
-        let total: u64 = extents.iter().map(|extent| u64::from(extent.length)).sum();
-        let is_inside = extents.iter().all(|extent| attachment.memory.contains(extent));
-        (is_inside && total == u64::from(length)).then(|| LeasedBlock {
-            attachment: attachment.clone(),
-            key: key_of(file, piece.block()),
-            file: file.id,
-            version: file.version,
-            start: piece.block() * u64::from(piece.block_size),
-            length,
-            checksum: lease.checksum.to_native(),
-            extents,
-            ends_at_ns: AtomicU64::new(
-                asked_at_ns + u64::from(lease.lease_ms.to_native()) * 1_000_000,
-            ),
-            is_verified: AtomicBool::new(false),
-        })
-    }
-
-    /// Puts a block that was leased into the table, or prolongs the lease that is there. None if its
-    /// bytes are not what was cached: then reading it over the socket tells more.
-    fn keep(
-        &self,
-        file: &File,
-        piece: Piece,
-        block: LeasedBlock,
-        terms: Terms,
-        gone: &mut Vec<Arc<LeasedBlock>>,
-    ) -> Option<Arc<LeasedBlock>> {
-        let key = key_of(file, piece.block());
-        let held = self.leases().find(key).filter(|held| {
-            Arc::ptr_eq(&held.attachment, &block.attachment)
-                && (held.file, held.version, held.start) == (block.file, block.version, block.start)
-                && held.extents == block.extents
-        });
-        let is_good = |block: &LeasedBlock| {
-            let is_right = block.attachment.memory.sum(&block.extents) == block.checksum;
-            block.is_verified.store(is_right, Ordering::Relaxed);
-            is_right && block.holds()
-        };
-        // Held without a gap, it is what was verified when it began.
-        if let Some(held) = held
-            && held.holds()
-            && held.prolong(block.ends_at_ns.load(Ordering::Relaxed))
-        {
-            let is_verified = held.is_verified.load(Ordering::Relaxed);
-            return (is_verified || !terms.verify || is_good(&held)).then_some(held);
-        }
-        if terms.verify && !is_good(&block) {
-            return None;
-        }
-        let block = Arc::new(block);
-        gone.extend(self.leases().insert(key, block.clone()));
-        Some(block)
-    }
-}
-
-/// Gives leases back, each on the connection that it was given on.
-fn release(topology: &Topology, blocks: &[&LeasedBlock], deadline: tokio::time::Instant) {
-    let mut ranges: HashMap<Place, Vec<Range>> = HashMap::new();
-    for block in blocks {
-        let number = block.start / u64::from(topology.hello.block_size);
-        let hash = placement::block_hash(block.file, number);
-        if let Some(place) = topology.place_of(&block.attachment, hash) {
-            ranges.entry(place).or_default().push(block.range());
-        }
-    }
-    for (place, ranges) in ranges {
-        let Some((lane, _)) = topology.leasing_lane(place) else { continue };
-        for ranges in ranges.chunks(BATCH_MAX) {
-            let batch = ReadManyRequest { ranges: ranges.to_vec() };
-            lane.send(Body::Release(batch), deadline);
-        }
-    }
-}
-
-/// Length of the whole block that a piece lies in.
-fn block_length(file: &File, piece: Piece) -> u32 {
-    let start = piece.block() * u64::from(piece.block_size);
-    file.length.saturating_sub(start).min(u64::from(piece.block_size)) as u32
-}
-
-/// Appends bytes of a block to the landing, which is as it was if they do not count.
-fn append(block: &LeasedBlock, offset: u32, length: u32, landing: &mut Landing) -> Option<Landed> {
-    match std::mem::replace(landing, Landing::Any) {
-        Landing::Any => {
-            let mut bytes = BytesMut::with_capacity(length as usize);
-            block.append(offset, length, &mut bytes).then(|| Landed::Slice(bytes.freeze()))
-        }
-        Landing::Buffer(mut buffer) => {
-            if block.append(offset, length, &mut buffer) {
-                return Some(Landed::Buffer(buffer));
-            }
-            *landing = Landing::Buffer(buffer);
-            None
-        }
-    }
-}
+mod reads;
 
 #[cfg(test)]
 mod tests;

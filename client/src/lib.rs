@@ -22,6 +22,7 @@
 //! queue is bounded. A payload moves once from the kernel to where it stays. A dropped future leaves
 //! nothing behind that its caller could see. Modules in reading order:
 
+mod admin;
 mod client;
 mod control;
 mod read;
@@ -31,13 +32,18 @@ mod failover;
 mod store;
 
 mod file;
+mod piece;
 
+mod address;
 mod network;
 
+mod board;
 mod topology;
+mod view;
 
 mod cluster;
 mod coordination;
+mod race;
 
 mod health;
 mod member;
@@ -55,6 +61,7 @@ mod error;
 
 pub mod blocking;
 pub mod peer;
+pub mod source;
 
 pub use client::Client;
 pub use config::ClientConfig;
@@ -64,5 +71,6 @@ pub use file::{
 };
 pub use lease::Lease;
 pub use millrace_proto::message::{Counter, Entry, Kind};
+pub use millrace_proto::proof::Secret;
 pub use millrace_proto::{FileId, Status};
 pub use read::ReadOptions;

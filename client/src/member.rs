@@ -14,16 +14,16 @@ use smallvec::{SmallVec, smallvec};
 use tokio::runtime::Handle;
 use tokio::time::{self, Instant};
 
+use crate::address::{machine, shard_address};
 use crate::config::ClientConfig;
-use crate::connection::{Attachment, Body, Landing, Lane, Reply};
+use crate::connection::{Attachment, Body, Claim, Landing, Lane, Reply};
 use crate::error::Error;
 use crate::health::Health;
-use crate::topology::{machine, shard_address};
 
 /// How long a member may work on a request before it is asked whether it lives. Guessed.
 const WATCH: Duration = Duration::from_secs(1);
-/// Pings without an answer after which a request is given up.
-const MISSED_MAX: u32 = 2;
+/// Pings without an answer after which a request is given up that only this member can answer.
+pub(crate) const MISSED_MAX: u32 = 2;
 
 /// Where the lanes of a shard lead.
 #[derive(Clone, Debug)]
@@ -46,12 +46,15 @@ struct Shard {
 #[derive(Clone, Debug)]
 pub(crate) struct Maker {
     pub(crate) config: Arc<ClientConfig>,
+    /// What is proved on each connection.
+    pub(crate) claim: Option<Claim>,
     pub(crate) runtime: Handle,
 }
 
 impl Maker {
     pub(crate) fn lane(&self, way: &Way) -> Lane {
-        Lane::start(way.addresses.clone(), way.node, self.config.clone(), &self.runtime)
+        let (node, claim) = (way.node, self.claim.clone());
+        Lane::start(way.addresses.clone(), (node, claim), self.config.clone(), &self.runtime)
     }
 }
 
@@ -203,6 +206,27 @@ impl Member {
         self.main.as_ref().unwrap_or_else(|| self.lane_at(0, 0))
     }
 
+    /// Whether bytes came from the lanes of a shard since this moment.
+    pub(crate) fn was_heard_since(&self, shard: u32, moment: Instant) -> bool {
+        self.lanes_of(shard).any(|lane| lane.was_heard_since(moment))
+    }
+
+    /// Whether a shard ever answered.
+    pub(crate) fn was_ever_heard(&self, shard: u32) -> bool {
+        self.lanes_of(shard).any(Lane::was_ever_heard)
+    }
+
+    /// The lanes on which a shard answers that were made.
+    fn lanes_of(&self, shard: u32) -> impl Iterator<Item = &Lane> {
+        let main = self.main.iter().filter(move |_| shard == 0);
+        self.shards[shard as usize].lanes.iter().filter_map(OnceLock::get).chain(main)
+    }
+
+    /// Whether its main address is this one.
+    pub(crate) fn is_at(&self, address: &str) -> bool {
+        self.identity.address == address
+    }
+
     /// The memory of a shard, if it can be got at.
     pub(crate) fn attachment(&self, shard: u32) -> Option<Arc<Attachment>> {
         self.shards[shard as usize].lanes[0].get()?.attachment()
@@ -215,11 +239,17 @@ impl Member {
     }
 
     /// Asks and waits as long as the member is alive, at most until the deadline: for what may take
-    /// long.
+    /// long. It is alive until it has left so many pings unanswered, one after the other.
     ///
     /// # Errors
-    /// Why there is no connection, or that the member does not answer; [`Error::DeadlineExceeded`].
-    pub(crate) async fn ask_watched(&self, body: Body, deadline: Instant) -> Result<Reply, Error> {
+    /// Why there is no connection, [`Error::ConnectionLost`] if the member keeps silent, and
+    /// [`Error::DeadlineExceeded`].
+    pub(crate) async fn ask_watched(
+        &self,
+        body: Body,
+        deadline: Instant,
+        missed_max: u32,
+    ) -> Result<Reply, Error> {
         let lane = self.main();
         let asked = lane.ask(body, Landing::Any, deadline);
         tokio::pin!(asked);
@@ -242,7 +272,8 @@ impl Member {
             };
             match pong {
                 Ok(_) => missed = 0,
-                Err(_) if missed + 1 < MISSED_MAX => missed += 1,
+                Err(_) if missed + 1 < missed_max => missed += 1,
+                Err(Error::DeadlineExceeded) => return Err(lane.silent()),
                 Err(error) => return Err(error),
             }
         }

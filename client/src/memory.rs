@@ -15,6 +15,8 @@ use millrace_proto::message::Extent;
 use rustix::fs::SealFlags;
 use rustix::mm::{MapFlags, ProtFlags};
 
+mod slices;
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct NodeMemory {
@@ -146,26 +148,5 @@ impl Drop for NodeMemory {
         #[expect(unsafe_code, reason = "unmapping our own mapping")]
         let unmapped = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.length) };
         debug_assert!(unmapped.is_ok());
-    }
-}
-
-impl crate::Lease {
-    /// The bytes of the block where they lie, in order: one slice, unless the node's memory was
-    /// scattered. No copy is made.
-    ///
-    /// # Safety
-    /// Another process changes these bytes once the lease has ended. While it has the slices, the
-    /// caller treats them as bytes that may be anything at any time (no `str`, no enum, no bounds
-    /// derived twice), and uses nothing that was derived from them unless [`Lease::holds`] is true
-    /// **afterwards**.
-    ///
-    /// [`Lease::holds`]: crate::Lease::holds
-    #[expect(unsafe_code, reason = "the caller promises what a lease cannot enforce")]
-    pub unsafe fn slices(&self) -> impl Iterator<Item = &[u8]> {
-        let (attachment, extents) = self.place();
-        extents.iter().map(|extent| {
-            // SAFETY: the caller's promise is that of `bytes`.
-            unsafe { attachment.memory.bytes(extent) }
-        })
     }
 }

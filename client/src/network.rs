@@ -1,205 +1,33 @@
 //! The way into a node or a cluster, and what is known of it at the moment.
 //!
-//! Owns the first connection and the current [`Topology`], which the task in `cluster.rs` keeps up to
-//! date. The task ends with the last client.
+//! Owns the way in, which is remembered for good, and the current [`Topology`], which the task in
+//! `cluster.rs` keeps up to date. The task ends with the last client. Always holds: of several addresses
+//! one that hangs, at whatever step, costs a moment; the way into a cluster is whole only once a node has
+//! told who is in it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io;
+use std::sync::Arc;
 
-use millrace_proto::coordination::{Place, SCHEME};
 use millrace_proto::feature;
 use millrace_proto::status::Next;
 use smallvec::smallvec;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{self, Instant};
 
-use crate::cluster::{self, News, View};
+use crate::address::Seeds;
+use crate::board::Board;
+use crate::cluster;
 use crate::config::ClientConfig;
 use crate::connection::{Body, Landing, Lane, Link, socket_path};
 use crate::coordination;
 use crate::error::Error;
 use crate::file::HelloInfo;
 use crate::member::{Maker, Way};
+use crate::race::{self, Won, race};
 use crate::retry::Backoff;
 use crate::topology::{self, Topology};
-
-/// Most addresses to begin with.
-pub(crate) const SEEDS_MAX: usize = 64;
-
-/// Where a client learns of the nodes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Seeds {
-    /// Nodes, tried in order.
-    Addresses(Vec<Arc<str>>),
-    /// Where the nodes of a cluster register.
-    Coordination(Place),
-}
-
-impl Seeds {
-    /// Reads one address or several, separated by commas, or the place of a cluster.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] for one that is neither `host:port` nor `unix:PATH`, and for a
-    /// place that is none.
-    pub(crate) fn parse(text: &str) -> Result<Seeds, Error> {
-        let text = text.trim();
-        if text.starts_with(SCHEME) {
-            return Place::parse(text).map(Seeds::Coordination).ok_or_else(|| {
-                Error::InvalidArgument(format!(
-                    "'{text}' is not where a cluster registers; write zk://HOST:PORT/PATH, several \
-                     servers behind commas, as the nodes have it for --coord"
-                ))
-            });
-        }
-        let addresses: Vec<Arc<str>> = text.split(',').map(|part| part.trim().into()).collect();
-        if addresses.len() > SEEDS_MAX {
-            return Err(Error::InvalidArgument(format!(
-                "{} addresses are more than {SEEDS_MAX}; a few are enough to find the others",
-                addresses.len()
-            )));
-        }
-        for address in &addresses {
-            check_address(address)?;
-        }
-        Ok(Seeds::Addresses(addresses))
-    }
-}
-
-fn check_address(address: &str) -> Result<(), Error> {
-    let is_valid = match socket_path(address) {
-        Some(path) => !path.is_empty(),
-        None => is_host_and_port(address),
-    };
-    if is_valid {
-        return Ok(());
-    }
-    let advice = "write host:port, such as node1:7070, unix:PATH, or zk://HOST:PORT/PATH";
-    Err(Error::InvalidArgument(format!("'{address}' is not an address; {advice}")))
-}
-
-/// Whether a node can be reached at such an address over TCP.
-pub(crate) fn is_host_and_port(address: &str) -> bool {
-    let parts = address.rsplit_once(':');
-    parts.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
-}
-
-/// What became of a view.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Taken {
-    /// It is what is known from now on.
-    New,
-    /// It was known.
-    Known,
-    /// It is older than what is known, or of a member that lost coordination.
-    Refused,
-    /// It is of another cluster.
-    Stranger,
-}
-
-/// The current topology, and what is needed to make the next one.
-#[derive(Debug)]
-pub(crate) struct Board {
-    maker: Maker,
-    topology: watch::Sender<Arc<Topology>>,
-    /// Address that was connected to.
-    address: Arc<str>,
-    /// Id of the member that was connected to; empty before it told.
-    home: Mutex<String>,
-    /// Why a view was last refused.
-    refusal: Mutex<Option<String>>,
-    /// Where the nodes register, if that is how the client began.
-    place: Option<Place>,
-}
-
-impl Board {
-    pub(crate) fn maker(&self) -> &Maker {
-        &self.maker
-    }
-
-    pub(crate) fn place(&self) -> Option<&Place> {
-        self.place.as_ref()
-    }
-
-    pub(crate) fn config(&self) -> &ClientConfig {
-        &self.maker.config
-    }
-
-    pub(crate) fn topology(&self) -> Arc<Topology> {
-        self.topology.borrow().clone()
-    }
-
-    fn home(&self) -> String {
-        self.home.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Replaces what is known by a view, if that is newer and of the same cluster.
-    pub(crate) fn take_over(&self, view: View) -> Taken {
-        let view = Arc::new(view);
-        loop {
-            let before = self.topology();
-            let known = before.cluster.as_deref();
-            let taken = known.map_or(Taken::New, |known| judge(known, &view));
-            if taken == Taken::New {
-                if self.replace(&before, &view) {
-                    return taken;
-                }
-                // Somebody else was faster: what is known now counts.
-                continue;
-            }
-            if taken != Taken::Known {
-                let refusal = known.map(|known| refusal_text(known, &view));
-                *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = refusal;
-            }
-            return taken;
-        }
-    }
-
-    /// Puts a view in the place of `before`; false if that is not what is known any more. The many
-    /// members of a large cluster are gone through before readers have to wait.
-    fn replace(&self, before: &Arc<Topology>, view: &Arc<View>) -> bool {
-        let is_first = before.cluster.as_ref().is_none_or(|it| it.cluster != view.cluster);
-        let home = if is_first { view.node.clone() } else { self.home() };
-        let next = Topology::of_cluster(&self.maker, before, view.clone(), (&home, &self.address));
-        let next = Arc::new(next);
-        self.topology.send_if_modified(|topology| {
-            let is_current = Arc::ptr_eq(topology, before);
-            if is_current {
-                *self.home.lock().unwrap_or_else(PoisonError::into_inner) = home;
-                *topology = next;
-            }
-            is_current
-        })
-    }
-}
-
-fn judge(known: &View, view: &View) -> Taken {
-    let is_other_master = view.master != known.master;
-    if view.cluster != known.cluster {
-        // A node that was alone and is started anew, maybe to join others, may begin a cluster: there
-        // is nobody else to go on with.
-        if known.members.len() == 1 { Taken::New } else { Taken::Stranger }
-    } else if view.is_fenced || view.epoch < known.epoch {
-        Taken::Refused
-    } else if view.epoch > known.epoch || is_other_master || known.is_fenced {
-        Taken::New
-    } else {
-        Taken::Known
-    }
-}
-
-fn refusal_text(known: &View, view: &View) -> String {
-    if view.cluster != known.cluster {
-        return format!(
-            "node '{}' is of cluster '{}' by now, not of '{}', and is not asked any more",
-            view.node, view.cluster, known.cluster
-        );
-    }
-    if view.is_fenced {
-        return format!("node '{}' has lost coordination", view.node);
-    }
-    format!("node '{}' is at epoch {}, before {}", view.node, view.epoch, known.epoch)
-}
+use crate::view::{News, View};
 
 /// See the module.
 #[derive(Debug)]
@@ -216,7 +44,8 @@ impl Drop for Network {
 
 impl Network {
     /// Connects to the first of the seeds that works and, if it is in a cluster, learns the members.
-    /// Coordination, if it is to name the seeds, is asked first.
+    /// Coordination, if it is to name the seeds, is asked first. A seed that keeps silent is left for the
+    /// next one.
     ///
     /// # Errors
     /// As [`Client::connect`](crate::Client::connect); of several seeds the error of the last.
@@ -224,35 +53,27 @@ impl Network {
         seeds: &Seeds,
         config: &Arc<ClientConfig>,
     ) -> Result<Network, Error> {
-        let maker = Maker { config: config.clone(), runtime: Handle::current() };
+        let maker = Maker { config: config.clone(), claim: None, runtime: Handle::current() };
         let deadline = Instant::now() + config.deadline;
-        let (addresses, place) = match seeds {
-            Seeds::Addresses(addresses) => (addresses.clone(), None),
+        let addresses = match seeds {
+            Seeds::Addresses(addresses) => addresses.clone(),
             Seeds::Coordination(place) => {
                 let wait = config.connect_timeout.min(config.deadline);
-                (coordination::members(place, wait).await?, Some(place.clone()))
+                coordination::members(place, wait, config.race_step()).await?
             }
         };
-        let (address, lane) = connect_any(&maker, &addresses, deadline).await?;
-        let lane = nearer(&maker, &address, &lane, deadline).await.unwrap_or(lane);
-        let hello = lane.link().borrow().hello.clone();
-        let hello = hello.ok_or(Error::DeadlineExceeded)?;
-        if config.verify && !hello.offers(feature::CHECKSUMS) {
-            return Err(Error::protocol(
-                "the node sends no checksums; set verify to false to read without them",
-            ));
-        }
-        let is_member = hello.offers(feature::CLUSTER);
-        let is_near = lane.address() != &address;
-        let neighbour = if is_near { topology::neighbour(&lane) } else { None };
-        let alone = Arc::new(Topology::alone(&maker, &address, &lane, hello, neighbour));
-        let (home, refusal) = (Mutex::default(), Mutex::new(None));
-        let topology = watch::Sender::new(alone);
-        let board = Arc::new(Board { maker, topology, address, home, refusal, place });
-        if is_member {
-            let end = deadline.min(Instant::now() + config.connect_timeout);
-            // Without an answer the task finds out; the node is one that works.
-            let _ = time::timeout_at(end, refresh(&board)).await;
+        let entered = time::timeout_at(deadline, enter_any(&maker, &addresses, deadline)).await;
+        let Won { value: entry, silent } = entered.map_err(|_| Error::DeadlineExceeded)??;
+        let board = Arc::new(Board::new(maker, entry.alone, entry.address, seeds.clone()));
+        if let Some(view) = entry.view {
+            board.take_over(view, None);
+            let topology = board.topology();
+            for address in silent.iter().filter_map(|&index| addresses.get(index)) {
+                // Others are asked before it until it answers.
+                if let Some(member) = topology.members().find(|member| member.is_at(address)) {
+                    member.suspect(0, true);
+                }
+            }
         }
         let follower = tokio::spawn(cluster::follow(board.clone())).abort_handle();
         Ok(Network { board, follower })
@@ -272,101 +93,121 @@ impl Network {
             link.hello.as_ref().filter(|hello| !Arc::ptr_eq(hello, &topology.hello)).cloned()
         });
         let Some(hello) = newer else { return topology };
-        self.board.topology.send_if_modified(|topology| {
-            let next = topology.after(&self.board.maker, hello);
-            let is_changed = next.is_some();
-            if let Some(next) = next {
-                *topology = Arc::new(next);
-            }
-            is_changed
-        });
+        self.board.take_hello(hello);
         self.board.topology()
+    }
+
+    /// True while the client knows no cluster, but only the node that it was connected to.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.board.is_alone()
     }
 
     /// Id of the member that was connected to; empty outside of a cluster.
     pub(crate) fn home(&self) -> String {
-        self.board.home()
+        self.board.home().id
     }
 
     /// The address that was connected to.
-    pub(crate) fn address(&self) -> &Arc<str> {
-        &self.board.address
+    pub(crate) fn address(&self) -> Arc<str> {
+        self.board.home().address
+    }
+
+    /// The runtime that the client lives on.
+    pub(crate) fn runtime(&self) -> Handle {
+        self.board.maker().runtime.clone()
     }
 
     /// Why a view was last refused.
     pub(crate) fn refusal(&self) -> Option<String> {
-        self.board.refusal.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Asks members what they know now until one answers.
-    pub(crate) async fn refresh(&self) {
-        refresh(&self.board).await;
+        self.board.refusal()
     }
 }
 
-async fn refresh(board: &Board) {
-    let topology = board.topology();
-    for index in topology.order_from(&board.home()) {
-        let fetched = cluster::fetch(topology.member(index), None, false).await;
-        let taken = match fetched {
-            Ok(News::View(view)) => board.take_over(*view),
-            Ok(News::Nothing | News::Alone) | Err(_) => continue,
-        };
-        if matches!(taken, Taken::New | Taken::Known) {
-            return;
-        }
-    }
+/// What an address led to.
+struct Entry {
+    address: Arc<str>,
+    alone: Arc<Topology>,
+    /// The members, if the node is in a cluster and told.
+    view: Option<View>,
 }
 
-/// The first of these addresses that answers `Hello`, and the lane to it.
-async fn connect_any(
+/// Enters at the first of these addresses that works.
+async fn enter_any(
     maker: &Maker,
     addresses: &[Arc<str>],
     deadline: Instant,
-) -> Result<(Arc<str>, Lane), Error> {
+) -> Result<Won<Entry>, Error> {
     let config = &maker.config;
+    let is_only = addresses.len() == 1;
     let mut backoff = Backoff::new(config.reconnect_backoff_min, config.reconnect_backoff_max);
     loop {
-        let mut last = Error::DeadlineExceeded;
-        let mut is_hopeless = true;
-        for address in addresses {
-            // A single node that is busy is waited for; of several, the next one is asked.
-            let gives_up = |error: &Error| addresses.len() > 1 || is_final(error);
-            match connect(maker, address, deadline, gives_up).await {
-                Ok(lane) => return Ok((address.clone(), lane)),
-                Err(error) => {
-                    is_hopeless &= is_final(&error);
-                    last = error;
-                }
-            }
-        }
+        let ways = addresses
+            .iter()
+            .map(|address| -> race::Way<'_, Entry> { Box::pin(enter(maker, address, is_only)) });
+        let mut errors = match race(ways.collect(), config.race_step()).await {
+            Ok(won) => return Ok(won),
+            Err(errors) => errors,
+        };
+        let is_hopeless = errors.iter().all(is_final);
         let wait = backoff.step();
         if is_hopeless || Instant::now() + wait >= deadline {
-            return Err(last);
+            return Err(errors.pop().unwrap_or(Error::DeadlineExceeded));
         }
+        // A node that is busy is waited for.
         time::sleep(wait).await;
     }
 }
 
-async fn connect(
-    maker: &Maker,
-    address: &Arc<str>,
-    deadline: Instant,
-    gives_up: impl Fn(&Error) -> bool,
-) -> Result<Lane, Error> {
+/// Connects to the node at an address and has it tell who is in its cluster, if it is in one.
+async fn enter(maker: &Maker, address: &Arc<str>, is_only: bool) -> Result<Entry, Error> {
+    let config = &maker.config;
+    let lane = connect(maker, address).await?;
+    let lane = nearer(maker, address, &lane).await.unwrap_or(lane);
+    let hello = lane.link().borrow().hello.clone();
+    let hello = hello.ok_or(Error::DeadlineExceeded)?;
+    if config.verify && !hello.offers(feature::CHECKSUMS) {
+        return Err(Error::protocol(
+            "the node sends no checksums; set verify to false to read without them",
+        ));
+    }
+    let is_member = hello.offers(feature::CLUSTER);
+    let is_near = lane.address() != address;
+    let neighbour = if is_near { topology::neighbour(&lane) } else { None };
+    let alone = Arc::new(Topology::alone(maker, address, &lane, hello, neighbour));
+    let mut view = None;
+    if is_member {
+        let member = alone.member(0);
+        match cluster::fetch(member, None, false, config.connect_timeout).await {
+            Ok(News::View(told)) => view = Some(*told),
+            Ok(News::Alone) => {}
+            // The node is one that works, and the task that follows finds out the rest; but another one
+            // may know more.
+            Ok(News::Nothing) | Err(_) if is_only => {}
+            Ok(News::Nothing) | Err(_) => time::sleep(config.attempt_timeout).await,
+        }
+    }
+    Ok(Entry { address: address.clone(), alone, view })
+}
+
+/// Makes a lane to the node at an address, and has it answer a ping.
+async fn connect(maker: &Maker, address: &Arc<str>) -> Result<Lane, Error> {
     let lane = maker.lane(&Way { addresses: smallvec![address.clone()], node: None });
     let mut link = lane.link();
-    // The first request is what makes a lane connect.
-    let ping = lane.exchange(Body::Ping, Landing::Any, deadline);
-    let refused = link.wait_for(|link: &Link| link.failure.as_ref().is_some_and(&gives_up));
+    // The first request is what makes a lane connect, which has a limit of its own.
+    let end = Instant::now() + maker.config.connect_timeout + maker.config.attempt_timeout;
+    let ping = lane.exchange(Body::Ping, Landing::Any, end);
+    let refused = link.wait_for(|link: &Link| link.failure.is_some());
     let failure = tokio::select! {
-        answer = ping => answer.err(),
-        link = refused => match link {
-            Ok(link) => link.failure.clone(),
-            Err(_) => None,
-        },
+        biased;
+        link = refused => link.ok().and_then(|link| link.failure.clone()),
+        answer = ping => answer.and_then(|answer| answer.outcome).err(),
     };
     match failure {
+        Some(Error::DeadlineExceeded) => {
+            let reason = "it answered Hello, and nothing since";
+            let source = Arc::new(io::Error::new(io::ErrorKind::TimedOut, reason));
+            Err(Error::Connect { address: address.clone(), source })
+        }
         Some(error) => Err(error),
         None => Ok(lane),
     }
@@ -374,7 +215,7 @@ async fn connect(
 
 /// A lane to the same node over a Unix socket of this machine, if that is where the node is. It takes
 /// the place of `main`, so that being near costs no further connection.
-async fn nearer(maker: &Maker, address: &Arc<str>, main: &Lane, deadline: Instant) -> Option<Lane> {
+async fn nearer(maker: &Maker, address: &Arc<str>, main: &Lane) -> Option<Lane> {
     let neighbour = topology::neighbour(main)?;
     let near: Arc<str> = neighbour.shards.first()?.as_str().into();
     if socket_path(address).is_some() {
@@ -383,7 +224,9 @@ async fn nearer(maker: &Maker, address: &Arc<str>, main: &Lane, deadline: Instan
     let addresses = smallvec![near, address.clone()];
     let lane = maker.lane(&Way { addresses, node: Some(neighbour.node) });
     let mut link = lane.link();
-    let ping = lane.exchange(Body::Ping, Landing::Any, deadline);
+    // The node has just answered; should it not any more, that is found out on the lane there is.
+    let end = Instant::now() + maker.config.attempt_timeout;
+    let ping = lane.exchange(Body::Ping, Landing::Any, end);
     let refused = link.wait_for(|link| link.failure.is_some());
     let is_there = tokio::select! {
         answer = ping => answer.is_ok(),
@@ -394,34 +237,10 @@ async fn nearer(maker: &Maker, address: &Arc<str>, main: &Lane, deadline: Instan
 
 /// Whether a failure to connect will not go away while a caller waits.
 fn is_final(error: &Error) -> bool {
-    !error.status().is_some_and(|status| matches!(status.next(), Next::Retry | Next::Reconnect))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn seeds_are_one_address_or_several() {
-        let check = |text: &str, expect: &[&str]| {
-            let expect = expect.iter().map(|&address| address.into()).collect();
-            assert_eq!(Seeds::parse(text).unwrap(), Seeds::Addresses(expect));
-        };
-        check("node1:7070", &["node1:7070"]);
-        check("node1:7070, node2:7070,unix:/run/a", &["node1:7070", "node2:7070", "unix:/run/a"]);
-        for text in ["", "node1", "node1:7070,", ":7070", "unix:", "a:1,,b:2", "a:1,zk://b:2/m"] {
-            assert!(matches!(Seeds::parse(text), Err(Error::InvalidArgument(_))), "{text}");
-        }
-    }
-
-    #[test]
-    fn seeds_may_be_left_to_coordination() {
-        let seeds = Seeds::parse("zk://a:2181,b:2181/millrace/eu").unwrap();
-        let (servers, path) = ("a:2181,b:2181".to_owned(), "/millrace/eu".to_owned());
-        assert_eq!(seeds, Seeds::Coordination(Place { servers, path }));
-        for text in ["zk://", "zk://a:2181", "zk://a:2181/", "zk://a/m", "zk://a:1/m,zk://b:1/m"] {
-            let told = Seeds::parse(text).unwrap_err().to_string();
-            assert!(told.contains("zk://HOST:PORT/PATH"), "{text}: {told}");
-        }
+    match error {
+        // The node was there a moment ago.
+        Error::ConnectionLost { .. } => false,
+        Error::Status { status, .. } => !matches!(status.next(), Next::Retry | Next::Reconnect),
+        _ => true,
     }
 }

@@ -7,21 +7,27 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use millrace_proto::cluster::{
-    ArchivedInventoryReply, InventoryFile, InventoryReply, InventoryRequest,
+    ArchivedInventoryReply, DrainRequest, InventoryFile, InventoryReply, InventoryRequest,
+    MountRequest, PinRequest,
 };
-use millrace_proto::message::{Entry, Kind, Range, StatRequest};
-use millrace_proto::{FileId, Status, frame, placement};
+use millrace_proto::message::{
+    ArchivedFreeReply, ArchivedReadReply, Entry, FreeRequest, Kind, Range, StatRequest,
+};
+use millrace_proto::proof::{ArchivedProof, Mac, Role, Secret};
+use millrace_proto::{FileId, Status, checksum, frame, placement};
 use smallvec::smallvec;
 use std::sync::Arc;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use crate::config::ClientConfig;
-use crate::connection::{Body, Landing, Lane, Reply};
+pub use crate::connection::random;
+use crate::connection::{Answer, Body, Claim, Landing, Lane, Reply};
 use crate::control::status_reply;
 use crate::error::Error;
-use crate::file::{File, NodeStatus};
-use crate::read::{self, Miss, Piece};
+use crate::file::{File, FreeReport, NodeStatus};
+use crate::piece::Piece;
+use crate::read::{self, Miss};
 use crate::reply::{self, Setback};
 
 /// Longest wait for a connection. Guessed: a node that does not answer by then is as good as gone.
@@ -40,6 +46,27 @@ pub struct PeerBlock {
     pub length: u32,
 }
 
+/// The bytes of a block, whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerBytes {
+    /// The bytes.
+    pub bytes: Bytes,
+    /// CRC-32 of the bytes, made by the node that read them from the source. The bytes matched it when
+    /// they came; what is made from them has to match it, too.
+    pub checksum: u32,
+}
+
+/// What the master of a cluster is asked to do.
+#[derive(Clone, Debug)]
+pub enum Order {
+    /// To drain a member, or have it take part again.
+    Drain(DrainRequest),
+    /// To change the mounts.
+    Mount(MountRequest),
+    /// To change the pins.
+    Pin(PinRequest),
+}
+
 /// Another node. It lives on the tokio runtime it was made on, and connects when it is asked for
 /// something.
 #[derive(Debug)]
@@ -51,18 +78,21 @@ pub struct Peer {
 
 impl Peer {
     /// A node with these addresses of its shards, `host:port` in shard order, and this size of blocks
-    /// in bytes.
+    /// in bytes. With a secret each connection proves that it is known on both sides; `run` is the number
+    /// of the node's run.
     ///
     /// # Panics
     /// Without an address, or outside a tokio runtime.
-    pub fn new(shards: &[String], block_size: u32) -> Peer {
+    pub fn new(shards: &[String], block_size: u32, secret: Option<&Secret>, run: u64) -> Peer {
         assert!(!shards.is_empty(), "a node has a shard");
         let config =
             ClientConfig { connect_timeout: CONNECT_TIMEOUT, local: false, ..ClientConfig::new() };
         let config = Arc::new(config);
+        let claim =
+            secret.map(|secret| Claim { role: Role::Member, secret: secret.clone(), node: run });
         let lanes = shards.iter().map(|address| {
             let addresses = smallvec![address.as_str().into()];
-            Lane::start(addresses, None, config.clone(), &Handle::current())
+            Lane::start(addresses, (None, claim.clone()), config.clone(), &Handle::current())
         });
         Peer { lanes: lanes.collect(), block_size }
     }
@@ -72,7 +102,11 @@ impl Peer {
     ///
     /// # Errors
     /// If there is no answer within `patience`, or not one that can be used.
-    pub async fn peek(&self, block: PeerBlock, patience: Duration) -> Result<Option<Bytes>, Error> {
+    pub async fn peek(
+        &self,
+        block: PeerBlock,
+        patience: Duration,
+    ) -> Result<Option<PeerBytes>, Error> {
         match self.ask(Body::Peek, block, Instant::now() + patience).await {
             Ok(bytes) => Ok(Some(bytes)),
             Err(Error::Status { status: Status::NotCached, .. }) => Ok(None),
@@ -89,7 +123,7 @@ impl Peer {
         block: PeerBlock,
         path: &str,
         patience: Duration,
-    ) -> Result<Bytes, Error> {
+    ) -> Result<PeerBytes, Error> {
         let deadline = Instant::now() + patience;
         match self.ask(Body::Fetch, block, deadline).await {
             Err(Error::Status { status: Status::UnknownFile | Status::StaleVersion, .. }) => {
@@ -102,13 +136,37 @@ impl Peer {
         }
     }
 
+    /// The code of a block, by which who knows the secret of the cluster recognises its bytes; None if the
+    /// node has it not. See section 16 of PROTOCOL.md.
+    ///
+    /// # Errors
+    /// As [`Peer::peek`].
+    pub async fn vouch(&self, block: PeerBlock, patience: Duration) -> Result<Option<Mac>, Error> {
+        let offset = u64::from(block.block) * u64::from(self.block_size);
+        let PeerBlock { file, version, length, .. } = block;
+        let body = Body::Vouch(Range { file, version, offset, length });
+        let deadline = Instant::now() + patience;
+        let answer = self.lane(block).exchange(body, Landing::Any, deadline).await?;
+        match reply::judge(answer.outcome).map_err(Setback::into_error) {
+            Ok(reply) => Ok(Some(frame::body::<ArchivedProof>(&reply.body)?.mac)),
+            Err(Error::Status { status: Status::NotCached, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The lane of the shard that a block belongs to.
+    fn lane(&self, block: PeerBlock) -> &Lane {
+        let hash = placement::block_hash(block.file, u64::from(block.block));
+        &self.lanes[placement::shard_of(hash, self.lanes.len() as u32) as usize]
+    }
+
     /// Asks the shard that a block belongs to for all of it.
     async fn ask(
         &self,
         body: impl Fn(Range) -> Body,
         block: PeerBlock,
         deadline: Instant,
-    ) -> Result<Bytes, Error> {
+    ) -> Result<PeerBytes, Error> {
         let offset = u64::from(block.block) * u64::from(self.block_size);
         let entry = Entry {
             name: String::new(),
@@ -120,16 +178,45 @@ impl Peer {
         };
         let file = File::new("".into(), &entry, self.block_size);
         let piece = Piece { offset, length: block.length, block_size: self.block_size };
-        let hash = placement::block_hash(block.file, u64::from(block.block));
-        let shard = placement::shard_of(hash, self.lanes.len() as u32);
-        let lane = &self.lanes[shard as usize];
-        let answer = lane.exchange(body(piece.range(&file)), Landing::Any, deadline).await?;
+        let answer =
+            self.lane(block).exchange(body(piece.range(&file)), Landing::Any, deadline).await?;
+        let checksum = block_checksum(&answer, block);
         let (landed, miss) = read::judge(&file, piece, answer, true);
         match miss {
-            None => Ok(read::into_bytes(landed)),
+            None => {
+                let bytes = read::into_bytes(landed);
+                let checksum = checksum
+                    .ok_or_else(|| Error::protocol("a whole block came without its checksum"))?;
+                Ok(PeerBytes { bytes, checksum })
+            }
             Some(Miss::Damaged(offset)) => Err(Error::Corrupt { path: file.path, offset }),
             Some(Miss::Setback(setback)) => Err(setback.into_error()),
         }
+    }
+
+    /// Has the node do something as the master of the cluster.
+    ///
+    /// # Errors
+    /// As [`Peer::peek`], and [`Error::Status`] with what it decided.
+    pub async fn tell(&self, order: Order, patience: Duration) -> Result<(), Error> {
+        let body = match order {
+            Order::Drain(request) => Body::Drain(request),
+            Order::Mount(request) => Body::Mount(request),
+            Order::Pin(request) => Body::Pin(request),
+        };
+        let answer = self.lanes[0].exchange(body, Landing::Any, Instant::now() + patience).await?;
+        reply::judge(answer.outcome).map(drop).map_err(Setback::into_error)
+    }
+
+    /// Drops what the node has of a file; tells what that was.
+    ///
+    /// # Errors
+    /// As [`Peer::tell`].
+    pub async fn free(&self, path: &str, patience: Duration) -> Result<FreeReport, Error> {
+        let body = Body::Free(FreeRequest { path: path.to_owned() });
+        let answer = self.lanes[0].exchange(body, Landing::Any, Instant::now() + patience).await?;
+        let Reply { body, .. } = reply::judge(answer.outcome).map_err(Setback::into_error)?;
+        Ok(frame::body::<ArchivedFreeReply>(&body)?.into())
     }
 
     /// The counters of the node.
@@ -165,4 +252,16 @@ impl Peer {
         });
         Ok(InventoryReply { next: reply.next.to_native(), files: files.collect() })
     }
+}
+
+/// CRC-32 of the bytes of the whole block, as the answer says; None if it says something else.
+fn block_checksum(answer: &Answer, block: PeerBlock) -> Option<u32> {
+    let reply = answer.outcome.as_ref().ok()?;
+    let body = frame::body::<ArchivedReadReply>(&reply.body).ok()?;
+    let [value] = body.checksums.as_slice() else { return None };
+    let tag = match reply.header.covers_identity() {
+        true => checksum::tag(block.file, block.version, block.block),
+        false => 0,
+    };
+    Some(value.to_native() ^ tag)
 }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use millrace_proto::message::{ArchivedReadReply, Kind, Range, StatRequest};
+use millrace_proto::message::{ArchivedReadReply, Kind, StatRequest};
 use millrace_proto::{Status, checksum, frame, placement};
 use tokio::task::JoinSet;
 use tokio::time::{self, Instant};
@@ -28,6 +28,7 @@ use crate::connection::{Answer, Body, Landed, Landing, Lane};
 use crate::error::Error;
 use crate::failover::{self, Attempt, Errand, Failure, Rescue, Tolerance, Tries, Verdict};
 use crate::file::File;
+use crate::piece::{Piece, Terms};
 use crate::reply::{self, Setback};
 use crate::topology::{Order, Place, Topology};
 
@@ -50,35 +51,6 @@ pub struct ReadOptions {
     /// [`ClientConfig::attempt_timeout`](crate::ClientConfig::attempt_timeout): the first good answer
     /// counts. None to wait so long.
     pub hedge: Option<Duration>,
-}
-
-/// [`ReadOptions`] with every choice made.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Terms {
-    pub(crate) verify: bool,
-    pub(crate) deadline: Instant,
-    pub(crate) hedge: Option<Duration>,
-}
-
-/// A range inside one block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Piece {
-    /// Offset in the file in bytes.
-    pub(crate) offset: u64,
-    /// Length in bytes, at least 1.
-    pub(crate) length: u32,
-    /// Block size in bytes that the cut was made with.
-    pub(crate) block_size: u32,
-}
-
-impl Piece {
-    pub(crate) fn block(&self) -> u64 {
-        self.offset / u64::from(self.block_size)
-    }
-
-    pub(crate) fn range(&self, file: &File) -> Range {
-        Range { file: file.id, version: file.version, offset: self.offset, length: self.length }
-    }
 }
 
 /// Why a piece is not there yet, with its landing for another try.
@@ -297,10 +269,20 @@ impl Client {
         let mut is_damaged = false;
         loop {
             let topology = self.topology();
-            let lane = topology.lane(topology.place(file.id, piece.block(), &file.path));
+            let place = topology.place(file.id, piece.block(), &file.path);
+            if topology.main.is_none() {
+                // It turned out to be in a cluster, whose members may answer instead.
+                let read = self.read_member(topology, place, file, piece, landing, terms);
+                return Box::pin(read).await;
+            }
             let request = Body::Read(piece.range(file));
-            let answer = lane.exchange(request, landing, terms.deadline).await;
-            let answer = answer.map_err(|error| retry.end(error))?;
+            let lane = topology.lane(place);
+            let asked = self.ask_alone(lane, request, landing, terms.deadline).await;
+            let Some(answer) = asked.map_err(|error| retry.end(error))? else {
+                // The landing is still with its driver.
+                landing = Landing::Any;
+                continue;
+            };
             let (landed, miss) = judge(file, piece, answer, terms.verify);
             let (wait_min, cause) = match miss {
                 None => return Ok(landed),
@@ -339,7 +321,13 @@ impl Client {
     ) -> Result<Landed, Error> {
         let started = Instant::now();
         let patience = self.patience(u64::from(piece.length));
-        let first_wait = terms.hedge.map_or(patience, |hedge| hedge.min(patience));
+        let first_wait = failover::first_wait(
+            self.config(),
+            patience,
+            topology.member(place.member),
+            place.shard,
+        );
+        let first_wait = terms.hedge.map_or(first_wait, |hedge| hedge.min(first_wait));
         let member = (topology.member(place.member).clone(), place.shard);
         // One timer, and nothing else that a read at a node alone has not.
         let first = self.attempt(topology, place, (file, piece, terms), landing);
@@ -352,7 +340,7 @@ impl Client {
         };
         let elsewhere = async {
             let errand = ReadErrand { client: self, file, piece, terms };
-            let mut tries = Tries::new(self, terms.deadline, patience);
+            let mut tries = Tries::new(self.network(), self.config(), terms.deadline, patience);
             match failure {
                 Some(failure) => tries.failed(member, failure)?,
                 None => tries.begun(member, started, Box::pin(first)),
@@ -377,7 +365,7 @@ impl Client {
         (file, piece, terms): (&File, Piece, Terms),
         mut landing: Landing,
     ) -> Result<Landed, Failure> {
-        let mut tolerance = Tolerance::new(self);
+        let mut tolerance = Tolerance::new(self.config());
         let mut is_known = false;
         loop {
             let lane = topology.lane(place);
@@ -541,7 +529,11 @@ pub(crate) fn judge(
     let block_start = piece.offset - piece.offset % u64::from(piece.block_size);
     let block_length = u64::from(piece.block_size).min(file.length.saturating_sub(block_start));
     let offset = (piece.offset - block_start) as u32;
-    match checksum::verify(payload, offset, block_length as u32, values) {
+    let tag = match reply.header.covers_identity() {
+        true => checksum::tag(file.id, file.version, piece.block() as u32),
+        false => 0,
+    };
+    match checksum::verify(payload, offset, block_length as u32, tag, values) {
         Ok(()) => (landed, None),
         Err(offset) => (landed, Some(Miss::Damaged(block_start + u64::from(offset)))),
     }

@@ -17,11 +17,12 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::client::Client;
-use crate::connection::{Answer, Landed, Landing, Lane};
+use crate::connection::{Answer, Landed, Landing, Lane, Patience};
 use crate::error::Error;
 use crate::failover::{self, Verdict};
 use crate::file::{File, HelloInfo};
-use crate::read::{self, Miss, Piece, ReadOptions, Terms};
+use crate::piece::{Piece, Terms};
+use crate::read::{self, Miss, ReadOptions};
 use crate::reply::{self, Setback};
 use crate::topology::{Place, Topology};
 
@@ -190,7 +191,7 @@ impl Client {
             self.read_singly(jobs, terms, &mut outcomes).await;
             return outcomes;
         }
-        let is_member = topology.cluster.is_some();
+        let was_member = topology.cluster.is_some();
         let mut retry = self.retry(terms.deadline);
         let mut tries = 0;
         while !jobs.is_empty() {
@@ -202,12 +203,18 @@ impl Client {
                 .collect();
             let lane = topology.lane(place);
             let length = ranges.iter().map(|range| u64::from(range.length)).sum();
-            let silence_max = is_member.then(|| self.patience(length));
+            let is_alone = || self.network().is_alone();
+            let patience = Patience {
+                silence_max: self.patience(length),
+                goes_on: if was_member { None } else { Some(&is_alone) },
+            };
             let asked_at = Instant::now();
             let answers =
-                lane.exchange_many(Op::ReadMany, ranges, landings, terms.deadline, silence_max);
+                lane.exchange_many(Op::ReadMany, ranges, landings, terms.deadline, patience);
             let answers = answers.await.into_iter();
             let answers = answers.map(|answer| answer.map_err(|error| retry.end(error))).collect();
+            // A node that was alone may have turned out to be in a cluster meanwhile.
+            let is_member = was_member || !is_alone();
             let mut sorted = sort(jobs, answers, (terms.verify, is_member), &mut outcomes);
             match sorted.lost.take() {
                 // It is alive, and only slow.

@@ -6,7 +6,7 @@
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use millrace_proto::cluster::REPLICAS_MAX;
 use millrace_proto::ring::OWNERS_MAX;
@@ -14,10 +14,11 @@ use millrace_proto::{FileId, feature, placement};
 use smallvec::{SmallVec, smallvec};
 use tokio::sync::watch;
 
-use crate::cluster::View;
+use crate::address::{machine, shard_address};
 use crate::connection::{Attachment, Lane, Link, Neighbour, socket_path};
 use crate::file::HelloInfo;
 use crate::member::{Maker, Member, Way};
+use crate::view::View;
 
 /// Most members that one operation asks in one round.
 const ORDER_MAX: usize = 2 * OWNERS_MAX;
@@ -102,12 +103,14 @@ impl Topology {
     }
 
     /// The members of a view, which has at least one; those that `before` knows keep their lanes. `home`
-    /// is the id of the member that was connected to, at `address`.
+    /// is the id of the member that was connected to, at `address`. `told_by_main` is true if the node
+    /// that was alone before is the one that told, so that it is that member by now.
     pub(crate) fn of_cluster(
         maker: &Maker,
         before: &Topology,
         view: Arc<View>,
         (home, address): (&str, &Arc<str>),
+        told_by_main: bool,
     ) -> Topology {
         let mut first_index = 0;
         let zone = maker.config.zone.as_deref();
@@ -116,7 +119,7 @@ impl Topology {
         let seats = view.members.iter().map(|told| {
             let known = by_id.get(told.id.as_str()).filter(|it| it.identity.is_of(told)).copied();
             let adopted = || {
-                let is_home = before.main.is_some() && view.node == told.id;
+                let is_home = told_by_main && view.node == told.id;
                 before.members().next().filter(|_| is_home)?.adopt(told).map(Arc::new)
             };
             let member = known
@@ -131,7 +134,9 @@ impl Topology {
             first_index += seat.member.shard_count();
             seat
         });
-        let (hello, seats) = (before.hello.clone(), seats.collect());
+        let seats = seats.collect();
+        let is_known = before.cluster.as_ref().is_some_and(|known| known.cluster == view.cluster);
+        let hello = view.hello.clone().filter(|_| !is_known).unwrap_or(before.hello.clone());
         Topology { hello, seats, main: None, cluster: Some(view) }
     }
 
@@ -296,15 +301,6 @@ pub(crate) fn neighbour(main: &Lane) -> Option<Arc<Neighbour>> {
     (!here.is_empty() && neighbour.machine == *here).then_some(neighbour)
 }
 
-/// Names the run of this machine's kernel: proc(5), `random/boot_id`. Empty where that is hidden.
-pub(crate) fn machine() -> &'static str {
-    static MACHINE: LazyLock<String> = LazyLock::new(|| {
-        let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
-        text.map(|text| text.trim().to_owned()).unwrap_or_default()
-    });
-    &MACHINE
-}
-
 /// The ways to the shards of a node that is alone.
 fn ways(address: &Arc<str>, hello: &HelloInfo, neighbour: Option<&Neighbour>) -> Vec<Way> {
     let addresses: Vec<Arc<str>> = if hello.offers(feature::SHARD_ADDRESSES) {
@@ -326,27 +322,4 @@ fn ways(address: &Arc<str>, hello: &HelloInfo, neighbour: Option<&Neighbour>) ->
         None => Way { addresses: smallvec![own], node: None },
     });
     ways.collect()
-}
-
-/// The address of a shard; an empty host means the host of the main address.
-pub(crate) fn shard_address(main: &Arc<str>, shard: &str) -> Arc<str> {
-    match (shard.strip_prefix(':'), main.rsplit_once(':')) {
-        (Some(port), Some((host, _))) => format!("{host}:{port}").into(),
-        _ => shard.into(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn empty_host_of_a_shard_is_the_host_that_was_connected_to() {
-        let check = |main: &str, shard, expect| {
-            assert_eq!(&*shard_address(&main.into(), shard), expect);
-        };
-        check("node1:7070", ":7601", "node1:7601");
-        check("[::1]:7070", ":7601", "[::1]:7601");
-        check("node1:7070", "10.0.0.2:7601", "10.0.0.2:7601");
-    }
 }

@@ -18,6 +18,8 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use millrace_ops::settings::{self, FileError, Settings};
+
 mod keys;
 pub mod members;
 mod properties;
@@ -25,8 +27,8 @@ mod text;
 mod words;
 mod zoo;
 
+pub use keys::KEYS;
 use keys::{GIB, MIB};
-pub use keys::{KEYS, Key};
 use members::check_members;
 pub use members::{Member, MemberError, Role};
 pub use words::Word;
@@ -110,6 +112,25 @@ pub struct Config {
     pub heartbeat_ms: u64,
     /// What was understood but has no effect, or was not understood in a `zoo.cfg`.
     pub warnings: Vec<String>,
+}
+
+/// One thing that a replica can be told.
+pub type Key = settings::Key<Config>;
+
+impl Settings for Config {
+    const KEYS: &'static [Key] = KEYS;
+
+    fn parse_count(text: &str) -> Option<u64> {
+        text::parse_count(text)
+    }
+
+    fn parse_size(text: &str) -> Option<u64> {
+        text::parse_size(text)
+    }
+
+    fn parse_flag(text: &str) -> Option<bool> {
+        text::parse_flag(text)
+    }
 }
 
 /// Ticks in the shortest and in the longest session time-out, where they are not given
@@ -372,17 +393,16 @@ impl Config {
 
     /// The effective values as text, in the order of [`KEYS`]; the secret is not shown.
     pub fn describe(&self) -> Vec<(&'static str, String)> {
-        KEYS.iter().map(|key| (key.name, key.get(self))).collect()
+        settings::describe(self)
     }
 }
 
 fn set_flags(draft: &mut Draft, flags: &[(String, String)]) -> Result<(), ConfigError> {
     for (name, value) in flags {
-        let name = name.trim_start_matches("--").replace('-', "_");
+        let name = settings::of_flag(name);
         let key = Key::find(&name).ok_or_else(|| {
-            let nearest = nearest(&name, KEYS.iter().map(|key| key.name)).replace('_', "-");
-            let given = format!("flag `--{}`", name.replace('_', "-"));
-            ConfigError::UnknownKey { given, nearest: format!("--{nearest}") }
+            let given = format!("flag `{}`", settings::as_flag(&name));
+            ConfigError::UnknownKey { given, nearest: Key::nearest(&name).flag() }
         })?;
         draft.set(key.name, value, format!("flag {}", key.flag()))?;
     }
@@ -391,22 +411,21 @@ fn set_flags(draft: &mut Draft, flags: &[(String, String)]) -> Result<(), Config
 
 /// Reads a TOML file of scalars and lists of scalars.
 fn read_toml(draft: &mut Draft, file: &Path) -> Result<(), ConfigError> {
-    let text = read_file(file)?;
-    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
-        let position = error.span().map_or(0, |span| span.start).min(text.len());
-        ConfigError::Syntax {
+    let table = settings::read_toml(file).map_err(|error| match error {
+        FileError::Read(error) => ConfigError::Read { file: file.to_owned(), error },
+        FileError::Syntax { line, message } => ConfigError::Syntax {
             file: file.to_owned(),
-            line: 1 + text.as_bytes()[..position].iter().filter(|byte| **byte == b'\n').count(),
-            message: format!("not valid TOML: {}", error.message()),
-        }
+            line,
+            message: format!("not valid TOML: {message}"),
+        },
     })?;
     for (name, value) in table {
         let place = format!("key {name} in {}", file.display());
         let key = Key::find(&name).ok_or_else(|| ConfigError::UnknownKey {
             given: format!("key `{name}` in {}", file.display()),
-            nearest: nearest(&name, KEYS.iter().map(|key| key.name)).to_owned(),
+            nearest: Key::nearest(&name).name.to_owned(),
         })?;
-        let text = value_text(&value)
+        let text = settings::value_text(&value, ',')
             .ok_or_else(|| value_error(key, &value.to_string(), place.clone()))?;
         draft.set(key.name, &text, place)?;
     }
@@ -416,20 +435,6 @@ fn read_toml(draft: &mut Draft, file: &Path) -> Result<(), ConfigError> {
 fn read_file(file: &Path) -> Result<String, ConfigError> {
     std::fs::read_to_string(file)
         .map_err(|error| ConfigError::Read { file: file.to_owned(), error })
-}
-
-/// A scalar as text, or a list of them joined by commas.
-fn value_text(value: &toml::Value) -> Option<String> {
-    match value {
-        toml::Value::String(text) => Some(text.clone()),
-        toml::Value::Integer(number) => Some(number.to_string()),
-        toml::Value::Boolean(flag) => Some(flag.to_string()),
-        toml::Value::Array(values) if !values.iter().any(toml::Value::is_array) => {
-            let texts: Option<Vec<String>> = values.iter().map(value_text).collect();
-            Some(texts?.join(","))
-        }
-        _ => None,
-    }
 }
 
 fn index_of(name: &str) -> usize {
@@ -444,12 +449,6 @@ fn value_error(key: &Key, value: &str, place: String) -> ConfigError {
         allowed: key.allowed(),
         example: key.example.to_owned(),
     }
-}
-
-/// The known name that looks most like `name`.
-fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> &'a str {
-    let nearness = |other: &str| strsim::jaro_winkler(other, name);
-    known.max_by(|a, b| nearness(a).total_cmp(&nearness(b))).expect("the table is not empty")
 }
 
 #[cfg(test)]

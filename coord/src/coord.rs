@@ -18,9 +18,10 @@ use mio::Poll;
 use mio::net::TcpListener;
 use rustix::process::{Resource, Rlimit};
 
-use crate::config::{Config, Member};
+use crate::config::Config;
 use crate::peers::{Admission, Peers, Resolver};
-use crate::replica::{Action, AdminRequest, Replica, Setup};
+use crate::replica::lists::ListError;
+use crate::replica::{AdminRequest, Replica, Setup};
 use crate::report::{Effect, Wanted};
 use crate::runtime::clients::{Clients, Limits};
 use crate::runtime::{
@@ -48,10 +49,14 @@ pub enum StartError {
     Peers { directory: PathBuf, error: io::Error },
     #[error(
         "{} has a state up to entry {state} and a log from entry {log} on: what is between is \
-         lost. Move the directory away and let the replica join again as a new one",
+         lost here. Keep the directory. If others of its ensemble run, they have it: remove this \
+         replica from them and add it again, with a new directory (millrace coord remove, then \
+         add); else restore a backup (millrace coord restore)",
         directory.display()
     )]
     Gap { directory: PathBuf, state: u64, log: u64 },
+    #[error("{0}")]
+    List(#[from] ListError),
     #[error("cannot listen at {address}: {error}")]
     Listen { address: SocketAddr, error: io::Error },
     #[error("the system refused: {0}")]
@@ -66,8 +71,9 @@ pub struct Coord {
 }
 
 impl Coord {
-    /// Starts a replica that continues from its data directory, or, if that is empty, begins as
-    /// one of the configured members, or by itself when there are none.
+    /// Starts a replica that continues from its data directory. If that is empty, it begins by
+    /// itself when no other members are configured; else it begins an ensemble with them once all
+    /// have said that they have no data either, or waits until those with data take it in.
     ///
     /// # Errors
     /// See [`StartError`]; nothing runs then.
@@ -188,8 +194,12 @@ fn start(config: Config, joins: bool) -> Result<Coord, StartError> {
         names.send(Letter::Resolved(resolved));
     })?;
     let identity = opened.stores.identity;
+    let is_without_state = opened.applied.index == 0;
+    // Only what has a state belongs to a cluster.
+    let cluster_id = if is_without_state { 0 } else { identity.cluster_id };
+    let listed = opened.known.listed().cloned();
     let admission =
-        Admission::new(identity.cluster_id, identity.replica_id, identity.store_id, opened.known);
+        Admission::new(cluster_id, identity.replica_id, identity.store_id, opened.known);
     let registry = poll.registry().try_clone()?;
     let peers = Peers::new(PEER_TOKENS, registry, peer_listener, admission, resolver)?;
     let registry = poll.registry().try_clone()?;
@@ -200,7 +210,6 @@ fn start(config: Config, joins: bool) -> Result<Coord, StartError> {
     let mut secret = [0; 32];
     open::random(&mut secret)?;
     let mut actions = Vec::new();
-    let is_without_state = opened.applied.index == 0;
     let checkpoint = match is_without_state {
         true => None,
         false => Some((opened.state.zxid(), opened.stores.state.changed_ms()?)),
@@ -213,15 +222,11 @@ fn start(config: Config, joins: bool) -> Result<Coord, StartError> {
         log: opened.stores.log.reader(),
         state: opened.state,
         applied: opened.applied,
+        joins,
+        listed,
         now: clock.now(),
     };
     let machine = Replica::new(setup, &mut actions)?;
-    if is_without_state {
-        // Who its peers are, a replica reads in its state; until it has one, here.
-        let is_other = |member: &&Member| member.id != identity.replica_id;
-        let members = config.members.iter().filter(is_other).cloned().collect();
-        actions.push(Action::Peers { members });
-    }
     let Stores { log, state, .. } = opened.stores;
     let disk = Disk::default();
     disk.note_checkpoint(checkpoint);

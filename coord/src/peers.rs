@@ -16,7 +16,7 @@ use mio::net::TcpListener;
 use mio::{Interest, Registry, Token};
 
 use crate::config::Member;
-use crate::replica::Event;
+use crate::replica::{Company, Event};
 use crate::socket::RateLimit;
 
 mod admission;
@@ -28,9 +28,10 @@ mod resolver;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use admission::Admission;
+pub use admission::Admission;
+pub use hello::Hello;
 use incoming::Incoming;
-pub(crate) use known::Known;
+pub use known::{Known, Listed};
 use outgoing::{Change, Outgoing};
 pub(crate) use resolver::{Resolved, Resolver};
 
@@ -117,15 +118,22 @@ impl Peers {
         })
     }
 
-    /// Keeps streams to these members and to no others.
-    pub(crate) fn set_members(&mut self, members: &[Member]) {
-        self.admission.set_members(members.iter().map(|member| member.id).collect());
+    /// Keeps streams to these and to no others.
+    pub(crate) fn set_company(&mut self, company: &Company) {
+        self.admission.set_company(company);
+        let addresses = |member: &Member| {
+            let elsewhere = company.elsewhere.iter().filter(|(id, _)| *id == member.id);
+            let elsewhere = elsewhere.map(|(_, address)| address.clone());
+            std::iter::once(member.peer_address.clone()).chain(elsewhere).collect::<Vec<_>>()
+        };
+        let members = &company.members;
         let lost = &mut self.lost;
-        self.outgoing.retain(|outgoing| {
-            let keep = members.iter().any(|member| {
-                member.id == outgoing.peer && member.peer_address == outgoing.address
-            });
+        self.outgoing.retain_mut(|outgoing| {
+            let member = members.iter().find(|member| member.id == outgoing.peer);
+            let keep = member.is_some_and(|member| outgoing.set_addresses(addresses(member)));
             if !keep && outgoing.is_open() {
+                // The last thing for it is that it was removed.
+                outgoing.flush(0);
                 lost.push(outgoing.peer);
             }
             keep
@@ -136,8 +144,28 @@ impl Peers {
             }
             let token = Token(self.tokens.outgoing + self.dialled);
             self.dialled += 1;
-            self.outgoing.push(Outgoing::new(member.id, member.peer_address.clone(), token));
+            self.outgoing.push(Outgoing::new(member.id, addresses(member), token));
         }
+    }
+
+    /// Notes that this replica begins a cluster: see [`crate::replica::Action::Found`]. All streams
+    /// end, for they were opened to one that had none.
+    ///
+    /// # Errors
+    /// That it could not be noted; then the replica must stop.
+    pub(crate) fn found(&mut self, now_ms: u64, cluster_id: Option<u64>) -> Result<(), String> {
+        self.admission.found(cluster_id)?;
+        self.incoming.iter_mut().for_each(|incoming| *incoming = None);
+        for outgoing in self.outgoing.iter_mut().filter(|outgoing| outgoing.is_open()) {
+            outgoing.fail(now_ms, "a cluster begins here: greeting it anew".into());
+            self.lost.push(outgoing.peer);
+        }
+        Ok(())
+    }
+
+    /// Notes which part of the configured list is the ensemble's.
+    pub(crate) fn set_listed(&mut self, listed: Listed) {
+        self.admission.set_listed(listed);
     }
 
     /// Takes the outcome of a look-up.
@@ -184,7 +212,12 @@ impl Peers {
             let (registry, resolver) = (&self.registry, &self.resolver);
             match outgoing.drive(now_ms, registry, resolver, &mut self.admission) {
                 Change::Nothing => {}
-                Change::Connected => handle(Event::PeerConnected { peer }),
+                Change::Connected => {
+                    handle(Event::PeerConnected { peer });
+                    if outgoing.is_elsewhere() {
+                        handle(Event::PeerMoved { peer });
+                    }
+                }
                 Change::Lost => {
                     self.lost_count += 1;
                     handle(Event::PeerLost { peer });

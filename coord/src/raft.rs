@@ -133,11 +133,28 @@ impl Consensus {
 
     /// Whether this member alone decides; then it need not wait for an election time-out.
     pub(crate) fn campaign_if_alone(&mut self) {
+        if !self.may_campaign() {
+            return;
+        }
         let state = self.node.store().conf_state();
         let is_alone = state.voters == [self.node.raft.id] && state.voters_outgoing.is_empty();
         if is_alone && !self.is_leader() {
             self.node.campaign().expect("a lone voter may campaign");
         }
+    }
+
+    /// Takes up a state that this replica made itself, as if a leader had sent it: with what
+    /// [`Consensus::step_ready`] then gives, the log begins there.
+    pub(crate) fn begin(&mut self, applied: Applied) {
+        let mut message = Message { msg_type: MessageType::MsgSnapshot, ..Message::default() };
+        message.to = self.id();
+        message.term = self.term().max(applied.term);
+        let metadata = message.mut_snapshot().mut_metadata();
+        metadata.index = applied.index;
+        metadata.term = applied.term;
+        metadata.set_conf_state(applied.conf_state);
+        self.step(message);
+        assert!(self.has_snapshot(), "a replica without members takes the first state");
     }
 
     pub(crate) fn id(&self) -> u64 {
@@ -177,8 +194,18 @@ impl Consensus {
         self.node.store().conf_state()
     }
 
+    /// True if the crate may look at the committed entries that it does not count as applied, which it
+    /// does before an election: they are in the log. Not so between a snapshot that took the place of
+    /// the log and the moment when that is durable: only then does the crate count it as applied.
+    fn may_campaign(&self) -> bool {
+        self.node.raft.raft_log.applied >= self.node.store().compacted_index()
+    }
+
+    /// Counts a tick, but for one while an installed snapshot is not durable.
     pub(crate) fn tick(&mut self) {
-        self.node.tick();
+        if self.may_campaign() {
+            self.node.tick();
+        }
         self.draw_election_timeout();
     }
 
@@ -220,10 +247,22 @@ impl Consensus {
     /// Takes a message of another member. Messages that make no sense are dropped.
     pub(crate) fn step(&mut self, message: Message) {
         let (kind, from) = (message.msg_type, message.from);
+        if kind == MessageType::MsgTimeoutNow && !self.may_campaign() {
+            return;
+        }
         if let Err(error) = self.node.step(message) {
             tracing::debug!(?kind, from, %error, "a Raft message was dropped");
         }
         self.draw_election_timeout();
+    }
+
+    /// True if the sender knows entries to be durable here that this log does not have. A leader
+    /// tells a commit index that this replica has confirmed, and a log never forgets its end, so the
+    /// data directory is an older one.
+    pub(crate) fn has_lost(&self, message: &Message) -> bool {
+        message.msg_type == MessageType::MsgHeartbeat
+            && message.term >= self.term()
+            && message.commit > self.last_index()
     }
 
     pub(crate) fn report_unreachable(&mut self, peer: u64) {
@@ -326,7 +365,8 @@ impl Consensus {
     /// Forgets entries up to `index`, as far as they are durable and in the checkpoint; gives how far
     /// that was, as index and term, if it did something.
     pub(crate) fn compact(&mut self, index: u64) -> Option<(u64, u64)> {
-        let index = index.min(self.durable_index).min(self.checkpoint().index);
+        let known = self.durable_index.min(self.node.raft.raft_log.applied);
+        let index = index.min(known).min(self.checkpoint().index);
         Some((index, self.node.mut_store().compact(index)?))
     }
 
@@ -424,4 +464,60 @@ pub(crate) fn decode_members(entry: &Entry) -> ConfChangeV2 {
 /// Whether a message carries a snapshot, which is sent in chunks instead.
 pub(crate) fn is_snapshot(message: &Message) -> bool {
     message.msg_type == MessageType::MsgSnapshot
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::LogState;
+
+    /// A log without entries.
+    struct Nothing;
+
+    impl LogReader for Nothing {
+        fn initial(&self) -> Result<LogState, StoreError> {
+            Ok(LogState::default())
+        }
+
+        fn entries(&self, _: u64, _: u64, _: u64) -> Result<Vec<Entry>, StoreError> {
+            Ok(Vec::new())
+        }
+
+        fn term(&self, _: u64) -> Result<Option<u64>, StoreError> {
+            Ok(None)
+        }
+    }
+
+    #[test]
+    fn no_election_begins_while_an_installed_snapshot_is_not_durable() {
+        let timing = Timing { election_ticks: 4, heartbeat_ticks: 1 };
+        let voters = ConfState { voters: vec![1, 2, 3], ..ConfState::default() };
+        let none = Applied { conf_state: voters.clone(), ..Applied::default() };
+        let mut replica = Consensus::new(3, timing, 7, Box::new(Nothing), none).unwrap();
+        replica.begin(Applied { index: 67, term: 2, conf_state: voters });
+        let outputs = replica.step_ready().expect("a snapshot");
+        assert_eq!(outputs.restored.expect("it is installed").index, 67);
+        let number = outputs.append.expect("it is written").number;
+        for _ in 0..20 {
+            replica.tick();
+        }
+        let mut now = Message { msg_type: MessageType::MsgTimeoutNow, ..Message::default() };
+        (now.from, now.to, now.term) = (1, 3, replica.term());
+        replica.step(now);
+        replica.campaign_if_alone();
+        replica.durable(number, &mut Vec::new());
+        let before = replica.term();
+        let mut messages = Vec::new();
+        for _ in 0..20 {
+            replica.tick();
+            while let Some(outputs) = replica.step_ready() {
+                messages.extend(outputs.messages);
+                if let Some(append) = outputs.append {
+                    replica.durable(append.number, &mut messages);
+                }
+            }
+        }
+        let asks = |message: &Message| message.msg_type == MessageType::MsgRequestPreVote;
+        assert!(messages.iter().any(asks), "then one does, in term {before}: {messages:?}");
+    }
 }

@@ -22,8 +22,10 @@ use ::raft::eraftpb::EntryType;
 use millrace_proto::zookeeper::Reader;
 
 use crate::command::{BATCH_HEADER_SIZE, Command, Rules, begin_batch};
+use crate::config::members::list_hash;
 use crate::config::{Config, Member};
 use crate::metrics::Metrics;
+use crate::peers::Listed;
 use crate::raft::{Consensus, Outputs, Timing};
 use crate::state::{Changes, State};
 use crate::store::{Applied, Identity, LogReader, StoreError};
@@ -34,7 +36,9 @@ mod apply;
 mod client;
 mod cluster;
 mod event;
+mod founding;
 mod handshake;
+pub mod lists;
 mod liveness;
 mod message;
 mod read;
@@ -45,7 +49,9 @@ mod snapshot;
 mod timers;
 
 use client::{Client, Phase};
-pub use event::{Action, AdminRequest, Checkpoint, ClientId, Event, Now};
+pub use event::{Action, AdminRequest, Checkpoint, ClientId, Company, Event, Now};
+use founding::Founding;
+use lists::Lists;
 use liveness::Liveness;
 use message::{PeerMessage, Place};
 use reconfigure::Reconfigure;
@@ -80,9 +86,14 @@ pub struct Setup {
     /// Random and secret: the passwords of sessions are made from it.
     pub secret: [u8; 32],
     pub log: Box<dyn LogReader>,
+    /// What there is; for a replica without data, what it would begin an ensemble with.
     pub state: State,
-    /// What the state holds; an index of 0 for a replica that joins and has nothing yet.
+    /// What the state holds; an index of 0 for a replica that has no data.
     pub applied: Applied,
+    /// Whether a replica without data is told to join, and begins no ensemble.
+    pub joins: bool,
+    /// The configured list of members as it was last taken over; `None` before it ever was.
+    pub listed: Option<Listed>,
     pub now: Now,
 }
 
@@ -199,14 +210,23 @@ pub struct Replica {
     touched: Vec<i64>,
 
     members: Vec<Member>,
-    /// Whether those of our own configuration are called, too.
+    /// Those that were members, while Raft still needs them: to leave a joint configuration.
+    leaving: Vec<Member>,
+    /// While there is no data.
+    founding: Option<Founding>,
+    lists: Lists,
+    /// Whether those of our own configuration are called, too, and those that another one told of.
     is_lost: bool,
+    /// The members as another replica said last.
+    told_members: Vec<Member>,
     /// Version of the configuration that says so.
     members_version: i64,
     connected: BTreeSet<u64>,
     sending: HashMap<u64, Sending>,
     receiving: Option<Receiving>,
     reconfigure: Option<Reconfigure>,
+    /// The entry of the last list of members that this replica proposed.
+    list_index: u64,
     /// Changes of members that our clients asked for and no leader was told of.
     reconfigures_asked: Vec<Vec<u8>>,
 
@@ -231,7 +251,14 @@ impl Replica {
     ///
     /// When the log cannot be read.
     pub fn new(setup: Setup, actions: &mut Vec<Action>) -> Result<Replica, StoreError> {
-        let Setup { config, identity, origin, secret, log, state, applied, now } = setup;
+        let Setup { config, identity, origin, secret, log, state, applied, joins, listed, now } =
+            setup;
+        let founding = (applied.index == 0).then(|| {
+            let begins = !joins && !config.members.is_empty();
+            Founding::new(begins.then(|| list_hash(&config.members)))
+        });
+        let is_alone = applied.conf_state.voters == [identity.replica_id];
+        let lists = Lists::new(&config, listed, joins, is_alone);
         let timing = Timing {
             election_ticks: ticks(config.election_timeout_ms),
             heartbeat_ticks: ticks(config.heartbeat_ms),
@@ -244,7 +271,11 @@ impl Replica {
             watches: WatchTable::new(config.watches_per_client_max, origin),
             members: Vec::new(),
             members_version: 0,
+            leaving: Vec::new(),
+            founding,
+            lists,
             is_lost: false,
+            told_members: Vec::new(),
             started_ms: now.ms,
             leading_since_ms: None,
             config,
@@ -277,6 +308,7 @@ impl Replica {
             sending: HashMap::new(),
             receiving: None,
             reconfigure: None,
+            list_index: 0,
             reconfigures_asked: Vec::new(),
             syncs: read::Syncs::new(origin),
             admin_waiting: Vec::new(),
@@ -287,6 +319,10 @@ impl Replica {
             is_state_changed: false,
         };
         replica.read_members(actions);
+        if !replica.is_member() {
+            let why = replica.removed_text();
+            tracing::warn!(replica = replica.identity.replica_id, why, "serves no client");
+        }
         Ok(replica)
     }
 
@@ -299,12 +335,16 @@ impl Replica {
             }
             Event::ClientClosed { client } => self.forget_client(client),
             Event::PeerConnected { peer } => self.peer_connected(peer, actions),
+            Event::PeerMoved { peer } => drop(self.lists.moved.insert(peer)),
             Event::PeerLost { peer } => self.peer_lost(peer, actions),
             Event::PeerMessage { peer, message } => self.peer_message(now, peer, message, actions),
             Event::LogDurable { number } => {
                 let mut messages = Vec::new();
                 self.consensus.durable(number, &mut messages);
                 self.send_raft(messages, actions);
+                if self.lists.is_forming {
+                    self.consensus.campaign_if_alone();
+                }
             }
             Event::CheckpointDurable { applied } => self.checkpoint_durable(applied, actions),
             Event::Room { is_full } => self.room_changed(is_full, actions),
@@ -401,6 +441,12 @@ impl Replica {
         self.consensus.applied()
     }
 
+    /// True if clients are served, as far as the members go: there is data, and most of those that
+    /// are to form the ensemble follow.
+    pub fn is_formed(&self) -> bool {
+        self.founding.is_none() && !self.lists.is_forming
+    }
+
     /// Term and whether this replica leads in it.
     pub fn leadership(&self) -> (u64, bool) {
         (self.consensus.term(), self.consensus.is_leader())
@@ -488,7 +534,7 @@ impl Replica {
             let Outputs { messages, committed, reads, append, restored } = outputs;
             self.send_raft(messages, actions);
             if let Some(applied) = restored {
-                self.take_installed(&applied, actions);
+                self.take_restored(&applied, actions);
             }
             if let Some(append) = append {
                 self.metrics.appends += 1;
@@ -561,6 +607,7 @@ impl Replica {
     /// Closes the clients whose writes were given to a leader that may have lost them.
     fn close_dispatched(&mut self, actions: &mut Vec<Action>) {
         self.place = Place { epoch: self.place.epoch + 1, sequence: 0, ..self.place };
+        self.lists.forget_asked();
         let dispatched = self.writes_dispatched;
         let lost: Vec<ClientId> = self
             .clients

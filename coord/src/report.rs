@@ -16,13 +16,15 @@ use crate::watch::WatchCounts;
 
 mod admin;
 mod figures;
+mod page;
 mod pages;
 mod process;
 mod prometheus;
 mod text;
 mod words;
 
-pub use pages::{Page, page};
+pub use page::Page;
+pub use pages::page;
 pub use process::Process;
 pub use words::{answer, permit};
 
@@ -150,6 +152,8 @@ pub struct RaftReport {
 pub struct Snapshot {
     pub config: Config,
     pub mode: Mode,
+    /// Why no client is served: no data yet, or an ensemble that forms.
+    pub waits_for: Option<String>,
     /// Milliseconds since 1970.
     pub now_ms: i64,
     /// Since the process started.
@@ -196,6 +200,7 @@ impl Snapshot {
             members: config.members.clone(),
             config,
             mode: Mode::NotServing,
+            waits_for: None,
             now_ms: 0,
             uptime_ms: 0,
             zxid: 0,

@@ -27,6 +27,7 @@ use crate::report::{Effect, Snapshot, Wanted};
 use crate::socket::SHARED_SIZE;
 
 pub(crate) mod clients;
+mod keeper;
 mod log_thread;
 mod machine;
 mod mailbox;
@@ -37,11 +38,12 @@ mod state_thread;
 mod tests;
 
 use clients::Clients;
+pub use keeper::{Begun, Keeper, load};
 pub(crate) use log_thread::LogThread;
 pub(crate) use machine::{Machine, World};
 pub(crate) use mailbox::{Letters, Mailbox, mailbox};
 pub(crate) use reports::Disk;
-pub(crate) use state_thread::{StateThread, load};
+pub(crate) use state_thread::StateThread;
 
 /// Tokens of the poll. Streams have ranges of their own, far apart.
 pub(crate) const BELL: Token = Token(0);
@@ -338,10 +340,17 @@ impl<M: Machine> Runtime<M> {
                 self.clients.close(client, now.ms, &mut self.machine);
             }
             Action::SendPeer { peer, message } => self.peers.send(now.ms, peer, &message),
-            Action::Peers { members } => {
-                self.peers.set_members(&members);
+            Action::Peers { company } => {
+                self.peers.set_company(&company);
                 pass.more = true;
             }
+            Action::Found { cluster_id } => {
+                if let Err(reason) = self.peers.found(now.ms, cluster_id) {
+                    pass.failure = Some(reason);
+                }
+                pass.more = true;
+            }
+            Action::Listed { listed } => self.peers.set_listed(listed),
             Action::Append { append } => self.log.append(append),
             Action::CompactLog { index, term } => self.log.compact(index, term),
             Action::AdminReply { ticket, reply } => {

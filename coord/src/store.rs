@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use raft::eraftpb::{ConfState, Entry, HardState};
 
 mod directory;
+mod files;
 mod state;
 mod wal;
 
@@ -139,6 +140,32 @@ pub struct Applied {
     pub conf_state: ConfState,
 }
 
+/// How a log stands to the state that was applied from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Continuity {
+    /// The log goes on from the state, or ends with it.
+    Whole,
+    /// The log is that of before a snapshot, or of before the first start: it ends before the state
+    /// or holds other entries that were not agreed on. It has to be reset to the state.
+    Replaced,
+    /// What is between the state and the first entry is lost.
+    Gap,
+}
+
+/// Looks how a log stands to the state that was applied from it: what every start has to know.
+///
+/// # Errors
+/// As [`LogReader::initial`].
+pub fn continuity(log: &dyn LogReader, applied: &Applied) -> Result<Continuity, StoreError> {
+    let LogState { compacted_index, last_index, .. } = log.initial()?;
+    if applied.index < compacted_index {
+        return Ok(Continuity::Gap);
+    }
+    let is_replaced = applied.index > last_index
+        || (applied.index > compacted_index && log.term(applied.index)? != Some(applied.term));
+    Ok(if is_replaced { Continuity::Replaced } else { Continuity::Whole })
+}
+
 /// Takes one record, a key and its value.
 pub type Push<'a> = dyn FnMut(&[u8], &[u8]) -> Result<(), StoreError> + 'a;
 
@@ -242,8 +269,9 @@ pub trait SnapshotReader: Send {
 pub enum StoreError {
     /// Bytes on disk are not what was written. Nothing of them is used.
     #[error(
-        "{what} is damaged: {at}. Move this data directory away and let the replica join again \
-         as a new one, or restore a backup; check the disk"
+        "{what} is damaged: {at}. Check the disk, and keep the data directory. If others of the \
+         ensemble run, remove this replica from them and add it again with a new directory; else \
+         restore a backup (millrace coord restore)"
     )]
     Corrupt { what: String, at: String },
     /// It reached its size. Nothing of what was to be written is.

@@ -3,23 +3,27 @@
 //! Owns the blocks. Always holds: an entry is in the index, or it is doomed and waits for its last pin;
 //! a pinned block's pages are never given to another block; at most one version of a block is here.
 //! All tables are made at start for the most blocks that memory could hold, one for each page.
-//! A block that is kept (its path is pinned in the cluster) waits in a queue where eviction does not
-//! look, so that looking for room costs the same however many are kept; together they hold no more than
-//! their share, and when nothing else is left to evict they leave all the same.
-//! Leaves the order of leaving to [`queue`] and [`ghost`], filling to the worker.
+//! Leaves the order of leaving to [`evict`], [`queue`] and [`ghost`], which blocks a file has to
+//! [`chains`], filling to the worker.
 
-use millrace_proto::checksum::{CHUNK_SIZE, Grain, PAGE_SIZE, pieces};
+use millrace_proto::checksum::{self, CHUNK_SIZE, Grain, PAGE_SIZE, pieces};
+use millrace_proto::proof::Mac;
 use millrace_proto::{FileId, placement};
 
-use crate::mailbox::{Listed, Listing};
 use crate::memory::{self, Blank, Block, Segment, ShardMemory, Sums};
 
+mod chains;
+mod evict;
 mod ghost;
 mod index;
 mod queue;
+mod secret;
+use chains::Chains;
+use evict::{Place, Queues, REUSE_MAX};
 use ghost::Ghost;
 use index::Index;
-use queue::{Links, Queue};
+use queue::Links;
+use secret::Secret;
 
 /// Block number `block` (offset / block size) of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,7 +35,7 @@ pub(crate) struct BlockKey {
 }
 
 impl BlockKey {
-    /// The hash that places the block on a shard and in the shard's index.
+    /// The hash that places the block on a shard. Clients know it, so the index has another one.
     #[inline]
     pub(crate) fn hash(&self) -> u64 {
         placement::block_hash(self.file, u64::from(self.block))
@@ -49,31 +53,17 @@ impl EntryIndex {
     }
 }
 
-/// Reuses counted at most: more say nothing about the next one (S3-FIFO, section 4.1).
-const REUSE_MAX: u8 = 3;
-/// Share of memory for blocks seen once, in percent (S3-FIFO: 10 works for most of 6594 traces).
-const SMALL_PERCENT: u64 = 10;
-
 /// Reads that are looked ahead for at once. Guessed: what a receive buffer holds is about 100, and the
 /// processor has no more than some ten loads from memory under way.
 pub(crate) const WARM_MAX: usize = 32;
-
-/// Which queue an entry is in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    Small,
-    Main,
-    /// Not to be evicted.
-    Kept,
-    /// Not in the index any more; its memory is freed with the last pin.
-    Doomed,
-}
 
 struct Entry {
     key: BlockKey,
     version: u64,
     block: Block,
     block_sum: u32,
+    /// Value of the block's identity, which every stored checksum of it is combined with.
+    tag: u32,
     pin_count: u32,
     /// Where the last read began, see [`Cache::touch`].
     last_offset: u32,
@@ -86,8 +76,10 @@ struct Entry {
 pub(crate) const PAGE_COST: usize = memory::PAGE_COST
     + 2 * size_of::<u32>()                      // checksums of the page and of its chunk
     + size_of::<Option<Entry>>()
+    + size_of::<Mac>() + 16                     // code of the block, and what its allocation costs
     + size_of::<u32>()                          // free list
     + index::ENTRY_COST
+    + chains::ENTRY_COST
     + ghost::ENTRY_COST;
 
 /// What became of the bytes asked for.
@@ -100,19 +92,43 @@ pub(crate) enum Damage {
 /// The shard's cache.
 pub(crate) struct Cache {
     memory: ShardMemory,
+    secret: Secret,
     index: Index,
     entries: Vec<Option<Entry>>,
     free_entries: Vec<u32>,
     page_sums: Vec<u32>,
     chunk_sums: Vec<u32>,
-    small: Queue,
-    main: Queue,
-    kept: Queue,
+    queues: Queues,
+    chains: Chains,
     kept_pages_max: u32,
     ghost: Ghost,
     evicted_count: u64,
+    /// Pages of blocks that have a pin.
+    in_use_pages: u32,
     block_count: u32,
     summed_bytes: u64,
+}
+
+/// A block of a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Listed {
+    /// Its entry.
+    pub entry: EntryIndex,
+    /// The block.
+    pub key: BlockKey,
+    /// Its version.
+    pub version: u64,
+    /// Whether it is kept from being evicted.
+    pub is_kept: bool,
+}
+
+/// Some of the blocks of a shard.
+#[derive(Debug, Default)]
+pub(crate) struct Listing {
+    /// The blocks, in the order of their entries.
+    pub blocks: Vec<Listed>,
+    /// The entry to go on from, if there are more.
+    pub next: Option<u32>,
 }
 
 impl Cache {
@@ -120,38 +136,53 @@ impl Cache {
     pub(crate) fn new(memory: ShardMemory, kept_percent: u32) -> Cache {
         let entries_max = memory.page_count() as usize;
         Cache {
+            secret: Secret::random(),
             index: Index::new(entries_max),
             entries: Vec::with_capacity(entries_max),
             free_entries: Vec::with_capacity(entries_max),
             page_sums: vec![0; entries_max],
             chunk_sums: vec![0; entries_max],
-            small: Queue::new(),
-            main: Queue::new(),
-            kept: Queue::new(),
+            queues: Queues::new(),
+            chains: Chains::new(entries_max),
             kept_pages_max: (u64::from(memory.page_count()) * u64::from(kept_percent) / 100) as u32,
             ghost: Ghost::new(entries_max),
             evicted_count: 0,
+            in_use_pages: 0,
             block_count: 0,
             summed_bytes: 0,
             memory,
         }
     }
 
+    /// Takes the memory of all tables from the system now, by writing to each page of them.
+    pub(crate) fn populated(mut self) -> Cache {
+        self.entries.resize_with(self.entries.capacity(), || None);
+        self.entries.clear();
+        self.free_entries.resize(self.free_entries.capacity(), 0);
+        self.free_entries.clear();
+        self.page_sums.fill(0);
+        self.chunk_sums.fill(0);
+        self.ghost.populate();
+        self.chains.populate();
+        self
+    }
+
     /// The block with this key, and its version.
     #[inline]
-    pub(crate) fn find(&self, key: &BlockKey, hash: u64) -> Option<(EntryIndex, u64)> {
-        let index = self.index.find(hash, |index| self.entry(index).key == *key)?;
+    pub(crate) fn find(&self, key: &BlockKey) -> Option<(EntryIndex, u64)> {
+        let index =
+            self.index.find(self.secret.hash(key), |index| self.entry(index).key == *key)?;
         Some((EntryIndex(index), self.entry(index).version))
     }
 
-    /// Touches what serving these reads (hash of the block, offset in it) will need: first all slots of
+    /// Touches what serving these reads (block, offset in it) will need: first all slots of
     /// the index, then all entries, then the first bytes of all payloads. Each step waits for memory
     /// once for all reads, where serving them one by one would wait several times for each.
     #[inline]
-    pub(crate) fn warm(&self, reads: &[(u64, u32)]) {
+    pub(crate) fn warm(&self, reads: &[(BlockKey, u32)]) {
         let mut entries = [None; WARM_MAX];
-        for (entry, (hash, _)) in entries.iter_mut().zip(reads) {
-            *entry = self.index.warm(*hash);
+        for (entry, (key, _)) in entries.iter_mut().zip(reads) {
+            *entry = self.index.warm(self.secret.hash(key));
         }
         let mut sum = 0;
         for index in entries.iter().flatten() {
@@ -182,7 +213,7 @@ impl Cache {
         let entries = self.entries.get(first as usize..end as usize).unwrap_or_default();
         let blocks = (first..end).zip(entries).filter_map(|(index, entry)| {
             let entry = entry.as_ref().filter(|entry| entry.place != Place::Doomed)?;
-            let is_kept = entry.place == Place::Kept;
+            let is_kept = entry.place.is_kept();
             Some(Listed {
                 entry: EntryIndex(index),
                 key: entry.key,
@@ -211,9 +242,21 @@ impl Cache {
         self.entry(index.0).block.length()
     }
 
+    /// The code of the block, if it has one: see section 16 of PROTOCOL.md.
+    pub(crate) fn code(&self, index: EntryIndex) -> Option<&Mac> {
+        self.entry(index.0).block.code()
+    }
+
+    /// Value of the block's identity: [`checksum::tag`].
+    #[inline]
+    pub(crate) fn tag(&self, index: EntryIndex) -> u32 {
+        self.entry(index.0).tag
+    }
+
     /// Pins the block and describes a range of it: the pieces of memory that hold it, and the
-    /// checksums that cover it by the rule of the protocol. Costs a pass over bytes only for parts of
-    /// pages: their page is verified first, so that damage is found and never summed over.
+    /// checksums that cover it, with its identity, by the rule of the protocol. Costs a pass over bytes
+    /// only for parts of pages: their page is verified first, so that damage is found and never summed
+    /// over.
     ///
     /// # Errors
     /// [`Damage::Found`]: nothing is pinned, and the block is no longer in the cache.
@@ -245,28 +288,57 @@ impl Cache {
                     let page_length = PAGE_SIZE.min(block_length - page_start);
                     let page = self.memory.shard_page(&entry.block, page_index);
                     self.summed_bytes += u64::from(page_length + piece.length);
-                    if entry.block.sum(page_start, page_length) != self.page_sums[page as usize] {
+                    let tag = entry.tag;
+                    let found = entry.block.sum(page_start, page_length) ^ tag;
+                    if found != self.page_sums[page as usize] {
                         self.remove_entry(index);
                         return Err(Damage::Found);
                     }
-                    entry.block.sum(piece.offset, piece.length)
+                    entry.block.sum(piece.offset, piece.length) ^ tag
                 }
             };
             sum(value);
         }
         entry.block.segments(offset, length, segment);
+        if entry.pin_count == 0 {
+            self.in_use_pages += ShardMemory::pages_for(block_length);
+        }
         entry.pin_count += 1;
         Ok(())
     }
 
-    /// Takes one pin away; the last one of a doomed block frees its memory.
+    /// Describes a range as [`Cache::pin_range`] does, and calls `copy` with each piece of memory that
+    /// holds it. Nothing stays pinned.
+    ///
+    /// # Errors
+    /// As [`Cache::pin_range`].
+    pub(crate) fn copy_range(
+        &mut self,
+        index: EntryIndex,
+        offset: u32,
+        length: u32,
+        sum: impl FnMut(u32),
+        bytes: &mut Vec<u8>,
+    ) -> Result<(), Damage> {
+        self.pin_range(index, offset, length, sum, |_| ())?;
+        self.entry(index.0).block.copy(offset, length, bytes);
+        self.unpin(index);
+        Ok(())
+    }
+
+    /// Takes one pin away. The last one of a doomed block frees its memory, that of a held one makes it
+    /// evictable.
     #[inline]
     pub(crate) fn unpin(&mut self, index: EntryIndex) {
         let entry = self.entry_mut(index.0);
         assert!(entry.pin_count > 0, "a block is unpinned as often as it was pinned");
         entry.pin_count -= 1;
-        if entry.pin_count == 0 && entry.place == Place::Doomed {
-            self.free_entry(index.0);
+        if entry.pin_count == 0 {
+            let waits_for_unpin = entry.place.waits_for_unpin();
+            self.in_use_pages -= ShardMemory::pages_for(entry.block.length());
+            if waits_for_unpin {
+                self.on_last_unpin(index.0);
+            }
         }
     }
 
@@ -294,25 +366,30 @@ impl Cache {
         block: Block,
         sums: &Sums,
     ) -> EntryIndex {
-        let hash = key.hash();
-        if let Some((old, _)) = self.find(&key, hash) {
+        let hash = self.secret.hash(&key);
+        if let Some((old, _)) = self.find(&key) {
             self.remove_entry(old);
         }
         let page_count = ShardMemory::pages_for(block.length());
+        let tag = checksum::tag(key.file, version, key.block);
         for (page, sum) in sums.pages.iter().enumerate() {
-            self.page_sums[self.memory.shard_page(&block, page as u32) as usize] = *sum;
+            self.page_sums[self.memory.shard_page(&block, page as u32) as usize] = *sum ^ tag;
         }
         for (chunk, sum) in sums.chunks.iter().enumerate() {
             let first_page = chunk as u32 * (CHUNK_SIZE / PAGE_SIZE);
-            self.chunk_sums[self.memory.shard_page(&block, first_page) as usize] = *sum;
+            self.chunk_sums[self.memory.shard_page(&block, first_page) as usize] = *sum ^ tag;
         }
-        let place =
-            if self.ghost.contains(hash, self.block_count) { Place::Main } else { Place::Small };
+        let place = if self.ghost.contains(key.hash(), self.block_count) {
+            Place::Main
+        } else {
+            Place::Small
+        };
         let entry = Entry {
             key,
             version,
             block,
-            block_sum: sums.block,
+            block_sum: sums.block ^ tag,
+            tag,
             pin_count: 0,
             last_offset: 0,
             reuse_count: 0,
@@ -330,6 +407,7 @@ impl Cache {
             }
         };
         self.push(place, index, page_count);
+        self.chains.link(index, key.file, |index| self.entries[index as usize].as_ref());
         self.index.insert(hash, index);
         self.block_count += 1;
         EntryIndex(index)
@@ -338,25 +416,23 @@ impl Cache {
     /// Removes a block, if it is here; returns its length in bytes. Memory that is still being sent is
     /// freed when that is done.
     pub(crate) fn remove(&mut self, key: &BlockKey) -> Option<u32> {
-        let (index, _) = self.find(key, key.hash())?;
+        let (index, _) = self.find(key)?;
         let length = self.length(index);
         self.remove_entry(index);
         Some(length)
     }
 
-    /// Removes every block of a file; returns how many and their bytes. For files that have more blocks
-    /// than the cache: the cost follows what is here, not what could be.
-    pub(crate) fn remove_file(&mut self, file: FileId) -> (u64, u64) {
+    /// Removes at most `count_max` blocks of a file; returns how many, and their bytes. Fewer than
+    /// `count_max` when no more are left. The cost follows what is removed, whatever else is here.
+    pub(crate) fn remove_of_file(&mut self, file: FileId, count_max: u32) -> (u32, u64) {
         let (mut block_count, mut byte_count) = (0, 0);
-        for index in 0..self.entries.len() as u32 {
-            let found = self.entries[index as usize]
-                .as_ref()
-                .is_some_and(|entry| entry.key.file == file && entry.place != Place::Doomed);
-            if found {
-                block_count += 1;
-                byte_count += u64::from(self.length(EntryIndex(index)));
-                self.remove_entry(EntryIndex(index));
-            }
+        while block_count < count_max
+            && let Some(index) =
+                self.chains.first(file, |index| self.entries[index as usize].as_ref())
+        {
+            block_count += 1;
+            byte_count += u64::from(self.length(EntryIndex(index)));
+            self.remove_entry(EntryIndex(index));
         }
         (block_count, byte_count)
     }
@@ -365,12 +441,12 @@ impl Cache {
     /// room in the share it stays as evictable as it is.
     pub(crate) fn keep(&mut self, index: EntryIndex, key: &BlockKey, wanted: bool) {
         let Some(Some(entry)) = self.entries.get(index.0 as usize) else { return };
-        let is_kept = entry.place == Place::Kept;
+        let is_kept = entry.place.is_kept();
         if entry.key != *key || entry.place == Place::Doomed || is_kept == wanted {
             return;
         }
         let page_count = ShardMemory::pages_for(entry.block.length());
-        if wanted && self.kept.page_count() + page_count > self.kept_pages_max {
+        if wanted && self.queues.kept_page_count() + page_count > self.kept_pages_max {
             return;
         }
         self.unlink(index.0, page_count);
@@ -378,16 +454,6 @@ impl Cache {
         // hold it in main, where a scan does not reach it.
         self.entry_mut(index.0).reuse_count = 0;
         self.push(if wanted { Place::Kept } else { Place::Small }, index.0, page_count);
-    }
-
-    /// Takes an entry out of its queue.
-    fn unlink(&mut self, index: u32, page_count: u32) {
-        match self.entry(index).place {
-            Place::Small => self.small.remove(&mut self.entries, index, page_count),
-            Place::Main => self.main.remove(&mut self.entries, index, page_count),
-            Place::Kept => self.kept.remove(&mut self.entries, index, page_count),
-            Place::Doomed => unreachable!("a doomed entry is in no queue"),
-        }
     }
 
     fn remove_entry(&mut self, index: EntryIndex) {
@@ -398,7 +464,8 @@ impl Cache {
             return;
         }
         self.unlink(index.0, page_count);
-        self.index.remove(key.hash(), index.0);
+        self.chains.unlink(index.0, key.file, |index| self.entries[index as usize].as_ref());
+        self.index.remove(self.secret.hash(&key), index.0);
         self.block_count -= 1;
         if pinned {
             self.entry_mut(index.0).place = Place::Doomed;
@@ -411,107 +478,6 @@ impl Cache {
         let entry = self.entries[index as usize].take().expect("the entry is in use");
         self.memory.release(entry.block);
         self.free_entries.push(index);
-    }
-
-    /// Evicts one block by S3-FIFO, or one that is kept if that is all there is. `false` when every
-    /// block is pinned or there is none.
-    fn evict_one(&mut self) -> bool {
-        self.evict_ordinary() || self.evict_kept()
-    }
-
-    fn evict_ordinary(&mut self) -> bool {
-        // Each step takes a block from the tail of a queue. Reuse counts fall by one each time round
-        // main, so a block that is not pinned leaves after REUSE_MAX rounds at the latest.
-        let length = self.small.length() + self.main.length();
-        let steps_max =
-            u64::from(self.small.length()) + (u64::from(REUSE_MAX) + 2) * u64::from(length);
-        // What is kept leaves less for the two queues to share.
-        let page_count = self.memory.page_count() - self.kept.page_count();
-        let small_pages_max = u64::from(page_count) * SMALL_PERCENT / 100;
-        let mut pinned_in_row = 0;
-        for _ in 0..steps_max {
-            let from_small = self.main.length() == 0
-                || (self.small.length() > 0
-                    && (u64::from(self.small.page_count()) > small_pages_max
-                        || pinned_in_row >= self.main.length()));
-            let pinned = if from_small { self.step_small() } else { self.step_main() };
-            match pinned {
-                Step::Evicted => return true,
-                Step::Moved => pinned_in_row = 0,
-                Step::Pinned => {
-                    pinned_in_row += 1;
-                    if pinned_in_row > length {
-                        return false;
-                    }
-                }
-            }
-        }
-        false
-    }
-
-    /// Evicts the oldest block that is kept and not in use: a miss that cannot be served for want of
-    /// memory is worse than one more miss later.
-    fn evict_kept(&mut self) -> bool {
-        for _ in 0..self.kept.length() {
-            let Some(index) = self.kept.tail() else { return false };
-            let entry = self.entry(index);
-            if entry.pin_count == 0 {
-                self.evicted_count += 1;
-                self.remove_entry(EntryIndex(index));
-                return true;
-            }
-            let page_count = ShardMemory::pages_for(entry.block.length());
-            self.unlink(index, page_count);
-            self.push(Place::Kept, index, page_count);
-        }
-        false
-    }
-
-    /// Looks at the oldest block that was seen once: reused ones go to main, the rest leave.
-    fn step_small(&mut self) -> Step {
-        let Some(index) = self.small.tail() else { return Step::Pinned };
-        let entry = self.entry(index);
-        let (reuse_count, pinned, hash) =
-            (entry.reuse_count, entry.pin_count > 0, entry.key.hash());
-        let page_count = ShardMemory::pages_for(entry.block.length());
-        // A block in use is by that in use again: to main, where pinned ones are passed by.
-        if reuse_count > 0 || pinned {
-            self.small.remove(&mut self.entries, index, page_count);
-            self.entry_mut(index).reuse_count = 0;
-            self.push(Place::Main, index, page_count);
-            return Step::Moved;
-        }
-        self.ghost.insert(hash);
-        self.evicted_count += 1;
-        self.remove_entry(EntryIndex(index));
-        Step::Evicted
-    }
-
-    /// Looks at the oldest block of main: reused ones go round once more, the rest leave.
-    fn step_main(&mut self) -> Step {
-        let Some(index) = self.main.tail() else { return Step::Pinned };
-        let entry = self.entry_mut(index);
-        let pinned = entry.pin_count > 0;
-        if entry.reuse_count > 0 || pinned {
-            entry.reuse_count = entry.reuse_count.saturating_sub(1);
-            let page_count = ShardMemory::pages_for(entry.block.length());
-            self.main.remove(&mut self.entries, index, page_count);
-            self.push(Place::Main, index, page_count);
-            return if pinned { Step::Pinned } else { Step::Moved };
-        }
-        self.evicted_count += 1;
-        self.remove_entry(EntryIndex(index));
-        Step::Evicted
-    }
-
-    fn push(&mut self, place: Place, index: u32, page_count: u32) {
-        self.entry_mut(index).place = place;
-        match place {
-            Place::Small => self.small.push(&mut self.entries, index, page_count),
-            Place::Main => self.main.push(&mut self.entries, index, page_count),
-            Place::Kept => self.kept.push(&mut self.entries, index, page_count),
-            Place::Doomed => unreachable!("a doomed entry is in no queue"),
-        }
     }
 
     #[inline]
@@ -531,17 +497,23 @@ impl Cache {
 
     /// Blocks that are kept.
     pub(crate) fn kept_count(&self) -> u32 {
-        self.kept.length()
+        self.queues.kept_length()
     }
 
     /// Bytes of memory that those hold, whole pages.
     pub(crate) fn kept_bytes(&self) -> u64 {
-        u64::from(self.kept.page_count()) * u64::from(PAGE_SIZE)
+        u64::from(self.queues.kept_page_count()) * u64::from(PAGE_SIZE)
     }
 
     /// Bytes of memory that blocks and blanks hold, whole pages.
     pub(crate) fn used_bytes(&self) -> u64 {
         u64::from(self.memory.page_count() - self.memory.free_page_count()) * u64::from(PAGE_SIZE)
+    }
+
+    /// Bytes of memory that blocks with a pin hold, whole pages: they cannot be evicted now.
+    #[inline]
+    pub(crate) fn in_use_bytes(&self) -> u64 {
+        u64::from(self.in_use_pages) * u64::from(PAGE_SIZE)
     }
 
     /// Bytes of memory for blocks.
@@ -564,13 +536,6 @@ impl Cache {
     pub(crate) fn damage(&mut self, index: EntryIndex, offset: u32) {
         self.entry_mut(index.0).block.damage(offset);
     }
-}
-
-/// What one step of eviction did.
-enum Step {
-    Evicted,
-    Moved,
-    Pinned,
 }
 
 #[cfg(test)]

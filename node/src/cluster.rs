@@ -11,19 +11,22 @@
 //! says that it is fenced, and goes on answering reads: blocks are immutable.
 //!
 //! Modules: `identity` is who the node is, `record` what it writes about itself, `session` keeps it in
-//! the cluster, `known` is what it read there, `master` what the elected one does, `answers` what
+//! the cluster, `rights` says who may read and write there, `known` is what it read there, `master` what
+//! the elected one does, `alone` is a cluster of one node without coordination, `answers` what
 //! clients and other nodes are told, `peers` and `handover` take blocks over from others, `pins`
 //! has blocks that are here kept, or no longer, `report` has the master write down how full all are.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use millrace_proto::cluster::{Member, Mount, is_pinned, mount_of};
-use millrace_proto::placement;
 use millrace_proto::ring::{self, Ring};
+use millrace_proto::{Status, placement};
 use tokio::sync::watch;
 
 use crate::cache::BlockKey;
 
+mod alone;
 pub(crate) mod answers;
 pub(crate) mod handover;
 pub(crate) mod identity;
@@ -36,7 +39,11 @@ pub(crate) mod report;
 
 pub(crate) use master::{Command, Refusal};
 pub(crate) mod record;
+mod rights;
 pub(crate) mod session;
+
+/// What has to be awaited for as long as the node runs.
+pub(crate) type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// What a node knows of its cluster at one epoch.
 #[derive(Clone, Debug, Default)]
@@ -106,6 +113,19 @@ impl View {
     /// This view with another master, or fenced or not.
     pub(crate) fn with(&self, master: &str, is_fenced: bool) -> View {
         View { master: master.to_owned(), is_fenced, ..self.clone() }
+    }
+
+    /// Judges whether this node may do what others have to agree to. Everything of that kind asks here, so
+    /// that a node that says it is fenced is fenced.
+    ///
+    /// # Errors
+    /// `Fenced`, if it has lost coordination and has not caught up since.
+    pub(crate) fn check_agreement(&self) -> Result<(), Refusal> {
+        if !self.is_fenced {
+            return Ok(());
+        }
+        let message = "this node has lost coordination: ask another one, or try again later";
+        Err(Refusal::new(Status::Fenced, message))
     }
 
     /// The member with this id.

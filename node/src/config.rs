@@ -11,25 +11,27 @@
 //!
 //! Nothing here touches the source: whether that directory exists is found when the node opens it.
 
-use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use millrace_ops::settings::{
+    self, Access, FileError, LIST_SEPARATOR, Settings, VARIABLE_PREFIX, value_text,
+};
+use millrace_ops::size::format_size;
 use millrace_proto::frame::BODY_LENGTH_MAX;
 
 mod coordination;
-mod key;
 mod keys;
+mod mounts;
 mod text;
 
 use crate::local::AUTOMATIC;
 pub use coordination::Coordination;
-use key::Access;
-pub use key::Key;
 pub use keys::{
     BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, KEYS, SHARD_BLOCKS_MIN, SHARD_MEMORY_MIN, SHARDS_MAX,
 };
-pub use text::{SizeError, format_size, parse_size, usable_cpus};
+pub use mounts::MountOptions;
+pub use text::usable_cpus;
 use text::{format_cpus, is_host};
 
 /// Whether large replies over TCP leave without a copy.
@@ -60,10 +62,22 @@ impl ZeroCopy {
 pub struct Config {
     /// Directory that is served.
     pub source: PathBuf,
+    /// Directories below which sources may lie; empty for the source alone.
+    pub mount_roots: Vec<PathBuf>,
     /// Address to listen on; port 0 takes any free one.
     pub listen: SocketAddr,
     /// Unix socket to listen at as well; `auto` for an abstract name, empty for none.
     pub socket: PathBuf,
+    /// Mode, owner and group of the Unix sockets; empty names for the node's own.
+    pub socket_mode: u32,
+    pub socket_user: String,
+    pub socket_group: String,
+    /// Administration socket; `auto` for a place that the CLI finds, empty for none.
+    pub admin: PathBuf,
+    /// File with the token by which administrators are recognised over TCP; empty for none.
+    pub admin_token: PathBuf,
+    /// Where pages for operators are served, or none.
+    pub http: Option<SocketAddr>,
     /// Whether large replies are sent by reference.
     pub zero_copy: ZeroCopy,
     /// How long a lease lasts; 0 for none at all.
@@ -76,8 +90,14 @@ pub struct Config {
     pub advertise: String,
     /// Where coordination is.
     pub coord: Coordination,
+    /// File with the secret of the cluster; empty for none.
+    pub coord_secret: PathBuf,
+    /// Whether a cluster may do without a secret.
+    pub insecure: bool,
     /// Directory for what survives a restart; empty for none.
     pub data: PathBuf,
+    /// What goes for single mounts beyond what their file systems say.
+    pub mount_options: MountOptions,
     /// Name in the cluster; empty for one that is kept in `data`, or a random one.
     pub node_id: String,
     /// What fails together with this node; empty for nothing in particular.
@@ -92,10 +112,14 @@ pub struct Config {
     pub cpus: Vec<usize>,
     /// Bound for cached blocks and their index.
     pub memory: usize,
+    /// Whether memory is taken at start, and not as the cache fills.
+    pub populate: bool,
     /// Size of a block, a power of two.
     pub block_size: u32,
     /// Most client connections.
     pub connections_max: usize,
+    /// Most of one address, or of one user over a Unix socket.
+    pub connections_per_peer_max: usize,
     /// Most requests in flight on one connection.
     pub requests_in_flight_max: usize,
     /// Most reply bytes not yet sent on one connection.
@@ -110,6 +134,8 @@ pub struct Config {
     pub metadata_queue_max: usize,
     /// `Load` jobs at once.
     pub load_concurrency: usize,
+    /// A source that takes longer to answer is taken to hang.
+    pub source_timeout_ms: u64,
     /// Files remembered.
     pub files_max: usize,
     /// A client that takes no byte for so long is disconnected.
@@ -197,6 +223,16 @@ pub enum ConfigError {
         /// An allowed value.
         example: String,
     },
+    /// A cluster without a secret.
+    #[error(
+        "no secret: members of a cluster recognise each other by one, so that nobody else is believed. \
+         Say with --coord-secret FILE (MILLRACE_COORD_SECRET, coord_secret) where it is, the same on \
+         every node, or with --insecure that the network is trusted"
+    )]
+    NoSecret,
+    /// Two settings of which one says the contrary of the other.
+    #[error("{0}")]
+    Contradiction(&'static str),
     /// There is no directory to serve.
     #[error(
         "no source: say which directory to serve, with flag --source DIR, environment variable \
@@ -205,10 +241,11 @@ pub enum ConfigError {
     NoSource,
 }
 
-impl fmt::Debug for Key {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(self.name)
-    }
+/// One thing that a node can be told.
+pub type Key = settings::Key<Config>;
+
+impl Settings for Config {
+    const KEYS: &'static [Key] = KEYS;
 }
 
 impl Config {
@@ -231,7 +268,7 @@ impl Config {
             origin: Origin::Flags,
             values: flags
                 .into_iter()
-                .map(|(name, value)| (name.trim_start_matches("--").replace('-', "_"), value))
+                .map(|(name, value)| (settings::of_flag(&name), value))
                 .collect(),
         });
         Config::merge(&layers)
@@ -279,15 +316,25 @@ impl Config {
     pub fn tiny(source: PathBuf) -> Config {
         Config {
             source,
+            mount_roots: Vec::new(),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             socket: PathBuf::from(AUTOMATIC),
+            socket_mode: SOCKET_MODE,
+            socket_user: String::new(),
+            socket_group: String::new(),
+            admin: PathBuf::from(AUTOMATIC),
+            admin_token: PathBuf::new(),
+            http: None,
             zero_copy: ZeroCopy::Auto,
             lease_ms: 10_000,
             lease_percent: 50,
             pin_percent: 50,
             advertise: String::new(),
             coord: Coordination::None,
+            coord_secret: PathBuf::new(),
+            insecure: false,
             data: PathBuf::new(),
+            mount_options: MountOptions::default(),
             node_id: String::new(),
             zone: String::new(),
             session_timeout_ms: 6000,
@@ -295,8 +342,10 @@ impl Config {
             shards: 1,
             cpus: usable_cpus(),
             memory: 8 << 20,
+            populate: true,
             block_size: BLOCK_SIZE_MIN,
             connections_max: 16,
+            connections_per_peer_max: 16,
             requests_in_flight_max: 8,
             bytes_in_flight_max: 256 << 10,
             body_length_max: BODY_LENGTH_MAX,
@@ -304,6 +353,7 @@ impl Config {
             fill_queue_max: 8,
             metadata_queue_max: 8,
             load_concurrency: 2,
+            source_timeout_ms: 10_000,
             files_max: 64,
             send_timeout_ms: 1000,
             idle_timeout_ms: 0,
@@ -315,15 +365,25 @@ impl Config {
     fn unset() -> Config {
         Config {
             source: PathBuf::new(),
+            mount_roots: Vec::new(),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7070)),
             socket: PathBuf::from(AUTOMATIC),
+            socket_mode: SOCKET_MODE,
+            socket_user: String::new(),
+            socket_group: String::new(),
+            admin: PathBuf::from(AUTOMATIC),
+            admin_token: PathBuf::new(),
+            http: None,
             zero_copy: ZeroCopy::Auto,
             lease_ms: 10_000,
             lease_percent: 50,
             pin_percent: 50,
             advertise: String::new(),
-            coord: Coordination::Embedded(None),
+            coord: Coordination::Embedded,
+            coord_secret: PathBuf::new(),
+            insecure: false,
             data: PathBuf::new(),
+            mount_options: MountOptions::default(),
             node_id: String::new(),
             zone: String::new(),
             session_timeout_ms: 6000,
@@ -331,8 +391,10 @@ impl Config {
             shards: 0,
             cpus: Vec::new(),
             memory: 1 << 30,
+            populate: true,
             block_size: 1 << 20,
             connections_max: 4096,
+            connections_per_peer_max: 2048,
             requests_in_flight_max: 256,
             bytes_in_flight_max: 32 << 20,
             body_length_max: BODY_LENGTH_MAX,
@@ -340,6 +402,7 @@ impl Config {
             fill_queue_max: 1024,
             metadata_queue_max: 1024,
             load_concurrency: 64,
+            source_timeout_ms: 10_000,
             files_max: 100_000,
             send_timeout_ms: 30_000,
             idle_timeout_ms: 0,
@@ -373,6 +436,17 @@ impl Config {
         if self.source.as_os_str().is_empty() && !in_cluster {
             return Err(ConfigError::NoSource);
         }
+        if in_cluster && self.coord_secret.as_os_str().is_empty() && !self.insecure {
+            return Err(ConfigError::NoSecret);
+        }
+        if in_cluster && self.mount_options.compares_any() {
+            // Each node would know what it saw itself, and members would have two contents in one version.
+            let allowed = "no `content` in a cluster (`coord`), whose nodes do not know what others saw: \
+                           use `device`, give each content a path of its own, or serve that source from \
+                           a node without `coord`";
+            return self.refuse("mount_options", Some(allowed.to_owned()));
+        }
+        self.validate_secrets(in_cluster)?;
         for key in KEYS {
             if let Access::Count(number) | Access::Size(number) = &key.access
                 && !(number.min..=number.max).contains(&(number.get)(self))
@@ -410,6 +484,24 @@ impl Config {
         Ok(())
     }
 
+    /// What is said of secrets and sockets has to be of use: what is set and does nothing would be relied on.
+    fn validate_secrets(&self, in_cluster: bool) -> Result<(), ConfigError> {
+        let has_secret = !self.coord_secret.as_os_str().is_empty();
+        let contradiction = if has_secret && !in_cluster {
+            "--coord-secret (coord_secret) is the secret of a cluster, and this node is in none; say with \
+             --coord zk://HOST:PORT/PATH where its coordination is, or leave the secret out"
+        } else if has_secret && self.insecure {
+            "--coord-secret (coord_secret) and --insecure (insecure) contradict each other; leave --insecure \
+             out to have the secret count, or --coord-secret to trust the network"
+        } else if self.socket == self.admin && self.socket.is_absolute() {
+            "--socket (socket) and --admin (admin) name the same path; give each a path of its own, because \
+             clients may use the one and administrators the other"
+        } else {
+            return Ok(());
+        };
+        Err(ConfigError::Contradiction(contradiction))
+    }
+
     fn validate_cpus(&self) -> Result<(), ConfigError> {
         let usable = usable_cpus();
         let once = (1..self.cpus.len()).all(|end| !self.cpus[..end].contains(&self.cpus[end]));
@@ -442,6 +534,7 @@ impl Config {
             "memory" => Some(format_size((self.shards * self.shard_memory_min()) as u64)),
             "bytes_in_flight_max" => Some(format_size(u64::from(self.block_size) * 4)),
             "shards" => Some(self.cpus.len().to_string()),
+            "mount_options" => Some("models=shared".to_owned()),
             "cpus" => Some(format_cpus(&usable_cpus())),
             _ => None,
         }
@@ -449,11 +542,12 @@ impl Config {
 
     /// The effective values as text, in the order of [`KEYS`].
     pub fn describe(&self) -> Vec<(&'static str, String)> {
-        KEYS.iter().map(|key| (key.name, key.get(self))).collect()
+        settings::describe(self)
     }
 }
 
-const VARIABLE_PREFIX: &str = "MILLRACE_";
+/// Mode of the Unix sockets: of the node's user and group.
+const SOCKET_MODE: u32 = 0o660;
 
 /// The variables that set keys; names become those of [`KEYS`].
 fn environment_layer(environment: impl IntoIterator<Item = (String, String)>) -> Layer {
@@ -481,39 +575,33 @@ fn is_foreign_variable(name: &str, value: &str) -> bool {
 /// Reads a TOML file of scalars and lists of scalars.
 fn file_layer(file: &Path) -> Result<Layer, ConfigError> {
     let origin = Origin::File(file.to_owned());
-    let text = std::fs::read_to_string(file)
-        .map_err(|error| ConfigError::Read { file: file.to_owned(), error })?;
-    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
-        let position = error.span().map_or(0, |span| span.start).min(text.len());
-        ConfigError::Syntax {
-            file: file.to_owned(),
-            line: 1 + text.as_bytes()[..position].iter().filter(|byte| **byte == b'\n').count(),
-            message: error.message().to_owned(),
+    let table = settings::read_toml(file).map_err(|error| match error {
+        FileError::Read(error) => ConfigError::Read { file: file.to_owned(), error },
+        FileError::Syntax { line, message } => {
+            ConfigError::Syntax { file: file.to_owned(), line, message }
         }
     })?;
     let mut values = Vec::with_capacity(table.len());
     for (name, value) in table {
         let key = Key::find(&name).ok_or_else(|| unknown_key(&origin, &name))?;
-        let text = value_text(&value)
+        if key.is_mode() && !value.is_str() {
+            return Err(ConfigError::Value {
+                origin,
+                key,
+                value: value.to_string(),
+                allowed: format!(
+                    "{} and in quotes, because a number without them is not read as octal",
+                    key.allowed()
+                ),
+                example: format!("\"{}\"", key.example),
+            });
+        }
+        let separator = if key.is_list() { LIST_SEPARATOR } else { ',' };
+        let text = value_text(&value, separator)
             .ok_or_else(|| value_error(key, &value.to_string(), origin.clone()))?;
         values.push((name, text));
     }
     Ok(Layer { origin, values })
-}
-
-/// A scalar as text, or a list of them joined by commas.
-fn value_text(value: &toml::Value) -> Option<String> {
-    match value {
-        toml::Value::String(text) => Some(text.clone()),
-        toml::Value::Integer(number) => Some(number.to_string()),
-        toml::Value::Float(number) => Some(number.to_string()),
-        toml::Value::Boolean(flag) => Some(flag.to_string()),
-        toml::Value::Array(values) if !values.iter().any(toml::Value::is_array) => {
-            let texts: Option<Vec<String>> = values.iter().map(value_text).collect();
-            Some(texts?.join(","))
-        }
-        toml::Value::Array(_) | toml::Value::Datetime(_) | toml::Value::Table(_) => None,
-    }
 }
 
 fn value_error(key: &'static Key, value: &str, origin: Origin) -> ConfigError {
@@ -527,13 +615,7 @@ fn value_error(key: &'static Key, value: &str, origin: Origin) -> ConfigError {
 }
 
 fn unknown_key(origin: &Origin, name: &str) -> ConfigError {
-    let nearest = KEYS
-        .iter()
-        .max_by(|a, b| {
-            let nearness = |key: &Key| strsim::jaro_winkler(key.name, name);
-            nearness(a).total_cmp(&nearness(b))
-        })
-        .expect("the table is not empty");
+    let nearest = Key::nearest(name);
     let (given, nearest) = match origin {
         Origin::File(file) => {
             (format!("key `{name}` in {}", file.display()), nearest.name.to_owned())
@@ -542,7 +624,7 @@ fn unknown_key(origin: &Origin, name: &str) -> ConfigError {
             format!("environment variable `{VARIABLE_PREFIX}{}`", name.to_ascii_uppercase()),
             nearest.variable(),
         ),
-        Origin::Flags => (format!("flag `--{}`", name.replace('_', "-")), nearest.flag()),
+        Origin::Flags => (format!("flag `{}`", settings::as_flag(name)), nearest.flag()),
         Origin::Default => (format!("key `{name}`"), nearest.name.to_owned()),
     };
     ConfigError::UnknownKey { given, nearest }

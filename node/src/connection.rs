@@ -9,30 +9,22 @@ use std::os::fd::RawFd;
 
 use millrace_proto::Status;
 use millrace_proto::frame::{self, Header};
+use millrace_proto::message::Range;
+use millrace_proto::proof::{Exchange, Role};
 
 use crate::cache::{BlockKey, EntryIndex};
+use crate::mailbox::Requester;
 use crate::memory::Segment;
-
-/// Names a connection of a shard: its place in the table, and how often the place was used before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Token {
-    /// Place in the shard's table.
-    pub index: u32,
-    /// Uses of the place before this one, modulo 2^24, so that a late completion is not taken for one
-    /// of the next connection.
-    pub generation: u32,
-}
+use crate::owner::{Loads, Owner};
+use crate::token::Token;
 
 /// Receive buffers of a shard, a power of two.
 pub(crate) const RECEIVE_BUFFER_COUNT: u16 = 256;
 /// Size of each in bytes. Derived: 16 reads take 1.3 KiB, a batch of 200 ranges 7.3 KiB.
 pub(crate) const RECEIVE_BUFFER_SIZE: usize = 8 << 10;
 
-/// Generations are counted modulo this.
-pub(crate) const GENERATION_COUNT: u32 = 1 << 24;
-
 /// A pinned block that a batch sends from.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pin {
     /// Of this shard.
     Local(EntryIndex),
@@ -64,6 +56,10 @@ pub(crate) struct Batch {
     pub reply_count: u32,
     /// Bytes that those requests asked for.
     pub asked: u64,
+    /// Bytes of the blocks that `pins` holds, whole pages.
+    pub pinned: u64,
+    /// Bytes of blocks that were copied into `head`.
+    pub copied: u64,
     /// A descriptor that goes with the first byte.
     pub descriptor: Option<RawFd>,
 }
@@ -75,7 +71,7 @@ impl Batch {
         header: Header,
         checksums: &[u32],
         segments: &[Segment],
-        pin: Pin,
+        (pin, pinned): (Pin, u64),
         asked: u32,
     ) {
         self.push_head(asked, |head| frame::encode_read_reply(head, header, checksums));
@@ -84,6 +80,7 @@ impl Batch {
             self.length += segment.length as u64;
         }
         self.pins.push(pin);
+        self.pinned += pinned;
     }
 
     /// Appends a reply that has no payload, as `encode` writes it.
@@ -103,6 +100,21 @@ impl Batch {
     /// Whether the batch has no memory of its own yet.
     pub(crate) fn is_unused(&self) -> bool {
         self.head.capacity() == 0
+    }
+
+    /// Appends the reply to a read whose bytes are copied: as a head, with the payload behind it.
+    pub(crate) fn push_copy(
+        &mut self,
+        header: Header,
+        checksums: &[u32],
+        payload: &[u8],
+        asked: u32,
+    ) {
+        self.push_head(asked, |head| {
+            frame::encode_read_reply(head, header, checksums);
+            head.extend_from_slice(payload);
+        });
+        self.copied += payload.len() as u64;
     }
 
     /// What the batch counts for, without what it holds.
@@ -127,6 +139,8 @@ impl Batch {
         self.length = 0;
         self.reply_count = 0;
         self.asked = 0;
+        self.pinned = 0;
+        self.copied = 0;
         self.descriptor = None;
     }
 }
@@ -152,6 +166,30 @@ pub(crate) enum Phase {
     Closed,
 }
 
+/// The ranges of a `ReadMany` that were not looked at yet.
+#[derive(Debug)]
+pub(crate) struct Rest {
+    /// Header of the request.
+    pub header: Header,
+    /// Time after which the answer is of no use, in the node's milliseconds.
+    pub deadline: Option<u64>,
+    /// Index of the next range.
+    pub part: u16,
+    /// That range and the ones after it.
+    pub ranges: std::vec::IntoIter<Range>,
+}
+
+/// How receiving ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ReceiveEnd {
+    /// The client sends no more, and may still read.
+    Finished,
+    /// The client is gone.
+    Reset,
+    /// The connection failed, and the client may not know it.
+    Broken,
+}
+
 /// One client.
 pub(crate) struct Connection {
     pub token: Token,
@@ -159,6 +197,8 @@ pub(crate) struct Connection {
     pub is_local: bool,
     /// Bytes of a frame that is not complete, or of requests that wait for room.
     pub stash: Vec<u8>,
+    /// When the frame that is not complete began, in the node's milliseconds.
+    pub frame_since: u64,
     /// Replies for the next send.
     pub building: Batch,
     /// Emptied batches of earlier sends, for the next ones.
@@ -173,7 +213,32 @@ pub(crate) struct Connection {
     pub in_flight: u32,
     /// Bytes that they asked for.
     pub asked: u64,
+    /// Bytes of the blocks that its replies hold until they are sent, whole pages. A block that several
+    /// replies hold may count several times.
+    pub pinned: u64,
+    /// Reads that other shards were asked for and have not answered.
+    pub forwarded: u32,
+    /// `Ring` requests that are not answered.
+    pub ring_count: u32,
+    /// Ranges of a batch that wait for room.
+    pub rest: Option<Box<Rest>>,
+    /// When counting began how fast the client takes what is sent, in the node's milliseconds.
+    pub taken_since: u64,
+    /// Bytes that it has taken since then.
+    pub taken: u64,
+    /// Owns what it has under way on the side thread, since it asked for something there.
+    pub owner: Option<Owner>,
+    /// Loads under way of all connections of its machine.
+    pub loads_of_machine: Loads,
     pub phase: Phase,
+    /// True if the client takes checksums that cover the identity of the block.
+    pub covers_identity: bool,
+    /// Whether the memory was passed to it.
+    pub is_attached: bool,
+    /// As whom it asks, once that is proved; None for anybody.
+    pub role: Option<Role>,
+    /// An exchange of proofs that has begun.
+    pub exchange: Option<Box<Exchange>>,
     /// Whether the end of the connection came from the client.
     pub client_ended: bool,
     /// Places of its leases in the shard's table of them.
@@ -190,6 +255,7 @@ impl Connection {
             token,
             is_local,
             stash: Vec::new(),
+            frame_since: now,
             building: Batch::default(),
             spares: Default::default(),
             sending: false,
@@ -197,17 +263,40 @@ impl Connection {
             paused: false,
             in_flight: 0,
             asked: 0,
+            pinned: 0,
+            forwarded: 0,
+            ring_count: 0,
+            rest: None,
+            taken_since: now,
+            taken: 0,
+            owner: None,
+            loads_of_machine: Loads::default(),
             phase: Phase::Open,
+            covers_identity: false,
+            is_attached: false,
+            role: None,
+            exchange: None,
             client_ended: false,
             leases: HashMap::new(),
             active_at: now,
         }
     }
 
+    /// True if a part of a frame has come, and the rest is waited for.
+    pub(crate) fn has_part(&self) -> bool {
+        !self.stash.is_empty() && !self.paused && self.phase == Phase::Open
+    }
+
     /// Counts a request.
     pub(crate) fn take(&mut self, asked: u32) {
         self.in_flight += 1;
         self.asked += u64::from(asked);
+    }
+
+    /// Counts the answer to a request, if another shard gave it.
+    #[inline]
+    pub(crate) fn count_answer(&mut self, requester: &Requester) {
+        self.forwarded -= u32::from(requester.is_forwarded);
     }
 
     /// Empties a batch that was sent, and keeps its memory for the next ones.
@@ -226,6 +315,8 @@ impl Connection {
         }
         self.sending = true;
         self.active_at = now;
+        self.taken_since = now;
+        self.taken = 0;
         // The first that has memory of its own, if one has.
         let spare = usize::from(self.spares[0].is_unused());
         let spare = std::mem::take(&mut self.spares[spare]);

@@ -219,7 +219,7 @@ impl Settings {
     fn congestion_control(&self) -> Finding {
         const NAME: &str = "TCP";
         match self.read("proc/sys/net/ipv4/tcp_congestion_control").as_deref() {
-            // Measured: README, Figures.
+            // Measured: docs/PERFORMANCE.md.
             Some("bbr") => Finding::off(
                 NAME,
                 "bbr paces what is sent",

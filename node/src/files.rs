@@ -1,10 +1,12 @@
 //! The files a node knows: id to path, version and length.
 //!
 //! Owns the only table that shards share, a bounded one. It is read on a miss and written when the
-//! source was asked; a hit never comes here. An entry may be forgotten at any time: a read that needs
-//! it is then answered `UnknownFile`, and the client looks the path up again.
+//! source was asked, by the side thread alone; a hit never comes here. An entry may be forgotten at any
+//! time: a read that needs it is then answered `UnknownFile`, and the client looks the path up again. Always
+//! holds: what an older look at the source told never replaces what a newer one did.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use millrace_proto::FileId;
 use quick_cache::sync::Cache;
@@ -20,36 +22,116 @@ pub(crate) struct FileRecord {
     pub length: u64,
 }
 
+/// When a look at the source began. Later ones are greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Look(u64);
+
+/// What became of a note.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Noted {
+    /// It is known now, or was.
+    Known,
+    /// It takes the place of a record of another version, whose blocks have to go.
+    Instead,
+    /// A look that began later has told of another version already, and that stays.
+    TooLate,
+}
+
 /// The table.
 pub(crate) struct FileTable {
-    records: Cache<FileId, FileRecord>,
+    records: Cache<FileId, (FileRecord, Look)>,
+    looks: AtomicU64,
 }
 
 impl FileTable {
     /// A table for at most `files_max` files.
     pub(crate) fn new(files_max: usize) -> FileTable {
-        FileTable { records: Cache::new(files_max) }
+        FileTable { records: Cache::new(files_max), looks: AtomicU64::new(0) }
     }
 
     /// What is known of a file.
     pub(crate) fn get(&self, id: FileId) -> Option<FileRecord> {
-        self.records.get(&id)
+        self.records.get(&id).map(|(record, _)| record)
     }
 
-    /// Notes what the source told. Returns the record it replaces if that had another version: its
-    /// blocks have to go.
-    pub(crate) fn note(&self, id: FileId, record: FileRecord) -> Option<FileRecord> {
+    /// What is known of a file since before this look.
+    pub(crate) fn get_from_before(&self, id: FileId, look: Look) -> Option<FileRecord> {
+        self.records.get(&id).filter(|(_, seen)| *seen < look).map(|(record, _)| record)
+    }
+
+    /// Begins a look at the source: to be called before the source is asked.
+    pub(crate) fn look(&self) -> Look {
+        Look(self.looks.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Notes what is known of a file now.
+    pub(crate) fn note(&self, id: FileId, record: FileRecord) -> Noted {
+        self.note_at(id, record, self.look())
+    }
+
+    /// Notes what the source told at a look. Of two that were under way at once the one that began later
+    /// counts. Should the other one have seen more, the first read of what it told is stale, and the next
+    /// look sees it, too.
+    pub(crate) fn note_at(&self, id: FileId, record: FileRecord, look: Look) -> Noted {
         let old = self.records.get(&id);
-        if old.as_ref() != Some(&record) {
-            let version = record.version;
-            self.records.insert(id, record);
-            return old.filter(|old| old.version != version);
+        let is_other = |old: &FileRecord| old.version != record.version;
+        match old {
+            Some((old, seen)) if seen > look => {
+                if is_other(&old) {
+                    Noted::TooLate
+                } else {
+                    Noted::Known
+                }
+            }
+            Some((old, _)) if is_other(&old) => {
+                self.records.insert(id, (record, look));
+                Noted::Instead
+            }
+            _ => {
+                self.records.insert(id, (record, look));
+                Noted::Known
+            }
         }
-        None
     }
 
     /// Forgets a file; returns what was known.
     pub(crate) fn forget(&self, id: FileId) -> Option<FileRecord> {
-        self.records.remove(&id).map(|(_, record)| record)
+        self.records.remove(&id).map(|(_, (record, _))| record)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: FileId = FileId(1);
+
+    fn record(version: u64) -> FileRecord {
+        FileRecord { path: "f".into(), version, length: 1 }
+    }
+
+    #[test]
+    fn an_older_look_never_replaces_a_newer_one() {
+        let files = FileTable::new(10);
+        let (first, second, third) = (files.look(), files.look(), files.look());
+        assert_eq!(files.note_at(FILE, record(2), second), Noted::Known);
+        assert_eq!(files.note_at(FILE, record(1), first), Noted::TooLate);
+        assert_eq!(files.get(FILE), Some(record(2)));
+        assert_eq!(files.note_at(FILE, record(2), first), Noted::Known);
+        assert_eq!(files.note_at(FILE, record(3), third), Noted::Instead);
+        assert_eq!(files.note_at(FILE, record(2), second), Noted::TooLate);
+        assert_eq!(files.get(FILE), Some(record(3)));
+    }
+
+    #[test]
+    fn the_newest_look_that_saw_a_version_counts() {
+        let files = FileTable::new(10);
+        let (first, second, third) = (files.look(), files.look(), files.look());
+        assert_eq!(files.note_at(FILE, record(1), first), Noted::Known);
+        assert_eq!(files.note_at(FILE, record(1), third), Noted::Known);
+        assert_eq!(files.note_at(FILE, record(2), second), Noted::TooLate);
+        assert_eq!(files.get(FILE), Some(record(1)));
+        assert_eq!(files.get_from_before(FILE, second), None);
+        assert_eq!(files.get_from_before(FILE, files.look()), Some(record(1)));
     }
 }

@@ -14,24 +14,35 @@
 //! One thread for each core, sharing nothing on a hit. A shard owns the blocks that hash to it and its
 //! part of the memory arena. Modules in reading order:
 
+mod access;
+pub mod admin;
 mod cache;
 mod cluster;
 pub mod config;
 mod connection;
+mod cpus;
 pub mod doctor;
 mod eventfd;
 mod files;
+mod guests;
 mod local;
 mod mailbox;
 mod memory;
 mod metrics;
 pub mod node;
+mod owner;
+mod pages;
 mod ring;
+mod room;
 mod runtime;
+pub mod secret;
 mod side;
 mod store;
+mod timings;
+mod token;
 mod worker;
 
 pub use cluster::identity::IdentityError;
 pub use config::{Config, ConfigError};
 pub use node::{Node, StartError, Stopped};
+pub use secret::SecretError;

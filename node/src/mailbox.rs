@@ -9,17 +9,16 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use millrace_proto::frame::Header;
+use millrace_proto::frame::{FLAG_IDENTITY, Header};
 use millrace_proto::message::Range;
 use millrace_proto::{FileId, Status};
 use rustix::event::EventfdFlags;
 use smallvec::SmallVec;
 
-use crate::cache::{BlockKey, EntryIndex};
-use crate::connection::Token;
+use crate::cache::{BlockKey, EntryIndex, Listing};
 use crate::memory::{Blank, Block, Segment, Sums};
-use crate::side::FillFrom;
 use crate::store::StoreError;
+use crate::token::Token;
 
 /// Who waits for a reply, and what the reply needs from the request.
 #[derive(Clone, Copy, Debug)]
@@ -34,8 +33,24 @@ pub(crate) struct Requester {
     pub part: u16,
     /// Bytes that were asked for, as counted against the connection's limit.
     pub asked: u32,
+    /// True if another shard was asked for the block.
+    pub is_forwarded: bool,
+    /// True if the client takes checksums that cover the identity of the block.
+    pub covers_identity: bool,
     /// Time after which the answer is of no use, in the node's milliseconds.
     pub deadline: Option<u64>,
+}
+
+impl Requester {
+    /// Flags of a reply that brings checksums of a block, and what to combine each of them with. They
+    /// are stored with the block's `tag` in them.
+    #[inline]
+    pub(crate) fn checksums(&self, tag: u32) -> (u16, u32) {
+        match self.covers_identity {
+            true => (FLAG_IDENTITY, 0),
+            false => (0, tag),
+        }
+    }
 }
 
 /// A range that the owner pinned for another shard to send.
@@ -47,7 +62,9 @@ pub(crate) struct Served {
     pub entry: EntryIndex,
     /// The owner.
     pub owner: u32,
-    /// Checksums of the range.
+    /// Bytes of the pages that the block holds.
+    pub pinned: u64,
+    /// Checksums of the range, as the requester takes them.
     pub sums: SmallVec<[u32; 16]>,
     /// Where the bytes lie.
     pub segments: SmallVec<[Segment; 2]>,
@@ -60,6 +77,17 @@ pub(crate) enum Filling {
     Source,
     /// Another node that had it.
     Peer,
+}
+
+/// Where a block may be taken from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum FillFrom {
+    /// Another node where that is likely to have it, else the source.
+    Anywhere,
+    /// The source: another node asked, which has asked others already.
+    Source,
+    /// Only this member, which listed the block. If it no longer has it, the fill fails with `NotCached`.
+    Member(Arc<str>),
 }
 
 /// What became of a block that a `Load` asked for.
@@ -84,26 +112,17 @@ pub(crate) struct Dropped {
     pub byte_count: u64,
 }
 
-/// A block of a shard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Listed {
-    /// Its entry.
-    pub entry: EntryIndex,
-    /// The block.
-    pub key: BlockKey,
-    /// Its version.
-    pub version: u64,
-    /// Whether it is kept from being evicted.
-    pub is_kept: bool,
-}
-
-/// Some of the blocks of a shard.
-#[derive(Debug, Default)]
-pub(crate) struct Listing {
-    /// The blocks, in the order of their entries.
-    pub blocks: Vec<Listed>,
-    /// The entry to go on from, if there are more.
-    pub next: Option<u32>,
+/// Blocks of a file to drop, and how far that is.
+#[derive(Debug)]
+pub(crate) struct DropJob {
+    /// The file.
+    pub file: FileId,
+    /// Most blocks that are still to be dropped; None before it began.
+    pub left: Option<u32>,
+    /// What was dropped so far.
+    pub dropped: Dropped,
+    /// Where the sum goes.
+    pub reply: flume::Sender<Dropped>,
 }
 
 /// A block that has come, and from where.
@@ -130,14 +149,20 @@ pub(crate) enum Mail {
         is_pinned: bool,
         result: Result<Arrival, (Blank, StoreError)>,
     },
+    /// The source has been read for this block for longer than it may take; the read goes on.
+    Overdue { key: BlockKey, version: u64, message: String },
+    /// Loads were given up: some that wait for blocks cannot be told any more.
+    LoadsGone,
     /// Have this block in memory and say when it is.
     Ensure { key: BlockKey, version: u64, from: FillFrom, reply: flume::Sender<Ensured> },
     /// Drop the blocks of a file.
-    Drop { file: FileId, block_count: u32, reply: flume::Sender<Dropped> },
+    Drop(DropJob),
     /// Tell the blocks of these entries.
     Enumerate { first: u32, count: u32, reply: flume::Sender<Listing> },
     /// Keep these blocks from being evicted, or no longer.
     Keep { blocks: Vec<(EntryIndex, BlockKey)>, wanted: bool },
+    /// This connection of a shard is closed: nothing waits for it any more.
+    Gone { shard: u32, token: Token },
     /// Finish what is in flight, then stop.
     Shutdown,
 }
@@ -180,6 +205,11 @@ impl Mailbox {
         if self.sender.send_async(mail).await.is_ok() {
             self.wake();
         }
+    }
+
+    /// Returns how many messages wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.sender.len()
     }
 
     /// Whether the shard has stopped reading.

@@ -18,7 +18,9 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use millrace_proto::checksum::{CHUNK_SIZE, PAGE_SIZE};
+use millrace_proto::proof::{BlockMac, Mac};
 use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use smallvec::SmallVec;
 
@@ -47,15 +49,24 @@ unsafe impl Send for Arena {}
 #[expect(unsafe_code, reason = "the mapping is shared by every shard's thread")]
 unsafe impl Sync for Arena {}
 
+fn create(flags: MemfdFlags) -> Result<OwnedFd, Errno> {
+    rustix::fs::memfd_create("millrace-arena", flags)
+}
+
 impl Arena {
-    /// Maps `page_count` pages of 4 KiB. Memory is taken from the system page by page on first use.
+    /// Maps `page_count` pages of 4 KiB. Memory is taken from the system page by page on first use, or by
+    /// [`ShardMemory::populate`].
     ///
     /// # Errors
     /// As `memfd_create`, `ftruncate`, `mmap` and `F_ADD_SEALS`: too little memory or address space.
     pub(crate) fn new(page_count: u32) -> io::Result<Arc<Arena>> {
         let length = page_count as usize * PAGE;
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let memfd = rustix::fs::memfd_create("millrace-arena", flags)?;
+        // Nothing there is to be executed; Linux before 6.3 cannot be told.
+        let memfd = match create(flags | MemfdFlags::NOEXEC_SEAL) {
+            Err(Errno::INVAL) => create(flags)?,
+            created => created?,
+        };
         rustix::fs::ftruncate(&memfd, length as u64)?;
         // SAFETY: a new mapping at an address the kernel chooses aliases nothing.
         #[expect(unsafe_code, reason = "mapping memory")]
@@ -176,6 +187,27 @@ impl ShardMemory {
         (segment.address - self.arena.base.as_ptr().addr()) as u64
     }
 
+    /// Takes this shard's pages from the system now, and not when each is first used.
+    ///
+    /// # Errors
+    /// As `MADV_POPULATE_WRITE` of madvise(2), which is there since Linux 5.14.
+    pub(crate) fn populate(&self) -> io::Result<()> {
+        let base = self.arena.address(self.first_page, 0);
+        let length = self.page_count() as usize * PAGE;
+        loop {
+            // SAFETY: the pages are this shard's, none has been given to a blank or a block that another
+            // thread writes, and populating changes no byte of a page.
+            #[expect(unsafe_code, reason = "advising on our own mapping")]
+            let populated = unsafe {
+                rustix::mm::madvise(base.as_ptr().cast(), length, Advice::LinuxPopulateWrite)
+            };
+            match populated {
+                Err(rustix::io::Errno::INTR) => {}
+                populated => return Ok(populated?),
+            }
+        }
+    }
+
     /// Pages that are free now.
     pub(crate) fn free_page_count(&self) -> u32 {
         self.buddy.free_count()
@@ -208,6 +240,7 @@ impl ShardMemory {
             pages: Pages { arena: Arc::clone(&self.arena), extents, length },
             written: 0,
             page_sums: Vec::with_capacity(wanted as usize),
+            signed: None,
         })
     }
 
@@ -285,6 +318,8 @@ pub(crate) struct Blank {
     pages: Pages,
     written: u32,
     page_sums: Vec<u32>,
+    /// The code of the block before any byte, and as far as its pages are summed.
+    signed: Option<Box<[BlockMac; 2]>>,
 }
 
 impl Blank {
@@ -343,7 +378,48 @@ impl Blank {
             }
             let sum = sum_of(&self.pages, start, end - start);
             self.page_sums.push(sum);
+            if let Some([_, code]) = self.signed.as_deref_mut() {
+                // While the page is still in the processor's cache.
+                visit(&self.pages, start, end - start, |bytes| code.update(bytes));
+            }
         }
+    }
+
+    /// CRC-32 of all bytes, combined from those of the pages; None while bytes are missing.
+    pub(crate) fn sum(&self) -> Option<u32> {
+        let length = self.pages.length;
+        (self.written == length).then(|| Sums::combine(self.page_sums.clone(), length).block)
+    }
+
+    /// Has nothing written to it any more, to be filled again from the front.
+    pub(crate) fn empty(&mut self) {
+        self.written = 0;
+        self.page_sums.clear();
+        if let Some([first, code]) = self.signed.as_deref_mut() {
+            code.clone_from(first);
+        }
+    }
+
+    /// Has the code of the block made as it is filled, from this one without any byte.
+    ///
+    /// # Panics
+    /// If something was written.
+    pub(crate) fn sign(&mut self, code: BlockMac) {
+        assert_eq!(self.written, 0, "all bytes are part of the code");
+        self.signed = Some(Box::new([code.clone(), code]));
+    }
+
+    /// True if this is the code of the block that was signed and filled.
+    pub(crate) fn matches(&self, code: &Mac) -> bool {
+        let signed = self.signed.as_deref().filter(|_| self.written == self.pages.length);
+        signed.is_some_and(|[_, own]| own.verify(code))
+    }
+
+    /// XXH3-64 of the checksums of its pages: tells two contents apart as those do, without a pass over the
+    /// bytes. Of a blank that is not full it says nothing.
+    pub(crate) fn digest(&self) -> u64 {
+        let sums: Vec<u8> = self.page_sums.iter().copied().flat_map(u32::to_le_bytes).collect();
+        twox_hash::XxHash3_64::oneshot(&sums)
     }
 
     /// The block, once every byte was written, with its checksums.
@@ -353,33 +429,46 @@ impl Blank {
     pub(crate) fn freeze(self) -> (Block, Sums) {
         assert_eq!(self.written, self.pages.length, "a block is frozen when it is full");
         let sums = Sums::combine(self.page_sums, self.pages.length);
-        (Block { pages: self.pages }, sums)
+        let code = self.signed.map(|signed| Box::new(signed[1].finish()));
+        (Block { pages: self.pages, code }, sums)
     }
 }
 
 /// CRC-32 of a range of pages that the caller owns.
 fn sum_of(pages: &Pages, offset: u32, length: u32) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
+    visit(pages, offset, length, |bytes| hasher.update(bytes));
+    hasher.finalize()
+}
+
+/// Calls `see` with the bytes of a range of pages that the caller owns.
+fn visit(pages: &Pages, offset: u32, length: u32, mut see: impl FnMut(&[u8])) {
     pages.segments(offset, length, |address, size| {
         // SAFETY: the caller holds the pages' only owner, as a blank it may write or as a block nobody
         // writes, so nothing changes these initialised bytes while they are read.
         #[expect(unsafe_code, reason = "a readable view of arena pages")]
         let bytes = unsafe { std::slice::from_raw_parts(address.as_ptr(), size) };
-        hasher.update(bytes);
+        see(bytes);
     });
-    hasher.finalize()
 }
 
 /// Pages that are full and never written again.
 #[derive(Debug)]
 pub(crate) struct Block {
     pages: Pages,
+    /// By which others recognise what was read from the source; see section 16 of PROTOCOL.md.
+    code: Option<Box<Mac>>,
 }
 
 impl Block {
     /// Length in bytes.
     pub(crate) fn length(&self) -> u32 {
         self.pages.length
+    }
+
+    /// The code of the block, if it was signed.
+    pub(crate) fn code(&self) -> Option<&Mac> {
+        self.code.as_deref()
     }
 
     /// Calls `visit` with each piece of `offset..offset + length` that lies together. Addresses stay
@@ -390,13 +479,23 @@ impl Block {
         });
     }
 
+    /// Appends a range to `bytes`.
+    pub(crate) fn copy(&self, offset: u32, length: u32, bytes: &mut Vec<u8>) {
+        self.pages.segments(offset, length, |address, size| {
+            // SAFETY: initialised bytes of pages that this block owns and that are not written any more.
+            #[expect(unsafe_code, reason = "a readable view of arena pages")]
+            let piece = unsafe { std::slice::from_raw_parts(address.as_ptr(), size) };
+            bytes.extend_from_slice(piece);
+        });
+    }
+
     /// The byte at this offset, or any other if the block is shorter: for nothing but the processor's
     /// cache.
     #[inline]
     pub(crate) fn first_byte(&self, offset: u32) -> u8 {
         let mut byte = 0;
         self.pages.segments(offset.min(self.pages.length - 1), 1, |address, _| {
-            // SAFETY: one byte of pages that this block owns and nobody writes.
+            // SAFETY: one byte of pages that this block owns and that are not written any more.
             #[expect(unsafe_code, reason = "a readable view of arena pages")]
             unsafe {
                 byte = *address.as_ptr();

@@ -27,8 +27,25 @@ impl Count {
     }
 }
 
+/// What a figure is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// It only grows.
+    Counter,
+    /// It is what is now.
+    Gauge,
+}
+
+/// A figure, without its value.
+pub(crate) struct Figure {
+    pub(crate) name: &'static str,
+    pub(crate) kind: Kind,
+    /// What it counts; each line begins with a blank.
+    pub(crate) help: &'static str,
+}
+
 macro_rules! counters {
-    ($($(#[doc = $help:literal])+ $name:ident,)+) => {
+    ($($(#[doc = $help:literal])+ $kind:ident $name:ident,)+) => {
         /// Counters of one shard, alone on their cache lines.
         #[derive(Default)]
         #[repr(align(128))]
@@ -37,6 +54,13 @@ macro_rules! counters {
         }
 
         impl Counters {
+            /// What each of them is, in the order of declaration.
+            pub(crate) const FIGURES: &[Figure] = &[$(Figure {
+                name: stringify!($name),
+                kind: Kind::$kind,
+                help: concat!($($help),+),
+            },)+];
+
             /// Names and values, in the order of declaration.
             pub(crate) fn values(&self) -> Vec<(&'static str, u64)> {
                 vec![$((stringify!($name), self.$name.get()),)+]
@@ -47,69 +71,84 @@ macro_rules! counters {
 
 counters! {
     /// Requests received; a range of a `ReadMany` counts as one.
-    request_count,
+    Counter request_count,
     /// Ranges served from memory without waiting.
-    hit_count,
+    Counter hit_count,
     /// Bytes of those ranges.
-    hit_bytes,
+    Counter hit_bytes,
     /// Ranges that had to wait for the source.
-    miss_count,
+    Counter miss_count,
     /// Bytes of those ranges.
-    miss_bytes,
+    Counter miss_bytes,
     /// Ranges of a block that another shard owns, asked of it.
-    forwarded_count,
+    Counter forwarded_count,
     /// Blocks read from the source.
-    fill_count,
+    Counter fill_count,
     /// Bytes of those blocks.
-    fill_bytes,
+    Counter fill_bytes,
     /// Blocks taken over from other nodes.
-    peer_fill_count,
+    Counter peer_fill_count,
     /// Bytes of those blocks.
-    peer_fill_bytes,
+    Counter peer_fill_bytes,
     /// Reads of the source that failed, for whatever reason.
-    fill_error_count,
+    Counter fill_error_count,
+    /// Blocks that had other bytes when they were read again, though the source told of no change; of mounts
+    /// whose content is compared.
+    Counter unnoticed_change_count,
     /// Requests answered with `Busy`.
-    busy_count,
+    Counter busy_count,
     /// Requests answered with another error.
-    error_count,
+    Counter error_count,
     /// Frames that were damaged, or no frames at all.
-    bad_frame_count,
+    Counter bad_frame_count,
     /// Blocks found damaged in memory, and dropped.
-    damaged_count,
+    Counter damaged_count,
     /// Blocks evicted to make room.
-    evicted_count,
+    Counter evicted_count,
     /// Bytes summed to serve ranges that cut a page; aligned ranges add nothing.
-    summed_bytes,
+    Counter summed_bytes,
     /// Blocks in memory now.
-    block_count,
+    Gauge block_count,
     /// Bytes of memory that hold blocks now, whole pages.
-    used_bytes,
+    Gauge used_bytes,
     /// Bytes of memory for blocks.
-    capacity_bytes,
+    Gauge capacity_bytes,
     /// Blocks that are kept from being evicted now, because their path is pinned.
-    pinned_count,
+    Gauge pinned_count,
     /// Bytes of memory that those hold, whole pages.
-    pinned_bytes,
+    Gauge pinned_bytes,
+    /// Bytes of memory that blocks in use hold now, whole pages: being sent, or leased.
+    Gauge in_use_bytes,
+    /// Bytes of blocks that were copied for replies, because much was in use.
+    Counter copied_bytes,
+    /// Times there was no room to hold a reply or to fill a block, because of what others hold.
+    Counter short_count,
+    /// Connections closed because their clients took too little of what was sent.
+    Counter slow_closed_count,
     /// Bytes of replies that were handed to the kernel by reference.
-    referred_bytes,
+    Counter referred_bytes,
     /// Leases given to clients on this machine; prolonging one counts, too.
-    lease_count,
+    Counter lease_count,
     /// Leases that ran out before their client gave them back.
-    lease_expired_count,
+    Counter lease_expired_count,
     /// Bytes of memory that are leased now, whole pages, once for each lease.
-    leased_bytes,
+    Gauge leased_bytes,
     /// Connections open now.
-    connection_count,
+    Gauge connection_count,
     /// Connections accepted since start.
-    accepted_count,
+    Counter accepted_count,
     /// Connections refused because of a limit.
-    refused_count,
+    Counter refused_count,
     /// Processor time of the whole node in milliseconds; kept by the first shard.
-    cpu_ms,
+    Counter cpu_ms,
     /// Times the shard's ring was entered.
-    enter_count,
+    Counter enter_count,
     /// Times the shard went to sleep.
-    sleep_count,
+    Counter sleep_count,
+    /// Times one turn of the shard's loop took 10 ms or longer.
+    Counter stall_count,
+    /// Milliseconds of those turns together.
+    Counter stall_ms,
 }
 
 /// Sums the counters of all shards.

@@ -1,12 +1,13 @@
 //! A node: configuration in, running threads out, and stopping them again.
 //!
 //! Owns the threads. Always holds: when [`Node::start`] returns, every shard accepts connections; when
-//! [`Node::stop`] returns, every thread has ended.
+//! [`Node::stop`] returns, every thread has ended but those that hang in a source.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
@@ -16,19 +17,27 @@ use millrace_proto::checksum::PAGE_SIZE;
 use rustix::process::{Resource, Rlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::access::Access;
+use crate::admin::{self, AdminSocket};
 use crate::cache::{self, Cache};
 use crate::cluster::identity::{Identity, IdentityError};
 use crate::cluster::join::{self, Membership};
 use crate::cluster::session::Handle;
 use crate::config::{Config, ConfigError, Coordination};
 use crate::files::FileTable;
+use crate::guests::Guests;
 use crate::local::{self, LocalSockets, SocketFiles};
 use crate::mailbox::{Mail, Mailbox, Mailboxes};
-use crate::memory::Arena;
+use crate::memory::{Arena, ShardMemory};
 use crate::metrics::Counters;
-use crate::runtime::{Ended, Runtime};
+use crate::pages::{Pages, Sources, Stage};
+use crate::room::{self, RoomError};
+use crate::runtime::{Ended, Listeners, Runtime};
+use crate::secret::{self, SecretError};
 use crate::side::{self, Parts, Side};
-use crate::worker::{Shared, Worker, WorkerLimits};
+use crate::store::machine::Machine;
+use crate::timings::Timings;
+use crate::worker::{Proofs, Shared, Worker, WorkerLimits};
 
 /// Connections that wait for `accept`.
 const BACKLOG: i32 = 4096;
@@ -72,8 +81,11 @@ pub enum StartError {
          raise `ulimit -n` or lower connections_max"
     )]
     Descriptors { needed: u64, allowed: u64 },
+    /// There is less memory than was asked for.
+    #[error(transparent)]
+    Room(#[from] RoomError),
     /// Memory for the blocks cannot be had.
-    #[error("reserve {bytes} bytes for blocks: {error}; lower memory")]
+    #[error("take {bytes} bytes for blocks: {error}; lower memory")]
     Memory { bytes: u64, error: io::Error },
     /// A thread cannot be started, or its ring cannot be made.
     #[error("start shard {shard}: {message}")]
@@ -81,6 +93,12 @@ pub enum StartError {
     /// Who the node is cannot be found out.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// A secret cannot be had; the flag says which.
+    #[error("--{flag}: {error}")]
+    Secret { flag: &'static str, error: SecretError },
+    /// What is named as a directory below which sources may lie is not a directory.
+    #[error("--mount-root: {} is no directory; name one below which sources lie", .0.display())]
+    MountRoot(PathBuf),
     /// The node cannot join its cluster.
     #[error("join the cluster: {0}")]
     Cluster(String),
@@ -90,6 +108,12 @@ pub enum StartError {
          which host name or address clients use"
     )]
     Advertise(SocketAddr),
+    /// The threads that read sources cannot be had.
+    #[error(
+        "start the threads that read the source: {0}; raise the limit of tasks (`ulimit -u`, pids.max of \
+         the control group) or lower fill_concurrency"
+    )]
+    Threads(io::Error),
     /// The side thread cannot be started.
     #[error("start the side thread: {0}")]
     Side(io::Error),
@@ -111,7 +135,8 @@ pub struct Node {
     side: Side,
     /// None outside a cluster.
     membership: Option<Handle>,
-    _socket_files: SocketFiles,
+    pages: Pages,
+    _socket_files: [SocketFiles; 2],
 }
 
 impl Node {
@@ -123,50 +148,56 @@ impl Node {
         config.validate()?;
         let started = Instant::now();
         let shard_count = config.shards;
+        let pages = serve_pages(&config, started)?;
         raise_descriptor_limit(&config)?;
+        check_mount_roots(&config)?;
         let source = source_of(&config)?;
         let identity = Identity::open(&config.data, &config.node_id)?;
+        let proofs = proofs(&config)?;
         let files = Arc::new(FileTable::new(config.files_max));
-        let memories = arena(&config)?.cut(shard_count as u32);
+        let memories = memories(&config)?;
         let listeners = listen(&config)?;
         let number = run_number();
         let local = listen_locally(&config, number)?;
         let address = listeners[0].public_address;
+        let mut admin = listen_to_administrators(&config, address)?;
         let shard_addresses: Vec<SocketAddr> =
             listeners.iter().map(|listener| listener.address()).collect();
 
-        let mailboxes = (0..shard_count).map(|_| Mailbox::new(MAILBOX_CAPACITY));
-        let mailboxes: io::Result<(Vec<Mailbox>, Vec<_>)> = mailboxes.collect();
-        let (mailboxes, receivers) = mailboxes.map_err(StartError::Side)?;
-        let mailboxes: Mailboxes = mailboxes.into();
-        let shared = Arc::new(Shared {
-            files: Arc::clone(&files),
-            counters: (0..shard_count).map(|_| Counters::default()).collect(),
-            shard_addresses: advertised(&config, &shard_addresses),
-            local_addresses: local.addresses,
-            features: join::features(&config),
-            progress: Arc::default(),
-            node: number,
-            machine: machine(),
-            block_size: config.block_size,
-            connection_count: AtomicUsize::new(0),
-        });
+        let (mailboxes, receivers) = mailboxes(shard_count).map_err(StartError::Side)?;
+        let run = (number, local.addresses);
+        let shared = shared(&config, proofs, Arc::clone(&files), &shard_addresses, run)?;
+        let shared = Arc::new(shared);
         let public = public_addresses(&config, address, &shard_addresses)?;
+        let machine = Arc::new(Machine::start(&config).map_err(StartError::Threads)?);
         let Membership { cluster, session, mounts } =
-            join::membership(&config, identity, source, &shared, public);
+            join::membership(&config, identity, source, &shared, &machine, public);
         let (session, membership) = session.unzip();
+        let timings = Arc::<Timings>::default();
         let parts = Parts {
             store: mounts,
+            machine,
             files,
             shards: Arc::clone(&mailboxes),
             cluster,
             progress: Arc::clone(&shared.progress),
             counters: Arc::clone(&shared.counters),
             session,
+            secret: shared.proofs.member.clone(),
             started,
+            timings: Arc::clone(&timings),
         };
         let side = side::start(&config, parts).map_err(StartError::Side)?;
         let side_queue = side.queue.clone();
+        pages.tell_of(Sources {
+            address,
+            shard_addresses: shard_addresses.clone(),
+            counters: Arc::clone(&shared.counters),
+            progress: Arc::clone(&shared.progress),
+            timings,
+            mailboxes: Arc::clone(&mailboxes),
+            queue: side.queue.clone(),
+        });
 
         let mut node = Node {
             address,
@@ -175,8 +206,11 @@ impl Node {
             shards: Vec::new(),
             side,
             membership,
-            _socket_files: local.files,
+            pages,
+            _socket_files: [local.files, admin.files],
         };
+        let local_access = local.access;
+        let guests = Arc::new(Guests::new(config.connections_per_peer_max));
         let (ready, readiness) = flume::bounded(shard_count);
         let parts = memories.into_iter().zip(listeners).zip(receivers).zip(local.listeners);
         for (shard, (((memory, listener), mail), local)) in parts.enumerate() {
@@ -185,33 +219,18 @@ impl Node {
             let side_queue = side_queue.clone();
             let mailboxes = Arc::clone(&node.mailboxes);
             let ready = ready.clone();
-            let ending = (config.drain_timeout_ms, config.zero_copy);
-            let builder = LocalExecutorBuilder::new(Placement::Fixed(config.cpus[shard]))
-                .name("millrace")
-                .preempt_timer(NEVER)
-                .io_memory(EXECUTOR_IO_MEMORY);
-            let spawned = builder.spawn(move || async move {
+            let populate = config.populate;
+            // The first shard alone.
+            let admin = std::mem::take(&mut admin.listeners);
+            let ending = (config.drain_timeout_ms, config.zero_copy, Arc::clone(&guests));
+            let spawned = executor(config.cpus[shard]).spawn(move || async move {
                 let cache = Cache::new(memory, limits.pin_percent);
+                let cache = if populate { cache.populated() } else { cache };
                 let worker = Worker::new(shard as u32, shared, limits, side_queue, cache);
-                let sockets = (listener.into_sockets(), local);
+                let tcp = listener.into_sockets();
+                let sockets = Listeners { tcp, local, access: local_access, admin };
                 let runtime = Runtime::new(worker, sockets, mail, mailboxes, started, ending);
-                match runtime {
-                    Ok(runtime) => {
-                        // Whoever starts the node may have given up on it.
-                        let _ = ready.send(Ok(()));
-                        drop(ready);
-                        let ended = runtime.run().await;
-                        if let Err(error) = &ended {
-                            // The other shards would wait for this one's blocks for ever.
-                            panic!("shard {shard} lost its ring: {error}");
-                        }
-                        ended
-                    }
-                    Err(error) => {
-                        let _ = ready.send(Err((shard, error.to_string())));
-                        Ok(Ended::Cut)
-                    }
-                }
+                serve(shard, runtime, ready).await
             });
             match spawned {
                 Ok(handle) => node.shards.push(handle),
@@ -223,7 +242,9 @@ impl Node {
         }
         // With the last copy gone, a thread that ends without a word is noticed.
         drop(ready);
-        node.wait_until_ready(&readiness)?.wait_until_joined()
+        let node = node.wait_until_ready(&readiness)?.wait_until_joined()?;
+        node.pages.set_stage(Stage::Serving);
+        Ok(node)
     }
 
     /// Waits until the node is in its cluster; stops it if that cannot be.
@@ -288,6 +309,7 @@ impl Node {
 
     /// As [`Node::stop`]; also tells which shard failed first, and how.
     fn end(self) -> (Stopped, Option<(usize, String)>) {
+        self.pages.set_stage(Stage::Draining);
         if let Some(membership) = &self.membership {
             // First nobody is sent here any more.
             let (done, left) = flume::bounded(1);
@@ -325,6 +347,65 @@ impl Node {
     }
 }
 
+/// A mailbox for each shard, and what it takes its mail from.
+fn mailboxes(shard_count: usize) -> io::Result<(Mailboxes, Vec<flume::Receiver<Mail>>)> {
+    let mailboxes = (0..shard_count).map(|_| Mailbox::new(MAILBOX_CAPACITY));
+    let (mailboxes, receivers): (Vec<Mailbox>, _) = mailboxes.collect::<io::Result<_>>()?;
+    Ok((mailboxes.into(), receivers))
+}
+
+/// The secrets of the configuration.
+fn proofs(config: &Config) -> Result<Proofs, StartError> {
+    let read = |flag, path: &Path| match path.as_os_str().is_empty() {
+        true => Ok(None),
+        false => secret::read(path).map(Some).map_err(|error| StartError::Secret { flag, error }),
+    };
+    let is_ensemble = matches!(config.coord, Coordination::Ensemble { .. });
+    let member = if is_ensemble { read("coord-secret", &config.coord_secret)? } else { None };
+    let is_insecure = is_ensemble && member.is_none();
+    let administrator = read("admin-token", &config.admin_token)?;
+    Ok(Proofs { member, administrator, is_insecure })
+}
+
+/// Runs a shard to its end, after it has told whether it could be made.
+async fn serve(
+    shard: usize,
+    runtime: io::Result<Runtime>,
+    ready: flume::Sender<Result<(), (usize, String)>>,
+) -> io::Result<Ended> {
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            // The caller may have given up on the node.
+            let _ = ready.send(Err((shard, error.to_string())));
+            return Ok(Ended::Cut);
+        }
+    };
+    let _ = ready.send(Ok(()));
+    drop(ready);
+    let ended = runtime.run().await;
+    if let Err(error) = &ended {
+        // The other shards would wait for this one's blocks for ever.
+        panic!("shard {shard} lost its ring: {error}");
+    }
+    ended
+}
+
+/// Judges the directories below which sources may lie. One that is not there yet may come.
+fn check_mount_roots(config: &Config) -> Result<(), StartError> {
+    for root in &config.mount_roots {
+        match root.metadata() {
+            Ok(found) if !found.is_dir() => return Err(StartError::MountRoot(root.clone())),
+            Ok(_) => (),
+            Err(error) => tracing::warn!(
+                "mount root {}: {error}: nothing can be mounted below it as long as that is so",
+                root.display()
+            ),
+        }
+    }
+    Ok(())
+}
+
 /// The source of the configuration, if it has one.
 fn source_of(config: &Config) -> Result<Option<String>, StartError> {
     join::source(config)
@@ -342,6 +423,8 @@ fn limits(config: &Config) -> WorkerLimits {
         idle_timeout_ms: config.idle_timeout_ms,
         lease_ms: config.lease_ms,
         lease_percent: config.lease_percent,
+        // As many as are read at once: a fill more would wait, and have others wait behind it.
+        fills_of_client_max: config.fill_concurrency as u32,
         pin_percent: config.pin_percent,
     }
 }
@@ -365,14 +448,18 @@ fn raise_descriptor_limit(config: &Config) -> Result<(), StartError> {
     Err(StartError::Descriptors { needed, allowed: maximum.unwrap_or(0) })
 }
 
-/// The arena, so large that with its bookkeeping it stays within `memory`.
-fn arena(config: &Config) -> Result<Arc<Arena>, StartError> {
+/// Memory for the shards, so large that with its bookkeeping it stays within `memory`.
+fn memories(config: &Config) -> Result<Vec<ShardMemory>, StartError> {
+    room::check(config)?;
     let page_cost = PAGE_SIZE as usize + cache::PAGE_COST;
     let page_count = (config.memory / page_cost) as u32;
-    Arena::new(page_count).map_err(|error| StartError::Memory {
-        bytes: u64::from(page_count) * u64::from(PAGE_SIZE),
-        error,
-    })
+    let failed =
+        |error| StartError::Memory { bytes: u64::from(page_count) * u64::from(PAGE_SIZE), error };
+    let memories = Arena::new(page_count).map_err(failed)?.cut(config.shards as u32);
+    if config.populate {
+        room::take(&memories, &config.cpus).map_err(failed)?;
+    }
+    Ok(memories)
 }
 
 /// The listening sockets of one shard.
@@ -408,16 +495,69 @@ fn machine() -> String {
 
 /// Listens at the Unix socket, if one is configured.
 fn listen_locally(config: &Config, number: u64) -> Result<LocalSockets, StartError> {
-    let path = &config.socket;
-    if path.as_os_str() == local::AUTOMATIC {
-        return local::listen_automatically(number, config.shards, BACKLOG)
-            .map_err(|error| StartError::Socket { path: local::AUTOMATIC.to_owned(), error });
-    }
+    let (path, shards) = (&config.socket, config.shards);
     if path.as_os_str().is_empty() {
-        let listeners = (0..config.shards).map(|_| Vec::new()).collect();
+        let listeners = (0..shards).map(|_| Vec::new()).collect();
         return Ok(LocalSockets { listeners, ..LocalSockets::default() });
     }
-    local::listen(path, config.shards, BACKLOG)
+    let sockets = access(config).and_then(|access| match path.as_os_str() == local::AUTOMATIC {
+        true => local::listen_automatically(number, shards, BACKLOG, access),
+        false => local::listen(path, shards, BACKLOG, access),
+    });
+    sockets.map_err(|error| StartError::Socket { path: path.display().to_string(), error })
+}
+
+/// Who may connect to the Unix sockets.
+fn access(config: &Config) -> io::Result<Access> {
+    Access::new(config.socket_mode, &config.socket_user, &config.socket_group)
+}
+
+/// Gathers what is the same for every shard: of the run with this number, which is at these addresses of
+/// this machine.
+fn shared(
+    config: &Config,
+    proofs: Proofs,
+    files: Arc<FileTable>,
+    shard_addresses: &[SocketAddr],
+    (node, local_addresses): (u64, Vec<String>),
+) -> Result<Shared, StartError> {
+    Ok(Shared {
+        files,
+        counters: (0..config.shards).map(|_| Counters::default()).collect(),
+        shard_addresses: advertised(config, shard_addresses),
+        local_addresses,
+        features: join::features(config, &proofs),
+        proofs,
+        seed: millrace_client::peer::random().map_err(StartError::Side)?,
+        progress: Arc::default(),
+        node,
+        machine: machine(),
+        block_size: config.block_size,
+        connection_count: AtomicUsize::new(0),
+    })
+}
+
+/// Prepares the executor of a shard, pinned to a processor.
+fn executor(cpu: usize) -> LocalExecutorBuilder {
+    LocalExecutorBuilder::new(Placement::Fixed(cpu))
+        .name("millrace")
+        .preempt_timer(NEVER)
+        .io_memory(EXECUTOR_IO_MEMORY)
+}
+
+/// Serves the pages for operators, if they are wanted.
+fn serve_pages(config: &Config, started: Instant) -> Result<Pages, StartError> {
+    let Some(address) = config.http else { return Ok(Pages::default()) };
+    Pages::start(address, started).map_err(|error| StartError::Listen { address, error })
+}
+
+/// Listens at the administration socket.
+fn listen_to_administrators(
+    config: &Config,
+    address: SocketAddr,
+) -> Result<AdminSocket, StartError> {
+    let path = &config.admin;
+    admin::listen(path, address.port(), BACKLOG)
         .map_err(|error| StartError::Socket { path: path.display().to_string(), error })
 }
 

@@ -15,13 +15,15 @@
 //! Needs Linux 6.0: provided buffer rings (5.19) and multishot receive (6.0). Uses DEFER_TASKRUN where the
 //! kernel has it (6.1).
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use io_uring::types::{CancelBuilder, Fd, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 
-use crate::connection::{Batch, GENERATION_COUNT, RECEIVE_BUFFER_SIZE, Token};
+use crate::connection::{Batch, RECEIVE_BUFFER_SIZE};
+use crate::token::{GENERATION_COUNT, Token};
 
 mod buffers;
 mod reference;
@@ -75,7 +77,7 @@ pub(crate) enum Completion {
     /// alone, is not read any more. `was_copied` if the kernel made a copy all the same.
     Released { token: Token, batch: Batch, was_copied: bool },
     /// Some of a batch was sent; the rest goes on by itself.
-    SentSome { token: Token },
+    SentSome { token: Token, count: u64 },
     /// The tick that was asked for.
     Tick,
     /// The alarm that was asked for.
@@ -123,6 +125,8 @@ pub(crate) fn abilities(eventfd: &OwnedFd) -> io::Result<Abilities> {
 /// The ring.
 pub(crate) struct Ring {
     ring: IoUring,
+    /// Entries that found the submission queue full, in order: a few for each connection at most.
+    waiting: VecDeque<squeue::Entry>,
     buffers: Buffers,
     /// Send slots by connection index.
     sends: Vec<Option<SendSlot>>,
@@ -188,6 +192,7 @@ impl Ring {
         let tick_interval = Timespec::new().nsec(tick_ms * 1_000_000);
         let mut ring = Ring {
             ring,
+            waiting: VecDeque::new(),
             buffers,
             sends: Vec::new(),
             blocked_sends: Vec::new(),
@@ -362,6 +367,7 @@ impl Ring {
     /// # Errors
     /// As `io_uring_enter`; none that a retry would not heal is known.
     pub(crate) fn enter(&mut self) -> io::Result<()> {
+        self.queue_waiting();
         let pending = {
             let mut submission = self.ring.submission();
             submission.sync();
@@ -373,6 +379,7 @@ impl Ring {
         #[expect(unsafe_code, reason = "submitting to the kernel")]
         let entered =
             unsafe { self.ring.submitter().enter::<libc::sigset_t>(pending, 0, flags, None) };
+        self.queue_waiting();
         match entered {
             Ok(_) => Ok(()),
             // EBUSY and EAGAIN: completions have to be taken first. EINTR: a signal.
@@ -395,6 +402,7 @@ impl Ring {
             !submission.is_empty() || submission.taskrun() || submission.cq_overflow()
         };
         due || self.follow_up.is_some()
+            || !self.waiting.is_empty()
             || self.next_completed < self.completed.len()
             || !self.ring.completion().is_empty()
     }
@@ -497,6 +505,14 @@ impl Ring {
                 self.blocked_sends.push(index);
                 return None;
             }
+            // Too many descriptors are on their way to clients that do not take them: the reply goes without
+            // one, and its client without the memory.
+            Err(error) if is_crowded(&error) && slot.batch.descriptor.is_some() => {
+                slot.batch.descriptor = None;
+                let count = slot.wanted;
+                self.submit(slot, count);
+                return None;
+            }
             Err(error) => {
                 if let Some(batch) = slot.second.take() {
                     let result = Err(error.kind().into());
@@ -508,6 +524,7 @@ impl Ring {
                 return Some(Completion::Sent { token, batch, result: Err(error), is_last });
             }
         };
+        let taken = count;
         let done = slot.advance(count);
         let sent = |batch, is_last| Completion::Sent { token, batch, result: Ok(()), is_last };
         let then = if slot.left == 0 {
@@ -518,7 +535,7 @@ impl Ring {
             // The socket took less: the rest, whatever came meanwhile.
             let count = slot.wanted;
             self.submit(slot, count);
-            Completion::SentSome { token }
+            Completion::SentSome { token, count: taken }
         } else {
             self.sends[index as usize] = Some(slot);
             self.held.push((token, 0));
@@ -556,7 +573,7 @@ impl Ring {
                     reference.slot.advance(count as u64);
                     if reference.slot.left > 0 {
                         self.submit_reference(number);
-                        return Some(Completion::SentSome { token });
+                        return Some(Completion::SentSome { token, count: count as u64 });
                     }
                     Ok(())
                 }
@@ -619,19 +636,38 @@ impl Ring {
         self.push(entry.build().user_data(user_data(Kind::Cancel, 0, 0)));
     }
 
-    /// Queues an entry; when the queue is full it is submitted first.
+    /// Queues an entry; when the queue is full it is submitted first. What finds no room even then
+    /// waits for the next time the ring is entered: the kernel may want completions to be taken before,
+    /// and if it takes nothing any more, it is the loop of the shard that has to learn of it.
     fn push(&mut self, entry: squeue::Entry) {
-        loop {
-            // SAFETY: what the entry refers to is owned by this struct until the completion is seen:
-            // sockets are closed, send slots dropped and the ring itself left only afterwards.
-            #[expect(unsafe_code, reason = "queueing an operation")]
-            let pushed = unsafe { self.ring.submission().push(&entry) };
-            if pushed.is_ok() {
+        if self.waiting.is_empty() && self.queue(&entry) {
+            return;
+        }
+        // The loop enters again, and meets the same error.
+        let _ = self.enter();
+        if !(self.waiting.is_empty() && self.queue(&entry)) {
+            self.waiting.push_back(entry);
+        }
+    }
+
+    /// Puts entries that wait into the queue, as far as there is room.
+    fn queue_waiting(&mut self) {
+        while let Some(entry) = self.waiting.front() {
+            let entry = entry.clone();
+            if !self.queue(&entry) {
                 return;
             }
-            // Cannot be refused for good: the kernel takes what it can, and completions have room.
-            let _ = self.enter();
+            self.waiting.pop_front();
         }
+    }
+
+    /// Puts an entry into the submission queue; false if that is full.
+    fn queue(&mut self, entry: &squeue::Entry) -> bool {
+        // SAFETY: what the entry refers to is owned by this struct until the completion is seen:
+        // sockets are closed, send slots dropped and the ring itself left only afterwards.
+        #[expect(unsafe_code, reason = "queueing an operation")]
+        let pushed = unsafe { self.ring.submission().push(entry) };
+        pushed.is_ok()
     }
 }
 
@@ -661,6 +697,11 @@ fn parts(user_data: u64) -> (Kind, u32, u32) {
         other => panic!("no operation of kind {other} was ever submitted"),
     };
     (kind, user_data as u32, (user_data >> 32) as u32 & (GENERATION_COUNT - 1))
+}
+
+/// True if no more descriptors may be on their way: `unix(7)`, ETOOMANYREFS.
+fn is_crowded(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ETOOMANYREFS)
 }
 
 fn check(result: i32) -> io::Result<i32> {

@@ -8,9 +8,11 @@
 //! Always holds: before sleeping it looks once more at the ring and the mailbox, after both were told
 //! to ring the eventfd, so nothing is missed; no socket is closed while an operation on it is under way.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use glommio::io::BufferedFile;
@@ -18,44 +20,42 @@ use millrace_proto::frame::{self, Header};
 use millrace_proto::message::ErrorReply;
 use millrace_proto::{Op, Status};
 use rustix::net::{SendFlags, Shutdown, SocketAddrAny};
-use rustix::thread::CpuSet;
 use rustix::time::ClockId;
 
+use crate::access::Access;
 use crate::config::ZeroCopy;
-use crate::connection::Token;
+use crate::connection::ReceiveEnd;
+use crate::guests::{Guests, Place};
 use crate::mailbox::{Mail, Mailboxes};
 use crate::ring::{Completion, Ring};
-use crate::worker::{Action, Event, Worker};
+use crate::token::Token;
+use crate::worker::{Action, Event, TICK_MS, Worker};
 
-/// How often time is looked at while something waits for it.
-pub(crate) const TICK_MS: u32 = 25;
 /// How long the loop stays hot without work. Guessed: a few times what waking a thread costs. At full
 /// load 5 to 1000 us made no difference that could be measured.
 const HOT: Duration = Duration::from_micros(50);
+/// A turn of the loop that takes so many milliseconds is a stall: all connections of the shard wait for
+/// it. Guessed: far longer than turns take that have a processor.
+const STALL_MS: u64 = 10;
 /// Smallest packets for which rests are held back. Guessed: those of loopback hold 65483 bytes, those
 /// of a network at most 9000.
 const SEGMENT_MIN: u32 = 32 << 10;
 /// Sends of a connection between two looks at how much its packets hold.
 const SENDS_PER_LOOK: u32 = 64;
+/// How long a connection is quiet before its client's machine is asked whether it is still there, how
+/// often it is asked again, and how often in all. Guessed: a machine that vanished is noticed within
+/// 90 s.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_PROBES: u32 = 3;
 /// Messages taken from the mailbox in one turn, so that mail cannot keep the ring waiting.
 const MAIL_PER_TURN: usize = 256;
-
-/// Confines the calling thread, and those it starts, to these processors.
-///
-/// # Errors
-/// As `sched_setaffinity`: a processor this process may not use.
-pub(crate) fn confine(cpus: &[usize]) -> io::Result<()> {
-    let mut set = CpuSet::new();
-    for cpu in cpus {
-        set.set(*cpu);
-    }
-    rustix::thread::sched_setaffinity(None, &set)?;
-    Ok(())
-}
 
 /// A client's socket.
 struct Socket {
     fd: OwnedFd,
+    /// Its place among those of its peer; None of an administrator.
+    _place: Option<Place>,
     /// A receive is under way.
     receiving: bool,
     /// A receive is wanted: asked for again whenever one ends.
@@ -74,6 +74,26 @@ struct Socket {
     by_reference: bool,
 }
 
+/// The sockets that a shard listens at.
+pub(crate) struct Listeners {
+    /// For everybody who reaches the port.
+    pub(crate) tcp: Vec<OwnedFd>,
+    /// For clients on this machine.
+    pub(crate) local: Vec<OwnedFd>,
+    /// Who may connect there, where the system does not decide it.
+    pub(crate) access: Option<Access>,
+    /// For administrators.
+    pub(crate) admin: Vec<OwnedFd>,
+}
+
+/// How a connection came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Tcp,
+    Local,
+    Admin,
+}
+
 /// A shard and its ring.
 pub(crate) struct Runtime {
     worker: Worker,
@@ -81,23 +101,29 @@ pub(crate) struct Runtime {
     /// What the shard sleeps on, until it runs.
     eventfd: Option<OwnedFd>,
     shard: u32,
-    /// Those for TCP, then those for this machine alone.
+    /// Those for TCP, then those for this machine alone, then those for administrators.
     listeners: Vec<OwnedFd>,
-    tcp_count: usize,
+    /// Where the second and the third kind begin.
+    ways: [usize; 2],
+    /// Who may connect to the second kind, where the system does not decide it.
+    access: Option<Access>,
     mail: flume::Receiver<Mail>,
     mailboxes: Mailboxes,
     sockets: Vec<Option<Socket>>,
-    /// Messages that found a mailbox full, for the next turn.
-    undelivered: Vec<(u32, Mail)>,
+    /// Messages to each shard that found its mailbox full, and those after them, for the next turn.
+    undelivered: Vec<VecDeque<Mail>>,
     actions: Vec<Action>,
     started: Instant,
     tick_armed: bool,
     alarm_armed: bool,
     ticked_at: u64,
+    /// When the loop last came round, or woke up.
+    turned_at: u64,
     /// When to stop, in the node's milliseconds, once a shutdown began.
     stop_at: Option<u64>,
     drain_timeout_ms: u64,
     zero_copy: ZeroCopy,
+    guests: Arc<Guests>,
     /// Accepting failed for lack of descriptors: armed again with the next tick.
     accept_later: Vec<u32>,
 }
@@ -118,36 +144,41 @@ impl Runtime {
     /// As [`Ring::new`].
     pub(crate) fn new(
         worker: Worker,
-        (mut listeners, local): (Vec<OwnedFd>, Vec<OwnedFd>),
+        sockets: Listeners,
         mail: flume::Receiver<Mail>,
         mailboxes: Mailboxes,
         started: Instant,
-        (drain_timeout_ms, zero_copy): (u64, ZeroCopy),
+        (drain_timeout_ms, zero_copy, guests): (u64, ZeroCopy, Arc<Guests>),
     ) -> io::Result<Runtime> {
         let shard = worker.shard();
-        let tcp_count = listeners.len();
-        listeners.extend(local);
+        let Listeners { tcp: mut listeners, local, access, admin } = sockets;
+        let ways = [listeners.len(), listeners.len() + local.len()];
+        listeners.extend(local.into_iter().chain(admin));
         let eventfd = mailboxes[shard as usize].eventfd().try_clone()?;
         let ring = Ring::new(mailboxes[shard as usize].eventfd(), TICK_MS)?;
+        let undelivered = mailboxes.iter().map(|_| VecDeque::new()).collect();
         Ok(Runtime {
             worker,
             ring,
             eventfd: Some(eventfd),
             shard,
             listeners,
-            tcp_count,
+            ways,
+            access,
             mail,
             mailboxes,
             sockets: Vec::new(),
-            undelivered: Vec::new(),
+            undelivered,
             actions: Vec::new(),
             started,
             tick_armed: false,
             alarm_armed: false,
             ticked_at: 0,
+            turned_at: 0,
             stop_at: None,
             drain_timeout_ms,
             zero_copy,
+            guests,
             accept_later: Vec::new(),
         })
     }
@@ -162,6 +193,7 @@ impl Runtime {
             self.arm_accept(listener);
         }
         let mut worked_at = Instant::now();
+        self.turned_at = self.now();
         loop {
             self.ring.enter()?;
             let worked = self.turn();
@@ -176,6 +208,7 @@ impl Runtime {
             } else if !self.wait_hot(worked_at) {
                 self.sleep(&eventfd).await?;
                 worked_at = Instant::now();
+                self.turned_at = self.now();
             }
         }
     }
@@ -189,6 +222,12 @@ impl Runtime {
             self.on_completion(self.now(), completion);
         }
         let now = self.now();
+        let turn_ms = now.saturating_sub(std::mem::replace(&mut self.turned_at, now));
+        if turn_ms >= STALL_MS {
+            let counters = self.worker.counters();
+            counters.stall_count.add(1);
+            counters.stall_ms.add(turn_ms);
+        }
         for _ in 0..MAIL_PER_TURN {
             let Ok(mail) = self.mail.try_recv() else { break };
             worked = true;
@@ -203,7 +242,7 @@ impl Runtime {
         self.deliver();
         self.perform();
         worked |= self.send_held(!worked);
-        worked || !self.undelivered.is_empty()
+        worked || self.undelivered.iter().any(|waiting| !waiting.is_empty())
     }
 
     /// Sends the rests that were held back long enough, or all; says whether there were any.
@@ -318,7 +357,9 @@ impl Runtime {
             Completion::ReceiveEnded { token, result } => {
                 self.on_receive_ended(now, token, &result)
             }
-            Completion::SentSome { token } => self.handle(now, Event::SentSome { token }),
+            Completion::SentSome { token, count } => {
+                self.handle(now, Event::SentSome { token, count })
+            }
             Completion::Sent { token, batch, result, is_last } => {
                 if let Some(socket) = self.socket(token)
                     && is_last
@@ -365,7 +406,10 @@ impl Runtime {
 
     fn on_accepted(&mut self, now: u64, listener: u32, result: io::Result<OwnedFd>, armed: bool) {
         match result {
-            Ok(fd) => self.on_connection(now, fd, listener as usize >= self.tcp_count),
+            Ok(fd) => {
+                let kind = self.ways.iter().filter(|start| listener as usize >= **start).count();
+                self.on_connection(now, fd, [Way::Tcp, Way::Local, Way::Admin][kind]);
+            }
             Err(error) => {
                 // Out of descriptors or memory: listen on, a little later.
                 if self.stop_at.is_none() {
@@ -380,22 +424,52 @@ impl Runtime {
         }
     }
 
-    fn on_connection(&mut self, now: u64, fd: OwnedFd, is_local: bool) {
-        if !is_local && let Err(error) = rustix::net::sockopt::set_tcp_nodelay(&fd, true) {
-            tracing::debug!("set TCP_NODELAY: {error}");
+    fn on_connection(&mut self, now: u64, fd: OwnedFd, way: Way) {
+        let is_local = way != Way::Tcp;
+        let access = match way {
+            Way::Tcp => None,
+            Way::Local => self.access,
+            Way::Admin => Some(Access::own()),
+        };
+        if access.is_some_and(|access| !matches!(access.admits(&fd), Ok(true))) {
+            let message =
+                "this socket is not for this user (socket_mode, socket_user, socket_group)";
+            refuse(&fd, Status::PermissionDenied, message);
+            return;
         }
-        let Some(token) = self.worker.accept(now, is_local) else {
-            refuse(&fd);
+        if !is_local && let Err(error) = self.prepare_tcp(&fd) {
+            tracing::debug!("set options of a socket: {error}");
+        }
+        // Clients of the same user must not shut its administrators out.
+        let place = match way {
+            Way::Admin => None,
+            _ => self.guests.admit(&fd, is_local),
+        };
+        if place.is_none() && way != Way::Admin {
+            self.worker.counters().refused_count.add(1);
+            let message =
+                "your address has as many connections as it may (connections_per_peer_max)";
+            refuse(&fd, Status::Busy, message);
+            return;
+        }
+        let token = match way {
+            Way::Admin => self.worker.accept_administrator(now),
+            _ => self.worker.accept(now, is_local),
+        };
+        let Some(token) = token else {
+            let message =
+                "as many clients as allowed are connected (connections_max): try again later";
+            refuse(&fd, Status::Busy, message);
             return;
         };
+        if let Some(place) = &place {
+            self.worker.share_loads(token, place.loads());
+        }
         let by_reference = match self.zero_copy {
             ZeroCopy::Never => false,
             ZeroCopy::Always => !is_local,
             ZeroCopy::Auto => !is_local && is_from_elsewhere(&fd),
         };
-        if by_reference && let Err(error) = self.give_up_in_time(&fd) {
-            tracing::debug!("set TCP_USER_TIMEOUT: {error}");
-        }
         let segment = if is_local { 0 } else { segment(&fd) };
         let index = token.index as usize;
         if self.sockets.len() <= index {
@@ -403,6 +477,7 @@ impl Runtime {
         }
         let socket = self.sockets[index].insert(Socket {
             fd,
+            _place: place,
             receiving: true,
             wants_receive: true,
             gently: true,
@@ -413,18 +488,29 @@ impl Runtime {
             send_count: 0,
             by_reference,
         });
-        receive(&mut self.ring, token, socket);
+        receive(&mut self.ring, token, socket, self.worker.is_crowded());
     }
 
-    /// Has the kernel end the connection when its client takes nothing for as long as a send may take:
-    /// what is sent by reference stays pinned until the client has it, though it counts as sent
-    /// (tcp(7), TCP_USER_TIMEOUT; it covers a closed window, too).
-    fn give_up_in_time(&self, fd: &OwnedFd) -> io::Result<()> {
+    /// Has the kernel send small replies at once, and end the connection when its client takes nothing for
+    /// as long as a send may take (tcp(7), TCP_USER_TIMEOUT; it covers a closed window, too), or when its
+    /// machine is gone. What is sent by reference stays pinned until the client has it, though it counts
+    /// as sent; and a client that vanished would hold its place for good.
+    fn prepare_tcp(&self, fd: &OwnedFd) -> io::Result<()> {
+        rustix::net::sockopt::set_tcp_nodelay(fd, true)?;
+        rustix::net::sockopt::set_socket_keepalive(fd, true)?;
+        rustix::net::sockopt::set_tcp_keepidle(fd, KEEPALIVE_IDLE)?;
+        rustix::net::sockopt::set_tcp_keepintvl(fd, KEEPALIVE_INTERVAL)?;
+        rustix::net::sockopt::set_tcp_keepcnt(fd, KEEPALIVE_PROBES)?;
+        // 0 leaves it to the kernel, as the configuration's 0 wants.
         let timeout_ms = u32::try_from(self.worker.send_timeout_ms()).unwrap_or(u32::MAX);
         Ok(rustix::net::sockopt::set_tcp_user_timeout(fd, timeout_ms)?)
     }
 
+    /// Returns the socket of a connection, unless that is closed and its place perhaps another's.
     fn socket(&mut self, token: Token) -> Option<&mut Socket> {
+        if !self.worker.is_open(token) {
+            return None;
+        }
         self.sockets.get_mut(token.index as usize)?.as_mut()
     }
 
@@ -436,7 +522,7 @@ impl Runtime {
         };
         socket.receiving = socket.wants_receive && !socket.closing;
         if socket.receiving {
-            receive(&mut self.ring, token, socket);
+            receive(&mut self.ring, token, socket, self.worker.is_crowded());
         }
     }
 
@@ -455,12 +541,13 @@ impl Runtime {
                 socket.receiving = false;
                 socket.wants_receive = false;
             }
-            // Other errors are this machine's, and the client knows nothing of them.
-            let by_client = match result {
-                Ok(()) => true,
-                Err(error) => error.raw_os_error() == Some(libc::ECONNRESET),
+            let end = match result {
+                Ok(()) => ReceiveEnd::Finished,
+                Err(error) if error.raw_os_error() == Some(libc::ECONNRESET) => ReceiveEnd::Reset,
+                // Other errors are this machine's, and the client knows nothing of them.
+                Err(_) => ReceiveEnd::Broken,
             };
-            self.handle(now, Event::ReceiveEnded { token, by_client });
+            self.handle(now, Event::ReceiveEnded { token, end });
         }
         self.close_if_idle(now, token);
     }
@@ -477,16 +564,22 @@ impl Runtime {
     /// Posts what found a mailbox full in an earlier turn. Bounded by the requests in flight: each has
     /// at most one message under way.
     fn deliver(&mut self) {
-        for (shard, mail) in std::mem::take(&mut self.undelivered) {
-            self.post(shard, mail);
+        for shard in 0..self.undelivered.len() {
+            for mail in std::mem::take(&mut self.undelivered[shard]) {
+                self.post(shard as u32, mail);
+            }
         }
     }
 
     fn post(&mut self, shard: u32, mail: Mail) {
+        let waiting = &mut self.undelivered[shard as usize];
         let mailbox = &self.mailboxes[shard as usize];
-        let Err(mail) = mailbox.post(mail) else { return };
+        // It must not arrive before what was posted earlier.
+        let Err(mail) = (if waiting.is_empty() { mailbox.post(mail) } else { Err(mail) }) else {
+            return;
+        };
         if !mailbox.is_abandoned() {
-            self.undelivered.push((shard, mail));
+            waiting.push_back(mail);
         } else if let Mail::Read { requester, .. } = mail {
             // The shard has ended before this one was told to stop.
             let message = "the node is shutting down".to_owned();
@@ -520,6 +613,15 @@ impl Runtime {
                 }
             }
             Action::ResumeReceive(token) => self.want_receive(token),
+            Action::ReceiveGently => {
+                let tokens: Vec<Token> = self.worker.tokens();
+                for token in tokens {
+                    if self.socket(token).is_some_and(|socket| socket.receiving && !socket.gently) {
+                        // It ends, and is asked for again as a single one.
+                        self.ring.stop_receiving(token);
+                    }
+                }
+            }
             Action::FinishSending(token) => {
                 // A paused connection is listened to again: only so is the client's end seen.
                 self.want_receive(token);
@@ -616,9 +718,9 @@ impl Runtime {
     }
 }
 
-/// Asks for the bytes that come in on a socket.
-fn receive(ring: &mut Ring, token: Token, socket: &Socket) {
-    if socket.gently {
+/// Asks for the bytes that come in on a socket; `gently` for one buffer of them.
+fn receive(ring: &mut Ring, token: Token, socket: &Socket, gently: bool) {
+    if socket.gently || gently {
         ring.receive_once(token, socket.fd.as_fd());
     } else {
         ring.receive(token, socket.fd.as_fd());
@@ -647,12 +749,11 @@ fn is_from_elsewhere(fd: &OwnedFd) -> bool {
     }
 }
 
-/// Tells a client that there is no room for it.
-fn refuse(fd: &OwnedFd) {
-    let message =
-        "as many clients as allowed are connected (connections_max): try again later".to_owned();
+/// Tells a client that there is no room for it, or that it may not come in, and why.
+fn refuse(fd: &OwnedFd, status: Status, message: &str) {
+    let message = message.to_owned();
     let mut reply = Vec::new();
-    let header = Header::request(Op::Hello, 0, 0).reply(Status::Busy);
+    let header = Header::request(Op::Hello, 0, 0).reply(status);
     frame::encode(&mut reply, header, &ErrorReply { message });
     // A fresh socket has room for it; if not, closing it says enough.
     let _ = rustix::net::send(fd, &reply, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);

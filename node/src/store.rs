@@ -3,20 +3,29 @@
 //! Owns the vocabulary: what a store tells of a path, and how it fails. Always holds: a store never
 //! reports a blank as filled unless every byte belongs to the version that was asked for.
 //! Calls come from the side runtime only; an implementation may wait there, and hands blocking system
-//! calls to its thread pool.
+//! calls to threads of its own.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use millrace_proto::message::Kind;
 use millrace_proto::{FileId, Status};
+use tokio::sync::Notify;
 
 pub(crate) use millrace_proto::source::file_id;
 
 use crate::memory::Blank;
 
+mod compared;
+pub(crate) mod contents;
+mod kernel_mounts;
+mod listing;
 pub(crate) mod local;
+pub(crate) mod machine;
 pub(crate) mod mounts;
+pub(crate) mod threads;
 
 /// A future that a store returns.
 pub(crate) type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -43,6 +52,21 @@ pub(crate) struct Page {
     pub next: Option<String>,
 }
 
+/// A part of a file that is to be read.
+#[derive(Clone, Debug)]
+pub(crate) struct Part {
+    /// The file that the path led to when the part was asked for.
+    pub file: FileId,
+    /// Path of the file.
+    pub path: Arc<str>,
+    /// Version it has to be of.
+    pub version: u64,
+    /// Offset in the file in bytes.
+    pub offset: u64,
+    /// Whether it has been left to settle since it was asked for.
+    pub is_settled: bool,
+}
+
 /// Why a store cannot do what was asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum StoreError {
@@ -61,6 +85,12 @@ pub(crate) enum StoreError {
     /// The file is not in the version that was asked for.
     #[error("the file changed since it was looked up; look it up again")]
     Changed,
+    /// The source says that the file is in the version that was asked for, and its bytes are others.
+    #[error("the file changed without a trace since it was read; look it up again")]
+    Differs,
+    /// The file changed so recently that a further change might not show. So long it has to be left alone.
+    #[error("the file changed a moment ago, and too many such files are waited for: try again")]
+    Settling(Duration),
     /// Something else, or nothing, is mounted where the file was looked up last.
     #[error("what is mounted has changed since the file was looked up; look it up again")]
     Remounted,
@@ -70,6 +100,15 @@ pub(crate) enum StoreError {
     /// What is mounted is not known yet.
     #[error("the node has not joined its cluster yet: try again")]
     NotYet,
+    /// Too much is asked of it at the moment.
+    #[error("{0}")]
+    Busy(String),
+    /// The source of this name has not answered for long.
+    #[error("{0} does not answer")]
+    Hangs(Arc<str>),
+    /// Nothing waited for the block any more when its turn came.
+    #[error("nothing waits for the block any more")]
+    Unwanted,
     /// The store failed; it may work later.
     #[error("{0}")]
     Failed(String),
@@ -83,12 +122,83 @@ impl StoreError {
             StoreError::WrongKind(_) => Status::WrongKind,
             StoreError::Denied(_) => Status::PermissionDenied,
             StoreError::InvalidPath(_) => Status::InvalidArgument,
-            StoreError::Changed => Status::StaleVersion,
+            StoreError::Changed | StoreError::Differs => Status::StaleVersion,
             StoreError::Remounted => Status::UnknownFile,
             StoreError::NotCached => Status::NotCached,
-            StoreError::NotYet => Status::Busy,
-            StoreError::Failed(_) => Status::SourceError,
+            StoreError::NotYet
+            | StoreError::Settling(_)
+            | StoreError::Busy(_)
+            | StoreError::Unwanted => Status::Busy,
+            StoreError::Hangs(_) | StoreError::Failed(_) => Status::SourceError,
         }
+    }
+
+    /// True if the version that was asked for is not there (any more).
+    pub(crate) fn is_version_gone(&self) -> bool {
+        matches!(self, StoreError::Changed | StoreError::Differs | StoreError::NotFound)
+    }
+}
+
+/// What those who wait for a block and those who bring it tell each other meanwhile.
+#[derive(Debug, Default)]
+pub(crate) struct Errand {
+    is_unwanted: AtomicBool,
+    is_urgent: AtomicBool,
+    urged: Notify,
+    /// When the source began to be read, and when that has taken too long.
+    reading: Mutex<Option<(Instant, Instant)>>,
+}
+
+impl Errand {
+    /// Says whether anything waits for the block.
+    pub(crate) fn want(&self, is_wanted: bool) {
+        self.is_unwanted.store(!is_wanted, Ordering::Relaxed);
+    }
+
+    /// Has the block read from the source at once: what waits may be what another node waits for.
+    pub(crate) fn urge(&self) {
+        self.is_urgent.store(true, Ordering::Release);
+        self.urged.notify_one();
+    }
+
+    /// Waits until the block is to come from the source.
+    pub(crate) async fn urged(&self) {
+        while !self.is_urgent.load(Ordering::Acquire) {
+            self.urged.notified().await;
+        }
+    }
+
+    /// Begins to read the source, which may take so long; false if nothing waits for it any more.
+    pub(crate) fn begin(&self, patience: Duration) -> bool {
+        let is_wanted = !self.is_unwanted.load(Ordering::Relaxed);
+        if is_wanted {
+            let now = Instant::now();
+            self.set_reading(Some((now, now + patience)));
+        }
+        is_wanted
+    }
+
+    /// Ends to read the source for a while.
+    pub(crate) fn rest(&self) {
+        self.set_reading(None);
+    }
+
+    /// When the source has been read for longer than it may take, if that has begun.
+    pub(crate) fn overdue_at(&self) -> Option<Instant> {
+        self.reading().map(|(_, overdue_at)| overdue_at)
+    }
+
+    /// When the source began to be read, if it did.
+    pub(crate) fn reading_since(&self) -> Option<Instant> {
+        self.reading().map(|(since, _)| since)
+    }
+
+    fn reading(&self) -> Option<(Instant, Instant)> {
+        *self.reading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_reading(&self, times: Option<(Instant, Instant)>) {
+        *self.reading.lock().unwrap_or_else(PoisonError::into_inner) = times;
     }
 }
 
@@ -108,15 +218,22 @@ pub(crate) trait UnderStore: Send + Sync + 'static {
         limit: usize,
     ) -> StoreFuture<'_, Result<Page, StoreError>>;
 
-    /// Fills the blank with the bytes from `offset` of this version of the file. The blank comes back
-    /// either way.
+    /// Fills the blank with this part of the file. The blank comes back either way. A caller that is told that
+    /// the file is [`StoreError::Settling`] waits so long and asks again, with `is_settled`. Does not begin
+    /// once the errand is unwanted.
     fn fill(
         &self,
-        path: Arc<str>,
-        version: u64,
-        offset: u64,
+        part: Part,
         blank: Blank,
+        errand: Arc<Errand>,
     ) -> StoreFuture<'_, (Blank, Result<(), StoreError>)>;
+
+    /// Compares a filled blank, which came from elsewhere, with what was read of this part before.
+    ///
+    /// # Errors
+    /// [`StoreError::Differs`], [`StoreError::Changed`], and [`StoreError::Remounted`] if the path leads to
+    /// another file by now, or to none: it must not be used.
+    fn compare(&self, part: &Part, blank: &Blank) -> Result<(), StoreError>;
 }
 
 /// Judges a path: relative, `/` between parts, no part empty, `.` or `..`. The empty path is the root.

@@ -7,8 +7,10 @@
 //! Owns all state of the shard; nothing here waits, reads a clock or makes a system call. Always holds:
 //! every request that was taken is answered once, or its connection is closed; a hit is answered within
 //! the call that brought the request, without a task and without an allocation.
-//! Modules: `request` turns frames into work, `read` finds blocks, `fill` brings them in, `lease`
-//! keeps them in place for clients that read them there.
+//! Modules: `life` begins and ends connections, `receive` cuts bytes into frames, `request` turns frames
+//! into work, `read` finds blocks, `fill` brings them in, `lease` keeps them in place for clients that
+//! read them there, `turns` shares fills out between clients, `pressure` bounds what
+//! replies hold that clients do not take.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,63 +18,62 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use millrace_proto::frame::{self, Header};
 use millrace_proto::message::ErrorReply;
-use millrace_proto::{FrameError, Op, Status};
+use millrace_proto::{Op, Status};
 
 use crate::cache::{BlockKey, Cache, EntryIndex};
 use crate::cluster::handover::Progress;
-use crate::connection::{
-    Batch, Connection, GENERATION_COUNT, Phase, Pin, RECEIVE_BUFFER_COUNT, RECEIVE_BUFFER_SIZE,
-    Token, reply_header,
-};
+use crate::connection::{Batch, Connection, Phase, Pin, ReceiveEnd, reply_header};
 use crate::files::FileTable;
 use crate::mailbox::{Mail, Requester, Served};
 use crate::memory::Segment;
 use crate::metrics::Counters;
 use crate::side::SideQueue;
+use crate::token::Token;
 
 mod fill;
 mod lease;
+mod life;
+mod pressure;
+mod prove;
 mod read;
+mod receive;
 mod request;
+mod turns;
 
+pub(crate) use prove::Proofs;
 pub(crate) use request::SERVER;
 
 use fill::Fill;
 use lease::Leases;
+use pressure::Shares;
+use prove::Nonces;
+use turns::{Share, Turns};
 
+/// How often the runtime looks at the time while something waits for it, in milliseconds.
+pub(crate) const TICK_MS: u32 = 25;
 /// Longest text of an error in bytes: what it repeats of a request may be as long as a body.
 const MESSAGE_MAX: usize = 1024;
 /// What a client is told to wait when the node is busy, in milliseconds. Guessed: a few reads of a
 /// local disk.
 const BUSY_RETRY_MS: u32 = 10;
-/// How long a closing connection is listened to, so that the client reads the last reply.
-const LINGER_MS: u64 = 1_000;
-/// The same while the node stops, which should not take long.
-const LINGER_DRAINING_MS: u64 = 100;
-/// Most bytes of unread requests that one connection may pile up while it is paused. Derived: all
-/// receive buffers, which one multishot receive may fill before its cancellation, and one frame.
-const STASH_MAX: usize = RECEIVE_BUFFER_COUNT as usize * RECEIVE_BUFFER_SIZE
-    + frame::HEADER_SIZE
-    + frame::BODY_LENGTH_MAX as usize;
-/// The same for all connections of a node together: who passes it is disconnected. Guessed: room for
-/// 256 of the longest frames that come in slowly.
-const STASHES_MAX: usize = 16 << 20;
+/// Clients that may have fills under way before one has to wait for another's. Guessed.
+const FILLS_OF_CLIENT: u64 = 4;
 
 /// What happened.
 #[derive(Debug)]
 pub(crate) enum Event<'a> {
     /// Bytes came in.
     Received { token: Token, bytes: &'a [u8] },
-    /// No more bytes will come in: the client is done, or gone.
-    ReceiveEnded { token: Token, by_client: bool },
+    /// No more bytes will come in.
+    ReceiveEnded { token: Token, end: ReceiveEnd },
     /// A batch is with the socket, whole; or it failed and the connection is of no use.
     Sent { token: Token, batch: Batch, ok: bool, is_last: bool },
     /// The rest of a batch waits for another one to go with.
     Held { token: Token },
     /// A batch that was sent, with its accounts alone in `Sent`, is not read any more.
     Released { token: Token, batch: Batch },
-    /// The socket took a part of a batch.
-    SentSome { token: Token },
+    /// The socket took a part of a batch, so many bytes.
+    SentSome { token: Token, count: u64 },
     /// The socket is closed and no operation on it is under way.
     Closed { token: Token },
     /// A message from another shard or the side thread.
@@ -94,6 +95,8 @@ pub(crate) enum Action {
     PauseReceive(Token),
     /// Receive again.
     ResumeReceive(Token),
+    /// Receive one buffer at a time on every connection, as long as [`Worker::is_crowded`].
+    ReceiveGently,
     /// Everything was sent: tell the client that nothing more comes.
     FinishSending(Token),
     /// Close the socket, whatever is under way.
@@ -123,6 +126,8 @@ pub(crate) struct WorkerLimits {
     pub lease_ms: u32,
     /// Share of the shard's memory that may be leased.
     pub lease_percent: u32,
+    /// Blocks that are on their way in for one connection at once.
+    pub fills_of_client_max: u32,
     /// Share of the shard's memory that blocks of pinned paths may hold.
     pub pin_percent: u32,
 }
@@ -137,6 +142,10 @@ pub(crate) struct Shared {
     pub shard_addresses: Vec<String>,
     /// The same for connections over Unix sockets.
     pub local_addresses: Vec<String>,
+    /// How members and administrators are recognised.
+    pub proofs: Proofs,
+    /// From which follows what this node challenges others with.
+    pub seed: [u8; 32],
     /// Feature bits that are offered.
     pub features: u64,
     /// What the side thread does for the cluster.
@@ -165,7 +174,9 @@ pub(crate) struct Worker {
     generations: Vec<u32>,
     connection_count: u32,
     fills: HashMap<BlockKey, Fill>,
+    turns: Turns,
     leases: Leases,
+    nonces: Nonces,
     /// Time of the event that is handled, in the node's milliseconds.
     now: u64,
     /// Bytes of the blocks that are on their way in.
@@ -178,9 +189,15 @@ pub(crate) struct Worker {
     is_restless: bool,
     /// Bytes in the stashes of all connections.
     stashed: usize,
+    /// Bytes of blocks that were copied into replies which are not sent yet.
+    copied: u64,
+    shares: Shares,
+    /// Shortages of all shards up to the last tick.
+    short_count: u64,
     /// Reused for every reply, so that a hit allocates nothing.
     checksums: Vec<u32>,
     segments: Vec<Segment>,
+    payload: Vec<u8>,
 }
 
 impl Worker {
@@ -192,8 +209,14 @@ impl Worker {
         side: SideQueue,
         cache: Cache,
     ) -> Worker {
-        let block_shift = shared.block_size.trailing_zeros();
+        let block_size = shared.block_size;
+        let block_shift = block_size.trailing_zeros();
+        let nonces = Nonces::new(&shared.seed, shard);
         let leases = Leases::new(cache.capacity_bytes(), limits.lease_percent);
+        let bytes = fill::filling_max(cache.capacity_bytes()) / FILLS_OF_CLIENT;
+        let share = Share { count: limits.fills_of_client_max, bytes };
+        let shard_count = shared.counters.len();
+        let shares = Shares::new(cache.capacity_bytes(), shard_count, block_size, &limits);
         Worker {
             shard,
             shared,
@@ -206,15 +229,21 @@ impl Worker {
             generations: Vec::new(),
             connection_count: 0,
             fills: HashMap::new(),
+            turns: Turns::new(share, block_size),
             leases,
+            nonces,
             now: 0,
             filling_bytes: 0,
             deadline_count: 0,
             draining: false,
             is_restless: false,
             stashed: 0,
+            copied: 0,
+            shares,
+            short_count: 0,
             checksums: Vec::new(),
             segments: Vec::new(),
+            payload: Vec::new(),
         }
     }
 
@@ -223,37 +252,13 @@ impl Worker {
         self.shard
     }
 
-    /// Takes a new connection, or refuses it when a limit is reached.
-    pub(crate) fn accept(&mut self, now: u64, is_local: bool) -> Option<Token> {
-        let open = self.shared.connection_count.load(Ordering::Relaxed);
-        if open >= self.limits.connections_max || self.draining {
-            self.counters().refused_count.add(1);
-            return None;
-        }
-        let index = self.free_connections.pop().unwrap_or_else(|| {
-            self.connections.push(None);
-            self.generations.push(0);
-            self.connections.len() as u32 - 1
-        });
-        let token = Token { index, generation: self.generations[index as usize] };
-        self.connections[index as usize] = Some(Connection::new(token, now, is_local));
-        self.connection_count += 1;
-        // Two shards that take the last place at once pass the limit by one each: it bounds memory.
-        self.shared.connection_count.fetch_add(1, Ordering::Relaxed);
-        self.counters().accepted_count.add(1);
-        self.counters().connection_count.set(u64::from(self.connection_count));
-        Some(token)
-    }
-
     /// Takes an event and says what to do about it.
     pub(crate) fn handle(&mut self, now: u64, event: Event<'_>, actions: &mut Vec<Action>) {
         self.now = now;
         self.is_restless = true;
         match event {
             Event::Received { token, bytes } => self.on_received(now, token, bytes, actions),
-            Event::ReceiveEnded { token, by_client } => {
-                self.on_receive_ended(now, token, by_client, actions)
-            }
+            Event::ReceiveEnded { token, end } => self.on_receive_ended(now, token, end, actions),
             Event::Sent { token, batch, ok, is_last } => {
                 self.on_sent(now, token, batch, (ok, is_last), actions)
             }
@@ -269,12 +274,15 @@ impl Worker {
             Event::Released { token, batch } => {
                 self.release_pins(&batch, actions);
                 if let Some(connection) = self.connection(token) {
+                    connection.pinned -= batch.pinned;
                     connection.keep(batch);
+                    self.resume(now, token, actions);
                 }
             }
-            Event::SentSome { token } => {
+            Event::SentSome { token, count } => {
                 if let Some(connection) = self.connection(token) {
                     connection.active_at = now;
+                    connection.taken += count;
                 }
             }
             Event::Closed { token } => self.on_closed(token, actions),
@@ -293,12 +301,6 @@ impl Worker {
         if let Some(connection) = self.connection(token) {
             connection.sending = true;
         }
-    }
-
-    /// Whether this connection is still the one at its place.
-    pub(crate) fn is_open(&self, token: Token) -> bool {
-        let connection = self.connections.get(token.index as usize).and_then(Option::as_ref);
-        connection.is_some_and(|connection| connection.token == token)
     }
 
     /// How long a client may take no byte, in milliseconds.
@@ -329,6 +331,7 @@ impl Worker {
             || self.draining
             || self.limits.idle_timeout_ms > 0 && self.connection_count > 0
             || self.is_restless
+            || self.turns.waiting_count() > 0
     }
 
     /// When time means something though no ticks are wanted: the end of the first lease.
@@ -352,135 +355,13 @@ impl Worker {
         counters.pinned_count.set(u64::from(self.cache.kept_count()));
         counters.pinned_bytes.set(self.cache.kept_bytes());
         counters.leased_bytes.set(self.leases.bytes());
+        counters.in_use_bytes.set(self.cache.in_use_bytes());
     }
 
     #[inline]
     fn connection(&mut self, token: Token) -> Option<&mut Connection> {
         let connection = self.connections.get_mut(token.index as usize)?.as_mut()?;
         (connection.token == token).then_some(connection)
-    }
-
-    fn on_received(&mut self, now: u64, token: Token, bytes: &[u8], actions: &mut Vec<Action>) {
-        let Some(connection) = self.connection(token) else { return };
-        if connection.phase >= Phase::Draining {
-            return;
-        }
-        if !connection.sending {
-            // Of a client that takes nothing, what it asks is no sign of life.
-            connection.active_at = now;
-        }
-        let before = connection.stash.len();
-        if connection.stash.is_empty() && !connection.paused {
-            // The common case: whole frames, read in place from the receive buffer.
-            self.look_ahead(bytes);
-            let used = self.take_frames(now, token, bytes, actions);
-            if let Some(connection) = self.connection(token) {
-                connection.stash.extend_from_slice(&bytes[used..]);
-            }
-        } else {
-            connection.stash.extend_from_slice(bytes);
-            self.take_stash(now, token, actions);
-        }
-        let length = self.count_stash(token, before);
-        // However many shards there are, a few connections may be paused on each.
-        let stashes_max = (STASHES_MAX / self.shared.counters.len()).max(2 * STASH_MAX);
-        if length > STASH_MAX || (length > 0 && self.stashed > stashes_max) {
-            tracing::warn!("close a connection that has piled up {length} bytes of requests");
-            self.close(token, actions);
-        }
-    }
-
-    /// Brings the sum of the stashes up to date after one that had `before` bytes may have changed;
-    /// returns its length now.
-    fn count_stash(&mut self, token: Token, before: usize) -> usize {
-        let length = self.connection(token).map_or(0, |connection| connection.stash.len());
-        self.stashed = self.stashed - before + length;
-        length
-    }
-
-    /// Takes the frames that are in the stash, unless the connection is paused.
-    fn take_stash(&mut self, now: u64, token: Token, actions: &mut Vec<Action>) {
-        let Some(connection) = self.connection(token) else { return };
-        if connection.paused {
-            return;
-        }
-        let mut stash = std::mem::take(&mut connection.stash);
-        let used = self.take_frames(now, token, &stash, actions);
-        if let Some(connection) = self.connection(token) {
-            if used == stash.len() {
-                // An idle connection keeps no memory.
-                return;
-            }
-            stash.drain(..used);
-            stash.shrink_to(frame::HEADER_SIZE);
-            connection.stash = stash;
-        }
-    }
-
-    /// Takes whole frames from the front of `bytes` until a limit is reached; returns the bytes used.
-    fn take_frames(
-        &mut self,
-        now: u64,
-        token: Token,
-        bytes: &[u8],
-        actions: &mut Vec<Action>,
-    ) -> usize {
-        let mut used = 0;
-        loop {
-            let (count_max, asked_max) =
-                (self.limits.requests_in_flight_max, self.limits.bytes_in_flight_max);
-            let body_length_max = self.limits.body_length_max;
-            let Some(connection) = self.connection(token) else { return bytes.len() };
-            if connection.phase >= Phase::Draining {
-                return bytes.len();
-            }
-            let rest = &bytes[used..];
-            let Some(head) = rest.first_chunk() else { return used };
-            if connection.in_flight >= count_max || connection.asked >= asked_max {
-                connection.paused = true;
-                actions.push(Action::PauseReceive(token));
-                return used;
-            }
-            let header = match Header::decode(head)
-                .and_then(|header| header.check_lengths(body_length_max, 0).map(|()| header))
-            {
-                Ok(header) => header,
-                Err(error) => {
-                    self.refuse_stream(now, token, head, error, actions);
-                    return bytes.len();
-                }
-            };
-            let size = frame::HEADER_SIZE + header.body_length as usize;
-            let Some(body) = rest.get(frame::HEADER_SIZE..size) else { return used };
-            used += size;
-            match header.check_body(body) {
-                Ok(()) => self.on_request(now, token, &header, body, actions),
-                Err(error) => {
-                    self.counters().bad_frame_count.add(1);
-                    self.take_and_fail(token, &header, error.status(), &error.to_string(), actions);
-                }
-            }
-        }
-    }
-
-    /// Answers bytes that are no frame, then closes: where the next frame begins is not known.
-    fn refuse_stream(
-        &mut self,
-        now: u64,
-        token: Token,
-        head: &[u8; frame::HEADER_SIZE],
-        error: FrameError,
-        actions: &mut Vec<Action>,
-    ) {
-        self.counters().bad_frame_count.add(1);
-        tracing::debug!("close a connection: {error}");
-        // The request id is told if the header can be trusted, that is if only a length is wrong.
-        let header = Header::decode(head).unwrap_or(Header::request(Op::Ping, 0, 0));
-        self.take_and_fail(token, &header, error.status(), &error.to_string(), actions);
-        if let Some(connection) = self.connection(token) {
-            connection.phase = Phase::Draining;
-            connection.active_at = now;
-        }
     }
 
     /// Counts a request and answers it with an error.
@@ -495,8 +376,7 @@ impl Worker {
         let part = if is_in_parts(header.op) { frame::PART_ALL } else { 0 };
         let Some(connection) = self.connection(token) else { return };
         connection.take(0);
-        let requester =
-            Requester { shard: self.shard, token, header: *header, part, asked: 0, deadline: None };
+        let requester = Requester { part, ..self.requester(token, header, None) };
         self.fail(&requester, status, message, actions);
     }
 
@@ -540,13 +420,14 @@ impl Worker {
         actions: &mut Vec<Action>,
     ) {
         let Some(connection) = self.connection(requester.token) else { return };
+        connection.count_answer(requester);
         connection.building.push_head(requester.asked, encode);
         ask_to_send(connection, actions);
     }
 
     /// Adds a reply whose bytes another shard pinned.
     fn on_served(&mut self, served: Served, actions: &mut Vec<Action>) {
-        let Served { requester, entry, owner, sums, segments } = served;
+        let Served { requester, entry, owner, pinned, sums, segments } = served;
         let Some(connection) = self.connection(requester.token) else {
             actions.push(Action::Post(owner, Mail::Release(entry)));
             return;
@@ -554,11 +435,14 @@ impl Worker {
         let length: usize = segments.iter().map(|segment| segment.length).sum();
         let mut header = reply_header(&requester.header, requester.part, Status::Ok);
         header.payload_length = length as u32;
+        header.flags |= requester.checksums(0).0;
+        connection.count_answer(&requester);
+        connection.pinned += pinned;
         connection.building.push_read(
             header,
             &sums,
             &segments,
-            Pin::Remote { owner, entry },
+            (Pin::Remote { owner, entry }, pinned),
             requester.asked,
         );
         ask_to_send(connection, actions);
@@ -573,10 +457,9 @@ impl Worker {
         actions: &mut Vec<Action>,
     ) {
         self.release_pins(&batch, actions);
-        let (count_max, asked_max) =
-            (self.limits.requests_in_flight_max, self.limits.bytes_in_flight_max);
         let Some(connection) = self.connection(token) else { return };
         connection.sending &= !is_last;
+        connection.pinned -= batch.pinned;
         connection.active_at = now;
         connection.in_flight -= batch.reply_count;
         connection.asked -= batch.asked;
@@ -588,26 +471,34 @@ impl Worker {
         if !connection.building.is_empty() {
             ask_to_send(connection, actions);
         }
-        let resume =
-            connection.paused && connection.in_flight < count_max && connection.asked < asked_max;
-        if resume {
-            if let Some(connection) = self.connection(token) {
-                connection.paused = false;
-                let before = connection.stash.len();
-                self.take_stash(now, token, actions);
-                self.count_stash(token, before);
-            }
-            if let Some(connection) = self.connection(token)
-                && !connection.paused
-            {
-                actions.push(Action::ResumeReceive(token));
-            }
-        }
+        self.resume(now, token, actions);
         self.finish_if_drained(now, token, actions);
+    }
+
+    /// Goes on with a connection that is paused, if it has room and is not closed.
+    fn resume(&mut self, now: u64, token: Token, actions: &mut Vec<Action>) {
+        let is_paused = self
+            .connection(token)
+            .is_some_and(|connection| connection.paused && connection.phase < Phase::Closed);
+        if !is_paused || self.is_full(token) {
+            return;
+        }
+        let Some(connection) = self.connection(token) else { return };
+        connection.paused = false;
+        let before = connection.stash.len();
+        self.take_rest(now, token, actions);
+        self.take_stash(now, token, actions);
+        self.count_stash(token, before);
+        if let Some(connection) = self.connection(token)
+            && !connection.paused
+        {
+            actions.push(Action::ResumeReceive(token));
+        }
     }
 
     /// Gives back what a batch pinned, here and on other shards.
     fn release_pins(&mut self, batch: &Batch, actions: &mut Vec<Action>) {
+        self.copied -= batch.copied;
         for pin in &batch.pins {
             match *pin {
                 Pin::Local(entry) => self.cache.unpin(entry),
@@ -618,65 +509,13 @@ impl Worker {
         }
     }
 
-    fn on_receive_ended(
-        &mut self,
-        now: u64,
-        token: Token,
-        by_client: bool,
-        actions: &mut Vec<Action>,
-    ) {
-        let Some(connection) = self.connection(token) else { return };
-        connection.active_at = now;
-        // What is read after our own shutdown is no word of the client's.
-        connection.client_ended |= by_client && connection.phase < Phase::Closed;
-        match connection.phase {
-            // A client that shut its sending side still gets the replies it waits for.
-            Phase::Open if connection.in_flight > 0 => connection.phase = Phase::HalfClosed,
-            Phase::HalfClosed | Phase::Draining if connection.in_flight > 0 => (),
-            _ => self.close(token, actions),
+    /// Counts a `Ring` that is answered.
+    fn count_ring(&mut self, requester: &Requester) {
+        if requester.header.op == Op::Ring as u8
+            && let Some(connection) = self.connection(requester.token)
+        {
+            connection.ring_count = connection.ring_count.saturating_sub(1);
         }
-    }
-
-    /// Goes on with closing, once nothing is in flight.
-    fn finish_if_drained(&mut self, now: u64, token: Token, actions: &mut Vec<Action>) {
-        let Some(connection) = self.connection(token) else { return };
-        if connection.in_flight > 0 {
-            return;
-        }
-        match connection.phase {
-            Phase::Draining => {
-                connection.phase = Phase::Lingering;
-                connection.active_at = now;
-                let before = std::mem::take(&mut connection.stash).len();
-                self.count_stash(token, before);
-                actions.push(Action::FinishSending(token));
-            }
-            Phase::HalfClosed if !connection.paused => self.close(token, actions),
-            _ => (),
-        }
-    }
-
-    fn close(&mut self, token: Token, actions: &mut Vec<Action>) {
-        let Some(connection) = self.connection(token) else { return };
-        if connection.phase != Phase::Closed {
-            connection.phase = Phase::Closed;
-            actions.push(Action::Close(token));
-        }
-    }
-
-    fn on_closed(&mut self, token: Token, actions: &mut Vec<Action>) {
-        let Some(connection) = self.connection(token) else { return };
-        let unsent = std::mem::take(&mut connection.building);
-        let before = std::mem::take(&mut connection.stash).len();
-        self.count_stash(token, before);
-        self.release_pins(&unsent, actions);
-        self.end_leases_of(token);
-        self.connections[token.index as usize] = None;
-        self.generations[token.index as usize] = (token.generation + 1) % GENERATION_COUNT;
-        self.free_connections.push(token.index);
-        self.connection_count -= 1;
-        self.shared.connection_count.fetch_sub(1, Ordering::Relaxed);
-        self.counters().connection_count.set(u64::from(self.connection_count));
     }
 
     fn on_mail(&mut self, now: u64, mail: Mail, actions: &mut Vec<Action>) {
@@ -684,19 +523,21 @@ impl Worker {
             Mail::Read { requester, range } => self.find(now, &requester, &range, actions),
             Mail::Served(served) => self.on_served(served, actions),
             Mail::Failed { requester, status, message } => {
+                self.count_ring(&requester);
                 self.fail(&requester, status, &message, actions)
             }
             Mail::Release(entry) => self.cache.unpin(entry),
             Mail::Reply { requester, frame } => {
+                self.count_ring(&requester);
                 self.push_head(&requester, |head| head.extend_from_slice(&frame), actions);
             }
             Mail::Filled { key, version, is_pinned, result } => {
                 self.on_filled(key, version, is_pinned, result, actions);
             }
             Mail::Ensure { key, version, from, reply } => self.ensure(key, version, from, reply),
-            Mail::Drop { file, block_count, reply } => self.on_drop(file, block_count, &reply),
+            Mail::Drop(job) => self.on_drop(job, actions),
             Mail::Enumerate { first, count, reply } => {
-                // Whoever asked may have gone.
+                // The asker may have gone.
                 let _ = reply.try_send(self.cache.enumerate(first, count));
             }
             Mail::Keep { blocks, wanted } => {
@@ -704,51 +545,16 @@ impl Worker {
                     self.cache.keep(entry, &key, wanted);
                 }
             }
+            Mail::Gone { shard, token } => {
+                self.forget_misses(shard, token);
+                self.forget_waiters(Some((shard, token)));
+            }
+            Mail::LoadsGone => self.forget_waiters(None),
+            Mail::Overdue { key, version, message } => {
+                self.on_overdue(key, version, message, actions)
+            }
             Mail::Shutdown => self.on_shutdown(now, actions),
         }
-    }
-
-    fn on_shutdown(&mut self, now: u64, actions: &mut Vec<Action>) {
-        self.draining = true;
-        for token in self.tokens() {
-            let Some(connection) = self.connection(token) else { continue };
-            if connection.in_flight == 0 && connection.stash.is_empty() {
-                self.close(token, actions);
-                continue;
-            }
-            if connection.phase < Phase::Draining {
-                connection.phase = Phase::Draining;
-            }
-            self.finish_if_drained(now, token, actions);
-        }
-    }
-
-    fn on_tick(&mut self, now: u64, actions: &mut Vec<Action>) {
-        self.expire_waiters(now, actions);
-        self.expire_leases(now);
-        self.is_restless = false;
-        for token in self.tokens() {
-            let limits = &self.limits;
-            let (send_timeout, idle_timeout) = (limits.send_timeout_ms, limits.idle_timeout_ms);
-            let linger_ms = if self.draining { LINGER_DRAINING_MS } else { LINGER_MS };
-            let Some(connection) = self.connection(token) else { continue };
-            let waits = connection.sending || connection.phase != Phase::Open;
-            let quiet_ms = now.saturating_sub(connection.active_at);
-            let stalled = connection.sending && send_timeout > 0 && quiet_ms > send_timeout;
-            let idle = connection.in_flight == 0 && idle_timeout > 0 && quiet_ms > idle_timeout;
-            let lingered = connection.phase == Phase::Lingering && quiet_ms > linger_ms;
-            self.is_restless |= waits;
-            if stalled {
-                tracing::warn!("close a connection that took no byte for {quiet_ms} ms");
-            }
-            if stalled || idle || lingered {
-                self.close(token, actions);
-            }
-        }
-    }
-
-    fn tokens(&self) -> Vec<Token> {
-        self.connections.iter().flatten().map(|connection| connection.token).collect()
     }
 }
 

@@ -82,7 +82,8 @@ fn check_read(reply: &Reply, entry: &Entry, offset: u64) -> Result<Vec<u8>, Stat
     let sums = &frame::body::<ArchivedReadReply>(&reply.body).unwrap().checksums;
     let block_length = BLOCK.min(entry.length - offset / BLOCK * BLOCK) as u32;
     let sums = sums.iter().map(|sum| sum.to_native());
-    checksum::verify(&reply.payload, (offset % BLOCK) as u32, block_length, sums).unwrap();
+    let offset = (offset % BLOCK) as u32;
+    checksum::verify(&reply.payload, offset, block_length, 0, sums).unwrap();
     Ok(reply.payload.clone())
 }
 

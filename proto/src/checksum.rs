@@ -12,6 +12,11 @@
 //!
 //! Only pieces of the last kind cost the node a checksum pass (it verifies the page, then sums the
 //! part), at most two a range. Both sides compute the cut, so the wire carries just the values.
+//!
+//! Where both sides offered [`crate::feature::IDENTITY`], each value is combined with the [`tag`] of its
+//! block by exclusive or. So bytes of another file, version or block fail, however whole they are.
+
+use crate::FileId;
 
 /// Smallest grain in bytes.
 pub const PAGE_SIZE: u32 = 4 << 10;
@@ -82,7 +87,20 @@ pub fn of(bytes: &[u8]) -> u32 {
     crc32fast::hash(bytes)
 }
 
-/// Judges `payload`, the bytes from `offset` of a block of `block_length` bytes, against `values`.
+/// Value that names a block: CRC-32 of the 28 bytes of its file id, its version and its number in the
+/// file, each little-endian. A checksum that covers the identity of its block is the CRC-32 of the bytes
+/// xor this. It costs no pass over the bytes.
+#[inline]
+pub fn tag(file: FileId, version: u64, block: u32) -> u32 {
+    let mut bytes = [0; 28];
+    bytes[..16].copy_from_slice(&file.0.to_le_bytes());
+    bytes[16..24].copy_from_slice(&version.to_le_bytes());
+    bytes[24..].copy_from_slice(&block.to_le_bytes());
+    of(&bytes)
+}
+
+/// Judges `payload`, the bytes from `offset` of a block of `block_length` bytes, against `values`. These
+/// cover the identity of the block with the value `tag`; 0 if they cover the bytes alone.
 ///
 /// # Errors
 /// The block offset in bytes of the first piece that does not match; missing or surplus values count
@@ -91,6 +109,7 @@ pub fn verify(
     payload: &[u8],
     offset: u32,
     block_length: u32,
+    tag: u32,
     values: impl IntoIterator<Item = u32>,
 ) -> Result<(), u32> {
     let mut values = values.into_iter();
@@ -104,7 +123,7 @@ pub fn verify(
     let mut position = 0;
     for piece in pieces(offset, payload.len() as u32, block_length) {
         let bytes = &payload[position..position + piece.length as usize];
-        if values.next() != Some(of(bytes)) {
+        if values.next() != Some(of(bytes) ^ tag) {
             return Err(piece.offset);
         }
         position += piece.length as usize;

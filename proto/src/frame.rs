@@ -42,7 +42,8 @@ pub struct Header {
     pub version: u8,
     /// Operation, see [`Op`]. A reply repeats the op of its request.
     pub op: u8,
-    /// Bit 0: this frame is a reply. Other bits are zero; a receiver ignores those it does not know.
+    /// Bit 0: this frame is a reply. Bit 1: its checksums of payload cover the identity of the block.
+    /// Other bits are zero; a receiver ignores those it does not know.
     pub flags: u16,
     /// Status of a reply, see [`Status`]; zero in a request.
     pub status: u16,
@@ -76,6 +77,9 @@ const CHECKED_SIZE: usize = 36;
 pub const PART_ALL: u16 = u16::MAX;
 /// Flag bit 0: a reply.
 pub const FLAG_REPLY: u16 = 1 << 0;
+/// Flag bit 1: checksums of payload in this reply cover the identity of the block too, see
+/// [`crate::checksum::tag`].
+pub const FLAG_IDENTITY: u16 = 1 << 1;
 
 /// Why bytes are not a frame. The variants are decisions: see [`FrameError::is_fatal`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -235,6 +239,11 @@ impl Header {
     /// Whether this frame is a reply.
     pub fn is_reply(&self) -> bool {
         self.flags & FLAG_REPLY != 0
+    }
+
+    /// True if the checksums of payload in this reply cover the identity of the block.
+    pub fn covers_identity(&self) -> bool {
+        self.flags & FLAG_IDENTITY != 0
     }
 
     /// The status of a reply. An unknown code becomes [`Status::Internal`].

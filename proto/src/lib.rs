@@ -23,7 +23,9 @@ pub mod id;
 pub mod message;
 pub mod op;
 pub mod placement;
+pub mod proof;
 pub mod ring;
+pub mod socket;
 pub mod source;
 pub mod status;
 pub mod zookeeper;
@@ -51,6 +53,12 @@ pub mod feature {
     pub const LEASES: u64 = 1 << 3;
     /// `Ring` and the other operations of [`crate::cluster`]: the node is one of several.
     pub const CLUSTER: u64 = 1 << 4;
+    /// Checksums of payload cover the identity of the block too: [`crate::checksum::tag`].
+    pub const IDENTITY: u64 = 1 << 5;
+    /// `Challenge` and `Prove`: the node knows a secret, and takes some operations from those only who
+    /// know it, too. See [`crate::proof`].
+    pub const PROOFS: u64 = 1 << 6;
     /// All features of this version.
-    pub const ALL: u64 = READ_MANY | CHECKSUMS | SHARD_ADDRESSES | LEASES | CLUSTER;
+    pub const ALL: u64 =
+        READ_MANY | CHECKSUMS | SHARD_ADDRESSES | LEASES | CLUSTER | IDENTITY | PROOFS;
 }

@@ -46,11 +46,17 @@ pub enum Op {
     Pin = 19,
     /// Which paths are pinned.
     Pins = 20,
+    /// Begin to prove the knowledge of a secret.
+    Challenge = 21,
+    /// Prove it.
+    Prove = 22,
+    /// By which a block that another member has is recognised as what it read from the source.
+    Vouch = 23,
 }
 
 impl Op {
     /// Every operation, in wire order.
-    pub const ALL: [Op; 20] = [
+    pub const ALL: [Op; 23] = [
         Op::Hello,
         Op::Ping,
         Op::Stat,
@@ -71,6 +77,9 @@ impl Op {
         Op::Fetch,
         Op::Pin,
         Op::Pins,
+        Op::Challenge,
+        Op::Prove,
+        Op::Vouch,
     ];
 
     /// The operation with this number, if this version knows it.

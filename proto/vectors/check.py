@@ -4,6 +4,8 @@
 Needs nothing but Python 3. Prints a line per file and exits with 1 at the first difference."""
 
 import functools
+import hashlib
+import hmac
 import json
 import struct
 import sys
@@ -60,9 +62,12 @@ STRUCTURES = {
     "MountRequest": {"mount": "Mount", "remove": "u8"},
     "PinRequest": {"path": "text", "undo": "u8"},
     "PinsReply": {"pins": ["text"]},
+    "ChallengeRequest": {"role": "u8", "node": "u64", "nonce": "bytes32"},
+    "ChallengeReply": {"nonce": "bytes32"},
+    "Proof": {"mac": "bytes32"},
 }
 SIZES = dict(zip(STRUCTURES, (18, 41, 8, 8, 8, 49, 53, 20, 16, 36, 8, 8, 36, 12, 16, 65, 16, 16, 28, 8,
-                              13, 17, 85, 53, 24, 48, 16, 9, 18, 9, 8), strict=True))
+                              13, 17, 85, 53, 24, 48, 16, 9, 18, 9, 8, 41, 32, 32), strict=True))
 OPS = dict(enumerate((
     ("HelloRequest", "HelloReply"), ("None", "None"), ("StatRequest", "StatReply"),
     ("ListRequest", "ListReply"), ("Range", "ReadReply"), ("ReadManyRequest", "ReadReply"),
@@ -70,7 +75,8 @@ OPS = dict(enumerate((
     ("None", "AttachReply"), ("ReadManyRequest", "LeaseReply"), ("ReadManyRequest", "None"),
     ("RingRequest", "RingReply"), ("Range", "ReadReply"), ("InventoryRequest", "InventoryReply"),
     ("DrainRequest", "None"), ("MountRequest", "None"), ("Range", "ReadReply"),
-    ("PinRequest", "None"), ("None", "PinsReply")), 1))
+    ("PinRequest", "None"), ("None", "PinsReply"), ("ChallengeRequest", "ChallengeReply"),
+    ("Proof", "Proof"), ("Range", "Proof")), 1))
 NUMBERS = {"u8": "<B", "u32": "<I", "u64": "<Q", "i64": "<q"}
 
 
@@ -84,7 +90,7 @@ def size_of(kind):
         return struct.calcsize(NUMBERS[kind])
     if kind in STRUCTURES:
         return sum(size_of(field) for field in STRUCTURES[kind].values())
-    return {"id": 16, "kind": 1}[kind]
+    return {"id": 16, "kind": 1, "bytes32": 32}[kind]
 
 # ---- section 3, reading: the area low..high shrinks as it is claimed
 def need(condition):
@@ -120,6 +126,8 @@ class Reader:
         if kind == "kind":
             need(self.body[at] in (1, 2))
             return self.body[at]
+        if kind == "bytes32":
+            return self.body[at:at + 32].hex()
         value = {}
         for name, field in STRUCTURES[kind].items():
             value[name] = self.read(field, at)
@@ -184,6 +192,8 @@ def place(kind, value, where, out):
         out += int(value, 16).to_bytes(16, "little")
     elif kind == "kind":
         out.append(value)
+    elif kind == "bytes32":
+        out += bytes.fromhex(value)
     else:
         for name, field in STRUCTURES[kind].items():
             place(field, value[name], where[name], out)
@@ -342,6 +352,26 @@ def check_checksum(vector):
         texts = [f"{at}+{count} {grain} {value:08x}" for at, count, grain, value in pieces]
         same(vector, ", ".join(texts), vector["pieces"])
 
+def check_tag(vector):
+    named = struct.pack("<QQQI", int(vector["file"], 16) & MASK, int(vector["file"], 16) >> 64,
+                        int(vector["version"], 16), int(vector["block"]))
+    same(vector, f"{zlib.crc32(named):08x}", vector["tag"])
+
+# ---- section 16: proofs
+def code(secret, purpose, text):
+    return hmac.new(secret, purpose + b"\0" + text, hashlib.sha256).hexdigest()
+
+def check_proof(vector):
+    secret = vector["secret"].encode()
+    text = struct.pack("<BQ", int(vector["role"]), int(vector["node"]))
+    text += bytes.fromhex(vector["client_nonce"]) + bytes.fromhex(vector["node_nonce"])
+    same("client", code(secret, b"millrace 1 prove client", text), vector["client_proof"])
+    same("node", code(secret, b"millrace 1 prove node", text), vector["node_proof"])
+    length = int(vector["block_length"])
+    text = int(vector["file"], 16).to_bytes(16, "little")
+    text += struct.pack("<QII", int(vector["version"]), int(vector["block"]), length)
+    same("block", code(secret, b"millrace 1 block", text + content(length)), vector["block_code"])
+
 def check_placement(vector):
     h = block_hash(int(vector["file"], 16), int(vector["block"]))
     same(vector, f"{h:016x}", vector["hash"])
@@ -386,7 +416,8 @@ def main():
     check_examples()
     checks = {"requests": functools.partial(check_frame, 0),
               "replies": functools.partial(check_frame, 1), "invalid": check_invalid,
-              "checksum": check_checksum, "placement": check_placement, "ring": check_ring}
+              "checksum": check_checksum, "tag": check_tag, "proof": check_proof,
+              "placement": check_placement, "ring": check_ring}
     for name, check in checks.items():
         found = vectors(f"{name}.txt")
         for vector in found:

@@ -1,6 +1,7 @@
 //! How a client finds its cluster through coordination and again when all of it moved, and what is
 //! left to it when no node answers.
 
+use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use millrace_tests::cluster::Cluster;
 use millrace_tests::coord::{Ensemble, Options, free_ports};
 use millrace_tests::gate::{Gate, GateState};
 use millrace_tests::process::program;
-use millrace_tests::{HANG_GUARD, Scratch, content, heavy, wait_until};
+use millrace_tests::{HANG_GUARD, Scratch, content, heavy, starts, wait_until};
 use tokio::runtime::Runtime;
 
 const FILES: usize = 8;
@@ -77,6 +78,7 @@ fn a_client_finds_its_cluster_through_coordination_and_does_not_stay_there() {
     assert_eq!(sessions(), 2, "one for each node");
     // What is no node is passed over.
     let mut by_hand = coord.replicas[0].client();
+    Cluster::authorize(&mut by_hand);
     by_hand.make("/millrace/members/junk", b"\xff{").expect("make a node by hand");
     by_hand.make("/millrace/members/other", br#"{"address":7}"#).expect("make a node by hand");
     by_hand.close().expect("close");
@@ -123,6 +125,7 @@ fn wrong_paths_and_clusters_without_nodes_are_told() {
     assert!(error.to_string().contains(&format!("{place} has no node")), "{error}");
     let replica = &cluster.coord.as_ref().expect("coordination").replicas[0];
     let mut by_hand = replica.client();
+    Cluster::authorize(&mut by_hand);
     by_hand.make("/millrace/members/junk", b"{}").expect("make a node by hand");
     let error = runtime.block_on(refused(&place, HANG_GUARD));
     assert!(matches!(error, Error::Protocol(_)), "{error}");
@@ -150,6 +153,28 @@ fn coordination_that_does_not_answer_is_told_in_time() {
         assert!(told.contains(&format!("coordination at {server} cannot be asked")), "{told}");
         assert!(elapsed >= wait && elapsed < HANG_GUARD / 2, "{elapsed:?}");
     }
+}
+
+#[test]
+fn servers_of_coordination_that_hang_cost_a_moment() {
+    let scratch = scratch();
+    let mut cluster = Cluster::start(1, 1, scratch.root());
+    cluster.wait_settled();
+    let real = cluster.coord.as_ref().expect("coordination").addresses()[0];
+    let gates = [(); 2].map(|()| Gate::start(([127, 0, 0, 1], 0).into(), real));
+    gates.iter().for_each(|gate| gate.set(GateState::Stalled));
+    let [first, second] = [gates[0].address(), gates[1].address()];
+    let place = format!("zk://{first},{second},{real}/millrace");
+    let start = Instant::now();
+    runtime().block_on(async {
+        // In random order: each time a server that hangs may be the first.
+        for _ in 0..12 {
+            Client::connect(&*place, config()).await.expect("connect");
+        }
+    });
+    // One that was waited for took two seconds.
+    let elapsed = start.elapsed();
+    assert!(elapsed < HANG_GUARD / 6, "{elapsed:?}");
 }
 
 #[test]
@@ -210,15 +235,21 @@ fn without_nodes_the_source_is_read_or_the_deadline_tells() {
     let mut cluster = Cluster::start(1, 2, scratch.root());
     cluster.wait_settled();
     runtime().block_on(async {
-        let allowed = ClientConfig { store_fallback: true, ..config() };
+        let roots = vec![scratch.root().to_owned()];
+        let allowed = ClientConfig { fallback_roots: roots, ..config() };
         let allowed = cluster.client_with(allowed).await;
         let forbidden = connect(&cluster).await;
+        let elsewhere = ClientConfig { fallback_roots: vec!["/usr".into()], ..config() };
+        let elsewhere = cluster.client_with(elsewhere).await;
         let files = look_up(&allowed).await;
         read_all(&allowed, &files, ReadOptions::default()).await;
         assert_eq!(allowed.fallback_count(), 0, "the nodes answered");
         cluster.members.iter_mut().for_each(|member| member.kill());
         read_all(&allowed, &files, ReadOptions::default()).await;
         assert!(allowed.fallback_count() >= FILES as u64, "{}", allowed.fallback_count());
+        let short =
+            ReadOptions { deadline: Some(Duration::from_secs(1)), ..ReadOptions::default() };
+        elsewhere.read_with(&files[0], 0, 10, short).await.expect_err("no node");
         let deadline = Duration::from_secs(3);
         let start = Instant::now();
         let options = ReadOptions { deadline: Some(deadline), ..ReadOptions::default() };
@@ -232,7 +263,44 @@ fn without_nodes_the_source_is_read_or_the_deadline_tells() {
         );
         assert!(is_clear, "{error}");
         assert_eq!(forbidden.fallback_count(), 0);
+        assert_eq!(elsewhere.fallback_count(), 0, "what is mounted lies below none of its roots");
     });
+}
+
+#[test]
+fn a_file_that_is_being_read_is_read_on_from_a_source_that_the_flag_names() {
+    let _alone = heavy();
+    const LONG: usize = 24 << 20;
+    let scratch = Scratch::new();
+    scratch.file("long", LONG);
+    let mut cluster = Cluster::start(1, 2, scratch.root());
+    cluster.wait_settled();
+    let mut command = Command::new(program().expect("a program to test"));
+    command.args(["fs", "--node", &cluster.addresses(), "cat", "long", "--fallback-root"]);
+    command.arg(scratch.root()).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = command.spawn().expect("run a verb");
+    let mut output = child.stdout.take().expect("standard output is piped");
+    let mut bytes = vec![0; 1 << 20];
+    output.read_exact(&mut bytes).expect("the first bytes");
+    // The rest waits to be read, most of it in the nodes.
+    cluster.members.iter_mut().for_each(|member| member.kill());
+    output.read_to_end(&mut bytes).expect("the rest");
+    assert!(child.wait().expect("wait for the verb").success());
+    assert_eq!(bytes.len(), LONG);
+    content::check("long", 0, &bytes);
+}
+
+/// What each start takes is measured by `faults starts`: 1.5 s at most of a thousand, on two busy cores. A
+/// client that waits for each node that is stopped takes more than 2 s in one start of six.
+#[test]
+fn clients_start_beside_nodes_that_are_stopped() {
+    let _alone = heavy();
+    let seed = fastrand::u64(..);
+    let outcome = starts::run(100, HANG_GUARD / 6, seed);
+    assert!(outcome.failures.is_empty(), "seed {seed}: {:#?}", outcome.failures);
+    assert_eq!(outcome.times.len(), 100);
+    let most = outcome.quantile(0.9);
+    assert!(most < Duration::from_secs(2), "seed {seed}: nine of ten within {most:?}");
 }
 
 #[test]

@@ -172,6 +172,7 @@ fn a_drain_tells_whether_all_was_taken_over() {
     let drain = |cluster: &Cluster, id: &str| {
         let mut command = Command::new(program().expect("the program"));
         command.args(["admin", "drain", id, "--node", &cluster.addresses()]);
+        command.args(["--admin", &cluster.admin()]);
         let output = command.output().expect("run the tool");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).expect("text")

@@ -170,6 +170,7 @@ fn a_registration_that_was_deleted_comes_back_by_itself() {
     let mut cluster = Cluster::start(1, 2, scratch.root());
     cluster.wait_settled();
     let mut by_hand = cluster.coord.as_ref().expect("coordination").replicas[0].client();
+    Cluster::authorize(&mut by_hand);
     for index in [0, 1] {
         let epoch = ring(&mut cluster.members[1 - index].node().peer(), 0, 0).epoch;
         let path = format!("/millrace/members/node-{}", index + 1);
@@ -261,6 +262,7 @@ fn a_wrong_place_of_coordination_is_told() {
     }
     let open = NodeOptions::new(scratch.root())
         .set("listen", "0.0.0.0:0")
+        .set("insecure", true)
         .set("coord", format!("zk://{nobody}/millrace"));
     let told = open.start_in_vain();
     assert!(told.contains("advertise"), "{told}");

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use millrace_proto::cluster::{DrainRequest, Mount, MountRequest, PinRequest};
+use millrace_proto::message::FreeRequest;
 use millrace_proto::{Op, Status};
 use millrace_tests::cluster::Cluster;
 use millrace_tests::coord::{Client as ZooKeeper, Ensemble, Options};
@@ -58,8 +59,9 @@ fn a_master_that_slept_through_its_term_changes_nothing() {
     let scratch = scratch();
     let (coord, mut cluster) = cluster(&scratch, 3, 1000);
     let mut client = coord.replicas[0].client();
+    Cluster::authorize(&mut client);
     let old = index_of(&cluster, &latches(&mut client)[0].1);
-    let mut peer: Peer = cluster.members[old].node().peer();
+    let mut peer: Peer = cluster.members[old].peer_as_member();
     assert!(peer.ping());
     cluster.members[old].pause();
     // What it is asked waits in its socket until it wakes up, still sure that it is the master.
@@ -80,9 +82,10 @@ fn a_write_that_was_on_its_way_when_the_term_ended_is_refused_by_its_token() {
     let scratch = scratch();
     let (coord, mut cluster) = cluster(&scratch, 3, 8000);
     let mut client = coord.replicas[0].client();
+    Cluster::authorize(&mut client);
     let before = latches(&mut client);
     let old = index_of(&cluster, &before[0].1);
-    let mut peer = cluster.members[old].node().peer();
+    let mut peer = cluster.members[old].peer_as_member();
     // Its session lives on, and it has not heard of anything: its write is held back on the way.
     cluster.members[old].set_coord(GateState::Stalled);
     peer.send(Op::Drain, &drain_request());
@@ -99,7 +102,7 @@ fn a_write_that_was_on_its_way_when_the_term_ended_is_refused_by_its_token() {
     assert!(drained(&mut client).is_empty(), "nothing was changed");
     // The new one can.
     let new = index_of(&cluster, &before[1].1);
-    let mut peer = cluster.members[new].node().peer();
+    let mut peer = cluster.members[new].peer_as_member();
     let reply = peer.ask(Op::Drain, &drain_request());
     assert_eq!(reply.status(), Status::Ok, "{}", reply.message());
     assert_eq!(drained(&mut client), ["node-3"]);
@@ -110,12 +113,20 @@ fn who_is_not_the_master_names_the_one_who_is() {
     let scratch = scratch();
     let (coord, mut cluster) = cluster(&scratch, 2, 4000);
     let mut client = coord.replicas[0].client();
+    Cluster::authorize(&mut client);
     let order = latches(&mut client);
     let other = index_of(&cluster, &order[1].1);
-    let mut peer = cluster.members[other].node().peer();
+    let mut peer = cluster.members[other].peer_as_member();
     let reply = peer.ask(Op::Drain, &drain_request());
     assert_eq!(reply.status(), Status::NotMaster);
     assert!(reply.message().contains(&order[0].1), "{}", reply.message());
+    // For an administrator it asks that one by itself: which knows no such node.
+    let mut administrator = cluster.members[other].node().administrator();
+    let reply = administrator.ask(Op::Drain, &drain_request());
+    assert_eq!(reply.status(), Status::NotFound);
+    let drain = DrainRequest { node: order[1].1.clone(), undo: 0 };
+    assert_eq!(administrator.ask(Op::Drain, &drain).status(), Status::Ok);
+    assert_eq!(drained(&mut client), [order[1].1.clone()]);
 }
 
 #[test]
@@ -123,6 +134,7 @@ fn the_report_of_the_master_adds_up_and_goes_on_with_the_next_one() {
     let scratch = scratch();
     let (coord, mut cluster) = cluster(&scratch, 3, 1000);
     let mut client = coord.replicas[0].client();
+    Cluster::authorize(&mut client);
     // The value of a field: the tests have no JSON, and numbers and names are all there is to it.
     let field = |report: &str, name: &str| {
         let (_, rest) = report.split_once(&format!("\"{name}\":"))?;
@@ -167,7 +179,7 @@ fn requests_that_are_as_long_as_can_be_are_refused_in_few_words() {
         replicas: 1,
     };
     let mounts = [mount(&long, "file:///a"), mount("a", &long)];
-    let mut peer = node.peer();
+    let mut peer = node.administrator();
     let mut replies = Vec::new();
     for undo in [0, 1] {
         replies.push(peer.ask(Op::Drain, &DrainRequest { node: long.clone(), undo }));
@@ -194,6 +206,7 @@ fn full_coordination_lets_nobody_new_in_says_so_and_those_who_are_in_go_on() {
     cluster.add().start();
     cluster.wait_settled();
     let mut client = coord.replicas[0].client();
+    Cluster::authorize(&mut client);
     // Room for what is there, and no more.
     let quota = "/zookeeper/quota/millrace";
     client.make(quota, b"").expect("create");
@@ -228,6 +241,7 @@ fn records_that_nobody_can_read_are_passed_over() {
     let scratch = scratch();
     let (coord, mut cluster) = cluster(&scratch, 1, 4000);
     let mut client = coord.replicas[0].client();
+    Cluster::authorize(&mut client);
     let odd: [(&str, &[u8]); 4] = [
         ("/millrace/members/odd", b"{"),
         ("/millrace/members/empty", b""),
@@ -245,4 +259,32 @@ fn records_that_nobody_can_read_are_passed_over() {
     let mut peer = cluster.members[0].node().peer();
     let entry = peer.stat("a").expect("what was mounted stays so");
     content::check("a", 0, &peer.read(&entry, 0, 5000).expect("read"));
+}
+
+#[test]
+fn a_node_that_says_it_is_fenced_changes_nothing() {
+    let scratch = scratch();
+    let (coord, mut cluster) = cluster(&scratch, 1, 20_000);
+    let mut client = coord.replicas[0].client();
+    Cluster::authorize(&mut client);
+    cluster.members[0].set_coord(GateState::Broken);
+    wait_until("it is fenced", || cluster.members[0].counter("cluster_fenced") == 1);
+    // It is connected again, with its session, and cannot catch up.
+    client.delete("/millrace/drains", -1).expect("delete");
+    cluster.members[0].set_coord(GateState::Open);
+    let pin = PinRequest { path: "a".to_owned(), undo: 0 };
+    let mut peer = cluster.members[0].node().administrator();
+    for _ in 0..20 {
+        let reply = peer.ask(Op::Pin, &pin);
+        assert_eq!(reply.status(), Status::Fenced, "{}", reply.message());
+        assert_eq!(peer.load("a"), Status::Fenced);
+        let free = FreeRequest { path: "a".to_owned() };
+        assert_eq!(peer.ask(Op::Free, &free).status(), Status::Fenced, "members may be unknown");
+        assert_eq!(cluster.members[0].counter("cluster_fenced"), 1);
+        std::thread::sleep(Duration::from_millis(150));
+    }
+    assert!(client.get("/millrace/pins", false).is_err(), "nothing was pinned");
+    client.make("/millrace/drains", b"").expect("create");
+    wait_until("it has caught up", || cluster.members[0].counter("cluster_fenced") == 0);
+    assert_eq!(peer.ask(Op::Pin, &pin).status(), Status::Ok);
 }

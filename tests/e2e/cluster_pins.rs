@@ -163,10 +163,11 @@ fn the_admin_tool_pins_lists_and_unpins() {
     let scratch = Scratch::new();
     let mut cluster = Cluster::start(1, 1, scratch.root());
     cluster.wait_settled();
-    let address = cluster.addresses();
+    let (address, place) = (cluster.addresses(), cluster.admin());
     let admin = |arguments: &[&str]| {
         let mut command = Command::new(program().expect("the program"));
-        let command = command.args(["admin", "--node", &address]).args(arguments);
+        let command =
+            command.args(["admin", "--node", &address, "--admin", &place]).args(arguments);
         let output = command.output().expect("run the tool");
         let text = [output.stdout, output.stderr].concat();
         (output.status.success(), String::from_utf8_lossy(&text).into_owned())

@@ -303,7 +303,7 @@ fn an_ensemble_grows_from_a_backup() {
     well(&["backup", "--data", text(replica.directory()), text(&copy)]);
     badly(
         &["add", "--data", text(replica.directory()), "server.2=127.0.0.1:1:2;3"],
-        &["refused", "restore with --member"],
+        &["refused", "start it again"],
     );
 
     // Ports that nobody has: those of an ensemble that never starts.

@@ -1,7 +1,9 @@
 //! Load, free and status do what they say, and nothing else.
 
 use millrace_client::Status;
-use millrace_tests::{BLOCK, Node, NodeOptions, Scratch, content};
+use millrace_proto::Op;
+use millrace_proto::message::LoadRequest;
+use millrace_tests::{BLOCK, Node, NodeOptions, Scratch, content, wait_until};
 
 const BLOCK_SIZE: u64 = BLOCK as u64;
 
@@ -147,5 +149,52 @@ async fn aligned_hits_cost_no_checksum_pass() {
     client.read(&file, 10, 100).await.expect("a part of a page");
     assert_eq!(summed().await, Some(4096 + 100));
     drop(client);
+    node.stop();
+}
+
+#[test]
+fn loads_end_with_the_client_that_asked_for_them() {
+    let scratch = Scratch::new();
+    let sparse = std::fs::File::create(scratch.at("sparse")).expect("make a file");
+    // At 10 GB/s this takes a quarter of an hour.
+    sparse.set_len(8 << 40).expect("a sparse file");
+    scratch.file("other", 3 * BLOCK as usize);
+    let node = NodeOptions::new(scratch.root()).set("load_concurrency", 2).start();
+    for is_reset in [false, true] {
+        let mut gone = node.peer();
+        let load = LoadRequest { path: "sparse".to_owned() };
+        let mut other = node.peer();
+        let before = other.counter("fill_count");
+        gone.send(Op::Load, &load);
+        wait_until("the load has begun", || other.counter("fill_count") > before);
+        match is_reset {
+            true => gone.reset(),
+            false => drop(gone),
+        }
+        let idle = || {
+            let before = node.counter("fill_count");
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            node.counter("fill_count") == before
+        };
+        wait_until("nothing is filled any more", idle);
+        wait_until("the connection is closed", || other.counter("connection_count") <= 2);
+    }
+    node.stop();
+    // One client does not get all the places for loads either, nor does one machine.
+    let node = NodeOptions::new(scratch.root()).set("load_concurrency", 4).start();
+    let load = LoadRequest { path: "sparse".to_owned() };
+    let mut hogs = [node.peer(), node.peer()];
+    for _ in 0..3 {
+        hogs[0].send(Op::Load, &load);
+    }
+    assert_eq!(hogs[0].receive().status(), Status::Busy, "the third one");
+    for _ in 0..2 {
+        hogs[1].send(Op::Load, &load);
+    }
+    assert_eq!(hogs[1].receive().status(), Status::Busy, "the fourth one of this machine");
+    let mut other = node.administrator();
+    assert_eq!(other.load("other"), Status::Ok, "there is a place left");
+    drop(hogs);
+    drop(other);
     node.stop();
 }

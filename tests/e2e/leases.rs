@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use millrace_client::{Client, ClientConfig, File, blocking};
+use millrace_client::{Client, ClientConfig, File, ReadOptions, blocking};
 use millrace_tests::cluster::Cluster;
 use millrace_tests::coord::{Ensemble, Options};
-use millrace_tests::{HANG_GUARD, Node, NodeOptions, Scratch, content, wait_until};
+use millrace_tests::{HANG_GUARD, Node, NodeOptions, Scratch, content, damage, wait_until};
 
 const BLOCK: u64 = millrace_tests::BLOCK as u64;
 const BLOCK_SIZE: usize = BLOCK as usize;
@@ -278,6 +278,39 @@ async fn a_node_that_is_killed_takes_its_leases_with_it() {
         assert!(start.elapsed() < HANG_GUARD);
         warm(&client, "file").await;
     }
+    node.stop();
+}
+
+/// A bit of the node's memory goes bad between the fill and the lease. A client that reads without verifying
+/// has the block leased, and gets what is there; no other client does, whichever way it reads.
+#[tokio::test]
+async fn a_block_that_is_not_verified_is_not_read_in_place() {
+    let scratch = Scratch::new();
+    scratch.file("file", 2 * BLOCK_SIZE);
+    let node = options(&scratch, 1).start();
+    let far = node.client().await;
+    let file = far.stat("file").await.expect("stat");
+    let mut whole = far.read(&file, 0, u64::MAX).await.expect("read").to_vec();
+    assert_eq!(damage::flip(node.id(), &whole[..4096]), 1, "the block is in memory once");
+    let client = node.client_with(config()).await;
+    let careless = ReadOptions { verify: Some(false), ..ReadOptions::default() };
+    for _ in 0..2 {
+        // The first read connects the lanes, the second one leases.
+        client.read_with(&file, 0, u64::MAX, careless).await.expect("read");
+    }
+    assert_eq!(node.counter("lease_count"), 2);
+    let damaged = client.read_with(&file, 0, 1, careless).await.expect("read");
+    assert_eq!(damaged[0], whole[0] ^ 1, "this is what is there");
+    let mut target = vec![0; 2 * BLOCK_SIZE];
+    assert!(!client.read_leased(&file, 0, &mut target), "it was not verified");
+    let lease = client.lease(&file, 0, 1).await.expect("lease").remove(0);
+    assert!(lease.is_none(), "it is not what was cached");
+    let read = client.read(&file, 0, u64::MAX).await;
+    assert!(!read.is_ok_and(|bytes| bytes != whole), "wrong bytes were handed out");
+    // The other one is good, which is seen when it is leased for a client that verifies.
+    assert!(client.lease(&file, BLOCK, 1).await.expect("lease").remove(0).is_some());
+    assert!(client.read_leased(&file, BLOCK, &mut target[..BLOCK_SIZE]));
+    assert_eq!(target[..BLOCK_SIZE], whole.split_off(BLOCK_SIZE));
     node.stop();
 }
 

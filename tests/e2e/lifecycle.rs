@@ -26,7 +26,7 @@ fn a_node_told_to_stop_delivers_the_replies_in_flight() {
     scratch.file("a", 16 * MIB);
     for (shards, warm) in [(1, true), (2, true), (1, false), (2, false)] {
         let options = NodeOptions::new(scratch.root()).set("shards", shards);
-        let node = options.set("memory", "64MiB").set("block_size", "1MiB").start();
+        let node = options.set("memory", "128MiB").set("block_size", "1MiB").start();
         let mut peer = node.peer().with_block_size(MIB as u32);
         let mut other = node.peer();
         let entry = peer.stat("a").expect("stat");

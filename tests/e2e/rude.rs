@@ -146,24 +146,29 @@ fn a_client_that_leaves_replies_in_the_kernel_is_cut_off_if_they_pin_memory() {
 #[test]
 fn a_slow_reader_gets_right_bytes_though_all_around_is_evicted() {
     let scratch = Scratch::new();
-    scratch.file("held", 8 * MIB);
-    scratch.file("churn", 96 * MIB);
+    // Less than the share of replies, on each shard also if all blocks are there: the slow reader is
+    // within the rules, and is not closed for the room that the other client lacks.
+    scratch.file("held", 6 * MIB);
+    scratch.file("churn", 160 * MIB);
     // Loopback copies what is sent by reference as it leaves: that late reads by a network card are
     // waited for is shown by the tests of the ring alone.
     for (shards, zero_copy) in [(1, "never"), (2, "never"), (1, "always"), (2, "always")] {
         let options = large_node(&scratch).set("shards", shards).set("zero_copy", zero_copy);
-        let node = options.set("bytes_in_flight_max", "16MiB").start();
+        let options = options.set("memory", "64MiB").set("send_timeout_ms", 120_000);
+        let node = options.start();
         let mut slow = node.peer().with_block_size(MIB as u32);
         let entry = slow.stat("held").expect("stat");
-        ask_for_blocks(&mut slow, &entry, 8);
+        ask_for_blocks(&mut slow, &entry, 6);
         let mut other = node.peer().with_block_size(MIB as u32);
-        wait_until("the blocks are there", || other.counter("fill_count") >= 8);
+        wait_until("the blocks are there", || other.counter("fill_count") >= 6);
         scan(&mut other, "churn");
         // Freed by name as well: what is being sent stays whole.
-        other.send(Op::Free, &StatRequest { path: "held".to_owned() });
-        assert_eq!(other.receive().status(), Status::Ok);
+        assert_eq!(
+            node.administrator().ask(Op::Free, &StatRequest { path: "held".to_owned() }).status(),
+            Status::Ok
+        );
         scan(&mut other, "churn");
-        take_blocks(&mut slow, &entry, 8);
+        take_blocks(&mut slow, &entry, 6);
         assert!(other.counter("evicted_count") >= 100, "there was pressure");
         drop((slow, other));
         node.stop();
@@ -184,9 +189,10 @@ fn a_client_that_dies_in_the_middle_leaves_nothing_behind() {
             let mut peer = node.peer().with_block_size(MIB as u32);
             ask_for_blocks(&mut peer, &entry, 20);
             if round % 2 == 0 {
-                // In the middle of a reply.
+                // In the middle of a reply. While those before it still hold the memory, the replies
+                // may be Busy ones, which are short.
                 let mut some = vec![0; 100_000];
-                peer.stream.read_exact(&mut some).expect("some bytes");
+                assert!(peer.stream.read(&mut some).expect("some bytes") > 0, "an answer");
             }
             if round % 3 == 0 {
                 let frame = request(Op::Stat, 1, &StatRequest { path: "a".to_owned() });
@@ -197,10 +203,14 @@ fn a_client_that_dies_in_the_middle_leaves_nothing_behind() {
         wait_until("the dead are gone", || other.counter("connection_count") == 1);
         // Nothing stays pinned: twice all memory goes through the cache, and then is free.
         scan(&mut other, "other");
-        other.send(Op::Free, &StatRequest { path: "a".to_owned() });
-        assert_eq!(other.receive().status(), Status::Ok);
-        other.send(Op::Free, &StatRequest { path: "other".to_owned() });
-        assert_eq!(other.receive().status(), Status::Ok);
+        assert_eq!(
+            node.administrator().ask(Op::Free, &StatRequest { path: "a".to_owned() }).status(),
+            Status::Ok
+        );
+        assert_eq!(
+            node.administrator().ask(Op::Free, &StatRequest { path: "other".to_owned() }).status(),
+            Status::Ok
+        );
         wait_until("all memory is free", || {
             other.counter("used_bytes") == 0 && other.counter("block_count") == 0
         });

@@ -6,14 +6,16 @@
 //! cargo run --release -p millrace-tests --bin faults -- kills --count 1000
 //! cargo run --release -p millrace-tests --bin faults -- cluster --minutes 30
 //! cargo run --release -p millrace-tests --bin faults -- cluster --zookeeper 1
+//! cargo run --release -p millrace-tests --bin faults -- starts --count 1000
 //! ```
 //!
 //! `--seed` repeats the choices of a run, not its timing: processes are not to be replayed. The exit
 //! status is 0 if everything held, 1 if something did not, 2 for a command that is not understood.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
-use millrace_tests::process;
+use millrace_tests::{process, starts};
 
 mod cluster;
 mod ensemble;
@@ -24,6 +26,7 @@ const USAGE: &str = "\
 Usage: faults ensemble [--minutes N] [--seed N]
        faults kills [--count N] [--seed N]
        faults cluster [--minutes N] [--seed N] [--zookeeper 1]
+       faults starts [--count N] [--limit-ms N] [--seed N]
 ";
 
 /// What follows a flag, as a number.
@@ -44,7 +47,7 @@ fn check_flags(arguments: &[String], known: &[&str]) -> Result<(), String> {
 
 fn run(arguments: &[String]) -> Result<Result<(), String>, String> {
     let Some((story, flags)) = arguments.split_first() else {
-        return Err("ensemble, kills or cluster?".to_owned());
+        return Err("ensemble, kills, cluster or starts?".to_owned());
     };
     let seed = number(flags, "--seed", fastrand::u64(..1_000_000))?;
     println!("seed {seed}");
@@ -62,7 +65,27 @@ fn run(arguments: &[String]) -> Result<Result<(), String>, String> {
             check_flags(flags, &["--count", "--seed"])?;
             Ok(kills::run(number(flags, "--count", 1000)?, seed))
         }
+        "starts" => {
+            check_flags(flags, &["--count", "--limit-ms", "--seed"])?;
+            let count = number(flags, "--count", 1000)? as usize;
+            let limit = Duration::from_millis(number(flags, "--limit-ms", 2000)?);
+            Ok(start_clients(count, limit, seed))
+        }
         other => Err(format!("{other} is not known")),
+    }
+}
+
+/// Starts clients beside nodes that are stopped.
+fn start_clients(count: usize, limit: Duration, seed: u64) -> Result<(), String> {
+    let outcome = starts::run(count, limit, seed);
+    let [half, most, all] = [0.5, 0.99, 1.0].map(|share| outcome.quantile(share).as_millis());
+    println!(
+        "{} starts: {half} ms at the median, {most} ms at the 99th percentile, {all} ms at most",
+        outcome.times.len()
+    );
+    match outcome.failures.len() {
+        0 => Ok(()),
+        count => Err(format!("{count} starts: {:#?}", outcome.failures)),
     }
 }
 

@@ -7,21 +7,28 @@
 //! Always holds: a node keeps its port, its data directory and its gates over restarts; all die with
 //! the handle.
 
+use std::fs::Permissions;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use millrace_client::{Client, ClientConfig};
+use millrace_client::{Client, ClientConfig, Secret};
+use millrace_proto::Status;
+use millrace_proto::proof::Role;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use crate::coord::{Ensemble, Options, free_ports};
+use crate::coord::{self, Ensemble, Options, free_ports};
 use crate::gate::{Gate, GateState};
 use crate::node::{Node, NodeOptions};
-use crate::{HANG_GUARD, wait_until};
+use crate::{HANG_GUARD, Peer, wait_until};
 
 /// How long coordination waits for a node: short, so that tests do not wait long either.
 const SESSION_TIMEOUT_MS: u64 = 1000;
+/// What the nodes of every cluster know.
+const SECRET: &str = "the secret of the clusters of tests";
+const SECRET_FILE: &str = "secret";
 
 /// A node of a cluster, whether its process runs or not.
 #[derive(Debug)]
@@ -50,6 +57,16 @@ impl Member {
     /// If it does not run.
     pub fn node(&mut self) -> &mut Node {
         self.node.as_mut().expect("the node was started")
+    }
+
+    /// A peer that the node takes for a member of its cluster.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn peer_as_member(&mut self) -> Peer {
+        let mut peer = self.node().peer();
+        assert_eq!(peer.prove(Role::Member, &Cluster::secret()), Status::Ok);
+        peer
     }
 
     /// Whether a process was started and not killed.
@@ -99,9 +116,23 @@ impl Member {
         self.node.take().expect("the node was started").stop();
     }
 
-    /// Stops the process where it stands.
+    /// Stops the process where it stands; none of its threads does anything more when this returns.
+    ///
+    /// # Panics
+    /// If they do not stop.
     pub fn pause(&mut self) {
         self.node().signal(Signal::STOP);
+        let tasks = format!("/proc/{}/task", self.node().id());
+        let is_stopped = |task: std::io::Result<std::fs::DirEntry>| {
+            let stat = task.and_then(|task| std::fs::read_to_string(task.path().join("stat")));
+            // The state follows the name in parentheses: proc(5).
+            stat.is_ok_and(|stat| {
+                stat.rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" T"))
+            })
+        };
+        wait_until("all threads have stopped", || {
+            std::fs::read_dir(&tasks).is_ok_and(|mut tasks| tasks.all(is_stopped))
+        });
     }
 
     /// Lets a paused process go on.
@@ -179,13 +210,17 @@ impl Cluster {
     /// If there is no room for its directories.
     pub fn over(servers: &[SocketAddr], path: &str, source: &Path) -> Cluster {
         let root = tempfile::Builder::new().prefix("millrace-cluster-").tempdir();
+        let root = root.expect("a directory for a cluster");
+        let secret = root.path().join(SECRET_FILE);
+        std::fs::write(&secret, SECRET).expect("write the secret");
+        std::fs::set_permissions(&secret, Permissions::from_mode(0o600)).expect("set a mode");
         Cluster {
             coord: None,
             members: Vec::new(),
             servers: servers.to_owned(),
             path: path.to_owned(),
             source: source.to_owned(),
-            root: root.expect("a directory for a cluster"),
+            root,
         }
     }
 
@@ -201,10 +236,14 @@ impl Cluster {
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let to_coord: Vec<_> = self.servers.iter().map(|it| Gate::start(any, *it)).collect();
         let servers: Vec<_> = to_coord.iter().map(|gate| gate.address().to_string()).collect();
+        // What tests mount besides the source lies there, too.
+        let others = std::env::temp_dir();
         let options = NodeOptions::new(&self.source)
+            .set("mount_root", format!("{}:{}", self.source.display(), others.display()))
             .set("listen", own)
             .set("advertise", seen.ip())
             .set("socket", "")
+            .set("coord_secret", self.secret_file().display())
             .set("node_id", &id)
             .set("data", self.root.path().join(&id).display())
             .set("session_timeout_ms", SESSION_TIMEOUT_MS)
@@ -212,6 +251,35 @@ impl Cluster {
         let to_clients = Gate::start(seen, own);
         self.members.push(Member { id, options, node: None, to_clients, to_coord });
         self.members.last_mut().expect("one was added")
+    }
+
+    /// The file with the secret that the nodes have.
+    pub fn secret_file(&self) -> PathBuf {
+        self.root.path().join(SECRET_FILE)
+    }
+
+    /// The secret that the nodes have.
+    ///
+    /// # Panics
+    /// Never: it is long enough.
+    pub fn secret() -> Secret {
+        Secret::parse(SECRET.as_bytes()).expect("long enough")
+    }
+
+    /// Has a client of coordination sign in as the nodes do.
+    ///
+    /// # Panics
+    /// If it is lost.
+    pub fn authorize(client: &mut coord::Client) {
+        let code = Cluster::secret().code("millrace 1 coordination", b"");
+        let password: String = code.iter().map(|byte| format!("{byte:02x}")).collect();
+        client.sign_in(&format!("millrace:{password}")).expect("sign in");
+    }
+
+    /// Administration sockets of all nodes, joined by commas.
+    pub fn admin(&self) -> String {
+        let places: Vec<_> = self.members.iter().map(|member| member.options.admin()).collect();
+        places.join(",")
     }
 
     /// Addresses of all nodes, joined by commas.
@@ -241,7 +309,12 @@ impl Cluster {
     /// # Panics
     /// If it cannot connect.
     pub async fn client_with(&self, config: ClientConfig) -> Client {
-        Client::connect(self.addresses(), config).await.expect("connect a client")
+        Client::connect(self.addresses(), self.to_change(config)).await.expect("connect a client")
+    }
+
+    /// These settings, for a client that may change things.
+    pub fn to_change(&self, config: ClientConfig) -> ClientConfig {
+        ClientConfig { admin: config.admin.clone().or(Some(self.admin())), ..config }
     }
 
     /// Sum of a counter over the nodes that run.

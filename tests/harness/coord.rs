@@ -146,6 +146,35 @@ impl Replica {
         &self.directory
     }
 
+    /// Its `server.N` line, as the others' lists have it.
+    pub fn server_line(&self) -> String {
+        server_line(self.id, self.peer_address.port(), self.client_address.port())
+    }
+
+    /// Replaces the `server.N` lines of its `zoo.cfg`, for the next start.
+    ///
+    /// # Panics
+    /// If the file cannot be changed.
+    pub fn set_list(&self, lines: &[String]) {
+        let text = std::fs::read_to_string(&self.config).expect("a configuration");
+        let kept = text.lines().filter(|line| !line.starts_with("server."));
+        let mut text: String = kept.map(|line| format!("{line}\n")).collect();
+        text.extend(lines.iter().map(String::as_str));
+        std::fs::write(&self.config, text).expect("write a configuration");
+    }
+
+    /// Kills the process and takes everything out of its directory but `myid`: a new disk.
+    ///
+    /// # Panics
+    /// If that cannot be done.
+    pub fn wipe(&mut self) {
+        self.kill();
+        std::fs::remove_dir_all(&self.directory).expect("remove a directory");
+        std::fs::create_dir(&self.directory).expect("make a directory");
+        let myid = self.directory.join("myid");
+        std::fs::write(myid, format!("{}\n", self.id)).expect("write myid");
+    }
+
     /// Other settings from the next start on. Lines of `zoo.cfg` stay as they were.
     pub fn set_options(&mut self, options: Options) {
         self.options = options;

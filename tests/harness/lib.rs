@@ -8,13 +8,20 @@
 pub mod cluster;
 pub mod content;
 pub mod coord;
+pub mod damage;
+pub mod fuse;
 pub mod gate;
+pub mod http;
 pub mod linearizable;
 pub mod load;
+pub mod mounted;
 pub mod node;
+pub mod open_metrics;
 pub mod peer;
 pub mod preload;
 pub mod process;
+pub mod slow_source;
+pub mod starts;
 
 pub use cluster::Cluster;
 pub use content::{BLOCK, Scratch};

@@ -5,12 +5,14 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use millrace_client::{Client, ClientConfig};
 use rustix::process::Signal;
+use tempfile::TempDir;
 
 use crate::process::{Memory, Process, program};
 use crate::{HANG_GUARD, Peer};
@@ -21,18 +23,38 @@ pub struct NodeOptions {
     source: PathBuf,
     values: Vec<(&'static str, String)>,
     environment: Vec<(&'static str, String)>,
+    /// Of its sockets.
+    _places: Option<Arc<TempDir>>,
 }
 
 impl NodeOptions {
     /// A small node with one shard on any free port.
     pub fn new(source: &Path) -> NodeOptions {
-        let options =
-            NodeOptions { source: source.to_owned(), values: Vec::new(), environment: Vec::new() };
+        let places = tempfile::Builder::new().prefix("millrace-node-").tempdir();
+        let places = places.expect("a directory for sockets");
+        let (values, environment) = (Vec::new(), Vec::new());
+        let options = NodeOptions { source: source.to_owned(), values, environment, _places: None };
         options
             .set("listen", "127.0.0.1:0")
             .set("shards", 1)
             .set("memory", "16MiB")
             .set("block_size", "64KiB")
+            .set("admin", places.path().join("admin").display())
+            .with_places(places)
+    }
+
+    fn with_places(self, places: TempDir) -> NodeOptions {
+        NodeOptions { _places: Some(Arc::new(places)), ..self }
+    }
+
+    fn value(&self, key: &str) -> &str {
+        let value = self.values.iter().find(|(other, _)| *other == key);
+        value.map_or("", |(_, value)| value)
+    }
+
+    /// Where the node is told what to do, as an address for clients.
+    pub fn admin(&self) -> String {
+        format!("unix:{}", self.value("admin"))
     }
 
     /// Sets a key, in place of the value it had.
@@ -58,7 +80,18 @@ impl NodeOptions {
     /// # Panics
     /// If it does not, with what it wrote.
     pub fn start(&self) -> Node {
-        match Node::start(self) {
+        match Node::start(self, None) {
+            Ok(node) => node,
+            Err(error) => panic!("start a node: {error:#}"),
+        }
+    }
+
+    /// As [`NodeOptions::start`], with another place for its log than a file that the tests read.
+    ///
+    /// # Panics
+    /// If it does not listen.
+    pub fn start_logging_to(&self, log: Stdio) -> Node {
+        match Node::start(self, Some(log)) {
             Ok(node) => node,
             Err(error) => panic!("start a node: {error:#}"),
         }
@@ -71,7 +104,7 @@ impl NodeOptions {
     /// # Panics
     /// If it serves.
     pub fn start_in_vain(&self) -> String {
-        match Node::start(self) {
+        match Node::start(self, None) {
             Ok(node) => panic!("the node serves at {}", node.address()),
             Err(error) => format!("{error:#}"),
         }
@@ -92,14 +125,14 @@ impl Node {
         NodeOptions::new(source).start()
     }
 
-    fn start(options: &NodeOptions) -> anyhow::Result<Node> {
+    fn start(options: &NodeOptions, log: Option<Stdio>) -> anyhow::Result<Node> {
         let mut command = Command::new(program()?);
         command.arg("node").arg("--source").arg(&options.source);
         for (key, value) in &options.values {
-            command.arg(format!("--{}", key.replace('_', "-"))).arg(value);
+            command.arg(format!("--{}={value}", key.replace('_', "-")));
         }
         command.envs(options.environment.iter().map(|(name, value)| (name, value)));
-        let mut process = Process::spawn("the node", &mut command)?;
+        let mut process = Process::spawn_logging_to("the node", &mut command, log)?;
         let line = process.wait_for_line("listening on ")?;
         let address = line.split_whitespace().next().unwrap_or_default();
         let address = address.parse().with_context(|| format!("'{address}' is no address"))?;
@@ -125,12 +158,24 @@ impl Node {
     /// # Panics
     /// If it cannot connect.
     pub async fn client_with(&self, config: ClientConfig) -> Client {
+        let admin = config.admin.clone().or(Some(self.options.admin()));
+        let config = ClientConfig { admin, ..config };
         Client::connect(self.address.to_string(), config).await.expect("connect a client")
     }
 
     /// A peer that speaks raw frames to this node.
     pub fn peer(&self) -> Peer {
         Peer::connect(self.address)
+    }
+
+    /// Where the node's administration socket is.
+    pub fn admin_path(&self) -> PathBuf {
+        PathBuf::from(self.options.value("admin"))
+    }
+
+    /// A peer at the node's administration socket.
+    pub fn administrator(&self) -> Peer {
+        Peer::connect_locally(self.options.value("admin"))
     }
 
     /// A counter of the node, asked for on a connection of its own.
@@ -194,7 +239,7 @@ impl Node {
         let options = self.options.clone().set("listen", self.address);
         let start = Instant::now();
         loop {
-            match Node::start(&options) {
+            match Node::start(&options, None) {
                 Ok(node) => {
                     *self = node;
                     return;

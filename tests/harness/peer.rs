@@ -4,14 +4,20 @@
 //! where it is asked to.
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 
 use millrace_proto::frame::{self, Body, HEADER_SIZE, Header};
 use millrace_proto::message::{
     ArchivedErrorReply, ArchivedReadReply, ArchivedStatReply, ArchivedStatusReply, Entry,
     LoadRequest, Range, StatRequest,
 };
+use millrace_proto::proof::{
+    ArchivedChallengeReply, ArchivedProof, ChallengeRequest, Exchange, Proof, Role, Secret, Side,
+};
 use millrace_proto::{Op, Status, checksum};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::{BLOCK, HANG_GUARD};
 
@@ -69,7 +75,12 @@ impl Reply {
         let reply = frame::body::<ArchivedReadReply>(&self.body).expect("the body of a read");
         let block_length = block.min(entry.length - offset / block * block) as u32;
         let sums = reply.checksums.iter().map(|sum| sum.to_native());
-        let verified = checksum::verify(&self.payload, (offset % block) as u32, block_length, sums);
+        let tag = match self.header.covers_identity() {
+            true => checksum::tag(entry.id, entry.version, (offset / block) as u32),
+            false => 0,
+        };
+        let start = (offset % block) as u32;
+        let verified = checksum::verify(&self.payload, start, block_length, tag, sums);
         assert_eq!(verified, Ok(()), "checksums of {} at {offset}", entry.name);
         Ok(self.payload)
     }
@@ -105,13 +116,70 @@ impl Peer {
     /// Connects; a read that takes longer than the guard fails.
     ///
     /// # Panics
-    /// If nobody listens.
+    /// If nothing listens.
     pub fn connect(address: SocketAddr) -> Peer {
-        let stream = TcpStream::connect(address).expect("connect to the node");
+        Peer::over(TcpStream::connect(address).expect("connect to the node"))
+    }
+
+    /// Connects from another address of this machine, so that the node takes the peer for another host.
+    ///
+    /// # Errors
+    /// As connect(2).
+    pub fn connect_from(source: IpAddr, address: SocketAddr) -> io::Result<Peer> {
+        let socket = rustix::net::socket_with(
+            AddressFamily::INET,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
+        rustix::net::bind(&socket, &SocketAddr::new(source, 0))?;
+        rustix::net::connect(&socket, &address)?;
+        Ok(Peer::over(socket.into()))
+    }
+
+    /// Over a connection that is there already.
+    ///
+    /// # Panics
+    /// If the socket refuses its options.
+    pub fn over(stream: TcpStream) -> Peer {
         stream.set_nodelay(true).expect("set TCP_NODELAY");
         stream.set_read_timeout(Some(HANG_GUARD)).expect("set a timeout");
         stream.set_write_timeout(Some(HANG_GUARD)).expect("set a timeout");
         Peer { stream, block_size: BLOCK, next_id: 1 }
+    }
+
+    /// Connects to a Unix socket.
+    ///
+    /// # Panics
+    /// If nothing listens.
+    pub fn connect_locally(path: &str) -> Peer {
+        let stream = UnixStream::connect(path).expect("connect to the node's socket");
+        // Bytes come and go all the same; what is TCP's own is refused by the system.
+        let stream = TcpStream::from(OwnedFd::from(stream));
+        stream.set_read_timeout(Some(HANG_GUARD)).expect("set a timeout");
+        stream.set_write_timeout(Some(HANG_GUARD)).expect("set a timeout");
+        Peer { stream, block_size: BLOCK, next_id: 1 }
+    }
+
+    /// Proves that a secret is known, in this role; returns what the node decided.
+    ///
+    /// # Panics
+    /// If the node does not prove the same.
+    pub fn prove(&mut self, role: Role, secret: &Secret) -> Status {
+        let client = [7; 32];
+        let request = ChallengeRequest { role: role as u8, node: 0, nonce: client };
+        let reply = self.ask(Op::Challenge, &request);
+        if reply.status() != Status::Ok {
+            return reply.status();
+        }
+        let answer = frame::body::<ArchivedChallengeReply>(&reply.body).expect("a challenge").nonce;
+        let exchange = Exchange { role: role as u8, node: 0, client, answer };
+        let reply = self.ask(Op::Prove, &Proof { mac: exchange.proof(secret, Side::Client) });
+        if reply.status() == Status::Ok {
+            let mac = frame::body::<ArchivedProof>(&reply.body).expect("a proof").mac;
+            assert!(exchange.verify(secret, Side::Node, &mac), "the node proves itself, too");
+        }
+        reply.status()
     }
 
     /// This peer for a node with another block size.

@@ -13,6 +13,8 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
+use rustix::fs::OFlags;
+use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -104,6 +106,18 @@ impl Process {
     /// # Errors
     /// It could not be started.
     pub fn spawn(name: impl Into<String>, command: &mut Command) -> anyhow::Result<Process> {
+        Process::spawn_logging_to(name, command, None)
+    }
+
+    /// As [`Process::spawn`], with another place for its log than a file that the tests read.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn spawn_logging_to(
+        name: impl Into<String>,
+        command: &mut Command,
+        log: Option<Stdio>,
+    ) -> anyhow::Result<Process> {
         let logs = tempfile::Builder::new().prefix("millrace-log-").tempdir()?;
         for (variable, _) in std::env::vars_os() {
             if variable.to_str().is_some_and(|variable| variable.starts_with("MILLRACE_")) {
@@ -111,7 +125,10 @@ impl Process {
             }
         }
         command.env("NO_COLOR", "1");
-        let log = File::create(logs.path().join("stderr"))?;
+        let log = match log {
+            Some(log) => log,
+            None => File::create(logs.path().join("stderr"))?.into(),
+        };
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
         let mut child = command.spawn().with_context(|| format!("run {command:?}"))?;
         RUNNING.lock().unwrap_or_else(PoisonError::into_inner).insert(child.id());
@@ -266,6 +283,20 @@ fn read_lines(output: ChildStdout) -> Receiver<String> {
         }
     });
     receiver
+}
+
+/// A pipe for a process's log that is not read and that holds as much as it can, and its other end.
+///
+/// # Panics
+/// If there are no pipes to be had.
+pub fn unread_log() -> (File, Stdio) {
+    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).expect("a pipe");
+    rustix::fs::fcntl_setfl(&writer, OFlags::NONBLOCK).expect("set a flag");
+    while rustix::io::write(&writer, &[b'.'; 4096]).is_ok() {}
+    while rustix::io::write(&writer, b".").is_ok() {}
+    // As it was: who has it as its log waits.
+    rustix::fs::fcntl_setfl(&writer, OFlags::empty()).expect("set a flag");
+    (reader.into(), writer.into())
 }
 
 /// What a process holds in memory, if it lives.

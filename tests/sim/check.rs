@@ -3,6 +3,7 @@
 use crate::observe::{Check, Ending, Seen, Violation};
 use crate::options::Options;
 
+mod births;
 mod digests;
 mod durability;
 mod ephemerals;
@@ -21,6 +22,7 @@ impl Checks {
     pub(crate) fn new(options: &Options) -> Checks {
         let timeout_us = options.session_timeout_ms * 1000;
         let list: Vec<Box<dyn Check>> = vec![
+            Box::new(births::Births::default()),
             Box::new(leaders::Leaders::default()),
             Box::new(digests::Digests::default()),
             Box::new(order::Order::default()),

@@ -25,8 +25,9 @@ const USAGE: &str = "\
 Usage: sim --seeds 300 [--start N] [--nodes 3|5]   runs these seeds
        sim --minutes 60 [--start N]                runs seeds until the time is up
        sim --seed S [--log]                        runs one, and shows everything that happens
+       sim --births [--seeds 1000 | --seed S ..]   runs beginnings of ensembles, changed lists, lost disks
        sim --twice S                               runs one twice and compares
-       sim --canary NAME --seeds N                 breaks a rule on purpose: must be noticed
+       sim --canary NAME --seeds N [--births]      breaks a rule on purpose: must be noticed
 ";
 
 /// What the command line asks for.
@@ -37,6 +38,7 @@ struct Wanted {
     one: Option<u64>,
     twice: Option<u64>,
     is_logging: bool,
+    is_births: bool,
     node_count: Option<usize>,
     canary: Option<(&'static str, Canary)>,
     is_help: bool,
@@ -50,6 +52,7 @@ fn read_arguments() -> anyhow::Result<Wanted> {
         one: None,
         twice: None,
         is_logging: false,
+        is_births: false,
         node_count: None,
         canary: None,
         is_help: false,
@@ -58,6 +61,10 @@ fn read_arguments() -> anyhow::Result<Wanted> {
     while let Some(name) = arguments.next() {
         if name == "--log" {
             wanted.is_logging = true;
+            continue;
+        }
+        if name == "--births" {
+            wanted.is_births = true;
             continue;
         }
         if name == "--help" || name == "-h" {
@@ -89,7 +96,11 @@ fn read_arguments() -> anyhow::Result<Wanted> {
 
 impl Wanted {
     fn options(&self, seed: u64) -> Options {
-        Options::draw(seed, self.node_count, self.canary.map(|(_, canary)| canary))
+        let canary = self.canary.map(|(_, canary)| canary);
+        if self.is_births {
+            return Options::draw_birth(seed, canary);
+        }
+        Options::draw(seed, self.node_count, canary)
     }
 
     /// Runs one seed; a panic is a failure like any other.
@@ -104,6 +115,9 @@ impl Wanted {
 
     fn replay(&self, seed: u64) -> String {
         let mut command = format!("cargo run -p millrace-tests --bin sim -- --seed {seed} --log");
+        if self.is_births {
+            command += " --births";
+        }
         if let Some(node_count) = self.node_count {
             command += &format!(" --nodes {node_count}");
         }

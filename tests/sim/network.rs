@@ -15,6 +15,8 @@ pub(crate) struct Stream {
     /// Which use of it this is: raised when it breaks.
     pub(crate) number: u64,
     pub(crate) is_open: bool,
+    /// The life of the receiver that it was opened to: a connection outlives no process.
+    pub(crate) to_life: u32,
     /// A try to open it is under way.
     pub(crate) is_dialling: bool,
     /// What it carries: each message with the life of the receiver that it was sent to.
@@ -71,9 +73,10 @@ impl Network {
     }
 
     /// Opens a stream that was dialled.
-    pub(crate) fn open(&mut self, from: usize, to: usize, now_us: u64) {
+    pub(crate) fn open(&mut self, from: usize, to: usize, now_us: u64, to_life: u32) {
         let stream = &mut self.streams[from][to];
         stream.is_open = true;
+        stream.to_life = to_life;
         stream.last_us = now_us;
     }
 

@@ -1,21 +1,25 @@
 //! One simulated replica: the real `Replica` between a disk in memory and clocks of its own.
 //!
 //! Does what the runtime's threads do, in virtual time: the log thread makes all waiting appends
-//! durable in one sync, the state thread works through its jobs one after another. Always holds:
-//! nothing is called durable before `MemoryDisk::sync` made it so (but for a canary), and a crash
-//! drops everything else. Which moment things happen at is the world's.
+//! durable in one sync, the state thread works through its jobs one after another, with the very
+//! [`Keeper`] of the product. Always holds: nothing is called durable before `MemoryDisk::sync`
+//! made it so (but for a canary), and a crash drops everything else. Which moment things happen at
+//! is the world's.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use millrace_coord::Config;
 use millrace_coord::command::{Act, Command, Rules};
 use millrace_coord::config::members::{Member, config_lines};
+use millrace_coord::peers::{Admission, Known, Listed};
+use millrace_coord::replica::lists::{self, ListError};
 use millrace_coord::replica::{Action, Event, Now, Replica, Setup};
-use millrace_coord::state::{Changes, Loader, State};
-use millrace_coord::store::checkpoint::{Checkpoint, Limits};
-use millrace_coord::store::memory::{MemoryDisk, MemoryLog, MemoryState, Part};
+use millrace_coord::runtime::{Begun, Keeper, load};
+use millrace_coord::state::{Changes, State};
+use millrace_coord::store::checkpoint::Limits;
+use millrace_coord::store::memory::{MemoryDisk, MemoryLog, Part};
 use millrace_coord::store::{
-    Append, Applied, Identity, LogReader, LogStore, SnapshotReader, StateStore, StoreError,
+    Append, Applied, Continuity, Identity, LogReader, LogStore, StateStore, continuity,
 };
 use millrace_proto::zookeeper::{Writer, create_mode, opcode};
 
@@ -27,23 +31,10 @@ const WALL_MS: i64 = 1_790_000_000_000;
 
 /// What the state thread is asked.
 #[derive(Debug)]
-pub(crate) enum Job {
+enum Job {
+    Act(Action),
+    /// Make durable what is merged.
     Commit,
-    Open { peer: u64 },
-    Read { peer: u64 },
-    Close { peer: u64 },
-    Begin,
-    Store { peer: u64, chunk: Vec<u8> },
-    Finish { peer: u64 },
-}
-
-/// What a job came to, to be told when its time has passed.
-#[derive(Debug)]
-enum Work {
-    Commit(Applied),
-    Tell(Event<'static>),
-    Finish { peer: u64 },
-    Nothing,
 }
 
 /// See the module.
@@ -71,9 +62,19 @@ pub(crate) struct Node {
     pub(crate) generation: u32,
     pub(crate) is_started_before: bool,
 
+    /// What its configuration names as members.
+    pub(crate) list: Vec<Member>,
+    /// Who may speak to it; what it remembers of others outlives it.
+    pub(crate) admission: Option<Admission>,
+    known: Option<Known>,
+    /// 0 while it has no data.
+    pub(crate) cluster_id: u64,
+    store_id: u64,
+    /// What lay in its place before it was wiped.
+    before_wipe: Option<Box<(MemoryDisk, Known, u64, u64)>>,
+
     disk: MemoryDisk,
     log: MemoryLog,
-    store: MemoryState,
     started_us: u64,
     pub(crate) wall_offset_ms: i64,
     is_clock_fast: bool,
@@ -81,13 +82,9 @@ pub(crate) struct Node {
     /// Number of the last append in the sync under way.
     syncing: Option<u64>,
     compaction: Option<(u64, u64)>,
+    keeper: Keeper,
     jobs: VecDeque<Job>,
-    work: Option<Work>,
-    checkpoint: Checkpoint,
-    checkpoint_applied: Applied,
-    install: Result<(), String>,
-    readers: BTreeMap<u64, Box<dyn SnapshotReader>>,
-    chunk_bytes: usize,
+    work: Option<Begun>,
 }
 
 /// The member with this id, as the first configuration names it.
@@ -115,8 +112,14 @@ impl Node {
             slots: Vec::new(),
             generation: 0,
             is_started_before: false,
+            list: (1..=options.node_count as u64).map(member).collect(),
+            admission: None,
+            known: Some(Known::in_memory()),
+            cluster_id: 0,
+            store_id: id,
+            before_wipe: None,
             log: disk.log(),
-            store: disk.state(),
+            keeper: new_keeper(&disk, id, options),
             disk,
             started_us: 0,
             wall_offset_ms,
@@ -126,11 +129,6 @@ impl Node {
             compaction: None,
             jobs: VecDeque::new(),
             work: None,
-            checkpoint: new_checkpoint(options),
-            checkpoint_applied: Applied::default(),
-            install: Ok(()),
-            readers: BTreeMap::new(),
-            chunk_bytes: options.chunk_bytes,
         }
     }
 
@@ -159,41 +157,70 @@ impl Node {
     }
 
     /// Starts from the disk, as the service does when it opens its directory.
-    pub(crate) fn start(&mut self, options: &Options, now_us: u64, chance: u64) {
+    ///
+    /// # Errors
+    /// Its list of members is refused.
+    pub(crate) fn start(
+        &mut self,
+        options: &Options,
+        now_us: u64,
+        chance: u64,
+    ) -> Result<(), ListError> {
         self.life += 1;
         self.started_us = now_us;
         self.disk.hold(false);
-        let (applied, state) = match self.load().expect("a state that was written is readable") {
-            Some(loaded) => loaded,
-            None => self.first_state(options),
-        };
-        let initial = self.log.initial().expect("a log that was written is readable");
+        let mut known = self.known.take().expect("it is down");
+        let loaded = self.load();
+        if let Some((_, state)) = &loaded {
+            let current = lists::members_of(&state.config_text());
+            let listed = known.listed().map(|listed| &listed.members[..]);
+            if let Err(error) = lists::check(&self.config(options), listed, &current) {
+                self.known = Some(known);
+                return Err(error);
+            }
+            if self.cluster_id == 0 {
+                self.cluster_id = known.joined().unwrap_or(chance.max(1));
+            }
+        } else {
+            known.begin(false).expect("nothing fails in memory");
+        }
+        let (applied, state) =
+            loaded.unwrap_or_else(|| (Applied::default(), first_state(self.id, &[])));
+        let continuity =
+            continuity(&self.log, &applied).expect("a log that was written is readable");
+        assert!(continuity != Continuity::Gap, "nothing between state and log is ever lost");
         let forgets = options.canary == Some(Canary::ForgetfulLog) && self.is_started_before;
-        if applied.index > initial.last_index || forgets {
+        if continuity == Continuity::Replaced || forgets {
             let reset = Some((applied.index, applied.term));
             let append = Append { reset, ..Append::default() };
             self.log.append(&[append]).expect("nothing fails yet");
         }
         self.disk.hold(true);
         self.is_started_before = true;
+        let listed = known.listed().cloned();
+        let cluster_id = self.cluster_id;
+        self.admission = Some(Admission::new(cluster_id, self.id, self.store_id, known));
         let setup = Setup {
             config: self.config(options),
-            identity: Identity { cluster_id: 7, replica_id: self.id, store_id: self.id },
+            identity: Identity { cluster_id, replica_id: self.id, store_id: self.store_id },
             origin: chance,
             secret: [self.id as u8; 32],
             log: self.log.reader(),
             state,
             applied,
+            joins: false,
+            listed,
             now: self.now(now_us),
         };
         let replica = Replica::new(setup, &mut self.actions);
         self.replica = Some(replica.expect("a log that was written is readable"));
+        Ok(())
     }
 
     fn config(&self, options: &Options) -> Config {
         let mut config = Config::tiny("unused".into());
         config.replica_id = self.id;
-        config.members = (1..=options.node_count as u64).map(member).collect();
+        config.members.clone_from(&self.list);
         config.max_session_timeout_ms = 20_000;
         config.log_retain_bytes = options.log_retain_bytes;
         config.reconfig_enabled = true;
@@ -201,42 +228,65 @@ impl Node {
         config
     }
 
-    fn load(&self) -> Result<Option<(Applied, State)>, StoreError> {
-        let wrong = |error: millrace_coord::state::LoadError| StoreError::Corrupt {
-            what: "the state".into(),
-            at: error.to_string(),
-        };
-        let mut loader = Loader::with_seed(self.id);
-        let applied = self.store.load(&mut |key, value| loader.push(key, value).map_err(wrong))?;
-        applied.map(|applied| Ok((applied, loader.finish().map_err(wrong)?))).transpose()
+    fn load(&self) -> Option<(Applied, State)> {
+        load(&self.disk.state(), self.id).expect("a state that was written is readable")
     }
 
-    /// The state that all members of a new cluster begin with.
-    fn first_state(&mut self, options: &Options) -> (Applied, State) {
-        let members: Vec<Member> = (1..=options.node_count as u64).map(member).collect();
-        let text = config_lines(&members);
-        let mut state = State::with_seed(self.id);
-        let mut apply = |act: Act<'_>| {
-            let command =
-                Command { origin: 0, tag: 0, session: 0, attach: 0, identities: Vec::new(), act };
-            let mut changes = Changes::default();
-            let answer = state.apply(0, Rules::default(), &command, &mut changes);
-            answer.expect("a new state takes what all runs begin with");
-        };
-        apply(Act::SetConfig { text: &text });
-        for path in Client::first_nodes() {
-            let mut record = Vec::new();
-            let request = create(&path, b"0", create_mode::PERSISTENT);
-            request.encode(&mut Writer::new(&mut record));
-            apply(Act::Request { code: opcode::CREATE, record: &record });
-        }
+    /// Whether there is a state on its disk.
+    pub(crate) fn has_data(&self) -> bool {
+        self.disk.state().load(&mut |_, _| Ok(())).is_ok_and(|applied| applied.is_some())
+    }
+
+    /// Whether its disk is not the one that it had at first.
+    pub(crate) fn is_wiped(&self) -> bool {
+        self.before_wipe.is_some()
+    }
+
+    /// Puts the state on its disk that members of a cluster begin with, or that a replica by itself
+    /// has, if there are none. Before its first start.
+    pub(crate) fn put_data(&mut self, cluster_id: u64, members: &[Member]) {
+        let state = first_state(self.id, members);
         let mut applied = Applied { index: 1, term: 1, ..Applied::default() };
-        applied.conf_state.voters = (1..=options.node_count as u64).collect();
+        applied.conf_state.voters = match members {
+            [] => vec![self.id],
+            members => members.iter().map(|member| member.id).collect(),
+        };
         let mut records = Vec::new();
         state.all_records(&mut |key, value| records.push((key.to_vec(), value.to_vec())));
         let mut records = records.iter().map(|(key, value)| (&key[..], Some(&value[..])));
-        self.store.commit(&mut records, &applied).expect("nothing fails yet");
-        (applied, state)
+        self.disk.hold(false);
+        self.disk.state().commit(&mut records, &applied).expect("nothing fails yet");
+        self.cluster_id = cluster_id;
+        if !members.is_empty() {
+            let known = self.known.as_mut().expect("it was not started");
+            let listed = Listed { members: members.to_vec(), is_forming: false };
+            known.set_listed(listed).expect("nothing fails in memory");
+        }
+    }
+
+    /// A new disk takes the place of the old one, which is kept. Only while it is down.
+    pub(crate) fn wipe(&mut self, options: &Options, store_id: u64) {
+        let fresh = MemoryDisk::new(store_id);
+        let known = self.known.replace(Known::in_memory()).expect("it is down");
+        let disk = std::mem::replace(&mut self.disk, fresh);
+        self.before_wipe = Some(Box::new((disk, known, self.cluster_id, self.store_id)));
+        (self.cluster_id, self.store_id) = (0, store_id);
+        self.reopen(options);
+    }
+
+    /// The disk of before the wipe comes back. Only while it is down.
+    pub(crate) fn unwipe(&mut self, options: &Options) {
+        let Some(before) = self.before_wipe.take() else { return };
+        let (disk, known, cluster_id, store_id) = *before;
+        self.disk = disk;
+        self.known = Some(known);
+        (self.cluster_id, self.store_id) = (cluster_id, store_id);
+        self.reopen(options);
+    }
+
+    fn reopen(&mut self, options: &Options) {
+        self.log = self.disk.log();
+        self.keeper = new_keeper(&self.disk, self.id, options);
     }
 
     /// Stops at once: what is not durable is gone.
@@ -257,21 +307,27 @@ impl Node {
         self.compaction = None;
         self.jobs.clear();
         self.work = None;
-        self.checkpoint = new_checkpoint(options);
-        self.install = Ok(());
-        self.readers.clear();
+        if let Some(admission) = self.admission.take() {
+            self.known = Some(admission.into_known());
+        }
         self.disk.crash();
-        self.store = self.disk.state();
+        self.keeper = new_keeper(&self.disk, self.id, options);
     }
 
-    /// Writes what is queued, as a process does that ends by itself. A disk that has failed takes
-    /// nothing more.
-    pub(crate) fn finish(&mut self) {
+    /// Writes what is queued, as a process does that ends by itself: both threads do all that they
+    /// were asked, a snapshot that is being received included. A disk that has failed takes nothing
+    /// more. No client is told any more.
+    pub(crate) fn finish(&mut self, now_ms: u64) {
         let _ = self.disk.sync(Part::Log);
         let _ = self.log.append(&std::mem::take(&mut self.appends));
         let _ = self.disk.sync(Part::Log);
-        let _ = self.checkpoint.commit(&mut self.store);
-        let _ = self.disk.sync(Part::State);
+        self.end_work();
+        while let Some(job) = self.jobs.pop_front() {
+            self.work = Some(self.begin(job, now_ms));
+            self.end_work();
+        }
+        self.work = Some(self.keeper.commit());
+        self.end_work();
     }
 
     /// A sync that is under way reaches the disk although nobody will hear of it.
@@ -326,115 +382,87 @@ impl Node {
 
     // The state thread.
 
-    pub(crate) fn add_checkpoint(
-        &mut self,
-        checkpoint: millrace_coord::replica::Checkpoint,
-        now_ms: u64,
-    ) {
-        let millrace_coord::replica::Checkpoint { records, index, term, conf_state, .. } =
-            checkpoint;
-        let applied = Applied { index, term, conf_state };
-        self.checkpoint_applied = applied.clone();
-        self.checkpoint.add(records, applied, now_ms);
-    }
-
     /// When the merged changes are to be made durable, in the world's milliseconds.
     pub(crate) fn checkpoint_due_ms(&self) -> Option<u64> {
-        self.checkpoint.due_ms()
+        self.keeper.due_ms()
     }
 
-    pub(crate) fn ask(&mut self, job: Job) {
-        // What is merged may be what the peer lacks.
-        if let Job::Open { .. } = job {
+    pub(crate) fn ask(&mut self, action: Action) {
+        if Keeper::commits_before(&action) {
             self.jobs.push_back(Job::Commit);
         }
-        self.jobs.push_back(job);
+        self.jobs.push_back(Job::Act(action));
     }
 
-    /// Begins the next job, if none is under way. True if one is now that was not.
-    pub(crate) fn begin_job(&mut self) -> bool {
+    /// Asks for what is merged to be made durable, because it is time.
+    pub(crate) fn ask_commit(&mut self) {
+        self.jobs.push_back(Job::Commit);
+    }
+
+    /// Begins the next job, if none is under way. True if one is now that was not. Changes are
+    /// merged at once: that is no work for the disk.
+    pub(crate) fn begin_job(&mut self, now_ms: u64) -> bool {
         if self.work.is_some() || self.failure.is_some() {
             return false;
         }
-        let Some(job) = self.jobs.pop_front() else { return false };
-        self.work = Some(self.do_job(job));
-        true
+        while let Some(job) = self.jobs.pop_front() {
+            let is_merge = matches!(job, Job::Act(Action::Checkpoint { .. }));
+            let begun = self.begin(job, now_ms);
+            if !is_merge {
+                self.work = Some(begun);
+                return true;
+            }
+        }
+        false
     }
 
-    fn do_job(&mut self, job: Job) -> Work {
-        let failed =
-            |error: StoreError| Work::Tell(Event::StorageFailed { error: error.to_string() });
+    fn begin(&mut self, job: Job, now_ms: u64) -> Begun {
         match job {
-            Job::Commit => match self.checkpoint.commit(&mut self.store) {
-                Ok(Some(_)) => Work::Commit(self.checkpoint_applied.clone()),
-                Ok(None) => Work::Nothing,
-                Err(error) => failed(error),
-            },
-            Job::Open { peer } => match self.store.snapshot() {
-                Ok(reader) => {
-                    let applied = reader.applied().clone();
-                    self.readers.insert(peer, reader);
-                    Work::Tell(Event::SnapshotOpened { peer, applied })
-                }
-                Err(_) => Work::Tell(Event::SnapshotChunk { peer, chunk: None }),
-            },
-            Job::Read { peer } => match self.readers.get_mut(&peer) {
-                Some(reader) => {
-                    let chunk = reader.next_chunk(self.chunk_bytes).unwrap_or(None);
-                    Work::Tell(Event::SnapshotChunk { peer, chunk })
-                }
-                None => Work::Nothing,
-            },
-            Job::Close { peer } => {
-                self.readers.remove(&peer);
-                Work::Nothing
-            }
-            Job::Begin => {
-                self.install = self.store.begin_install().map_err(|error| error.to_string());
-                Work::Nothing
-            }
-            Job::Store { peer, chunk } => {
-                if self.install.is_ok() {
-                    let stored = self.store.install_chunk(&chunk);
-                    self.install = stored.map_err(|error| error.to_string());
-                }
-                Work::Tell(Event::SnapshotStored { peer })
-            }
-            Job::Finish { peer } => {
-                let begun =
-                    std::mem::replace(&mut self.install, Err("no snapshot was begun".into()));
-                let finished = begun
-                    .and_then(|()| self.store.finish_install().map_err(|error| error.to_string()));
-                match finished {
-                    Ok(_) => Work::Finish { peer },
-                    Err(error) => Work::Tell(Event::SnapshotRefused { peer, error }),
-                }
-            }
+            Job::Commit => self.keeper.commit(),
+            Job::Act(action) => self.keeper.begin(action, now_ms),
         }
     }
 
     /// The job under way is done: what to tell the replica.
     pub(crate) fn end_job(&mut self) -> Option<Event<'static>> {
-        let work = self.work.take()?;
-        if matches!(work, Work::Commit(_) | Work::Finish { .. })
+        self.end_work()
+    }
+
+    fn end_work(&mut self) -> Option<Event<'static>> {
+        let begun = self.work.take()?;
+        if matches!(begun, Begun::Committed { .. } | Begun::Installed { .. })
             && let Err(error) = self.disk.sync(Part::State)
         {
-            return Some(Event::StorageFailed { error: error.to_string() });
+            return Some(self.keeper.fail(&error));
         }
-        match work {
-            Work::Nothing => None,
-            Work::Tell(event) => Some(event),
-            Work::Commit(applied) => Some(Event::CheckpointDurable { applied }),
-            Work::Finish { peer } => {
-                self.checkpoint.clear();
-                let loaded = self.load().expect("a state that was installed is readable");
-                let (applied, state) = loaded.expect("there is a state");
-                Some(Event::SnapshotInstalled { peer, applied, state: Box::new(state) })
-            }
-        }
+        self.keeper.end(begun)
     }
 }
 
-fn new_checkpoint(options: &Options) -> Checkpoint {
-    Checkpoint::new(Limits { wait_ms_max: options.checkpoint_ms, bytes_max: 1 << 30 })
+/// The state that all runs begin with: the nodes that clients work on, and the members if there are
+/// some.
+fn first_state(seed: u64, members: &[Member]) -> State {
+    let mut state = State::with_seed(seed);
+    let mut apply = |act: Act<'_>| {
+        let command =
+            Command { origin: 0, tag: 0, session: 0, attach: 0, identities: Vec::new(), act };
+        let mut changes = Changes::default();
+        let answer = state.apply(0, Rules::default(), &command, &mut changes);
+        answer.expect("a new state takes what all runs begin with");
+    };
+    if !members.is_empty() {
+        apply(Act::SetConfig { text: &config_lines(members) });
+    }
+    for path in Client::first_nodes() {
+        let mut record = Vec::new();
+        let request = create(&path, b"0", create_mode::PERSISTENT);
+        request.encode(&mut Writer::new(&mut record));
+        apply(Act::Request { code: opcode::CREATE, record: &record });
+    }
+    state
+}
+
+fn new_keeper(disk: &MemoryDisk, id: u64, options: &Options) -> Keeper {
+    let limits = Limits { wait_ms_max: options.checkpoint_ms, bytes_max: 1 << 30 };
+    Keeper::new(Box::new(disk.state()), limits, id, options.chunk_bytes)
 }

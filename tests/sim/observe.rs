@@ -138,6 +138,18 @@ pub(crate) enum Seen<'a> {
         life: u32,
         replica: &'a Replica,
     },
+    /// A replica leads an ensemble that serves.
+    Leads {
+        node: usize,
+        cluster_id: u64,
+    },
+    /// A replica without data begins an ensemble; with `is_durable` for good. `data_at` names one
+    /// that its list names and that has data.
+    Founds {
+        node: usize,
+        is_durable: bool,
+        data_at: Option<u64>,
+    },
     /// A leader has put a command of its own term into its log.
     Proposed {
         leader: usize,

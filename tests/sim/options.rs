@@ -60,6 +60,47 @@ const FAULTS: [Fault; 15] = [
     Fault::Reconfigure,
 ];
 
+/// How a run's ensemble comes to be, or to be changed by lists and lost disks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Beginning {
+    /// All members are there from the beginning, with one state.
+    Formed,
+    /// All are without data, and start at different times.
+    Fresh,
+    /// One by itself has data; all get one list.
+    FirstOfThree,
+    /// Three run, two are new; the three get the longer list, one after the other.
+    ThreeToFive,
+    /// Three run; two of them, or all but the first, come back with new disks. The old ones return.
+    MajorityReplaced,
+    /// Three run; two of them go, and two new ones come with a list of the third and themselves,
+    /// which the third gets as well. The list is taken back where it is refused; the old ones return.
+    MajorityMoved,
+    /// Three run; one comes back with a new disk, and is removed and added.
+    Wiped,
+    /// All are without data, and one has a shorter list until all are mended.
+    ListsDisagree,
+    /// Two have data of their own, one has none; all get one list.
+    TwoWithData,
+    /// Three run, two are new: one operator adds the one, another the other, by lists and by hand.
+    TwoOperators,
+}
+
+impl Beginning {
+    /// All but the ordinary one.
+    pub(crate) const BIRTHS: [Beginning; 9] = [
+        Beginning::Fresh,
+        Beginning::FirstOfThree,
+        Beginning::ThreeToFive,
+        Beginning::MajorityReplaced,
+        Beginning::MajorityMoved,
+        Beginning::Wiped,
+        Beginning::ListsDisagree,
+        Beginning::TwoWithData,
+        Beginning::TwoOperators,
+    ];
+}
+
 /// A rule that is broken on purpose, to see that the checkers notice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Canary {
@@ -71,14 +112,18 @@ pub(crate) enum Canary {
     FastClock,
     /// Watch events are held back behind the next reply.
     LateEvents,
+    /// A replica without data takes those of its list that do not answer for new, too, once most of
+    /// the list have said that they are.
+    FoundsByMajority,
 }
 
 impl Canary {
-    pub(crate) const ALL: [(&'static str, Canary); 4] = [
+    pub(crate) const ALL: [(&'static str, Canary); 5] = [
         ("early-durable", Canary::EarlyDurable),
         ("forgetful-log", Canary::ForgetfulLog),
         ("fast-clock", Canary::FastClock),
         ("late-events", Canary::LateEvents),
+        ("founds-by-majority", Canary::FoundsByMajority),
     ];
 }
 
@@ -86,6 +131,7 @@ impl Canary {
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
     pub(crate) seed: u64,
+    pub(crate) beginning: Beginning,
     pub(crate) node_count: usize,
     pub(crate) client_count: usize,
     /// How long clients work under faults.
@@ -124,6 +170,7 @@ impl Options {
         let faults: Vec<Fault> = FAULTS.into_iter().filter(|_| random.u8(0..5) < 2).collect();
         Options {
             seed,
+            beginning: Beginning::Formed,
             node_count,
             client_count: random.usize(2..=6),
             load_ms: random.u64(6_000..20_000),
@@ -141,5 +188,22 @@ impl Options {
             chunk_bytes: random.choice([256, 4 << 10]).unwrap_or(4 << 10),
             canary,
         }
+    }
+
+    /// Draws the options of a run in which an ensemble begins, or its lists and disks change.
+    pub(crate) fn draw_birth(seed: u64, canary: Option<Canary>) -> Options {
+        let mut options = Options::draw(seed, None, canary);
+        let mut random = Rng::with_seed(seed ^ 0x0062_6972_7468);
+        options.beginning = random.choice(Beginning::BIRTHS).unwrap_or(Beginning::Fresh);
+        options.node_count = match options.beginning {
+            Beginning::ThreeToFive | Beginning::TwoOperators | Beginning::MajorityMoved => 5,
+            Beginning::Fresh => random.choice([3, 5]).unwrap_or(3),
+            _ => 3,
+        };
+        // New disks are filled in the time that a healed ensemble has.
+        options.chunk_bytes = 4 << 10;
+        // What lists and disks do is told by the beginning alone.
+        options.faults.retain(|fault| *fault != Fault::Reconfigure);
+        options
     }
 }

@@ -23,11 +23,16 @@ fn assert_holds(arguments: &[&str]) {
 /// it.
 #[track_caller]
 fn assert_caught(canary: &str, properties: &[&str]) {
-    let output = sim(&["--canary", canary, "--seeds", "100"]);
+    assert_caught_in(&["--canary", canary, "--seeds", "100"], properties);
+}
+
+#[track_caller]
+fn assert_caught_in(arguments: &[&str], properties: &[&str]) {
+    let output = sim(arguments);
     let told = told(&output);
-    assert_eq!(output.status.code(), Some(1), "{canary} went unnoticed: {told}");
+    assert_eq!(output.status.code(), Some(1), "{arguments:?} went unnoticed: {told}");
     let is_right = properties.iter().any(|property| told.contains(property));
-    assert!(is_right, "{canary} broke something else: {told}");
+    assert!(is_right, "{arguments:?} broke something else: {told}");
     assert!(told.contains("replay: cargo run"), "{told}");
 }
 
@@ -39,6 +44,16 @@ fn seeds_hold() {
 #[test]
 fn other_seeds_hold() {
     assert_holds(&["--start", "101", "--seeds", "100"]);
+}
+
+#[test]
+fn ensembles_are_born_once() {
+    assert_holds(&["--births", "--seeds", "60"]);
+}
+
+#[test]
+fn a_snapshot_is_not_overwritten_by_what_was_merged_before() {
+    assert_holds(&["--start", "51530", "--seeds", "1"]);
 }
 
 #[test]
@@ -87,5 +102,13 @@ fn events_behind_the_data_are_caught() {
     assert_caught(
         "late-events",
         &["a watch event comes before the data it tells of", "each client's order"],
+    );
+}
+
+#[test]
+fn a_majority_of_new_disks_that_begins_is_caught() {
+    assert_caught_in(
+        &["--births", "--canary", "founds-by-majority", "--seeds", "100"],
+        &["an ensemble is born once, and never beside data"],
     );
 }

@@ -23,6 +23,7 @@ use std::hash::Hasher;
 use fastrand::Rng;
 use millrace_coord::replica::{AdminRequest, ClientId};
 
+use self::births::Errand;
 use crate::check::Checks;
 use crate::client::{Client, Phase};
 use crate::network::Network;
@@ -30,6 +31,7 @@ use crate::node::Node;
 use crate::observe::{Ending, Seen, Violation};
 use crate::options::{Canary, Options};
 
+mod births;
 mod clients;
 mod faults;
 mod replicas;
@@ -126,6 +128,13 @@ enum Event {
     },
 
     Fault,
+    /// Something is done to a replica's list or disk.
+    Errand {
+        node: usize,
+        errand: Errand,
+    },
+    /// An operator looks what is left to do.
+    Operate,
     /// The pause of a replica may be over.
     Resume {
         node: usize,
@@ -173,6 +182,8 @@ pub(crate) struct World {
     is_healing: bool,
     /// Clients ask nothing any more.
     is_quiet: bool,
+    /// A member that lost its disk was removed, as far as there was one.
+    was_removed: bool,
     hash: std::collections::hash_map::DefaultHasher,
     is_logging: bool,
     line: String,
@@ -242,6 +253,7 @@ impl World {
             violation: None,
             is_healing: false,
             is_quiet: false,
+            was_removed: false,
             hash: std::collections::hash_map::DefaultHasher::new(),
             is_logging,
             line: String::new(),
@@ -251,9 +263,7 @@ impl World {
 
     /// Runs both phases.
     pub(crate) fn run(mut self) -> Outcome {
-        for node in 0..self.nodes.len() {
-            self.push(0, Event::Start { node });
-        }
+        self.begin();
         for client in 0..self.clients.len() {
             let delay_us = self.random.u64(0..2_000_000);
             self.push(delay_us, Event::ClientWakes { client });
@@ -374,6 +384,8 @@ impl World {
             Event::LinkLost { link } => self.link_lost(link),
             Event::LinkClosed { client, link } => self.link_closed(client, link),
             Event::Fault => self.fault(),
+            Event::Errand { node, errand } => self.errand(node, errand),
+            Event::Operate => self.operate(),
             Event::Resume { node } => self.resume(node),
             _ => {}
         }
@@ -425,11 +437,12 @@ impl World {
         }
     }
 
-    /// The replica that leads in the latest term.
+    /// The replica that leads in the latest term, of an ensemble that serves.
     fn leader(&self) -> Option<usize> {
         let leaders = self.nodes.iter().enumerate().filter_map(|(index, node)| {
-            let (term, leads) = node.replica.as_ref()?.leadership();
-            leads.then_some((term, index))
+            let replica = node.replica.as_ref()?;
+            let (term, leads) = replica.leadership();
+            (leads && replica.is_formed()).then_some((term, index))
         });
         leaders.max().map(|(_, index)| index)
     }
@@ -439,6 +452,9 @@ impl World {
         let Some(leader) = self.leader() else { return false };
         let replica = self.nodes[leader].replica.as_ref().expect("a leader is up");
         let text = replica.state().config_text();
+        if !self.has_all_members(&text) {
+            return false;
+        }
         let is_member = |node: &&Node| text.contains(&format!("server.{}=", node.id));
         let members = || self.nodes.iter().filter(is_member).map(|node| node.replica.as_ref());
         let applied = replica.applied();
@@ -481,10 +497,11 @@ impl World {
                 Some(replica) => {
                     let (term, leads) = replica.leadership();
                     format!(
-                        "term {term}{} applied {} digest {:016x}",
+                        "term {term}{} applied {} digest {:016x} {}",
                         if leads { " leads" } else { "" },
                         replica.applied(),
-                        replica.state().digest()
+                        replica.state().digest(),
+                        replica.state().config_text().replace('\n', " ")
                     )
                 }
             };

@@ -36,8 +36,9 @@ const BLOCK_COUNTER: &str = "block_count";
 /// Connections that a node takes beside those of the load: those that fill it, and that of
 /// questions.
 const CONNECTIONS_SPARE: usize = 64;
-/// Flag of a node for the most connections it takes.
-const CONNECTIONS_FLAG: &str = "--connections-max";
+/// Flags of a node for the most connections it takes, in all and from one address: all of them come from
+/// this machine.
+const CONNECTIONS_FLAGS: [&str; 2] = ["--connections-max", "--connections-per-peer-max"];
 /// Longest filling of a node with a part of its blocks, in seconds.
 const FILL_SECONDS_MAX: f64 = 600.0;
 
@@ -118,8 +119,10 @@ impl Stock {
     ) -> Result<Stock> {
         let mut arguments = options.node.arguments.clone();
         // No more than needed: a node wants descriptors for all it takes.
-        if !arguments.iter().any(|argument| argument.starts_with(CONNECTIONS_FLAG)) {
-            arguments.push(format!("{CONNECTIONS_FLAG}={}", connections + CONNECTIONS_SPARE));
+        for flag in CONNECTIONS_FLAGS {
+            if !arguments.iter().any(|argument| argument.split('=').next() == Some(flag)) {
+                arguments.push(format!("{flag}={}", connections + CONNECTIONS_SPARE));
+            }
         }
         let node = NodeOptions {
             program: options.node.program.clone(),

@@ -6,14 +6,13 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use millrace_proto::frame::{self, BODY_LENGTH_MAX, PAYLOAD_LENGTH_MAX};
-use millrace_proto::message::{
-    ArchivedErrorReply, ArchivedReadReply, Entry, Kind, Range, ReadManyRequest,
-};
-use millrace_proto::{HEADER_SIZE, Header, Op, Status, checksum, placement};
+use millrace_proto::message::{ArchivedReadReply, Entry, Kind, Range, ReadManyRequest};
+use millrace_proto::{HEADER_SIZE, Header, Op, checksum, placement};
 
 use super::{Step, Wire};
 use crate::address::Stream;
 use crate::control::{Control, Node};
+use crate::reply::check_reply;
 
 /// Size of a `Read` request in bytes.
 const READ_FRAME_SIZE: usize = HEADER_SIZE + 36;
@@ -233,14 +232,21 @@ impl Wire for Millrace {
 
     fn verify(&self, key: u64, head: &[u8], payload: &[u8]) -> Result<()> {
         let (first, body) = head.split_first_chunk().context("a reply without a header")?;
-        Header::decode(first)?.check_body(body)?;
+        let header = Header::decode(first)?;
+        header.check_body(body)?;
         let reply = frame::body::<ArchivedReadReply>(body)?;
         let (entry, range) = self.ranges.locate(key);
         let block_size = u64::from(self.ranges.block_size);
         let start = range.offset % block_size;
         let block_length = block_size.min(entry.length - (range.offset - start));
         let values = reply.checksums.iter().map(|value| value.to_native());
-        if let Err(offset) = checksum::verify(payload, start as u32, block_length as u32, values) {
+        let block = (range.offset / block_size) as u32;
+        let tag = match header.covers_identity() {
+            true => checksum::tag(range.file, range.version, block),
+            false => 0,
+        };
+        let verified = checksum::verify(payload, start as u32, block_length as u32, tag, values);
+        if let Err(offset) = verified {
             bail!(
                 "{} at {}: checksum mismatch at byte {offset} of the block",
                 entry.name,
@@ -264,20 +270,4 @@ impl Wire for Millrace {
         let hash = placement::block_hash(range.file, block);
         placement::shard_of(hash, self.shard_count as u32) as usize
     }
-}
-
-/// Judges whether a frame is a reply that says `Ok`.
-///
-/// # Errors
-/// With the node's own message otherwise.
-pub(crate) fn check_reply(header: &Header, body: &[u8]) -> Result<()> {
-    ensure!(header.is_reply(), "the node sent a request instead of a reply");
-    if header.status == Status::Ok as u16 {
-        return Ok(());
-    }
-    let message = match frame::body::<ArchivedErrorReply>(body) {
-        Ok(reply) if !body.is_empty() => reply.message.as_str(),
-        _ => "no further message",
-    };
-    bail!("the node answered: {}: {message}", header.status());
 }

@@ -10,7 +10,8 @@ use clap::value_parser;
 use millrace_bench::load::CONNECTIONS_MAX;
 use millrace_bench::rival::{NodeOptions, Transport};
 use millrace_bench::scale::{self, Axis, ScaleOptions};
-use millrace_node::config::{SHARDS_MAX, parse_size};
+use millrace_node::config::SHARDS_MAX;
+use millrace_ops::size::parse_size;
 
 use super::{ROUNDS_MAX, counts, measured_seconds, seconds};
 use crate::failure::Failure;

@@ -35,7 +35,7 @@ pub(super) struct AddArgs {
 /// Remove members from the ensemble.
 ///
 /// The rest goes on without them, so most of the rest has to run. A removed replica serves nobody any
-/// more: stop it, and move its directory away before it joins again.
+/// more: stop it. To join again, it needs a new directory.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -105,7 +105,8 @@ fn explain(failure: Failure) -> Failure {
     let Some((_, code)) = text.rsplit_once("error ") else { return failure };
     let hint = match code.parse::<i32>().ok() {
         Some(code) if code == Error::Unimplemented.code() => {
-            "a replica by itself has no members: back it up, and restore with --member"
+            "a replica by itself has no members: give it a list of them (server lines in zoo.cfg, or \
+             --members) and start it again; it is the first of them, with its data"
         }
         Some(code) if code == Error::NewConfigNoQuorum.code() => {
             "most of the new members are not reached: start them first, new ones with --join"

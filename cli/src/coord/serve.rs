@@ -16,11 +16,13 @@ use millrace_coord::config::{ConfigError, KEYS, Source};
 use millrace_coord::coord::{Operator, StartError};
 use millrace_coord::report::{Mode, Snapshot, Wanted};
 use millrace_coord::{Config, Coord};
+use millrace_ops::notify::{self, Notice};
+use millrace_ops::settings::as_toml;
 
 use crate::failure::Failure;
-use crate::node::{as_toml, start_log};
-use crate::output;
+use crate::log::LogFormat;
 use crate::signals::Signals;
+use crate::{log, output};
 
 /// Name of the argument without a flag.
 const ZOO_CFG: &str = "zoo_cfg";
@@ -39,6 +41,7 @@ pub(super) struct Args {
     properties: Vec<(String, String)>,
     join: bool,
     print_config: bool,
+    log_format: Option<LogFormat>,
     /// Names as in the table of keys, with the values given.
     values: Vec<(String, String)>,
 }
@@ -79,13 +82,10 @@ impl clap::Args for Args {
                     .long("print-config")
                     .action(ArgAction::SetTrue)
                     .help("Print the settings in effect as a configuration file, and end"),
-            );
+            )
+            .arg(log::format_flag());
         KEYS.iter().fold(command, |command, key| {
-            let default = match key.default.strip_prefix("none: ") {
-                Some(what) => what.to_owned(),
-                None => format!("default: {}", key.default),
-            };
-            let help = format!("{} [{default}]", key.help);
+            let help = key.help_with_default();
             let details =
                 format!("{help}\n\nAllowed: {}; for example {}", key.allowed(), key.example);
             let argument = Arg::new(key.name)
@@ -124,6 +124,7 @@ impl FromArgMatches for Args {
                 .collect(),
             join: matches.get_flag("join"),
             print_config: matches.get_flag("print_config"),
+            log_format: matches.get_one("log_format").copied(),
             values: KEYS.iter().filter_map(|key| value(key.name)).collect(),
         })
     }
@@ -168,7 +169,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         return print_config(args);
     }
     let config = args.load()?;
-    start_log("info")?;
+    log::start("info", args.log_format)?;
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -181,15 +182,18 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let admin = Admin::start(&config, operator.clone())
         .map_err(|error| Failure::new(format!("cannot start the replica: {error}")))?;
     let is_told = Arc::new(AtomicBool::new(false));
-    std::thread::spawn({
+    let stopper = std::thread::Builder::new().name("coord-stop".to_owned());
+    let spawned = stopper.spawn({
         let (operator, is_told) = (operator.clone(), Arc::clone(&is_told));
         move || {
             signals.wait();
+            notify::tell(Notice::Stopping);
             tracing::info!("stopping; a second signal ends the replica at once");
             is_told.store(true, Ordering::Relaxed);
             operator.stop();
         }
     });
+    spawned.map_err(|error| Failure::new(format!("cannot start the replica: {error}")))?;
     announce(&coord, &operator, &is_told);
     let ended = coord.wait();
     drop(admin);
@@ -203,15 +207,18 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 fn announce(coord: &Coord, operator: &Operator, is_told: &AtomicBool) {
     let (mut pause, pause_max) = SERVING_POLL;
     while !is_told.load(Ordering::Relaxed) {
-        let Ok(report) = operator.report(Wanted::default()).recv_timeout(REPORT_WAIT) else {
-            // It ended: why is told by whoever waits for that.
-            return;
+        let answer = operator.report(Wanted::default());
+        let Ok(report) = answer.recv_timeout(REPORT_WAIT) else {
+            if answer.is_disconnected() {
+                // It ended: `wait` says why.
+                return;
+            }
+            // A slow pass: the disk is busy, or the machine is.
+            continue;
         };
         if report.snapshot.mode != Mode::NotServing {
-            let line = ready_line(coord, &report.snapshot);
-            if output::print(&line).is_err() {
-                tracing::warn!("nobody reads stdout: the address could not be told there");
-            }
+            output::announce(&ready_line(coord, &report.snapshot));
+            notify::tell(Notice::Ready);
             return;
         }
         std::thread::sleep(pause);

@@ -91,6 +91,9 @@ fn look(replica: &Replica) -> Result<Status, Failure> {
 
 fn describe(status: &Status) -> String {
     let mut text = headline(status);
+    if let Some(why) = &status.waits_for {
+        let _ = writeln!(text, "waiting: {}", visible(why));
+    }
     let _ = writeln!(
         text,
         "zxid {:#x}, term {}, entry {} of {}",

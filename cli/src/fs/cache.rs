@@ -36,7 +36,8 @@ pub(super) struct LoadArgs {
 
 /// Drop every block of a file, or with -r of all files below a directory, from the cache.
 ///
-/// The files themselves are not touched: the next read brings them back from the source.
+/// The files themselves are not touched: the next read brings them back from the source. It is asked at the
+/// administration socket of a node, see `millrace admin --help`.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::str::FromStr;
 
 use millrace_client::{Client, File, Kind};
-use millrace_node::config::parse_size;
+use millrace_ops::size::parse_size;
 
 use crate::failure::{Failure, shown};
 use crate::{jobs, output, walk};

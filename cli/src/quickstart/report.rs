@@ -6,10 +6,10 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use millrace_bench::report as form;
 use millrace_client::ClusterInfo;
 use millrace_client::NodeStatus;
 use millrace_node::{Config, Node};
+use millrace_ops::form;
 use serde::{Serialize, Serializer};
 
 use super::pass::{Pass, Sample, State};
@@ -219,7 +219,7 @@ impl Report {
             let master = output::visible(master.as_deref().unwrap_or("none yet"));
             let _ = writeln!(
                 text,
-                "a cluster of {nodes}, epoch {epoch}, master {master}, coordination embedded"
+                "a cluster of {nodes}, epoch {epoch}, master {master}, without a coordination service"
             );
         }
         let _ = write!(text, "{files}, {}", output::size(self.total_bytes));

@@ -18,8 +18,8 @@ use super::socket::Socket;
 use crate::error::Error;
 use crate::memory::NodeMemory;
 
-/// Request id of `Attach`: no other request is in flight, and later ones count from 1.
-const REQUEST_ID: u64 = u64::MAX;
+/// Request id of `Attach`, `Challenge` and `Prove`: no other request is in flight, and later ones count from 1.
+pub(super) const REQUEST_ID: u64 = u64::MAX;
 
 /// What a node told of itself to clients on its machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,7 +103,9 @@ pub(super) async fn attach(
 }
 
 /// One whole reply, with the descriptor that came with it.
-async fn receive_reply(socket: &Socket) -> Result<(Header, Vec<u8>, Option<OwnedFd>), Error> {
+pub(super) async fn receive_reply(
+    socket: &Socket,
+) -> Result<(Header, Vec<u8>, Option<OwnedFd>), Error> {
     let mut bytes = Vec::new();
     let mut memfd = None;
     let mut need = HEADER_SIZE;
@@ -112,7 +114,7 @@ async fn receive_reply(socket: &Socket) -> Result<(Header, Vec<u8>, Option<Owned
             let header = Header::decode(head)?;
             header.check_lengths(BODY_LENGTH_MAX, 0)?;
             if !header.is_reply() || header.request_id != REQUEST_ID {
-                return Err(Error::protocol("a reply that is not to Attach"));
+                return Err(Error::protocol("a reply to nothing that was asked"));
             }
             need = HEADER_SIZE + header.body_length as usize;
             if bytes.len() == need {
@@ -124,7 +126,7 @@ async fn receive_reply(socket: &Socket) -> Result<(Header, Vec<u8>, Option<Owned
         let missing = need - bytes.len();
         let received = socket.receive(missing, &mut bytes).await;
         let (count, descriptor) =
-            received.map_err(|error| Error::protocol(format!("attach: {error}")))?;
+            received.map_err(|error| Error::protocol(format!("receive: {error}")))?;
         if count == 0 {
             return Err(Error::protocol("the node closed the connection instead of an answer"));
         }

@@ -19,12 +19,14 @@ use tokio::time::{self, Instant, MissedTickBehavior};
 
 use super::attach::{self, Attachment, End, Neighbour};
 use super::in_flight::{self, InFlight};
+use super::prove::{Claim, prove};
 use super::receiver::Receiver;
 use super::socket::{Socket, socket_path};
 use super::{Answers, Body, Heard, Landing, Link, Part, Request};
 use crate::config::ClientConfig;
 use crate::error::Error;
 use crate::file::HelloInfo;
+use crate::race::{self, race};
 use crate::reply;
 use crate::retry::Backoff;
 
@@ -53,6 +55,8 @@ pub(super) struct Driver {
     pub(super) addresses: SmallVec<[Arc<str>; 2]>,
     /// Number that the node behind a Unix socket must have, where another told of the socket.
     pub(super) node: Option<u64>,
+    /// What is proved on each connection, and has to be proved by the node.
+    pub(super) claim: Option<Claim>,
     pub(super) config: Arc<ClientConfig>,
     pub(super) requests: mpsc::Receiver<Request>,
     pub(super) link: watch::Sender<Link>,
@@ -131,16 +135,16 @@ impl Driver {
         }
     }
 
-    /// Connects to the first address that answers `Hello`; the error is that of the last one.
+    /// Connects to the first address that answers `Hello`. One that keeps silent for an attempt's time is
+    /// left for the next one, if there is one; the error is that of the last one.
     async fn open(&self) -> Result<Opened, Error> {
-        let mut failure = Error::DeadlineExceeded;
-        for address in &self.addresses {
-            match self.open_address(address).await {
-                Ok(opened) => return Ok(opened),
-                Err(error) => failure = error,
-            }
-        }
-        Err(failure)
+        let ways = self
+            .addresses
+            .iter()
+            .map(|address| -> race::Way<'_, Opened> { Box::pin(self.open_address(address)) });
+        let opened = race(ways.collect(), self.config.attempt_timeout).await;
+        let lost = |mut errors: Vec<Error>| errors.pop().unwrap_or(Error::DeadlineExceeded);
+        opened.map(|won| won.value).map_err(lost)
     }
 
     /// Connects to one address and says `Hello`, both within the connect timeout. Which of the two
@@ -155,6 +159,9 @@ impl Driver {
         let no_hello = |_| Error::NoHello { address: address.clone(), timeout };
         let greet = async {
             let mut opened = say_hello(address, socket).await?;
+            if let Some(claim) = &self.claim {
+                prove(&mut opened.socket, claim, timeout).await?;
+            }
             if self.config.local && opened.hello.offers(feature::LEASES) {
                 (opened.neighbour, opened.attachment) =
                     attach::attach(&mut opened.socket, timeout).await?;

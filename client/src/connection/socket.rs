@@ -12,6 +12,8 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::{TcpStream, UnixStream};
 
+use super::listener;
+
 /// How long sent bytes may stay unacknowledged before the system gives the connection up, and how
 /// long an idle one goes unprobed. Guessed: longer than a lost packet's retransmissions.
 const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(10);
@@ -34,14 +36,22 @@ pub(super) type Halves<'a> =
 
 impl Socket {
     /// Connects to `host:port` or `unix:PATH`.
+    ///
+    /// # Errors
+    /// As connect(2); `PermissionDenied` too if another user than expected listens at the path.
     pub(super) async fn connect(address: &str) -> io::Result<Socket> {
         if let Some(path) = socket_path(address) {
             // tokio takes a leading zero byte for an abstract name, as the system does.
-            let path = match path.strip_prefix('@') {
+            let place = match path.strip_prefix('@') {
                 Some(name) => format!("\0{name}"),
                 None => path.to_owned(),
             };
-            return UnixStream::connect(path).await.map(Socket::Unix);
+            let stream = UnixStream::connect(place).await?;
+            if let Err(error) = listener::check(path, stream.peer_cred()?.uid()) {
+                tracing::warn!("{address} is not used: {error}");
+                return Err(error);
+            }
+            return Ok(Socket::Unix(stream));
         }
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;

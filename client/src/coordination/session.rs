@@ -9,38 +9,58 @@ use millrace_proto::coordination::{ADDRESS_FIELD, MEMBERS, Place};
 use tokio::time::{self, Instant};
 use zookeeper_client::{Client, Error as Cause};
 
+use crate::address::{SEEDS_MAX, is_host_and_port};
 use crate::error::{Error, duration_text};
-use crate::network::{SEEDS_MAX, is_host_and_port};
+use crate::race::{self, race};
 use crate::retry::Backoff;
 
 /// How long coordination keeps a session whose client died in the middle of the question.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest wait for one server before the next one is tried. Guessed.
+/// How long a server may keep silent before it is given up. Others are asked long before. Guessed.
 const SERVER_TIMEOUT_MAX: Duration = Duration::from_secs(2);
 /// Waits between tries, the shortest and the longest: an election takes some of the latter.
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_millis(500);
 
 /// Asks until there is an answer; see [`super::members`].
-pub(super) async fn members(place: &Place, wait: Duration) -> Result<Vec<Arc<str>>, Error> {
+pub(super) async fn members(
+    place: &Place,
+    wait: Duration,
+    step: Duration,
+) -> Result<Vec<Arc<str>>, Error> {
     let end = Instant::now() + wait;
-    let server_count = place.servers.split(',').count() as u32;
-    // Also with one server left of several there is time for an answer.
-    let patience = (wait / (server_count + 1)).min(SERVER_TIMEOUT_MAX);
+    let mut servers: Vec<&str> = place.servers.split(',').collect();
+    // Each server has its share of the clients.
+    fastrand::shuffle(&mut servers);
     let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
     let mut reason: Arc<str> = format!("no answer within {}", duration_text(wait)).into();
     loop {
-        match time::timeout_at(end, ask(place, patience)).await {
-            Ok(Ok(records)) => return addresses(place, &records),
-            Ok(Err(Cause::NoNode)) => {
-                return Err(Error::NoCluster { place: place.to_string().into() });
+        // What another server would tell as well ends the race.
+        let ways = servers.iter().map(|server| -> race::Way<'_, Result<Vec<Arc<str>>, Error>> {
+            Box::pin(async move {
+                match ask(place, server, wait.min(SERVER_TIMEOUT_MAX)).await {
+                    Ok(records) => Ok(addresses(place, &records)),
+                    Err(Cause::NoNode) => {
+                        Ok(Err(Error::NoCluster { place: place.to_string().into() }))
+                    }
+                    Err(error @ (Cause::NoAuth | Cause::AuthFailed | Cause::BadArguments(_))) => {
+                        Ok(Err(failure(place, error.to_string().into())))
+                    }
+                    // Both tell nothing that the deadline does not.
+                    Err(Cause::Timeout | Cause::NoHosts) => Err(Error::DeadlineExceeded),
+                    Err(error) => Err(failure(place, error.to_string().into())),
+                }
+            })
+        });
+        match time::timeout_at(end, race(ways.collect(), step)).await {
+            Ok(Ok(won)) => return won.value,
+            Ok(Err(errors)) => {
+                let told = errors.into_iter().find_map(|error| match error {
+                    Error::Coordination { reason, .. } => Some(reason),
+                    _ => None,
+                });
+                reason = told.unwrap_or(reason);
             }
-            Ok(Err(error @ (Cause::NoAuth | Cause::AuthFailed | Cause::BadArguments(_)))) => {
-                return Err(failure(place, error.to_string().into()));
-            }
-            // Both tell nothing that the deadline does not.
-            Ok(Err(Cause::Timeout | Cause::NoHosts)) => {}
-            Ok(Err(error)) => reason = error.to_string().into(),
             Err(_) => return Err(failure(place, reason)),
         }
         time::sleep(backoff.step().min(end.saturating_duration_since(Instant::now()))).await;
@@ -51,12 +71,12 @@ fn failure(place: &Place, reason: Arc<str>) -> Error {
     Error::Coordination { servers: place.servers.as_str().into(), reason }
 }
 
-/// The records of up to [`SEEDS_MAX`] members, in random order.
-async fn ask(place: &Place, patience: Duration) -> Result<Vec<Vec<u8>>, Cause> {
+/// Asks one server for the records of up to [`SEEDS_MAX`] members, in random order.
+async fn ask(place: &Place, server: &str, patience: Duration) -> Result<Vec<Vec<u8>>, Cause> {
     let connector =
         Client::connector().with_session_timeout(SESSION_TIMEOUT).with_connection_timeout(patience);
     // Dropped at the end, which closes the session.
-    let client = connector.connect(&place.servers).await?;
+    let client = connector.connect(server).await?;
     // What another server has acknowledged is seen here, too.
     client.sync(&place.path).await?;
     let directory = format!("{}{MEMBERS}", place.path);

@@ -21,8 +21,12 @@ fn memfd(page_count: u32, seals: SealFlags) -> OwnedFd {
 }
 
 fn attachment() -> Arc<Attachment> {
-    let memfd = memfd(8, SealFlags::SHRINK);
-    Arc::new(Attachment::of(NodeMemory::map(&memfd, 8 * u64::from(PAGE)).unwrap()))
+    attachment_of(&memfd(8, SealFlags::SHRINK))
+}
+
+/// Memory of eight pages.
+fn attachment_of(memfd: &OwnedFd) -> Arc<Attachment> {
+    Arc::new(Attachment::of(NodeMemory::map(memfd, 8 * u64::from(PAGE)).unwrap()))
 }
 
 fn file() -> File {
@@ -55,7 +59,8 @@ fn block(attachment: &Arc<Attachment>, pages: &[u32], length: u32) -> LeasedBloc
         checksum: 0,
         extents: extents.collect(),
         ends_at_ns: AtomicU64::new(u64::MAX),
-        is_verified: AtomicBool::new(true),
+        granted_until_ns: AtomicU64::new(u64::MAX),
+        verified_at_ns: AtomicU64::new(1),
     }
 }
 
@@ -192,6 +197,50 @@ fn a_lease_that_was_revoked_is_not_prolonged() {
     assert!(lease.prolong(u64::MAX) && lease.holds());
     assert!(lease.revoke());
     assert!(!lease.prolong(u64::MAX) && !lease.holds() && !lease.revoke());
+}
+
+#[test]
+fn a_block_is_verified_before_it_is_read_and_again_while_it_is_leased() {
+    let memfd = memfd(8, SealFlags::SHRINK);
+    let length = 2 * PAGE;
+    let mut lease = block(&attachment_of(&memfd), &[3, 4], length);
+    lease.checksum = lease.attachment.memory.sum(&lease.extents);
+    lease.verified_at_ns = AtomicU64::new(0);
+    assert!(!lease.is_good_for(true) && lease.is_good_for(false));
+    let (first, half) = (now_ns().max(1), VERIFIED_FOR_NS / 2);
+    assert!(lease.verify(first) && lease.is_good_for(true));
+    assert!(lease.prolong(u64::MAX) && lease.holds());
+    let end = |lease: &LeasedBlock| lease.ends_at_ns.load(Ordering::SeqCst);
+    assert_eq!(end(&lease), first + VERIFIED_FOR_NS, "it has to be leased again by then");
+    // A bit of the second page goes bad.
+    rustix::io::pwrite(&memfd, &[4 ^ 1], 4 * u64::from(PAGE) + 99).unwrap();
+    assert!(lease.verify(first + half - 1), "that was looked at a moment ago");
+    assert!(lease.prolong(u64::MAX));
+    assert_eq!(end(&lease), first + VERIFIED_FOR_NS, "a lease is not prolonged past what was seen");
+    assert!(!lease.verify(first + half) && !lease.is_good_for(true));
+    // Mended, it is what was cached again.
+    rustix::io::pwrite(&memfd, &[4], 4 * u64::from(PAGE) + 99).unwrap();
+    assert!(lease.verify(first + half) && lease.prolong(u64::MAX));
+    assert_eq!(end(&lease), first + half + VERIFIED_FOR_NS);
+    // The node's promise may be shorter.
+    lease.granted_until_ns = AtomicU64::new(first + half);
+    assert!(lease.prolong(first + half + 1));
+    assert_eq!(end(&lease), first + half + 1);
+}
+
+#[test]
+fn what_ended_here_and_not_at_the_node_is_given_back() {
+    let attachment = attachment();
+    let leases = Leases::new(u64::from(PAGE));
+    let seen_long_ago = Arc::new(block(&attachment, &[0], PAGE));
+    seen_long_ago.ends_at_ns.store(1, Ordering::SeqCst);
+    assert!(!seen_long_ago.holds());
+    leases.insert(1, seen_long_ago);
+    let gone = leases.insert(2, Arc::new(block(&attachment, &[1], PAGE)));
+    assert_eq!(gone.len(), 1, "the node still keeps its memory");
+    let ended = block(&attachment, &[2], PAGE);
+    ended.granted_until_ns.store(1, Ordering::SeqCst);
+    assert!(!ended.revoke());
 }
 
 #[test]

@@ -72,7 +72,8 @@ async fn every_operation_tells_what_the_node_said() {
     assert_eq!((&*listed.path, listed.version, listed.id), ("data/file3", file.version, file.id));
     let loaded = client.load(PATH).await.unwrap();
     assert_eq!((loaded.block_count, loaded.filled_count), (3, 2));
-    assert_eq!(client.free(PATH).await.unwrap().byte_count, 300_000);
+    let unset = client.free(PATH).await.unwrap_err();
+    assert!(matches!(unset, Error::InvalidArgument(_)), "{unset}");
     let status = client.status().await.unwrap();
     assert_eq!(status.counter("hit_bytes"), Some(42));
     assert_eq!(status.counter("other"), None);
@@ -206,6 +207,22 @@ async fn payload_damaged_twice_is_corrupt() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+#[tokio::test]
+async fn bytes_of_another_block_are_not_taken_for_those_that_were_asked_for() {
+    // The node looks in the wrong place: whole bytes, with their own right checksums.
+    let another = |world: &World, asked: &Asked| {
+        let mut range = asked.range();
+        range.offset += BLOCK;
+        vec![Act::Send(world.read(asked, 0, range))]
+    };
+    let (mock, client, file) = open(Setup::default(), first_reads(1, another)).await;
+    let bytes = client.read(&file, 0, 8192).await.unwrap();
+    assert!(bytes == mock.world.content[..8192]);
+    let (_mock, client, file) = open(Setup::default(), first_reads(2, another)).await;
+    let result = client.read(&file, 0, 8192).await;
+    assert!(matches!(result, Err(Error::Corrupt { offset: 0, .. })), "{result:?}");
 }
 
 #[tokio::test]
@@ -604,6 +621,21 @@ async fn peer_that_accepts_but_never_answers_hello_is_told_apart() {
             )
         );
     }
+}
+
+#[tokio::test]
+async fn peer_that_answers_hello_and_nothing_more_is_not_waited_for() {
+    let mock = Mock::start(Setup::default(), |_, _| Vec::new()).await;
+    let config = ClientConfig {
+        deadline: Duration::from_secs(60),
+        connect_timeout: Duration::from_millis(150),
+        ..config()
+    };
+    let start = Instant::now();
+    let error = Client::connect(&*mock.address, config).await.unwrap_err();
+    assert!(matches!(error, Error::Connect { .. }), "{error}");
+    assert!(error.to_string().contains("answered Hello, and nothing since"), "{error}");
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
 }
 
 #[tokio::test]

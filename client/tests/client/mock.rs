@@ -122,7 +122,7 @@ impl World {
             | Op::Inventory => {
                 frame::encode_empty(&mut out, asked.header.reply(Status::UnknownOp));
             }
-            Op::Drain | Op::Mount | Op::Pin | Op::Pins => {
+            Op::Drain | Op::Mount | Op::Pin | Op::Pins | Op::Challenge | Op::Prove | Op::Vouch => {
                 frame::encode_empty(&mut out, asked.header.reply(Status::UnknownOp));
             }
             Op::Load => frame::encode(
@@ -167,8 +167,11 @@ impl World {
         let payload = &self.content[offset..end];
         let pieces =
             checksum::pieces((offset - start) as u32, payload.len() as u32, block.len() as u32);
+        let tag = checksum::tag(range.file, range.version, (start / block_size) as u32);
         let checksums = pieces
-            .map(|piece| checksum::of(&block[piece.offset as usize..][..piece.length as usize]));
+            .map(|piece| checksum::of(&block[piece.offset as usize..][..piece.length as usize]))
+            .map(|value| value ^ tag);
+        header.flags |= frame::FLAG_IDENTITY;
         header.payload_length = payload.len() as u32;
         let mut out = Vec::new();
         let body = ReadReply { checksums: checksums.collect() };

@@ -5,7 +5,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
@@ -33,6 +33,8 @@ pub(crate) enum Mood {
     Honest,
     /// Answers nothing at all, until it is in another mood.
     Paused,
+    /// Answers so many requests, then is paused.
+    Answers(u32),
     /// Sends half of a payload, then is paused.
     Half,
     /// Answers reads with this status.
@@ -63,6 +65,8 @@ pub(crate) struct State {
     pub(crate) ring: watch::Sender<RingTold>,
     pub(crate) mood: watch::Sender<Mood>,
     pub(crate) version: AtomicU64,
+    /// What `Hello` tells of the size of blocks.
+    pub(crate) block_size: AtomicU32,
     pub(crate) connection_count: AtomicUsize,
     /// Each request, with the number of the block of a read.
     pub(crate) asked: Mutex<Vec<(Op, u64)>>,
@@ -116,6 +120,15 @@ impl State {
             length: LENGTH as u64,
             modified_ms: 7,
         }
+    }
+
+    /// Counts a request of a member that answers so many.
+    fn tire(&self) {
+        self.mood.send_if_modified(|mood| {
+            let Mood::Answers(left) = *mood else { return false };
+            *mood = left.checked_sub(1).map_or(Mood::Paused, Mood::Answers);
+            true
+        });
     }
 
     async fn until_awake(&self) {
@@ -175,8 +188,11 @@ impl State {
         let payload = &content[offset..end];
         let pieces =
             checksum::pieces((offset - start) as u32, payload.len() as u32, block.len() as u32);
+        let tag = checksum::tag(range.file, range.version, (start / block_size) as u32);
         let checksums = pieces
-            .map(|piece| checksum::of(&block[piece.offset as usize..][..piece.length as usize]));
+            .map(|piece| checksum::of(&block[piece.offset as usize..][..piece.length as usize]))
+            .map(|value| value ^ tag);
+        header.flags |= frame::FLAG_IDENTITY;
         header.payload_length = payload.len() as u32;
         let mut out = body(header, &ReadReply { checksums: checksums.collect() });
         out.extend_from_slice(payload);
@@ -263,7 +279,7 @@ impl State {
             server: self.id.clone(),
             version: millrace_proto::VERSION,
             features: self.features,
-            block_size: BLOCK_SIZE,
+            block_size: self.block_size.load(Ordering::Relaxed),
             body_length_max: frame::BODY_LENGTH_MAX,
             requests_in_flight_max: 256,
             ranges_max: 256,
@@ -313,6 +329,7 @@ impl Fake {
             ring: watch::Sender::new(told),
             mood: watch::Sender::new(Mood::Honest),
             version: AtomicU64::new(1),
+            block_size: AtomicU32::new(BLOCK_SIZE),
             connection_count: AtomicUsize::new(0),
             asked: Mutex::default(),
             decisions: Mutex::default(),
@@ -366,6 +383,7 @@ async fn serve(stream: TcpStream, state: Arc<State>) {
     let mut requests = JoinSet::new();
     // An error is a client that has gone.
     while let Ok((header, op, request)) = receive(&mut reader).await {
+        state.tire();
         state.until_awake().await;
         let number = match op {
             Op::Read => {

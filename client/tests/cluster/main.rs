@@ -2,6 +2,8 @@
 //! times are guards against hanging, never claims about speed.
 
 mod fake;
+mod silence;
+mod source;
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -27,6 +29,13 @@ fn config() -> ClientConfig {
 
 async fn connect(cluster: &Cluster) -> Client {
     Client::connect(&*cluster.fakes[0].address, config()).await.unwrap()
+}
+
+/// As [`connect`], for one who may change things at all members.
+async fn connect_to_change(cluster: &Cluster) -> Client {
+    let addresses: Vec<_> = cluster.fakes.iter().map(|fake| &*fake.address).collect();
+    let config = ClientConfig { admin: Some(addresses.join(",")), ..config() };
+    Client::connect(&*cluster.fakes[0].address, config).await.unwrap()
 }
 
 /// Reads every block of a file by itself and judges the bytes.
@@ -117,47 +126,6 @@ async fn of_a_member_that_stops_in_a_payload_no_byte_is_mixed_in() {
         cluster.fakes[victim].set_mood(Mood::Honest);
         assert!(client.read(&file, 0, u64::MAX).await.unwrap() == whole);
         assert!(buffer[6..] == *whole);
-    }
-}
-
-#[tokio::test]
-async fn a_stopped_member_costs_one_wait_and_comes_back() {
-    let cluster = Cluster::start(3, 1).await;
-    let client = connect(&cluster).await;
-    let file = client.stat("a").await.unwrap();
-    let victim = cluster.owners("a", |_| true)[3];
-    cluster.fakes[victim].set_mood(Mood::Paused);
-    read_all(&client, &file).await;
-    let is_suspect = || client.cluster().unwrap().members[victim].is_suspect;
-    assert!(is_suspect());
-    cluster.forget_asked();
-    read_all(&client, &file).await;
-    assert_eq!(cluster.counts(Op::Read)[victim], 0);
-    cluster.fakes[victim].set_mood(Mood::Honest);
-    wait_until("it is trusted again", || !is_suspect()).await;
-    cluster.forget_asked();
-    read_all(&client, &file).await;
-    assert!(cluster.counts(Op::Read)[victim] > 0);
-}
-
-#[tokio::test]
-async fn look_ups_and_batches_pass_a_stopped_member() {
-    let cluster = Cluster::start(4, 1).await;
-    let client = connect(&cluster).await;
-    let file = client.stat("a").await.unwrap();
-    for victim in 0..4 {
-        cluster.fakes[victim].set_mood(Mood::Paused);
-        let ranges: Vec<_> =
-            (0..BLOCK_COUNT as u64).map(|block| (&file, block * BLOCK, 700)).collect();
-        let whole = content("a");
-        for (result, range) in client.read_many(&ranges).await.into_iter().zip(&ranges) {
-            assert!(result.unwrap() == whole[range.1 as usize..][..700]);
-        }
-        for path in ["a", "b", "dir/c", "d"] {
-            assert_eq!(client.stat(path).await.unwrap().length, LENGTH as u64);
-        }
-        assert_eq!(client.list("").await.unwrap().len(), 4);
-        cluster.fakes[victim].set_mood(Mood::Honest);
     }
 }
 
@@ -460,62 +428,6 @@ async fn reads_of_replicated_blocks_are_spread() {
 }
 
 #[tokio::test]
-async fn without_members_the_source_is_read_if_it_may_be() {
-    let directory = tempfile::tempdir().unwrap();
-    std::fs::create_dir(directory.path().join("dir")).unwrap();
-    let path = directory.path().join("dir/c");
-    std::fs::write(&path, content("dir/c")).unwrap();
-    let mut cluster = Cluster::start_at(2, 1, directory.path()).await;
-    let allowed = ClientConfig { store_fallback: true, ..config() };
-    let client = Client::connect(&*cluster.fakes[0].address, allowed).await.unwrap();
-    let forbidden = connect(&cluster).await;
-    for fake in &mut cluster.fakes {
-        fake.kill().await;
-    }
-    let file = client.stat("dir/c").await.unwrap();
-    let source = format!("file://{}", directory.path().display());
-    assert_eq!(file.id, millrace_proto::source::file_id(&source, "dir/c"));
-    assert_eq!((file.length, file.block_size), (LENGTH as u64, BLOCK_SIZE));
-    assert!(client.read(&file, 0, u64::MAX).await.unwrap() == content("dir/c"));
-    let many = client.read_many(&[(&file, 5, 10), (&file, 70_000, 1)]).await;
-    assert!(many[0].as_ref().unwrap() == &content("dir/c")[5..15]);
-    assert!(client.fallback_count() > BLOCK_COUNT as u64);
-    let hasty = forbidden.with_deadline(Duration::from_millis(200));
-    assert!(hasty.read(&file, 0, 10).await.is_err());
-    assert_eq!(forbidden.fallback_count(), 0);
-    // Nothing outside of the source, and nothing of another version.
-    let hasty = client.with_deadline(Duration::from_millis(200));
-    assert!(hasty.stat("../dir/c").await.is_err());
-    std::fs::write(&path, b"other").unwrap();
-    let error = client.read(&file, 0, 10).await.unwrap_err();
-    assert!(matches!(error, Error::Stale { .. }), "{error}");
-}
-
-#[test]
-fn a_member_that_is_late_counts_before_a_source_that_hangs_or_says_no() {
-    let directory = tempfile::tempdir().unwrap();
-    std::fs::write(directory.path().join("a"), content("a")).unwrap();
-    let mut builder = tokio::runtime::Builder::new_current_thread();
-    let runtime = builder.enable_all().max_blocking_threads(1).build().unwrap();
-    let (release, released) = std::sync::mpsc::channel::<()>();
-    runtime.block_on(async {
-        let cluster = Cluster::start_at(1, 1, directory.path()).await;
-        let allowed = ClientConfig { store_fallback: true, ..config() };
-        let client = Client::connect(&*cluster.fakes[0].address, allowed).await.unwrap();
-        let file = client.stat("a").await.unwrap();
-        cluster.fakes[0].set_mood(Mood::Slow(300));
-        // The source has no such version, and says so at once.
-        assert!(client.read(&file, 0, 100).await.unwrap() == content("a")[..100]);
-        // The only thread that could read it has something else to do.
-        let hang = tokio::task::spawn_blocking(move || released.recv());
-        assert!(client.read(&file, 0, 100).await.unwrap() == content("a")[..100]);
-        assert_eq!(client.fallback_count(), 0);
-        drop(release);
-        assert!(hang.await.unwrap().is_err());
-    });
-}
-
-#[tokio::test]
 async fn the_first_address_that_works_leads_in() {
     let cluster = Cluster::start(3, 1).await;
     let closed = {
@@ -622,13 +534,11 @@ async fn a_node_outside_of_a_cluster_is_not_asked_about_one() {
 }
 
 #[tokio::test]
-async fn load_free_and_status_are_asked_of_all_members() {
+async fn load_and_status_are_asked_of_all_members() {
     let mut cluster = Cluster::start(3, 1).await;
     let client = connect(&cluster).await;
     let loaded = client.load("a").await.unwrap();
     assert_eq!((loaded.block_count, loaded.filled_count), (15, 6));
-    let freed = client.free("a").await.unwrap();
-    assert_eq!((freed.block_count, freed.byte_count), (9, 90));
     let statuses = client.statuses().await;
     let ids: Vec<_> = statuses.iter().map(|(id, _)| id.as_str()).collect();
     assert_eq!(ids, ["n0", "n1", "n2"]);
@@ -641,13 +551,14 @@ async fn load_free_and_status_are_asked_of_all_members() {
         cluster.tell(2, |index| index < 2);
     });
     assert_eq!(loaded.unwrap().block_count, 10);
-    assert_eq!(client.free("a").await.unwrap().block_count, 6);
 }
 
 #[tokio::test]
-async fn the_master_is_asked_for_changes_whoever_that_is() {
+async fn changes_are_asked_for_at_one_place_after_the_other() {
     let cluster = Cluster::start(3, 1).await;
-    let client = connect(&cluster).await;
+    let client = connect_to_change(&cluster).await;
+    let freed = client.free("a").await.unwrap();
+    assert_eq!((freed.block_count, freed.byte_count), (3, 30), "it asks the others by itself");
     client.drain("n2", false).await.unwrap();
     assert_eq!(cluster.counts(Op::Drain), [1, 0, 0]);
     // Another one is elected; the epoch stays.
@@ -665,7 +576,7 @@ async fn the_master_is_asked_for_changes_whoever_that_is() {
 #[tokio::test]
 async fn the_master_pins_and_any_member_tells_what_is_pinned() {
     let cluster = Cluster::start(3, 1).await;
-    let client = connect(&cluster).await;
+    let client = connect_to_change(&cluster).await;
     for fake in &cluster.fakes {
         fake.state.ring.send_modify(|ring| ring.master = "n1".to_owned());
     }
@@ -678,7 +589,7 @@ async fn the_master_pins_and_any_member_tells_what_is_pinned() {
 #[tokio::test]
 async fn a_removal_that_may_have_been_made_is_not_missing_afterwards() {
     let cluster = Cluster::start(1, 1).await;
-    let client = connect(&cluster).await;
+    let client = connect_to_change(&cluster).await;
     let decide = |status: &[Status]| {
         cluster.fakes[0].state.decisions.lock().unwrap().extend(status);
     };
@@ -702,7 +613,7 @@ async fn a_removal_that_may_have_been_made_is_not_missing_afterwards() {
 #[tokio::test]
 async fn a_master_is_not_looked_for_past_the_deadline() {
     let mut cluster = Cluster::start(5, 1).await;
-    let client = connect(&cluster).await;
+    let client = connect_to_change(&cluster).await;
     for fake in &cluster.fakes[1..] {
         fake.set_mood(Mood::Paused);
     }

@@ -15,11 +15,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use flume::{Receiver, RecvTimeoutError};
+use millrace_ops::http::{JSON, Method, Request, Response};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-use super::http::{JSON, Method, Request, Response};
 use super::status::status;
 use super::{Door, SOCKET};
 use crate::config::Config;

@@ -121,9 +121,8 @@ impl Offline {
         }
         self.log = Some((first, last));
         // The log of before a snapshot, which was installed but not followed by a new log.
-        let is_obsolete = applied.index > log.last_index
-            || (applied.index > log.compacted_index
-                && reader.term(applied.index)? != Some(applied.term));
+        let is_obsolete =
+            store::continuity(reader.as_ref(), applied)? == store::Continuity::Replaced;
         let own = stores.identity.replica_id;
         let is_alone =
             applied.conf_state.voters == [own] && applied.conf_state.voters_outgoing.is_empty();

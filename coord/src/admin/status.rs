@@ -18,6 +18,8 @@ pub struct Status {
     /// ZooKeeper's word: `leader`, `follower`, `observer`, `standalone`, `read-only`, or
     /// `not serving`.
     pub mode: String,
+    /// Why no client is served, where that has to do with the members.
+    pub waits_for: Option<String>,
     /// 0 for none.
     pub leader: u64,
     pub term: u64,
@@ -87,6 +89,7 @@ pub(super) fn status(report: &Report, config: &Config) -> Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         replica: snapshot.config.replica_id,
         mode: snapshot.mode.name().to_owned(),
+        waits_for: snapshot.waits_for.clone(),
         leader: raft.leader,
         term: raft.term,
         uptime_ms: snapshot.uptime_ms,

@@ -5,10 +5,10 @@ use std::net::TcpStream;
 use std::os::unix::fs::FileTypeExt;
 use std::time::{Duration, Instant};
 
+use millrace_ops::http::{self, BODY_MAX_BYTES, CONNECTIONS_MAX, HEAD_MAX_BYTES};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::http::{BODY_MAX_BYTES, HEAD_MAX_BYTES};
 use super::*;
 use crate::Coord;
 

@@ -3,47 +3,13 @@
 //! A value that a key takes is given back by it as text that it takes again; the secret alone is
 //! not shown.
 
-use std::fmt;
 use std::path::PathBuf;
 
-use super::Config;
+use millrace_ops::settings::{Access, Number};
+
+use super::Key;
 use super::members::{Member, REPLICA_ID_MAX};
-use super::text::{format_size, parse_count, parse_flag, parse_size};
 use super::words::{format_words, parse_words};
-
-/// One thing that can be set.
-pub struct Key {
-    /// Name in our file, such as `tick_ms`.
-    pub name: &'static str,
-    /// Placeholder for the value in a usage line, such as `SIZE`.
-    pub value: &'static str,
-    /// Default as text, for people.
-    pub default: &'static str,
-    /// One line that says what it does.
-    pub help: &'static str,
-    /// A value that is allowed.
-    pub example: &'static str,
-    access: Access,
-}
-
-/// How the text of a key becomes a field and back.
-enum Access {
-    /// A plain number, such as `10_000`.
-    Count(Number),
-    /// A number of bytes, such as `512MiB`.
-    Size(Number),
-    /// `true` or `false`.
-    Flag { set: fn(&mut Config, bool), get: fn(&Config) -> bool },
-    /// Anything else; `set` tells whether the text was understood.
-    Text { allowed: &'static str, set: fn(&mut Config, &str) -> bool, get: fn(&Config) -> String },
-}
-
-struct Number {
-    min: u64,
-    max: u64,
-    set: fn(&mut Config, u64),
-    get: fn(&Config) -> u64,
-}
 
 const KIB: u64 = 1 << 10;
 pub(super) const MIB: u64 = 1 << 20;
@@ -380,65 +346,3 @@ pub const KEYS: &[Key] = &[
         "100"
     ),
 ];
-
-impl Key {
-    /// The key of this name.
-    pub fn find(name: &str) -> Option<&'static Key> {
-        KEYS.iter().find(|key| key.name == name)
-    }
-
-    /// The flag that sets it, such as `--tick-ms`.
-    pub fn flag(&self) -> String {
-        format!("--{}", self.name.replace('_', "-"))
-    }
-
-    /// What values are allowed, such as `a size from 64KiB to 16MiB`.
-    pub fn allowed(&self) -> String {
-        match &self.access {
-            Access::Count(number) => {
-                format!("a whole number from {} to {}", number.min, number.max)
-            }
-            Access::Size(number) => {
-                format!("a size from {} to {}", format_size(number.min), format_size(number.max))
-            }
-            Access::Flag { .. } => "true or false".to_owned(),
-            Access::Text { allowed, .. } => (*allowed).to_owned(),
-        }
-    }
-
-    /// The value in `config` as text; a secret is not shown.
-    pub fn get(&self, config: &Config) -> String {
-        match &self.access {
-            Access::Count(number) => (number.get)(config).to_string(),
-            Access::Size(number) => format_size((number.get)(config)),
-            Access::Flag { get, .. } => get(config).to_string(),
-            Access::Text { get, .. } => get(config),
-        }
-    }
-
-    /// Sets the field; `false` if the text is not an allowed value.
-    pub(super) fn set(&self, config: &mut Config, text: &str) -> bool {
-        let (number, value) = match &self.access {
-            Access::Count(number) => (number, parse_count(text.trim())),
-            Access::Size(number) => (number, parse_size(text.trim())),
-            Access::Flag { set, .. } => {
-                return parse_flag(text.trim()).map(|value| set(config, value)).is_some();
-            }
-            // A path may begin or end with a space.
-            Access::Text { set, .. } => return set(config, text),
-        };
-        match value {
-            Some(value) if (number.min..=number.max).contains(&value) => {
-                (number.set)(config, value);
-                true
-            }
-            _ => false,
-        }
-    }
-}
-
-impl fmt::Debug for Key {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(self.name)
-    }
-}

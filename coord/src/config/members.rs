@@ -11,11 +11,13 @@
 //! votes. Where two addresses are given with `|`, the first counts.
 
 use std::fmt;
+use std::hash::Hasher;
 
+use millrace_ops::host::{join_host_port, parse_port, split_host_port};
 use millrace_proto::zookeeper::Error;
+use twox_hash::XxHash3_64;
 
 use super::properties;
-use super::text::{join_host_port, parse_port, split_host_port};
 
 /// Highest id of a member. ZooKeeper stops at 254 where TTL nodes are on, as it builds session ids
 /// from it; ours do not hold it. Guessed: far above what anybody counts to, and short in a name.
@@ -125,6 +127,44 @@ impl Member {
     pub fn election_address(&self) -> String {
         join_host_port(self.peer_host(), self.election_port)
     }
+}
+
+impl Member {
+    /// True if `self`, as one list spells it, is what `other` names: the same id, role and places.
+    /// A member that calls its own host "any address" is known by its port; an election port is
+    /// never used, and a list need not say where clients are served.
+    pub fn is_same(&self, other: &Member) -> bool {
+        let is_client_same = match (&self.client_address, &other.client_address) {
+            (Some(one), Some(two)) => one == two,
+            _ => true,
+        };
+        (self.id, self.role) == (other.id, other.role)
+            && self.is_place_same(other)
+            && is_client_same
+    }
+
+    /// True if both say that the others reach the member at one place; see [`Member::is_same`].
+    pub fn is_place_same(&self, other: &Member) -> bool {
+        let is_any = |member: &Member| matches!(member.peer_host(), "0.0.0.0" | "::");
+        let has_any = is_any(self) || is_any(other);
+        self.peer_address == other.peer_address
+            || (has_any && self.peer_port() == other.peer_port())
+    }
+}
+
+/// A number that all who hold the same list of members come to, whatever names they have for each
+/// other's hosts: a replica may call its own host `0.0.0.0`.
+pub fn list_hash(members: &[Member]) -> u64 {
+    let mut lines: Vec<(u64, u16, &str)> =
+        members.iter().map(|member| (member.id, member.peer_port(), member.role.name())).collect();
+    lines.sort_unstable();
+    let mut hash = XxHash3_64::with_seed(0);
+    for (id, port, role) in lines {
+        hash.write(&id.to_le_bytes());
+        hash.write(&port.to_le_bytes());
+        hash.write(role.as_bytes());
+    }
+    hash.finish()
 }
 
 impl fmt::Display for Member {
@@ -270,7 +310,8 @@ pub fn parse_version(digits: &str) -> Result<i64, MemberError> {
 
 /// The members after a reconfig request: `new_members` alone where it is given, else `current` with
 /// those of `joining` put in (a known id is replaced) and those of `leaving` taken out, unknown
-/// ones being gone already (`PrepRequestProcessor`). Sorted by id.
+/// ones being gone already (`PrepRequestProcessor`). Sorted by id. Members that join have to say
+/// where they serve clients, unless an operator asks: a `zoo.cfg` need not say so either.
 ///
 /// # Errors
 /// [`MemberError`]; [`MemberError::reply`] is the code to answer.
@@ -279,6 +320,7 @@ pub fn reconfigure(
     joining: Option<&str>,
     leaving: Option<&str>,
     new_members: Option<&str>,
+    is_operator: bool,
 ) -> Result<Vec<Member>, MemberError> {
     let mut members = Vec::new();
     if let Some(text) = new_members.filter(|text| !text.trim().is_empty()) {
@@ -289,7 +331,7 @@ pub fn reconfigure(
         for property in properties {
             if property.key != "version" {
                 let line = format!("{}={}", property.key, property.value);
-                members.push(joined(&line)?);
+                members.push(joined(&line, is_operator)?);
             }
         }
     } else {
@@ -300,7 +342,7 @@ pub fn reconfigure(
             members.retain(|member| member.id != id);
         }
         for text in list(joining) {
-            let member = joined(text)?;
+            let member = joined(text, is_operator)?;
             members.retain(|other| other.id != member.id);
             members.push(member);
         }
@@ -317,10 +359,11 @@ fn list(text: Option<&str>) -> impl Iterator<Item = &str> {
     text.unwrap_or_default().split(',').map(str::trim).filter(|part| !part.is_empty())
 }
 
-fn joined(line: &str) -> Result<Member, MemberError> {
+fn joined(line: &str, is_operator: bool) -> Result<Member, MemberError> {
     let member = Member::parse_line(line)?;
     match member.client_address {
         Some(_) => Ok(member),
+        None if is_operator => Ok(member),
         None => Err(MemberError::NoClientAddress { id: member.id }),
     }
 }

@@ -8,11 +8,14 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use millrace_ops::host::{resolve, split_host_port};
+use millrace_ops::settings::nearest;
+
 use super::members::{Member, Role, parse_version};
 use super::properties::{self, Property};
-use super::text::{parse_count, parse_flag, resolve, split_host_port};
+use super::text::{parse_count, parse_flag};
 use super::words::parse_words;
-use super::{ConfigError, Draft, nearest, read_file};
+use super::{ConfigError, Draft, read_file};
 
 /// What becomes of a name.
 enum Effect {

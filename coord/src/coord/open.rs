@@ -1,30 +1,30 @@
 //! From a data directory to what a replica continues from: its identity, log and state.
 //!
 //! ```text
-//!  directory        to join?
-//!  has a state      any        continue
-//!  empty            no         a member from the beginning: the state that all of them begin with
-//!  empty            yes        nothing: index 0, a snapshot will come
+//!  directory        configuration
+//!  has a state      any                       continue, if its list of members may be taken over
+//!  empty            a list without others     a replica by itself: the first state
+//!  empty            a list, or told to join   nothing, index 0: how it goes on the replica decides
 //! ```
 //!
 //! Always holds: what a first start made up is durable before anybody hears of this replica; the
-//! log begins at or before the state it belongs to.
+//! log begins at or before the state it belongs to; only what has a state belongs to a cluster.
 
 use std::fs::File;
-use std::hash::Hasher;
 use std::io::{self, Read};
 use std::time::Instant;
 
 use raft::eraftpb::ConfState;
-use twox_hash::XxHash3_64;
 
 use super::StartError;
 use crate::config::Config;
-use crate::config::members::Role;
 use crate::peers::Known;
+use crate::replica::lists;
 use crate::runtime::load;
 use crate::state::State;
-use crate::store::{self, Append, Applied, Identity, LogStore, Sizes, StateStore, Stores};
+use crate::store::{
+    self, Append, Applied, Continuity, Identity, LogStore, Sizes, StateStore, Stores,
+};
 
 /// What a replica starts from.
 pub(super) struct Opened {
@@ -44,24 +44,29 @@ pub(super) fn open(config: &Config, joins: bool) -> Result<Opened, StartError> {
     let mut stores = store::open(directory, wanted, sizes)?;
     let peers_file = |error| StartError::Peers { directory: directory.clone(), error };
     let mut known = Known::load(directory).map_err(peers_file)?;
-    if stores.identity.cluster_id == 0 {
-        if joins && known.joined().is_none() {
-            known.join(0).map_err(peers_file)?;
-        }
-        let cluster_id = match known.joined() {
-            Some(cluster_id) => cluster_id,
-            None => first_cluster_id(config)?,
-        };
-        if cluster_id != 0 {
-            stores.adopt(cluster_id)?;
-        }
-    }
     let seed = random_id()?;
+    let is_alone = !config.members.iter().any(|member| member.id != config.replica_id);
     let (applied, state) = match load(&stores.state, seed)? {
         Some(loaded) => loaded,
-        None if known.joined().is_some() => (Applied::default(), State::with_seed(seed)),
+        None if joins || !is_alone => {
+            // What it heard of before, and got nothing from, does not bind it.
+            known.begin(joins).map_err(peers_file)?;
+            (Applied::default(), State::with_seed(seed))
+        }
         None => first_state(config, &mut stores, seed)?,
     };
+    if stores.identity.cluster_id == 0 && applied.index != 0 {
+        let cluster_id = known.joined().filter(|&cluster_id| cluster_id != 0);
+        stores.adopt(match cluster_id {
+            Some(cluster_id) => cluster_id,
+            None => random_id()?,
+        })?;
+    }
+    if applied.index != 0 {
+        let current = lists::members_of(&state.config_text());
+        let listed = known.listed().map(|listed| &listed.members[..]);
+        lists::check(config, listed, &current)?;
+    }
     let log = begin_log(config, &mut stores, &applied)?;
     tracing::info!(
         directory = %directory.display(),
@@ -78,63 +83,30 @@ pub(super) fn open(config: &Config, joins: bool) -> Result<Opened, StartError> {
 fn begin_log(config: &Config, stores: &mut Stores, applied: &Applied) -> Result<u64, StartError> {
     let reader = stores.log.reader();
     let log = reader.initial()?;
-    if applied.index < log.compacted_index {
-        return Err(StartError::Gap {
+    match store::continuity(reader.as_ref(), applied)? {
+        Continuity::Whole => Ok(log.last_index),
+        // A first start, or one that stopped between the install of a snapshot and this.
+        Continuity::Replaced => {
+            let reset = Some((applied.index, applied.term));
+            stores.log.append(&[Append { reset, ..Append::default() }])?;
+            Ok(applied.index)
+        }
+        Continuity::Gap => Err(StartError::Gap {
             directory: config.data_dir.clone(),
             state: applied.index,
             log: log.compacted_index,
-        });
+        }),
     }
-    // A first start, or one that stopped between the install of a snapshot and this. Then the log
-    // ends before it, or holds other entries that nobody agreed on.
-    let is_replaced = applied.index > log.last_index
-        || (applied.index > log.compacted_index
-            && reader.term(applied.index)? != Some(applied.term));
-    if is_replaced {
-        let reset = Some((applied.index, applied.term));
-        stores.log.append(&[Append { reset, ..Append::default() }])?;
-        return Ok(applied.index);
-    }
-    Ok(log.last_index)
 }
 
-/// The id of a cluster that begins. All its members must come to the same one, whatever names they
-/// have for each other's hosts: a replica may call its own host `0.0.0.0`. What differs between
-/// clusters that have the same ids and ports, the store ids tell after the first contact.
-fn first_cluster_id(config: &Config) -> io::Result<u64> {
-    if config.members.is_empty() {
-        return random_id();
-    }
-    let mut members: Vec<(u64, u16)> =
-        config.members.iter().map(|member| (member.id, member.peer_port())).collect();
-    members.sort_unstable();
-    let mut hash = XxHash3_64::with_seed(0);
-    for (id, port) in members {
-        hash.write(&id.to_le_bytes());
-        hash.write(&port.to_le_bytes());
-    }
-    Ok(hash.finish().max(1))
-}
-
-/// The state that every member of a new cluster begins with, as if entry 1 of term 1 had made it.
+/// The state that a replica by itself begins with, as if entry 1 of term 1 had made it.
 fn first_state(
     config: &Config,
     stores: &mut Stores,
     seed: u64,
 ) -> Result<(Applied, State), StartError> {
-    // Not a word of the members: each replica may spell them differently, itself as 0.0.0.0 for
-    // one, and all must begin with the same state. The first leader replicates its spelling.
     let state = State::with_seed(seed);
-    let mut conf_state = ConfState::default();
-    if config.members.is_empty() {
-        conf_state.voters.push(config.replica_id);
-    }
-    for member in &config.members {
-        match member.role {
-            Role::Participant => conf_state.voters.push(member.id),
-            Role::Observer => conf_state.learners.push(member.id),
-        }
-    }
+    let conf_state = ConfState { voters: vec![config.replica_id], ..ConfState::default() };
     let applied = Applied { index: 1, term: 1, conf_state };
     let mut records = Vec::new();
     state.all_records(&mut |key, value| records.push((key.to_vec(), value.to_vec())));

@@ -12,7 +12,7 @@ use millrace_proto::zookeeper::{
 use tempfile::TempDir;
 
 use super::*;
-use crate::config::Role;
+use crate::config::{Member, Role};
 use crate::report::Mode;
 
 /// How long a test waits for what must come.
@@ -351,4 +351,250 @@ fn a_replica_that_joins_gets_the_state_when_it_is_added() {
         Client::open(second.client_address()).ok()?.get("/a").ok()?
     });
     assert_eq!(data, b"data");
+}
+
+/// Starts replicas with these ids on one list.
+fn start(ids: &[u64], list: &[Member], directories: &[TempDir]) -> Vec<Option<Coord>> {
+    let start = |&id: &u64| Coord::start(config(id, list, &directories[id as usize - 1])).unwrap();
+    ids.iter().map(|id| Some(start(id))).collect()
+}
+
+/// Why a replica serves no client, if it serves none.
+fn waits_for(coord: &Coord) -> Option<String> {
+    let report = coord.operator().report(Wanted::default()).recv_timeout(PATIENCE).unwrap();
+    report.snapshot.waits_for
+}
+
+fn directories(count: usize) -> Vec<TempDir> {
+    (0..count).map(|_| tempfile::tempdir().unwrap()).collect()
+}
+
+/// Waits until a replica reads what is at a path, which it must not say is missing.
+fn reads(coord: &Coord, path: &str) -> Vec<u8> {
+    eventually("a read", || Client::open(coord.client_address()).ok()?.get(path).ok()).unwrap()
+}
+
+/// Long enough for two replicas to elect each other, and more.
+const A_WHILE: Duration = Duration::from_millis(2500);
+
+#[test]
+fn a_replica_by_itself_becomes_the_first_of_three_data_and_all() {
+    let (list, directories) = (members(3), directories(3));
+    let first = Coord::start(config(1, &[], &directories[0])).unwrap();
+    assert_eq!(client(&first).create("/old", b"data").unwrap(), 0);
+    first.stop().unwrap();
+    // The two without data come first: they are a majority, and begin nothing.
+    let mut coords = start(&[2, 3], &list, &directories);
+    std::thread::sleep(A_WHILE);
+    for coord in coords.iter().flatten() {
+        assert_eq!(mode(coord), Mode::NotServing);
+        assert!(waits_for(coord).unwrap().contains("waiting for 1"), "{:?}", waits_for(coord));
+    }
+    coords.insert(0, start(&[1], &list, &directories).remove(0));
+    for coord in coords.iter().flatten() {
+        assert_eq!(reads(coord, "/old"), b"data");
+    }
+    assert_eq!(client(coords[1].as_ref().unwrap()).create("/new", b"two").unwrap(), 0);
+    for coord in coords.iter().flatten() {
+        let data = eventually("what another wrote", || {
+            Client::open(coord.client_address()).ok()?.get("/new").ok()?
+        });
+        assert_eq!(data, b"two");
+    }
+    // All of them vote: any one may go.
+    let all_vote = || {
+        coords.iter().flatten().any(|coord| {
+            let report = coord.operator().report(Wanted::default());
+            let raft = report.recv_timeout(PATIENCE).unwrap().snapshot.raft;
+            raft.followers.len() == 2 && raft.followers.iter().all(|follower| follower.is_voter)
+        })
+    };
+    eventually("all three vote", || all_vote().then_some(()));
+    let gone = leader(&coords);
+    coords[gone].take().unwrap().stop().unwrap();
+    assert_eq!(reads(coords[(gone + 1) % 3].as_ref().unwrap(), "/old"), b"data");
+}
+
+#[test]
+fn a_replica_by_itself_serves_nobody_while_its_list_is_alone() {
+    let (list, directories) = (members(3), directories(3));
+    let first = Coord::start(config(1, &[], &directories[0])).unwrap();
+    assert_eq!(client(&first).create("/old", b"data").unwrap(), 0);
+    first.stop().unwrap();
+    let first = start(&[1], &list, &directories).remove(0).unwrap();
+    std::thread::sleep(A_WHILE);
+    assert_eq!(mode(&first), Mode::NotServing);
+    assert!(
+        waits_for(&first).unwrap().contains("when 2 of the 3 listed"),
+        "{:?}",
+        waits_for(&first)
+    );
+    let second = start(&[2], &list, &directories).remove(0).unwrap();
+    assert_eq!(reads(&second, "/old"), b"data");
+}
+
+#[test]
+fn of_two_with_data_and_one_list_one_at_most_serves() {
+    let (list, directories) = (members(3), directories(3));
+    for (id, path) in [(1, "/one"), (2, "/two")] {
+        let alone = Coord::start(config(id, &[], &directories[id as usize - 1])).unwrap();
+        assert_eq!(client(&alone).create(path, b"data").unwrap(), 0);
+        alone.stop().unwrap();
+    }
+    let coords = start(&[1, 2, 3], &list, &directories);
+    let serving = || {
+        let serves = |coord: &&Option<Coord>| mode(coord.as_ref().unwrap()) != Mode::NotServing;
+        coords.iter().filter(serves).count()
+    };
+    eventually("one and the new one", || (serving() == 2).then_some(()));
+    std::thread::sleep(A_WHILE);
+    assert_eq!(serving(), 2);
+    assert!(mode(coords[2].as_ref().unwrap()) != Mode::NotServing, "the new one is among them");
+}
+
+#[test]
+fn a_majority_that_lost_its_data_does_not_outvote_the_one_that_has_it() {
+    let (list, mut directories) = (members(3), directories(3));
+    let mut coords = start(&[1, 2, 3], &list, &directories);
+    assert_eq!(client(coords[0].as_ref().unwrap()).create("/old", b"data").unwrap(), 0);
+    for coord in coords.iter().flatten() {
+        assert_eq!(reads(coord, "/old"), b"data");
+    }
+    // Whichever is left, also the one that would begin an ensemble among the lost.
+    for lost in [[1, 2], [0, 1]] {
+        for coord in &mut coords {
+            coord.take().unwrap().stop().unwrap();
+        }
+        for index in lost {
+            directories[index] = tempfile::tempdir().unwrap();
+        }
+        coords = (0..3).map(|_| None).collect();
+        for index in lost {
+            coords[index] = start(&[index as u64 + 1], &list, &directories).remove(0);
+        }
+        std::thread::sleep(A_WHILE);
+        let left = (0..3).find(|index| !lost.contains(index)).unwrap();
+        if lost == [1, 2] {
+            coords[left] = start(&[left as u64 + 1], &list, &directories).remove(0);
+            std::thread::sleep(A_WHILE);
+        } else {
+            coords[left] = start(&[left as u64 + 1], &list, &directories).remove(0);
+        }
+        for coord in coords.iter().flatten() {
+            assert_eq!(mode(coord), Mode::NotServing);
+        }
+    }
+}
+
+#[test]
+fn a_member_that_lost_its_data_serves_again_when_it_was_removed_and_added() {
+    let (list, mut directories) = (members(3), directories(3));
+    let mut coords = start(&[1, 2, 3], &list, &directories);
+    assert_eq!(client(coords[0].as_ref().unwrap()).create("/old", b"data").unwrap(), 0);
+    for coord in coords.iter().flatten() {
+        assert_eq!(reads(coord, "/old"), b"data");
+    }
+    let lost = (leader(&coords) + 1) % 3;
+    let id = lost as u64 + 1;
+    coords[lost].take().unwrap().stop().unwrap();
+    directories[lost] = tempfile::tempdir().unwrap();
+    coords[lost] = start(&[id], &list, &directories).remove(0);
+    std::thread::sleep(A_WHILE);
+    assert_eq!(mode(coords[lost].as_ref().unwrap()), Mode::NotServing);
+    let operator = coords[(lost + 1) % 3].as_ref().unwrap().operator();
+    let ask = |joining: Option<String>, leaving: Option<String>| {
+        let request = AdminRequest::Reconfigure { joining, leaving };
+        let answer = operator.ask(request).recv_timeout(PATIENCE).unwrap();
+        assert!(answer.is_ok(), "{answer:?}");
+    };
+    ask(None, Some(id.to_string()));
+    // Its directory has no data, so it need not be another one.
+    ask(Some(list[lost].to_string()), None);
+    assert_eq!(reads(coords[lost].as_ref().unwrap(), "/old"), b"data");
+}
+
+#[test]
+fn an_edited_list_is_taken_over_through_the_leader() {
+    let (list, directories) = (members(5), directories(5));
+    let mut coords = start(&[1, 2, 3], &list[..3], &directories);
+    assert_eq!(client(coords[0].as_ref().unwrap()).create("/old", b"data").unwrap(), 0);
+    coords.extend(start(&[4, 5], &list, &directories));
+    // A rolling restart, of one of the old members at first: that is enough.
+    let restart = |coords: &mut Vec<Option<Coord>>, index: usize, list: &[Member]| {
+        coords[index].take().unwrap().stop().unwrap();
+        coords[index] = start(&[index as u64 + 1], list, &directories).remove(0);
+    };
+    restart(&mut coords, 0, &list);
+    for coord in coords.iter().flatten() {
+        assert_eq!(reads(coord, "/old"), b"data");
+    }
+    restart(&mut coords, 1, &list);
+    assert_eq!(reads(coords[1].as_ref().unwrap(), "/old"), b"data");
+    // One leaves by a list; who was not restarted follows all the same.
+    let smaller = [&list[..3], &list[4..]].concat();
+    restart(&mut coords, 1, &smaller);
+    let four = coords[3].take().unwrap();
+    let report = || four.operator().report(Wanted::default()).recv_timeout(PATIENCE);
+    eventually("the end of the one that left", || report().is_err().then_some(()));
+    let why = four.wait().expect_err("it was removed");
+    assert!(why.contains("was removed from the ensemble"), "{why}");
+    restart(&mut coords, 2, &list);
+    assert_eq!(reads(coords[2].as_ref().unwrap(), "/old"), b"data");
+}
+
+#[test]
+fn a_list_that_keeps_no_majority_ends_the_start_and_names_the_way() {
+    let (list, directories) = (members(5), directories(5));
+    let mut coords = start(&[1, 2, 3], &list[..3], &directories);
+    assert_eq!(client(coords[0].as_ref().unwrap()).create("/old", b"data").unwrap(), 0);
+    assert_eq!(reads(coords[0].as_ref().unwrap(), "/old"), b"data");
+    coords[0].take().unwrap().stop().unwrap();
+    let replaced = [&list[..1], &list[3..]].concat();
+    let refused = |list: &[Member]| match Coord::start(config(1, list, &directories[0])) {
+        Ok(_) => panic!("it started"),
+        Err(error) => error.to_string(),
+    };
+    let text = refused(&replaced);
+    assert!(text.contains("millrace coord add") && text.contains("remove"), "{text}");
+    let text = refused(&[]);
+    assert!(text.contains("names no members") && text.contains("coord remove"), "{text}");
+    // Nothing has come of it: the old list serves.
+    coords[0] = start(&[1], &list[..3], &directories).remove(0);
+    assert_eq!(reads(coords[0].as_ref().unwrap(), "/old"), b"data");
+}
+
+#[test]
+fn lists_that_disagree_begin_nothing() {
+    let (list, directories) = (members(3), directories(3));
+    let one = start(&[1], &list, &directories).remove(0).unwrap();
+    let two = start(&[2], &list, &directories).remove(0).unwrap();
+    let three = start(&[3], &list[1..], &directories).remove(0).unwrap();
+    let why = eventually("a word about it", || {
+        waits_for(&three).filter(|why| why.contains("has another list"))
+    });
+    assert!(why.contains("server lines"), "{why}");
+    std::thread::sleep(A_WHILE);
+    for coord in [&one, &two, &three] {
+        assert_eq!(mode(coord), Mode::NotServing);
+    }
+}
+
+#[test]
+fn notes_about_others_do_not_outlive_the_data() {
+    let directory = tempfile::tempdir().unwrap();
+    let line = |id| format!("{id}=localhost:{}:1", 3000 + id);
+    let text = format!(
+        "cluster 09\nreplica 2 store 16\nlisted server.{}\nlisted server.{}\n",
+        line(1),
+        line(2)
+    );
+    std::fs::write(directory.path().join("peers"), text).unwrap();
+    let mut config = Config::tiny(directory.path().to_owned());
+    config.members = [1, 2].map(|id| Member::parse_line(&line(id)).unwrap()).to_vec();
+    let opened = open::open(&config, false).unwrap();
+    assert_eq!(opened.applied.index, 0);
+    assert_eq!((opened.known.listed(), opened.known.joined()), (None, None));
+    drop(opened);
+    let kept = std::fs::read_to_string(directory.path().join("peers")).unwrap();
+    assert!(!kept.contains("listed") && !kept.contains("store"), "{kept}");
 }

@@ -1,30 +1,72 @@
 //! Who may speak to this replica, and to whom it speaks: one judgement for both ends of a stream.
+//!
+//! Always holds: a replica without data belongs to no cluster but the first that speaks to it, and
+//! to that only as long as this process lives, until it has its data; a replica that votes and
+//! comes back without data is refused by all who met it before, and by all who did not.
 
-use super::hello::Hello;
-use super::known::Known;
+use std::collections::BTreeMap;
+
+use super::hello::{Hello, IS_EMPTY};
+use super::known::{Known, Listed};
+use crate::replica::Company;
 
 /// Our own identity, and what is remembered of others.
 #[derive(Debug)]
-pub(crate) struct Admission {
-    /// 0 until a replica that joins has met its cluster.
+pub struct Admission {
+    /// 0 until a replica without data has met a cluster.
     cluster_id: u64,
     replica_id: u64,
     store_id: u64,
     known: Known,
-    /// Ids of the other members, as far as this replica knows.
+    /// Whether it waits to join a cluster, and would begin none.
+    joins: bool,
+    is_empty: bool,
+    /// Whether it begins a cluster, and belongs to no other meanwhile.
+    is_founding: bool,
+    /// Ids of the others that are of the ensemble, or become so now, as far as this replica knows.
     members: Vec<u64>,
+    /// Those of them that vote.
+    voters: Vec<u64>,
+    /// The stores of guests that were let in, for when they become members.
+    met: BTreeMap<u64, u64>,
 }
 
 impl Admission {
-    /// `cluster_id` 0: this replica joins, and has not met its cluster.
-    pub(crate) fn new(cluster_id: u64, replica_id: u64, store_id: u64, known: Known) -> Admission {
-        Admission { cluster_id, replica_id, store_id, known, members: Vec::new() }
+    /// `cluster_id` 0: this replica has no data, and has not met a cluster.
+    pub fn new(cluster_id: u64, replica_id: u64, store_id: u64, known: Known) -> Admission {
+        Admission {
+            cluster_id,
+            replica_id,
+            store_id,
+            joins: known.joined() == Some(0),
+            known,
+            is_empty: cluster_id == 0,
+            is_founding: false,
+            members: Vec::new(),
+            voters: Vec::new(),
+            met: BTreeMap::new(),
+        }
+    }
+
+    /// The cluster that this replica belongs to; 0 for none.
+    pub fn cluster_id(&self) -> u64 {
+        self.cluster_id
+    }
+
+    /// What is remembered of others.
+    pub fn known(&self) -> &Known {
+        &self.known
+    }
+
+    /// Gives up what is remembered, for the next start.
+    pub fn into_known(self) -> Known {
+        self.known
     }
 
     /// What we say to `receiver`.
-    pub(super) fn hello(&self, receiver: u64) -> Hello {
+    pub fn hello(&self, receiver: u64) -> Hello {
         Hello {
-            features: 0,
+            features: if self.is_empty { IS_EMPTY } else { 0 },
             cluster_id: self.cluster_id,
             sender: self.replica_id,
             store_id: self.store_id,
@@ -32,18 +74,52 @@ impl Admission {
         }
     }
 
-    /// Takes the members as they are now. The store of one that left is forgotten: it may come
-    /// back with another.
-    pub(super) fn set_members(&mut self, members: Vec<u64>) {
-        self.known.forget(|replica| members.contains(&replica));
-        self.members = members;
+    /// Takes the others as they are now. The store of one that left is forgotten: it may come back
+    /// with another.
+    pub fn set_company(&mut self, company: &Company) {
+        let ids = company.members.iter().map(|member| member.id);
+        self.members = ids.filter(|id| !company.guests.contains(id)).collect();
+        self.voters.clone_from(&company.voters);
+        self.is_empty = company.is_empty;
+        self.known.forget(|replica| self.members.contains(&replica));
+        self.met.retain(|id, _| company.members.iter().any(|member| member.id == *id));
+        for &id in &self.members {
+            let Some(&store_id) = self.met.get(&id) else { continue };
+            if self.known.store_id(id).is_some() {
+                continue;
+            }
+            if let Err(error) = self.known.remember(id, store_id) {
+                tracing::warn!(peer = id, %error, "a new member cannot be noted in `peers`");
+            }
+        }
+    }
+
+    /// Begins a cluster: see [`crate::replica::Action::Found`].
+    ///
+    /// # Errors
+    /// That it could not be remembered; then it must not begin.
+    pub fn found(&mut self, cluster_id: Option<u64>) -> Result<(), String> {
+        self.is_founding = cluster_id.is_none();
+        self.cluster_id = 0;
+        match cluster_id {
+            Some(cluster_id) => self.join(cluster_id),
+            None => self.known.join(None).map_err(|error| self.unwritten(&error)),
+        }
+    }
+
+    /// Remembers which part of the configured list is the ensemble's.
+    pub fn set_listed(&mut self, listed: Listed) {
+        if let Err(error) = self.known.set_listed(listed) {
+            // The next start finds changes that are made already, and makes none.
+            tracing::warn!(%error, "the list of members cannot be noted in `peers`");
+        }
     }
 
     /// Decides whether the replica that said `hello` is who it must be; remembers it if so.
     ///
     /// # Errors
     /// Why it is refused, as a sentence for both logs.
-    pub(super) fn judge(&mut self, hello: &Hello) -> Result<(), String> {
+    pub fn judge(&mut self, hello: &Hello) -> Result<(), String> {
         let Admission { replica_id, store_id, cluster_id, .. } = *self;
         let Hello { sender, receiver, .. } = *hello;
         if receiver != replica_id {
@@ -57,43 +133,90 @@ impl Admission {
         }
         if hello.store_id == store_id {
             return Err(format!(
-                "replicas {sender} and {replica_id} run on copies of one data directory: empty \
-                 that of the newer one"
+                "replicas {sender} and {replica_id} run on copies of one data directory: stop \
+                 the one with the newer copy, give it a directory of its own, and add it to the \
+                 ensemble"
             ));
         }
         match (cluster_id, hello.cluster_id) {
-            (0, 0) => return Err("both replicas wait to join a cluster".into()),
-            (0, theirs) => self.join(theirs)?,
-            (_, 0) => {}
-            (ours, theirs) if ours != theirs => {
+            (0, 0) if self.joins => {
                 return Err(format!(
-                    "replica {sender} belongs to cluster {theirs:016x}, replica {replica_id} to \
-                     {ours:016x}: correct the addresses, or empty the data directory of the one \
-                     that is to change"
+                    "replica {replica_id} waits to join an ensemble that runs (--join), and \
+                     replica {sender} has no data either"
                 ));
+            }
+            (0, theirs) if theirs != 0 && self.is_founding => {
+                return Err(format!(
+                    "replica {replica_id} begins an ensemble with its own list of members, and \
+                     replica {sender} has one: make the lists the same"
+                ));
+            }
+            (ours, theirs) if ours != 0 && theirs != 0 && ours != theirs => {
+                return Err(self.is_foreign(hello));
             }
             _ => {}
         }
-        match self.known.store_id(sender) {
-            Some(store) if store == hello.store_id => Ok(()),
-            Some(_) => Err(format!(
+        self.judge_store(hello)?;
+        if cluster_id == 0 && hello.cluster_id != 0 {
+            self.join(hello.cluster_id)?;
+        }
+        self.met.insert(sender, hello.store_id);
+        Ok(())
+    }
+
+    /// Why one of another cluster is refused.
+    fn is_foreign(&self, hello: &Hello) -> String {
+        let Admission { replica_id, cluster_id, is_empty, .. } = *self;
+        let Hello { sender, cluster_id: theirs, .. } = *hello;
+        let advice = match is_empty || hello.is_empty() {
+            true => {
+                "one of them has no data and has met its cluster by chance: start that one again \
+                 when the addresses are right"
+            }
+            false => {
+                "both have data, and an ensemble has the data of one. If one of them is to take \
+                 the other's, back it up first (millrace coord backup), and start it with a new \
+                 data directory"
+            }
+        };
+        format!(
+            "replica {sender} belongs to cluster {theirs:016x}, replica {replica_id} to \
+             {cluster_id:016x}: correct the addresses; {advice}"
+        )
+    }
+
+    /// Whether the sender comes with the data directory that it had.
+    fn judge_store(&mut self, hello: &Hello) -> Result<(), String> {
+        let Hello { sender, store_id, .. } = *hello;
+        let has_lost = || {
+            format!(
                 "replica {sender} has lost its data or uses another directory than before, so \
-                 what it acknowledged cannot be counted on: remove it and add it again"
-            )),
-            None if !self.members.contains(&sender) => Ok(()),
-            None => self.known.remember(sender, hello.store_id).map_err(|error| {
-                format!("replica {replica_id} cannot write its file `peers`: {error}")
-            }),
+                 what it acknowledged cannot be counted on: remove it and add it again (millrace \
+                 coord remove, then add)"
+            )
+        };
+        let is_member = self.members.contains(&sender);
+        // A replica without data does not vote: it had some. That its store is the one we know does
+        // not help, for we may have met that one while we knew it as no member yet.
+        if is_member && hello.is_empty() && self.voters.contains(&sender) {
+            return Err(has_lost());
+        }
+        match self.known.store_id(sender) {
+            Some(store) if store == store_id => Ok(()),
+            Some(_) => Err(has_lost()),
+            None if !is_member => Ok(()),
+            None => self.known.remember(sender, store_id).map_err(|error| self.unwritten(&error)),
         }
     }
 
     fn join(&mut self, cluster_id: u64) -> Result<(), String> {
-        self.known.join(cluster_id).map_err(|error| {
-            let replica_id = self.replica_id;
-            format!("replica {replica_id} cannot write its file `peers`: {error}")
-        })?;
-        tracing::info!(cluster = format!("{cluster_id:016x}"), "joined a cluster");
+        self.known.join(Some(cluster_id)).map_err(|error| self.unwritten(&error))?;
+        tracing::info!(cluster = format!("{cluster_id:016x}"), "belongs to a cluster");
         self.cluster_id = cluster_id;
         Ok(())
+    }
+
+    fn unwritten(&self, error: &std::io::Error) -> String {
+        format!("replica {} cannot write its file `peers`: {error}", self.replica_id)
     }
 }

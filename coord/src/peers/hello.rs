@@ -32,12 +32,15 @@ const FRAME_HEADER_SIZE: usize = 8;
 /// Largest payload of a frame: a message of entries that are as large as a request may be.
 pub(crate) const PAYLOAD_SIZE_MAX: usize = 64 * 1024 * 1024;
 
+/// The bit of [`Hello::features`] that says that the sender has no data.
+pub(crate) const IS_EMPTY: u32 = 1;
+
 /// Who speaks, and to whom.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Hello {
-    /// Bits that a newer version sets; those that both sides know may be used. None so far.
+pub struct Hello {
+    /// [`IS_EMPTY`], and bits that a newer version sets; those that both sides know may be used.
     pub(crate) features: u32,
-    /// 0: the sender joins, and takes the other's.
+    /// 0: the sender has no cluster, and takes the other's.
     pub(crate) cluster_id: u64,
     /// Id of the replica that speaks.
     pub(crate) sender: u64,
@@ -48,6 +51,12 @@ pub(crate) struct Hello {
 }
 
 impl Hello {
+    /// True if the sender has no data. Data belongs to a cluster, so one without a cluster has none,
+    /// whatever else it says.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.features & IS_EMPTY != 0 || self.cluster_id == 0
+    }
+
     /// Appends the hello.
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         let start = out.len();

@@ -58,8 +58,10 @@ pub(super) enum Change {
 #[derive(Debug)]
 pub(super) struct Outgoing {
     pub(super) peer: u64,
-    /// `host:port`, looked up again for each dial.
+    /// `host:port` of the last dial, looked up again for each.
     pub(super) address: String,
+    /// Where it may be, in turn: first where the ensemble has it.
+    addresses: Vec<String>,
     pub(super) token: Token,
     /// The socket has news.
     pub(super) ready: bool,
@@ -73,10 +75,12 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
-    pub(super) fn new(peer: u64, address: String, token: Token) -> Outgoing {
+    /// `addresses` are one or more.
+    pub(super) fn new(peer: u64, addresses: Vec<String>, token: Token) -> Outgoing {
         Outgoing {
             peer,
-            address,
+            address: addresses[0].clone(),
+            addresses,
             token,
             ready: false,
             phase: Phase::Waiting { until_ms: 0 },
@@ -87,6 +91,19 @@ impl Outgoing {
             trouble: None,
             log: RateLimit::default(),
         }
+    }
+
+    /// Takes the addresses as they are now. False if the one in use is not among them: then this is
+    /// not a stream to that peer any more.
+    pub(super) fn set_addresses(&mut self, addresses: Vec<String>) -> bool {
+        let is_known = addresses.contains(&self.address);
+        self.addresses = addresses;
+        is_known
+    }
+
+    /// True if the peer was dialled at another address than the ensemble has.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        self.address != self.addresses[0]
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -158,6 +175,8 @@ impl Outgoing {
         resolver: &Resolver,
         admission: &Admission,
     ) -> Change {
+        self.address.clone_from(&self.addresses[self.dials % self.addresses.len()]);
+        self.dials = self.dials.wrapping_add(1);
         if let Ok(address) = self.address.parse() {
             return self.connect(now_ms, &[address], registry, admission);
         }
@@ -199,8 +218,8 @@ impl Outgoing {
         registry: &Registry,
         admission: &Admission,
     ) -> Change {
-        let address = addresses[self.dials % addresses.len()];
-        self.dials = self.dials.wrapping_add(1);
+        // Of a name that has several, another one each time that the name has its turn.
+        let address = addresses[self.dials / self.addresses.len() % addresses.len()];
         match open(address, registry, self.token) {
             Ok(stream) => {
                 self.outbox.clear();

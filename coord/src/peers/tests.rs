@@ -9,7 +9,7 @@ use mio::{Events, Poll};
 
 use super::hello::{Answer, HELLO_SIZE, Hello, frame};
 use super::*;
-use crate::config::Role;
+use crate::config::{Member, Role};
 use crate::socket;
 
 const TOKENS: Tokens = Tokens { listener: Token(2), outgoing: 1 << 32, incoming: 2 << 32 };
@@ -57,6 +57,12 @@ fn member(id: u64, port: u16) -> Member {
     }
 }
 
+/// These as members that vote, seen by one with data.
+fn company(members: &[Member]) -> Company {
+    let voters = members.iter().map(|member| member.id).collect();
+    Company { members: members.to_vec(), voters, ..Company::default() }
+}
+
 impl End {
     fn pass(&mut self) {
         let mut events = Events::with_capacity(64);
@@ -102,8 +108,8 @@ fn until(ends: &mut [&mut End], done: impl Fn(&[&mut End]) -> bool) {
 }
 
 fn introduce(one: &mut End, two: &mut End) {
-    one.peers.set_members(&[member(2, two.port)]);
-    two.peers.set_members(&[member(1, one.port)]);
+    one.peers.set_company(&company(&[member(2, two.port)]));
+    two.peers.set_company(&company(&[member(1, one.port)]));
 }
 
 fn connected(one: &mut End, two: &mut End) {
@@ -131,7 +137,8 @@ fn greet(end: &mut End, hello: &[u8]) -> (TcpStream, Option<Answer>) {
 
 fn hello(cluster_id: u64, sender: u64, store_id: u64, receiver: u64) -> Vec<u8> {
     let mut out = Vec::new();
-    Hello { features: 0, cluster_id, sender, store_id, receiver }.encode(&mut out);
+    let features = if cluster_id == 0 { hello::IS_EMPTY } else { 0 };
+    Hello { features, cluster_id, sender, store_id, receiver }.encode(&mut out);
     out
 }
 
@@ -170,12 +177,13 @@ fn messages_arrive_whole_and_in_order() {
 #[test]
 fn a_name_is_looked_up_and_one_without_an_address_is_told() {
     let (mut one, mut two) = (end(9, 1, 11), end(9, 2, 22));
-    two.peers.set_members(&[member(1, one.port)]);
+    two.peers.set_company(&company(&[member(1, one.port)]));
     let named = |id, host: &str, port| Member {
         peer_address: format!("{host}:{port}"),
         ..member(id, port)
     };
-    one.peers.set_members(&[named(2, "localhost", two.port), named(3, "nowhere.invalid", 1)]);
+    let members = [named(2, "localhost", two.port), named(3, "nowhere.invalid", 1)];
+    one.peers.set_company(&company(&members));
     until(&mut [&mut one, &mut two], |ends| {
         ends[0].seen.contains(&"connected 2".into()) && !ends[0].trouble(3).is_empty()
     });
@@ -191,7 +199,7 @@ fn a_broken_stream_is_told_and_dialled_again() {
     until(&mut [&mut one], |ends| ends[0].seen.contains(&"lost 2".into()));
     one.seen.clear();
     let mut two = end_in(directory, port, 9, 2, 22);
-    two.peers.set_members(&[member(1, one.port)]);
+    two.peers.set_company(&company(&[member(1, one.port)]));
     connected(&mut one, &mut two);
     one.peers.send(one.now_ms, 2, b"again");
     until(&mut [&mut one, &mut two], |ends| ends[1].seen.contains(&"1: again".into()));
@@ -225,7 +233,7 @@ fn a_replica_with_another_id_is_refused() {
 fn a_replica_that_lost_its_data_is_refused_until_it_is_added_again() {
     let mut two = end(9, 2, 22);
     let members = [member(1, 1)];
-    two.peers.set_members(&members);
+    two.peers.set_company(&company(&members));
     assert_eq!(refusal(&mut two, &hello(9, 1, 11, 2)), "");
     let why = refusal(&mut two, &hello(9, 1, 12, 2));
     assert!(why.contains("replica 1 has lost its data"), "{why}");
@@ -233,21 +241,80 @@ fn a_replica_that_lost_its_data_is_refused_until_it_is_added_again() {
     let directory = std::mem::replace(&mut two.directory, one_directory());
     drop(two);
     let mut two = end_in(directory, 0, 9, 2, 22);
-    two.peers.set_members(&members);
+    two.peers.set_company(&company(&members));
     let why = refusal(&mut two, &hello(9, 1, 12, 2));
     assert!(why.contains("replica 1 has lost its data"), "{why}");
-    two.peers.set_members(&[]);
-    two.peers.set_members(&members);
+    two.peers.set_company(&company(&[]));
+    two.peers.set_company(&company(&members));
     assert_eq!(refusal(&mut two, &hello(9, 1, 12, 2)), "");
+}
+
+#[test]
+fn a_replica_that_votes_and_comes_without_data_is_refused_by_those_it_never_met() {
+    let mut two = end(9, 2, 22);
+    let members = [member(1, 1), member(3, 1)];
+    let guests = vec![3];
+    two.peers.set_company(&Company { voters: vec![1], guests, ..company(&members) });
+    let why = refusal(&mut two, &hello(0, 1, 11, 2));
+    assert!(why.contains("replica 1 has lost its data"), "{why}");
+    // One that is to join has none yet, and may lose its directory once more before it has.
+    assert_eq!(refusal(&mut two, &hello(0, 3, 33, 2)), "");
+    assert_eq!(refusal(&mut two, &hello(0, 3, 34, 2)), "");
+    // From when it is a member on, the last one counts.
+    two.peers.set_company(&company(&members));
+    let why = refusal(&mut two, &hello(9, 3, 33, 2));
+    assert!(why.contains("replica 3 has lost its data"), "{why}");
+    assert_eq!(refusal(&mut two, &hello(9, 3, 34, 2)), "");
+}
+
+#[test]
+fn a_replica_that_votes_and_lost_its_data_is_refused_also_with_a_store_that_was_met() {
+    let mut two = end(9, 2, 22);
+    let members = [member(1, 1)];
+    // Met before the replica knew it as a member: what is met then is taken for its store.
+    two.peers.set_company(&Company { voters: vec![], guests: vec![1], ..company(&members) });
+    assert_eq!(refusal(&mut two, &hello(0, 1, 11, 2)), "");
+    two.peers.set_company(&company(&members));
+    let why = refusal(&mut two, &hello(0, 1, 11, 2));
+    assert!(why.contains("replica 1 has lost its data"), "{why}");
+    assert_eq!(refusal(&mut two, &hello(9, 1, 11, 2)), "", "it got its data in the meantime");
+}
+
+#[test]
+fn a_replica_that_votes_and_names_no_cluster_has_lost_its_data_whatever_it_says() {
+    let mut two = end(9, 2, 22);
+    two.peers.set_company(&company(&[member(1, 1)]));
+    let mut forged = Vec::new();
+    Hello { features: 0, cluster_id: 0, sender: 1, store_id: 11, receiver: 2 }.encode(&mut forged);
+    let why = refusal(&mut two, &forged);
+    assert!(why.contains("replica 1 has lost its data"), "{why}");
+}
+
+#[test]
+fn replicas_without_data_talk_and_none_takes_a_cluster_from_the_other() {
+    let (mut one, mut two) = (end(0, 1, 11), end(0, 2, 22));
+    // Where there is no data, no member is known to vote.
+    let guest = |id, port| Company {
+        voters: Vec::new(),
+        guests: vec![id],
+        is_empty: true,
+        ..company(&[member(id, port)])
+    };
+    one.peers.set_company(&guest(2, two.port));
+    two.peers.set_company(&guest(1, one.port));
+    connected(&mut one, &mut two);
+    assert_eq!(refusal(&mut one, &hello(9, 3, 33, 1)), "");
+    let why = refusal(&mut one, &hello(8, 4, 44, 1));
+    assert!(why.contains("belongs to cluster 0000000000000008"), "{why}");
 }
 
 #[test]
 fn a_replica_that_joins_takes_the_cluster_and_keeps_it() {
     let directory = one_directory();
-    Known::load(directory.path()).unwrap().join(0).unwrap();
+    Known::load(directory.path()).unwrap().join(Some(0)).unwrap();
     let mut new = end_in(directory, 0, 0, 4, 44);
     let why = refusal(&mut new, &hello(0, 5, 55, 4));
-    assert!(why.contains("wait to join"), "{why}");
+    assert!(why.contains("waits to join"), "{why}");
     let (_stream, answer) = greet(&mut new, &hello(9, 1, 11, 4));
     let answer = answer.unwrap();
     assert_eq!((answer.refusal, answer.hello.cluster_id), (None, 9));
@@ -348,7 +415,7 @@ fn a_member_that_left_is_not_dialled_any_more() {
     let (mut one, mut two) = (end(9, 1, 11), end(9, 2, 22));
     introduce(&mut one, &mut two);
     connected(&mut one, &mut two);
-    one.peers.set_members(&[]);
+    one.peers.set_company(&company(&[]));
     one.pass();
     assert_eq!(one.seen, ["connected 2", "lost 2"]);
     assert!(one.peers.status().is_empty());

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use ::raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
 use ::raft::{Error, GetEntriesContext, RaftState, Storage, StorageError};
 
-use crate::store::{Applied, LogReader, StoreError};
+use crate::store::{self, Applied, Continuity, LogReader, StoreError};
 
 /// Bytes of durable, applied entries kept in memory for followers that lag a little.
 const WINDOW_BYTES_MAX: usize = 32 << 20;
@@ -63,12 +63,8 @@ impl Window {
             reader,
         };
         // A snapshot that was installed replaces the log, also when the crash came in between: the
-        // log then ends before it, or holds other entries that nobody agreed on.
-        let is_replaced = applied.index > initial.last_index
-            || applied.index < initial.compacted_index
-            || (applied.index > initial.compacted_index
-                && window.reader.term(applied.index)? != Some(applied.term));
-        if is_replaced {
+        // log then ends before it, or holds other entries that were not agreed on.
+        if store::continuity(window.reader.as_ref(), &applied)? != Continuity::Whole {
             window.compacted = (applied.index, applied.term);
         } else {
             // With the last entry applied, which nothing replaces: memory always knows where the log
@@ -83,6 +79,11 @@ impl Window {
             window.hard_state.vote = 0;
         }
         Ok(window)
+    }
+
+    /// Index of the last entry that is not in the log any more.
+    pub(super) fn compacted_index(&self) -> u64 {
+        self.compacted.0
     }
 
     pub(super) fn conf_state(&self) -> &ConfState {

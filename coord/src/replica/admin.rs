@@ -7,6 +7,12 @@ use crate::command::{Act, Command, Identity};
 
 /// The slot of a tag that belongs to an operator and not to a client.
 const ADMIN_SLOT: u64 = (1 << SLOT_BITS) - 1;
+
+/// True if a tag belongs to an operator, of whichever replica, or to a replica's own configuration.
+pub(super) fn is_admin_tag(tag: u64) -> bool {
+    slot_of(tag) as u64 == ADMIN_SLOT
+}
+
 /// How long an answer may take.
 const PATIENCE_MS: u64 = 15_000;
 /// How long a change of members may take: new participants connect and catch up.
@@ -75,7 +81,23 @@ impl Replica {
         self.admin_waiting.push(Waiting { ticket, deadline_ms: now.ms + patience_ms, what });
     }
 
-    fn admin_reconfigure(&mut self, joining: Option<&str>, leaving: Option<&str>) -> u64 {
+    /// Asks the leader for a change, with an operator's rights; gives the tag of the answer.
+    pub(super) fn admin_reconfigure(
+        &mut self,
+        joining: Option<&str>,
+        leaving: Option<&str>,
+    ) -> u64 {
+        let (tag, command) = self.operator_change(joining, leaving);
+        self.ask_reconfigure(command);
+        tag
+    }
+
+    /// Makes the command of a change with an operator's rights, and its tag.
+    pub(super) fn operator_change(
+        &mut self,
+        joining: Option<&str>,
+        leaving: Option<&str>,
+    ) -> (u64, Vec<u8>) {
         self.writes_issued += 1;
         let tag = self.writes_issued << SLOT_BITS | ADMIN_SLOT;
         let mut record = Vec::new();
@@ -92,14 +114,19 @@ impl Replica {
         };
         let mut encoded = Vec::new();
         command.encode(&mut encoded);
-        self.ask_reconfigure(encoded);
-        tag
+        (tag, encoded)
     }
 
     /// Notes the end of an operator's change; `false` when the tag is a client's.
     fn admin_answer(&mut self, wanted: u64, result: Result<String, String>) -> bool {
-        if slot_of(wanted) as u64 != ADMIN_SLOT {
+        if !is_admin_tag(wanted) {
             return false;
+        }
+        if self.lists.answered(wanted, result.is_ok()) {
+            if let Err(error) = result {
+                tracing::info!(error, "a change of the configured list; it will be asked again");
+            }
+            return true;
         }
         for waiting in &mut self.admin_waiting {
             if let What::Reconfigure { tag, answer } = &mut waiting.what

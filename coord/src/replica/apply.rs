@@ -70,10 +70,14 @@ impl Replica {
             return self.tell_peers(actions);
         }
         match members::parse_config_text(&text) {
-            Ok((members, version)) => (self.members, self.members_version) = (members, version),
+            Ok((members, version)) => {
+                self.leaving.append(&mut self.members);
+                (self.members, self.members_version) = (members, version);
+            }
             // Written by a leader that had parsed it.
             Err(error) => panic!("the replicated configuration is readable: {error}"),
         }
+        self.follow_lists(actions);
         self.tell_peers(actions);
     }
 

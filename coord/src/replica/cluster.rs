@@ -1,10 +1,10 @@
 //! What other replicas say, and who they are.
 
-use ::raft::eraftpb::Message;
+use ::raft::eraftpb::{Message, MessageType};
 
 use super::message::{PeerMessage, Place};
-use super::{Action, Now, OUTBOX_BYTES_MAX, Replica};
-use crate::config::Member;
+use super::{Action, Company, Now, OUTBOX_BYTES_MAX, Replica};
+use crate::config::members::parse_config_text;
 use crate::raft::is_snapshot;
 
 /// Bytes of others' commands that the leader keeps while Raft takes none; above it the sender is
@@ -12,20 +12,44 @@ use crate::raft::is_snapshot;
 const FORWARDED_BYTES_MAX: usize = 4 * OUTBOX_BYTES_MAX;
 
 impl Replica {
-    /// Says which streams to keep: to every member, and to those about to join.
+    /// Says which streams to keep: to every member, to those about to join, and to those that the
+    /// configured list wants.
     pub(super) fn tell_peers(&mut self, actions: &mut Vec<Action>) {
         let own = self.identity.replica_id;
-        let mut members: Vec<Member> =
-            self.members.iter().filter(|member| member.id != own).cloned().collect();
+        let state = self.consensus.conf_state();
+        let is_in_raft = |id: u64| {
+            [&state.voters, &state.learners, &state.voters_outgoing, &state.learners_next]
+                .into_iter()
+                .any(|ids| ids.contains(&id))
+        };
+        self.leaving.retain(|member| {
+            is_in_raft(member.id) && !self.members.iter().any(|known| known.id == member.id)
+        });
+        let mut company = Company {
+            // Those of both configurations while the members change.
+            voters: state.voters.iter().chain(&state.voters_outgoing).copied().collect(),
+            is_empty: self.founding.is_some(),
+            ..Company::default()
+        };
+        let joining = self.joining_members();
         // One that was away while the members changed may know none of those that lead now.
-        let configured = if self.is_lost { self.config.members.clone() } else { Vec::new() };
-        for joining in self.joining_members().into_iter().chain(configured) {
-            if joining.id != own && !members.iter().any(|member| member.id == joining.id) {
-                members.push(joining);
+        let configured = match self.is_lost {
+            true => [&self.config.members[..], &self.told_members].concat(),
+            false => Vec::new(),
+        };
+        let mut all = self.members.clone();
+        all.extend(self.leaving.iter().cloned());
+        for member in joining.iter().cloned().chain(self.wanted_members()).chain(configured) {
+            if !all.iter().any(|known| known.id == member.id) {
+                all.push(member);
             }
         }
+        all.retain(|member| member.id != own);
+        let is_joining = |id: u64| joining.iter().any(|member| member.id == id);
+        let guests = all.iter().map(|member| member.id);
+        company.guests = guests.filter(|&id| !is_in_raft(id) && !is_joining(id)).collect();
         // Where a member calls itself "any address", only our own configuration knows which.
-        for member in &mut members {
+        for member in &mut all {
             let own_line = self.config.members.iter().find(|line| line.id == member.id);
             if let Some(line) = own_line
                 && matches!(member.peer_host(), "0.0.0.0" | "::")
@@ -33,7 +57,9 @@ impl Replica {
                 member.peer_address.clone_from(&line.peer_address);
             }
         }
-        actions.push(Action::Peers { members });
+        company.members = all;
+        company.elsewhere = self.moved_members();
+        actions.push(Action::Peers { company });
     }
 
     /// Looks whether this replica has lost touch: without a leader for long, or with one that is no
@@ -53,6 +79,12 @@ impl Replica {
     pub(super) fn peer_connected(&mut self, peer: u64, actions: &mut Vec<Action>) {
         self.connected.insert(peer);
         self.refuse_snapshot_of(peer, actions);
+        self.tell_holding(peer, actions);
+        let text = self.state.config_text();
+        if !text.is_empty() {
+            let message = PeerMessage::Members { text: &text }.encode();
+            actions.push(Action::SendPeer { peer, message });
+        }
         // Even if there is some: what was told over an earlier stream may have been lost.
         self.tell_room(peer, actions);
     }
@@ -81,6 +113,8 @@ impl Replica {
             return;
         }
         self.full_peers.remove(&peer);
+        self.lists.moved.remove(&peer);
+        self.forget_holding(peer);
         self.consensus.report_unreachable(peer);
         self.stop_sending_snapshot(peer, actions);
         // What was forwarded over the stream may never have arrived.
@@ -105,7 +139,9 @@ impl Replica {
         };
         match message {
             // Whoever is not who the stream says is not listened to.
-            PeerMessage::Raft(message) if message.from == peer => self.consensus.step(message),
+            PeerMessage::Raft(message) if message.from == peer => {
+                self.hear_raft(message, actions);
+            }
             PeerMessage::Raft(_) => {}
             PeerMessage::Forward { term, place, commands } => {
                 self.take_forwarded(peer, term, place, commands, actions);
@@ -130,10 +166,51 @@ impl Replica {
             PeerMessage::Reconfigure { epoch, command } => {
                 self.begin_reconfigure(now, (peer, epoch), command, actions);
             }
+            PeerMessage::Members { text } => self.take_members(text, actions),
+            PeerMessage::Holds(holding) => self.take_holding(peer, holding, actions),
             PeerMessage::Room { is_full: true } => drop(self.full_peers.insert(peer)),
             PeerMessage::Room { is_full: false } => drop(self.full_peers.remove(&peer)),
             PeerMessage::ReconfigureRefused { tag, error } => self.reconfigure_refused(tag, error),
         }
+    }
+
+    /// Notes whom another replica has as members, to be turned to when touch is lost. What the log
+    /// says counts; this tells only where those that write it may be.
+    fn take_members(&mut self, text: &str, actions: &mut Vec<Action>) {
+        let Ok((told, _)) = parse_config_text(text) else { return };
+        if told != self.told_members {
+            self.told_members = told;
+            if self.is_lost {
+                self.tell_peers(actions);
+            }
+        }
+    }
+
+    /// Takes a message of Raft. One that asks for a vote is dropped while there is no data: the
+    /// crate `raft` gives a vote also where it knows no members, and the vote of a member that lost
+    /// its disk would bring a candidate to power that lacks what this one had acknowledged.
+    fn hear_raft(&mut self, message: Message, actions: &mut Vec<Action>) {
+        let kind = message.msg_type;
+        let asks = matches!(kind, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
+        if asks && self.founding.is_some() {
+            tracing::debug!(peer = message.from, "asks for a vote, and there is no data here");
+            return;
+        }
+        if self.consensus.has_lost(&message) {
+            // The crate `raft` would end the process here.
+            self.is_failed = true;
+            let (own, leader) = (self.identity.replica_id, message.from);
+            let reason = format!(
+                "the data directory is older than what replica {own} acknowledged: it ends with entry \
+                 {}, and replica {leader} knows of entry {} here. Bring the newer directory back; or \
+                 keep this one, and let the others have this replica again with a new directory \
+                 (millrace coord remove, then add)",
+                self.consensus.last_index(),
+                message.commit
+            );
+            return actions.push(Action::Stop { reason });
+        }
+        self.consensus.step(message);
     }
 
     /// Takes the writes of another replica's clients, if they are meant for this term of ours and
@@ -147,7 +224,8 @@ impl Replica {
         actions: &mut Vec<Action>,
     ) {
         let is_full = self.forwarded_bytes + commands.len() > FORWARDED_BYTES_MAX;
-        let is_meant = self.consensus.is_leader() && term == self.consensus.term();
+        let is_leader = self.consensus.is_leader() && !self.lists.is_forming;
+        let is_meant = is_leader && term == self.consensus.term();
         let is_next = place.follows(self.forwards.get(&peer).copied().unwrap_or_default());
         if !is_meant || !is_next || is_full {
             // What follows a message without room is not next, as long as that one is not taken.
@@ -179,16 +257,22 @@ impl Replica {
     /// A replica that is no member any more has nothing to do. Said once, when it applies its
     /// removal: one that was asked back in the meantime goes on when it is started again.
     pub(super) fn leave_if_removed(&mut self, actions: &mut Vec<Action>) {
-        let own = self.identity.replica_id;
-        let state = self.consensus.conf_state();
-        let is_member = state.voters.contains(&own)
-            || state.learners.contains(&own)
-            || state.voters_outgoing.contains(&own)
-            || state.learners_next.contains(&own);
-        if !is_member && self.consensus.applied() != 0 {
+        if !self.is_member() {
+            let own = self.identity.replica_id;
             let reason = format!("replica {own} was removed from the ensemble");
             actions.push(Action::Stop { reason });
         }
+    }
+
+    /// True if this replica is part of the ensemble of its data; also while there is none.
+    pub(super) fn is_member(&self) -> bool {
+        let own = self.identity.replica_id;
+        let state = self.consensus.conf_state();
+        let is_in_raft = state.voters.contains(&own)
+            || state.learners.contains(&own)
+            || state.voters_outgoing.contains(&own)
+            || state.learners_next.contains(&own);
+        is_in_raft || self.consensus.applied() == 0
     }
 
     /// The durable state has caught up: the log before it may go, but for what followers that
@@ -198,6 +282,9 @@ impl Replica {
         applied: crate::store::Applied,
         actions: &mut Vec<Action>,
     ) {
+        if self.found_durable(actions) {
+            return;
+        }
         let checkpoint = applied.index;
         self.consensus.set_checkpoint(applied);
         let wanted = self.consensus.progress().into_iter().filter(|&(_, _, active)| active);

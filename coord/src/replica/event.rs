@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use raft::eraftpb::ConfState;
 
 use crate::config::Member;
+use crate::peers::Listed;
 use crate::state::State;
 use crate::store::{Append, Applied};
 
@@ -41,6 +42,9 @@ pub enum Event<'a> {
 
     /// Our stream to `peer` is open: what is sent from now on arrives in order or `PeerLost` comes.
     PeerConnected { peer: u64 },
+    /// After `PeerConnected`: `peer` was not where the ensemble has it, but where
+    /// [`Company::elsewhere`] says.
+    PeerMoved { peer: u64 },
     /// Our stream to `peer` broke: what was sent may be lost.
     PeerLost { peer: u64 },
     /// A message that `peer` sent over its stream to us.
@@ -80,8 +84,14 @@ pub enum Action {
 
     /// Send to a peer, in order; if that cannot be, break the stream and say `PeerLost`.
     SendPeer { peer: u64, message: Vec<u8> },
-    /// Keep streams to these, and to no others (ourselves is not among them).
-    Peers { members: Vec<Member> },
+    /// Keep streams to these, and to no others.
+    Peers { company: Company },
+    /// This replica begins a cluster. With `None` its first state goes to the disk: belong to no
+    /// other from here on. With an id it is there: remember the id durably, before the next action.
+    /// All streams end in either case, to be greeted anew.
+    Found { cluster_id: Option<u64> },
+    /// Remember durably that this much of the configured list of members is the ensemble's.
+    Listed { listed: Listed },
 
     /// Make durable, then say `LogDurable`. All appends that wait become one commit.
     Append { append: Append },
@@ -110,6 +120,22 @@ pub enum Action {
     AdminReply { ticket: u64, reply: Result<String, String> },
     /// This replica must stop: why, and what to do.
     Stop { reason: String },
+}
+
+/// The other replicas, as one of them sees them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Company {
+    /// All to be reached. The replica itself is not among them.
+    pub members: Vec<Member>,
+    /// Ids and addresses of those among them that may have moved: the configured list was edited so.
+    /// They are dialled at either address in turn.
+    pub elsewhere: Vec<(u64, String)>,
+    /// Ids of those among them that are no part of the ensemble, and about to join at most.
+    pub guests: Vec<u64>,
+    /// Ids of those among them that vote, so none of them can be without data.
+    pub voters: Vec<u64>,
+    /// Whether the replica itself has no data.
+    pub is_empty: bool,
 }
 
 /// What one turn of the loop changed.

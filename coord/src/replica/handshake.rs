@@ -88,7 +88,10 @@ impl Replica {
             return self.close_client(id, actions);
         }
         if !has_leader {
-            if self.config.read_only_mode && request.read_only == Some(true) {
+            // What is there before the ensemble is formed is no old state of it, but nothing, or the
+            // data of one of several that were given one list.
+            let may_read = self.config.read_only_mode && self.is_formed();
+            if may_read && request.read_only == Some(true) {
                 return self.connect_read_only(id, &request);
             }
             return self.close_client(id, actions);

@@ -33,6 +33,19 @@ impl Place {
     }
 }
 
+/// What a replica has, as far as the birth of an ensemble goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Holding {
+    /// No data, and a list of members with this hash: it would begin a new ensemble with them.
+    Nothing { list: u64 },
+    /// No data, but this other replica said that it has some: no ensemble begins here.
+    Met { data_at: u64 },
+    /// The data of an ensemble.
+    Data,
+    /// No data, and none of its own to begin with: it waits to join an ensemble that runs.
+    Joins,
+}
+
 /// A message between two replicas.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum PeerMessage<'a> {
@@ -80,6 +93,13 @@ pub(super) enum PeerMessage<'a> {
     Room {
         is_full: bool,
     },
+    /// The members as the sender has them, the text of `/zookeeper/config`: one that was away while
+    /// they changed may know of no address of the leader that it hears.
+    Members {
+        text: &'a str,
+    },
+    /// Said by a replica without data over and over, and by the others in answer.
+    Holds(Holding),
 }
 
 const RAFT: u8 = 1;
@@ -94,6 +114,8 @@ const SNAPSHOT_DONE: u8 = 9;
 const RECONFIGURE: u8 = 10;
 const RECONFIGURE_REFUSED: u8 = 11;
 const ROOM: u8 = 12;
+const HOLDS: u8 = 13;
+const MEMBERS: u8 = 14;
 
 impl<'a> PeerMessage<'a> {
     pub(super) fn encode(&self) -> Vec<u8> {
@@ -147,6 +169,20 @@ impl<'a> PeerMessage<'a> {
                 writer.raw(&[ROOM]);
                 writer.boolean(*is_full);
             }
+            PeerMessage::Members { text } => {
+                writer.raw(&[MEMBERS]);
+                writer.raw(text.as_bytes());
+            }
+            PeerMessage::Holds(holding) => {
+                let (kind, list) = match *holding {
+                    Holding::Nothing { list } => (0, list),
+                    Holding::Data => (1, 0),
+                    Holding::Joins => (2, 0),
+                    Holding::Met { data_at } => (3, data_at),
+                };
+                writer.raw(&[HOLDS, kind]);
+                writer.long(list as i64);
+            }
         }
         out
     }
@@ -181,6 +217,20 @@ impl<'a> PeerMessage<'a> {
                 PeerMessage::ReconfigureRefused { tag: reader.long()? as u64, error: reader.int()? }
             }
             ROOM => PeerMessage::Room { is_full: reader.boolean()? },
+            MEMBERS => PeerMessage::Members {
+                text: std::str::from_utf8(reader.rest()).map_err(|_| JuteError::Short)?,
+            },
+            HOLDS => {
+                let [kind] = *reader.take(1)? else { return Err(JuteError::Short) };
+                let number = reader.long()? as u64;
+                PeerMessage::Holds(match kind {
+                    0 => Holding::Nothing { list: number },
+                    1 => Holding::Data,
+                    2 => Holding::Joins,
+                    3 => Holding::Met { data_at: number },
+                    other => return Err(JuteError::Operation(i32::from(other))),
+                })
+            }
             other => return Err(JuteError::Operation(i32::from(other))),
         })
     }
@@ -350,6 +400,11 @@ mod tests {
             PeerMessage::Reconfigure { epoch: 6, command: b"command" },
             PeerMessage::ReconfigureRefused { tag: 7, error: -14 },
             PeerMessage::Room { is_full: true },
+            PeerMessage::Members { text: "server.1=a:1:2" },
+            PeerMessage::Holds(Holding::Nothing { list: 9 }),
+            PeerMessage::Holds(Holding::Data),
+            PeerMessage::Holds(Holding::Joins),
+            PeerMessage::Holds(Holding::Met { data_at: 3 }),
         ] {
             let bytes = message.encode();
             assert_eq!(PeerMessage::decode(&bytes), Ok(message));

@@ -2,7 +2,8 @@
 //!
 //! New participants are connected, then follow without a vote, then get it (Raft thesis, 4.2.1):
 //! the change itself is proposed when a majority of the participants to be has what the leader
-//! has, so it never stops the ensemble by itself. Several changes at once go through a joint
+//! has, so it never stops the ensemble by itself; participants that are not as far get their vote
+//! when they are. Several changes at once go through a joint
 //! configuration, in which both the old and the new majority must agree.
 
 use std::collections::BTreeSet;
@@ -10,6 +11,7 @@ use std::collections::BTreeSet;
 use ::raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2};
 use millrace_proto::zookeeper::{Error, Reader, Request, opcode, perms};
 
+use super::admin::is_admin_tag;
 use super::message::PeerMessage;
 use super::{Action, Now, Replica, slot_of};
 use crate::command::{Act, Command, begin_batch};
@@ -20,6 +22,9 @@ const CONNECT_PATIENCE_MS: u64 = 10_000;
 /// How long it waits for them to catch up, once they follow. A snapshot of a large state takes
 /// seconds; whoever is slower can be tried again.
 const CATCH_UP_PATIENCE_MS: u64 = 60_000;
+/// Entries that a participant which came late may lack when it gets its vote. Guessed: what a
+/// busy ensemble has on its way.
+const PROMOTE_LAG_MAX: u64 = 1000;
 /// The node that holds the members.
 const CONFIG_PATH: &str = "/zookeeper/config";
 
@@ -69,7 +74,9 @@ impl Replica {
 
     /// Hands the asked changes to the leader.
     pub(super) fn flush_reconfigures(&mut self, now: Now, actions: &mut Vec<Action>) {
-        if self.reconfigures_asked.is_empty() || self.leader == 0 {
+        // What is sent while there is no stream is lost.
+        let is_reached = self.consensus.is_leader() || self.connected.contains(&self.leader);
+        if self.reconfigures_asked.is_empty() || self.leader == 0 || !is_reached {
             return;
         }
         for command in std::mem::take(&mut self.reconfigures_asked) {
@@ -123,7 +130,10 @@ impl Replica {
 
     /// What the members would be (`PrepRequestProcessor`, its case `reconfig`).
     fn check_change(&self, asked: &Command<'_>) -> Result<(Vec<Member>, String), Error> {
-        if self.reconfigure.is_some() || self.consensus.is_changing_members() {
+        // A list that this leader, or one before it, has put into the log is not seen yet.
+        let is_behind = self.consensus.applied() < self.list_index
+            || self.consensus.applied_term() != self.consensus.term();
+        if self.reconfigure.is_some() || self.consensus.is_changing_members() || is_behind {
             return Err(Error::ReconfigInProgress);
         }
         let Act::Request { code: opcode::RECONFIG, record } = asked.act else {
@@ -143,8 +153,10 @@ impl Replica {
         if config_id != -1 && config_id != version {
             return Err(Error::BadVersion);
         }
-        let members = members::reconfigure(&self.members, joining, leaving, new_members)
-            .map_err(|error| error.reply())?;
+        let is_operator = is_admin_tag(asked.tag);
+        let members =
+            members::reconfigure(&self.members, joining, leaving, new_members, is_operator)
+                .map_err(|error| error.reply())?;
         // Last, as in ZooKeeper: what is wrong with a change is told to anybody.
         let may_write =
             self.config.skip_acl || self.state.allows(CONFIG_PATH, perms::WRITE, &asked.identities);
@@ -187,18 +199,25 @@ impl Replica {
         let change = self.reconfigure.take().expect("it was there");
         let Ok(asked) = Command::decode(&mut Reader::new(&change.command)) else { return };
         let command = Command { act: Act::SetConfig { text: &change.text }, ..asked };
-        let changes = self.raft_changes(&change.members);
-        if changes.is_empty() {
-            // Addresses alone: Raft does not care.
-            self.outbox.push(&command);
-            return;
-        }
+        // Those that came late have their own turn: one change less at a time.
+        let is_late = |id| self.members.iter().any(|old| old.id == id && is_participant(old));
+        let catch_up_to = change.catch_up_to.unwrap_or_default();
+        let ready = |id| !is_late(id) && self.has_caught_up(id, catch_up_to);
+        let changes = self.raft_changes(&change.members, ready);
         let mut context = Vec::new();
         begin_batch(&mut context, now.wall_ms, self.rules());
         command.encode(&mut context);
-        let mut conf_change = conf_change(changes);
-        conf_change.context = context.into();
-        if !self.consensus.propose_members(conf_change) {
+        // Addresses alone, or one that came late: Raft does not care. It is an entry of this leader
+        // all the same, for after another change its list would be an old one.
+        let is_proposed = if changes.is_empty() {
+            self.consensus.propose(context)
+        } else {
+            let mut conf_change = conf_change(changes);
+            conf_change.context = context.into();
+            self.consensus.propose_members(conf_change)
+        };
+        self.list_index = self.consensus.last_index();
+        if !is_proposed {
             self.reconfigure = Some(change);
             self.refuse_waiting(Error::ReconfigInProgress, actions);
         }
@@ -232,16 +251,24 @@ impl Replica {
         new.map(|member| single(member.id, ConfChangeType::AddLearnerNode)).collect()
     }
 
-    /// What Raft has to change to get from its members to these.
-    fn raft_changes(&self, members: &[Member]) -> Vec<ConfChangeSingle> {
+    /// What Raft has to change to get from its members to these. Participants that are not `ready`
+    /// follow without a vote.
+    fn raft_changes(
+        &self,
+        members: &[Member],
+        ready: impl Fn(u64) -> bool,
+    ) -> Vec<ConfChangeSingle> {
         let state = self.consensus.conf_state();
         let mut changes = Vec::new();
         let mut change = |id: u64, kind: ConfChangeType| changes.push(single(id, kind));
         for member in members {
-            if is_participant(member) && !state.voters.contains(&member.id) {
-                change(member.id, ConfChangeType::AddNode);
-            } else if !is_participant(member) && !state.learners.contains(&member.id) {
-                change(member.id, ConfChangeType::AddLearnerNode);
+            let id = member.id;
+            let is_learner = state.learners.contains(&id);
+            match (is_participant(member), state.voters.contains(&id)) {
+                (true, true) => {}
+                (true, false) if ready(id) => change(id, ConfChangeType::AddNode),
+                _ if is_learner => {}
+                _ => change(id, ConfChangeType::AddLearnerNode),
             }
         }
         let kept: BTreeSet<u64> = members.iter().map(|member| member.id).collect();
@@ -253,10 +280,42 @@ impl Replica {
         changes
     }
 
+    /// True if a member is connected and has the log up to `index`.
+    fn has_caught_up(&self, id: u64, index: u64) -> bool {
+        let progress = self.consensus.progress();
+        let matched = progress.iter().find(|(other, _, _)| *other == id);
+        self.connected.contains(&id) && matched.is_some_and(|(_, matched, _)| *matched >= index)
+    }
+
+    /// The leader's part: gives their vote to participants that were not there, or not as far, when
+    /// they became members. Always holds so: no member votes that never had data, so one that votes
+    /// and has none has lost it.
+    pub(super) fn promote_late(&mut self) {
+        let is_busy = self.reconfigure.is_some() || self.consensus.is_changing_members();
+        if !self.consensus.is_leader() || is_busy {
+            return;
+        }
+        let state = self.consensus.conf_state();
+        if state.learners.is_empty() {
+            return;
+        }
+        let index = self.consensus.committed().saturating_sub(PROMOTE_LAG_MAX).max(1);
+        let is_late = |member: &&Member| {
+            is_participant(member)
+                && state.learners.contains(&member.id)
+                && self.has_caught_up(member.id, index)
+        };
+        if let Some(member) = self.members.iter().find(is_late) {
+            tracing::info!(peer = member.id, "a member that came late may vote now");
+            let change = conf_change(vec![single(member.id, ConfChangeType::AddNode)]);
+            self.consensus.propose_members(change);
+        }
+    }
+
     fn refuse_waiting(&mut self, error: Error, actions: &mut Vec<Action>) {
         let Some(change) = self.reconfigure.take() else { return };
         // Those that followed already are let go; the next change would do it, too.
-        let left_over = self.raft_changes(&self.members);
+        let left_over = self.raft_changes(&self.members, |_| false);
         if !left_over.is_empty() {
             self.consensus.propose_members(conf_change(left_over));
         }

@@ -14,6 +14,7 @@ impl Replica {
         let counts = self.state.counts();
         let mut snapshot = Snapshot::new(self.config.clone());
         snapshot.mode = self.mode(now);
+        snapshot.waits_for = self.waits_for();
         snapshot.now_ms = now.wall_ms;
         snapshot.uptime_ms = now.ms - self.started_ms;
         snapshot.zxid = self.state.zxid();
@@ -63,8 +64,9 @@ impl Replica {
 
     fn mode(&self, now: Now) -> Mode {
         let own = self.identity.replica_id;
-        if self.leader == 0 || self.is_failed {
-            let is_patient = self.has_leader(now) || !self.config.read_only_mode;
+        if self.leader == 0 || self.is_failed || !self.is_formed() {
+            let may_read = self.config.read_only_mode && self.is_formed();
+            let is_patient = self.has_leader(now) || !may_read;
             return if is_patient { Mode::NotServing } else { Mode::ReadOnly };
         }
         match self.leader == own {

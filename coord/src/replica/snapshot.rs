@@ -145,8 +145,9 @@ impl Replica {
         message: Message,
         actions: &mut Vec<Action>,
     ) {
-        // One that is taking the state's place already is not disturbed.
-        if self.receiving.as_ref().is_some_and(|receiving| receiving.is_installing) {
+        // One that is taking the state's place already is not disturbed, nor is a first state.
+        let is_first = self.is_founding();
+        if is_first || self.receiving.as_ref().is_some_and(|receiving| receiving.is_installing) {
             return self.send_peer(
                 peer,
                 &PeerMessage::SnapshotDone { is_installed: false },
@@ -255,8 +256,25 @@ impl Replica {
         self.send_peer(peer, &PeerMessage::SnapshotDone { is_installed: false }, actions);
     }
 
-    /// Raft took the snapshot: its state is ours from here on.
-    pub(super) fn take_installed(&mut self, applied: &Applied, actions: &mut Vec<Action>) {
+    /// Raft took a snapshot, or the first state of an ensemble that begins here.
+    pub(super) fn take_restored(&mut self, applied: &Applied, actions: &mut Vec<Action>) {
+        let had_none = self.founding.is_some();
+        if self.end_founding() {
+            self.changes = Changes::default();
+            self.read_members(actions);
+        } else {
+            self.take_installed(applied, actions);
+        }
+        // One that has heard that there is no data here must not count on that any more.
+        if had_none {
+            for &peer in &self.connected {
+                self.tell_holding(peer, actions);
+            }
+        }
+    }
+
+    /// A received state is ours from here on.
+    fn take_installed(&mut self, applied: &Applied, actions: &mut Vec<Action>) {
         let installed = self.receiving.take().and_then(|receiving| receiving.installed);
         let (installed_at, state) = installed.expect("Raft restores what was installed before");
         assert!(installed_at.index == applied.index, "Raft restores what was installed");

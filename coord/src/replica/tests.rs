@@ -15,6 +15,8 @@ use millrace_proto::zookeeper::{
 use super::*;
 use crate::store::LogState;
 
+mod births;
+
 /// A log in memory, durable at once.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<(Vec<Entry>, LogState)>>);
@@ -90,6 +92,7 @@ impl Ensemble {
             config.super_digest = Some("super:D/InIHSb7yEEbrWz8b9l71RjZJU=".to_owned());
             configure(&mut config);
             let conf_state = ConfState { voters: (1..=count).collect(), ..ConfState::default() };
+            let listed = Listed { members: config.members.clone(), is_forming: false };
             let log = Log::default();
             let applied = Applied { index: 1, term: 1, conf_state };
             log.0.lock().unwrap().1.compacted_index = 1;
@@ -103,6 +106,8 @@ impl Ensemble {
                 log: Box::new(log.clone()),
                 state: State::new(),
                 applied,
+                joins: false,
+                listed: Some(listed),
                 now: ensemble.now,
             };
             let mut actions = Vec::new();

@@ -4,6 +4,7 @@
 use super::client::Phase;
 use super::{Action, ClientId, Now, PeerMessage, Replica, TICK_MS};
 use crate::command::{Act, Command};
+use crate::config::Member;
 use crate::config::members::config_lines;
 
 /// Ticks made up for at once after a pause: more would only start elections.
@@ -40,6 +41,9 @@ impl Replica {
             self.timers.tick_ms += passed * TICK_MS;
             self.consensus.leave_joint_if_stuck();
             self.check_reconfigure(now, actions);
+            self.promote_late();
+            self.drive_founding(now, actions);
+            self.pursue_lists(now, actions);
             self.look_for_others(now, actions);
         }
         self.syncs.ask(now, self.config.election_timeout_ms, &mut self.consensus);
@@ -62,8 +66,12 @@ impl Replica {
         deadline
     }
 
-    /// Whether there is a leader, or there was one so lately that there will be again.
+    /// Whether there is a leader, or there was one so lately that there will be again; and the
+    /// ensemble is formed that it leads.
     pub(super) fn has_leader(&self, now: Now) -> bool {
+        if !self.is_formed() {
+            return false;
+        }
         let patience = LEADERLESS_TIMEOUTS * self.config.election_timeout_ms;
         self.leaderless_since_ms.is_none_or(|since| now.ms < since + patience)
     }
@@ -148,6 +156,7 @@ impl Replica {
     /// Every session gets its whole time-out from a new leader.
     pub(super) fn begin_leading(&mut self, now: Now) {
         self.liveness.clear();
+        self.list_index = 0;
         let sessions: Vec<(i64, u64)> = self
             .state
             .sessions()
@@ -157,10 +166,16 @@ impl Replica {
             self.liveness.insert(session, timeout_ms, now.ms);
         }
         self.timers.containers_ms = now.ms + self.config.container_check_ms;
-        // The first leader of all tells how it spells the members.
+        // The first leader of all tells how it spells the members. One that was by itself, or has
+        // just begun, is the only one so far; it takes the others of its list in.
         if self.state.config_text().is_empty() && !self.config.members.is_empty() {
-            let text = config_lines(&self.config.members);
-            self.push_own(0, 0, Act::SetConfig { text: &text });
+            let state = self.consensus.conf_state();
+            let is_member = |member: &&Member| {
+                state.voters.contains(&member.id) || state.learners.contains(&member.id)
+            };
+            let members: Vec<Member> =
+                self.config.members.iter().filter(is_member).cloned().collect();
+            self.push_own(0, 0, Act::SetConfig { text: &config_lines(&members) });
         }
     }
 

@@ -7,30 +7,8 @@ use serde_json::json;
 
 use super::admin;
 use super::prometheus::metrics_text;
-use super::{Effect, Snapshot};
+use super::{Page, Snapshot};
 use crate::config::Config;
-
-/// An answer to a GET.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Page {
-    /// Status of HTTP.
-    pub status: u16,
-    pub content_type: &'static str,
-    pub body: String,
-    /// What it asks of the replica.
-    pub effect: Effect,
-}
-
-impl Page {
-    fn new(status: u16, content_type: &'static str, body: String) -> Page {
-        Page { status, content_type, body, effect: Effect::None }
-    }
-
-    pub(super) fn json(status: u16, value: &serde_json::Value) -> Page {
-        let body = serde_json::to_string_pretty(value).expect("values have text as keys");
-        Page::new(status, "application/json", body)
-    }
-}
 
 /// The page at a path, whose query is not read. Where `with_commands` is false only `/metrics` and
 /// `/health` are there, for the endpoint that anybody may ask.

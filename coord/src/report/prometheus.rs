@@ -3,43 +3,33 @@
 //! Latencies are summaries in milliseconds, as ZooKeeper has them; their quantiles are bounds of
 //! coarse buckets over all time since the start or `srst`.
 
-use std::fmt::{self, Write as _};
+use millrace_ops::metrics::Text;
 
 use super::figures::{Value, figures};
 use super::{Snapshot, VERSION};
 
-/// The body of `/metrics`.
+/// Returns the body of `/metrics`.
 pub(super) fn metrics_text(snapshot: &Snapshot) -> String {
-    let mut out = String::new();
-    // Writing into a string cannot fail.
-    let _ = write_metrics(&mut out, snapshot);
-    out
-}
-
-fn write_metrics(out: &mut String, snapshot: &Snapshot) -> fmt::Result {
-    writeln!(out, "# HELP server_info Version and mode of the replica, always 1.")?;
-    writeln!(out, "# TYPE server_info gauge")?;
-    let mode = snapshot.mode.name();
-    let replica = snapshot.config.replica_id;
-    writeln!(out, "server_info{{version=\"{VERSION}\",mode=\"{mode}\",replica=\"{replica}\"}} 1")?;
+    let mut text = Text::default();
+    text.family("server_info", "gauge", "", "Version and mode of the replica, always 1.");
+    let replica = snapshot.config.replica_id.to_string();
+    let labels = [("version", VERSION), ("mode", snapshot.mode.name()), ("replica", &replica)];
+    text.sample(&labels, 1);
     for figure in figures(snapshot) {
-        let name = figure.name;
-        writeln!(out, "# HELP {name} {}", figure.help)?;
-        writeln!(out, "# TYPE {name} {}", figure.kind.name())?;
+        text.family(figure.name, figure.kind.name(), "", figure.help);
         match figure.value {
-            Value::Whole(value) => writeln!(out, "{name} {value}")?,
-            Value::Milliseconds(value) => writeln!(out, "{name} {value:?}")?,
+            Value::Whole(value) => text.sample(&[], value),
+            Value::Milliseconds(value) => text.sample(&[], format_args!("{value:?}")),
         }
     }
     for (name, help, latency) in snapshot.metrics.latencies() {
-        writeln!(out, "# HELP {name} {help} In milliseconds.")?;
-        writeln!(out, "# TYPE {name} summary")?;
+        text.family(name, "summary", "", &format!("{help} In milliseconds."));
         for share in [0.5, 0.9, 0.99] {
             let value = latency.quantile_ms(share);
-            writeln!(out, "{name}{{quantile=\"{share}\"}} {value:?}")?;
+            text.sample(&[("quantile", &share.to_string())], format_args!("{value:?}"));
         }
-        writeln!(out, "{name}_sum {:?}", latency.sum_us as f64 / 1000.0)?;
-        writeln!(out, "{name}_count {}", latency.count)?;
+        text.part("_sum", &[], format_args!("{:?}", latency.sum_us as f64 / 1000.0));
+        text.part("_count", &[], latency.count);
     }
-    Ok(())
+    text.finish()
 }

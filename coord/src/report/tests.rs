@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
+use millrace_ops::time::java_date;
 use millrace_proto::zookeeper::opcode;
 use serde_json::Value as Json;
 
@@ -493,7 +494,7 @@ fn an_answer_says_which_dear_parts_it_reads() {
 
 #[test]
 fn dates_are_those_of_java() {
-    let check = |time_ms, expect: &str| assert_eq!(text::date(time_ms), expect);
+    let check = |time_ms, expect: &str| assert_eq!(java_date(time_ms), expect);
     check(0, "Thu Jan 01 00:00:00 UTC 1970");
     check(951_782_400_000, "Tue Feb 29 00:00:00 UTC 2000");
     check(1_709_251_199_999, "Thu Feb 29 23:59:59 UTC 2024");

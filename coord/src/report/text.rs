@@ -1,4 +1,4 @@
-//! How ZooKeeper writes numbers, addresses, operations and dates.
+//! How ZooKeeper writes numbers, addresses and operations.
 
 use std::net::SocketAddr;
 
@@ -50,38 +50,4 @@ pub(super) fn operation(code: i32) -> &'static str {
         opcode::WHO_AM_I => "HOMI",
         _ => "NA",
     }
-}
-
-/// Milliseconds since 1970 as Java's `Date` writes them in UTC: `Sun Nov 22 19:39:21 UTC 2026`.
-pub(super) fn date(time_ms: i64) -> String {
-    const WEEKDAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
-    const MONTHS: [&str; 12] =
-        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-    let seconds = time_ms.div_euclid(1000);
-    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    let (year, month, day) = civil(days);
-    format!(
-        "{} {} {day:02} {:02}:{:02}:{:02} UTC {year}",
-        WEEKDAYS[days.rem_euclid(7) as usize],
-        MONTHS[month - 1],
-        second / 3600,
-        second / 60 % 60,
-        second % 60,
-    )
-}
-
-/// Year, month and day of the Gregorian calendar, so many days after 1 January 1970.
-fn civil(days: i64) -> (i64, usize, i64) {
-    // Years that begin in March end with the leap day, so every month starts at a fixed day.
-    let days = days + 719_468;
-    let era = days.div_euclid(146_097);
-    let day_of_era = days.rem_euclid(146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = era * 400 + year_of_era + i64::from(month <= 2);
-    (year, month as usize, day)
 }

@@ -2,8 +2,10 @@
 
 use std::fmt::{self, Write as _};
 
+use millrace_ops::time::java_date;
+
 use super::figures::{Value, figures, peer_state};
-use super::text::{address, date, milliseconds, operation, session};
+use super::text::{address, milliseconds, operation, session};
 use super::{
     BUILT, ConnectionReport, Effect, LIST_MAX, Mode, NOT_SERVING, Snapshot, VERSION, limited,
 };
@@ -235,7 +237,7 @@ fn write_dump(out: &mut String, snapshot: &Snapshot) -> fmt::Result {
     } else {
         writeln!(out, "Session Sets ({})/({}):", timed.len(), sessions.len())?;
         for (expires_ms, ids) in timed {
-            writeln!(out, "{} expire at {}:", ids.len(), date(expires_ms))?;
+            writeln!(out, "{} expire at {}:", ids.len(), java_date(expires_ms))?;
             for id in ids {
                 writeln!(out, "\t{}", session(id))?;
             }

@@ -3,9 +3,10 @@
 //! The loop never waits for it while there is room in the queue between them: what finds the thread
 //! busy waits in [`StateThread`], checkpoints merged, and only above [`WAITING_BYTES_MAX`] the loop
 //! waits too. Always holds: the thread does what it is asked in the order of asking; a checkpoint
-//! that is not durable yet is lost with the process, and the log has its entries.
+//! that is not durable yet is lost with the process, and the log has its entries. What each thing
+//! means is the [`Keeper`]'s.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
@@ -13,11 +14,11 @@ use std::time::{Duration, Instant};
 
 use flume::{Receiver, RecvTimeoutError, Sender, TrySendError};
 
+use super::keeper::{Begun, Keeper};
 use super::{Action, Answer, Clock, Disk, Event, Letter, Mailbox};
 use crate::replica::Checkpoint;
-use crate::state::{Loader, State};
-use crate::store::checkpoint::{self, Limits};
-use crate::store::{Applied, SnapshotReader, StateStore, StoreError};
+use crate::store::StateStore;
+use crate::store::checkpoint::Limits;
 
 /// Work between the loop and the thread. Small: the rest waits on the loop's side, where
 /// checkpoints are merged.
@@ -63,20 +64,10 @@ impl StateThread {
         disk.room.note_state(store.used_bytes(), 0, store.limit_bytes());
         let (sender, work) = flume::bounded(QUEUE_MAX);
         let limits = Limits { wait_ms_max: interval_ms, bytes_max };
-        let keeper = Keeper {
-            store,
-            mailbox,
-            disk,
-            merged: checkpoint::Checkpoint::new(limits),
-            merged_to: Applied::default(),
-            merged_zxid: 0,
-            clock: Clock::start(),
-            snapshots: HashMap::new(),
-            install: Ok(()),
-            is_broken: false,
-        };
+        let keeper = Keeper::new(store, limits, fastrand::u64(..), CHUNK_SIZE);
+        let worker = Worker { keeper, mailbox, disk, clock: Clock::start() };
         let thread =
-            std::thread::Builder::new().name("coord-state".into()).spawn(|| keeper.run(work))?;
+            std::thread::Builder::new().name("coord-state".into()).spawn(|| worker.run(work))?;
         Ok(StateThread { work: sender, waiting: VecDeque::new(), waiting_bytes: 0, thread })
     }
 
@@ -152,47 +143,18 @@ fn size(checkpoint: &Checkpoint) -> usize {
     checkpoint.records.iter().map(record).sum()
 }
 
-/// Loads the state out of a store; `None` when nothing was ever committed there.
-///
-/// # Errors
-/// As [`StateStore::load`], or [`StoreError::Corrupt`] when the records make no state.
-pub(crate) fn load(
-    store: &dyn StateStore,
-    seed: u64,
-) -> Result<Option<(Applied, State)>, StoreError> {
-    let wrong = |error: crate::state::LoadError| StoreError::Corrupt {
-        what: "the state".into(),
-        at: error.to_string(),
-    };
-    let mut loader = Loader::with_seed(seed);
-    let applied = store.load(&mut |key, value| loader.push(key, value).map_err(wrong))?;
-    match applied {
-        None => Ok(None),
-        Some(applied) => Ok(Some((applied, loader.finish().map_err(wrong)?))),
-    }
-}
-
 /// The thread's side.
-struct Keeper {
-    store: Box<dyn StateStore>,
+struct Worker {
+    keeper: Keeper,
     mailbox: Mailbox,
     disk: Disk,
-    merged: checkpoint::Checkpoint,
-    /// What the last merged checkpoint belongs to.
-    merged_to: Applied,
-    merged_zxid: i64,
     clock: Clock,
-    /// Views that are being sent, by peer.
-    snapshots: HashMap<u64, Box<dyn SnapshotReader>>,
-    /// Whether the snapshot that is being received can still be installed.
-    install: Result<(), String>,
-    is_broken: bool,
 }
 
-impl Keeper {
+impl Worker {
     fn run(mut self, work: Receiver<Work>) {
         loop {
-            let next = match self.merged.due_ms() {
+            let next = match self.keeper.due_ms() {
                 None => work.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 Some(due_ms) => {
                     let wait_ms = due_ms.saturating_sub(self.clock.now().ms);
@@ -208,159 +170,59 @@ impl Keeper {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return self.commit(),
             }
-            if self.merged.is_due(self.clock.now().ms) {
+            let now_ms = self.clock.now().ms;
+            if self.keeper.due_ms().is_some_and(|due_ms| due_ms <= now_ms) {
                 self.commit();
             }
         }
     }
 
-    fn tell(&self, event: Event<'static>) {
-        self.mailbox.send(Letter::Event(event));
-    }
-
     fn act(&mut self, action: Action) {
-        if self.is_broken {
-            return;
+        if Keeper::commits_before(&action) {
+            self.commit();
         }
-        match action {
-            Action::Checkpoint { checkpoint } => {
-                let Checkpoint { records, index, term, conf_state, zxid } = checkpoint;
-                let applied = Applied { index, term, conf_state };
-                self.merged_to = applied.clone();
-                self.merged_zxid = zxid;
-                self.merged.add(records, applied, self.clock.now().ms);
-                self.note_room();
-            }
-            Action::FlushCheckpoint => self.commit(),
-            Action::OpenSnapshot { peer } => self.open_snapshot(peer),
-            Action::ReadSnapshot { peer } => self.read_snapshot(peer),
-            Action::CloseSnapshot { peer } => {
-                self.snapshots.remove(&peer);
-            }
-            Action::BeginInstall { .. } => {
-                let begun = self.store.begin_install();
-                self.install = self.note(begun);
-            }
-            Action::StoreSnapshot { peer, chunk } => self.store_snapshot(peer, &chunk),
-            Action::FinishInstall { peer } => self.finish_install(peer),
-            other => unreachable!("{other:?} is not about the durable state"),
+        if matches!(action, Action::FlushCheckpoint) {
+            return self.commit();
         }
+        let begun = self.keeper.begin(action, self.clock.now().ms);
+        self.note_room();
+        self.end(begun);
     }
 
     /// Makes durable what was merged.
     fn commit(&mut self) {
-        if self.is_broken {
-            return;
-        }
         let began = Instant::now();
-        match self.merged.commit(self.store.as_mut()) {
-            Ok(Some(_)) => {
-                let mut figures = self.disk.figures();
-                figures.checkpoint = Some((self.merged_zxid, self.clock.now().wall_ms));
-                figures.checkpoint_latency.record(began.elapsed().as_micros() as u64);
-                figures.state_bytes = self.store.used_bytes();
-                drop(figures);
-                // Else what waited for this commit would count until the next write, which may be
-                // refused because of it.
-                self.note_room();
-                // Last: whoever is answered because of it finds the figures as they are now.
-                self.tell(Event::CheckpointDurable { applied: self.merged_to.clone() });
-            }
-            Ok(None) => {}
-            Err(error) => self.fail(&error),
+        let begun = self.keeper.commit();
+        if let Begun::Committed { zxid, .. } = begun {
+            let mut figures = self.disk.figures();
+            figures.checkpoint = Some((zxid, self.clock.now().wall_ms));
+            figures.checkpoint_latency.record(began.elapsed().as_micros() as u64);
+            figures.state_bytes = self.keeper.room().0;
+            drop(figures);
+            // Else what waited for this commit would count until the next write, which may be
+            // refused because of it.
+            self.note_room();
         }
+        // Last: a client that is answered because of it finds the figures as they are now.
+        self.end(begun);
+    }
+
+    fn end(&mut self, begun: Begun) {
+        let Some(event) = self.keeper.end(begun) else { return };
+        if let Event::SnapshotInstalled { state, .. } = &event {
+            self.disk.note_checkpoint(Some((state.zxid(), self.clock.now().wall_ms)));
+        }
+        self.mailbox.send(Letter::Event(event));
     }
 
     fn note_room(&self) {
-        let (used, waiting) = (self.store.used_bytes(), self.merged.bytes() as u64);
-        self.disk.room.note_state(used, waiting, self.store.limit_bytes());
-    }
-
-    fn fail(&mut self, error: &StoreError) {
-        self.is_broken = true;
-        self.merged.clear();
-        self.tell(Event::StorageFailed { error: error.to_string() });
-    }
-
-    /// An error of a snapshot is the snapshot's alone; any other is the store's end.
-    fn note<T>(&mut self, result: Result<T, StoreError>) -> Result<T, String> {
-        result.map_err(|error| {
-            if !matches!(error, StoreError::Snapshot { .. } | StoreError::SnapshotGone) {
-                self.fail(&error);
-            }
-            error.to_string()
-        })
-    }
-
-    fn open_snapshot(&mut self, peer: u64) {
-        // What is merged may be what the peer lacks.
-        self.commit();
-        self.snapshots.remove(&peer);
-        let opened = self.store.snapshot();
-        match self.note(opened) {
-            Ok(reader) => {
-                let applied = reader.applied().clone();
-                self.snapshots.insert(peer, reader);
-                self.tell(Event::SnapshotOpened { peer, applied });
-            }
-            Err(error) => {
-                tracing::warn!(peer, error, "no snapshot for a peer");
-                // The end at once: the peer finds it incomplete and says so.
-                self.tell(Event::SnapshotChunk { peer, chunk: None });
-            }
-        }
-    }
-
-    fn read_snapshot(&mut self, peer: u64) {
-        let Some(reader) = self.snapshots.get_mut(&peer) else { return };
-        let read = reader.next_chunk(CHUNK_SIZE);
-        let chunk = self.note(read).unwrap_or_else(|error| {
-            tracing::warn!(peer, error, "a snapshot for a peer ended early");
-            None
-        });
-        if chunk.is_none() {
-            self.snapshots.remove(&peer);
-        }
-        self.tell(Event::SnapshotChunk { peer, chunk });
-    }
-
-    fn store_snapshot(&mut self, peer: u64, chunk: &[u8]) {
-        if self.install.is_ok() {
-            let stored = self.store.install_chunk(chunk);
-            self.install = self.note(stored);
-        }
-        // A bad one is refused at the end; until then the peer goes on.
-        self.tell(Event::SnapshotStored { peer });
-    }
-
-    fn finish_install(&mut self, peer: u64) {
-        let begun = std::mem::replace(&mut self.install, Err("no snapshot was begun".into()));
-        let installed = begun.and_then(|()| {
-            let finished = self.store.finish_install();
-            self.note(finished)
-        });
-        let event = match installed {
-            Err(error) => Event::SnapshotRefused { peer, error },
-            Ok(_) => {
-                self.merged.clear();
-                match load(self.store.as_ref(), fastrand::u64(..)) {
-                    Ok(Some((applied, state))) => {
-                        let now_ms = self.clock.now().wall_ms;
-                        self.disk.note_checkpoint(Some((state.zxid(), now_ms)));
-                        Event::SnapshotInstalled { peer, applied, state: Box::new(state) }
-                    }
-                    Ok(None) => unreachable!("a state was installed a moment ago"),
-                    // The old state is gone and the new one does not make sense.
-                    Err(error) => return self.fail(&error),
-                }
-            }
-        };
-        self.tell(event);
+        let (used, waiting, limit) = self.keeper.room();
+        self.disk.room.note_state(used, waiting, limit);
     }
 
     fn backup(&mut self, path: &Path) -> Result<String, String> {
         self.commit();
-        let applied = self.store.copy_to(path).map_err(|error| error.to_string())?;
+        let applied = self.keeper.copy_to(path).map_err(|error| error.to_string())?;
         Ok(format!("{} holds the state up to entry {}", path.display(), applied.index))
     }
 }

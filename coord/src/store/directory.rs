@@ -5,12 +5,11 @@
 //! short, and is created again; with anything in the log it has lost its state, and is refused. A
 //! replica that lost its log or state and started empty would break promises it made.
 
-use std::fs::{self, File, OpenOptions};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::FlockOperation;
-
+use super::files::{Lock, create_directory, remove_directory, sync_directory};
 use super::lmdb::{self, Environment};
 use super::record::StateHeader;
 use super::state::LmdbState;
@@ -78,7 +77,7 @@ pub fn open(directory: &Path, wanted: Identity, sizes: Sizes) -> Result<Stores, 
         if found.cluster_id != 0 {
             return Err(foreign(format!(
                 "holds the data of cluster {:016x}, but this replica is configured for cluster \
-                 {:016x}: use the directory of this cluster, or move the other one away",
+                 {:016x}: use the directory of this cluster",
                 found.cluster_id, wanted.cluster_id
             )));
         }
@@ -122,12 +121,14 @@ fn open_any(
             create(&log_path, &state_path, identity, sizes, &lock)
         }
         (Some(_), None, _) => Err(incomplete(
-            "has a log but no state: move the directory away and let the replica join again as a \
-             new one, or restore a backup",
+            "has a log but no state: bring the state back. If others of the ensemble run, this \
+             replica can be removed from them and added again with a new directory; else restore a \
+             backup",
         )),
         (None, Some(_), _) => Err(incomplete(
-            "has a state but no log: what this replica promised to others is lost. Move the \
-             directory away and let the replica join again as a new one",
+            "has a state but no log: what this replica promised to others is lost. Keep the \
+             directory. If others of the ensemble run, remove this replica from them and add it \
+             again with a new directory; else restore a backup",
         )),
     }
 }
@@ -165,7 +166,8 @@ fn agree(directory: &Path, mut log: Wal, mut state: LmdbState) -> Result<Stores,
     }
     let reason = format!(
         "is put together of two: the log belongs to {}, the state to {}. Bring back the half that \
-         belongs to the other, or move the directory away and let the replica join again",
+         belongs to the other. If others of the ensemble run, this replica can be removed from \
+         them and added again with a new directory",
         describe(&of_log),
         describe(&of_state)
     );
@@ -202,56 +204,4 @@ fn create(
         sync_directory(parent)?;
     }
     Ok(Stores { identity, log, state })
-}
-
-/// Makes a directory that is not there.
-pub(super) fn create_directory(path: &Path) -> Result<(), StoreError> {
-    fs::create_dir(path).map_err(|error| StoreError::io("create", path, error))
-}
-
-/// Removes a directory with all that is in it; it need not be there.
-pub(super) fn remove_directory(path: &Path) -> Result<(), StoreError> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(StoreError::io("remove", path, error))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Makes durable which files a directory has.
-pub(super) fn sync_directory(path: &Path) -> Result<(), StoreError> {
-    let synced = File::open(path).and_then(|directory| directory.sync_all());
-    synced.map_err(|error| StoreError::io("sync the directory", path, error))
-}
-
-/// That no other process, and no other part of this one, uses the directory.
-#[derive(Debug)]
-pub(super) struct Lock {
-    pub(super) file: File,
-}
-
-impl Drop for Lock {
-    /// Closing is not enough: a process that was just forked, and has not yet begun its program,
-    /// still has the file open, and with it the lock.
-    fn drop(&mut self) {
-        if let Err(error) = rustix::fs::flock(&self.file, FlockOperation::Unlock) {
-            tracing::warn!("cannot unlock a data directory: {error}");
-        }
-    }
-}
-
-impl Lock {
-    pub(super) fn take(directory: &Path) -> Result<Lock, StoreError> {
-        let path: PathBuf = directory.join("lock");
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-        let file = file.map_err(|error| StoreError::io("open", &path, error))?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Lock { file }),
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                Err(StoreError::Locked { path: directory.to_owned() })
-            }
-            Err(error) => Err(StoreError::io("lock", &path, error)),
-        }
-    }
 }

@@ -15,7 +15,7 @@ use heed::types::Bytes;
 use heed::{Database, Env, EnvFlags, EnvOpenOptions, MdbError, RoTxn, RwTxn, WithoutTls};
 
 use super::StoreError;
-use super::directory::Lock;
+use super::files::{Lock, remove_if_there};
 use super::pages::{self, Damage, View};
 use super::record::{self, HEADER_KEY};
 
@@ -242,14 +242,4 @@ fn check_view(view: &View) -> Result<(), &'static str> {
         return Err("a meta page leads to a header that another transaction wrote");
     }
     Ok(())
-}
-
-/// Removes a file; it need not be there.
-pub(super) fn remove_if_there(path: &Path) -> Result<(), StoreError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(StoreError::io("remove", path, error))
-        }
-        _ => Ok(()),
-    }
 }

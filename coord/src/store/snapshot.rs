@@ -20,7 +20,7 @@ use std::path::Path;
 use bytes::{Buf, BufMut};
 
 use super::record::{self, Tally};
-use super::{Applied, KEY_SIZE_MAX, SnapshotReader, StoreError, directory};
+use super::{Applied, KEY_SIZE_MAX, SnapshotReader, StoreError, files};
 
 /// Bytes of a chunk before its content.
 const HEAD_SIZE: usize = 17;
@@ -284,8 +284,8 @@ pub fn write_backup(reader: &mut dyn SnapshotReader, path: &Path) -> Result<(), 
     file.sync_all().map_err(fail)?;
     fs::rename(partial, path).map_err(|error| StoreError::io("write", path, error))?;
     match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => directory::sync_directory(parent),
-        _ => directory::sync_directory(Path::new(".")),
+        Some(parent) if !parent.as_os_str().is_empty() => files::sync_directory(parent),
+        _ => files::sync_directory(Path::new(".")),
     }
 }
 

@@ -14,7 +14,7 @@ use std::time::UNIX_EPOCH;
 
 use heed::{PutFlags, RwTxn};
 
-use super::directory::{Lock, create_directory, remove_directory, sync_directory};
+use super::files::{Lock, create_directory, remove_directory, sync_directory};
 use super::lmdb::{BorrowedView, Environment, OwnedView, Records};
 use super::record::{self, HEADER_KEY, StateHeader, Tally};
 use super::snapshot::{Decoder, Encoder};

@@ -19,7 +19,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::directory::Lock;
+use super::files::Lock;
 use super::{Append, COMPACT_ENTRIES_MAX, Identity, LogReader, LogStore, StoreError};
 
 mod batch;

@@ -2,7 +2,8 @@
 //!
 //! A table of fingerprints with the time of eviction, counted in evictions; a newer block overwrites
 //! an older one in the same place. Benefit: fixed size, no lists. Cost: now and then a block is
-//! forgotten early, or (one in 2^32) taken for another; both only change what is evicted next.
+//! forgotten early, or (one in 2^32) taken for another; both only change what is evicted next. So the
+//! public hash of a block will do, which others can foresee.
 
 /// Bytes for each entry.
 pub(super) const ENTRY_COST: usize = 2 * size_of::<Slot>();
@@ -24,6 +25,11 @@ impl Ghost {
     pub(super) fn new(capacity: usize) -> Ghost {
         let slots = vec![Slot { fingerprint: 0, sequence: 0 }; capacity.next_power_of_two()];
         Ghost { slots, sequence: 0 }
+    }
+
+    /// Takes the memory of the table from the system, while it is empty.
+    pub(super) fn populate(&mut self) {
+        self.slots.fill(Slot { fingerprint: 0, sequence: 0 });
     }
 
     pub(super) fn insert(&mut self, hash: u64) {

@@ -102,6 +102,15 @@ impl Index {
 }
 
 #[cfg(test)]
+impl Index {
+    /// Most slots in a row that are used, which is what the longest look-up walks.
+    pub(super) fn longest_run(&self) -> usize {
+        let runs = self.slots.split(|slot| slot.entry == EMPTY);
+        runs.map(<[Slot]>::len).max().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use std::collections::HashMap;
 

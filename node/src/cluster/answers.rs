@@ -5,16 +5,18 @@ use std::time::Duration;
 
 use millrace_proto::Status;
 use millrace_proto::cluster::{
-    InventoryFile, InventoryReply, Member, Mount, PAGE_BYTES_MAX, PinsReply, RingReply,
+    InventoryFile, InventoryReply, Mount, PAGE_BYTES_MAX, PinsReply, RingReply,
 };
 use tokio::sync::{Semaphore, oneshot};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::master::{Command, Refusal};
+use super::record::size_of_member;
 use super::session::Request;
 use super::{View, Views};
+use crate::cache::{Listed, Listing};
 use crate::files::FileTable;
-use crate::mailbox::{Listed, Listing, Mail, Mailboxes};
+use crate::mailbox::{Mail, Mailboxes};
 
 /// Clients that may wait for the next epoch at once; further ones are answered at once.
 const WAITERS_MAX: usize = 16_384;
@@ -22,14 +24,17 @@ const WAITERS_MAX: usize = 16_384;
 const WAIT_MAX: Duration = Duration::from_secs(30);
 /// So long before the budget ends a client that waits is answered.
 const WAIT_MARGIN: Duration = Duration::from_millis(200);
-/// Bytes of an archived member without its texts.
-const MEMBER_SIZE: usize = 160;
 /// Bytes of an archived file of an inventory without its path and blocks.
 const FILE_SIZE: usize = 64;
 /// Entries of a shard that are looked at for one page of an inventory.
 const ENTRIES_PER_PAGE: u32 = 4096;
 /// So often entries are looked at for one page, whatever is found: a page takes a bounded time.
 const LISTINGS_PER_PAGE: u32 = 16;
+/// After some entries were looked at an inventory rests for so many times as long as that took: it takes a
+/// sixteenth of the time at most, however fast its pages are asked for.
+const REST_FACTOR: u32 = 15;
+/// Longest such rest. Derived: a page has 16 of them, and is waited for for 5 s.
+const REST_MAX: Duration = Duration::from_millis(100);
 /// Bits of a cursor for the place in a shard.
 const PLACE_BITS: u32 = 40;
 
@@ -120,6 +125,7 @@ impl Cluster {
                 reply.next = (shard << PLACE_BITS | place).max(1);
                 break;
             }
+            let asked_at = Instant::now();
             let (sender, receiver) = flume::bounded(1);
             let mail =
                 Mail::Enumerate { first: place as u32, count: ENTRIES_PER_PAGE, reply: sender };
@@ -127,7 +133,9 @@ impl Cluster {
             let Ok(Listing { blocks, next }) = receiver.recv_async().await else {
                 return Err(Refusal::new(Status::ShuttingDown, "the node is shutting down"));
             };
-            if let Some(rest) = collect(&mut reply, &mut size, &view, files, key, &blocks) {
+            let rest = collect(&mut reply, &mut size, &view, files, key, &blocks);
+            sleep((asked_at.elapsed() * REST_FACTOR).min(REST_MAX)).await;
+            if let Some(rest) = rest {
                 // Never 0: that would be the first page again.
                 reply.next = (shard << PLACE_BITS | u64::from(rest)).max(1);
                 break;
@@ -207,15 +215,10 @@ fn page(view: &View, first: u32) -> RingReply {
     }
 }
 
-/// About how many bytes a member takes in a reply, and not less.
-pub(super) fn size_of_member(member: &Member) -> usize {
-    let texts = [&member.id, &member.zone, &member.address, &member.machine, &member.server];
-    let texts = texts.into_iter().chain(&member.shards).chain(&member.local);
-    MEMBER_SIZE + texts.map(|text| text.len() + 8).sum::<usize>()
-}
-
 #[cfg(test)]
 mod tests {
+    use millrace_proto::cluster::Member;
+
     use super::*;
     use crate::cluster::record::key_of;
 

@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::View;
 use crate::cache::BlockKey;
+use crate::metrics::{Figure, Kind};
 
 /// How long peers are asked for a block before the source is, after the last pull has ended: readers
 /// follow a change a little later than nodes.
@@ -58,24 +59,76 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// Names and values for `Status`.
+    /// Returns names and values for `Status`.
     pub(crate) fn values(&self) -> [(&'static str, u64); 6] {
+        self.figures().map(|(figure, value)| (figure.name, value))
+    }
+
+    /// Returns what the figures are, and their values.
+    pub(crate) fn figures(&self) -> [(Figure, u64); 6] {
         // First: what the epoch means is seen with it.
         let epoch = self.epoch.load(Ordering::Acquire);
         let get = |value: &AtomicU64| value.load(Ordering::Relaxed);
         [
-            ("cluster_epoch", epoch),
-            ("cluster_fenced", get(&self.is_fenced)),
-            ("handover_source_count", get(&self.sources)),
-            ("handover_pending_count", get(&self.pending)),
-            ("handover_block_count", get(&self.moved_count)),
-            ("handover_given_up_count", get(&self.given_up_count)),
+            (
+                Figure {
+                    name: "cluster_epoch",
+                    kind: Kind::Gauge,
+                    help: "Epoch of the cluster that the node acts on.",
+                },
+                epoch,
+            ),
+            (
+                Figure {
+                    name: "cluster_fenced",
+                    kind: Kind::Gauge,
+                    help: "1 while coordination is lost.",
+                },
+                get(&self.is_fenced),
+            ),
+            (
+                Figure {
+                    name: "handover_source_count",
+                    kind: Kind::Gauge,
+                    help: "Members that blocks are still taken over from.",
+                },
+                get(&self.sources),
+            ),
+            (
+                Figure {
+                    name: "handover_pending_count",
+                    kind: Kind::Gauge,
+                    help: "Blocks that are still to be taken over.",
+                },
+                get(&self.pending),
+            ),
+            (
+                Figure {
+                    name: "handover_block_count",
+                    kind: Kind::Counter,
+                    help: "Blocks that were taken over.",
+                },
+                get(&self.moved_count),
+            ),
+            (
+                Figure {
+                    name: "handover_given_up_count",
+                    kind: Kind::Counter,
+                    help: "Members that were given up before all was here.",
+                },
+                get(&self.given_up_count),
+            ),
         ]
     }
 
     /// Tells whether the node has lost coordination.
     pub(crate) fn set_fenced(&self, is_fenced: bool) {
         self.is_fenced.store(is_fenced.into(), Ordering::Relaxed);
+    }
+
+    /// True if the node has lost coordination.
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.is_fenced.load(Ordering::Relaxed) != 0
     }
 
     /// Whether holders are asked for a block before the source is.

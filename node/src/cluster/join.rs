@@ -4,39 +4,47 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use millrace_client::source::Roots;
 use millrace_proto::cluster::Mount;
 use millrace_proto::{feature, ring};
 use tokio::sync::watch;
 
+use super::alone::{self, Alone};
 use super::answers::Cluster;
 use super::identity::Identity;
 use super::record::MemberRecord;
 use super::session::{Handle, Session, Settings};
-use super::{View, Views};
-use crate::config::Config;
+use super::{Task, View, Views};
+use crate::config::{Config, Coordination};
+use crate::store::contents::Contents;
+use crate::store::machine::Machine;
 use crate::store::mounts::Mounts;
-use crate::worker::{SERVER, Shared};
+use crate::worker::{Proofs, SERVER, Shared};
 
 /// The node's part in a cluster, ready to begin.
 pub(crate) struct Membership {
     pub(crate) cluster: Cluster,
     /// None outside a cluster.
-    pub(crate) session: Option<(Session, Handle)>,
+    pub(crate) session: Option<(Task, Handle)>,
     pub(crate) mounts: Arc<Mounts>,
 }
 
 /// Feature bits that a node with this configuration offers.
-pub(crate) fn features(config: &Config) -> u64 {
-    match config.coord.place() {
-        Some(_) => feature::ALL,
-        None => feature::ALL & !feature::CLUSTER,
+pub(crate) fn features(config: &Config, proofs: &Proofs) -> u64 {
+    let mut features = feature::ALL;
+    if config.coord == Coordination::None {
+        features &= !feature::CLUSTER;
     }
+    if !proofs.is_some() {
+        features &= !feature::PROOFS;
+    }
+    features
 }
 
 /// The source of the configuration as the cluster names it; None without one.
 ///
 /// # Errors
-/// If it is not there, or not a directory.
+/// If it is not there, or not a directory, or below no mount root.
 pub(crate) fn source(config: &Config) -> io::Result<Option<String>> {
     if config.source.as_os_str().is_empty() {
         return Ok(None);
@@ -44,7 +52,18 @@ pub(crate) fn source(config: &Config) -> io::Result<Option<String>> {
     let root = config.source.canonicalize()?;
     // Also finds out whether it is a directory that may be read.
     std::fs::read_dir(&root)?;
+    if roots(config).find(&root).is_none() {
+        return Err(io::Error::other("it lies below no mount_root: name it there as well"));
+    }
     Ok(Some(format!("file://{}", root.display())))
+}
+
+/// The directories below which sources may lie.
+fn roots(config: &Config) -> Roots {
+    match config.mount_roots.is_empty() {
+        true => Roots::new(Some(config.source.clone()).filter(|it| !it.as_os_str().is_empty())),
+        false => Roots::new(config.mount_roots.clone()),
+    }
 }
 
 /// Prepares the node's membership. `addresses` are those of the node and of its shards, with a host.
@@ -53,15 +72,19 @@ pub(crate) fn membership(
     identity: Identity,
     source: Option<String>,
     shared: &Shared,
+    machine: &Arc<Machine>,
     (address, shards): (String, Vec<String>),
 ) -> Membership {
-    let mounts = Arc::new(Mounts::default());
+    let contents = Contents::new(config.memory, config.block_size);
+    let mounts =
+        Mounts::new(Arc::clone(machine), roots(config), config.mount_options.clone(), contents);
+    let mounts = Arc::new(mounts);
     let views: Arc<Views> = Arc::new(watch::Sender::new(Arc::new(View::default())));
-    let Some((servers, path)) = config.coord.place() else {
+    if config.coord == Coordination::None {
         let root = source.map(|source| Mount { prefix: String::new(), source, replicas: 1 });
         mounts.set(root.into_iter().collect());
         return Membership { cluster: Cluster::new(views, None), session: None, mounts };
-    };
+    }
     let capacity = config.memory as u64;
     let record = MemberRecord {
         id: identity.id().to_owned(),
@@ -75,20 +98,39 @@ pub(crate) fn membership(
         machine: shared.machine.clone(),
         capacity,
         server: SERVER.to_owned(),
+        proof: String::new(),
     };
-    let settings = Settings {
-        servers,
-        path,
-        timeout: Duration::from_millis(config.session_timeout_ms.into()),
-        identity,
-        record,
-        block_size: config.block_size,
-        source,
-        views: Arc::clone(&views),
-        mounts: Arc::clone(&mounts),
-        progress: Arc::clone(&shared.progress),
+    let (task, handle): (Task, Handle) = match &config.coord {
+        Coordination::Ensemble { servers, path } => {
+            let settings = Settings {
+                servers: servers.clone(),
+                path: path.clone(),
+                secret: shared.proofs.member.clone(),
+                timeout: Duration::from_millis(config.session_timeout_ms.into()),
+                identity,
+                record,
+                block_size: config.block_size,
+                source,
+                views: Arc::clone(&views),
+                mounts: Arc::clone(&mounts),
+                progress: Arc::clone(&shared.progress),
+            };
+            let (session, handle) = Session::new(settings);
+            (Box::pin(session.run()), handle)
+        }
+        _ => {
+            let settings = alone::Settings {
+                identity,
+                record,
+                source,
+                data: config.data.clone(),
+                views: Arc::clone(&views),
+                mounts: Arc::clone(&mounts),
+            };
+            let (alone, handle) = Alone::new(settings);
+            (Box::pin(alone.run()), handle)
+        }
     };
-    let (session, handle) = Session::new(settings);
     let cluster = Cluster::new(views, Some(handle.requests.clone()));
-    Membership { cluster, session: Some((session, handle)), mounts }
+    Membership { cluster, session: Some((task, handle)), mounts }
 }

@@ -7,10 +7,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use millrace_proto::cluster::{MEMBERS_MAX, MOUNTS_BYTES_MAX, MOUNTS_MAX, Mount, NAME_LENGTH_MAX};
+use millrace_proto::proof::Secret;
 use zookeeper_client::{Client, Error, Stat};
 
 use super::View;
-use super::record::{MemberRecord, MountsRecord, PinsRecord, read};
+use super::record::{Bond, MemberRecord, MountsRecord, PinsRecord, read};
 
 /// Where things lie below the cluster's path.
 pub(crate) mod path {
@@ -90,9 +91,16 @@ pub(crate) struct Known {
     pins_version: Option<i32>,
     /// Names of the latches, in order, and who holds each.
     latches: BTreeMap<String, String>,
+    /// What every member of the cluster knows, and the cluster's id.
+    secret: Option<(Secret, String)>,
 }
 
 impl Known {
+    /// Has records believed only of who knows the secret of this cluster, if it has one.
+    pub(crate) fn expect(&mut self, secret: Option<&Secret>, cluster: &str) {
+        self.secret = secret.map(|secret| (secret.clone(), cluster.to_owned()));
+    }
+
     /// Reads again what changed.
     ///
     /// # Errors
@@ -154,6 +162,13 @@ impl Known {
                 );
                 self.members.remove(id);
             }
+            Ok(record) if !self.is_believed(&record, stat) => {
+                tracing::warn!(
+                    "the record of member {id} is not one that a node with the cluster's secret wrote in \
+                     this session: it is left out"
+                );
+                self.members.remove(id);
+            }
             Ok(record) if record.id == id => {
                 self.members.insert(id.to_owned(), (record, stat.mzxid));
             }
@@ -166,6 +181,11 @@ impl Known {
                 self.members.remove(id);
             }
         }
+    }
+
+    fn is_believed(&self, record: &MemberRecord, stat: &Stat) -> bool {
+        let Some((secret, cluster)) = &self.secret else { return true };
+        record.is_proved(secret, Bond { cluster, session: stat.ephemeral_owner })
     }
 
     async fn refresh_mounts(&mut self, client: &Client) -> Result<(), Error> {

@@ -6,18 +6,14 @@
 
 use millrace_proto::Status;
 use millrace_proto::cluster::{MOUNTS_MAX, Mount, PINS_BYTES_MAX, PINS_MAX, REPLICAS_MAX};
-use zookeeper_client::{
-    Acls, CheckWriteError, CheckWriter, Client, CreateMode, CreateOptions, Error,
-};
+use zookeeper_client::{CheckWriteError, CheckWriter, Client, CreateMode, CreateOptions, Error};
 
 use super::known::{Known, path};
 use super::record::{
     MountRecord, MountsRecord, PinsRecord, ReportRecord, TermRecord, pins_size, read, write,
 };
-use crate::store::check_path;
-
-pub(crate) const PERSISTENT: CreateOptions<'static> =
-    CreateMode::Persistent.with_acls(Acls::anyone_all());
+use super::rights::{Readers, Rights};
+use crate::store::{StoreError, check_path};
 
 /// What the master is asked to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +53,12 @@ impl From<Error> for Refusal {
     }
 }
 
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Refusal {
+        Refusal::new(error.status(), error.to_string())
+    }
+}
+
 impl From<CheckWriteError> for Refusal {
     fn from(error: CheckWriteError) -> Refusal {
         match error {
@@ -82,6 +84,8 @@ pub(crate) struct Term {
     token: i64,
     /// Version of [`path::TERM`] in this term.
     version: i32,
+    /// Who may read and write what it creates.
+    rights: Rights,
 }
 
 impl Term {
@@ -91,16 +95,16 @@ impl Term {
     /// `NotMaster` if a later term has begun already.
     pub(crate) async fn begin(
         client: &Client,
+        rights: Rights,
         me: &str,
-        latch: &str,
-        token: i64,
+        (latch, token): (&str, i64),
     ) -> Result<Term, Refusal> {
         let record = TermRecord { node: me.to_owned(), token: token.to_string() };
         let data = write(&record);
         let mut writer = client.new_check_writer(latch, Some(0))?;
         let version = match client.get_data(path::TERM).await {
             Err(Error::NoNode) => {
-                writer.add_create(path::TERM, &data, &PERSISTENT)?;
+                writer.add_create(path::TERM, &data, &persistent(rights))?;
                 0
             }
             Err(error) => return Err(error.into()),
@@ -115,7 +119,7 @@ impl Term {
             }
         };
         writer.commit().await?;
-        Ok(Term { latch: latch.to_owned(), token, version })
+        Ok(Term { latch: latch.to_owned(), token, version, rights })
     }
 
     /// Path of the latch.
@@ -192,7 +196,11 @@ impl Term {
                 let message = format!("{node} is the last active node: add another one first");
                 return Err(Refusal::new(Status::InvalidArgument, message));
             }
-            writer.add_create(&path, self.token.to_string().as_bytes(), &PERSISTENT)?;
+            writer.add_create(
+                &path,
+                self.token.to_string().as_bytes(),
+                &persistent(self.rights),
+            )?;
         }
         match writer.commit().await {
             Ok(_) => Ok(()),
@@ -229,7 +237,7 @@ impl Term {
     ) -> Result<(), Refusal> {
         let mut writer = self.writer(client)?;
         match version {
-            None => writer.add_create(path, data, &PERSISTENT)?,
+            None => writer.add_create(path, data, &persistent(self.rights))?,
             Some(version) => writer.add_set_data(path, data, Some(version))?,
         }
         writer.commit().await?;
@@ -237,13 +245,22 @@ impl Term {
     }
 }
 
-fn unknown(node: &str) -> Refusal {
+/// How the master creates something.
+fn persistent(rights: Rights) -> CreateOptions<'static> {
+    rights.create(CreateMode::Persistent, Readers::Nodes)
+}
+
+pub(super) fn unknown(node: &str) -> Refusal {
     let message = format!("no node {node} in this cluster: `millrace admin nodes` lists them");
     Refusal::new(Status::NotFound, message)
 }
 
 /// The mounts after a change.
-fn changed(mounts: &[Mount], mount: &Mount, remove: bool) -> Result<Vec<Mount>, Refusal> {
+pub(super) fn changed(
+    mounts: &[Mount],
+    mount: &Mount,
+    remove: bool,
+) -> Result<Vec<Mount>, Refusal> {
     let refuse = |message: String| Err(Refusal::new(Status::InvalidArgument, message));
     let mut mounts = mounts.to_vec();
     let place = mounts.iter().position(|other| other.prefix == mount.prefix);
@@ -281,7 +298,11 @@ fn changed(mounts: &[Mount], mount: &Mount, remove: bool) -> Result<Vec<Mount>, 
 }
 
 /// The pins after a change; None if they stay as they are.
-fn changed_pins(pins: &[String], path: &str, undo: bool) -> Result<Option<Vec<String>>, Refusal> {
+pub(super) fn changed_pins(
+    pins: &[String],
+    path: &str,
+    undo: bool,
+) -> Result<Option<Vec<String>>, Refusal> {
     if let Err(error) = check_path(path) {
         let message = format!("'{path}' cannot be pinned: {error}");
         return Err(Refusal::new(error.status(), message));

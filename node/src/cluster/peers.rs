@@ -4,14 +4,13 @@
 //! whoever asks for a block gets it or goes on to the source within a bounded time.
 
 use std::collections::HashMap;
-use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use millrace_client::Error;
-use millrace_client::peer::{Peer, PeerBlock};
+use millrace_client::peer::{Peer, PeerBlock, PeerBytes};
 use millrace_proto::cluster::Member;
+use millrace_proto::proof::{BlockMac, Mac, Secret};
 use tokio::time::Instant;
 
 use super::View;
@@ -29,6 +28,9 @@ const SLOWEST_BYTES_PER_MS: u64 = 16_000;
 const FETCH_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a node that did not answer is not asked.
 const AVOID: Duration = Duration::from_secs(2);
+
+/// What a member gave: the bytes of a block, and its code.
+type Taken = (PeerBytes, Option<Mac>);
 
 /// A block that is wanted.
 pub(crate) struct Wanted<'a> {
@@ -49,13 +51,28 @@ struct Known {
 /// The nodes that were asked for something.
 pub(crate) struct Peers {
     block_size: u32,
+    /// That of the cluster, which both sides of a connection prove to know.
+    secret: Option<Secret>,
     known: Mutex<HashMap<String, Known>>,
 }
 
 impl Peers {
-    /// Peers with blocks of this size.
-    pub(crate) fn new(block_size: u32) -> Peers {
-        Peers { block_size, known: Mutex::default() }
+    /// Peers with blocks of this size, in a cluster with this secret.
+    pub(crate) fn new(block_size: u32, secret: Option<Secret>) -> Peers {
+        Peers { block_size, secret, known: Mutex::default() }
+    }
+
+    /// Has the code of a block made as it is filled, where the cluster has a secret.
+    pub(crate) fn sign(&self, key: BlockKey, version: u64, blank: &mut Blank) {
+        if let Some(secret) = &self.secret {
+            let length = blank.length();
+            blank.sign(BlockMac::new(secret, key.file, version, key.block, length));
+        }
+    }
+
+    /// True if members recognise this node.
+    pub(crate) fn has_secret(&self) -> bool {
+        self.secret.is_some()
     }
 
     /// The connection to a member; None while it is left alone.
@@ -67,17 +84,21 @@ impl Peers {
         let mut all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let known = all.entry(member.id.clone()).or_insert_with(|| Known {
             run: member.run,
-            peer: Arc::new(Peer::new(shards, self.block_size)),
+            peer: self.connect(member, shards),
             avoid_until: None,
         });
         if known.run != member.run {
-            let peer = Arc::new(Peer::new(shards, self.block_size));
+            let peer = self.connect(member, shards);
             *known = Known { run: member.run, peer, avoid_until: None };
         }
         match known.avoid_until {
             Some(until) if Instant::now() < until => None,
             _ => Some(Arc::clone(&known.peer)),
         }
+    }
+
+    fn connect(&self, member: &Member, shards: &[String]) -> Arc<Peer> {
+        Arc::new(Peer::new(shards, self.block_size, self.secret.as_ref(), member.run))
     }
 
     /// Leaves a member alone for a while if it did not answer at all.
@@ -104,13 +125,13 @@ impl Peers {
         for member in view.holders(&key, replicas) {
             let Some(peer) = self.get(member) else { continue };
             let taken = if first.is_some_and(|first| first.id == member.id) {
-                peer.fetch(block, path, FETCH_PATIENCE + patience(block.length)).await.map(Some)
+                self.fetch(&peer, block, path).await
             } else {
-                peer.peek(block, PEEK_PATIENCE + patience(block.length)).await
+                self.peek(&peer, block, PEEK_PATIENCE).await
             };
             match taken {
-                Ok(Some(bytes)) => {
-                    if copy(&bytes, blank).is_ok() {
+                Ok(Some(taken)) => {
+                    if self.believe(member, block, taken, blank) {
                         return true;
                     }
                 }
@@ -119,6 +140,59 @@ impl Peers {
             }
         }
         false
+    }
+
+    /// A block that a member has, with its code where the cluster has a secret; None if it has it not, or
+    /// vouches for nothing.
+    async fn peek(
+        &self,
+        peer: &Peer,
+        block: PeerBlock,
+        patience: Duration,
+    ) -> Result<Option<Taken>, Error> {
+        let bytes = peer.peek(block, patience + self::patience(block.length));
+        if self.secret.is_none() {
+            return Ok(bytes.await?.map(|bytes| (bytes, None)));
+        }
+        let (bytes, code) = tokio::join!(bytes, peer.vouch(block, patience));
+        Ok(bytes?.zip(code?).map(|(bytes, code)| (bytes, Some(code))))
+    }
+
+    /// As [`Peers::peek`], a block that the member reads from the source if it has to.
+    async fn fetch(
+        &self,
+        peer: &Peer,
+        block: PeerBlock,
+        path: &str,
+    ) -> Result<Option<Taken>, Error> {
+        let bytes = peer.fetch(block, path, FETCH_PATIENCE + patience(block.length)).await?;
+        if self.secret.is_none() {
+            return Ok(Some((bytes, None)));
+        }
+        let code = peer.vouch(block, FETCH_PATIENCE).await?;
+        Ok(code.map(|code| (bytes, Some(code))))
+    }
+
+    /// Puts bytes that a member gave into the blank, if they are what a member has read from the source.
+    fn believe(
+        &self,
+        member: &Member,
+        block: PeerBlock,
+        (bytes, code): Taken,
+        blank: &mut Blank,
+    ) -> bool {
+        let PeerBlock { file, version, block, length } = block;
+        if let Some(secret) = &self.secret {
+            if code.is_none() {
+                return false;
+            }
+            blank.sign(BlockMac::new(secret, file, version, block, length));
+        }
+        let is_believed = copy(&bytes, blank, code.as_ref());
+        if !is_believed {
+            tracing::error!("block {block} of {file} from {} is not what was read", member.id);
+        }
+        is_believed
     }
 
     /// Takes a block from the member that says that it has it; false if it does not give it.
@@ -130,8 +204,8 @@ impl Peers {
     ) -> bool {
         let Some(peer) = self.get(member) else { return false };
         let block = PeerBlock { file: key.file, version, block: key.block, length: blank.length() };
-        match peer.peek(block, PULL_PATIENCE + patience(block.length)).await {
-            Ok(Some(bytes)) => copy(&bytes, blank).is_ok(),
+        match self.peek(&peer, block, PULL_PATIENCE).await {
+            Ok(Some(taken)) => self.believe(member, block, taken, blank),
             Ok(None) => false,
             Err(error) => {
                 self.failed(member, &error);
@@ -146,11 +220,70 @@ fn patience(length: u32) -> Duration {
     Duration::from_millis(u64::from(length) / SLOWEST_BYTES_PER_MS)
 }
 
-fn copy(bytes: &Bytes, blank: &mut Blank) -> io::Result<()> {
-    blank.fill_with(|position, target| {
-        let rest = &bytes[position as usize..];
+/// Copies the bytes into the blank. False if what lies there afterwards does not match the checksum that
+/// the bytes came with, because of damage on the way, or the code: then the blank is as empty as before.
+fn copy(taken: &PeerBytes, blank: &mut Blank, code: Option<&Mac>) -> bool {
+    let copied = blank.fill_with(|position, target| {
+        let rest = &taken.bytes[position as usize..];
         let length = rest.len().min(target.len());
         target[..length].copy_from_slice(&rest[..length]);
         Ok(length)
-    })
+    });
+    let is_whole = copied.is_ok() && blank.sum() == Some(taken.checksum);
+    if !is_whole {
+        tracing::error!("a block was damaged while it was copied here: is the memory faulty?");
+        blank.empty();
+        return false;
+    }
+    let is_vouched_for = code.is_none_or(|code| blank.matches(code));
+    if !is_vouched_for {
+        blank.empty();
+    }
+    is_vouched_for
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use millrace_proto::checksum;
+
+    use super::*;
+    use crate::memory::Arena;
+
+    #[test]
+    fn damage_on_the_way_into_memory_is_not_summed_over() {
+        let mut memory = Arena::new(32).unwrap().cut(1).remove(0);
+        let bytes = Bytes::from(vec![7; 70_000]);
+        let checksum = checksum::of(&bytes);
+        let mut blank = memory.allocate(70_000).unwrap();
+        let damaged = PeerBytes { bytes: bytes.clone(), checksum: checksum ^ 1 };
+        assert!(!copy(&damaged, &mut blank, None));
+        // The next place may have it whole.
+        assert!(copy(&PeerBytes { bytes, checksum }, &mut blank, None));
+        let (block, sums) = blank.freeze();
+        assert_eq!(sums.block, checksum);
+        memory.release(block);
+    }
+
+    #[test]
+    fn bytes_count_only_with_the_code_of_who_read_them_and_keep_it() {
+        let mut memory = Arena::new(32).unwrap().cut(1).remove(0);
+        let secret = Secret::parse(b"the secret of these").unwrap();
+        let (file, version) = (millrace_proto::FileId(1), 2);
+        let begin = || BlockMac::new(&secret, file, version, 3, 70_000);
+        let taken = |byte: u8| {
+            let bytes = Bytes::from(vec![byte; 70_000]);
+            PeerBytes { checksum: checksum::of(&bytes), bytes }
+        };
+        let mut code = begin();
+        code.update(&taken(7).bytes);
+        let code = code.finish();
+        let mut blank = memory.allocate(70_000).unwrap();
+        blank.sign(begin());
+        assert!(!copy(&taken(8), &mut blank, Some(&code)), "made up, with a right checksum");
+        assert!(copy(&taken(7), &mut blank, Some(&code)));
+        let (block, _) = blank.freeze();
+        assert_eq!(block.code(), Some(&code), "who takes it from here sees the same");
+        memory.release(block);
+    }
 }

@@ -7,9 +7,9 @@
 use std::sync::Arc;
 
 use super::View;
-use crate::cache::{BlockKey, EntryIndex};
+use crate::cache::{BlockKey, EntryIndex, Listed, Listing};
 use crate::files::FileTable;
-use crate::mailbox::{Listed, Listing, Mail, Mailboxes};
+use crate::mailbox::{Mail, Mailboxes};
 
 /// Entries of a shard that are looked at for one message. Guessed: below 0.1 ms of the shard's time.
 const ENTRIES_PER_PAGE: u32 = 2048;

@@ -7,12 +7,16 @@ use millrace_proto::cluster::{
     PINS_MAX, REPLICAS_MAX,
 };
 use millrace_proto::placement;
+use millrace_proto::proof::Secret;
 use serde::{Deserialize, Serialize};
 
-use super::answers::size_of_member;
 use crate::config::SHARDS_MAX;
 use crate::store::check_path;
 
+/// What the proof of a member's record is for.
+const PURPOSE: &str = "millrace 2 member";
+/// Bytes of an archived member without its texts.
+const MEMBER_SIZE: usize = 160;
 /// Number of the layout that this program writes and reads.
 pub(crate) const FORMAT: u32 = 1;
 
@@ -46,12 +50,57 @@ pub(crate) struct MemberRecord {
     pub capacity: u64,
     #[serde(default)]
     pub server: String,
+    /// See [`MemberRecord::proof`]; empty where the cluster has no secret.
+    #[serde(default)]
+    pub proof: String,
+}
+
+/// What a record is proved for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bond<'a> {
+    /// Id of the cluster.
+    pub cluster: &'a str,
+    /// The session with coordination that made the record, and with which it ends: `ephemeralOwner`.
+    pub session: i64,
 }
 
 impl MemberRecord {
     /// The number of the run; 0 for one that is none.
     pub(crate) fn run(&self) -> u64 {
         u64::from_str_radix(&self.run, 16).unwrap_or(0)
+    }
+
+    /// What only who knows the secret of the cluster could write below this record, in hex digits. It holds
+    /// for one session with coordination, so that a copy that is written in another one proves nothing.
+    pub(crate) fn proof(&self, secret: &Secret, bond: Bond<'_>) -> String {
+        let code = secret.code(PURPOSE, &self.text(bond));
+        code.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// True if the record was written by a node that knew the secret of the cluster, in this session.
+    pub(crate) fn is_proved(&self, secret: &Secret, bond: Bond<'_>) -> bool {
+        let digits = self.proof.as_bytes().chunks(2);
+        let code: Option<Vec<u8>> = digits
+            .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok())
+            .collect();
+        code.is_some_and(|code| secret.verify(PURPOSE, &self.text(bond), &code))
+    }
+
+    /// All that others believe of it, each text behind its length.
+    fn text(&self, bond: Bond<'_>) -> Vec<u8> {
+        let cluster = bond.cluster;
+        let numbers = [bond.session, self.weight.into(), self.capacity as i64];
+        let numbers = numbers.map(|number: i64| number.to_string());
+        let counts = [self.shards.len().to_string(), self.local.len().to_string()];
+        let texts = [cluster, &self.id, &self.run, &self.zone, &self.address, &self.machine];
+        let texts = texts.into_iter().chain(numbers.iter().chain(&counts).map(String::as_str));
+        let lists = self.shards.iter().chain(&self.local).map(String::as_str);
+        let mut all = Vec::new();
+        for text in texts.chain(lists) {
+            all.extend_from_slice(&(text.len() as u32).to_le_bytes());
+            all.extend_from_slice(text.as_bytes());
+        }
+        all
     }
 
     /// Whether it can be told to others: one that cannot is nobody's to follow.
@@ -210,9 +259,50 @@ pub(crate) fn write<T: Serialize>(record: &T) -> Vec<u8> {
     serde_json::to_vec(record).expect("plain structures have a JSON form")
 }
 
+/// About how many bytes a member takes in a reply, and not less.
+pub(super) fn size_of_member(member: &Member) -> usize {
+    let texts = [&member.id, &member.zone, &member.address, &member.machine, &member.server];
+    let texts = texts.into_iter().chain(&member.shards).chain(&member.local);
+    MEMBER_SIZE + texts.map(|text| text.len() + 8).sum::<usize>()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_record_is_proved_with_all_that_it_says_and_for_its_cluster() {
+        let secret = Secret::parse(b"0123456789abcdef").unwrap();
+        let mut record: MemberRecord = read(
+            "/members/a",
+            br#"{"id":"a","secret":"s","run":"1","weight":64,"address":"a:1","shards":["a:1","a:2"],
+                "capacity":9,"new":1}"#,
+        )
+        .unwrap();
+        let bond = |cluster, session| Bond { cluster, session };
+        let own = bond("c", 7);
+        assert!(!record.is_proved(&secret, own), "nothing is no proof");
+        record.proof = record.proof(&secret, own);
+        assert!(record.is_proved(&secret, own));
+        assert!(!record.is_proved(&secret, bond("d", 7)));
+        assert!(!record.is_proved(&secret, bond("c", 8)), "a copy in another session");
+        assert!(!record.is_proved(&secret, bond("c", 0)), "a copy that stays for good");
+        assert!(!record.is_proved(&Secret::parse(b"0123456789abcdeF").unwrap(), own));
+        let others = [
+            MemberRecord { weight: 1 << 24, ..record.clone() },
+            MemberRecord { address: "evil:1".into(), ..record.clone() },
+            MemberRecord {
+                shards: vec!["a:1".into()],
+                local: vec!["a:2".into()],
+                ..record.clone()
+            },
+            MemberRecord { run: "2".into(), ..record.clone() },
+            MemberRecord { proof: "z".repeat(64), ..record.clone() },
+        ];
+        for other in others {
+            assert!(!other.is_proved(&secret, own), "{other:?}");
+        }
+    }
 
     #[test]
     fn pins_that_no_master_wrote_are_passed_over() {

@@ -82,7 +82,7 @@ pub(crate) async fn run(cluster: &Cluster, peers: &Peers, own: Own) {
 }
 
 fn is_master(view: &View) -> bool {
-    !view.me.is_empty() && view.master == view.me && !view.is_fenced
+    !view.me.is_empty() && view.master == view.me && view.check_agreement().is_ok()
 }
 
 /// Asks all members.

@@ -9,24 +9,23 @@ use std::time::Duration;
 
 use millrace_proto::Status;
 use millrace_proto::cluster::{MEMBER_BYTES_MAX, Mount, NAME_LENGTH_MAX};
+use millrace_proto::proof::Secret;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use zookeeper_client::{
-    Acls, AddWatchMode, Client, CreateMode, CreateOptions, Error, EventType, PersistentWatcher,
-    SessionState, WatchedEvent,
+    AddWatchMode, Client, CreateMode, Error, EventType, PersistentWatcher, SessionState,
+    WatchedEvent,
 };
 
-use super::answers::size_of_member;
 use super::handover::Progress;
 use super::identity::Identity;
 use super::known::{Changes, Known, path};
-use super::master::{Command, PERSISTENT, Refusal, Term};
-use super::record::{ClusterRecord, FORMAT, MemberRecord, read, write};
+use super::master::{Command, Refusal, Term};
+use super::record::{Bond, ClusterRecord, FORMAT, MemberRecord, read, size_of_member, write};
+use super::rights::{self, Readers, Rights};
 use super::{Views, identity, record};
 use crate::store::mounts::Mounts;
 
-const EPHEMERAL: CreateOptions<'static> = CreateMode::Ephemeral.with_acls(Acls::anyone_all());
-const LATCH: CreateOptions<'static> = CreateMode::EphemeralSequential.with_acls(Acls::anyone_all());
 /// Least time that is given to a connection, whatever the session timeout is.
 const CONNECT_TIMEOUT_MIN: Duration = Duration::from_secs(3);
 /// Waits between tries to join, the shortest and the longest.
@@ -63,6 +62,8 @@ pub(crate) struct Settings {
     pub servers: String,
     pub path: String,
     pub timeout: Duration,
+    /// What the nodes of the cluster know; None in an insecure one.
+    pub secret: Option<Secret>,
     pub identity: Identity,
     /// What others are told of this node.
     pub record: MemberRecord,
@@ -82,6 +83,8 @@ enum Ending {
     Again(String),
     /// The session goes on, but is of no use.
     Anew(String),
+    /// Coordination does not allow it.
+    NotAllowed,
     /// It will not work before somebody does something.
     Never(String),
 }
@@ -92,7 +95,8 @@ impl From<Error> for Ending {
             Error::QuotaExceeded => Ending::Again(
                 "coordination is full: nothing can be written until room is made".to_owned(),
             ),
-            Error::NoAuth | Error::AuthFailed => Ending::Never(format!("coordination: {error}")),
+            Error::NoAuth => Ending::NotAllowed,
+            Error::AuthFailed => Ending::Never(format!("coordination: {error}")),
             error => Ending::Again(format!("coordination: {error}")),
         }
     }
@@ -179,6 +183,7 @@ impl Session {
         loop {
             let began = Instant::now();
             let ending = self.live().await;
+            let ending = self.explain(ending);
             self.fence(true);
             let is_final = matches!(ending, Ending::Never(_));
             let (Ending::Again(reason) | Ending::Anew(reason) | Ending::Never(reason)) = ending
@@ -190,7 +195,7 @@ impl Session {
                 wait = RETRY_MIN;
             }
             if is_final && let Some(joined) = self.joined.take() {
-                // Whoever starts the node may have given up on it.
+                // The caller may have given up on the node.
                 let _ = joined.send(Err(reason));
                 return;
             }
@@ -218,7 +223,10 @@ impl Session {
             tokio::select! {
                 () = sleep_until(end) => return None,
                 Ok(done) = self.leave.recv_async() => return Some(done),
-                Ok(request) = self.requests.recv_async() => refuse_fenced(request),
+                Ok(request) = self.requests.recv_async() => {
+                    // The asker may have gone.
+                    let _ = request.reply.send(Err(fenced()));
+                }
             }
         }
     }
@@ -249,34 +257,76 @@ impl Session {
             )));
         }
         let connector = Client::connector().with_session_timeout(settings.timeout);
+        let connector = rights::identify(connector, settings.secret.as_ref());
+        let rights = self.rights();
         let patience = settings.timeout.max(CONNECT_TIMEOUT_MIN);
         let connected = timeout(patience, connector.connect(&settings.servers)).await;
         let client = connected.unwrap_or(Err(Error::Timeout)).map_err(|error| {
             Ending::Again(format!("no session with coordination at {}: {error}", settings.servers))
         })?;
-        client.mkdir(&settings.path, &PERSISTENT).await?;
+        rights.make_path(&client, &settings.path).await?;
         let client = client
             .chroot(settings.path.clone())
             .map_err(|_| Ending::Never(format!("{} is not a path", settings.path)))?;
         // What another server has acknowledged is seen here, too.
         client.sync("/").await?;
-        self.agree(&client).await?;
-        for directory in [path::MEMBERS, path::DRAINS, path::MASTER] {
-            match client.create(directory, b"", &PERSISTENT).await {
-                Ok(_) | Err(Error::NodeExists) => (),
-                Err(error) => return Err(error.into()),
-            }
-        }
+        let prepared = self.prepare(&client).await;
+        prepared.map_err(|ending| self.explain(ending))?;
         let watcher = client.watch("/", AddWatchMode::PersistentRecursive).await?;
         self.register(&client).await?;
         let id = self.settings.identity.id().to_owned();
-        let (stat, sequence) = client.create(path::LATCH, id.as_bytes(), &LATCH).await?;
+        let latch = rights.create(CreateMode::EphemeralSequential, Readers::Nodes);
+        let (stat, sequence) = client.create(path::LATCH, id.as_bytes(), &latch).await?;
         let latch = (format!("{}{sequence}", path::LATCH), stat.czxid);
         Ok(Live { client, watcher, latch, term: None })
     }
 
+    fn rights(&self) -> Rights {
+        Rights::of(self.settings.secret.as_ref())
+    }
+
+    /// Has the directories of the cluster, and makes sure that they are its own.
+    async fn prepare(&mut self, client: &Client) -> Result<(), Ending> {
+        let rights = self.rights();
+        // Before anything there is believed, or noted in the data directory.
+        rights.check(client, &[("/", Readers::World)]).await?;
+        self.agree(client).await?;
+        let directories = [
+            (path::MEMBERS, Readers::World),
+            (path::DRAINS, Readers::Nodes),
+            (path::MASTER, Readers::Nodes),
+        ];
+        for (directory, readers) in directories {
+            let options = rights.create(CreateMode::Persistent, readers);
+            match client.create(directory, b"", &options).await {
+                Ok(_) | Err(Error::NodeExists) => (),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        rights.check(client, &directories).await?;
+        rights.check(client, &[(path::CLUSTER, Readers::Nodes)]).await?;
+        Ok(())
+    }
+
+    /// Says more of what coordination did not allow.
+    fn explain(&self, ending: Ending) -> Ending {
+        let Settings { servers, path, secret, .. } = &self.settings;
+        match ending {
+            Ending::NotAllowed => Ending::Never(format!(
+                "zk://{servers}{path} was made {}: give every node the same --coord-secret, or take \
+                 another path, or stop all nodes and delete what is there",
+                match secret {
+                    Some(_) => "without the secret that this node has",
+                    None => "with a secret, and this node has none",
+                }
+            )),
+            other => other,
+        }
+    }
+
     /// Reads what all nodes agree on, or, as the first one, writes it.
     async fn agree(&mut self, client: &Client) -> Result<(), Ending> {
+        let rights = self.rights();
         let settings = &mut self.settings;
         let place = format!("zk://{}{}", settings.servers, settings.path);
         let own = ClusterRecord {
@@ -284,7 +334,8 @@ impl Session {
             id: identity::random(),
             block_size: settings.block_size,
         };
-        let record = match client.create(path::CLUSTER, &write(&own), &PERSISTENT).await {
+        let options = rights.create(CreateMode::Persistent, Readers::Nodes);
+        let record = match client.create(path::CLUSTER, &write(&own), &options).await {
             Ok(_) => own,
             Err(Error::NodeExists) => {
                 let (data, _) = client.get_data(path::CLUSTER).await?;
@@ -320,6 +371,7 @@ impl Session {
         settings.identity.join(&record.id).map_err(|error| {
             Ending::Never(format!("note the cluster in the data directory: {error}"))
         })?;
+        self.known.expect(settings.secret.as_ref(), &record.id);
         self.cluster = record.id;
         Ok(())
     }
@@ -329,9 +381,13 @@ impl Session {
     async fn register(&self, client: &Client) -> Result<(), Ending> {
         let mine = &self.settings.record;
         let path = format!("{}/{}", path::MEMBERS, mine.id);
-        let data = write(mine);
+        let secret = self.settings.secret.as_ref();
+        let bond = Bond { cluster: &self.cluster, session: client.session_id().0 };
+        let proof = secret.map(|secret| mine.proof(secret, bond)).unwrap_or_default();
+        let data = write(&MemberRecord { proof, ..mine.clone() });
+        let options = self.rights().create(CreateMode::Ephemeral, Readers::World);
         loop {
-            match client.create(&path, &data, &EPHEMERAL).await {
+            match client.create(&path, &data, &options).await {
                 Ok(_) => return Ok(()),
                 Err(Error::NodeExists) => (),
                 Err(error) => return Err(error.into()),
@@ -492,7 +548,7 @@ impl Session {
         self.settings.progress.set_fenced(false);
         self.settings.views.send_replace(Arc::new(view));
         if let Some(joined) = self.joined.take_if(|_| is_ready) {
-            // Whoever starts the node may have given up on it.
+            // The caller may have given up on the node.
             let _ = joined.send(Ok(()));
         } else if let Some(joined) = &self.joined {
             let reason = "nothing is mounted, and the master has no source of its own: say what \
@@ -513,7 +569,8 @@ impl Session {
         }
         if live.term.as_ref().is_none_or(|term| term.latch() != live.latch.0) {
             let id = self.settings.identity.id();
-            match Term::begin(&live.client, id, &live.latch.0, live.latch.1).await {
+            let latch = (live.latch.0.as_str(), live.latch.1);
+            match Term::begin(&live.client, self.rights(), id, latch).await {
                 Ok(term) => {
                     tracing::info!("elected as master, fencing token {}", live.latch.1);
                     live.term = Some(term);
@@ -548,11 +605,22 @@ impl Session {
     }
 
     async fn answer(&self, live: &mut Live, is_lost: bool, request: Request) {
-        if is_lost {
-            refuse_fenced(request);
+        let Request { command, reply } = request;
+        // A connection that was lost a moment ago is not told of yet, and nothing can be written.
+        let agreed =
+            if is_lost { Err(fenced()) } else { self.settings.views.borrow().check_agreement() };
+        if let Err(refusal) = agreed {
+            // The asker may have gone.
+            let _ = reply.send(Err(refusal));
             return;
         }
-        let Request { command, reply } = request;
+        if let Command::Mount { mount, remove: false } = &command
+            && let Err(error) = self.settings.mounts.admit(&mount.source)
+        {
+            // The asker may have gone.
+            let _ = reply.send(Err(error.into()));
+            return;
+        }
         let patience = live.client.session_timeout() / 3;
         let result = match &live.term {
             Some(term) => {
@@ -574,7 +642,7 @@ impl Session {
             // It is over, or begins anew with the next look.
             live.term = None;
         }
-        // Whoever asked may have gone.
+        // The asker may have gone.
         let _ = reply.send(result);
     }
 
@@ -651,10 +719,8 @@ fn ended(state: SessionState) -> Ending {
     Ending::Again(format!("the session with coordination ended: {state}"))
 }
 
-fn refuse_fenced(request: Request) {
-    let message = "this node has lost coordination: ask another one, or try again later";
-    // Whoever asked may have gone.
-    let _ = request.reply.send(Err(Refusal::new(Status::Fenced, message)));
+fn fenced() -> Refusal {
+    Refusal::new(Status::Fenced, "this node has no connection to coordination: try again later")
 }
 
 /// Whether the node of a registration runs: somebody listens where it says. Of the same node an

@@ -1,7 +1,6 @@
 //! Where a node finds coordination.
 
 use std::fmt;
-use std::net::SocketAddr;
 
 use millrace_proto::coordination::{Place, SCHEME};
 
@@ -10,9 +9,8 @@ use millrace_proto::coordination::{Place, SCHEME};
 pub enum Coordination {
     /// There is none: the node is alone, and nobody elects or drains anything.
     None,
-    /// A replica in the same process, for a cluster of one node. The program starts it and puts its
-    /// address here; without one it is as if there were none.
-    Embedded(Option<SocketAddr>),
+    /// The node's own, for a cluster of one node: nothing listens for it.
+    Embedded,
     /// A service that speaks the ZooKeeper protocol.
     Ensemble {
         /// `host:port` of one or more servers, joined by commas.
@@ -22,26 +20,12 @@ pub enum Coordination {
     },
 }
 
-/// Path of the cluster in embedded coordination.
-const EMBEDDED_PATH: &str = "/millrace";
-
 impl Coordination {
-    /// Servers and path, if the node is in a cluster.
-    pub fn place(&self) -> Option<(String, String)> {
-        match self {
-            Coordination::None | Coordination::Embedded(None) => None,
-            Coordination::Embedded(Some(address)) => {
-                Some((address.to_string(), EMBEDDED_PATH.to_owned()))
-            }
-            Coordination::Ensemble { servers, path } => Some((servers.clone(), path.clone())),
-        }
-    }
-
     /// Reads `embedded`, `none`, or `zk://HOST:PORT,HOST:PORT/PATH`.
     pub fn parse(text: &str) -> Option<Coordination> {
         match text {
             "none" => return Some(Coordination::None),
-            "embedded" => return Some(Coordination::Embedded(None)),
+            "embedded" => return Some(Coordination::Embedded),
             _ => (),
         }
         let Place { servers, path } = Place::parse(text)?;
@@ -53,7 +37,7 @@ impl fmt::Display for Coordination {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Coordination::None => out.write_str("none"),
-            Coordination::Embedded(_) => out.write_str("embedded"),
+            Coordination::Embedded => out.write_str("embedded"),
             Coordination::Ensemble { servers, path } => write!(out, "{SCHEME}{servers}{path}"),
         }
     }

@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
+use millrace_ops::settings::{Access, LIST_SEPARATOR, Number};
 use millrace_proto::frame::{BODY_LENGTH_MAX, PAYLOAD_LENGTH_MAX};
 
-use super::ZeroCopy;
 use super::coordination::Coordination;
-use super::key::{Access, Key, Number};
+use super::mounts::MountOptions;
 use super::text::{format_cpus, is_host, is_name, parse_cpus};
+use super::{Key, ZeroCopy};
 use crate::local::AUTOMATIC;
 
 /// A number that lives in the field of this name. The range is checked before the cast.
@@ -22,10 +23,9 @@ macro_rules! number {
     };
 }
 
-pub(super) const KIB: u64 = 1 << 10;
-pub(super) const MIB: u64 = 1 << 20;
-pub(super) const GIB: u64 = 1 << 30;
-pub(super) const TIB: u64 = 1 << 40;
+const KIB: u64 = 1 << 10;
+const GIB: u64 = 1 << 30;
+const TIB: u64 = 1 << 40;
 
 /// Most shards of a node. Guessed: more than the cores of any machine we know.
 pub const SHARDS_MAX: usize = 256;
@@ -37,12 +37,8 @@ pub const SHARD_BLOCKS_MIN: usize = 8;
 pub const BLOCK_SIZE_MIN: u32 = millrace_proto::checksum::CHUNK_SIZE;
 /// Largest block. Derived: the largest payload of a frame.
 pub const BLOCK_SIZE_MAX: u32 = PAYLOAD_LENGTH_MAX;
-/// Highest number of cores that an affinity mask can name.
-pub(super) const CPUS_MAX: usize = rustix::thread::CpuSet::MAX_CPU;
 /// Longest path of a socket: `sun_path` of unix(7), less what the names of shards add.
 const SOCKET_LENGTH_MAX: usize = 107 - 4;
-/// Longest host name in DNS.
-pub(super) const HOST_LENGTH_MAX: usize = 253;
 
 const _: () = assert!(BLOCK_SIZE_MIN.is_power_of_two() && BLOCK_SIZE_MAX.is_power_of_two());
 const _: () = assert!(size_of::<usize>() == 8, "sizes are 64-bit");
@@ -62,6 +58,26 @@ pub const KEYS: &[Key] = &[
                 !text.is_empty()
             },
             get: |config| config.source.display().to_string(),
+        },
+    },
+    Key {
+        name: "mount_root",
+        value: "DIR",
+        default: "the source alone",
+        help: "Directory below which sources may be mounted; may be given several times",
+        example: "/mnt/datasets",
+        access: Access::List {
+            allowed: "absolute paths, with ':' between them, or nothing",
+            set: |config, text| {
+                let roots = text.split(LIST_SEPARATOR).filter(|root| !root.is_empty());
+                config.mount_roots = roots.map(PathBuf::from).collect();
+                config.mount_roots.iter().all(|root| root.is_absolute())
+            },
+            get: |config| {
+                let roots: Vec<_> =
+                    config.mount_roots.iter().map(|root| root.display().to_string()).collect();
+                roots.join(&LIST_SEPARATOR.to_string())
+            },
         },
     },
     Key {
@@ -95,6 +111,97 @@ pub const KEYS: &[Key] = &[
                 is_path || text.is_empty() || text == AUTOMATIC
             },
             get: |config| config.socket.display().to_string(),
+        },
+    },
+    Key {
+        name: "socket_mode",
+        value: "MODE",
+        default: "660: the node's user and group, or those that are named",
+        help: "Who may use the Unix sockets, and so map all of the node's memory, as a file's mode",
+        example: "600",
+        access: Access::Mode {
+            set: |config, mode| config.socket_mode = mode,
+            get: |config| config.socket_mode,
+        },
+    },
+    Key {
+        name: "socket_user",
+        value: "NAME",
+        default: "the node's own",
+        help: "Owner of the Unix sockets",
+        example: "millrace",
+        access: Access::Text {
+            allowed: "a name or a number of a user, or nothing",
+            set: |config, text| {
+                config.socket_user = text.to_owned();
+                text.is_empty() || is_name(text)
+            },
+            get: |config| config.socket_user.clone(),
+        },
+    },
+    Key {
+        name: "socket_group",
+        value: "NAME",
+        default: "the node's own",
+        help: "Group of the Unix sockets; at abstract names a client's effective group counts",
+        example: "engines",
+        access: Access::Text {
+            allowed: "a name or a number of a group, or nothing",
+            set: |config, text| {
+                config.socket_group = text.to_owned();
+                text.is_empty() || is_name(text)
+            },
+            get: |config| config.socket_group.clone(),
+        },
+    },
+    Key {
+        name: "admin",
+        value: "PATH",
+        default: "auto: in a directory of the node's user, where the CLI looks",
+        help: "Unix socket at which the node's user and root may change what it does",
+        example: "/run/millrace/admin.sock",
+        access: Access::Text {
+            allowed: "an absolute path of at most 103 bytes, auto, or nothing",
+            set: |config, text| {
+                config.admin = PathBuf::from(text);
+                let is_path = text.starts_with('/') && text.len() <= SOCKET_LENGTH_MAX;
+                is_path || text.is_empty() || text == AUTOMATIC
+            },
+            get: |config| config.admin.display().to_string(),
+        },
+    },
+    Key {
+        name: "admin_token",
+        value: "FILE",
+        default: "none: nothing is changed over TCP",
+        help: "File with a token; a client that knows it may change over TCP what the node does",
+        example: "/etc/millrace/admin-token",
+        access: Access::Text {
+            allowed: "a path, or nothing",
+            set: |config, text| {
+                config.admin_token = PathBuf::from(text);
+                true
+            },
+            get: |config| config.admin_token.display().to_string(),
+        },
+    },
+    // Not `admin`: that is the administration socket, where the node is told what to do.
+    Key {
+        name: "http",
+        value: "IP:PORT",
+        default: "off",
+        help: "Address of /metrics, /livez, /readyz and /status over HTTP, open to all who reach it",
+        example: "127.0.0.1:7071",
+        access: Access::Text {
+            allowed: "an IP address and a port, or off",
+            set: |config, text| match text {
+                "off" => {
+                    config.http = None;
+                    true
+                }
+                _ => text.parse().map(|address| config.http = Some(address)).is_ok(),
+            },
+            get: |config| config.http.map_or("off".to_owned(), |address| address.to_string()),
         },
     },
     Key {
@@ -157,7 +264,7 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "coord",
         value: "WHERE",
-        default: "embedded: a replica of its own, for a cluster of one node",
+        default: "embedded: the node keeps by itself what is mounted and pinned",
         help: "Coordination: zk://HOST:PORT,.../PATH of millrace coord or ZooKeeper, embedded, or none",
         example: "zk://coord-1:2181,coord-2:2181,coord-3:2181/millrace",
         access: Access::Text {
@@ -173,10 +280,36 @@ pub const KEYS: &[Key] = &[
         },
     },
     Key {
+        name: "coord_secret",
+        value: "FILE",
+        default: "none: a cluster needs one",
+        help: "File with the secret of the cluster, the same on every node; 16 bytes or more",
+        example: "/etc/millrace/secret",
+        access: Access::Text {
+            allowed: "a path, or nothing",
+            set: |config, text| {
+                config.coord_secret = PathBuf::from(text);
+                true
+            },
+            get: |config| config.coord_secret.display().to_string(),
+        },
+    },
+    Key {
+        name: "insecure",
+        value: "BOOL",
+        default: "false",
+        help: "Be in a cluster without a secret: every process that reaches its network can be a member",
+        example: "true",
+        access: Access::Flag {
+            set: |config, value| config.insecure = value,
+            get: |config| config.insecure,
+        },
+    },
+    Key {
         name: "data",
         value: "DIR",
         default: "nothing is kept: the node has another identity after a restart",
-        help: "Directory for what survives a restart: the node's identity, embedded coordination",
+        help: "Directory for what survives a restart: the node's identity, its own mounts and pins",
         example: "/var/lib/millrace",
         access: Access::Text {
             allowed: "a path, or nothing",
@@ -185,6 +318,23 @@ pub const KEYS: &[Key] = &[
                 true
             },
             get: |config| config.data.display().to_string(),
+        },
+    },
+    Key {
+        name: "mount_options",
+        value: "LIST",
+        default: "none: the type of the file system decides",
+        help: "How contents of a mount are told apart: PREFIX=content, device or shared; / for the root",
+        example: "/=content,models=shared",
+        access: Access::Text {
+            allowed: "prefixes of mounts, each with =content, =device or =shared, joined by commas",
+            set: |config, text| {
+                MountOptions::parse(text).is_some_and(|options| {
+                    config.mount_options = options;
+                    true
+                })
+            },
+            get: |config| config.mount_options.to_string(),
         },
     },
     Key {
@@ -262,9 +412,26 @@ pub const KEYS: &[Key] = &[
         name: "memory",
         value: "SIZE",
         default: "1GiB",
-        help: "Memory for cached blocks and their index, taken at start and never exceeded",
+        help: "Memory for cached blocks and their index, never exceeded",
         example: "8GiB",
         access: Access::Size(number!(memory, SHARD_MEMORY_MIN as u64..=16 * TIB)),
+    },
+    Key {
+        name: "populate",
+        value: "WHETHER",
+        default: "true",
+        help: "Whether memory is taken at start; with false a node may be killed as its cache fills",
+        example: "false",
+        access: Access::Text {
+            allowed: "true or false",
+            set: |config, text| {
+                text.parse().is_ok_and(|populate| {
+                    config.populate = populate;
+                    true
+                })
+            },
+            get: |config| config.populate.to_string(),
+        },
     },
     Key {
         name: "block_size",
@@ -283,6 +450,14 @@ pub const KEYS: &[Key] = &[
         access: Access::Count(number!(connections_max, 1..=1_000_000)),
     },
     Key {
+        name: "connections_per_peer_max",
+        value: "COUNT",
+        default: "2048",
+        help: "Most connections of one address, or of one user over a Unix socket",
+        example: "256",
+        access: Access::Count(number!(connections_per_peer_max, 1..=1_000_000)),
+    },
+    Key {
         name: "requests_in_flight_max",
         value: "COUNT",
         default: "256",
@@ -294,7 +469,7 @@ pub const KEYS: &[Key] = &[
         name: "bytes_in_flight_max",
         value: "SIZE",
         default: "32MiB",
-        help: "Most reply bytes not yet sent on one connection; at least one block",
+        help: "Most unsent reply bytes of one connection, and bytes its blocks hold; at least one block",
         example: "64MiB",
         access: Access::Size(number!(bytes_in_flight_max, BLOCK_SIZE_MIN as u64..=16 * GIB)),
     },
@@ -310,7 +485,7 @@ pub const KEYS: &[Key] = &[
         name: "fill_concurrency",
         value: "COUNT",
         default: "16",
-        help: "Parallel reads of the source; raise it for a source of high latency",
+        help: "Parallel reads of each source; raise it for a source of high latency",
         example: "64",
         access: Access::Count(number!(fill_concurrency, 1..=512)),
     },
@@ -318,7 +493,7 @@ pub const KEYS: &[Key] = &[
         name: "fill_queue_max",
         value: "COUNT",
         default: "1024",
-        help: "Most block reads waiting for the source; further misses are answered Busy",
+        help: "Most block reads handed to the source's threads at once; further misses wait their turn",
         example: "4096",
         access: Access::Count(number!(fill_queue_max, 1..=1_000_000)),
     },
@@ -337,6 +512,14 @@ pub const KEYS: &[Key] = &[
         help: "Most files being loaded at once; further Load requests are answered Busy",
         example: "16",
         access: Access::Count(number!(load_concurrency, 1..=4096)),
+    },
+    Key {
+        name: "source_timeout_ms",
+        value: "MS",
+        default: "10000",
+        help: "A source that has not answered for so many milliseconds is taken to hang",
+        example: "60000",
+        access: Access::Count(number!(source_timeout_ms, 100..=3_600_000)),
     },
     Key {
         name: "files_max",

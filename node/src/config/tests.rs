@@ -56,8 +56,10 @@ fn the_default_texts_are_the_defaults() {
     let config = Config::production("/data".into());
     for key in KEYS {
         match key.access {
+            Access::List { .. } => {}
             Access::Text { .. } if key.name != "listen" => {}
             Access::Count(_) if key.name == "shards" => {}
+            Access::Mode { .. } => {}
             _ => assert_eq!(key.get(&config), key.default, "{}", key.name),
         }
     }
@@ -71,6 +73,47 @@ fn examples_are_understood_and_help_is_one_line() {
             key.help.len() <= 90 && !key.help.contains('\n') && !key.help.ends_with('.'),
             "{}",
             key.name
+        );
+    }
+}
+
+#[test]
+fn mount_roots_are_absolute_and_may_be_several() {
+    let roots = |config: Config| config.mount_roots;
+    let expect = ["/a", "/b c"].map(PathBuf::from).to_vec();
+    let file = "source = '/a'\nmount_root = ['/a', '/b c']";
+    assert_eq!(roots(load(Some(file), &[], &[]).unwrap()), expect);
+    assert_eq!(roots(with_flags(&[("mount_root", "/a:/b c")]).unwrap()), expect);
+    assert_eq!(roots(with_flags(&[]).unwrap()), Vec::<PathBuf>::new());
+    assert!(with_flags(&[("mount_root", "/a:b")]).is_err());
+}
+
+#[test]
+fn a_mode_is_octal_and_stands_in_quotes() {
+    let mode = |text: &str| with_flags(&[("socket_mode", text)]).map(|config| config.socket_mode);
+    for text in ["660", "0660", "0o660"] {
+        assert_eq!(mode(text), Ok(0o660), "{text}");
+        let file = format!("source = '/a'\nsocket_mode = '{text}'");
+        assert_eq!(load(Some(&file), &[], &[]).unwrap().socket_mode, 0o660, "{text}");
+    }
+    assert_eq!(mode("000"), Ok(0));
+    for text in ["", "6", "66", "+66", "0o66", "1660", "0o1660", "01660", "888", "0x1b0", "u+rw"] {
+        assert!(mode(text).is_err(), "{text}");
+    }
+    check_error(
+        with_flags(&[("socket_mode", "6")]),
+        "flag --socket-mode: `6` is not allowed; \
+         expected three octal digits, as chmod takes them, for example `600`",
+    );
+    // 0o660 is 432: read as octal digits again it would let everybody in.
+    for (number, told) in [("0o660", "432"), ("432", "432"), ("660", "660"), ("[660]", "[660]")] {
+        check_error(
+            load(Some(&format!("source = '/a'\nsocket_mode = {number}")), &[], &[]),
+            &format!(
+                "key socket_mode in /etc/m.toml: `{told}` is not allowed; expected three octal digits, \
+                 as chmod takes them and in quotes, because a number without them is not read as octal, \
+                 for example `\"600\"`"
+            ),
         );
     }
 }
@@ -161,8 +204,10 @@ fn wrong_values_name_the_place_the_range_and_an_example() {
 
 #[test]
 fn nonsense_is_refused_for_every_key() {
-    let is_free = |key: &&Key| !matches!(key.name, "source" | "advertise" | "data");
-    let is_name = |key: &&Key| matches!(key.name, "node_id" | "zone");
+    let free = ["source", "advertise", "data", "coord_secret", "admin_token"];
+    let is_free = |key: &&Key| !free.contains(&key.name);
+    let names = ["node_id", "zone", "socket_user", "socket_group"];
+    let is_name = |key: &&Key| names.contains(&key.name);
     for key in KEYS.iter().filter(is_name) {
         for text in ["?!", "1 2 3", "\u{661}", "..", "a/b", &"n".repeat(65)] {
             assert!(with_flags(&[(key.name, text)]).is_err(), "{} = {text}", key.name);
@@ -244,10 +289,40 @@ fn validate_judges_values_set_by_code() {
 }
 
 #[test]
+fn contents_are_compared_only_by_a_node_outside_a_cluster() {
+    let cluster = [("coord", "zk://localhost:2181/m"), ("insecure", "true")];
+    let with = |options| with_flags(&[cluster[0], cluster[1], ("mount_options", options)]);
+    assert!(with("models=shared").is_ok());
+    let error = with("models=shared,/=content").unwrap_err();
+    assert!(error.contains("--mount-options") && error.contains("device"), "{error}");
+    assert!(with_flags(&[("mount_options", "/=content")]).is_ok());
+}
+
+#[test]
 fn a_source_is_required() {
     let error = load(None, &[], &[]).unwrap_err();
     assert!(error.contains("--source") && error.contains("MILLRACE_SOURCE"), "{error}");
     assert!(load(None, &[("MILLRACE_SOURCE", "")], &[]).is_err());
+}
+
+#[test]
+fn settings_that_contradict_each_other_are_refused() {
+    let secret = ("coord_secret", "/s");
+    let refused: [(&[(&str, &str)], _); 4] = [
+        (&[secret], ["--coord-secret", "--coord zk://"]),
+        (&[secret, ("coord", "none")], ["--coord-secret", "--coord zk://"]),
+        (&[secret, ("coord", "zk://a:1/m"), ("insecure", "true")], ["--insecure", "contradict"]),
+        (&[("socket", "/run/m"), ("admin", "/run/m")], ["--socket", "--admin"]),
+    ];
+    for (flags, words) in refused {
+        let told = with_flags(flags).unwrap_err();
+        assert!(words.iter().all(|word| told.contains(word)), "{flags:?}: {told}");
+    }
+    // The secret of the file counts where a flag takes the trust back.
+    let file = "source = '/a'\ncoord = 'zk://a:1/m'\ncoord_secret = '/s'\ninsecure = true";
+    load(Some(file), &[], &[("insecure", "false")]).unwrap();
+    with_flags(&[secret, ("coord", "zk://a:1/m")]).unwrap();
+    with_flags(&[("socket", ""), ("admin", "")]).unwrap();
 }
 
 #[test]
@@ -307,40 +382,9 @@ fn cpu_lists_parse() {
     assert_eq!(format_cpus(&[0, 2, 3, 4, 7, 6]), "0,2-4,7,6");
 }
 
-#[test]
-fn sizes_parse() {
-    let check = |text: &str, expect| assert_eq!(parse_size(text), expect, "{text}");
-    check("0", Ok(0));
-    check("512MiB", Ok(512 << 20));
-    check("1GiB", Ok(1 << 30));
-    check("1G", Ok(1 << 30));
-    check("64k", Ok(64 << 10));
-    check("64 kib", Ok(64 << 10));
-    check("10_000", Ok(10_000));
-    check("7b", Ok(7));
-    check("2T", Ok(2 << 40));
-    for text in ["", "MiB", "-1", "+1", "_1", "1_", "1_MiB", ".5G"] {
-        check(text, Err(SizeError::NoNumber));
-    }
-    for text in ["1MB", "1.5GiB", "1 G B", "1X", "0x10", "1e3"] {
-        check(text, Err(SizeError::UnknownUnit));
-    }
-    for text in ["18446744073709551616", "16777216TiB"] {
-        check(text, Err(SizeError::TooLarge));
-    }
-}
-
 proptest! {
     #[test]
-    fn sizes_round_trip(size in any::<u64>(), shift in 0u32..64) {
-        for size in [size, size >> shift, size << shift, 1 << shift] {
-            prop_assert_eq!(parse_size(&format_size(size)), Ok(size));
-        }
-    }
-
-    #[test]
     fn any_text_is_judged_without_a_panic(text in ".{0,40}", file in any::<bool>()) {
-        let _ = parse_size(&text);
         for key in KEYS {
             let _ = with_flags(&[(key.name, &text)]);
         }

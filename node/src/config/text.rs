@@ -1,13 +1,15 @@
-//! Text and the values it stands for: sizes, counts, core lists, host names.
+//! Text and the values it stands for: core lists, host names, names in a cluster.
 //!
-//! Owns the spelling that every layer of the configuration shares. What is written is read back as the
-//! same value.
+//! What is written is read back as the same value.
 
 use std::net::IpAddr;
 
+use millrace_ops::host::is_host_name;
+use millrace_ops::size::parse_count;
 use millrace_proto::cluster::NAME_LENGTH_MAX;
 
-use super::keys::{CPUS_MAX, GIB, HOST_LENGTH_MAX, KIB, MIB, TIB};
+/// Highest number of cores that an affinity mask can name.
+pub(super) const CPUS_MAX: usize = rustix::thread::CpuSet::MAX_CPU;
 
 /// Cores this process may run on, ascending.
 pub fn usable_cpus() -> Vec<usize> {
@@ -49,13 +51,9 @@ pub(super) fn format_cpus(cpus: &[usize]) -> String {
         .join(",")
 }
 
-/// Whether `text` can stand before `:port`; the empty text may.
+/// True if `text` can stand before `:port`; the empty text may.
 pub(super) fn is_host(text: &str) -> bool {
-    let is_name = |text: &str| {
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-        text.len() <= HOST_LENGTH_MAX && text.bytes().all(allowed)
-    };
-    is_name(text) || text.parse::<IpAddr>().is_ok()
+    text.is_empty() || is_host_name(text) || text.parse::<IpAddr>().is_ok()
 }
 
 /// Whether a text is a name of a node or a zone: short, and safe in paths and tables.
@@ -65,61 +63,4 @@ pub(super) fn is_name(text: &str) -> bool {
         && text.bytes().all(allowed)
         && text != "."
         && text != ".."
-}
-
-/// Digits, with `_` between them where wanted.
-pub(super) fn parse_count(text: &str) -> Option<u64> {
-    let edge = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_digit);
-    let bytes = text.as_bytes();
-    if !edge(bytes.first()) || !edge(bytes.last()) {
-        return None;
-    }
-    let digits: String = text.chars().filter(|letter| *letter != '_').collect();
-    digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())?
-}
-
-/// Why a text is not a size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SizeError {
-    /// It does not start with a whole number.
-    #[error("a size is a whole number with an optional unit, such as 512MiB or 65536")]
-    NoNumber,
-    /// The unit is unknown. `MB` is refused since it may mean 10^6 or 2^20.
-    #[error("unknown unit of size: use KiB, MiB, GiB or TiB (or K, M, G, T), powers of 1024")]
-    UnknownUnit,
-    /// It does not fit 64 bits.
-    #[error("the size does not fit 64 bits")]
-    TooLarge,
-}
-
-const UNITS: [(u64, &str, &str); 5] =
-    [(TIB, "t", "TiB"), (GIB, "g", "GiB"), (MIB, "m", "MiB"), (KIB, "k", "KiB"), (1, "b", "")];
-
-/// Bytes in `512MiB`, `1G`, `64k` or `10_000`. Units are powers of 1024, in any case.
-///
-/// # Errors
-/// [`SizeError`].
-pub fn parse_size(text: &str) -> Result<u64, SizeError> {
-    let text = text.trim();
-    let digits_end = text.find(|letter: char| !letter.is_ascii_digit() && letter != '_');
-    let (number, unit) = text.split_at(digits_end.unwrap_or(text.len()));
-    let is_number =
-        number.starts_with(|first: char| first.is_ascii_digit()) && !number.ends_with('_');
-    if !is_number {
-        return Err(SizeError::NoNumber);
-    }
-    let number = parse_count(number).ok_or(SizeError::TooLarge)?;
-    let unit = unit.trim_start().to_ascii_lowercase();
-    let (scale, ..) = UNITS
-        .iter()
-        .find(|(_, short, long)| unit == *short || unit == long.to_ascii_lowercase())
-        .ok_or(SizeError::UnknownUnit)?;
-    number.checked_mul(*scale).ok_or(SizeError::TooLarge)
-}
-
-/// The shortest exact form that [`parse_size`] reads, such as `512MiB`; `0` and odd sizes in bytes.
-pub fn format_size(size: u64) -> String {
-    let fits = |scale: u64| size >= scale && size.is_multiple_of(scale);
-    let unit = UNITS.iter().find(|(scale, ..)| fits(*scale));
-    unit.map_or_else(|| size.to_string(), |(scale, _, name)| format!("{}{name}", size / scale))
 }

@@ -118,3 +118,17 @@ fn nobody_who_has_the_descriptor_can_write_or_cut_the_memory() {
     assert_eq!(rustix::fs::fallocate(memfd, punch, 0, PAGE as u64), Err(rustix::io::Errno::PERM));
     assert!(rustix::fs::fcntl_add_seals(memfd, SealFlags::WRITE).is_err());
 }
+
+#[test]
+fn pages_that_are_taken_at_start_are_all_there() {
+    let shards = Arena::new(4096).unwrap().cut(2);
+    shards[1].populate().unwrap();
+    let is_there = |shard: &ShardMemory| {
+        let stat = rustix::fs::fstat(shard.memfd()).unwrap();
+        // Blocks of 512 bytes: inode(7).
+        stat.st_blocks as u64 * 512
+    };
+    assert_eq!(is_there(&shards[0]), 2048 * 4096);
+    shards[0].populate().unwrap();
+    assert_eq!(is_there(&shards[0]), shards[0].memory_length());
+}

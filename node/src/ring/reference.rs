@@ -15,8 +15,6 @@ use std::io;
 
 use super::send::SendSlot;
 
-/// Asks that the notification tells whether bytes were copied: IORING_SEND_ZC_REPORT_USAGE.
-pub(super) const REPORT_USAGE: u16 = 1 << 3;
 /// The notification's result when they were: IORING_NOTIF_USAGE_ZC_COPIED.
 const COPIED: u32 = 1 << 31;
 /// Smallest batch in bytes, and smallest reply on average, that is worth it. From published measurements

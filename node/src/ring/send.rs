@@ -12,9 +12,12 @@ use std::os::fd::RawFd;
 use io_uring::types::Fd;
 use io_uring::{opcode, squeue};
 
-use super::reference;
-use crate::connection::{Batch, Piece, Token};
+use crate::connection::{Batch, Piece};
+use crate::token::Token;
 
+/// Asks that the notification of a send by reference says whether bytes were copied:
+/// IORING_SEND_ZC_REPORT_USAGE.
+const REPORT_USAGE: u16 = 1 << 3;
 /// Pieces of one `sendmsg`: UIO_MAXIOV.
 const PIECES_MAX: usize = 1024;
 /// A rest of less than this share of a packet is held back.
@@ -116,9 +119,8 @@ impl SendSlot {
         let flags = libc::MSG_NOSIGNAL as u32;
         let message = &raw const *self.message;
         if self.by_reference {
-            let report = reference::REPORT_USAGE;
             return opcode::SendMsgZc::new(Fd(self.fd), message)
-                .ioprio(report)
+                .ioprio(REPORT_USAGE)
                 .flags(flags)
                 .build();
         }

@@ -1,25 +1,25 @@
-//! The side thread's part in the cluster: where blocks are taken from, and what is pulled over.
+//! The side thread's part in the cluster: what needs no source, and what is pulled over.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use millrace_client::peer::Peer;
+use millrace_client::Error;
+use millrace_client::peer::{Order, Peer};
 use millrace_proto::Status;
-use millrace_proto::cluster::{InventoryFile, Member};
+use millrace_proto::cluster::{DrainRequest, InventoryFile, Member, MountRequest, PinRequest};
 use millrace_proto::frame;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::{Answer, Context, Failure, FillFrom, FillJob, Lookup, LookupJob, encode};
+use super::{Answer, Context, Failure, Lookup, LookupJob, encode};
 use crate::cache::BlockKey;
 use crate::cluster::handover::{Brought, Puller};
-use crate::cluster::peers::Wanted;
-use crate::cluster::{Command, View};
+use crate::cluster::{Command, Refusal, View};
 use crate::connection::reply_header;
 use crate::files::FileRecord;
-use crate::mailbox::{Ensured, Filling, Requester};
-use crate::memory::Blank;
+use crate::mailbox::{Dropped, Ensured, FillFrom, Filling, Requester};
+use crate::owner::Ticket;
 use crate::store::StoreError;
 
 /// Inventories that are made at once: each goes over the entries of the shards.
@@ -33,35 +33,25 @@ const COMMAND_TIME: Duration = Duration::from_secs(10);
 pub(super) async fn serve(context: Arc<Context>, jobs: flume::Receiver<LookupJob>) {
     let inventories = Arc::new(Semaphore::new(INVENTORIES_MAX));
     let commands = Arc::new(Semaphore::new(COMMANDS_MAX));
-    while let Ok(LookupJob { requester, lookup }) = jobs.recv_async().await {
+    while let Ok(LookupJob { requester, ticket, lookup }) = jobs.recv_async().await {
+        if ticket.is_gone() {
+            continue;
+        }
         let slot = match &lookup {
-            Lookup::Inventory { .. } => Some(Arc::clone(&inventories).try_acquire_owned()),
-            Lookup::Command(_) => Some(Arc::clone(&commands).try_acquire_owned()),
+            Lookup::Command { .. } => Some(Arc::clone(&commands).try_acquire_owned()),
             // Waits for as long as nothing happens, and costs little meanwhile.
             _ => None,
         };
-        let context = Arc::clone(&context);
+        let (context, inventories) = (Arc::clone(&context), Arc::clone(&inventories));
         let Ok(slot) = slot.transpose() else {
             let failure = Failure::new(Status::Busy, "too many of these at once: try again");
             context.answer(requester, Err(failure)).await;
             continue;
         };
         tokio::spawn(async move {
-            let budget = context.budget(&requester);
-            let answer = match lookup {
-                Lookup::Ring { epoch, first, wait } => {
-                    let reply = context.cluster.ring(epoch, first, wait, budget).await;
-                    Ok(encode(&requester, &reply))
-                }
-                Lookup::Inventory { key, epoch, cursor } => {
-                    let what = (key, epoch, cursor);
-                    let reply =
-                        context.cluster.inventory(&context.shards, &context.files, what).await;
-                    reply.map(|reply| encode(&requester, &reply)).map_err(Failure::from)
-                }
-                Lookup::Command(command) => context.command(&requester, command, budget).await,
-                Lookup::Pins => Ok(encode(&requester, &context.cluster.pins())),
-                _ => unreachable!("only these come here"),
+            let answer = tokio::select! {
+                answer = context.answer_of((&requester, &ticket), lookup, &inventories) => answer,
+                () = ticket.gone() => return,
             };
             context.answer(requester, answer).await;
             drop(slot);
@@ -70,15 +60,52 @@ pub(super) async fn serve(context: Arc<Context>, jobs: flume::Receiver<LookupJob
 }
 
 impl Context {
+    async fn answer_of(
+        &self,
+        (requester, ticket): (&Requester, &Ticket),
+        lookup: Lookup,
+        inventories: &Semaphore,
+    ) -> Answer {
+        let budget = self.budget(requester);
+        match lookup {
+            Lookup::Ring { epoch, first, wait } => {
+                let reply = self.cluster.ring(epoch, first, wait, budget).await;
+                Ok(encode(requester, &reply))
+            }
+            Lookup::Inventory { key, epoch, cursor } => {
+                let busy = || Failure::new(Status::Busy, "too many inventories at once: try again");
+                let _turn = ticket.turn().await.ok_or_else(busy)?;
+                let _slot = inventories.try_acquire().map_err(|_| busy())?;
+                let what = (key, epoch, cursor);
+                let reply = self.cluster.inventory(&self.shards, &self.files, what).await;
+                reply.map(|reply| encode(requester, &reply)).map_err(Failure::from)
+            }
+            Lookup::Command { command, passes_on } => {
+                self.command(requester, command, passes_on, budget).await
+            }
+            Lookup::Pins => Ok(encode(requester, &self.cluster.pins())),
+            _ => unreachable!("only these come here"),
+        }
+    }
+
     /// Has the master do something, within the time there is for it.
     async fn command(
         &self,
         requester: &Requester,
         command: Command,
+        passes_on: bool,
         budget: Option<Duration>,
     ) -> Answer {
         let patience = budget.unwrap_or(COMMAND_TIME).min(COMMAND_TIME);
-        match timeout(patience, self.cluster.command(command)).await {
+        let done = async {
+            match self.cluster.command(command.clone()).await {
+                Err(refusal) if passes_on && refusal.status == Status::NotMaster => {
+                    self.pass_on(command, refusal, patience).await
+                }
+                done => done.map_err(Failure::from),
+            }
+        };
+        match timeout(patience, done).await {
             Ok(done) => done?,
             Err(_) => {
                 let message = "coordination does not answer: it may be done or not, look again";
@@ -88,6 +115,72 @@ impl Context {
         let mut bytes = Vec::new();
         frame::encode_empty(&mut bytes, reply_header(&requester.header, 0, Status::Ok));
         Ok(bytes)
+    }
+
+    /// Has the master do what this node was asked for and cannot do: `refusal` is what it said itself.
+    async fn pass_on(
+        &self,
+        command: Command,
+        refusal: Refusal,
+        patience: Duration,
+    ) -> Result<(), Failure> {
+        let view = self.cluster.view();
+        let master = view.member(&view.master).filter(|master| master.id != view.me);
+        let Some(master) = master else { return Err(refusal.into()) };
+        if !self.peers.has_secret() {
+            let message = format!(
+                "{}, and would not believe that this node asks, because the cluster has no secret: ask \
+                 at the administration socket of the master",
+                refusal.message
+            );
+            return Err(Failure { status: Status::NotMaster, message });
+        }
+        let order = match command {
+            Command::Drain { node, undo } => Order::Drain(DrainRequest { node, undo: undo.into() }),
+            Command::Mount { mount, remove } => {
+                Order::Mount(MountRequest { mount, remove: remove.into() })
+            }
+            Command::Pin { path, undo } => Order::Pin(PinRequest { path, undo: undo.into() }),
+            // Of the master to itself.
+            Command::Report(_) => return Err(refusal.into()),
+        };
+        let Some(peer) = self.peers.get(master) else { return Err(refusal.into()) };
+        peer.tell(order, patience).await.map_err(|error| failure_of(&master.id, error))
+    }
+
+    /// Drops the blocks of a file at all other members; tells what that was.
+    ///
+    /// # Errors
+    /// If one of them did not do it; the others may have.
+    pub(super) async fn free_at_others(
+        &self,
+        path: &Arc<str>,
+        budget: Option<Duration>,
+    ) -> Result<Dropped, Failure> {
+        let view = self.cluster.view();
+        let patience = budget.unwrap_or(COMMAND_TIME).min(COMMAND_TIME);
+        let mut tasks = JoinSet::new();
+        for member in view.members.iter().filter(|member| member.id != view.me) {
+            let Some(peer) = self.peers.get(member) else {
+                let message =
+                    format!("{} did not answer a moment ago: what it has stays", member.id);
+                return Err(Failure { status: Status::Busy, message });
+            };
+            let (id, path) = (member.id.clone(), Arc::clone(path));
+            tasks.spawn(async move { (id, peer.free(&path, patience).await) });
+        }
+        let mut total = Dropped::default();
+        while let Some(freed) = tasks.join_next().await {
+            let (id, freed) = freed.map_err(|error| StoreError::Failed(error.to_string()))?;
+            let freed = match freed {
+                // It never had anything of it, and its source is gone or has it no more.
+                Err(Error::Status { status: Status::NotFound, .. }) => continue,
+                freed => freed.map_err(|error| failure_of(&id, error))?,
+            };
+            total.block_count += freed.block_count;
+            total.byte_count += freed.byte_count;
+        }
+        Ok(total)
     }
 
     /// Whether a member did not answer a moment ago.
@@ -105,58 +198,18 @@ impl Context {
         let end = Duration::from_millis(requester.deadline?);
         Some(end.saturating_sub(self.started.elapsed()))
     }
+}
 
-    /// Whether other nodes are asked for a block before the source is, if that is asked at all.
-    pub(super) fn asks_others(&self, job: &FillJob) -> bool {
-        let view = self.cluster.view();
-        let replicas = view.replicas(&job.path);
-        match job.from {
-            FillFrom::Source => false,
-            FillFrom::Member(_) => true,
-            FillFrom::Anywhere => {
-                view.members.len() > 1
-                    && (replicas > 1
-                        || self.progress.asks_holders(self.now_ms())
-                        || !view.owns_itself(&job.key, replicas))
-            }
+/// What a client is told of another member that did not do something.
+fn failure_of(id: &str, error: Error) -> Failure {
+    match error {
+        Error::Status { status, message } => {
+            Failure { status, message: format!("{id}: {message}") }
         }
-    }
-
-    /// Brings the bytes of a block: from a node that has it, where that is likely, else from the
-    /// source, as one of its readers. With `reads` it is one already, and asks nobody else.
-    pub(super) async fn fill(
-        &self,
-        job: FillJob,
-        reads: &mut Option<OwnedSemaphorePermit>,
-    ) -> (Blank, Result<Filling, StoreError>) {
-        let asks_others = reads.is_none();
-        let FillJob { key, version, path, offset, mut blank, from, .. } = job;
-        if self.store.identify(&path) != key.file {
-            // The same file may be mounted elsewhere, too: what is in memory of it stays.
-            self.files.forget(key.file);
-            return (blank, Err(StoreError::Remounted));
-        }
-        let view = self.cluster.view();
-        if let FillFrom::Member(id) = &from {
-            let is_here = match view.member(id) {
-                Some(member) => self.peers.pull(member, (key, version), &mut blank).await,
-                None => false,
-            };
-            let result = if is_here { Ok(Filling::Peer) } else { Err(StoreError::NotCached) };
-            return (blank, result);
-        }
-        if asks_others {
-            let replicas = view.replicas(&path);
-            let wanted = Wanted { key, version, path: &path, replicas };
-            if self.peers.fill(&view, wanted, &mut blank).await {
-                return (blank, Ok(Filling::Peer));
-            }
-        }
-        if reads.is_none() {
-            *reads = Some(Arc::clone(&self.reads).acquire_owned().await.expect("never closed"));
-        }
-        let (blank, result) = self.store.fill(path, version, offset, blank).await;
-        (blank, result.map(|()| Filling::Source))
+        error => Failure {
+            status: Status::Fenced,
+            message: format!("{id} does not answer ({error}): it may be done or not, look again"),
+        },
     }
 }
 
@@ -175,6 +228,7 @@ impl Puller for Arc<Context> {
         }
         match self.files.get(file.id) {
             Some(record) => record.version == file.version,
+            None if !self.is_servable(&file.path, file.length) => false,
             None => {
                 let (path, version) = (file.path.as_str().into(), file.version);
                 let record = FileRecord { path, version, length: file.length };

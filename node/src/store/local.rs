@@ -1,60 +1,55 @@
 //! A local directory as under-store: a disk, or whatever is mounted there (NFS, FUSE).
 //!
-//! Paths are opened with `openat2(RESOLVE_BENEATH)` (Linux 5.6): the kernel itself refuses every `..`
-//! and every symbolic link that leads out of the root, also while somebody moves things about.
-//!
-//! A version is a hash of inode, size, mtime and ctime. It is taken before and after the bytes are
-//! read; if it is not the one asked for both times the bytes are thrown away. Timestamps advance in
-//! ticks (4 to 10 ms before Linux 6.13), and a second write within the tick of the first leaves no
-//! trace, so a file that changed a moment ago is left to settle before it is read.
+//! How a path is opened, and which content a file has, is `millrace_client::source`, because clients that
+//! read a source themselves go by the same. The version is taken before and after the bytes are read; if it is
+//! not the one asked for both times the bytes are thrown away. A file that changed a moment ago may change
+//! again and keep its times: it is left to settle before it is read.
 
-use std::collections::BinaryHeap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use millrace_client::source::{self, DeviceRule, Look, Root};
 use millrace_proto::FileId;
 use millrace_proto::message::Kind;
-use millrace_proto::source::{LocalStat, SETTLE, local_version};
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use super::{Found, Page, StoreError, StoreFuture, UnderStore, check_path, file_id};
+use super::listing::{Name, Windows};
+use super::machine::Machine;
+use super::threads::LaneId;
+use super::{Errand, Found, Page, Part, StoreError, StoreFuture, UnderStore, check_path, file_id};
 use crate::memory::Blank;
-
-/// `openat2` answers EAGAIN when something was renamed meanwhile; so often it is asked again.
-const OPEN_TRIES: usize = 16;
 
 /// A local directory.
 pub(crate) struct LocalStore {
-    root: Arc<PathBuf>,
+    machine: Arc<Machine>,
+    root: Arc<Root>,
+    /// Where that is, by name.
+    directory: PathBuf,
     identity: String,
+    rule: DeviceRule,
 }
 
 impl LocalStore {
     /// Serves the files below `root`, under a name that all nodes of a cluster use: the real path may
     /// differ between machines. Nothing is opened before something is asked for, so that a source that
     /// hangs holds nobody up who does not want it, and one that comes later is found.
-    pub(crate) fn new(root: &Path, identity: &str) -> LocalStore {
-        LocalStore { root: Arc::new(root.to_owned()), identity: identity.to_owned() }
+    pub(crate) fn new(
+        machine: &Arc<Machine>,
+        root: Root,
+        identity: &str,
+        rule: DeviceRule,
+    ) -> LocalStore {
+        let (machine, directory) = (Arc::clone(machine), root.path());
+        LocalStore { machine, root: Arc::new(root), directory, identity: identity.to_owned(), rule }
     }
 
-    /// Runs system calls that may block on the side runtime's thread pool.
-    fn blocking<T, F>(
-        &self,
-        call: F,
-    ) -> impl Future<Output = Result<T, StoreError>> + Send + use<T, F>
-    where
-        T: Send + 'static,
-        F: FnOnce(&Path) -> T + Send + 'static,
-    {
-        let root = Arc::clone(&self.root);
-        async move {
-            let task = tokio::task::spawn_blocking(move || call(&root));
-            task.await.map_err(|error| StoreError::Failed(format!("reading thread: {error}")))
-        }
+    /// The lane of a path: that of the file system which it leads to.
+    fn lane(&self, path: &str) -> LaneId {
+        let root = self.directory.to_str().unwrap_or_default();
+        self.machine.lane(&self.identity, root.trim_end_matches('/'), path)
     }
 }
 
@@ -64,13 +59,12 @@ impl UnderStore for LocalStore {
     }
 
     fn stat(&self, path: Arc<str>) -> StoreFuture<'_, Result<Found, StoreError>> {
-        let task = self.blocking(move |root| {
+        Box::pin(async move {
             check_path(&path)?;
-            let file = open_beneath(&open_root(root)?, &path, OFlags::PATH)?;
-            found(&rustix::fs::fstat(&file)?)
-                .ok_or(StoreError::WrongKind("neither a file nor a directory"))
-        });
-        Box::pin(async { task.await? })
+            let place = self.machine.lookups.enter(self.lane(&path)).await?;
+            let (root, rule) = (Arc::clone(&self.root), self.rule);
+            place.ask(move || stat(&root, rule, &path)).await
+        })
     }
 
     fn list(
@@ -79,47 +73,62 @@ impl UnderStore for LocalStore {
         after: Arc<str>,
         limit: usize,
     ) -> StoreFuture<'_, Result<Page, StoreError>> {
-        let task = self.blocking(move |root| list(root, &path, &after, limit));
-        Box::pin(async { task.await? })
+        Box::pin(async move {
+            check_path(&path)?;
+            let place = self.machine.lists.enter(self.lane(&path)).await?;
+            let (root, rule) = (Arc::clone(&self.root), self.rule);
+            let machine = Arc::clone(&self.machine);
+            let whole = self.directory.join(&*path).to_string_lossy().into_owned();
+            // Asked here: the threads that list have low priority, and must not hold what others wait for.
+            let mounted = machine.mounts.names_in(&whole);
+            let listed = Listed { path, whole, mounted };
+            place.ask(move || list(&machine.windows, &root, rule, &listed, &after, limit)).await
+        })
     }
 
     fn fill(
         &self,
-        path: Arc<str>,
-        version: u64,
-        offset: u64,
+        wanted: Part,
         mut blank: Blank,
+        errand: Arc<Errand>,
     ) -> StoreFuture<'_, (Blank, Result<(), StoreError>)> {
-        let root = Arc::clone(&self.root);
         Box::pin(async move {
+            if let Err(error) = check_path(&wanted.path) {
+                return (blank, Err(error));
+            }
+            let place = match self.machine.reads.enter(self.lane(&wanted.path)).await {
+                Ok(place) => place,
+                Err(error) => return (blank, Err(error)),
+            };
+            if !errand.begin(place.patience()) {
+                return (blank, Err(StoreError::Unwanted));
+            }
+            let (root, rule) = (Arc::clone(&self.root), self.rule);
+            let call = move || {
+                let result = fill(&root, rule, &wanted, &mut blank);
+                (blank, result)
+            };
             // The blank is part of the arena: it has to come back whatever happens, so a panic in the
             // thread is not turned into an error here but stops the node.
-            let task = tokio::task::spawn_blocking(move || {
-                let result = fill(&root, &path, version, offset, &mut blank);
-                (blank, result)
-            });
-            task.await.expect("the reading thread does not panic")
+            place.run(call).await
         })
     }
-}
 
-fn open_root(root: &Path) -> io::Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    Ok(rustix::fs::open(root, flags, Mode::empty())?)
-}
-
-/// Opens a path that may not leave the root.
-fn open_beneath(root: &OwnedFd, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
-    let path = if path.is_empty() { "." } else { path };
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-    let mut result = Err(Errno::AGAIN);
-    for _ in 0..OPEN_TRIES {
-        result = rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve);
-        if !matches!(result, Err(Errno::AGAIN | Errno::INTR)) {
-            break;
-        }
+    fn compare(&self, _part: &Part, _blank: &Blank) -> Result<(), StoreError> {
+        // A directory remembers no contents.
+        Ok(())
     }
-    result
+}
+
+/// Opens the directory of a source. For a client it is gone, whatever the reason.
+fn open(root: &Root) -> Result<OwnedFd, StoreError> {
+    root.open().map_err(|errno| match errno {
+        Errno::XDEV | Errno::LOOP => StoreError::Denied(
+            "a symbolic link leads the source out of the node's mount root: mount where it leads, and \
+             name that with --mount-root",
+        ),
+        other => io::Error::from(other).into(),
+    })
 }
 
 impl From<Errno> for StoreError {
@@ -146,129 +155,95 @@ impl From<io::Error> for StoreError {
     }
 }
 
-/// What a file is, unless it is neither a file nor a directory.
-fn found(stat: &Stat) -> Option<Found> {
-    let modified_ms =
-        stat.st_mtime.saturating_mul(1000).saturating_add(stat.st_mtime_nsec as i64 / 1_000_000);
-    match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => Some(Found {
-            kind: Kind::File,
-            version: version(stat),
-            length: u64::try_from(stat.st_size).unwrap_or(0),
-            modified_ms,
-        }),
-        FileType::Directory => {
-            Some(Found { kind: Kind::Directory, version: 0, length: 0, modified_ms })
-        }
-        _ => None,
-    }
+/// What a look tells of a file or a directory; `None` for anything else.
+fn found(look: &Look) -> Option<Found> {
+    let Look { version, length, modified_ms, .. } = *look;
+    Some(Found { kind: look.kind?, version, length, modified_ms })
 }
 
-/// The version of a file, see [`local_version`].
-fn version(stat: &Stat) -> u64 {
-    local_version(&LocalStat {
-        inode: stat.st_ino,
-        size: stat.st_size as u64,
-        modified_s: stat.st_mtime as u64,
-        modified_ns: stat.st_mtime_nsec,
-        changed_s: stat.st_ctime as u64,
-        changed_ns: stat.st_ctime_nsec,
-    })
+fn stat(root: &Root, rule: DeviceRule, path: &str) -> Result<Found, StoreError> {
+    let (_, look) = source::find(open(root)?, path, rule)?;
+    found(&look).ok_or(StoreError::WrongKind("neither a file nor a directory"))
 }
 
-/// How long to wait until a change of the file would show in its timestamps.
-fn settle_time(stat: &Stat) -> Duration {
-    let changed = UNIX_EPOCH
-        + Duration::from_secs(stat.st_ctime.max(0) as u64)
-        + Duration::from_nanos(stat.st_ctime_nsec);
-    // A server's clock may be ahead of ours: then, too, at most SETTLE.
-    let age = SystemTime::now().duration_since(changed).unwrap_or_default();
-    SETTLE.saturating_sub(age)
-}
-
-fn fill(
-    root: &Path,
-    path: &str,
-    version_wanted: u64,
-    offset: u64,
-    blank: &mut Blank,
-) -> Result<(), StoreError> {
-    check_path(path)?;
-    // NONBLOCK: a FIFO that took the file's place must not hang the thread.
-    let file =
-        open_beneath(&open_root(root)?, path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?;
-    let check = || -> Result<Stat, StoreError> {
-        let stat = rustix::fs::fstat(&file)?;
-        match found(&stat) {
-            Some(found) if found.kind == Kind::File && found.version == version_wanted => Ok(stat),
-            _ => Err(StoreError::Changed),
-        }
+fn fill(root: &Root, rule: DeviceRule, wanted: &Part, blank: &mut Blank) -> Result<(), StoreError> {
+    let path = &wanted.path;
+    let judge = |look: &Look| match look {
+        look if look.kind == Some(Kind::File) && look.version == wanted.version => Ok(()),
+        _ => Err(StoreError::Changed),
     };
-    let settle = settle_time(&check()?);
-    if !settle.is_zero() {
-        std::thread::sleep(settle);
-        check()?;
+    let root = open(root)?;
+    let (place, look) = source::find(&root, path, rule)?;
+    judge(&look)?;
+    if !look.settle.is_zero() && !wanted.is_settled {
+        return Err(StoreError::Settling(look.settle));
     }
+    let gone = |errno| match errno {
+        // The path led to one file, and then to another.
+        Errno::STALE => StoreError::Changed,
+        other => other.into(),
+    };
+    let file = source::open_to_read(&root, path, (&place, &look)).map_err(gone)?;
     let read = blank.fill_with(|position, target| {
         loop {
-            match rustix::io::pread(&file, &mut *target, offset + u64::from(position)) {
+            match rustix::io::pread(&file, &mut *target, wanted.offset + u64::from(position)) {
                 Err(Errno::INTR) => (),
                 other => return other.map_err(io::Error::from),
             }
         }
     });
     // A file that shrank ends early: that is a change, and the better answer of the two.
-    check()?;
+    judge(&source::look(&place, rule).map_err(gone)?)?;
     read.map_err(|error| StoreError::Failed(format!("read {path}: {error}")))
 }
 
-fn list(root: &Path, path: &str, after: &str, limit: usize) -> Result<Page, StoreError> {
-    check_path(path)?;
-    let root = open_root(root)?;
+/// A directory that is listed.
+struct Listed {
+    path: Arc<str>,
+    /// Its path with the root.
+    whole: String,
+    /// Names in it where something else is mounted.
+    mounted: Vec<String>,
+}
+
+fn list(
+    windows: &Windows,
+    root: &Root,
+    rule: DeviceRule,
+    listed: &Listed,
+    after: &str,
+    limit: usize,
+) -> Result<Page, StoreError> {
+    let root = open(root)?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK;
     let directory =
-        open_beneath(&root, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK).map_err(
-            |errno| match errno {
-                Errno::NOTDIR => StoreError::WrongKind("not a directory"),
-                other => other.into(),
-            },
-        )?;
-    // The smallest names after `after`, in memory bounded by the page and not by the directory.
-    let mut names: BinaryHeap<String> = BinaryHeap::with_capacity(limit + 2);
-    for entry in Dir::read_from(&directory)? {
-        let entry = entry?;
-        // Names that are not UTF-8 cannot be asked for in this protocol, so they are not listed.
-        let Ok(name) = entry.file_name().to_str() else { continue };
-        if name == "." || name == ".." || name <= after {
-            continue;
-        }
-        names.push(name.to_owned());
-        if names.len() > limit + 1 {
-            names.pop();
-        }
-    }
-    let more = names.len() > limit;
-    let mut names = names.into_sorted_vec();
-    names.truncate(limit);
-    let next = if more { names.last().cloned() } else { None };
+        source::open_beneath(&root, &*listed.path, flags).map_err(|errno| match errno {
+            Errno::NOTDIR => StoreError::WrongKind("not a directory"),
+            other => other.into(),
+        })?;
+    let (names, more) = windows.page(&directory, &listed.whole, after, limit)?;
+    let next = if more { names.last().map(|last| last.name.to_string()) } else { None };
     let entries = names
         .into_iter()
-        .filter_map(|name| {
-            let found = look(&root, &directory, path, &name)?;
-            Some((name, found))
+        .filter_map(|Name { name, is_directory }| {
+            // What is mounted there may hang, and must not take the listing of its parent with it.
+            let is_mount = is_directory && listed.mounted.iter().any(|other| **other == *name);
+            let found = match is_mount {
+                true => Found { kind: Kind::Directory, version: 0, length: 0, modified_ms: 0 },
+                false => look(&root, rule, &listed.path, &name)?,
+            };
+            Some((name.into_string(), found))
         })
         .collect();
     Ok(Page { entries, next })
 }
 
-/// What an entry is. `None` if it vanished, leads out of the root, or cannot be served.
-fn look(root: &OwnedFd, directory: &OwnedFd, path: &str, name: &str) -> Option<Found> {
-    let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
-        return found(&stat);
-    }
+/// What an entry of a directory is, as a look-up of its path would tell: a page is noted as look-ups are.
+/// `None` if it vanished, leads out of the root, or cannot be served.
+fn look(root: &OwnedFd, rule: DeviceRule, path: &str, name: &str) -> Option<Found> {
     let whole = if path.is_empty() { name.to_owned() } else { format!("{path}/{name}") };
-    let target = open_beneath(root, &whole, OFlags::PATH).ok()?;
-    found(&rustix::fs::fstat(&target).ok()?)
+    check_path(&whole).ok()?;
+    found(&source::find(root, &whole, rule).ok()?.1)
 }
 
 #[cfg(test)]

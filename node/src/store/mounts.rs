@@ -1,47 +1,102 @@
 //! The mounts: sources by the prefixes of the paths they serve.
 //!
 //! Owns which source a path leads to. The table is replaced whole; whoever began with the old one ends
-//! with it. Directories that exist only because something is mounted below them are shown, too.
+//! with it. What the node was told of single mounts (`mount_options`) goes by their prefixes.
+//! Directories that exist only because something is mounted below them are shown, too.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use millrace_client::source::{Root, Roots};
 use millrace_proto::FileId;
 use millrace_proto::cluster::{Mount, mount_of};
 use millrace_proto::message::Kind;
 
+use super::compared::Compared;
+use super::contents::Contents;
 use super::local::LocalStore;
-use super::{Found, Page, StoreError, StoreFuture, UnderStore, check_path, file_id};
+use super::machine::Machine;
+use super::{Errand, Found, Page, Part, StoreError, StoreFuture, UnderStore, check_path, file_id};
+use crate::config::MountOptions;
 use crate::memory::Blank;
 
 /// How sources on this machine begin.
 const FILE_SCHEME: &str = "file://";
+/// Why a source is not served.
+const OUTSIDE: &str =
+    "the source lies below none of this node's mount roots: start the node with --mount-root DIR";
+
+/// A source, or why it cannot be used here.
+type Store = Result<Arc<dyn UnderStore>, StoreError>;
 
 /// What is mounted, with the sources.
 #[derive(Default)]
 struct Table {
     mounts: Vec<Mount>,
-    /// For each mount its source, or why it cannot be used here.
-    stores: Vec<Result<Arc<LocalStore>, String>>,
+    /// For each mount its source.
+    stores: Vec<Store>,
 }
 
 /// All sources of a node. Until it is told what is mounted, it asks to be asked again.
-#[derive(Default)]
 pub(crate) struct Mounts {
+    machine: Arc<Machine>,
+    /// Below them sources have to lie, whatever mounts them.
+    roots: Roots,
+    options: MountOptions,
+    contents: Arc<Contents>,
     table: RwLock<Option<Arc<Table>>>,
 }
 
 /// A path within the source it leads to.
 struct Place {
-    store: Result<Arc<LocalStore>, String>,
+    store: Store,
     rest: Arc<str>,
 }
 
 impl Mounts {
+    /// Mounts of sources below these roots with these options, none of which is known yet. Contents are
+    /// compared by what `contents` remembers; the sources share this machine's threads.
+    pub(crate) fn new(
+        machine: Arc<Machine>,
+        roots: Roots,
+        options: MountOptions,
+        contents: Contents,
+    ) -> Mounts {
+        Mounts { machine, roots, options, contents: Arc::new(contents), table: RwLock::default() }
+    }
+
+    /// Judges whether a source may be mounted: every node serves every mount, so what this one may not
+    /// serve it does not have others serve either.
+    ///
+    /// # Errors
+    /// [`StoreError::Denied`] for one outside of the mount roots, [`StoreError::InvalidPath`] for one of a
+    /// form that is not known.
+    pub(crate) fn admit(&self, source: &str) -> Result<(), StoreError> {
+        self.root_of(source).map(drop)
+    }
+
+    /// The directory that a source means.
+    fn root_of(&self, source: &str) -> Result<Root, StoreError> {
+        let Some(directory) = source.strip_prefix(FILE_SCHEME).filter(|it| it.starts_with('/'))
+        else {
+            return Err(StoreError::InvalidPath(
+                "not a source that this version knows: file:///DIR is",
+            ));
+        };
+        self.roots.find(Path::new(directory)).ok_or(StoreError::Denied(OUTSIDE))
+    }
+
     /// Replaces the table. Whether a source is there is found when it is asked for something.
     pub(crate) fn set(&self, mounts: Vec<Mount>) {
-        let stores: Vec<_> = mounts.iter().map(|mount| store_of(&mount.source)).collect();
+        // The same files at another path are the same blocks: if one mount of a source compares, all do.
+        let compared: BTreeSet<&str> = mounts
+            .iter()
+            .filter(|mount| self.options.compares_content(&mount.prefix))
+            .map(|mount| mount.source.as_str())
+            .collect();
+        let store_of = |mount: &Mount| self.store_of(mount, compared.contains(&*mount.source));
+        let stores: Vec<_> = mounts.iter().map(store_of).collect();
         for (mount, store) in mounts.iter().zip(&stores) {
             if let Err(error) = store {
                 tracing::warn!("mount {} at '/{}': {error}", mount.source, mount.prefix);
@@ -49,6 +104,17 @@ impl Mounts {
         }
         let table = Arc::new(Table { mounts, stores });
         *self.table.write().unwrap_or_else(PoisonError::into_inner) = Some(table);
+    }
+
+    /// The store that a mount means, whose contents are compared or not.
+    fn store_of(&self, Mount { prefix, source, .. }: &Mount, is_compared: bool) -> Store {
+        let root = self.root_of(source)?;
+        let rule = self.options.device_rule(prefix);
+        let store = LocalStore::new(&self.machine, root, source, rule);
+        match is_compared {
+            true => Ok(Arc::new(Compared::new(store, &self.contents, source))),
+            false => Ok(Arc::new(store)),
+        }
     }
 
     /// What is mounted.
@@ -61,18 +127,23 @@ impl Mounts {
     }
 }
 
-/// The store that a source means.
-fn store_of(source: &str) -> Result<Arc<LocalStore>, String> {
-    match source.strip_prefix(FILE_SCHEME).filter(|it| it.starts_with('/')) {
-        Some(directory) => Ok(Arc::new(LocalStore::new(Path::new(directory), source))),
-        None => Err("not a source that this version knows: file:///DIR is".to_owned()),
-    }
-}
-
 impl Table {
     fn place(&self, path: &str) -> Option<Place> {
         let (index, rest) = mount_of(&self.mounts, path)?;
         Some(Place { store: self.stores[index].clone(), rest: rest.into() })
+    }
+
+    /// The store of the file that a part is of, and its path there.
+    ///
+    /// # Errors
+    /// [`StoreError::Remounted`] if the path leads elsewhere by now, and why the source cannot be used.
+    fn place_of(&self, part: &Part) -> Result<(Arc<dyn UnderStore>, Arc<str>), StoreError> {
+        let Place { store, rest } = self.place(&part.path).ok_or(StoreError::Remounted)?;
+        let store = store?;
+        match store.identify(&rest) == part.file {
+            true => Ok((store, rest)),
+            false => Err(StoreError::Remounted),
+        }
     }
 
     /// Names directly below a path that lead to a mount further down.
@@ -113,7 +184,7 @@ impl UnderStore for Mounts {
             let table = self.table()?;
             let found = match table.place(&path) {
                 None => Err(StoreError::NotFound),
-                Some(Place { store: Err(error), .. }) => Err(StoreError::Failed(error)),
+                Some(Place { store: Err(error), .. }) => Err(error),
                 Some(Place { store: Ok(store), rest }) => store.stat(rest).await,
             };
             match found {
@@ -134,7 +205,7 @@ impl UnderStore for Mounts {
             let table = self.table()?;
             let page = match table.place(&path) {
                 None => Err(StoreError::NotFound),
-                Some(Place { store: Err(error), .. }) => Err(StoreError::Failed(error)),
+                Some(Place { store: Err(error), .. }) => Err(error),
                 Some(Place { store: Ok(store), rest }) => {
                     store.list(rest, Arc::clone(&after), limit).await
                 }
@@ -152,25 +223,25 @@ impl UnderStore for Mounts {
 
     fn fill(
         &self,
-        path: Arc<str>,
-        version: u64,
-        offset: u64,
+        part: Part,
         blank: Blank,
+        errand: Arc<Errand>,
     ) -> StoreFuture<'_, (Blank, Result<(), StoreError>)> {
         Box::pin(async move {
             let table = match self.table() {
                 Ok(table) => table,
                 Err(error) => return (blank, Err(error)),
             };
-            match table.place(&path) {
-                // It was mounted when the block was asked for.
-                None => (blank, Err(StoreError::Changed)),
-                Some(Place { store: Err(error), .. }) => (blank, Err(StoreError::Failed(error))),
-                Some(Place { store: Ok(store), rest }) => {
-                    store.fill(rest, version, offset, blank).await
-                }
+            match table.place_of(&part) {
+                Err(error) => (blank, Err(error)),
+                Ok((store, rest)) => store.fill(Part { path: rest, ..part }, blank, errand).await,
             }
         })
+    }
+
+    fn compare(&self, part: &Part, blank: &Blank) -> Result<(), StoreError> {
+        let (store, rest) = self.table()?.place_of(part)?;
+        store.compare(&Part { path: rest, ..part.clone() }, blank)
     }
 }
 

@@ -3,19 +3,23 @@
 //! Owns the waiters. Always holds: a block that is being filled is in `fills` once, however many ask
 //! for it, and every waiter is answered when the fill ends or its own deadline passes.
 
+use std::borrow::Cow;
 use std::collections::hash_map::Entry as MapEntry;
+use std::sync::Arc;
 
 use millrace_proto::message::Range;
-use millrace_proto::{FileId, Op, Status, placement};
+use millrace_proto::{Op, Status};
 use smallvec::SmallVec;
 
+use super::turns::{Miss, Payer};
 use super::{Action, Hit, Worker};
 use crate::cache::BlockKey;
 use crate::files::FileRecord;
-use crate::mailbox::{Arrival, Dropped, Ensured, Filling, Requester};
+use crate::mailbox::{Arrival, DropJob, Ensured, FillFrom, Filling, Mail, Requester};
 use crate::memory::Blank;
-use crate::side::{FillFrom, FillJob};
-use crate::store::StoreError;
+use crate::side::FillJob;
+use crate::store::{Errand, StoreError};
+use crate::token::Token;
 
 /// Who waits for a fill.
 enum Waiter {
@@ -30,34 +34,58 @@ pub(super) struct Fill {
     version: u64,
     /// Length of the block in bytes.
     length: u32,
+    payer: Payer,
     waiters: SmallVec<[Waiter; 1]>,
+    errand: Arc<Errand>,
+    /// The source hangs: why, for all who ask until it has answered.
+    overdue: Option<String>,
 }
 
 /// Why a fill did not begin.
-struct Refusal {
-    status: Status,
-    message: &'static str,
+enum Obstacle {
+    /// There is no room for it at the moment.
+    Later,
+    /// It cannot be.
+    Refused(Refusal),
 }
 
+/// What the client is told.
+struct Refusal {
+    status: Status,
+    message: Cow<'static, str>,
+}
+
+/// Blocks of a file that are dropped in one turn. Derived: some 100 ns each, so 25 us.
+const DROP_SLICE: u32 = 256;
 /// Share of the memory that may be on its way in at once, in percent. Guessed.
 const FILLING_PERCENT: u64 = 50;
 
+const LATE: &str = "the deadline passed before the source had answered";
 const UNKNOWN: Refusal = Refusal {
     status: Status::UnknownFile,
-    message: "the file id is not known: look the path up again",
+    message: Cow::Borrowed("the file id is not known: look the path up again"),
 };
-const STALE: Refusal =
-    Refusal { status: Status::StaleVersion, message: "the file has changed: look it up again" };
-const PAST_END: Refusal =
-    Refusal { status: Status::OutOfRange, message: "the offset is at or past the end of the file" };
-const ALL_PINNED: Refusal =
-    Refusal { status: Status::Busy, message: "all memory is being sent or filled: try again" };
-const FILLING_FULL: Refusal =
-    Refusal { status: Status::Busy, message: "half of the memory is on its way in: try again" };
-const QUEUE_FULL: Refusal = Refusal {
+const STALE: Refusal = Refusal {
+    status: Status::StaleVersion,
+    message: Cow::Borrowed("the file has changed: look it up again"),
+};
+const PAST_END: Refusal = Refusal {
+    status: Status::OutOfRange,
+    message: Cow::Borrowed("the offset is at or past the end of the file"),
+};
+const ALL_PINNED: Refusal = Refusal {
     status: Status::Busy,
-    message: "too many blocks wait for the source (fill_queue_max)",
+    message: Cow::Borrowed("all memory is being sent or filled: try again"),
 };
+const NOT_YET: Refusal = Refusal {
+    status: Status::Busy,
+    message: Cow::Borrowed("too many blocks are on their way in: try again"),
+};
+
+/// Bytes of blocks that may be on their way in.
+pub(super) fn filling_max(capacity_bytes: u64) -> u64 {
+    capacity_bytes * FILLING_PERCENT / 100
+}
 
 /// Where a block may be taken from for this request. Another node that asks has asked others.
 fn from_for(requester: &Requester) -> FillFrom {
@@ -82,32 +110,72 @@ impl Worker {
             self.fail(requester, Status::NotCached, "not cached here", actions);
             return;
         }
-        let waiter = Waiter::Reader { requester: *requester, offset, length: range.length };
-        match self.begin_fill(key, range.version, Some(offset), from_for(requester), waiter) {
-            Ok(()) => {
-                self.deadline_count += usize::from(requester.deadline.is_some());
-                let counters = self.counters();
-                counters.miss_count.add(1);
-                counters.miss_bytes.add(u64::from(range.length));
-            }
-            Err((refusal, _)) => self.fail(requester, refusal.status, refusal.message, actions),
+        let counters = self.counters();
+        counters.miss_count.add(1);
+        counters.miss_bytes.add(u64::from(range.length));
+        let miss = Miss { requester: *requester, range: *range, key, offset };
+        let payer = Payer::Client(requester.shard, requester.token);
+        let waits = self.turns.has_waiting(payer) && !self.fills.contains_key(&key);
+        let later = if waits { Some(miss) } else { self.try_fill(payer, miss, actions) };
+        self.deadline_count += usize::from(later.is_some() && requester.deadline.is_some());
+        if let Some(miss) = later
+            && !self.turns.wait(payer, miss)
+        {
+            self.deadline_count -= usize::from(requester.deadline.is_some());
+            self.fail(requester, NOT_YET.status, &NOT_YET.message, actions);
         }
     }
 
-    /// Brings a block in for somebody who reads it, though it could not be pulled.
-    fn fill_for_reader(
-        &mut self,
-        requester: &Requester,
-        key: BlockKey,
-        version: u64,
-        offset: u32,
-        waiter: Waiter,
-        actions: &mut Vec<Action>,
-    ) {
-        match self.begin_fill(key, version, Some(offset), from_for(requester), waiter) {
+    /// Begins the fill of a miss, or has it wait for one that is under way. Gives the miss back when
+    /// there is no room at the moment; answers it when there will be none.
+    fn try_fill(&mut self, payer: Payer, miss: Miss, actions: &mut Vec<Action>) -> Option<Miss> {
+        let Miss { requester, range, key, offset } = miss;
+        let waiter = Waiter::Reader { requester, offset, length: range.length };
+        let from = from_for(&requester);
+        match self.begin_fill(payer, key, range.version, Some(offset), from, waiter) {
             Ok(()) => self.deadline_count += usize::from(requester.deadline.is_some()),
-            Err((refusal, _)) => self.fail(requester, refusal.status, refusal.message, actions),
+            Err((Obstacle::Later, _)) => return Some(miss),
+            Err((Obstacle::Refused(refusal), _)) => {
+                self.fail(&requester, refusal.status, &refusal.message, actions);
+            }
         }
+        None
+    }
+
+    /// Begins the fills of misses that waited, in turn, while there is room.
+    pub(super) fn start_waiting(&mut self, now: u64, actions: &mut Vec<Action>) {
+        while let Some((payer, miss)) = self.turns.next() {
+            let Miss { requester, range, key, offset } = miss;
+            let has_deadline = requester.deadline.is_some();
+            if requester.deadline.is_some_and(|deadline| deadline <= now) {
+                self.deadline_count -= 1;
+                self.fail(&requester, Status::DeadlineExceeded, LATE, actions);
+            } else if let Some((entry, version)) = self.cache.find(&key)
+                && version == range.version
+            {
+                self.deadline_count -= usize::from(has_deadline);
+                let hit = Hit { entry, block_length: self.cache.length(entry) };
+                self.serve(&requester, hit, offset, range.length, actions);
+            } else if let Some(miss) = self.try_fill(payer, miss, actions) {
+                // There is room in its own share, so it is the shard that is full.
+                let is_full = self.turns.has_room(payer, self.shared.block_size);
+                self.turns.put_back(payer, miss);
+                if is_full {
+                    return;
+                }
+                continue;
+            } else {
+                self.deadline_count -= usize::from(has_deadline);
+            }
+            self.turns.settle(payer);
+        }
+    }
+
+    /// Ends what a client waits for that is gone. Fills that began go on, for the cache.
+    pub(super) fn forget_misses(&mut self, shard: u32, token: Token) {
+        let misses = self.turns.forget(Payer::Client(shard, token));
+        let late = misses.iter().filter(|miss| miss.requester.deadline.is_some());
+        self.deadline_count -= late.count();
     }
 
     /// Has a block in memory for a load.
@@ -118,7 +186,7 @@ impl Worker {
         from: FillFrom,
         reply: flume::Sender<Ensured>,
     ) {
-        let resident = self.cache.find(&key, key.hash()).is_some_and(|(_, found)| found == version);
+        let resident = self.cache.find(&key).is_some_and(|(_, found)| found == version);
         let answer = if resident {
             Some((Ensured::Resident, reply))
         } else if self.draining {
@@ -127,13 +195,14 @@ impl Worker {
                 reply,
             ))
         } else {
-            match self.begin_fill(key, version, None, from, Waiter::Load(reply)) {
+            match self.begin_fill(Payer::Loads, key, version, None, from, Waiter::Load(reply)) {
                 Ok(()) => None,
-                Err((refusal, Waiter::Load(reply))) if refusal.status == Status::Busy => {
-                    Some((Ensured::Busy, reply))
-                }
-                Err((refusal, Waiter::Load(reply))) => {
-                    Some((Ensured::Failed(refusal.status, refusal.message.to_owned()), reply))
+                Err((
+                    Obstacle::Later | Obstacle::Refused(Refusal { status: Status::Busy, .. }),
+                    Waiter::Load(reply),
+                )) => Some((Ensured::Busy, reply)),
+                Err((Obstacle::Refused(refusal), Waiter::Load(reply))) => {
+                    Some((Ensured::Failed(refusal.status, refusal.message.into_owned()), reply))
                 }
                 Err((_, Waiter::Reader { .. })) => {
                     unreachable!("the waiter comes back as it was given")
@@ -146,44 +215,74 @@ impl Worker {
         }
     }
 
-    /// Adds a waiter to the block's fill, beginning one if need be. A refusal gives the waiter back.
+    /// Adds a waiter to the block's fill, beginning one if need be. An obstacle gives the waiter back.
     fn begin_fill(
         &mut self,
+        payer: Payer,
         key: BlockKey,
         version: u64,
         offset: Option<u32>,
         from: FillFrom,
         waiter: Waiter,
-    ) -> Result<(), (Refusal, Waiter)> {
+    ) -> Result<(), (Obstacle, Waiter)> {
         if let Some(fill) = self.fills.get_mut(&key)
             && fill.version == version
         {
+            if let Some(message) = &fill.overdue {
+                let refusal =
+                    Refusal { status: Status::SourceError, message: message.clone().into() };
+                return Err((Obstacle::Refused(refusal), waiter));
+            }
+            if from == FillFrom::Source {
+                // Another node waits for it. What is asked of other nodes may in the end be asked of that
+                // one, which would wait for itself.
+                fill.errand.urge();
+            }
+            fill.errand.want(true);
             fill.waiters.push(waiter);
             return Ok(());
         }
         let (record, length) = match self.fillable(key, version, offset) {
             Ok(found) => found,
-            Err(refusal) => return Err((refusal, waiter)),
+            Err(refusal) => return Err((Obstacle::Refused(refusal), waiter)),
         };
         let MapEntry::Vacant(place) = self.fills.entry(key) else {
             // The version before this one is still on its way in; it will find itself stale.
-            return Err((Refusal { status: Status::Busy, ..STALE }, waiter));
+            let refusal = Refusal { status: Status::Busy, ..STALE };
+            return Err((Obstacle::Refused(refusal), waiter));
         };
         // Blocks that are asked for faster than the source gives them must not empty the cache.
-        let filling_max = self.cache.capacity_bytes() * FILLING_PERCENT / 100;
-        if self.filling_bytes > 0 && self.filling_bytes + u64::from(length) > filling_max {
-            return Err((FILLING_FULL, waiter));
+        let is_full = self.filling_bytes > 0
+            && self.filling_bytes + u64::from(length) > filling_max(self.cache.capacity_bytes());
+        if is_full || !self.turns.has_room(payer, length) {
+            return Err((Obstacle::Later, waiter));
         }
-        let Some(blank) = self.cache.allocate(length) else { return Err((ALL_PINNED, waiter)) };
+        let Some(blank) = self.cache.allocate(length) else {
+            self.counters().short_count.add(1);
+            return Err((Obstacle::Refused(ALL_PINNED), waiter));
+        };
         let offset = u64::from(key.block) * u64::from(self.shared.block_size);
         let path = record.path;
-        let job = FillJob { shard: self.shard, key, version, path, offset, blank, from };
+        let errand = Arc::new(Errand::default());
+        let for_side = Arc::clone(&errand);
+        let job = FillJob {
+            shard: self.shard,
+            key,
+            version,
+            path,
+            offset,
+            blank,
+            from,
+            errand: for_side,
+        };
         if let Err(blank) = self.side.offer_fill(job) {
             self.cache.release_blank(blank);
-            return Err((QUEUE_FULL, waiter));
+            return Err((Obstacle::Later, waiter));
         }
         self.filling_bytes += u64::from(length);
-        place.insert(Fill { version, length, waiters: SmallVec::from_iter([waiter]) });
+        self.turns.began(payer, length);
+        let waiters = SmallVec::from_iter([waiter]);
+        place.insert(Fill { version, length, payer, waiters, errand, overdue: None });
         Ok(())
     }
 
@@ -217,7 +316,11 @@ impl Worker {
     ) {
         let fill = self.fills.remove(&key).expect("a fill ends once");
         assert_eq!(fill.version, version);
-        self.filling_bytes -= u64::from(fill.length);
+        if fill.overdue.is_none() {
+            self.filling_bytes -= u64::from(fill.length);
+            self.turns.ended(fill.payer, fill.length);
+        }
+        let mut is_unwanted = false;
         let outcome = match result {
             Ok((block, sums, filling)) => {
                 let (counters, length) = (self.counters(), u64::from(block.length()));
@@ -238,37 +341,44 @@ impl Worker {
                 // While it was on its way a newer version may have been seen, and its drop gone by.
                 if self.shared.files.get(key.file).is_some_and(|record| record.version != version) {
                     self.cache.remove(&key);
-                    Err((STALE.status, STALE.message.to_owned()))
+                    Err((STALE.status, STALE.message.into_owned()))
                 } else {
                     Ok(filling)
                 }
             }
             Err((blank, error)) => {
                 self.cache.release_blank(blank);
-                if error != StoreError::NotCached {
+                if !matches!(error.status(), Status::NotCached | Status::Busy) {
                     self.counters().fill_error_count.add(1);
                 }
-                if error.status() == Status::SourceError {
+                if error == StoreError::Differs {
+                    self.counters().unnoticed_change_count.add(1);
+                }
+                is_unwanted = error == StoreError::Unwanted;
+                // That a source hangs is told once, where that is found.
+                if let StoreError::Failed(error) = &error {
                     tracing::warn!("fill a block: {error}");
                 }
                 Err((error.status(), error.to_string()))
             }
         };
         for waiter in fill.waiters {
-            if let (Waiter::Reader { requester, offset, .. }, Err((Status::NotCached, _))) =
-                (&waiter, &outcome)
-            {
-                // It was to be pulled, and is read in earnest now.
+            let is_in_vain = is_unwanted || matches!(outcome, Err((Status::NotCached, _)));
+            if let (Waiter::Reader { requester, offset, length }, true) = (&waiter, is_in_vain) {
+                // It was to be pulled, or was not wanted for a moment, and is read in earnest now.
                 let (requester, offset) = (*requester, *offset);
                 self.deadline_count -= usize::from(requester.deadline.is_some());
-                self.fill_for_reader(&requester, key, version, offset, waiter, actions);
+                let start = u64::from(key.block) * u64::from(self.shared.block_size);
+                let (file, at, length) = (key.file, start + u64::from(offset), *length);
+                let range = Range { file, version, offset: at, length };
+                self.on_miss(self.now, &requester, &range, key, offset, actions);
                 continue;
             }
             match (waiter, &outcome) {
                 (Waiter::Reader { requester, offset, length }, Ok(_)) => {
                     self.deadline_count -= usize::from(requester.deadline.is_some());
                     // Looked up for each: the reply to the one before may have found it damaged.
-                    match self.cache.find(&key, key.hash()) {
+                    match self.cache.find(&key) {
                         Some((entry, _)) => {
                             let hit = Hit { entry, block_length: self.cache.length(entry) };
                             self.serve(&requester, hit, offset, length, actions);
@@ -284,11 +394,68 @@ impl Worker {
                 (Waiter::Load(reply), Ok(filling)) => {
                     drop(reply.try_send(Ensured::Filled(*filling, fill.length)));
                 }
+                (Waiter::Load(reply), Err((Status::Busy, _))) => {
+                    drop(reply.try_send(Ensured::Busy));
+                }
                 (Waiter::Load(reply), Err((status, message))) => {
                     drop(reply.try_send(Ensured::Failed(*status, message.clone())));
                 }
             }
         }
+        self.start_waiting(self.now, actions);
+    }
+
+    /// Answers all who wait for a block whose source hangs, and from now on all who ask for it. Its
+    /// memory is not free before the source has answered.
+    pub(super) fn on_overdue(
+        &mut self,
+        key: BlockKey,
+        version: u64,
+        message: String,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(fill) = self.fills.get_mut(&key).filter(|fill| fill.version == version) else {
+            return;
+        };
+        let waiters = std::mem::take(&mut fill.waiters);
+        if fill.overdue.replace(message.clone()).is_none() {
+            // What hangs for ever must not keep others from being filled.
+            self.filling_bytes -= u64::from(fill.length);
+            self.turns.ended(fill.payer, fill.length);
+        }
+        for waiter in waiters {
+            match waiter {
+                Waiter::Reader { requester, .. } => {
+                    self.deadline_count -= usize::from(requester.deadline.is_some());
+                    self.fail(&requester, Status::SourceError, &message, actions);
+                }
+                Waiter::Load(reply) => {
+                    drop(reply.try_send(Ensured::Failed(Status::SourceError, message.clone())));
+                }
+            }
+        }
+        self.start_waiting(self.now, actions);
+    }
+
+    /// Forgets those who wait for blocks and are gone: a connection, by its shard, and loads that were
+    /// given up. What nothing else waits for is not begun any more.
+    pub(super) fn forget_waiters(&mut self, gone: Option<(u32, Token)>) {
+        let mut deadlines = 0;
+        for fill in self.fills.values_mut() {
+            let before = fill.waiters.len();
+            fill.waiters.retain(|waiter| match waiter {
+                Waiter::Reader { requester, .. } => {
+                    let is_gone = gone == Some((requester.shard, requester.token));
+                    deadlines += usize::from(is_gone && requester.deadline.is_some());
+                    !is_gone
+                }
+                Waiter::Load(reply) => !reply.is_disconnected(),
+            });
+            if fill.waiters.len() < before && fill.waiters.is_empty() {
+                fill.errand.want(false);
+            }
+        }
+        self.deadline_count -= deadlines;
     }
 
     /// Answers the waiters whose deadline has passed; their fills go on for the others, and the cache.
@@ -296,7 +463,7 @@ impl Worker {
         if self.deadline_count == 0 {
             return;
         }
-        let mut expired: Vec<Requester> = Vec::new();
+        let mut expired: Vec<Requester> = self.turns.expire(now);
         for fill in self.fills.values_mut() {
             fill.waiters.retain(|waiter| match waiter {
                 Waiter::Reader { requester, .. }
@@ -310,36 +477,25 @@ impl Worker {
         }
         self.deadline_count -= expired.len();
         for requester in expired {
-            let message = "the deadline passed before the source had answered";
-            self.fail(&requester, Status::DeadlineExceeded, message, actions);
+            self.fail(&requester, Status::DeadlineExceeded, LATE, actions);
         }
     }
 
-    pub(super) fn on_drop(
-        &mut self,
-        file: FileId,
-        block_count: u32,
-        reply: &flume::Sender<Dropped>,
-    ) {
-        let shard_count = self.shared.counters.len() as u32;
-        let mut dropped = Dropped::default();
-        if block_count > self.cache.block_count() {
-            (dropped.block_count, dropped.byte_count) = self.cache.remove_file(file);
-            // Whoever asked may have gone; the blocks are dropped all the same.
-            let _ = reply.try_send(dropped);
-            return;
+    /// Drops the blocks of a file, a slice of them in a turn: the rest follows by mail to this shard, so
+    /// that others are served in between.
+    pub(super) fn on_drop(&mut self, mut job: DropJob, actions: &mut Vec<Action>) {
+        // What comes in meanwhile may go as well, but not for ever.
+        let left = job.left.get_or_insert_with(|| self.cache.block_count());
+        let count_max = DROP_SLICE.min(*left);
+        let (block_count, byte_count) = self.cache.remove_of_file(job.file, count_max);
+        *left -= block_count;
+        job.dropped.block_count += u64::from(block_count);
+        job.dropped.byte_count += byte_count;
+        if block_count == DROP_SLICE && *left > 0 {
+            actions.push(Action::Post(self.shard, Mail::Drop(job)));
+        } else {
+            // The asker may have gone; the blocks are dropped all the same.
+            let _ = job.reply.try_send(job.dropped);
         }
-        for block in 0..block_count {
-            let key = BlockKey { file, block };
-            if placement::shard_of(key.hash(), shard_count) != self.shard {
-                continue;
-            }
-            if let Some(length) = self.cache.remove(&key) {
-                dropped.block_count += 1;
-                dropped.byte_count += u64::from(length);
-            }
-        }
-        // Whoever asked may have gone; the blocks are dropped all the same.
-        let _ = reply.try_send(dropped);
     }
 }

@@ -18,15 +18,16 @@ use millrace_proto::{Status, placement};
 
 use super::{Action, Hit, Worker};
 use crate::cache::{BlockKey, EntryIndex};
-use crate::connection::{Token, reply_header};
+use crate::connection::reply_header;
 use crate::mailbox::Requester;
 use crate::memory::ShardMemory;
+use crate::token::Token;
 
 /// Most leases of a shard. Guessed: 64 GiB of blocks of 1 MiB; the tables take some 200 bytes for each.
 const LEASES_MAX: usize = 1 << 16;
 /// How much longer the node holds a lease than it says, in milliseconds. Derived: twice the time
 /// between two looks at the clock.
-const MARGIN_MS: u64 = 2 * crate::runtime::TICK_MS as u64;
+const MARGIN_MS: u64 = 2 * super::TICK_MS as u64;
 /// What a reply counts against the connection's bytes in flight. Derived: a block in 16 runs.
 const REPLY_ASKED: u32 = 256;
 /// No lease.
@@ -131,8 +132,10 @@ impl Worker {
         let memory = self.cache.memory();
         let (memory_length, descriptor) = (memory.memory_length(), memory.memfd().as_raw_fd());
         let Some(connection) = self.connection(requester.token) else { return };
-        let is_passed = connection.is_local && has_leases;
+        // Once for each connection: what its client does not take counts against all of the node's.
+        let is_passed = connection.is_local && has_leases && !connection.is_attached;
         if is_passed {
+            connection.is_attached = true;
             connection.building.descriptor = Some(descriptor);
         }
         let reply = AttachReply {
@@ -201,13 +204,14 @@ impl Worker {
         let held = connection.leases.get(&key).copied();
         let bytes = u64::from(ShardMemory::pages_for(hit.block_length)) * u64::from(PAGE_SIZE);
         let mut checksum = 0;
+        let (flags, mask) = requester.checksums(self.cache.tag(hit.entry));
         let mut segments = std::mem::take(&mut self.segments);
         segments.clear();
         let pinned = self.cache.pin_range(
             hit.entry,
             0,
             hit.block_length,
-            |sum| checksum = sum,
+            |sum| checksum = sum ^ mask,
             |segment| segments.push(segment),
         );
         let extents = segments.iter().map(|segment| Extent {
@@ -245,7 +249,8 @@ impl Worker {
             connection.leases.insert(key, index);
         }
         self.counters().lease_count.add(1);
-        let header = reply_header(&requester.header, requester.part, Status::Ok);
+        let mut header = reply_header(&requester.header, requester.part, Status::Ok);
+        header.flags |= flags;
         self.push_head(requester, |head| frame::encode(head, header, &reply), actions);
     }
 

@@ -12,18 +12,25 @@ use millrace_proto::message::{
     ArchivedRange, ArchivedReadManyRequest, ArchivedStatRequest, Counter, HelloReply, RANGES_MAX,
     READ_MANY_BYTES_MAX, Range, StatusReply,
 };
-use millrace_proto::{FrameError, Op, Status, VERSION};
+use millrace_proto::proof::Role;
+use millrace_proto::{FrameError, Op, Status, VERSION, feature};
 
 use super::{Action, Worker};
 use crate::cluster::Command;
-use crate::connection::{Token, reply_header};
+use crate::connection::{Rest, reply_header};
 use crate::mailbox::Requester;
 use crate::metrics;
+use crate::owner::Owner;
 use crate::side::{Lookup, LookupJob};
+use crate::token::Token;
 
 /// Requests in flight on one connection that are neither reads nor pings, as far as their replies are
 /// concerned. Derived: 64 replies of at most 64 KiB are 4 MiB.
 const COLD_IN_FLIGHT_MAX: u64 = 64;
+
+/// `Ring` requests of one connection that may wait for news. Derived: a client has one in flight, and may
+/// have given another one up.
+const RING_WAITS_MAX: u32 = 4;
 
 /// Name and version of the node, as clients are told.
 pub(crate) const SERVER: &str = concat!("millrace/", env!("CARGO_PKG_VERSION"));
@@ -58,8 +65,7 @@ impl Worker {
             return;
         };
         let deadline = (header.budget_ms > 0).then(|| now + u64::from(header.budget_ms));
-        let mut requester =
-            Requester { shard: self.shard, token, header: *header, part: 0, asked: 0, deadline };
+        let mut requester = self.requester(token, header, deadline);
         let result = match op {
             Op::Read | Op::Peek | Op::Fetch => frame::body::<ArchivedRange>(body).map(|range| {
                 let range = Range::from(range);
@@ -100,7 +106,7 @@ impl Worker {
     fn read_many(
         &mut self,
         now: u64,
-        mut requester: Requester,
+        requester: Requester,
         request: &ArchivedReadManyRequest,
         actions: &mut Vec<Action>,
     ) {
@@ -122,13 +128,75 @@ impl Worker {
             );
             return;
         }
-        for (part, range) in request.ranges.iter().enumerate() {
-            let range = Range::from(range);
-            requester.part = part as u16;
+        self.take_ranges(now, requester, request.ranges.iter().map(Range::from), actions);
+    }
+
+    /// Takes ranges of a batch until the connection has no room; the rest waits. `requester` names the
+    /// first of them.
+    fn take_ranges(
+        &mut self,
+        now: u64,
+        mut requester: Requester,
+        mut ranges: impl Iterator<Item = Range>,
+        actions: &mut Vec<Action>,
+    ) {
+        let token = requester.token;
+        while let Some(range) = ranges.next() {
+            if self.is_full(token) {
+                let Requester { header, deadline, part, .. } = requester;
+                let ranges = std::iter::once(range).chain(ranges).collect::<Vec<_>>().into_iter();
+                if let Some(connection) = self.connection(token) {
+                    connection.rest = Some(Box::new(Rest { header, deadline, part, ranges }));
+                }
+                self.pause(token, actions);
+                return;
+            }
             requester.asked = range.length.min(self.shared.block_size);
             self.take(&requester);
             self.find(now, &requester, &range, actions);
+            requester.part += 1;
         }
+    }
+
+    /// Goes on with a batch that waited for room.
+    pub(super) fn take_rest(&mut self, now: u64, token: Token, actions: &mut Vec<Action>) {
+        let Some(connection) = self.connection(token) else { return };
+        let Some(rest) = connection.rest.take() else { return };
+        let Rest { header, deadline, part, ranges } = *rest;
+        let requester = Requester { part, ..self.requester(token, &header, deadline) };
+        self.take_ranges(now, requester, ranges, actions);
+    }
+
+    /// Names who waits for the reply to a request of this shard's connection.
+    #[inline]
+    pub(super) fn requester(
+        &mut self,
+        token: Token,
+        header: &Header,
+        deadline: Option<u64>,
+    ) -> Requester {
+        let covers_identity = self.connection(token).is_some_and(|it| it.covers_identity);
+        let (shard, header) = (self.shard, *header);
+        Requester {
+            shard,
+            token,
+            header,
+            part: 0,
+            asked: 0,
+            is_forwarded: false,
+            covers_identity,
+            deadline,
+        }
+    }
+
+    /// Counts a `Ring` request of a connection. True if it may wait: further ones are answered at once,
+    /// because those that wait have places that others need.
+    fn counts_ring(&mut self, token: Token) -> bool {
+        let count = self.connection(token).map_or(0, |connection| {
+            connection.ring_count += 1;
+            connection.ring_count
+        });
+        count <= RING_WAITS_MAX
     }
 
     fn on_cold_request(
@@ -139,6 +207,8 @@ impl Worker {
         body: &[u8],
         actions: &mut Vec<Action>,
     ) -> Result<(), FrameError> {
+        // Who speaks for the whole cluster need not find the others.
+        let is_administrator = self.role(requester.token) == Some(Role::Administrator);
         let lookup = match op {
             Op::Hello => {
                 let request = frame::body::<ArchivedHelloRequest>(body)?;
@@ -178,12 +248,14 @@ impl Worker {
                 Lookup::Load { path: text(&frame::body::<ArchivedLoadRequest>(body)?.path) }
             }
             Op::Free => {
-                Lookup::Free { path: text(&frame::body::<ArchivedFreeRequest>(body)?.path) }
+                let path = text(&frame::body::<ArchivedFreeRequest>(body)?.path);
+                Lookup::Free { path, everywhere: is_administrator }
             }
             Op::Ring => {
                 let request = frame::body::<ArchivedRingRequest>(body)?;
                 let (epoch, first) = (request.epoch.to_native(), request.first.to_native());
-                Lookup::Ring { epoch, first, wait: request.wait != 0 }
+                let may_wait = self.counts_ring(requester.token);
+                Lookup::Ring { epoch, first, wait: request.wait != 0 && may_wait }
             }
             Op::Inventory => {
                 let request = frame::body::<ArchivedInventoryRequest>(body)?;
@@ -196,25 +268,39 @@ impl Worker {
             Op::Drain => {
                 let request = frame::body::<ArchivedDrainRequest>(body)?;
                 let node = request.node.as_str().to_owned();
-                Lookup::Command(Command::Drain { node, undo: request.undo != 0 })
+                let command = Command::Drain { node, undo: request.undo != 0 };
+                Lookup::Command { command, passes_on: is_administrator }
             }
             Op::Mount => {
                 let request = frame::body::<ArchivedMountRequest>(body)?;
                 let mount = (&request.mount).into();
-                Lookup::Command(Command::Mount { mount, remove: request.remove != 0 })
+                let command = Command::Mount { mount, remove: request.remove != 0 };
+                Lookup::Command { command, passes_on: is_administrator }
             }
             Op::Pin => {
                 let request = frame::body::<ArchivedPinRequest>(body)?;
                 let path = request.path.as_str().to_owned();
-                Lookup::Command(Command::Pin { path, undo: request.undo != 0 })
+                let command = Command::Pin { path, undo: request.undo != 0 };
+                Lookup::Command { command, passes_on: is_administrator }
             }
             Op::Pins => Lookup::Pins,
+            Op::Challenge => return self.challenge(&requester, body, actions),
+            Op::Vouch => return self.vouch(&requester, body, actions),
+            Op::Prove => return self.prove(&requester, body, actions),
             Op::Read | Op::Peek | Op::Fetch | Op::ReadMany | Op::Lease | Op::Release => {
                 unreachable!("taken by on_request")
             }
         };
         self.take(&requester);
-        if self.side.offer_lookup(LookupJob { requester, lookup }).is_err() {
+        if let Some(message) = self.refusal(op, requester.token) {
+            self.fail(&requester, Status::PermissionDenied, message, actions);
+            return Ok(());
+        }
+        let Some(connection) = self.connection(requester.token) else { return Ok(()) };
+        let loads = &connection.loads_of_machine;
+        let ticket = connection.owner.get_or_insert_with(|| Owner::new(loads.clone())).ticket();
+        if self.side.offer_lookup(LookupJob { requester, ticket, lookup }).is_err() {
+            self.count_ring(&requester);
             let message = "too many requests wait for the source (metadata_queue_max)";
             self.fail(&requester, Status::Busy, message, actions);
         }
@@ -240,7 +326,11 @@ impl Worker {
             self.fail(requester, Status::UnsupportedVersion, &message, actions);
             return;
         }
-        let is_local = self.connection(requester.token).is_some_and(|it| it.is_local);
+        let mut is_local = false;
+        if let Some(connection) = self.connection(requester.token) {
+            is_local = connection.is_local;
+            connection.covers_identity = features & feature::IDENTITY != 0;
+        }
         let shards = match is_local {
             true => self.shared.local_addresses.clone(),
             false => self.shared.shard_addresses.clone(),

@@ -5,15 +5,21 @@ use millrace_proto::message::{ArchivedReadReply, Range, ReadManyRequest};
 use millrace_proto::{FileId, Op, checksum, placement};
 
 use super::*;
-use crate::connection::Piece;
+use crate::connection::{Piece, RECEIVE_BUFFER_SIZE};
 use crate::files::FileRecord;
-use crate::mailbox::Filling;
+use crate::mailbox::{DropJob, Dropped, Filling};
 use crate::memory::{Arena, ShardMemory};
 use crate::side::{FillJob, LookupJob};
 use crate::store::StoreError;
 
+mod abandoned;
+mod frames;
+mod identity;
 mod lease;
+mod pressure;
 mod profile;
+mod prove;
+mod turns;
 
 const BLOCK: u32 = 64 << 10;
 const FILE: FileId = FileId(0xf11e);
@@ -24,11 +30,13 @@ pub(super) struct Node {
     pub(super) workers: Vec<Worker>,
     shared: Arc<Shared>,
     fills: flume::Receiver<FillJob>,
-    _lookups: flume::Receiver<LookupJob>,
+    lookups: flume::Receiver<LookupJob>,
     /// Sent bytes of each reply, with the connection's shard and token.
     pub(super) sent: Vec<(u32, Token, Vec<u8>)>,
     /// Sends are answered only when this is set: else the client reads nothing.
     reads: bool,
+    /// Clients that read nothing, whatever the others do.
+    deaf: Vec<Token>,
     actions: Vec<(u32, Action)>,
 }
 
@@ -42,6 +50,7 @@ fn limits() -> WorkerLimits {
         idle_timeout_ms: 0,
         lease_ms: 1_000,
         lease_percent: 50,
+        fills_of_client_max: 64,
         pin_percent: 50,
     }
 }
@@ -53,6 +62,16 @@ fn content(block: u32, length: u32) -> Vec<u8> {
 
 impl Node {
     pub(super) fn new(shard_count: u32, page_count: u32, fill_queue_max: usize) -> Node {
+        Node::with_proofs(shard_count, page_count, fill_queue_max, Proofs::default())
+    }
+
+    /// As [`Node::new`], with secrets by which others are recognised.
+    fn with_proofs(
+        shard_count: u32,
+        page_count: u32,
+        fill_queue_max: usize,
+        proofs: Proofs,
+    ) -> Node {
         let (fill_sender, fills) = flume::bounded(fill_queue_max);
         let (lookup_sender, lookups) = flume::bounded(8);
         let files = FileTable::new(16);
@@ -66,6 +85,8 @@ impl Node {
             shard_addresses: Vec::new(),
             local_addresses: Vec::new(),
             node: 1,
+            proofs,
+            seed: [7; 32],
             features: millrace_proto::feature::ALL,
             progress: Arc::default(),
             machine: String::new(),
@@ -87,9 +108,10 @@ impl Node {
             workers,
             shared,
             fills,
-            _lookups: lookups,
+            lookups,
             sent: Vec::new(),
             reads: true,
+            deaf: Vec::new(),
             actions: Vec::new(),
         }
     }
@@ -105,7 +127,7 @@ impl Node {
     fn perform(&mut self, now: u64, shard: u32, action: Action) {
         match action {
             Action::Post(to, mail) => self.event(now, to, Event::Mail(mail)),
-            Action::Send(token) if self.reads => {
+            Action::Send(token) if self.reads && !self.deaf.contains(&token) => {
                 let batch = self.workers[shard as usize].next_batch(now, token);
                 let Some(batch) = batch else { return };
                 self.sent.push((shard, token, bytes_of(&batch)));
@@ -153,6 +175,17 @@ impl Node {
         count
     }
 
+    /// Ends fills until none is under way: some begin when others end.
+    pub(super) fn end_all_fills(&mut self, now: u64) -> usize {
+        let mut total = 0;
+        loop {
+            match self.end_fills(now, |_| Ok(())) {
+                0 => return total,
+                count => total += count,
+            }
+        }
+    }
+
     /// Status and payload of every reply so far, by request id, checked against the content.
     fn replies(&mut self) -> Vec<(u64, u16, Status, usize)> {
         let mut replies = Vec::new();
@@ -164,12 +197,16 @@ impl Node {
                 let end = body_end + header.payload_length as usize;
                 let body = &rest[HEADER_SIZE..body_end];
                 header.check_body(body).unwrap();
-                if header.status() == Status::Ok {
+                if header.status() == Status::Ok && header.op != Op::Hello as u8 {
                     let (block, offset) = (header.request_id as u32 / 1000, 0);
                     let sums = &frame::body::<ArchivedReadReply>(body).unwrap().checksums;
                     let payload = &rest[body_end..end];
                     let sums = sums.iter().map(|sum| sum.to_native());
-                    checksum::verify(payload, offset, BLOCK, sums).unwrap();
+                    let tag = match header.covers_identity() {
+                        true => checksum::tag(FILE, VERSION_ONE, block),
+                        false => 0,
+                    };
+                    checksum::verify(payload, offset, BLOCK, tag, sums).unwrap();
                     assert_eq!(payload, &content(block, BLOCK)[..payload.len()]);
                 }
                 replies.push((header.request_id, header.part, header.status(), end - body_end));
@@ -266,7 +303,7 @@ fn a_block_of_another_shard_is_served_without_a_copy_and_released() {
             let other = 1 - owner;
             node.receive(0, other, tokens[other as usize], &read(block, round, 0));
         }
-        node.end_fills(0, |_| Ok(()));
+        node.end_all_fills(0);
         assert_eq!(node.replies().iter().filter(|reply| reply.2 == Status::Ok).count(), 8);
     }
     assert_eq!(node.counter("forwarded_count"), 16);
@@ -338,30 +375,31 @@ fn a_full_fill_queue_and_pinned_memory_are_busy() {
     for block in 0..3 {
         node.receive(0, 0, token, &read(block, 0, 0));
     }
-    assert_eq!(node.replies(), [(2000, 0, Status::Busy, 0)]);
+    // The third waits for room in the queue.
+    assert!(node.replies().is_empty());
+    assert_eq!(node.end_fills(0, |_| Ok(())), 2);
+    assert_eq!(node.end_fills(0, |_| Ok(())), 1);
+    assert!(node.replies().iter().all(|reply| reply.2 == Status::Ok));
     // Four blocks of 16 pages fit; at most half of the memory may be on its way in.
     let mut node = Node::new(1, 64, 8);
     let token = node.workers[0].accept(0, false).unwrap();
     for block in 0..3 {
         node.receive(0, 0, token, &read(block, 0, 0));
     }
-    assert_eq!(node.replies(), [(2000, 0, Status::Busy, 0)]);
-    assert_eq!(node.end_fills(0, |_| Ok(())), 2);
-    // All of it is being sent.
-    node.reads = false;
-    for block in 2..4 {
-        node.receive(0, 0, token, &read(block, 0, 0));
-        node.end_fills(0, |_| Ok(()));
-    }
-    let holder = node.workers[0].accept(0, false).unwrap();
-    node.sent.clear();
-    for block in 0..4 {
-        node.receive(0, 0, holder, &read(block, 1, 0));
-    }
-    let held = node.workers[0].next_batch(0, holder).unwrap();
-    assert_eq!(held.pins.len(), 4);
+    // A client has an eighth of the memory for its fills, and one fill whatever its length.
+    assert_eq!(node.end_fills(0, |_| Ok(())), 1);
     let other = node.workers[0].accept(0, false).unwrap();
-    node.reads = true;
+    node.receive(0, 0, other, &read(3, 0, 0));
+    assert_eq!(node.end_fills(0, |_| Ok(())), 2);
+    assert_eq!(node.end_fills(0, |_| Ok(())), 1);
+    assert!(node.replies().iter().all(|reply| reply.2 == Status::Ok));
+    // All of it is in use.
+    let cache = &mut node.workers[0].cache;
+    for block in 0..4 {
+        let key = BlockKey { file: FILE, block };
+        let (entry, _) = cache.find(&key).unwrap();
+        cache.pin_range(entry, 0, 1, |_| (), |_| ()).unwrap();
+    }
     node.receive(0, 0, other, &read(4, 2, 0));
     assert_eq!(node.replies(), [(4002, 0, Status::Busy, 0)]);
 }
@@ -391,8 +429,7 @@ fn old_and_new_versions_are_never_mixed() {
     node.shared
         .files
         .note(FILE, FileRecord { path: "f".into(), version: 2, length: u64::from(BLOCK) * 10 });
-    let (reply, dropped) = flume::bounded(1);
-    node.event(0, 0, Event::Mail(Mail::Drop { file: FILE, block_count: 10, reply }));
+    let dropped = drop_file(&mut node);
     assert_eq!(dropped.recv().unwrap().block_count, 1);
     node.end_fills(0, |_| Ok(()));
     node.receive(0, 0, token, &read(1, 2, 0));
@@ -497,17 +534,38 @@ fn a_body_longer_than_configured_ends_the_stream() {
     assert!(node.actions.iter().any(|(_, action)| matches!(action, Action::FinishSending(_))));
 }
 
-#[test]
-fn dropping_a_huge_file_costs_what_is_here() {
-    let mut node = Node::new(1, 512, 8);
-    let token = node.workers[0].accept(0, false).unwrap();
-    node.receive(0, 0, token, &read(1, 1, 0));
-    node.receive(0, 0, token, &read(9, 1, 0));
-    node.end_fills(0, |_| Ok(()));
-    // Four billion look-ups would take minutes.
+/// Drops the file's blocks; the sum comes when that is done.
+fn drop_file(node: &mut Node) -> flume::Receiver<Dropped> {
     let (reply, dropped) = flume::bounded(1);
-    node.event(0, 0, Event::Mail(Mail::Drop { file: FILE, block_count: u32::MAX, reply }));
-    let dropped = dropped.recv().unwrap();
-    assert_eq!((dropped.block_count, dropped.byte_count), (2, 2 * u64::from(BLOCK)));
-    assert_eq!((node.workers[0].cache.block_count(), node.workers[0].cache.used_bytes()), (0, 0));
+    let job = DropJob { file: FILE, left: None, dropped: Dropped::default(), reply };
+    node.event(0, 0, Event::Mail(Mail::Drop(job)));
+    dropped
+}
+
+#[test]
+fn a_large_file_is_dropped_in_slices_with_others_served_in_between() {
+    let mut node = Node::new(1, 600 * 16, 1024);
+    let record = FileRecord { path: "f".into(), version: 1, length: 600 * u64::from(BLOCK) };
+    node.shared.files.note(FILE, record);
+    let token = node.workers[0].accept(0, false).unwrap();
+    for block in 0..600 {
+        node.receive(0, 0, token, &read(block, 1, 0));
+        node.end_fills(0, |_| Ok(()));
+    }
+    assert_eq!(node.workers[0].cache.block_count(), 600);
+    let (reply, dropped) = flume::bounded(1);
+    let mut job = DropJob { file: FILE, left: None, dropped: Dropped::default(), reply };
+    let mut turns = 1;
+    loop {
+        let mut actions = Vec::new();
+        node.workers[0].handle(0, Event::Mail(Mail::Drop(job)), &mut actions);
+        match actions.pop() {
+            Some(Action::Post(0, Mail::Drop(rest))) => job = rest,
+            Some(other) => panic!("{other:?}"),
+            None => break,
+        }
+        turns += 1;
+    }
+    assert_eq!((turns, node.workers[0].cache.block_count()), (3, 0));
+    assert_eq!(dropped.recv().unwrap().block_count, 600);
 }

@@ -40,6 +40,17 @@ fn ragged_ends_are_parts() {
     assert_eq!(cut(10, 20, 1 << 20), [(10, 20, Grain::Part)]);
 }
 
+#[test]
+fn bytes_of_another_block_do_not_pass_for_those_of_this_one() {
+    let bytes = [7; 5000];
+    let own = tag(FileId(1), 2, 3);
+    let values = || [of(&bytes) ^ own];
+    assert_eq!(verify(&bytes, 0, 5000, own, values()), Ok(()));
+    for other in [tag(FileId(9), 2, 3), tag(FileId(1), 9, 3), tag(FileId(1), 2, 9), 0] {
+        assert_eq!(verify(&bytes, 0, 5000, other, values()), Err(0));
+    }
+}
+
 proptest! {
     #[test]
     fn pieces_tile_the_range_and_parts_are_at_most_two(
@@ -70,11 +81,15 @@ proptest! {
         let values: Vec<u32> = pieces(offset as u32, length as u32, block.len() as u32)
             .map(|piece| of(&block[piece.offset as usize..][..piece.length as usize]))
             .collect();
-        prop_assert_eq!(verify(&payload, offset as u32, block.len() as u32, values.iter().copied()), Ok(()));
-        prop_assert!(verify(&payload, offset as u32, block.len() as u32, values[1..].iter().copied()).is_err());
-        prop_assert!(verify(&payload, offset as u32, block.len() as u32, values.iter().copied().chain([0])).is_err());
+        let block_length = block.len() as u32;
+        let judge = |values: &[u32]| {
+            verify(&payload, offset as u32, block_length, 0, values.iter().copied())
+        };
+        prop_assert_eq!(judge(&values), Ok(()));
+        prop_assert!(judge(&values[1..]).is_err());
+        prop_assert!(judge(&[&values[..], &[0]].concat()).is_err());
         let bit = flip % (length * 8);
         payload[bit / 8] ^= 1 << (bit % 8);
-        prop_assert!(verify(&payload, offset as u32, block.len() as u32, values).is_err());
+        prop_assert!(verify(&payload, offset as u32, block.len() as u32, 0, values).is_err());
     }
 }

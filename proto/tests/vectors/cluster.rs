@@ -2,12 +2,50 @@
 
 use millrace_proto::cluster::*;
 use millrace_proto::message::*;
+use millrace_proto::proof::*;
 use millrace_proto::{Header, Op, Status, VERSION, feature};
 
 use crate::format::*;
 
 /// Ids of requests, apart from those of other vectors.
 const FIRST: u64 = 30;
+
+/// Number of the run of a node.
+pub(crate) const NODE: u64 = 0x0123_4567_89ab_cdef;
+/// What both sides of an exchange chose.
+pub(crate) const CLIENT_NONCE: [u8; 32] = counted(1);
+pub(crate) const NODE_NONCE: [u8; 32] = counted(101);
+
+const fn counted(first: u8) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    let mut at = 0;
+    while at < bytes.len() {
+        bytes[at] = first + at as u8;
+        at += 1;
+    }
+    bytes
+}
+
+/// The secret of the vectors.
+pub(crate) fn secret() -> Secret {
+    Secret::parse(SECRET.as_bytes()).expect("long enough")
+}
+
+pub(crate) const SECRET: &str = "a secret that is known to all";
+
+/// The exchange of the vectors.
+pub(crate) fn exchange() -> Exchange {
+    let role = Role::Member as u8;
+    Exchange { role, node: NODE, client: CLIENT_NONCE, answer: NODE_NONCE }
+}
+
+/// The block of 70000 bytes that reads of the vectors are of.
+pub(crate) fn block_mac() -> BlockMac {
+    let bytes: Vec<u8> = (0..70_000).map(byte).collect();
+    let mut mac = BlockMac::new(&secret(), ID, 1, 0, bytes.len() as u32);
+    mac.update(&bytes);
+    mac
+}
 
 /// Keys of two members.
 const KEYS: [u64; 2] = [0x9e37_79b9_7f4a_7c15, 0x0123_4567_89ab_cdef];
@@ -54,7 +92,7 @@ fn cache_2() -> Member {
 pub(crate) fn requests() -> Vec<Vector> {
     let hello =
         HelloRequest { client: "example 1.0".into(), version_min: 1, version_max: 1, features: 31 };
-    assert_eq!(hello.features, feature::ALL);
+    assert_eq!(hello.features, feature::ALL & !feature::IDENTITY & !feature::PROOFS);
     let ring = |epoch, first, wait| RingRequest { epoch, first, wait };
     let inventory = |cursor| InventoryRequest { key: KEYS[1], epoch: 7, cursor };
     vec![
@@ -118,6 +156,19 @@ pub(crate) fn requests() -> Vec<Vector> {
             PinRequest { path: String::new(), undo: 1 },
         ),
         vector("pins", "No body.", request(Op::Pins, FIRST + 16), Nothing),
+        vector(
+            "challenge",
+            "As a member, of a run of a node; the number counts up here, as none should.",
+            request(Op::Challenge, FIRST + 18),
+            ChallengeRequest { role: Role::Member as u8, node: NODE, nonce: CLIENT_NONCE },
+        ),
+        vector(
+            "prove",
+            "The proof of a client that knows the secret of the vectors of proofs.",
+            request(Op::Prove, FIRST + 19),
+            Proof { mac: exchange().proof(&secret(), Side::Client) },
+        ),
+        vector("vouch", "A range, as in Read.", request(Op::Vouch, FIRST + 20), range(0, 70_000)),
     ]
 }
 
@@ -241,6 +292,24 @@ pub(crate) fn replies() -> Vec<Vector> {
             "Nothing is pinned.",
             reply(Op::Pins, FIRST + 17, Status::Ok),
             PinsReply { pins: Vec::new() },
+        ),
+        vector(
+            "challenge",
+            "The node's number.",
+            reply(Op::Challenge, FIRST + 18, Status::Ok),
+            ChallengeReply { nonce: NODE_NONCE },
+        ),
+        vector(
+            "prove",
+            "The proof of the node.",
+            reply(Op::Prove, FIRST + 19, Status::Ok),
+            Proof { mac: exchange().proof(&secret(), Side::Node) },
+        ),
+        vector(
+            "vouch",
+            "The code of the block that fetch brings.",
+            reply(Op::Vouch, FIRST + 20, Status::Ok),
+            Proof { mac: block_mac().finish() },
         ),
     ]
 }

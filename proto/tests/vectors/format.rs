@@ -8,6 +8,7 @@ use millrace_proto::checksum;
 use millrace_proto::cluster::*;
 use millrace_proto::frame::{self, BODY_LENGTH_MAX, PAYLOAD_LENGTH_MAX};
 use millrace_proto::message::*;
+use millrace_proto::proof::*;
 use millrace_proto::{FileId, FrameError, HEADER_SIZE, Header, Op, Status};
 
 /// A message that can be put in a file and compared with what a file holds.
@@ -108,6 +109,26 @@ message!(
     |a| ListReply { entries: a.entries.iter().map(Entry::from).collect(), next: text(&a.next) },
     |m| object(&[("entries", list(&m.entries, entry_json)), ("next", string(&m.next))])
 );
+message!(
+    ChallengeRequest,
+    ArchivedChallengeRequest,
+    |a| ChallengeRequest { role: a.role, node: a.node.to_native(), nonce: a.nonce },
+    |m| object(&[
+        ("role", m.role.to_string()),
+        ("node", m.node.to_string()),
+        ("nonce", string(&hex(&m.nonce)))
+    ])
+);
+message!(
+    ChallengeReply,
+    ArchivedChallengeReply,
+    |a| ChallengeReply { nonce: a.nonce },
+    |m| object(&[("nonce", string(&hex(&m.nonce)))])
+);
+message!(Proof, ArchivedProof, |a| Proof { mac: a.mac }, |m| object(&[(
+    "mac",
+    string(&hex(&m.mac))
+)]));
 message!(Range, ArchivedRange, |a| Range::from(a), |m| range_json(m));
 message!(
     ReadReply,

@@ -3,8 +3,10 @@
 use std::fmt::Write as _;
 
 use millrace_proto::checksum::{self, Grain};
+use millrace_proto::proof::Side;
 use millrace_proto::{FileId, placement};
 
+use crate::cluster;
 use crate::format::*;
 
 #[test]
@@ -81,8 +83,52 @@ fn checksum_cuts_are_as_published() {
             .split(", ")
             .map(|piece| u32::from_str_radix(&piece[piece.len() - 8..], 16).expect("hex digits"));
         let payload: Vec<u8> = (offset..offset + length).map(|at| byte(at as usize)).collect();
-        assert_eq!(checksum::verify(&payload, offset, block_length, values), Ok(()));
+        assert_eq!(checksum::verify(&payload, offset, block_length, 0, values), Ok(()));
     }
+}
+
+#[test]
+fn tags_are_as_published() {
+    let mut built = format!(
+        "{FORMAT}# The tag of a block, which checksums that cover its identity are combined with.\n"
+    );
+    let cases = [
+        (FileId(0), 0, 0),
+        (ID, 1, 0),
+        (ID, 1, 1),
+        (ID, u64::MAX, 1),
+        (FileId(u128::MAX), 0x0123_4567_89ab_cdef, u32::MAX),
+    ];
+    for (file, version, block) in cases {
+        let tag = checksum::tag(file, version, block);
+        let _ = write!(
+            built,
+            "\nfile: {file}\nversion: {version:016x}\nblock: {block}\ntag: {tag:08x}\n"
+        );
+    }
+    assert_eq!(check_file("tag.txt", &built).len(), cases.len());
+}
+
+#[test]
+fn proofs_are_as_published() {
+    let (exchange, secret) = (cluster::exchange(), cluster::secret());
+    let mut built = format!(
+        "{FORMAT}# Proofs of both sides of an exchange, and the code of a block of the content of checksum.txt.\n"
+    );
+    let _ = write!(
+        built,
+        "\nsecret: {}\nrole: {}\nnode: {}\nclient_nonce: {}\nnode_nonce: {}\nclient_proof: {}\n\
+         node_proof: {}\nfile: {ID}\nversion: 1\nblock: 0\nblock_length: 70000\nblock_code: {}\n",
+        cluster::SECRET,
+        exchange.role,
+        exchange.node,
+        hex(&exchange.client),
+        hex(&exchange.answer),
+        hex(&exchange.proof(&secret, Side::Client)),
+        hex(&exchange.proof(&secret, Side::Node)),
+        hex(&cluster::block_mac().finish()),
+    );
+    assert_eq!(check_file("proof.txt", &built).len(), 1);
 }
 
 #[test]

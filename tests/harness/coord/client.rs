@@ -359,6 +359,15 @@ impl Client {
         Ok(reply)
     }
 
+    /// Signs in as a user with a password, `NAME:PASSWORD`, under the scheme `digest`.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub fn sign_in(&mut self, credentials: &str) -> Result<(), Failure> {
+        let auth = credentials.as_bytes();
+        self.call(&Request::Auth { scheme: "digest", auth })?.ok().map(drop)
+    }
+
     /// Creates a node that anybody may use; `mode` is one of [`create_mode`]. Gives its path.
     ///
     /// # Errors

@@ -24,6 +24,10 @@ impl Check for Digests {
 
     fn see(&mut self, _at_us: u64, seen: &Seen<'_>) -> Result<(), String> {
         let Seen::Turned { node, life, replica } = seen else { return Ok(()) };
+        // One that has no data, or waits for others to follow it, may be of another ensemble.
+        if !replica.is_formed() {
+            return Ok(());
+        }
         let applied = replica.applied();
         let before = self.applied.insert(*node, (*life, applied));
         if let Some((before_life, before)) = before

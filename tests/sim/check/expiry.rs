@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use millrace_coord::command::Act;
+use millrace_coord::replica::Replica;
 
 use crate::observe::{Check, Ending, Seen};
 
@@ -26,6 +27,10 @@ pub(super) struct Expiry {
     disturbed_us: Vec<u64>,
     /// By replica: term, whether it leads, and since when.
     leading: Vec<(u64, bool, u64)>,
+    /// By replica: true if the latest list of a leader names it.
+    is_listed: Vec<bool>,
+    /// By replica: the zxid of the list of members that it led with last.
+    listed_zxid: Vec<i64>,
 }
 
 impl Expiry {
@@ -35,6 +40,26 @@ impl Expiry {
             heard: BTreeMap::new(),
             disturbed_us: vec![0; node_count],
             leading: vec![(0, false, 0); node_count],
+            is_listed: vec![true; node_count],
+            listed_zxid: vec![0; node_count],
+        }
+    }
+
+    /// Notes when the leader's list of members changes. A replica that left the list sends
+    /// its reports to a leader that does not take them, and does not know that: nothing is claimed of it
+    /// until it is listed again.
+    fn lists(&mut self, at_us: u64, leader: usize, replica: &Replica) {
+        let zxid = replica.state().zxids("/zookeeper/config").map_or(0, |(mzxid, _)| mzxid);
+        if std::mem::replace(&mut self.listed_zxid[leader], zxid) == zxid {
+            return;
+        }
+        let list = replica.state().config_text();
+        for (node, disturbed_us) in self.disturbed_us.iter_mut().enumerate() {
+            // A replica by itself has an empty list.
+            let is_listed = list.is_empty() || list.contains(&format!("server.{}=", node + 1));
+            if std::mem::replace(&mut self.is_listed[node], is_listed) != is_listed {
+                *disturbed_us = at_us;
+            }
         }
     }
 
@@ -52,8 +77,8 @@ impl Expiry {
         let known = heard.rev().find(|(_, _, heard_us)| heard_us + REPORT_US_MAX < at_us);
         let Some(&(node, heard_term, heard_us)) = known else { return Ok(()) };
         let disturbed_us = self.disturbed_us[node].max(self.disturbed_us[leader]);
-        // One that is no member any more, or not again, follows nobody.
-        let is_calm = heard_term == term && disturbed_us + CALM_US < heard_us;
+        let is_calm =
+            self.is_listed[node] && heard_term == term && disturbed_us + CALM_US < heard_us;
         if is_calm && at_us + 2_000 < heard_us + self.timeout_us {
             return Err(format!(
                 "session {session:#x} was closed {} ms after replica {} heard of it",
@@ -87,6 +112,9 @@ impl Check for Expiry {
                 if (term, leads) != (known_term, known) {
                     self.leading[*node] = (term, leads, at_us);
                     self.disturbed_us[*node] = at_us;
+                }
+                if leads {
+                    self.lists(at_us, *node, replica);
                 }
             }
             Seen::Proposed { leader, command }

@@ -18,7 +18,8 @@ impl Check for Leaders {
     fn see(&mut self, _at_us: u64, seen: &Seen<'_>) -> Result<(), String> {
         let Seen::Turned { node, replica, .. } = seen else { return Ok(()) };
         let (term, leads) = replica.leadership();
-        if !leads {
+        // One that forms an ensemble leads itself alone, and another may do so, too.
+        if !leads || !replica.is_formed() {
             return Ok(());
         }
         let first = *self.terms.entry(term).or_insert(*node);

@@ -177,6 +177,7 @@ impl World {
             self.push(self.now_us, Event::Start { node });
             self.see(&Seen::Disturbed { node });
         }
+        self.mend_births();
         for client in &mut self.clients {
             if let Phase::Silent { .. } = client.phase {
                 client.phase = Phase::Open;

@@ -5,7 +5,7 @@ use millrace_coord::replica::{Action, Event as Told};
 use millrace_coord::store::Append;
 
 use super::{Canary, Event, World};
-use crate::node::Job;
+use crate::node::Node;
 use crate::observe::Seen;
 
 /// Longest time between something that happens to a replica and its turn.
@@ -17,7 +17,13 @@ impl World {
             return;
         }
         let chance = self.random.u64(1..);
-        self.nodes[node].start(&self.options, self.now_us, chance);
+        if let Err(error) = self.nodes[node].start(&self.options, self.now_us, chance) {
+            let id = self.nodes[node].id;
+            if self.take_back(node) {
+                return self.note(format_args!("replica {id} does not start: {error}"));
+            }
+            return self.fail("what lists ask for is done", format_args!("replica {id}: {error}"));
+        }
         let replica = self.nodes[node].replica.as_ref().expect("it was started");
         let (applied, id) = (replica.applied(), self.nodes[node].id);
         self.note(format_args!("replica {id} starts, applied {applied}"));
@@ -46,6 +52,7 @@ impl World {
     }
 
     pub(super) fn turn(&mut self, node: usize) {
+        self.forge_holdings(node);
         let now = self.nodes[node].now(self.now_us);
         let target = &mut self.nodes[node];
         target.is_turn_due = false;
@@ -67,6 +74,10 @@ impl World {
         let life = self.nodes[node].life;
         let Some(replica) = self.nodes[node].replica.take() else { return };
         self.see(&Seen::Turned { node, life, replica: &replica });
+        if replica.is_formed() && replica.leadership().1 {
+            let cluster_id = self.cluster_id(node);
+            self.see(&Seen::Leads { node, cluster_id });
+        }
         let may_stop = replica.may_stop();
         self.nodes[node].replica = Some(replica);
         self.take_messages(node);
@@ -79,7 +90,8 @@ impl World {
     fn stop(&mut self, node: usize) {
         let reason = self.nodes[node].failure.clone().unwrap_or_default();
         self.note(format_args!("replica {} stops: {reason}", node + 1));
-        self.nodes[node].finish();
+        let now_ms = self.now_us / 1000;
+        self.nodes[node].finish(now_ms);
         self.crash(node);
         // Somebody starts it again.
         let delay_us = self.random.u64(100_000..2_000_000);
@@ -91,30 +103,27 @@ impl World {
             Action::Send { client } => self.send(node, client),
             Action::CloseClient { client } => self.close_client(node, client),
             Action::SendPeer { peer, message } => self.send_peer(node, peer, message),
-            Action::Peers { members } => {
-                let ids = members.iter().map(|member| member.id).collect();
+            Action::Peers { company } => {
+                if let Some(admission) = &mut self.nodes[node].admission {
+                    admission.set_company(&company);
+                }
+                let ids = company.members.iter().map(|member| member.id).collect();
                 self.set_peers(node, ids);
+            }
+            Action::Found { cluster_id } => self.found(node, cluster_id),
+            Action::Listed { listed } => {
+                if let Some(admission) = &mut self.nodes[node].admission {
+                    admission.set_listed(listed);
+                }
             }
             Action::Append { append } => {
                 self.look_at(node, &append);
                 self.nodes[node].append(append);
             }
             Action::CompactLog { index, term } => self.nodes[node].compact(index, term),
-            Action::Checkpoint { checkpoint } => {
-                let now_ms = self.now_us / 1000;
-                self.nodes[node].add_checkpoint(checkpoint, now_ms);
-            }
-            Action::FlushCheckpoint => self.nodes[node].ask(Job::Commit),
-            Action::OpenSnapshot { peer } => self.nodes[node].ask(Job::Open { peer }),
-            Action::ReadSnapshot { peer } => self.nodes[node].ask(Job::Read { peer }),
-            Action::CloseSnapshot { peer } => self.nodes[node].ask(Job::Close { peer }),
-            Action::BeginInstall { .. } => self.nodes[node].ask(Job::Begin),
-            Action::StoreSnapshot { peer, chunk } => {
-                self.nodes[node].ask(Job::Store { peer, chunk });
-            }
-            Action::FinishInstall { peer } => self.nodes[node].ask(Job::Finish { peer }),
             Action::AdminReply { reply, .. } => self.note(format_args!("operator: {reply:?}")),
             Action::Stop { reason } => self.nodes[node].failure = Some(reason),
+            action => self.nodes[node].ask(action),
         }
     }
 
@@ -152,7 +161,7 @@ impl World {
                 self.push(self.now_us, Event::EarlyDurable { node, life, number });
             }
         }
-        if self.nodes[node].begin_job() {
+        if self.nodes[node].begin_job(self.now_us / 1000) {
             let done_us = self.now_us + self.sync_us(node);
             self.push(done_us, Event::JobDone { node, life });
         }
@@ -184,7 +193,7 @@ impl World {
     pub(super) fn checkpoint_due(&mut self, node: usize) {
         let due_ms = self.nodes[node].checkpoint_due_ms();
         if due_ms.is_some_and(|due_ms| due_ms * 1000 <= self.now_us) {
-            self.nodes[node].ask(Job::Commit);
+            self.nodes[node].ask_commit();
             self.begin_work(node);
         }
     }
@@ -208,10 +217,32 @@ impl World {
         }
     }
 
+    /// Has both sides judge each other, as at the beginning of each stream.
+    fn greet(&mut self, from: usize, to: usize) -> Result<(), String> {
+        let (from_id, to_id) = (self.nodes[from].id, self.nodes[to].id);
+        let admission = |node: &mut Node| node.admission.take().ok_or("it is down".to_owned());
+        let mut ours = admission(&mut self.nodes[from])?;
+        let mut theirs = admission(&mut self.nodes[to])?;
+        let judged = theirs.judge(&ours.hello(to_id));
+        let judged = judged.and_then(|()| ours.judge(&theirs.hello(from_id)));
+        self.nodes[from].admission = Some(ours);
+        self.nodes[to].admission = Some(theirs);
+        judged
+    }
+
     fn dial(&mut self, from: usize, to: usize) {
+        self.dial_within(from, to, 100_000);
+    }
+
+    /// Dials one that refused us: not as often.
+    fn dial_later(&mut self, from: usize, to: usize) {
+        self.dial_within(from, to, 1_500_000);
+    }
+
+    fn dial_within(&mut self, from: usize, to: usize, within_us: u64) {
         let stream = self.network.stream(from, to);
         if !stream.is_open && !std::mem::replace(&mut stream.is_dialling, true) {
-            let delay_us = self.random.u64(1_000..100_000);
+            let delay_us = self.random.u64(1_000..within_us);
             self.push(self.now_us + delay_us, Event::Dialled { from, to });
         }
     }
@@ -230,15 +261,21 @@ impl World {
         if !is_awake || there.max(back) > now_us {
             return self.dial(from, to);
         }
-        self.network.open(from, to, now_us);
+        if let Err(why) = self.greet(from, to) {
+            let (from_id, to_id) = (self.nodes[from].id, self.nodes[to].id);
+            self.note(format_args!("no stream from {from_id} to {to_id}: {why}"));
+            return self.dial_later(from, to);
+        }
+        let to_life = self.nodes[to].life;
+        self.network.open(from, to, now_us, to_life);
         self.see(&Seen::Disturbed { node: from });
         self.handle(from, Told::PeerConnected { peer });
     }
 
     fn send_peer(&mut self, from: usize, peer: u64, message: Vec<u8>) {
         let to = self.index_of(peer);
-        let to_life = self.nodes[to].life;
         let stream = self.network.stream(from, to);
+        let to_life = stream.to_life;
         // That the stream broke was told then.
         if !stream.is_open {
             return;

@@ -88,7 +88,7 @@ fn ensemble() -> Vec<Member> {
 
 fn check_change(changes: [Option<&str>; 3], expect: Result<&[u64], Error>) {
     let [joining, leaving, new_members] = changes;
-    let members = reconfigure(&ensemble(), joining, leaving, new_members);
+    let members = reconfigure(&ensemble(), joining, leaving, new_members, false);
     let ids = members.map(|members| members.iter().map(|one| one.id).collect::<Vec<_>>());
     match (ids, expect) {
         (Ok(ids), Ok(expect)) => assert_eq!(ids, expect, "{changes:?}"),
@@ -108,7 +108,8 @@ fn a_reconfig_request_adds_replaces_and_removes() {
     check_change([Some(""), Some(""), Some("")], Ok(&[1, 2, 3]));
     check_change([None, None, Some("server.9=x:1:2;3\nserver.8=y:1:2;3")], Ok(&[8, 9]));
     check_change([None, None, Some("server.9=x:1:2;3,server.8=y:1:2;3,version=5")], Ok(&[8, 9]));
-    let moved = reconfigure(&ensemble(), Some("server.2=h2:1:2:observer;9"), None, None).unwrap();
+    let moved =
+        reconfigure(&ensemble(), Some("server.2=h2:1:2:observer;9"), None, None, false).unwrap();
     assert_eq!(moved[1].role, Role::Observer);
     assert_eq!(moved[1].client_address.as_deref(), Some("0.0.0.0:9"));
 }

@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::*;
-use crate::store::directory::Lock;
+use crate::store::files::Lock;
 
 fn error(result: Result<Stores, StoreError>) -> StoreError {
     result.err().expect("it should have been refused")

@@ -5,7 +5,7 @@ use std::fs;
 use std::sync::Arc;
 
 use super::*;
-use crate::store::directory::Lock;
+use crate::store::files::Lock;
 use crate::store::lmdb::Environment;
 use crate::store::record::{self, HEADER_KEY};
 

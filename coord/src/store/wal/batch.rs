@@ -24,6 +24,7 @@ use protobuf::Message;
 use raft::eraftpb::{Entry, HardState};
 
 use super::super::Identity;
+use super::super::files::is_zero;
 use super::index::{Header, Op, Position};
 
 /// What a disk writes as a whole: the smallest unit that disks have.
@@ -388,11 +389,4 @@ pub(super) fn check_end(rest: &[u8], store_id: u64, next: u64) -> Result<(), &'s
 /// Sectors of a batch that are zero. The first is not: the head is in it.
 fn count_blanks(batch: &[u8]) -> u32 {
     batch.chunks(SECTOR).skip(1).filter(|sector| is_zero(sector)).count() as u32
-}
-
-/// Whether all bytes are zero.
-pub(super) fn is_zero(bytes: &[u8]) -> bool {
-    // In steps that become wide compares.
-    let (chunks, rest) = bytes.as_chunks::<64>();
-    chunks.iter().all(|chunk| *chunk == [0; 64]) && rest.iter().all(|byte| *byte == 0)
 }

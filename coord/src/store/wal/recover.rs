@@ -16,8 +16,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::super::StoreError;
-use super::super::directory::sync_directory;
-use super::batch::{Batch, Begin, check_end, is_zero};
+use super::super::files::{is_zero, sync_directory};
+use super::batch::{Batch, Begin, check_end};
 use super::index::{Index, Live};
 use super::segment::{Mark, Segment, remove_unfinished};
 

@@ -22,8 +22,7 @@ use std::time::Instant;
 use bytes::{Buf, BufMut};
 
 use super::super::StoreError;
-use super::super::directory::sync_directory;
-use super::batch::is_zero;
+use super::super::files::{is_zero, remove_if_there, sync_directory};
 
 /// Bytes that are written and synced at a time: a guess at what hides behind one small flush.
 const ZEROS_SIZE: usize = 256 << 10;
@@ -111,7 +110,7 @@ pub(super) fn make(
 
 /// Removes a segment that was not finished.
 pub(super) fn remove_unfinished(directory: &Path) -> Result<(), StoreError> {
-    super::super::lmdb::remove_if_there(&directory.join(NEXT))
+    remove_if_there(&directory.join(NEXT))
 }
 
 /// How fast a segment is to be made. Shared with the thread that makes it.

@@ -1,9 +1,18 @@
 //! A directory as the source: what is served, what is refused, and what a change does.
 
 use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+
+use std::time::Duration;
+
+use rustix::fs::{FileType, Mode};
 
 use super::*;
 use crate::memory::{Arena, ShardMemory};
+
+fn machine() -> Arc<Machine> {
+    Arc::new(Machine::start(&crate::config::Config::tiny(PathBuf::new())).unwrap())
+}
 
 struct Fixture {
     runtime: tokio::runtime::Runtime,
@@ -19,7 +28,12 @@ impl Fixture {
         std::fs::create_dir(&root).unwrap();
         Fixture {
             runtime: tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap(),
-            store: LocalStore::new(&root, "file://test"),
+            store: LocalStore::new(
+                &machine(),
+                Root::whole(&root),
+                "file://test",
+                DeviceRule::ByType,
+            ),
             directory,
             memory: Arena::new(1024).unwrap().cut(1).pop().unwrap(),
         }
@@ -41,7 +55,7 @@ impl Fixture {
         self.runtime.block_on(self.store.list(path.into(), after.into(), limit))
     }
 
-    /// Fills a block and returns the CRC-32 of its bytes.
+    /// Fills a block, after its file has settled, and returns the CRC-32 of its bytes.
     fn fill(
         &mut self,
         path: &str,
@@ -49,9 +63,19 @@ impl Fixture {
         offset: u64,
         length: u32,
     ) -> Result<u32, StoreError> {
+        let file = self.store.identify(path);
+        let mut part = Part { file, path: path.into(), version, offset, is_settled: false };
+        let result = self.fill_part(part.clone(), length);
+        let Err(StoreError::Settling(time)) = result else { return result };
+        assert!(time <= Duration::from_secs(5), "{time:?}");
+        std::thread::sleep(time);
+        part.is_settled = true;
+        self.fill_part(part, length)
+    }
+
+    fn fill_part(&mut self, part: Part, length: u32) -> Result<u32, StoreError> {
         let blank = self.memory.allocate(length).unwrap();
-        let (blank, result) =
-            self.runtime.block_on(self.store.fill(path.into(), version, offset, blank));
+        let (blank, result) = self.runtime.block_on(self.store.fill(part, blank, Arc::default()));
         match result {
             Ok(()) => {
                 let (block, sums) = blank.freeze();
@@ -152,9 +176,23 @@ fn pages_of_a_directory_join_to_the_whole() {
 fn what_is_neither_file_nor_directory_is_not_served() {
     let mut fixture = Fixture::new();
     let fifo = fixture.path("fifo");
-    rustix::fs::mknodat(rustix::fs::CWD, &fifo, FileType::Fifo, Mode::RUSR, 0).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, FileType::Fifo, Mode::RWXU, 0).unwrap();
     assert!(matches!(fixture.stat("fifo"), Err(StoreError::WrongKind(_))));
+    // A writer that waits for a reader goes on when there is one: it must not be this node.
+    let (done, opened) = std::sync::mpsc::channel();
+    let writer = std::thread::spawn({
+        let fifo = fifo.clone();
+        move || {
+            let file = rustix::fs::open(fifo, OFlags::WRONLY, Mode::empty());
+            let _ = done.send(());
+            drop(file);
+        }
+    });
+    std::thread::sleep(Duration::from_millis(50));
     assert_eq!(fixture.fill("fifo", 1, 0, 10), Err(StoreError::Changed));
+    assert!(opened.recv_timeout(Duration::from_millis(200)).is_err(), "the node opened it");
+    drop(rustix::fs::open(&fifo, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()).unwrap());
+    writer.join().unwrap();
     assert!(fixture.list("", "", 10).unwrap().entries.is_empty());
     fixture.write("file", b"x");
     assert!(matches!(fixture.list("file", "", 10), Err(StoreError::WrongKind(_))));
@@ -169,4 +207,17 @@ fn a_root_that_is_removed_and_made_again_is_served_again() {
     std::fs::create_dir(fixture.path("")).unwrap();
     fixture.write("a", b"x");
     assert_eq!(fixture.stat("a").unwrap().length, 1);
+}
+
+#[test]
+fn a_file_that_changed_a_moment_ago_is_left_to_settle_and_no_thread_waits() {
+    let mut fixture = Fixture::new();
+    fixture.write("a", b"one");
+    let found = fixture.stat("a").unwrap();
+    let (file, version) = (fixture.store.identify("a"), found.version);
+    let part = Part { file, path: "a".into(), version, offset: 0, is_settled: false };
+    let result = fixture.fill_part(part.clone(), 3);
+    assert!(matches!(result, Err(StoreError::Settling(_))), "{result:?}");
+    let settled = Part { is_settled: true, ..part };
+    assert_eq!(fixture.fill_part(settled, 3), Ok(crc32fast::hash(b"one")));
 }

@@ -1,10 +1,15 @@
 //! Which source a path leads to, and what a directory shows of the mounts below it.
 
 use super::*;
+use crate::memory::Arena;
 
 fn mount(prefix: &str, source: &Path) -> Mount {
     let source = format!("file://{}", source.display());
     Mount { prefix: prefix.into(), source, replicas: 1 }
+}
+
+fn machine() -> Arc<Machine> {
+    Arc::new(Machine::start(&crate::config::Config::tiny(std::path::PathBuf::new())).unwrap())
 }
 
 struct Fixture {
@@ -22,7 +27,17 @@ impl Fixture {
             std::fs::write(path, path_bytes()).unwrap();
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        Fixture { runtime, directory, mounts: Mounts::default() }
+        let roots = Roots::new([directory.path().to_owned()]);
+        Fixture {
+            runtime,
+            directory,
+            mounts: Mounts::new(
+                machine(),
+                roots,
+                MountOptions::default(),
+                Contents::new(0, 1 << 20),
+            ),
+        }
     }
 
     fn mount(&self, pairs: &[(&str, &str)]) {
@@ -94,4 +109,93 @@ fn a_source_that_is_not_here_is_told_and_found_when_it_comes() {
     std::fs::create_dir(fixture.directory.path().join("c")).unwrap();
     std::fs::write(fixture.directory.path().join("c/f"), b"1").unwrap();
     assert_eq!(fixture.stat("later/f"), Ok(Kind::File));
+}
+
+/// The beginning of what a path leads to now.
+fn part(mounts: &Mounts, path: &str, version: u64) -> Part {
+    let file = mounts.identify(path);
+    Part { file, path: path.into(), version, offset: 0, is_settled: true }
+}
+
+#[test]
+fn a_block_whose_path_leads_elsewhere_meanwhile_is_not_taken() {
+    let fixture = Fixture::new();
+    fixture.mount(&[("at", "a")]);
+    let version = fixture.runtime.block_on(fixture.mounts.stat("at/x".into())).unwrap().version;
+    let part = part(&fixture.mounts, "at/x", version);
+    let mut memory = Arena::new(64).unwrap().cut(1).pop().unwrap();
+    let mut take = || {
+        let blank = memory.allocate(path_bytes().len() as u32).unwrap();
+        let compared = fixture.mounts.compare(&part, &blank);
+        let filling = fixture.mounts.fill(part.clone(), blank, Arc::default());
+        let (blank, filled) = fixture.runtime.block_on(filling);
+        memory.release_blank(blank);
+        (compared, filled)
+    };
+    assert_eq!(take(), (Ok(()), Ok(())));
+    let remounted = || Err(StoreError::Remounted);
+    std::fs::copy(fixture.directory.path().join("a/x"), fixture.directory.path().join("b/x"))
+        .unwrap();
+    fixture.mount(&[("at", "b")]);
+    assert_eq!(take(), (remounted(), remounted()), "another source");
+    fixture.mount(&[]);
+    assert_eq!(take(), (remounted(), remounted()), "none");
+}
+
+#[test]
+fn bytes_that_differ_from_those_before_make_a_new_version_wherever_they_come_from() {
+    let fixture = Fixture::new();
+    let options = MountOptions::parse("cmp=content").unwrap();
+    let roots = Roots::new([fixture.directory.path().to_owned()]);
+    let mounts = Mounts::new(machine(), roots, options, Contents::new(0, 1 << 20));
+    let source = fixture.directory.path().join("b");
+    mounts.set(vec![mount("cmp", &source), mount("same", &source)]);
+    let mut memory = Arena::new(64).unwrap().cut(1).pop().unwrap();
+    let stat = |path: &str| fixture.runtime.block_on(mounts.stat(path.into())).unwrap().version;
+    let part = |path: &str, version| part(&mounts, path, version);
+    let length = path_bytes().len() as u32;
+    let mut fill = |part: Part| {
+        let blank = memory.allocate(length).unwrap();
+        let (blank, result) = fixture.runtime.block_on(mounts.fill(part, blank, Arc::default()));
+        memory.release_blank(blank);
+        result
+    };
+    let version = stat("cmp/y");
+    assert_eq!(stat("same/y"), version);
+    assert_eq!(fill(part("cmp/y", version)), Ok(()));
+    assert_eq!(fill(part("cmp/y", version)), Ok(()), "the same again");
+    let mut other = Arena::new(64).unwrap().cut(1).pop().unwrap();
+    let mut blank = other.allocate(length).unwrap();
+    blank
+        .fill_with(|_, target| {
+            target.fill(b'?');
+            Ok(target.len())
+        })
+        .unwrap();
+    let result = mounts.compare(&part("same/y", version), &blank);
+    assert_eq!(result, Err(StoreError::Differs), "its files are those of the other mount");
+    other.release_blank(blank);
+    let next = stat("cmp/y");
+    assert_ne!(next, version);
+    assert_eq!(stat("same/y"), next, "both mounts say the same");
+    let page = fixture.runtime.block_on(mounts.list("cmp".into(), "".into(), 10)).unwrap();
+    assert_eq!(page.entries[0].1.version, next, "a listing says the same");
+    assert_eq!(fill(part("cmp/y", version)), Err(StoreError::Changed));
+    assert_eq!(fill(part("cmp/y", next)), Ok(()));
+}
+
+#[test]
+fn a_mount_outside_of_the_roots_is_refused_whoever_mounted_it() {
+    let fixture = Fixture::new();
+    std::os::unix::fs::symlink("/etc", fixture.directory.path().join("way-out")).unwrap();
+    let inside = mount("", &fixture.directory.path().join("a"));
+    let link = mount("link", &fixture.directory.path().join("way-out"));
+    let outside = ["/", "/etc"].map(|path| mount(&path.replace('/', "x"), Path::new(path)));
+    fixture.mounts.set([inside.clone(), link].into_iter().chain(outside.clone()).collect());
+    assert_eq!(fixture.stat("x"), Err(StoreError::Denied(OUTSIDE)));
+    assert_eq!(fixture.stat("xetc/passwd"), Err(StoreError::Denied(OUTSIDE)));
+    assert!(matches!(fixture.stat("link/passwd"), Err(StoreError::Denied(_))));
+    assert_eq!(fixture.stat("data/old"), Ok(Kind::File), "the others are served");
+    assert_eq!(fixture.mounts.admit(&inside.source), Ok(()));
+    assert_eq!(fixture.mounts.admit(&outside[1].source), Err(StoreError::Denied(OUTSIDE)));
 }

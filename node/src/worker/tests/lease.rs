@@ -66,7 +66,7 @@ fn node() -> (Node, Token, Token) {
 fn a_leased_block_stays_where_it_is_until_the_lease_runs_out() {
     let (mut node, local, _) = node();
     node.receive(0, 0, local, &lease(0..1, 1));
-    node.end_fills(0, |_| Ok(()));
+    node.end_all_fills(0);
     let first = answers(&mut node);
     assert_eq!(first[0].0, Status::Ok);
     assert!(!is_emptied(&mut node));
@@ -84,7 +84,7 @@ fn a_leased_block_stays_where_it_is_until_the_lease_runs_out() {
     assert_eq!(node.counter("lease_expired_count"), 1);
     assert_eq!(node.workers[0].wakes_at(), None);
     node.receive(2_200, 0, local, &lease(0..1, 3));
-    assert_eq!(node.end_fills(2_200, |_| Ok(())), 1, "it had left");
+    assert_eq!(node.end_all_fills(2_200), 1, "it had left");
 }
 
 #[test]
@@ -92,15 +92,15 @@ fn leases_hold_no_more_than_their_share_of_the_memory() {
     let (mut node, local, _) = node();
     // Two of four blocks may be leased.
     node.receive(0, 0, local, &lease(0..2, 1));
-    node.end_fills(0, |_| Ok(()));
+    node.end_all_fills(0);
     node.receive(0, 0, local, &lease(2..3, 2));
-    node.end_fills(0, |_| Ok(()));
+    node.end_all_fills(0);
     assert_eq!(statuses(&mut node), [Status::Ok, Status::Ok, Status::Busy]);
     assert!(!is_emptied(&mut node));
     // One given back makes room for another; one that is not leased is passed over.
     node.receive(2, 0, local, &encoded(Op::Release, 3, 0, &ranges(1..3)));
     node.receive(2, 0, local, &lease(2..3, 4));
-    node.end_fills(2, |_| Ok(()));
+    node.end_all_fills(2);
     assert_eq!(statuses(&mut node), [Status::Ok, Status::Ok]);
     assert_eq!(node.workers[0].leases.bytes(), 2 * u64::from(BLOCK));
     node.receive(3, 0, local, &encoded(Op::Release, 5, 0, &ranges(0..3)));
@@ -111,9 +111,9 @@ fn leases_hold_no_more_than_their_share_of_the_memory() {
 fn leases_end_with_the_connection_if_the_client_ends_it() {
     let (mut node, local, _) = node();
     node.receive(0, 0, local, &lease(0..2, 1));
-    node.end_fills(0, |_| Ok(()));
+    node.end_all_fills(0);
     assert_eq!(statuses(&mut node), [Status::Ok, Status::Ok]);
-    node.event(1, 0, Event::ReceiveEnded { token: local, by_client: true });
+    node.event(1, 0, Event::ReceiveEnded { token: local, end: ReceiveEnd::Finished });
     node.event(1, 0, Event::Closed { token: local });
     assert_eq!(node.workers[0].leases.bytes(), 0);
     assert_eq!(node.counter("lease_expired_count"), 0);
@@ -123,10 +123,10 @@ fn leases_end_with_the_connection_if_the_client_ends_it() {
 fn leases_outlive_a_connection_that_the_node_ends() {
     let (mut node, local, _) = node();
     node.receive(0, 0, local, &lease(0..2, 1));
-    node.end_fills(0, |_| Ok(()));
+    node.end_all_fills(0);
     let mut actions = Vec::new();
     node.workers[0].close(local, &mut actions);
-    node.event(1, 0, Event::ReceiveEnded { token: local, by_client: true });
+    node.event(1, 0, Event::ReceiveEnded { token: local, end: ReceiveEnd::Finished });
     node.event(1, 0, Event::Closed { token: local });
     assert_eq!(node.workers[0].leases.bytes(), 2 * u64::from(BLOCK));
     // The place is taken by another client, whom they do not concern.
@@ -146,7 +146,7 @@ fn leases_are_for_local_clients_of_the_block_s_own_shard() {
     let mut node = Node::new(2, 128, 16);
     let local = node.workers[0].accept(0, true).unwrap();
     node.receive(0, 0, local, &lease(0..8, 1));
-    node.end_fills(0, |_| Ok(()));
+    node.end_all_fills(0);
     let owned =
         (0..8u64).filter(|block| placement::shard_of(placement::block_hash(FILE, *block), 2) == 0);
     let granted_or_full = statuses(&mut node);
@@ -159,14 +159,14 @@ fn leases_are_for_local_clients_of_the_block_s_own_shard() {
 fn a_new_version_is_leased_beside_the_old_one_which_stays_until_it_runs_out() {
     let (mut node, local, _) = node();
     node.receive(0, 0, local, &lease(0..1, 1));
-    node.end_fills(0, |_| Ok(()));
+    node.end_all_fills(0);
     let before = answers(&mut node);
     let record = FileRecord { path: "f".into(), version: 2, length: 10 * u64::from(BLOCK) };
     node.shared.files.note(FILE, record);
     let mut request = ranges(0..1);
     request.ranges[0].version = 2;
     node.receive(1, 0, local, &encoded(Op::Lease, 2, 0, &request));
-    node.end_fills(1, |_| Ok(()));
+    node.end_all_fills(1);
     let after = answers(&mut node);
     assert_eq!(after[0].0, Status::Ok);
     assert_ne!(after[0].1, before[0].1, "the old one is still leased");
@@ -178,7 +178,7 @@ fn a_new_version_is_leased_beside_the_old_one_which_stays_until_it_runs_out() {
     let key = BlockKey { file: FILE, block: 0 };
     node.workers[0].cache.remove(&key);
     node.receive(3, 0, local, &encoded(Op::Lease, 4, 0, &request));
-    node.end_fills(3, |_| Ok(()));
+    node.end_all_fills(3);
     assert_eq!(statuses(&mut node), [Status::Ok, Status::Busy], "two of four blocks are leased");
     node.event(1_060, 0, Event::Tick);
     assert_eq!(node.workers[0].leases.bytes(), 0);

@@ -1,28 +1,38 @@
-//! One request of HTTP/1.1 and its answer; then the connection is closed.
+//! Pages over HTTP/1.1: one request and its answer; then the connection is closed.
 //!
 //! As little of HTTP as curl, browsers and Prometheus need. Always holds: a request takes bounded
-//! memory and time, however slowly or wrongly it is sent.
+//! memory and time, however slowly or wrongly it is sent. [`Server`] owns the listeners.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+mod server;
+
+pub use server::{CONNECTIONS_MAX, Listener, Server};
+
 /// Bytes of a request up to its body.
-pub(super) const HEAD_MAX_BYTES: usize = 8 << 10;
+pub const HEAD_MAX_BYTES: usize = 8 << 10;
 const HEADERS_MAX: usize = 64;
 /// Bytes of a body: the longest list of members fits.
-pub(super) const BODY_MAX_BYTES: usize = 64 << 10;
+pub const BODY_MAX_BYTES: usize = 64 << 10;
 /// How long a client may take to send its request.
 const REQUEST_TIME: Duration = Duration::from_secs(5);
 /// How long a client may take to receive a part of its answer.
 const WRITE_TIME: Duration = Duration::from_secs(10);
 
-pub(super) const JSON: &str = "application/json";
-pub(super) const TEXT: &str = "text/plain; charset=utf-8";
+/// JSON.
+pub const JSON: &str = "application/json";
+/// Plain text.
+pub const TEXT: &str = "text/plain; charset=utf-8";
 
 /// A connection, of either family.
-pub(super) trait Stream: Read + Write + Send {
+pub trait Stream: Read + Write + Send {
+    /// Sets how long a read and a write may take.
+    ///
+    /// # Errors
+    /// As `setsockopt`.
     fn set_times(&self, read: Duration, write: Duration) -> io::Result<()>;
 }
 
@@ -40,46 +50,56 @@ impl Stream for TcpStream {
     }
 }
 
+/// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Method {
+pub enum Method {
     Get,
     Head,
     Post,
 }
 
+/// A request.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Request {
-    pub(super) method: Method,
+pub struct Request {
+    /// What is asked for.
+    pub method: Method,
     /// With its query, as it came.
-    pub(super) path: String,
-    pub(super) body: Vec<u8>,
+    pub path: String,
+    /// The content types that the client takes, as it says; empty if it says nothing.
+    pub accept: String,
+    /// What came with it.
+    pub body: Vec<u8>,
 }
 
 /// An answer.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Response {
-    pub(super) status: u16,
-    pub(super) content_type: &'static str,
-    pub(super) body: String,
+pub struct Response {
+    /// Status, such as 200.
+    pub status: u16,
+    /// What the body is.
+    pub content_type: &'static str,
+    /// The text.
+    pub body: String,
     /// The head alone is sent, as HEAD asks.
-    pub(super) is_head: bool,
+    pub is_head: bool,
 }
 
 impl Response {
-    pub(super) fn new(
-        status: u16,
-        content_type: &'static str,
-        body: impl Into<String>,
-    ) -> Response {
+    /// Returns an answer with this body.
+    pub fn new(status: u16, content_type: &'static str, body: impl Into<String>) -> Response {
         Response { status, content_type, body: body.into(), is_head: false }
     }
 
-    /// A line of text that says why not.
-    pub(super) fn refusal(status: u16, reason: &str) -> Response {
+    /// Returns a line of text that says why not.
+    pub fn refusal(status: u16, reason: &str) -> Response {
         Response::new(status, TEXT, format!("{reason}\n"))
     }
 
-    pub(super) fn write(&self, stream: &mut dyn Stream) -> io::Result<()> {
+    /// Writes the answer.
+    ///
+    /// # Errors
+    /// As the connection.
+    pub fn write(&self, stream: &mut dyn Stream) -> io::Result<()> {
         let Response { status, content_type, body, is_head } = self;
         let reason = reason(*status);
         let length = body.len();
@@ -115,8 +135,8 @@ fn reason(status: u16) -> &'static str {
 /// Reads a request.
 ///
 /// # Errors
-/// The answer to one that cannot be read; `None` where nobody is there to be answered.
-pub(super) fn read_request(stream: &mut dyn Stream) -> Result<Request, Option<Response>> {
+/// The answer to one that cannot be read; `None` where the client has gone.
+pub fn read_request(stream: &mut dyn Stream) -> Result<Request, Option<Response>> {
     let deadline = Instant::now() + REQUEST_TIME;
     let mut bytes = Vec::new();
     let (head, size) = loop {
@@ -137,7 +157,7 @@ pub(super) fn read_request(stream: &mut dyn Stream) -> Result<Request, Option<Re
     }
     bytes.truncate(end);
     let body = bytes.split_off(size);
-    Ok(Request { method: head.method, path: head.path, body })
+    Ok(Request { method: head.method, path: head.path, accept: head.accept, body })
 }
 
 /// Receives more, up to `bytes_max` in all.
@@ -171,6 +191,7 @@ fn receive(
 struct Head {
     method: Method,
     path: String,
+    accept: String,
     body_bytes: usize,
 }
 
@@ -191,10 +212,13 @@ fn parse_head(bytes: &[u8]) -> Result<Option<(Head, usize)>, Option<Response>> {
         Some("POST") => Method::Post,
         _ => return refuse(405, "Only GET, HEAD and POST are understood"),
     };
-    let mut body_bytes = 0;
+    let (mut body_bytes, mut accept) = (0, String::new());
     for header in parsed.headers.iter() {
         if header.name.eq_ignore_ascii_case("transfer-encoding") {
             return refuse(411, "The body needs a Content-Length");
+        }
+        if header.name.eq_ignore_ascii_case("accept") {
+            accept = String::from_utf8_lossy(header.value).into_owned();
         }
         if header.name.eq_ignore_ascii_case("content-length") {
             let length = std::str::from_utf8(header.value).ok().and_then(|text| text.parse().ok());
@@ -203,5 +227,5 @@ fn parse_head(bytes: &[u8]) -> Result<Option<(Head, usize)>, Option<Response>> {
         }
     }
     let path = parsed.path.unwrap_or_default().to_owned();
-    Ok(Some((Head { method, path, body_bytes }, size)))
+    Ok(Some((Head { method, path, accept, body_bytes }, size)))
 }

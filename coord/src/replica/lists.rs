@@ -1,0 +1,432 @@
+//! The configured list of members beside the ensemble's own: what an edited list asks for, and how
+//! that comes about.
+//!
+//! Three lists are compared: the ensemble's, which is replicated; the one that the configuration
+//! has now; and the one that it had when it was last taken over, which the data directory keeps.
+//! What the last two differ in is a wanted change. A configuration that was not edited wants
+//! nothing, however old it has become: changes by `coord add` and `remove` are the ensemble's.
+//!
+//! ```text
+//!  wanted ─► one change at a time ─► the leader ─► Raft ─► the ensemble's list ─► noted as taken over
+//! ```
+//!
+//! A new member is asked for when it is there. A replica that was by itself, or had no data, serves
+//! no client before most of the participants of its list vote together: else two that have data of
+//! their own and were given one list would both serve.
+
+use std::collections::BTreeSet;
+
+use super::message::PeerMessage;
+use super::{Action, Now, Replica};
+use crate::config::{Config, Member, Role, members};
+use crate::peers::Listed;
+
+/// Milliseconds until a change that was refused, or not answered, is asked for again. Guessed: soon
+/// for one that waits, and few lines in the log of the leader.
+const AGAIN_MS: u64 = 1000;
+/// Milliseconds after which an answer is not waited for any more: it may be lost with a stream, and a
+/// leader that is still at it refuses the next question and goes on.
+const ANSWER_MS: u64 = 5000;
+/// Milliseconds that an ensemble which forms waits for the rest of its list once most of it follow,
+/// before it serves: those that are there vote from the beginning then, and any minority may fail.
+/// Guessed: longer than streams take to be opened.
+const FORM_MS: u64 = 2000;
+
+/// A change that the configured list asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    /// A new member.
+    Add(Member),
+    /// Other addresses or another role of a member.
+    Change(Member),
+    /// The member with this id leaves.
+    Remove(u64),
+}
+
+/// Why a list cannot be taken over.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ListError {
+    #[error(
+        "the configuration names no members, but this is one of the ensemble {members}: give it \
+         the list (server lines in zoo.cfg, or --members). To make it a replica by itself, take \
+         the others out first: millrace coord remove"
+    )]
+    None { members: String },
+    #[error(
+        "the configured list of members keeps {kept} of the {of} that vote now ({members}), so it \
+         cannot be taken over: what the others agreed on could be lost. Give the list that the \
+         ensemble has, and change its members while it runs, one after the other: millrace coord \
+         add, and millrace coord remove. If most of them are gone for good, begin a new ensemble from a backup: \
+         millrace coord restore"
+    )]
+    Majority { kept: usize, of: usize, members: String },
+    #[error(
+        "this replica has data and is the first member of what its list names, but the list calls \
+         it an observer: {own}. Let it be a participant"
+    )]
+    Observer { own: Box<Member> },
+    #[error(
+        "the configured list says {listed}, which the ensemble knows as {known}: correct the list, \
+         or change the member while the ensemble runs: millrace coord add {listed}, or millrace \
+         coord remove {}", known.id
+    )]
+    Conflict { listed: Box<Member>, known: Box<Member> },
+}
+
+/// What the configured list asks for, in the order in which it is asked.
+///
+/// `before` is the list as it was last taken over. `current` are the ensemble's members.
+pub fn wanted(before: &[Member], listed: &[Member], current: &[Member]) -> Vec<Wanted> {
+    let find = |list: &[Member], id| list.iter().find(|member| member.id == id).cloned();
+    let mut wanted = Vec::new();
+    for member in listed {
+        let was = find(before, member.id);
+        if was.as_ref() == Some(member) {
+            continue;
+        }
+        match find(current, member.id) {
+            None => wanted.push(Wanted::Add(member.clone())),
+            Some(known) if known.is_same(member) => {}
+            Some(_) => wanted.push(Wanted::Change(member.clone())),
+        }
+    }
+    for member in before {
+        if find(listed, member.id).is_none() && find(current, member.id).is_some() {
+            wanted.push(Wanted::Remove(member.id));
+        }
+    }
+    wanted
+}
+
+/// As much of the configured list as is taken over, for the next start to compare with.
+fn taken_over(before: &[Member], listed: &[Member], current: &[Member]) -> Vec<Member> {
+    let pending = wanted(before, listed, current);
+    let is_pending = |id: u64| {
+        pending.iter().any(|wanted| match wanted {
+            Wanted::Add(member) | Wanted::Change(member) => member.id == id,
+            Wanted::Remove(leaving) => *leaving == id,
+        })
+    };
+    let done = listed.iter().filter(|member| !is_pending(member.id));
+    let kept = before.iter().filter(|member| is_pending(member.id));
+    let mut all: Vec<Member> = done.chain(kept).cloned().collect();
+    all.sort_by_key(|member| member.id);
+    all
+}
+
+/// Checks at a start that what the configured list asks for can be done by the ensemble itself.
+///
+/// # Errors
+/// Why not, and what to do instead.
+pub fn check(
+    config: &Config,
+    before: Option<&[Member]>,
+    current: &[Member],
+) -> Result<(), ListError> {
+    let own = config.replica_id;
+    let text = || {
+        let ids: Vec<String> = current.iter().map(|member| member.id.to_string()).collect();
+        ids.join(", ")
+    };
+    if config.members.is_empty() {
+        return match current.iter().any(|member| member.id != own) {
+            true => Err(ListError::None { members: text() }),
+            false => Ok(()),
+        };
+    }
+    if let Some(listed) = config.own_member()
+        && current.is_empty()
+        && listed.role == Role::Observer
+    {
+        return Err(ListError::Observer { own: Box::new(listed.clone()) });
+    }
+    // One that was by itself, and one that never had a list taken over.
+    let Some(before) = before.filter(|_| !current.is_empty()) else { return Ok(()) };
+    let changes = wanted(before, &config.members, current);
+    for change in &changes {
+        if let Wanted::Change(listed) = change
+            && let Some(known) = current.iter().find(|known| known.id == listed.id)
+            && !before.iter().any(|member| member.id == listed.id)
+        {
+            let (listed, known) = (Box::new(listed.clone()), Box::new(known.clone()));
+            return Err(ListError::Conflict { listed, known });
+        }
+    }
+    let leaves = |id: u64| changes.contains(&Wanted::Remove(id));
+    let voters = || current.iter().filter(|member| member.role == Role::Participant);
+    let of = voters().count();
+    let kept = voters().filter(|member| !leaves(member.id)).count();
+    if kept * 2 <= of {
+        return Err(ListError::Majority { kept, of, members: text() });
+    }
+    Ok(())
+}
+
+/// How far the configured list is taken over.
+pub(super) struct Lists {
+    /// The list as it was last taken over; `None` before it ever was.
+    before: Option<Vec<Member>>,
+    /// Whether too few of the list were ever members together for the ensemble to serve.
+    pub(super) is_forming: bool,
+    /// Since when most of its participants are.
+    majority_since_ms: Option<u64>,
+    /// The tag of the change that was asked for, and until when its answer is waited for.
+    asked: Option<(u64, u64)>,
+    again_at_ms: u64,
+    /// Ids of members that were told of in the log: asked for, and not there.
+    told: BTreeSet<u64>,
+    /// Ids of members that were reached where the configured list has them, not where the ensemble
+    /// has.
+    pub(super) moved: BTreeSet<u64>,
+    /// Changes that were refused since one was made; the next one is asked for instead.
+    refused: usize,
+}
+
+impl Lists {
+    /// `listed` as the data directory has it. `is_alone` says that this replica has data and votes
+    /// alone, so it may be one of several that were given one list.
+    pub(super) fn new(
+        config: &Config,
+        listed: Option<Listed>,
+        joins: bool,
+        is_alone: bool,
+    ) -> Lists {
+        let own = config.replica_id;
+        let has_others = config
+            .members
+            .iter()
+            .any(|member| member.id != own && member.role == Role::Participant);
+        let is_new = match &listed {
+            // One that is told to join serves the ensemble that it joins, if it has no data yet.
+            None => is_alone || !joins,
+            // A list of its own line alone is no more than none.
+            Some(Listed { members, is_forming }) => {
+                *is_forming || (is_alone && members.iter().all(|member| member.id == own))
+            }
+        };
+        Lists {
+            // Without others there is nothing to wait for: the list was taken back.
+            is_forming: is_new && has_others,
+            before: listed.map(|listed| listed.members),
+            majority_since_ms: None,
+            asked: None,
+            again_at_ms: 0,
+            told: BTreeSet::new(),
+            moved: BTreeSet::new(),
+            refused: 0,
+        }
+    }
+
+    /// Why no client is served yet.
+    pub(super) fn forming_text(&self, listed: &[Member]) -> String {
+        let needed = participants(listed) / 2 + 1;
+        format!(
+            "the ensemble forms: it serves when {needed} of the {} listed participants follow",
+            participants(listed)
+        )
+    }
+
+    /// Gives up the change that was asked for: its leader is gone.
+    pub(super) fn forget_asked(&mut self) {
+        self.asked = None;
+    }
+
+    /// True if `tag` was ours: it is answered.
+    pub(super) fn answered(&mut self, tag: u64, is_done: bool) -> bool {
+        let is_ours = self.asked.is_some_and(|(asked, _)| asked == tag);
+        if is_ours {
+            self.asked = None;
+            if is_done {
+                self.again_at_ms = 0;
+                self.refused = 0;
+            } else {
+                self.refused += 1;
+            }
+        }
+        is_ours
+    }
+}
+
+fn participants(members: &[Member]) -> usize {
+    members.iter().filter(|member| member.role == Role::Participant).count()
+}
+
+impl Replica {
+    /// What the configured list asks for still. Nothing where there is no ensemble yet.
+    fn wanted(&self) -> Vec<Wanted> {
+        match &self.lists.before {
+            Some(before) if !self.state.config_text().is_empty() => {
+                wanted(before, &self.config.members, &self.members)
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Members that are to be reached although they are none yet: the configured list wants them.
+    pub(super) fn wanted_members(&self) -> Vec<Member> {
+        let add = |wanted| match wanted {
+            Wanted::Add(member) => Some(member),
+            Wanted::Change(_) | Wanted::Remove(_) => None,
+        };
+        self.wanted().into_iter().filter_map(add).collect()
+    }
+
+    /// Where members may be that the configured list has moved: id and address.
+    pub(super) fn moved_members(&self) -> Vec<(u64, String)> {
+        let own = self.identity.replica_id;
+        let moved = |wanted| match wanted {
+            Wanted::Change(member) if member.id != own && self.is_move(&member) => {
+                Some((member.id, member.peer_address))
+            }
+            _ => None,
+        };
+        self.wanted().into_iter().filter_map(moved).collect()
+    }
+
+    /// True if the list has a member at another place than the ensemble.
+    fn is_move(&self, member: &Member) -> bool {
+        let known = self.members.iter().find(|known| known.id == member.id);
+        known.is_some_and(|known| !known.is_place_same(member))
+    }
+
+    /// True if a change can be asked for: a new member is there, and so is one that moved. One that
+    /// still is where it was would be cut off by its new address.
+    fn is_due(&self, wanted: &Wanted) -> bool {
+        match wanted {
+            Wanted::Add(member) => self.connected.contains(&member.id),
+            Wanted::Change(member) if self.is_move(member) => {
+                member.id == self.identity.replica_id || self.lists.moved.contains(&member.id)
+            }
+            Wanted::Change(_) | Wanted::Remove(_) => true,
+        }
+    }
+
+    /// Notes how much of the configured list the ensemble has taken over.
+    pub(super) fn follow_lists(&mut self, actions: &mut Vec<Action>) {
+        if self.state.config_text().is_empty() || self.config.members.is_empty() {
+            return;
+        }
+        let listed = &self.config.members;
+        let is_alone = self.consensus.conf_state().voters == [self.identity.replica_id];
+        let now = match &self.lists.before {
+            Some(before) => taken_over(before, listed, &self.members),
+            None if self.lists.is_forming && is_alone => taken_over(&[], listed, &self.members),
+            // One that was taken in by others, or whose list was never compared: theirs counts.
+            None => listed.clone(),
+        };
+        if self.lists.before.as_ref() != Some(&now) {
+            self.lists.before = Some(now);
+            self.note_lists(actions);
+        }
+    }
+
+    fn note_lists(&self, actions: &mut Vec<Action>) {
+        let members = self.lists.before.clone().unwrap_or_default();
+        let listed = Listed { members, is_forming: self.lists.is_forming };
+        actions.push(Action::Listed { listed });
+    }
+
+    /// Looks whether the ensemble may serve, if that was not seen yet: all of our list vote, or most
+    /// do and the others had their time.
+    fn look_whether_formed(&mut self, now: Now, actions: &mut Vec<Action>) {
+        if !self.lists.is_forming || self.state.config_text().is_empty() {
+            return;
+        }
+        let voters = &self.consensus.conf_state().voters;
+        let of = participants(&self.config.members);
+        let is_missing =
+            |member: &&Member| member.role == Role::Participant && !voters.contains(&member.id);
+        let missing = self.config.members.iter().filter(is_missing).count();
+        if (of - missing) * 2 <= of {
+            self.lists.majority_since_ms = None;
+            return;
+        }
+        let since_ms = *self.lists.majority_since_ms.get_or_insert(now.ms);
+        if missing > 0 && now.ms < since_ms + FORM_MS {
+            return;
+        }
+        tracing::info!(replica = self.identity.replica_id, missing, "the ensemble is formed");
+        self.lists.is_forming = false;
+        self.note_lists(actions);
+    }
+
+    /// Asks the leader for the next change that the configured list wants.
+    pub(super) fn pursue_lists(&mut self, now: Now, actions: &mut Vec<Action>) {
+        self.look_whether_formed(now, actions);
+        if now.ms < self.lists.again_at_ms {
+            return;
+        }
+        if let Some((_, until_ms)) = self.lists.asked
+            && now.ms < until_ms
+        {
+            return;
+        }
+        if self.leader == 0 {
+            return self.tell_own_move(now, actions);
+        }
+        if self.reconfigure.is_some() || self.consensus.is_changing_members() {
+            return;
+        }
+        let (due, early): (Vec<Wanted>, Vec<Wanted>) =
+            self.wanted().into_iter().partition(|wanted| self.is_due(wanted));
+        for wanted in early {
+            if let Wanted::Add(member) | Wanted::Change(member) = wanted
+                && self.lists.told.insert(member.id)
+            {
+                tracing::info!(
+                    %member,
+                    "the configured list has a new member, or another address of one: waiting until \
+                     it is there"
+                );
+            }
+        }
+        // One that is refused does not keep the others from being made: they may be what it lacks.
+        let Some(next) = self.lists.refused.checked_rem(due.len()) else { return };
+        let (joining, leaving) = match &due[next] {
+            Wanted::Add(member) | Wanted::Change(member) => (Some(member.to_string()), None),
+            Wanted::Remove(id) => (None, Some(id.to_string())),
+        };
+        tracing::info!(
+            replica = self.identity.replica_id,
+            joining,
+            leaving,
+            "the configured list of members has changed: asking the leader"
+        );
+        let tag = self.admin_reconfigure(joining.as_deref(), leaving.as_deref());
+        self.lists.asked = Some((tag, now.ms + ANSWER_MS));
+        self.lists.again_at_ms = now.ms + AGAIN_MS;
+    }
+
+    /// Tells all that are reached where this replica is, if its own line was edited so and it hears
+    /// of no leader: the leader may be dialling the old address. Those that do not lead refuse it.
+    fn tell_own_move(&mut self, now: Now, actions: &mut Vec<Action>) {
+        let own = self.identity.replica_id;
+        let is_own_move =
+            |wanted: &Wanted| matches!(wanted, Wanted::Change(member) if member.id == own);
+        let Some(Wanted::Change(member)) = self.wanted().into_iter().find(is_own_move) else {
+            return;
+        };
+        if !self.is_move(&member) {
+            return;
+        }
+        self.lists.again_at_ms = now.ms + AGAIN_MS;
+        let command = self.operator_change(Some(&member.to_string()), None).1;
+        let epoch = self.place.epoch;
+        let message = PeerMessage::Reconfigure { epoch, command: &command }.encode();
+        for &peer in &self.connected {
+            actions.push(Action::SendPeer { peer, message: message.clone() });
+        }
+    }
+}
+
+/// The members that a state names; none for a replica by itself.
+pub fn members_of(text: &str) -> Vec<Member> {
+    match members::parse_config_text(text) {
+        Ok((members, _)) => members,
+        // An empty text, or one that the replica will refuse.
+        Err(_) => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

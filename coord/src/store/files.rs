@@ -1,0 +1,77 @@
+//! What the stores do with files and directories: make, remove, make durable, lock.
+
+use std::fs::{self, File, OpenOptions};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+
+use super::StoreError;
+
+/// Removes a file; it need not be there.
+pub(super) fn remove_if_there(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(StoreError::io("remove", path, error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Makes a directory that is not there.
+pub(super) fn create_directory(path: &Path) -> Result<(), StoreError> {
+    fs::create_dir(path).map_err(|error| StoreError::io("create", path, error))
+}
+
+/// Removes a directory with all that is in it; it need not be there.
+pub(super) fn remove_directory(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(StoreError::io("remove", path, error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Makes durable which files a directory has.
+pub(super) fn sync_directory(path: &Path) -> Result<(), StoreError> {
+    let synced = File::open(path).and_then(|directory| directory.sync_all());
+    synced.map_err(|error| StoreError::io("sync the directory", path, error))
+}
+
+/// That no other process, and no other part of this one, uses the directory.
+#[derive(Debug)]
+pub(super) struct Lock {
+    pub(super) file: File,
+}
+
+impl Drop for Lock {
+    /// Closing is not enough: a process that was just forked, and has not yet begun its program,
+    /// still has the file open, and with it the lock.
+    fn drop(&mut self) {
+        if let Err(error) = rustix::fs::flock(&self.file, FlockOperation::Unlock) {
+            tracing::warn!("cannot unlock a data directory: {error}");
+        }
+    }
+}
+
+impl Lock {
+    pub(super) fn take(directory: &Path) -> Result<Lock, StoreError> {
+        let path: PathBuf = directory.join("lock");
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        let file = file.map_err(|error| StoreError::io("open", &path, error))?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Lock { file }),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                Err(StoreError::Locked { path: directory.to_owned() })
+            }
+            Err(error) => Err(StoreError::io("lock", &path, error)),
+        }
+    }
+}
+
+/// Whether all bytes are zero.
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
+    // In steps that become wide compares.
+    let (chunks, rest) = bytes.as_chunks::<64>();
+    chunks.iter().all(|chunk| *chunk == [0; 64]) && rest.iter().all(|byte| *byte == 0)
+}

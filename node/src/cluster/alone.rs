@@ -1,0 +1,329 @@
+//! A cluster of one node, without a coordination service: the node itself is its master.
+//!
+//! Owns what is mounted and pinned, and keeps it in the data directory, if there is one. Nothing listens
+//! anywhere: who changes it comes by the node's own requests. Always holds: a change is kept before it
+//! is told; the epoch grows with each change and each start.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use millrace_proto::Status;
+use millrace_proto::cluster::Mount;
+use serde::{Deserialize, Serialize};
+
+use super::identity::{self, Identity};
+use super::master::{Command, Refusal, changed, changed_pins};
+use super::record::{MemberRecord, MountRecord, PinsRecord, read, write};
+use super::session::{Handle, Request};
+use super::{View, Views};
+use crate::store::mounts::Mounts;
+
+/// Name of the file in the data directory.
+const FILE: &str = "cluster.json";
+/// Where earlier versions kept the same.
+const FILE_BEFORE: &str = "coord";
+
+/// What is kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Kept {
+    epoch: u64,
+    /// The source that the configuration named when the root was mounted.
+    source: String,
+    mounts: Vec<MountRecord>,
+    pins: Vec<String>,
+}
+
+/// What it needs.
+pub(crate) struct Settings {
+    pub identity: Identity,
+    /// What clients are told of this node.
+    pub record: MemberRecord,
+    /// What is mounted at first.
+    pub source: Option<String>,
+    /// Directory for what survives a restart; empty for none.
+    pub data: PathBuf,
+    pub views: Arc<Views>,
+    pub mounts: Arc<Mounts>,
+}
+
+/// The task that answers for the cluster.
+pub(crate) struct Alone {
+    settings: Settings,
+    kept: Kept,
+    begin: flume::Receiver<()>,
+    requests: flume::Receiver<Request>,
+    joined: flume::Sender<Result<(), String>>,
+    leave: flume::Receiver<flume::Sender<()>>,
+}
+
+impl Alone {
+    /// The task and its handle. [`Alone::run`] has to be awaited.
+    pub(crate) fn new(settings: Settings) -> (Alone, Handle) {
+        let (request_sender, requests) = flume::bounded(64);
+        let (joined_sender, joined) = flume::bounded(1);
+        let (leave_sender, leave) = flume::bounded(1);
+        let (begin_sender, begin) = flume::bounded(1);
+        let kept = Kept::default();
+        let alone = Alone { settings, kept, begin, requests, joined: joined_sender, leave };
+        let handle =
+            Handle { begin: begin_sender, requests: request_sender, joined, leave: leave_sender };
+        (alone, handle)
+    }
+
+    /// Answers until the node leaves.
+    pub(crate) async fn run(mut self) {
+        if self.begin.recv_async().await.is_err() {
+            return;
+        }
+        let begun = self.begin();
+        let is_begun = begun.is_ok();
+        // The caller may have given up on the node.
+        let _ = self.joined.send(begun);
+        if !is_begun {
+            return;
+        }
+        loop {
+            tokio::select! {
+                Ok(done) = self.leave.recv_async() => {
+                    self.settings.views.send_modify(|view| {
+                        *view = Arc::new(View { is_over: true, ..view.with("", true) });
+                    });
+                    let _ = done.send(());
+                    return;
+                }
+                Ok(Request { command, reply }) = self.requests.recv_async() => {
+                    // The asker may have gone.
+                    let _ = reply.send(self.carry_out(&command));
+                }
+                else => return,
+            }
+        }
+    }
+
+    /// Takes up what was kept, and mounts the source where nothing is mounted yet.
+    fn begin(&mut self) -> Result<(), String> {
+        let kept = self.load()?;
+        let source = self.settings.source.clone().unwrap_or_default();
+        let mut mounts: Vec<Mount> = kept.mounts.iter().map(MountRecord::mount).collect();
+        let root = mounts.iter_mut().find(|mount| mount.prefix.is_empty());
+        match root {
+            // The configuration named this one, and names another one now.
+            Some(root) if root.source == kept.source => root.source.clone_from(&source),
+            None if kept.epoch == 0 && !source.is_empty() => {
+                mounts.push(Mount { prefix: String::new(), source: source.clone(), replicas: 1 })
+            }
+            _ => (),
+        }
+        let mounts = mounts.iter().map(MountRecord::from).collect();
+        let pins = PinsRecord { pins: kept.pins }.pins();
+        let id = match self.settings.identity.cluster() {
+            "" => identity::random(),
+            id => id.to_owned(),
+        };
+        let noted = self.settings.identity.join(&id);
+        noted.map_err(|error| format!("note the cluster in the data directory: {error}"))?;
+        self.change(Kept { epoch: kept.epoch, source, mounts, pins })
+            .map_err(|error| format!("keep what is mounted in the data directory: {error}"))
+    }
+
+    fn load(&self) -> Result<Kept, String> {
+        let data = &self.settings.data;
+        if data.as_os_str().is_empty() {
+            return Ok(Kept::default());
+        }
+        let path = data.join(FILE);
+        match fs::read(&path) {
+            Ok(bytes) => read(&path.display().to_string(), &bytes).map_err(|error| {
+                format!("{error}. Restore it, or remove it to begin without mounts and pins")
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if data.join(FILE_BEFORE).exists() {
+                    tracing::warn!(
+                        "{} is of an earlier version and is not read: mount and pin again what was",
+                        data.join(FILE_BEFORE).display()
+                    );
+                }
+                Ok(Kept::default())
+            }
+            Err(error) => Err(format!("read {}: {error}", path.display())),
+        }
+    }
+
+    /// Keeps a new state, as the next epoch, and tells it.
+    fn change(&mut self, kept: Kept) -> io::Result<()> {
+        let kept = Kept { epoch: kept.epoch + 1, ..kept };
+        if !self.settings.data.as_os_str().is_empty() {
+            save(&self.settings.data, &write(&kept))?;
+        }
+        self.kept = kept;
+        let Settings { identity, record, views, mounts, .. } = &self.settings;
+        let all = self.kept.mounts.iter().map(MountRecord::mount).collect();
+        let members = vec![record.member(false)];
+        let mut view = View::new(identity.cluster(), self.kept.epoch, identity.id(), all, members);
+        view.pins.clone_from(&self.kept.pins);
+        view.master = identity.id().to_owned();
+        view.joined_at = 1;
+        if view.mounts != views.borrow().mounts || views.borrow().epoch == 0 {
+            mounts.set(view.mounts.clone());
+        }
+        views.send_replace(Arc::new(view));
+        Ok(())
+    }
+
+    fn carry_out(&mut self, command: &Command) -> Result<(), Refusal> {
+        let me = self.settings.identity.id();
+        let mut kept = self.kept.clone();
+        match command {
+            // There is no other member to be told.
+            Command::Report(_) | Command::Drain { undo: true, .. } => return Ok(()),
+            Command::Drain { node, .. } if node == me => {
+                let message = format!("{node} is the last active node: add another one first");
+                return Err(Refusal::new(Status::InvalidArgument, message));
+            }
+            Command::Drain { node, .. } => return Err(super::master::unknown(node)),
+            Command::Mount { mount, remove } => {
+                if !remove {
+                    self.settings.mounts.admit(&mount.source)?;
+                }
+                let mounts: Vec<Mount> = kept.mounts.iter().map(MountRecord::mount).collect();
+                let mounts = changed(&mounts, mount, *remove)?;
+                kept.mounts = mounts.iter().map(MountRecord::from).collect();
+            }
+            Command::Pin { path, undo } => match changed_pins(&kept.pins, path, *undo)? {
+                Some(pins) => kept.pins = pins,
+                None => return Ok(()),
+            },
+        }
+        self.change(kept).map_err(|error| {
+            let message = format!("keep it in the data directory: {error}");
+            Refusal::new(Status::Internal, message)
+        })
+    }
+}
+
+/// Writes the file: whole, or not at all.
+fn save(data: &Path, bytes: &[u8]) -> io::Result<()> {
+    let (path, new) = (data.join(FILE), data.join("cluster.json.new"));
+    let mut file = File::create(&new)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&new, &path)?;
+    File::open(data)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, MountOptions};
+    use crate::store::contents::Contents;
+    use crate::store::machine::Machine;
+    use millrace_client::source::Roots;
+
+    fn alone(data: &Path, source: &str) -> Alone {
+        let identity = Identity::open(data, "me").unwrap();
+        let record = MemberRecord {
+            id: "me".into(),
+            secret: String::new(),
+            run: "1".into(),
+            weight: 64,
+            zone: String::new(),
+            address: "127.0.0.1:7070".into(),
+            shards: vec!["127.0.0.1:7070".into()],
+            local: Vec::new(),
+            machine: String::new(),
+            capacity: 1 << 20,
+            server: String::new(),
+            proof: String::new(),
+        };
+        let settings = Settings {
+            identity,
+            record,
+            source: Some(source.to_owned()),
+            data: data.to_owned(),
+            views: Arc::new(Views::new(Arc::default())),
+            mounts: Arc::new(Mounts::new(
+                Arc::new(Machine::start(&Config::tiny(PathBuf::new())).unwrap()),
+                Roots::new(["/a", "/b"].map(PathBuf::from)),
+                MountOptions::default(),
+                Contents::new(0, 1 << 20),
+            )),
+        };
+        Alone::new(settings).0
+    }
+
+    fn begun(data: &Path, source: &str) -> Alone {
+        let mut alone = alone(data, source);
+        alone.begin().unwrap();
+        alone
+    }
+
+    fn view(alone: &Alone) -> Arc<View> {
+        Arc::clone(&alone.settings.views.borrow())
+    }
+
+    fn mount(prefix: &str, source: &str) -> Command {
+        let mount = Mount { prefix: prefix.into(), source: source.into(), replicas: 1 };
+        Command::Mount { mount, remove: false }
+    }
+
+    #[test]
+    fn what_is_mounted_and_pinned_survives_a_restart_in_a_later_epoch() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut first = begun(directory.path(), "file:///a");
+        first.carry_out(&mount("x", "file:///b/x")).unwrap();
+        first.carry_out(&Command::Pin { path: "x/hot".into(), undo: false }).unwrap();
+        let before = view(&first);
+        assert_eq!((before.epoch, before.master.as_str(), before.is_fenced), (3, "me", false));
+        drop(first);
+        let after = view(&begun(directory.path(), "file:///a"));
+        assert_eq!((&after.mounts, &after.pins), (&before.mounts, &before.pins));
+        assert_eq!((after.cluster.as_str(), after.epoch), (before.cluster.as_str(), 4));
+        // Another source in the configuration takes the place of the one before.
+        let moved = view(&begun(directory.path(), "file:///b"));
+        let sources: Vec<_> = moved.mounts.iter().map(|mount| mount.source.as_str()).collect();
+        assert_eq!(sources, ["file:///b", "file:///b/x"]);
+    }
+
+    #[test]
+    fn a_root_that_was_taken_away_or_chosen_stays_so() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut first = begun(directory.path(), "file:///a");
+        first.carry_out(&mount("", "file:///b")).unwrap();
+        drop(first);
+        let mut second = begun(directory.path(), "file:///a");
+        assert_eq!(view(&second).mounts[0].source, "file:///b");
+        let mount = view(&second).mounts[0].clone();
+        second.carry_out(&Command::Mount { mount, remove: true }).unwrap();
+        drop(second);
+        assert!(view(&begun(directory.path(), "file:///a")).mounts.is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_and_changes_nothing() {
+        let mut alone = begun(Path::new(""), "file:///a");
+        let epoch = view(&alone).epoch;
+        let drain = |node: &str| Command::Drain { node: node.into(), undo: false };
+        let refused = [
+            (mount("x", "file:///etc"), Status::PermissionDenied),
+            (mount("x", "s3://bucket"), Status::InvalidArgument),
+            (drain("me"), Status::InvalidArgument),
+            (drain("other"), Status::NotFound),
+            (Command::Pin { path: "x".into(), undo: true }, Status::NotFound),
+        ];
+        for (command, status) in refused {
+            assert_eq!(alone.carry_out(&command).unwrap_err().status, status, "{command:?}");
+        }
+        assert_eq!(view(&alone).epoch, epoch);
+    }
+
+    #[test]
+    fn a_damaged_file_is_told_and_not_overwritten() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join(FILE), "{").unwrap();
+        let told = alone(directory.path(), "file:///a").begin().unwrap_err();
+        assert!(told.contains(FILE) && told.contains("Restore"), "{told}");
+        assert_eq!(fs::read_to_string(directory.path().join(FILE)).unwrap(), "{");
+    }
+}

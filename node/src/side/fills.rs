@@ -1,0 +1,191 @@
+//! Fills: a cold read, from the queue to the mailbox of the shard that waits.
+//!
+//! Always holds: the blank of every job that was taken goes back to its shard, as a block or as it came;
+//! no job waits for another one here, so that a source that hangs stops its own fills alone, and a fill
+//! that takes its block from another node waits for no source. A source that has not answered for long
+//! is told to those who wait, though the blank comes back only when it has.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Semaphore;
+use tokio::time::sleep;
+
+use super::{Context, FillJob};
+use crate::cluster::peers::Wanted;
+use crate::mailbox::{FillFrom, Filling, Mail};
+use crate::memory::Blank;
+use crate::store::{Errand, Part, StoreError};
+
+/// How often a fill that waits is looked at.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Serves fills, each in a task of its own. Readers of the source are shared out where it is known which
+/// source that is; at most `others_max` wait for other nodes, and further ones go to the source.
+pub(super) async fn serve(
+    context: Arc<Context>,
+    jobs: flume::Receiver<FillJob>,
+    others_max: usize,
+) {
+    let others = Arc::new(Semaphore::new(others_max));
+    while let Ok(job) = jobs.recv_async().await {
+        let (context, others) = (Arc::clone(&context), Arc::clone(&others));
+        tokio::spawn(async move { context.serve_fill(job, &others).await });
+    }
+}
+
+impl Context {
+    async fn serve_fill(&self, job: FillJob, others: &Semaphore) {
+        let (shard, key, version) = (job.shard, job.key, job.version);
+        let (path, errand) = (Arc::clone(&job.path), Arc::clone(&job.errand));
+        let under_way = self.timings.begin_fill();
+        let mut fill = pin!(self.fill(job, others));
+        let (blank, result) = tokio::select! {
+            done = &mut fill => {
+                self.fill_count.fetch_sub(1, Ordering::Relaxed);
+                done
+            }
+            () = self.overdue(&errand) => {
+                self.fill_count.fetch_sub(1, Ordering::Relaxed);
+                let ms = self.patience.as_millis();
+                let message = format!("the source does not answer (source_timeout_ms = {ms})");
+                let mail = Mail::Overdue { key, version, message };
+                self.shards[shard as usize].post_when_room(mail).await;
+                fill.await
+            }
+        };
+        drop(under_way);
+        let result = match result {
+            Ok(filling) => {
+                let (block, sums) = blank.freeze();
+                Ok((block, sums, filling))
+            }
+            Err(error) => Err((blank, error)),
+        };
+        if matches!(&result, Err((_, error)) if error.is_version_gone()) {
+            self.forget(key.file, version).await;
+        }
+        if matches!(&result, Err((_, StoreError::Remounted))) {
+            // The same file may be mounted elsewhere, too: what is in memory of it stays.
+            self.files.forget(key.file);
+        }
+        // Judged last, and nothing is awaited before it is in the mailbox's line: a pass that looks at
+        // all blocks because the pins have changed since comes after it, and sees this one.
+        let is_pinned = self.cluster.view().pins(&path, &key);
+        let mail = Mail::Filled { key, version, is_pinned, result };
+        self.shards[shard as usize].post_when_room(mail).await;
+    }
+
+    /// Waits until the source has been read for longer than it may take.
+    async fn overdue(&self, errand: &Errand) {
+        loop {
+            // While it has not begun it may begin, with less time for it.
+            let end = errand.overdue_at();
+            let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+            match left {
+                Some(left) if left.is_zero() => return,
+                left => sleep(left.unwrap_or(LOOK)).await,
+            }
+        }
+    }
+
+    /// Whether other nodes are asked for a block before the source is, if that is asked at all.
+    fn asks_others(&self, job: &FillJob) -> bool {
+        let view = self.cluster.view();
+        let replicas = view.replicas(&job.path);
+        match job.from {
+            FillFrom::Source => false,
+            FillFrom::Member(_) => true,
+            FillFrom::Anywhere => {
+                view.members.len() > 1
+                    && (replicas > 1
+                        || self.progress.asks_holders(self.now_ms())
+                        || !view.owns_itself(&job.key, replicas))
+            }
+        }
+    }
+
+    /// Brings the bytes of a block: from a node that has it, where that is likely, else from the
+    /// source. What is urgent does not wait for other nodes any longer.
+    async fn fill(&self, job: FillJob, others: &Semaphore) -> (Blank, Result<Filling, StoreError>) {
+        let slot = if self.asks_others(&job) { others.try_acquire().ok() } else { None };
+        let FillJob { key, version, path, offset, mut blank, from, errand, .. } = job;
+        if self.store.identify(&path) != key.file {
+            return (blank, Err(StoreError::Remounted));
+        }
+        let (file, for_part) = (key.file, Arc::clone(&path));
+        let part = Part { file, path: for_part, version, offset, is_settled: false };
+        let view = self.cluster.view();
+        match (&from, &slot) {
+            (FillFrom::Member(id), Some(_)) => {
+                let member = view.member(id);
+                let pull = async {
+                    match member {
+                        Some(member) => self.peers.pull(member, (key, version), &mut blank).await,
+                        None => false,
+                    }
+                };
+                let is_here = tokio::select! {
+                    is_here = pull => Some(is_here),
+                    () = errand.urged() => None,
+                };
+                match is_here {
+                    Some(true) => {
+                        let result = self.store.compare(&part, &blank).map(|()| Filling::Peer);
+                        return (blank, result);
+                    }
+                    Some(false) => return (blank, Err(StoreError::NotCached)),
+                    None => (),
+                }
+            }
+            // It is not wanted so much that it would wait, or be read from the source.
+            (FillFrom::Member(_), None) => return (blank, Err(StoreError::NotCached)),
+            (_, Some(_)) => {
+                let replicas = view.replicas(&path);
+                let wanted = Wanted { key, version, path: &path, replicas };
+                let is_here = tokio::select! {
+                    is_here = self.peers.fill(&view, wanted, &mut blank) => is_here,
+                    () = errand.urged() => false,
+                };
+                if is_here {
+                    let result = self.store.compare(&part, &blank).map(|()| Filling::Peer);
+                    return (blank, result);
+                }
+            }
+            (_, None) => (),
+        }
+        drop(slot);
+        self.peers.sign(key, version, &mut blank);
+        let (blank, result) = self.read_source(part, blank, &errand).await;
+        (blank, result.map(|()| Filling::Source))
+    }
+
+    /// Reads a part of a file from the source. While its file settles it is none of the readers: a file that
+    /// keeps changing takes no reader from others.
+    async fn read_source(
+        &self,
+        mut part: Part,
+        mut blank: Blank,
+        errand: &Arc<Errand>,
+    ) -> (Blank, Result<(), StoreError>) {
+        loop {
+            let (back, result) = self.store.fill(part.clone(), blank, Arc::clone(errand)).await;
+            // A file that settles was only looked at.
+            if let (Some(since), false) =
+                (errand.reading_since(), matches!(result, Err(StoreError::Settling(_))))
+            {
+                self.timings.source.record(since.elapsed());
+            }
+            let (Err(StoreError::Settling(time)), Ok(_place)) =
+                (&result, self.settling.try_acquire())
+            else {
+                return (back, result);
+            };
+            errand.rest();
+            sleep(*time).await;
+            (part.is_settled, blank) = (true, back);
+        }
+    }
+}

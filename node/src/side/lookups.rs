@@ -1,0 +1,259 @@
+//! Look-ups: what a path is, what a directory holds, and what is dropped when a file has changed.
+//!
+//! Always holds: when a new version of a file is told to a client, the blocks of the one before are gone.
+
+use std::sync::Arc;
+
+use millrace_proto::message::{Entry, FreeReply, Kind, LIST_PAGE_BYTES_MAX, ListReply, StatReply};
+use millrace_proto::{FileId, Status};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use super::{Answer, Context, Failure, Lookup, LookupJob, encode};
+use crate::files::{FileRecord, Look, Noted};
+use crate::mailbox::{DropJob, Dropped, Mail, Requester};
+use crate::owner::{LoadLimits, Ticket};
+use crate::store::{Found, StoreError, check_path};
+
+/// Sources whose queues may be full at once before others are answered `Busy`. Guessed.
+const SOURCES_MAX: usize = 8;
+/// Most entries of one `List` page.
+const LIST_PAGE_MAX: usize = 1000;
+/// Bytes of an archived entry without its name.
+const ENTRY_SIZE: usize = 64;
+
+/// Serves look-ups, each in a task of its own, at most `jobs_max` of each source.
+pub(super) async fn serve(
+    context: Arc<Context>,
+    jobs: flume::Receiver<LookupJob>,
+    jobs_max: usize,
+) {
+    let slots = Arc::new(Semaphore::new(SOURCES_MAX * jobs_max));
+    let load_limits = LoadLimits::of(context.loads.available_permits());
+    while let Ok(LookupJob { requester, ticket, lookup }) = jobs.recv_async().await {
+        if ticket.is_gone() {
+            continue;
+        }
+        // Loads take long and wait for look-ups of other clients to go on: they have slots of their own,
+        // of which no client gets all, however many connections its machine has.
+        let is_load = matches!(lookup, Lookup::Load { .. });
+        let (slots, message) = match is_load {
+            true => (&context.loads, "as many loads as allowed are under way (load_concurrency)"),
+            false => (&slots, "too many requests wait for sources (metadata_queue_max)"),
+        };
+        let share = if is_load { ticket.load(load_limits) } else { None };
+        let slot = Arc::clone(slots).try_acquire_owned();
+        let (Ok(slot), true) = (slot, share.is_some() == is_load) else {
+            context.answer(requester, Err(Failure::new(Status::Busy, message))).await;
+            continue;
+        };
+        let context = Arc::clone(&context);
+        tokio::spawn(async move {
+            let caller = Caller { requester: &requester, ticket: &ticket };
+            let answer = match lookup {
+                Lookup::Stat { path } => context.stat(caller, path).await,
+                Lookup::List { path, token, limit } => {
+                    context.list(caller, path, token, limit).await
+                }
+                Lookup::Free { path, everywhere } => context.free(caller, path, everywhere).await,
+                Lookup::Load { path } => context.load(caller, path).await,
+                Lookup::Ring { .. }
+                | Lookup::Inventory { .. }
+                | Lookup::Pins
+                | Lookup::Command { .. } => unreachable!("taken elsewhere"),
+            };
+            context.answer(requester, answer).await;
+            drop((slot, share));
+        });
+    }
+}
+
+/// The one that waits for a look-up.
+#[derive(Clone, Copy)]
+pub(super) struct Caller<'a> {
+    pub(super) requester: &'a Requester,
+    pub(super) ticket: &'a Ticket,
+}
+
+impl Context {
+    /// Asks a source, for as long as a caller waits and there is time for it.
+    async fn ask<T>(
+        &self,
+        caller: Caller<'_>,
+        answer: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, Failure> {
+        let budget = self.budget(caller.requester);
+        tokio::select! {
+            answer = timeout(budget.unwrap_or(self.patience), answer) => match answer {
+                Ok(answer) => Ok(answer?),
+                Err(_) if budget.is_some() => {
+                    let message = "the deadline passed before the source had answered";
+                    Err(Failure::new(Status::DeadlineExceeded, message))
+                }
+                Err(_) => {
+                    let ms = self.patience.as_millis();
+                    let message =
+                        format!("the source has not answered for {ms} ms (source_timeout_ms)");
+                    Err(Failure::new(Status::SourceError, &message))
+                }
+            },
+            () = caller.ticket.gone() => Err(Failure::gone()),
+        }
+    }
+
+    /// Notes what the source told of a file, at a look that began before it was asked, and makes it an
+    /// entry. If the version is new, the blocks of the one before are gone when this returns.
+    async fn note(&self, path: &str, name: String, found: Found, look: Look) -> Entry {
+        if found.kind == Kind::Directory {
+            let Found { kind, version, length, modified_ms } = found;
+            return Entry { name, kind, id: FileId(0), version, length, modified_ms };
+        }
+        let id = self.store.identify(path);
+        let record = FileRecord { path: path.into(), version: found.version, length: found.length };
+        // A look that was overtaken by a newer one is told of it at the first read: the version is stale.
+        if self.files.note_at(id, record, look) == Noted::Instead {
+            self.drop_blocks(id).await;
+        }
+        let Found { kind, version, length, modified_ms } = found;
+        Entry { name, kind, id, version, length, modified_ms }
+    }
+
+    /// Forgets a file that is no longer in this version, and drops its blocks.
+    pub(super) async fn forget(&self, id: FileId, version: u64) {
+        if self.files.get(id).is_some_and(|record| record.version == version)
+            && self.files.forget(id).is_some()
+        {
+            self.drop_blocks(id).await;
+        }
+    }
+
+    /// Drops the blocks of a file on every shard.
+    async fn drop_blocks(&self, file: FileId) -> Dropped {
+        let mut total = Dropped::default();
+        let mut replies = Vec::with_capacity(self.shards.len());
+        for shard in self.shards.iter() {
+            let (reply, receiver) = flume::bounded(1);
+            let job = DropJob { file, left: None, dropped: Dropped::default(), reply };
+            shard.post_when_room(Mail::Drop(job)).await;
+            replies.push(receiver);
+        }
+        for reply in replies {
+            // A shard that stopped meanwhile has dropped everything.
+            if let Ok(dropped) = reply.recv_async().await {
+                total.block_count += dropped.block_count;
+                total.byte_count += dropped.byte_count;
+            }
+        }
+        total
+    }
+
+    /// True if a file of this length may be noted under this path: no other is found by a look-up.
+    pub(super) fn is_servable(&self, path: &str, length: u64) -> bool {
+        let block_count = length.div_ceil(u64::from(self.block_size));
+        check_path(path).is_ok() && block_count <= u64::from(u32::MAX)
+    }
+
+    /// Looks a path up in the source.
+    async fn look_up(&self, caller: Caller<'_>, path: &Arc<str>) -> Result<Entry, Failure> {
+        check_path(path)?;
+        let look = self.files.look();
+        match self.ask(caller, self.store.stat(Arc::clone(path))).await {
+            Ok(found) => {
+                if !self.is_servable(path, found.length) {
+                    let message =
+                        "the file has more than 2^32 blocks: use a larger block_size".to_owned();
+                    return Err(Failure { status: Status::InvalidArgument, message });
+                }
+                Ok(self.note(path, path.to_string(), found, look).await)
+            }
+            Err(failure) => {
+                if failure.status == Status::NotFound {
+                    let id = self.store.identify(path);
+                    if let Some(record) = self.files.get_from_before(id, look) {
+                        self.forget(id, record.version).await;
+                    }
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    /// As `look_up`, for what has to be a file.
+    pub(super) async fn look_up_file(
+        &self,
+        caller: Caller<'_>,
+        path: &Arc<str>,
+    ) -> Result<Entry, Failure> {
+        let entry = self.look_up(caller, path).await?;
+        if entry.kind == Kind::File {
+            return Ok(entry);
+        }
+        let message = "a directory: name a file, or list it and go through its files".to_owned();
+        Err(Failure { status: Status::WrongKind, message })
+    }
+
+    async fn stat(&self, caller: Caller<'_>, path: Arc<str>) -> Answer {
+        let entry = self.look_up(caller, &path).await?;
+        Ok(encode(caller.requester, &StatReply { entry, block_size: self.block_size }))
+    }
+
+    async fn list(
+        &self,
+        caller: Caller<'_>,
+        path: Arc<str>,
+        token: Arc<str>,
+        limit: u32,
+    ) -> Answer {
+        check_path(&path)?;
+        let limit = if limit == 0 { LIST_PAGE_MAX } else { LIST_PAGE_MAX.min(limit as usize) };
+        // A directory is read whole for one page: one client's do not run side by side.
+        let page = async {
+            let _turn = caller.ticket.turn().await.ok_or_else(|| {
+                StoreError::Busy("too many listings of this connection wait".to_owned())
+            })?;
+            self.store.list(Arc::clone(&path), token, limit).await
+        };
+        let look = self.files.look();
+        let page = self.ask(caller, page).await?;
+        let mut reply = ListReply {
+            entries: Vec::with_capacity(page.entries.len()),
+            next: page.next.unwrap_or_default(),
+        };
+        let mut size = 0;
+        for (name, found) in page.entries {
+            let whole = if path.is_empty() { name.clone() } else { format!("{path}/{name}") };
+            // What a look-up of it refuses is not shown, and least of all noted.
+            if !self.is_servable(&whole, found.length) {
+                continue;
+            }
+            size += ENTRY_SIZE + name.len();
+            if size > LIST_PAGE_BYTES_MAX {
+                reply.next =
+                    reply.entries.last().map(|last: &Entry| last.name.clone()).unwrap_or_default();
+                break;
+            }
+            reply.entries.push(self.note(&whole, name, found, look).await);
+        }
+        Ok(encode(caller.requester, &reply))
+    }
+
+    async fn free(&self, caller: Caller<'_>, path: Arc<str>, everywhere: bool) -> Answer {
+        check_path(&path)?;
+        if everywhere {
+            // Members that it does not know of would keep theirs.
+            self.cluster.view().check_agreement()?;
+        }
+        let id = self.store.identify(&path);
+        // Nothing but the table is asked: a file whose source is gone can still be freed.
+        if self.files.get(id).is_none() {
+            self.look_up_file(caller, &path).await?;
+        }
+        let Dropped { mut block_count, mut byte_count } = self.drop_blocks(id).await;
+        if everywhere {
+            let others = self.free_at_others(&path, self.budget(caller.requester)).await?;
+            block_count += others.block_count;
+            byte_count += others.byte_count;
+        }
+        Ok(encode(caller.requester, &FreeReply { block_count, byte_count }))
+    }
+}

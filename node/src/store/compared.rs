@@ -1,0 +1,98 @@
+//! A source that does not tell of every change: what is read of it is compared with what was read before.
+//!
+//! Owns what versions are called from outside. Always holds: a block whose bytes differ from those of the same
+//! version before is not given out as that version, wherever they come from.
+
+use std::sync::Arc;
+
+use millrace_proto::FileId;
+use millrace_proto::message::Kind;
+
+use super::contents::{Contents, Seen};
+use super::{Errand, Found, Page, Part, StoreError, StoreFuture, UnderStore};
+use crate::memory::Blank;
+
+/// A store whose contents are compared.
+pub(crate) struct Compared<S> {
+    inner: S,
+    contents: Arc<Contents>,
+    /// What the source is called, for the alarm.
+    name: String,
+}
+
+impl<S: UnderStore> Compared<S> {
+    /// Compares what comes from `inner` by what `contents` remembers.
+    pub(crate) fn new(inner: S, contents: &Arc<Contents>, name: &str) -> Compared<S> {
+        Compared { inner, contents: Arc::clone(contents), name: name.to_owned() }
+    }
+
+    /// What the source told, in the version that its content has.
+    fn named(&self, found: Found, path: &str) -> Found {
+        match found.kind {
+            Kind::File => {
+                let version = self.contents.version(self.identify(path), found.version);
+                Found { version, ..found }
+            }
+            Kind::Directory => found,
+        }
+    }
+}
+
+impl<S: UnderStore> UnderStore for Compared<S> {
+    fn identify(&self, path: &str) -> FileId {
+        self.inner.identify(path)
+    }
+
+    fn stat(&self, path: Arc<str>) -> StoreFuture<'_, Result<Found, StoreError>> {
+        Box::pin(async move {
+            let found = self.inner.stat(Arc::clone(&path)).await?;
+            Ok(self.named(found, &path))
+        })
+    }
+
+    fn list(
+        &self,
+        path: Arc<str>,
+        after: Arc<str>,
+        limit: usize,
+    ) -> StoreFuture<'_, Result<Page, StoreError>> {
+        Box::pin(async move {
+            let page = self.inner.list(Arc::clone(&path), after, limit).await?;
+            let named = |(name, found): (String, Found)| {
+                let whole = if path.is_empty() { name.clone() } else { format!("{path}/{name}") };
+                (name, self.named(found, &whole))
+            };
+            Ok(Page { entries: page.entries.into_iter().map(named).collect(), next: page.next })
+        })
+    }
+
+    fn fill(
+        &self,
+        part: Part,
+        blank: Blank,
+        errand: Arc<Errand>,
+    ) -> StoreFuture<'_, (Blank, Result<(), StoreError>)> {
+        Box::pin(async move {
+            let version = self.contents.base(part.file, part.version);
+            let base = Part { version, ..part.clone() };
+            let (blank, result) = self.inner.fill(base, blank, errand).await;
+            let result = result.and_then(|()| self.compare(&part, &blank));
+            (blank, result)
+        })
+    }
+
+    fn compare(&self, part: &Part, blank: &Blank) -> Result<(), StoreError> {
+        let Part { file, version, offset, .. } = *part;
+        let seen = Seen { file, version, offset };
+        let result = self.contents.compare(seen, blank.digest());
+        if result == Err(StoreError::Differs) {
+            tracing::error!(
+                "'{}' of {} changed at byte {offset} or behind it, and the source tells the length and times that it \
+                 had: it has a new version now; what was read of it before may have been a mixture",
+                part.path,
+                self.name
+            );
+        }
+        result
+    }
+}

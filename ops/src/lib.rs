@@ -1,0 +1,13 @@
+//! What operators need of every service: settings, HTTP pages, metrics, sizes, hosts and times.
+//!
+//! Knows no service: a service brings its table of keys, its pages and its figures. Waits for nothing
+//! but the sockets of [`http`], on threads of its own.
+
+pub mod form;
+pub mod host;
+pub mod http;
+pub mod metrics;
+pub mod notify;
+pub mod settings;
+pub mod size;
+pub mod time;
