@@ -35,7 +35,8 @@ async fn a_thousand_connections_are_served_at_once() {
     for client in connects {
         clients.push(client.await.expect("a connecting task"));
     }
-    assert_eq!(node.counter("connection_count"), 1001);
+    // A client that waited long for a first answer tried a second connection; it keeps one.
+    wait_until("each client has one connection", || node.counter("connection_count") == 1001);
     let reads = clients.iter().enumerate().map(|(index, client)| {
         let client = client.clone();
         tokio::spawn(async move {

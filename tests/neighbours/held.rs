@@ -165,7 +165,7 @@ impl Drop for Unbroken {
 #[test]
 fn one_that_takes_every_connection() {
     let street = Street::new().set("connections_max", 128).set("connections_per_peer_max", 96);
-    street.judge(|node| {
+    street.by_socket().judge(|node| {
         let peers: Vec<Peer> = (0..160).map(|_| neighbour(node.address())).collect();
         Box::new(peers)
     });

@@ -37,6 +37,8 @@ const SETTLE: Duration = Duration::from_millis(300);
 
 /// Where the client comes from: not from where its neighbours do.
 const POLITE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
+/// The client's door when it comes by a Unix socket.
+const SOCKET: &str = "door";
 /// Length of the file whose cold blocks the client reads: far more than the memory, and no bytes on disk.
 const COLD_LENGTH: u64 = 4 << 30;
 
@@ -46,6 +48,8 @@ pub(crate) struct Street {
     pub(crate) options: NodeOptions,
     rounds: usize,
     judges_times: bool,
+    /// True if the client comes by the node's Unix socket.
+    by_socket: bool,
 }
 
 /// What the client does; each has times of its own.
@@ -85,12 +89,19 @@ impl Street {
         sparse(&scratch, "cold", COLD_LENGTH);
         let options = NodeOptions::new(scratch.root()).set("coord", "none").set("memory", "32MiB");
         let rounds = if judges_times { ROUNDS } else { 1 };
-        Street { scratch, options, rounds, judges_times }
+        Street { scratch, options, rounds, judges_times, by_socket: false }
     }
 
     /// With this setting of the node.
     pub(crate) fn set(self, key: &'static str, value: impl ToString) -> Street {
         Street { options: self.options.set(key, value), ..self }
+    }
+
+    /// With a client that comes by the node's Unix socket, beside neighbours that come over TCP: all
+    /// addresses of one machine are one peer there.
+    pub(crate) fn by_socket(self) -> Street {
+        let path = self.scratch.at(SOCKET);
+        Street { by_socket: true, ..self.set("socket", path.display()) }
     }
 
     /// With one round, for a neighbour that takes long to come.
@@ -125,7 +136,11 @@ impl Street {
             for _ in 0..self.rounds {
                 let mut node = start();
                 let patience = if self.judges_times { NO_ANSWER } else { HANG_GUARD };
-                let mut polite = Polite::move_in(node.address(), patience);
+                let door = match self.by_socket {
+                    true => Door::Socket(self.scratch.at(SOCKET).display().to_string()),
+                    false => Door::Network(node.address()),
+                };
+                let mut polite = Polite::move_in(door, patience);
                 let quiet = polite.work();
                 assert_eq!(quiet.errors, BTreeMap::new(), "alone");
                 let neighbour = move_in(&node);
@@ -171,9 +186,16 @@ pub(crate) fn sparse(scratch: &Scratch, path: &str, length: u64) {
     file.set_len(length).expect("set its length");
 }
 
+/// How the client reaches the node.
+#[derive(Clone)]
+enum Door {
+    Network(SocketAddr),
+    Socket(String),
+}
+
 /// A client that has one request under way, waits for its answer, and rests a little.
 struct Polite {
-    address: SocketAddr,
+    door: Door,
     /// How long it waits for an answer.
     patience: Duration,
     peer: Peer,
@@ -184,12 +206,12 @@ struct Polite {
 }
 
 impl Polite {
-    fn move_in(address: SocketAddr, patience: Duration) -> Polite {
-        let mut peer = connect(address, patience).expect("connect the polite client");
+    fn move_in(door: Door, patience: Duration) -> Polite {
+        let mut peer = connect(&door, patience).expect("connect the polite client");
         let hot = peer.stat("hot").expect("stat");
         let cold = peer.stat("cold").expect("stat");
         peer.read(&hot, 0, 1).expect("read");
-        Polite { address, patience, peer, hot, cold, next: 0 }
+        Polite { door, patience, peer, hot, cold, next: 0 }
     }
 
     /// Is at work for a while.
@@ -228,7 +250,7 @@ impl Polite {
             Err(text) => {
                 *outcome.errors.entry(format!("{deed:?}: {text}")).or_default() += 1;
                 // Whatever was under way is gone with the connection.
-                if let Ok(peer) = connect(self.address, self.patience) {
+                if let Ok(peer) = connect(&self.door, self.patience) {
                     self.peer = peer;
                 }
             }
@@ -265,14 +287,17 @@ impl Polite {
     }
 
     fn connect_anew(&mut self) -> Result<(), String> {
-        let mut peer = connect(self.address, self.patience).map_err(|error| error.to_string())?;
+        let mut peer = connect(&self.door, self.patience).map_err(|error| error.to_string())?;
         peer.send_empty(Op::Ping);
         answer(&mut peer).map(drop)
     }
 }
 
-fn connect(address: SocketAddr, patience: Duration) -> io::Result<Peer> {
-    let peer = Peer::connect_from(POLITE, address)?;
+fn connect(door: &Door, patience: Duration) -> io::Result<Peer> {
+    let peer = match door {
+        Door::Network(address) => Peer::connect_from(POLITE, *address)?,
+        Door::Socket(path) => Peer::connect_locally(path),
+    };
     peer.stream.set_read_timeout(Some(patience))?;
     Ok(peer)
 }
