@@ -210,7 +210,7 @@ impl Consensus {
         self.draw_election_timeout();
     }
 
-    /// Proposes an entry. True if Raft took it; otherwise keep it for later.
+    /// Proposes an entry. True if Raft took it; otherwise the caller keeps it.
     pub(crate) fn propose(&mut self, data: Vec<u8>) -> bool {
         match self.node.propose(Vec::new(), data) {
             Ok(()) => true,

@@ -528,7 +528,7 @@ impl Replica {
         }
     }
 
-    /// Does what Raft asks for. True if there was anything.
+    /// Does what Raft asks for. True if there was anything to do.
     fn step_raft(&mut self, now: Now, actions: &mut Vec<Action>) -> bool {
         let mut has_moved = false;
         // While a received snapshot replaces the state, nothing may be applied to the old one.

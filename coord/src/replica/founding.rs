@@ -1,7 +1,7 @@
 //! The birth of an ensemble, which happens once and never beside data.
 //!
 //! ```text
-//!  no data, not told to join ─► says so to all that its list names, over and over
+//!  no data, no --join ─► sends that to all that its list names, over and over
 //!     the first participant of the list, when every other one said the same, with the same list:
 //!        a state without nodes, of which it alone is a member ─► takes the others in (`lists`)
 //!     any other one: waits until it is taken in
@@ -36,7 +36,7 @@ pub(super) struct Founding {
     others: BTreeMap<u64, Holding>,
     /// A replica with data that sent a message, listed or not.
     data_at: Option<u64>,
-    /// True while the first state is on its way to the disk.
+    /// True if the first state is on its way to the disk.
     is_writing: bool,
     tell_at_ms: u64,
     /// The reason to wait, and when it was logged.
@@ -117,7 +117,7 @@ impl Replica {
         let founding = self.founding.as_ref()?;
         let own = self.identity.replica_id;
         let Some(list) = founding.list else {
-            return Some("it was told to join: add it to an ensemble (millrace coord add)".into());
+            return Some("it waits to join: add it to an ensemble (millrace coord add)".into());
         };
         if let Some(peer) = founding.data_at {
             return Some(format!(
@@ -131,7 +131,7 @@ impl Replica {
             |holding| matches!(holding, Holding::Nothing { list: theirs } if theirs != list);
         if let Some((peer, _)) = founding.others.iter().find(|(_, holding)| disagrees(**holding)) {
             return Some(format!(
-                "replica {peer} has another list of members: make the server lines of all the same"
+                "replica {peer} has another list of members: give all replicas the same server lines"
             ));
         }
         let mut silent = Vec::new();
@@ -209,7 +209,7 @@ impl Replica {
         applied
     }
 
-    /// True while the first state is on its way to the disk.
+    /// True if the first state is on its way to the disk.
     pub(super) fn is_founding(&self) -> bool {
         self.founding.as_ref().is_some_and(|founding| founding.is_writing)
     }
