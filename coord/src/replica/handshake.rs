@@ -80,7 +80,7 @@ impl Replica {
         actions: &mut Vec<Action>,
     ) {
         let Ok(request) = ConnectRequest::decode(message) else {
-            tracing::debug!("a client's first message is no handshake");
+            tracing::debug!("a client's first message is not a handshake");
             return self.close_client(id, actions);
         };
         let has_leader = self.has_leader(now);
