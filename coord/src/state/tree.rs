@@ -477,7 +477,7 @@ impl Tree {
         Err((lost, "it is not below the root"))
     }
 
-    /// Clears every list of children, before it is made again from the children's parents.
+    /// Rebuilds every list of children from the children's parents.
     fn clear_links(&mut self) {
         for node in &mut self.nodes {
             (node.first_child, node.child_count) = (NONE, 0);

@@ -11,7 +11,7 @@ use crate::state::State;
 use crate::store::memory::{MemoryDisk, Part};
 use crate::store::{Append, Applied, LogStore, StateStore};
 
-/// How long a test waits for what must come.
+/// The time that a test waits for what must happen.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn bell() -> (Poll, Mailbox, Letters) {
@@ -20,7 +20,7 @@ fn bell() -> (Poll, Mailbox, Letters) {
     (poll, mailbox, letters)
 }
 
-/// The next event that a thread told.
+/// Returns the next event of a thread.
 fn event(letters: &Letters) -> Event<'static> {
     let began = Instant::now();
     loop {
@@ -144,14 +144,14 @@ fn checkpoint(index: u64, records: Vec<(Vec<u8>, Option<Vec<u8>>)>) -> Action {
     Action::Checkpoint { checkpoint }
 }
 
-/// Every record of a fresh state: what a first checkpoint holds.
+/// Lists every record of a fresh state, as a first checkpoint has them.
 fn fresh() -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
     let mut records = Vec::new();
     State::new().all_records(&mut |key, value| records.push((key.to_vec(), Some(value.to_vec()))));
     records
 }
 
-/// What is durable on a disk.
+/// Returns the durable point on a disk.
 fn durable(disk: &MemoryDisk) -> Option<Applied> {
     disk.state().load(&mut |_, _| Ok(())).unwrap()
 }
