@@ -1,4 +1,4 @@
-//! From a request to its answer: pages for all, commands for operators.
+//! From a request to its answer: pages for all clients, commands for operators.
 //!
 //! A command is a POST with a JSON object, and is answered with `{"result": ".."}` or
 //! `{"error": ".."}`:
@@ -28,11 +28,11 @@ use crate::replica::AdminRequest;
 use crate::report::{Effect, Wanted, page};
 use crate::runtime::Report;
 
-/// How long the loop may take to say how it stands.
+/// Longest time that the loop may take for a report.
 const REPORT_TIME: Duration = Duration::from_secs(5);
-/// How long a command may take; the replica itself gives up before.
+/// Longest time of a command; the replica itself gives up before.
 const COMMAND_TIME: Duration = Duration::from_secs(100);
-/// How long a backup may take. Guessed: terabytes.
+/// Longest time of a backup. Guessed: enough for terabytes.
 const BACKUP_TIME: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[derive(Deserialize)]
@@ -122,7 +122,7 @@ fn command(request: &Request, operator: &Operator) -> Response {
     answered.unwrap_or_else(|refusal| refusal)
 }
 
-/// The object in the body of a command; nothing is an empty one.
+/// Reads the object in the body of a command; an empty body is an empty object.
 fn body<T: DeserializeOwned>(request: &Request) -> Result<T, Response> {
     let bytes: &[u8] = if request.body.is_empty() { b"{}" } else { &request.body };
     serde_json::from_slice(bytes)
