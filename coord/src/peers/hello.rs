@@ -51,8 +51,7 @@ pub struct Hello {
 }
 
 impl Hello {
-    /// True if the sender has no data. Data belongs to a cluster, so one without a cluster has none,
-    /// whatever else it says.
+    /// True if the sender has no data. Data belongs to an ensemble, so a sender without one has none.
     pub(crate) fn is_empty(&self) -> bool {
         self.features & IS_EMPTY != 0 || self.cluster_id == 0
     }
