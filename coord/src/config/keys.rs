@@ -120,7 +120,15 @@ pub const KEYS: &[Key] = &[
             get: |config| config.client_address.to_string(),
         },
     },
-    number!(Count, replica_id, "ID", 1..=REPLICA_ID_MAX, "1", "Id of this replica among `members`", "2"),
+    number!(
+        Count,
+        replica_id,
+        "ID",
+        1..=REPLICA_ID_MAX,
+        "1",
+        "Id of this replica among `members`",
+        "2"
+    ),
     Key {
         name: "members",
         value: "LIST",
@@ -245,7 +253,11 @@ pub const KEYS: &[Key] = &[
         },
     },
     flag!(read_only_mode, "false", "Serve reads without a leader to clients that ask for it"),
-    flag!(reconfig_enabled, "false", "Accept reconfig from clients that may write /zookeeper/config"),
+    flag!(
+        reconfig_enabled,
+        "false",
+        "Accept reconfig from clients that may write /zookeeper/config"
+    ),
     Key {
         name: "super_digest",
         value: "USER:DIGEST",

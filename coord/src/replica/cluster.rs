@@ -193,7 +193,10 @@ impl Replica {
         let kind = message.msg_type;
         let asks = matches!(kind, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
         if asks && self.founding.is_some() {
-            tracing::debug!(peer = message.from, "a request for a vote is dropped: there is no data here");
+            tracing::debug!(
+                peer = message.from,
+                "a request for a vote is dropped: there is no data here"
+            );
             return;
         }
         if self.consensus.has_lost(&message) {
