@@ -201,7 +201,7 @@ fn idle_connections_keep_nobody_out_for_long() {
         assert!(start.elapsed() < PATIENCE, "places do not run out");
     }
     assert_eq!(asked.get(Door::Socket, "/health").0, 200, "other doors have places of their own");
-    assert_eq!(answer_of(idle[0].as_mut()).0, 408, "who says nothing is sent away");
+    assert_eq!(answer_of(idle[0].as_mut()).0, 408, "a silent client is sent away");
     while asked.get(Door::Admin, "/health").0 != 200 {
         assert!(start.elapsed() < PATIENCE, "places do not come back");
         std::thread::sleep(Duration::from_millis(50));

@@ -174,7 +174,7 @@ impl Admission {
                  when the addresses are right"
             }
             false => {
-                "both have data, and an ensemble has the data of one. If one of them is to take \
+                "both have data, and an ensemble has the data of one. If one of them should take \
                  the other's, back it up first (millrace coord backup), and start it with a new \
                  data directory"
             }

@@ -77,7 +77,9 @@ impl Hello {
     /// The mistake, for the log and the sender.
     pub(crate) fn decode(bytes: &[u8; HELLO_SIZE]) -> Result<Hello, String> {
         if bytes[..8] != MAGIC {
-            return Err("this is the port between replicas, and that was not one speaking".into());
+            return Err(
+                "this is the port between replicas, and the greeting is not from a replica".into(),
+            );
         }
         if number(bytes, HELLO_SIZE - 4) != crc32fast::hash(&bytes[..HELLO_SIZE - 4]) {
             return Err("the greeting was damaged on its way".into());

@@ -89,7 +89,7 @@ impl Replica {
         self.tell_room(peer, actions);
     }
 
-    /// Notes whether our stores are full, and tells the peers. Every replica refuses writes that grow the
+    /// Notes whether our stores are full, and informs the peers. Every replica refuses writes that grow the
     /// state before they are in the log, so each must know of a full one.
     pub(super) fn room_changed(&mut self, is_full: bool, actions: &mut Vec<Action>) {
         self.is_full = is_full;
@@ -175,7 +175,7 @@ impl Replica {
     }
 
     /// Notes the members that another replica names, to connect to them when touch is lost. The log alone
-    /// decides who they are; this only says where its writers may be.
+    /// decides which they are; this only says where its writers may be.
     fn take_members(&mut self, text: &str, actions: &mut Vec<Action>) {
         let Ok((told, _)) = parse_config_text(text) else { return };
         if told != self.told_members {

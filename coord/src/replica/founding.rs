@@ -158,8 +158,8 @@ impl Replica {
         }
         if !silent.is_empty() {
             return Some(format!(
-                "a new ensemble begins when every listed member has said that it has no data, for \
-                 one that does not answer may have it; waiting for {}",
+                "a new ensemble begins when every listed member has said that it has no data, \
+                 because a silent one may have it; waiting for {}",
                 silent.join(", ")
             ));
         }

@@ -61,8 +61,8 @@ pub enum ListError {
     )]
     Majority { kept: usize, of: usize, members: String },
     #[error(
-        "this replica has data and is the first member of what its list names, but the list calls \
-         it an observer: {own}. Let it be a participant"
+        "this replica has data, so it is the first member of the ensemble in its list, but the \
+         list has it as an observer: {own}. Make it a participant"
     )]
     Observer { own: Box<Member> },
     #[error(

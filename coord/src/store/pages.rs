@@ -15,7 +15,7 @@
 //! their own checksums. The older meta page is walked only down to its first record. With that the caller
 //! can distinguish a changed meta page from a written one.
 //!
-//! The layout is that of LMDB 0.9, data version 1, on a little-endian machine, as in `mdb.c`
+//! The layout is the one of LMDB 0.9, data version 1, on a little-endian machine, as in `mdb.c`
 //! (`MDB_meta`, `MDB_db`, `MDB_page`, `MDB_node`). Only its main database is expected, with plain
 //! keys: no named databases, no duplicates.
 

@@ -1,7 +1,7 @@
 //! The bytes of keys and values of the state, each value under a CRC-32.
 //!
 //! ```text
-//!  key 00                the header: who the data is, and what it must add up to
+//!  key 00                the header: the owner of the data, and the sum of its records
 //!  key 01 key            a record
 //!
 //!  value of a record     ┌ crc ┬ value ┐

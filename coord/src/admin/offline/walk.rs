@@ -47,5 +47,5 @@ pub fn walk<E>(state: &State, mut show: impl FnMut(&Node<'_>) -> Result<(), E>) 
 fn answer(state: &State, request: &Request<'_>, out: &mut Vec<u8>) {
     out.clear();
     let done = read(state, request, 0, &[], true, &mut Writer::new(out));
-    done.expect("who need not ask for permission reads what is there");
+    done.expect("a reader that needs no permission reads what is there");
 }

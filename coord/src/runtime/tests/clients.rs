@@ -267,7 +267,7 @@ fn a_four_letter_word_is_answered_and_the_replica_never_hears_of_it() {
     let mut stream = server.connect();
     stream.write_all(&[0xff, 0xf4, 0xff, 0xfd]).unwrap();
     assert!(server.rest(&mut stream).is_empty());
-    assert_eq!(server.clients.metrics.requests_too_large, 1, "telnet is no offence");
+    assert_eq!(server.clients.metrics.requests_too_large, 1, "telnet is not an offence");
     assert_eq!(server.clients.count(), 0);
 }
 

@@ -26,7 +26,7 @@ fn event(letters: &Letters) -> Event<'static> {
     loop {
         match letters.next() {
             Some(Letter::Event(event)) => return event,
-            Some(_) => panic!("threads tell events"),
+            Some(_) => panic!("threads send events"),
             None => std::thread::yield_now(),
         }
         assert!(began.elapsed() < PATIENCE);
@@ -107,7 +107,7 @@ fn a_log_that_fails_acknowledges_nothing_more() {
     thread.append(append(3));
     thread.stop();
     assert_eq!(letters.durable(), 1);
-    assert!(letters.next().is_none(), "it is told once");
+    assert!(letters.next().is_none(), "it is sent once");
 }
 
 /// A state thread on a disk, with the loop's end of its mailbox.

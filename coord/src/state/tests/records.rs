@@ -75,7 +75,11 @@ fn a_missing_record_is_noticed() {
         let is_fresh = key[0] == b'm' || (key[0] != b'a' && key[1..5] < [0, 0, 0, 4][..]);
         match loaded {
             Ok(state) if is_fresh => {
-                assert_ne!(state.digest(), replica.state.digest(), "{name} is missed by nobody");
+                assert_ne!(
+                    state.digest(),
+                    replica.state.digest(),
+                    "the digest does not cover {name}"
+                );
             }
             Ok(_) => panic!("a state without {name}"),
             Err(_) => {}

@@ -64,7 +64,7 @@ impl Page {
         let kind = match u16_at(&bytes, 10) {
             0x01 => PageKind::Branch,
             0x02 => PageKind::Leaf,
-            flags => return Err(format!("it is no branch and no leaf (flags {flags:#x})")),
+            flags => return Err(format!("it is neither a branch nor a leaf (flags {flags:#x})")),
         };
         let lower = usize::from(u16_at(&bytes, 12));
         let upper = usize::from(u16_at(&bytes, 14));
