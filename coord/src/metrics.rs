@@ -161,7 +161,7 @@ metrics! {
         auth_failures = "auth_failed_count",
         /// Sessions opened by clients of this replica.
         sessions_opened = "connection_request_count",
-        /// Sessions that a client of this replica came back to.
+        /// Sessions that a client of this replica connected to again.
         sessions_attached = "connection_revalidate_count",
         /// Sessions that this replica, as leader, found silent for too long.
         sessions_expired = "stale_sessions_expired",
@@ -177,7 +177,7 @@ metrics! {
         commands_applied = "commit_count",
         /// Times this replica stood for election.
         elections = "looking_count",
-        /// Times the leader that this replica follows, or is, changed.
+        /// Changes of the leader that this replica knows.
         leader_changes = "leader_changes",
         /// Snapshots sent to other replicas.
         snapshots_sent = "snap_count",

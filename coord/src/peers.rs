@@ -168,7 +168,6 @@ impl Peers {
         self.admission.set_listed(listed);
     }
 
-    /// Takes the outcome of a look-up.
     pub(crate) fn resolved(&mut self, now_ms: u64, resolved: Resolved) {
         let Resolved { peer, address, result } = resolved;
         for outgoing in &mut self.outgoing {

@@ -42,7 +42,6 @@ const COMMITTED_BYTES_MAX: u64 = 4 << 20;
 pub(crate) struct Timing {
     /// Ticks without a leader's message until an election; chance makes it up to twice as many.
     pub election_ticks: usize,
-    /// Ticks between heartbeats.
     pub heartbeat_ticks: usize,
 }
 

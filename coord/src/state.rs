@@ -42,7 +42,6 @@ use self::tree::{Life, Meta, ROOT, Tree};
 use self::write::Write;
 use crate::command::{Act, Command, Rules};
 
-/// A client's session.
 #[derive(Debug)]
 struct Session {
     timeout_ms: i32,

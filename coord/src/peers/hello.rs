@@ -21,7 +21,6 @@ use crate::socket::Cut;
 const MAGIC: [u8; 8] = *b"mr-coord";
 /// Version of greeting and frames. A replica of another version is refused.
 const VERSION: u32 = 1;
-/// Size of a hello in bytes.
 pub(crate) const HELLO_SIZE: usize = 56;
 /// Longest refusal in bytes.
 const REASON_SIZE_MAX: usize = 1024;
@@ -56,7 +55,6 @@ impl Hello {
         self.features & IS_EMPTY != 0 || self.cluster_id == 0
     }
 
-    /// Appends the hello.
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         let start = out.len();
         out.extend_from_slice(&MAGIC);
@@ -153,7 +151,6 @@ impl Answer {
     }
 }
 
-/// Appends a frame.
 pub(crate) fn frame(out: &mut Vec<u8>, payload: &[u8]) {
     debug_assert!(payload.len() <= PAYLOAD_SIZE_MAX);
     out.extend_from_slice(&(payload.len() as u32).to_le_bytes());

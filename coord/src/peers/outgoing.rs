@@ -187,7 +187,6 @@ impl Outgoing {
         self.fail(now_ms, "too many names wait to be looked up".into())
     }
 
-    /// Takes the outcome of a look-up.
     pub(super) fn resolved(
         &mut self,
         now_ms: u64,
@@ -294,7 +293,6 @@ impl Outgoing {
         Ok(())
     }
 
-    /// Sends what was queued.
     pub(super) fn flush(&mut self, now_ms: u64) -> Change {
         let Phase::Open { stream } = &self.phase else { return Change::Nothing };
         if self.outbox.len() == 0 {

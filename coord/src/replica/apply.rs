@@ -46,7 +46,6 @@ impl Replica {
         }
     }
 
-    /// Applies a change of members.
     pub(super) fn apply_members(&mut self, now: Now, entry: &Entry, actions: &mut Vec<Action>) {
         let change = raft::decode_members(entry);
         self.consensus.apply_members(&change);

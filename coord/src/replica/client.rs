@@ -28,7 +28,6 @@ pub(super) enum Phase {
     New,
     /// The handshake is on its way through the log.
     Connecting,
-    /// Requests are served.
     Open,
     /// A session that exists only here, without a leader: reads only.
     ReadOnly,
@@ -146,7 +145,6 @@ impl Client {
         }
     }
 
-    /// Appends a reply.
     pub(super) fn reply(&mut self, header: ReplyHeader, body: impl FnOnce(&mut Writer<'_>)) {
         self.usage.sent += 1;
         write_reply(&mut self.output, header, body);

@@ -168,7 +168,7 @@ pub(super) struct Lists {
     before: Option<Vec<Member>>,
     /// True if too few of the list were ever members together, so the ensemble does not serve yet.
     pub(super) is_forming: bool,
-    /// The time since when most participants of the list are members.
+    /// The time since which most participants of the list are members.
     majority_since_ms: Option<u64>,
     /// The tag of the change that was asked for, and when waiting for its answer ends.
     asked: Option<(u64, u64)>,

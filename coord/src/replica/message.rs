@@ -46,7 +46,6 @@ pub(super) enum Holding {
     Joins,
 }
 
-/// A message between two replicas.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum PeerMessage<'a> {
     /// A message of Raft. A snapshot message has no data, because that comes in chunks.

@@ -40,7 +40,6 @@ fn may_grow(code: i32, record: &[u8]) -> bool {
 }
 
 impl Replica {
-    /// Takes one message of a client.
     pub(super) fn client_message(
         &mut self,
         now: Now,

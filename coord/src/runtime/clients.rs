@@ -59,7 +59,6 @@ enum Phase {
     Leaving(Outbox),
 }
 
-/// One connection.
 #[derive(Debug)]
 struct Client {
     id: ClientId,
@@ -88,7 +87,6 @@ enum Look {
     More,
     /// The replica must accept it first.
     Held,
-    /// A four-letter word.
     Word([u8; 4]),
     /// It has left, or must be closed.
     Gone,
@@ -96,7 +94,6 @@ enum Look {
     Length(i32),
 }
 
-/// All clients of a replica.
 #[derive(Debug)]
 pub(crate) struct Clients {
     limits: Limits,
@@ -308,7 +305,6 @@ impl Clients {
         })
     }
 
-    /// Sends a client's output.
     pub(crate) fn send(&mut self, id: ClientId, world: &mut World<'_, impl Machine>) {
         let limit = self.limits.output_max_bytes;
         let Some(Some(client)) = self.slots.get_mut(id.slot as usize) else { return };

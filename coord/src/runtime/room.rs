@@ -59,7 +59,7 @@ impl Room {
     }
 }
 
-/// Looks at the file system.
+/// The file system whose free space is watched.
 pub(super) struct FreeSpace {
     directory: Option<PathBuf>,
 }

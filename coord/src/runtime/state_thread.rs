@@ -33,7 +33,7 @@ const CHUNK_SIZE: usize = 256 << 10;
 enum Work {
     /// An action on the durable state.
     Act(Action),
-    /// Write a copy into a new file.
+    /// A copy to write to a new file.
     Backup(PathBuf, Answer),
 }
 

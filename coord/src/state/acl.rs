@@ -36,7 +36,6 @@ impl Entry {
     }
 }
 
-/// One list.
 #[derive(Debug)]
 pub(super) struct AclList {
     entries: Box<[Entry]>,

@@ -84,7 +84,6 @@ impl Replica {
         self.apply(&Command { origin: 1, tag: 2, session, attach, identities, act })
     }
 
-    /// Opens a session.
     pub(super) fn connect(&mut self) -> i64 {
         let act = Act::CreateSession { timeout_ms: 6000, password: PASSWORD };
         match self.act(0, 0, act) {

@@ -32,7 +32,6 @@ const META_BYTES: u64 = 2 * 4096;
 /// Longest wait of a close for calls that are reading. These take milliseconds.
 const CLOSE_WAIT: Duration = Duration::from_secs(10);
 
-/// An open environment.
 pub(super) struct Environment {
     env: Env<WithoutTls>,
     records: Records,

@@ -104,7 +104,6 @@ pub(super) struct Origin {
     pub(super) identity: Identity,
 }
 
-/// The header of the state.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct StateHeader {
     pub(super) identity: Identity,

@@ -97,14 +97,14 @@ pub struct Wal {
     failed: Option<StoreError>,
 }
 
-/// The reason that a batch is written even if the log is full.
+/// The room that a batch may use when the log is nearly full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Need {
-    /// There is none: the last segment is kept for compaction.
+    /// Not the last segment, which is kept for compaction.
     Room,
-    /// The batch is small and makes room.
+    /// The last segment too, because the batch is small and makes room.
     Mark,
-    /// The batch removes all other segments.
+    /// Any room, because the batch removes all other segments.
     Reset,
 }
 

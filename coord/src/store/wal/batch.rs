@@ -29,7 +29,6 @@ use super::index::{Header, Op, Position};
 
 /// Bytes that a disk writes as a whole: the smallest unit of any disk.
 pub(super) const SECTOR: usize = 512;
-/// Bytes of a batch's head.
 const HEAD_SIZE: usize = 36;
 /// Bytes of the item that begins a segment.
 const BEGIN_SIZE: usize = ITEM_HEAD_SIZE + 1 + 4 + 8 + 10 * 8;
@@ -252,7 +251,6 @@ fn head_crc(head: &[u8], store_id: u64) -> u32 {
     hasher.finalize()
 }
 
-/// The head of a batch.
 #[derive(Debug, Clone, Copy)]
 struct Head {
     crc: u32,

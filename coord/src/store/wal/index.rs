@@ -97,7 +97,6 @@ impl Header {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Slot {
     pub(super) term: u64,
-    /// The number of its segment.
     pub(super) segment: u32,
     /// Offset of its item's body in the segment, in bytes.
     pub(super) offset: u32,

@@ -19,7 +19,6 @@ use super::batch::{Batch, Begin, check_end};
 use super::index::{Index, Live};
 use super::segment::{Mark, Segment, remove_unfinished};
 
-/// A log that was found.
 pub(super) struct Recovered {
     pub(super) index: Index,
     pub(super) mark: Mark,
