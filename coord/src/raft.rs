@@ -194,9 +194,9 @@ impl Consensus {
         self.node.store().conf_state()
     }
 
-    /// True if the log has the committed entries that the crate does not count as applied, because
-    /// the crate reads them before an election. After a snapshot replaced the log they are missing
-    /// until it is durable: only then does the crate count it as applied.
+    /// True if the crate may begin an election, for which it reads the committed entries that it does not
+    /// count as applied. After a snapshot replaced the log they are missing until the snapshot is durable,
+    /// because only then does the crate count it as applied.
     fn may_campaign(&self) -> bool {
         self.node.raft.raft_log.applied >= self.node.store().compacted_index()
     }
@@ -280,8 +280,7 @@ impl Consensus {
         self.node.raft.raft_log.unstable_snapshot().is_some()
     }
 
-    /// Hands leadership over, to the most advanced voter if `to` is 0. True if there is such a
-    /// voter.
+    /// Hands leadership over, to the most advanced voter if `to` is 0. True if there is a voter to take it.
     pub(crate) fn transfer(&mut self, to: u64) -> bool {
         let id = self.id();
         let voters = &self.conf_state().voters;

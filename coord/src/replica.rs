@@ -217,8 +217,8 @@ pub struct Replica {
     /// `Some` while there is no data.
     founding: Option<Founding>,
     lists: Lists,
-    /// True if the members of our own configuration are called too, and the ones that a replica
-    /// named.
+    /// True if this replica has lost touch. Then it also calls the members of its own configuration, and
+    /// those that another replica named.
     is_lost: bool,
     /// The members that another replica named last.
     told_members: Vec<Member>,

@@ -113,8 +113,8 @@ impl State {
         State::with_seed(0)
     }
 
-    /// Builds a fresh state. Without `seed` the order in its hash tables cannot be predicted. The seed
-    /// affects only speed, so each process may have its own.
+    /// Builds a fresh state. A client that does not know `seed` cannot predict the order in its hash
+    /// tables. The seed affects only speed, so each process may have its own.
     pub fn with_seed(seed: u64) -> State {
         let mut tree = Tree::new(seed);
         let full = "a new tree has room";

@@ -78,7 +78,7 @@ pub struct LogState {
 /// The Raft log, for its one writer.
 ///
 /// A gap between entries, an entry at or before the compacted one, and a compaction beyond the last entry
-/// are mistakes of the caller, and panic.
+/// are mistakes of the caller: the call panics.
 pub trait LogStore: Send {
     /// Makes the whole batch durable in one commit; on an error, nothing.
     ///

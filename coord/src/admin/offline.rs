@@ -4,8 +4,8 @@
 //! changes nothing; a restored directory appears as a whole or not at all.
 //!
 //! A data directory is a state and the log behind it. Entries known to be committed are loaded with the
-//! state. A member that was cut off may have others. They are only counted, because the rest of the
-//! ensemble decides whether they count.
+//! state. A member that was cut off may have others. Those are counted and not applied, because the rest of
+//! the ensemble decides whether they are committed.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -4,7 +4,6 @@
 //! with the prefix `zookeeper.`, and the file wins over properties. A name without meaning here is ignored
 //! if its loss costs nothing, and gives a warning if users rely on it. A bad value is an error that names
 //! file, line and the allowed values.
-//! value is an error that names file, line and what is allowed.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};

@@ -4,7 +4,7 @@
 //!  directory        configuration
 //!  has a state      any                       continue, if its list of members may be taken over
 //!  empty            a list without others     a replica by itself: the first state
-//!  empty            a list, or told to join   nothing, index 0: how it goes on the replica decides
+//!  empty            a list, or --join         nothing, index 0: the replica decides how to continue
 //! ```
 //!
 //! Always holds: what a first start invents is durable before any peer hears from this replica; the log

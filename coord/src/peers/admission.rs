@@ -74,7 +74,7 @@ impl Admission {
         }
     }
 
-    /// Takes the other replicas of now. Forgets the store of one that left, because it may return with
+    /// Takes the current other replicas. Forgets the store of one that left, because it may return with
     /// another one.
     pub fn set_company(&mut self, company: &Company) {
         let ids = company.members.iter().map(|member| member.id);

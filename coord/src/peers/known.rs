@@ -47,7 +47,7 @@ impl Known {
     /// Reads the file `peers` in `directory`, if it exists.
     ///
     /// # Errors
-    /// Errors of the file system, or `InvalidData` that names the line.
+    /// Fails as the file system does, or with `InvalidData` that names the line.
     pub(crate) fn load(directory: &Path) -> io::Result<Known> {
         let path = directory.join("peers");
         let text = match fs::read_to_string(&path) {
@@ -106,7 +106,7 @@ impl Known {
     /// stores of an earlier life are out of date. `joins` notes that it waits to join.
     ///
     /// # Errors
-    /// Errors of the file system; then nothing was forgotten.
+    /// Fails as the file system does; then nothing was forgotten.
     pub fn begin(&mut self, joins: bool) -> io::Result<()> {
         let path = self.path.clone();
         let fresh = Known { path, joined: joins.then_some(0), ..Known::in_memory() };
@@ -120,7 +120,7 @@ impl Known {
     /// Remembers durably the configured members that the ensemble has taken over.
     ///
     /// # Errors
-    /// Errors of the file system; then nothing was remembered.
+    /// Fails as the file system does; then nothing was remembered.
     pub fn set_listed(&mut self, listed: Listed) -> io::Result<()> {
         let before = self.listed.replace(listed);
         self.save().inspect_err(|_| self.listed = before)
@@ -134,7 +134,7 @@ impl Known {
     /// Remembers durably which ensemble this replica belongs to: see [`Known::joined`].
     ///
     /// # Errors
-    /// Errors of the file system; then nothing was remembered.
+    /// Fails as the file system does; then nothing was remembered.
     pub(crate) fn join(&mut self, cluster_id: Option<u64>) -> io::Result<()> {
         if self.joined == cluster_id {
             return Ok(());
@@ -146,7 +146,7 @@ impl Known {
     /// Remembers the store of a replica durably.
     ///
     /// # Errors
-    /// Errors of the file system; then nothing was remembered.
+    /// Fails as the file system does; then nothing was remembered.
     pub(crate) fn remember(&mut self, replica: u64, store_id: u64) -> io::Result<()> {
         if self.stores.len() >= STORES_MAX {
             return Err(io::Error::other("too many replicas are remembered"));

@@ -93,7 +93,7 @@ impl Outgoing {
         }
     }
 
-    /// Takes the addresses of now. True if the one in use is among them. If not, this stream does not lead
+    /// Takes the current addresses. True if the one in use is among them. If not, this stream does not lead
     /// to that peer any more.
     pub(super) fn set_addresses(&mut self, addresses: Vec<String>) -> bool {
         let is_known = addresses.contains(&self.address);

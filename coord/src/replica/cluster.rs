@@ -32,7 +32,7 @@ impl Replica {
             ..Company::default()
         };
         let joining = self.joining_members();
-        // A replica that was away while the members changed may know none of the leaders of now.
+        // A replica that was away while the members changed may know none of the current voters.
         let configured = match self.is_lost {
             true => [&self.config.members[..], &self.told_members].concat(),
             false => Vec::new(),

@@ -1,9 +1,9 @@
-//! The configured list of members beside the ensemble's list: what an edited list asks for, and how it
-//! becomes true.
+//! The configured list of members beside the ensemble's list: what an edited list asks for, and how the
+//! ensemble takes it over.
 //!
-//! Three lists are compared: the ensemble's, which is replicated; the configured one of now; and the
+//! Three lists are compared: the ensemble's, which is replicated; the current configured one; and the
 //! configured one that was last taken over, which the data directory keeps. The difference of the last two
-//! is the wanted change. A configuration that was not edited asks for nothing, however old it is, because
+//! is what to change. A configuration that was not edited asks for nothing, however old it is, because
 //! changes by `coord add` and `remove` belong to the ensemble.
 //!
 //! ```text

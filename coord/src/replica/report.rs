@@ -8,8 +8,8 @@ use crate::report::{
 };
 
 impl Replica {
-    /// Returns the figures of this moment, and what `wanted` names beside them. The caller adds what the
-    /// process and the disk know.
+    /// Returns the current figures, and what `wanted` names beside them. The caller adds what the process
+    /// and the disk know.
     pub fn report(&self, now: Now, wanted: Wanted) -> Snapshot {
         let counts = self.state.counts();
         let mut snapshot = Snapshot::new(self.config.clone());

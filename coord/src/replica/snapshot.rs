@@ -2,8 +2,8 @@
 //!
 //! The chunks come from a consistent view of the leader's durable state, so nothing waits for them. The
 //! receiver stores them apart from its own state. When all chunks are there, they replace the state, and
-//! only then Raft gets the snapshot. In between nothing is applied, because Raft and the state do not
-//! match.
+//! only then Raft gets the snapshot. In between nothing is applied, because the state is newer than Raft
+//! knows.
 
 use ::raft::eraftpb::Message;
 

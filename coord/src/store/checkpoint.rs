@@ -1,9 +1,9 @@
 //! Changes of the state on their way to disk: merged by key, so that many batches become one
 //! commit.
 //!
-//! Pure beside the store: the caller has the time, and decides when to look. Always holds: a commit now
-//! would make everything durable that waits, in one transaction, up to the last batch. Losing what waits
-//! loses nothing, because the log has the entries after the last commit.
+//! Apart from the store this is pure: the caller has the time, and decides when to look. Always holds: a
+//! commit now would make everything durable that waits, in one transaction, up to the last batch. Losing
+//! what waits loses nothing, because the log has the entries after the last commit.
 
 use std::collections::BTreeMap;
 

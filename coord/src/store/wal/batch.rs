@@ -14,10 +14,10 @@
 //!
 //! Numbers are little-endian. A batch starts on a sector of a file of zeros, ends with a trailer that is
 //! not zero, and has the count of its zero sectors (the blanks). So a write that a crash cut short is
-//! noticed: more sectors than that are zero, or all that follows some place in the batch. Any other batch
-//! was written completely, and if its checksum is wrong it was changed later. The crc of the head covers
-//! the id of the store, which no outside program knows, and what follows it. The link is the crc of the
-//! batch before.
+//! noticed: more sectors than that are zero, or all after some place in the batch are. Any other batch was
+//! written completely, and if its checksum is wrong it was changed later. The crc of the head covers the id
+//! of the store, which no outside program knows, and what follows it. The link is the crc of the batch
+//! before.
 
 use bytes::{Buf, BufMut};
 use protobuf::Message;
