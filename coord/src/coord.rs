@@ -47,8 +47,8 @@ pub enum StartError {
     #[error("{}/peers cannot be used: {error}", directory.display())]
     Peers { directory: PathBuf, error: io::Error },
     #[error(
-        "{} has a state up to entry {state} and a log from entry {log} on: what is between is \
-         lost here. Keep the directory. If others of its ensemble run, they have it: remove this \
+        "{} has a state up to entry {state} and a log from entry {log} on: the entries between \
+         are lost here. Keep the directory. If others of its ensemble run, they have it: remove this \
          replica from them and add it again, with a new directory (millrace coord remove, then \
          add); else restore a backup (millrace coord restore)",
         directory.display()

@@ -355,7 +355,7 @@ impl Replica {
             Event::StorageFailed { error } => {
                 self.is_failed = true;
                 let reason = format!(
-                    "{error}; nothing more is acknowledged: mend the disk and start the replica again"
+                    "{error}; nothing more is acknowledged: repair the disk and start the replica again"
                 );
                 actions.push(Action::Stop { reason });
             }

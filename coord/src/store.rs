@@ -282,7 +282,7 @@ pub enum StoreError {
     )]
     Full { what: String, limit_bytes: u64 },
     /// A write or sync failed. All acknowledged data is safe, and no more writes are accepted.
-    #[error("{what} takes no more writes: {reason}. Mend the disk, then restart")]
+    #[error("{what} takes no more writes: {reason}. Repair the disk, then restart")]
     Failed { what: String, reason: String },
     /// The requested entries were forgotten.
     #[error("the log was compacted up to entry {index}")]

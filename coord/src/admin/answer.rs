@@ -70,7 +70,7 @@ pub(super) fn answer(
         Method::Get | Method::Head => show(door, &request.path, config, operator),
         Method::Post if door == Door::Socket => command(request, operator),
         Method::Post => {
-            Response::refusal(403, &format!("Commands are taken by {SOCKET} in the data directory"))
+            Response::refusal(403, &format!("Send commands to {SOCKET} in the data directory"))
         }
     };
     response.is_head = request.method == Method::Head;
@@ -91,7 +91,7 @@ fn show(door: Door, path: &str, config: &Config, operator: &Operator) -> Respons
     let page = page(path, &report.snapshot, door != Door::Metrics);
     if page.effect != Effect::None {
         if door != Door::Socket {
-            let reason = format!("This is taken by {SOCKET} in the data directory alone");
+            let reason = format!("Send this to {SOCKET} in the data directory");
             return Response::refusal(403, &reason);
         }
         operator.reset(page.effect);
@@ -126,7 +126,7 @@ fn command(request: &Request, operator: &Operator) -> Response {
 fn body<T: DeserializeOwned>(request: &Request) -> Result<T, Response> {
     let bytes: &[u8] = if request.body.is_empty() { b"{}" } else { &request.body };
     serde_json::from_slice(bytes)
-        .map_err(|error| refusal(400, &format!("the body is not what is needed: {error}")))
+        .map_err(|error| refusal(400, &format!("the body is wrong: {error}")))
 }
 
 fn wait(answer: &Receiver<Result<String, String>>, time: Duration) -> Response {

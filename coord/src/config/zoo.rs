@@ -232,7 +232,7 @@ pub(super) fn read(
     if let Some(dynamic) = zoo.dynamic_file.clone() {
         if !zoo.members.is_empty() {
             return Err(ConfigError::Rule(format!(
-                "{}: server.N lines belong into {} alone, since dynamicConfigFile names it",
+                "{}: server.N lines belong only in {}, because dynamicConfigFile names it",
                 file.display(),
                 dynamic.display()
             )));

@@ -333,7 +333,7 @@ fn open(address: SocketAddr, registry: &Registry, token: Token) -> io::Result<Tc
 fn ended(mut stream: &TcpStream) -> Option<String> {
     match stream.read(&mut [0; 1]) {
         Ok(0) => Some("closed by the other side".into()),
-        Ok(_) => Some("the other side sent on a stream that is ours".into()),
+        Ok(_) => Some("the other side sent bytes on our stream".into()),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
         Err(error) => Some(error.to_string()),
     }

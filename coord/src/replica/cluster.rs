@@ -205,9 +205,9 @@ impl Replica {
             let (own, leader) = (self.identity.replica_id, message.from);
             let reason = format!(
                 "the data directory is older than what replica {own} acknowledged: it ends with entry \
-                 {}, and replica {leader} knows of entry {} here. Bring the newer directory back; or \
-                 keep this one, and let the others have this replica again with a new directory \
-                 (millrace coord remove, then add)",
+                 {}, and replica {leader} has seen entry {} here. Bring the newer directory back. Or \
+                 keep this one, remove this replica from the others and add it again with a new \
+                 directory (millrace coord remove, then add)",
                 self.consensus.last_index(),
                 message.commit
             );

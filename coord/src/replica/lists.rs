@@ -374,7 +374,7 @@ impl Replica {
                 tracing::info!(
                     %member,
                     "the configured list has a new member, or another address of one: waiting until \
-                     it is there"
+                     it is connected"
                 );
             }
         }

@@ -305,7 +305,7 @@ impl Replica {
                 && self.has_caught_up(member.id, index)
         };
         if let Some(member) = self.members.iter().find(is_late) {
-            tracing::info!(peer = member.id, "a member that came late may vote now");
+            tracing::info!(peer = member.id, "a late member may vote now");
             let change = conf_change(vec![single(member.id, ConfChangeType::AddNode)]);
             self.consensus.propose_members(change);
         }

@@ -243,7 +243,7 @@ impl Replica {
         if !self.consensus.has_snapshot() {
             // The state on disk is the snapshot's, and its entries are all committed. So starting from it
             // is safe, and continuing with the state in memory is not.
-            let reason = "a snapshot was installed that Raft does not want; start again".to_owned();
+            let reason = "Raft refused an installed snapshot: start the replica again".to_owned();
             actions.push(Action::Stop { reason });
             self.is_failed = true;
             return;
