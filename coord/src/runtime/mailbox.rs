@@ -85,7 +85,7 @@ impl Mailbox {
 }
 
 impl Letters {
-    /// True if nothing came, so the loop may sleep, which this announces.
+    /// Announces that the loop will sleep. True if it may, because nothing came.
     pub(crate) fn may_sleep(&self, durable_seen: u64) -> bool {
         self.bell.is_asleep.store(true, Ordering::SeqCst);
         if !self.has_news(durable_seen) {

@@ -167,7 +167,7 @@ impl Environment {
         &self.name
     }
 
-    /// Returns the error of the first failed write, if one failed.
+    /// Fails with the error of the first failed write, if there is one.
     pub(super) fn check(&self) -> Result<(), StoreError> {
         self.failed.get().map_or(Ok(()), |error| Err(error.clone()))
     }

@@ -126,7 +126,7 @@ impl Pace {
         Pace(AtomicU8::new(Pace::HURRY))
     }
 
-    /// Waits as long as the step from `began` to now took.
+    /// Waits as long as the step from `began` to now took. Fails if the thread must stop.
     fn rest(&self, began: Instant) -> io::Result<()> {
         // The number guards no other data, so relaxed access is enough.
         match self.0.load(Ordering::Relaxed) {
