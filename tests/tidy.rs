@@ -8,6 +8,8 @@ use std::process::Command;
 mod circles;
 #[path = "tidy/documents.rs"]
 mod documents;
+#[path = "tidy/english.rs"]
+mod english;
 
 /// Most lines of a file: one concept fits.
 const LINES_MAX: usize = 800;
