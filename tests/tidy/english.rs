@@ -10,8 +10,18 @@ use super::documents::prose;
 use super::{Source, assert_tidy, sources, workspace};
 
 /// Folders that do not keep the rules yet. This list only gets shorter.
-const NOT_YET: [&str; 8] =
-    ["bench/", "cli/", "client/", "coord/", "docs/", "node/", "tests/", "README.md"];
+const NOT_YET: [&str; 10] = [
+    "README.md",
+    "bench/",
+    "cli/src/bench",
+    "cli/src/quickstart",
+    "cli/tests/cli.rs",
+    "client/",
+    "coord/",
+    "docs/",
+    "node/",
+    "tests/",
+];
 /// Words that are for people only.
 const PERSONAL: [&str; 7] =
     ["who", "whom", "whoever", "nobody", "somebody", "anybody", "everybody"];
