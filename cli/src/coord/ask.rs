@@ -1,7 +1,7 @@
 //! Asking a running replica: one request of HTTP/1.1 over its socket, or over TCP.
 //!
 //! Owns the flags that say which replica. Commands go only through the socket in the data directory, so
-//! the users who may open that socket are those who may give commands.
+//! every user who may open that socket may give commands.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
