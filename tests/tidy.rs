@@ -22,7 +22,7 @@ const EDGES: [(&str, &[&str]); 8] = [
     ("node", &["proto", "ops", "client"]),
     ("coord", &["proto", "ops"]),
     ("client", &["proto"]),
-    ("bench", &["proto", "ops", "coord", "client"]),
+    ("bench", &["proto", "ops", "client"]),
     ("cli", &["proto", "ops", "node", "coord", "client", "bench"]),
     ("tests", &["proto", "node", "coord", "client", "cli", "bench"]),
 ];
