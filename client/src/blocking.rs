@@ -253,24 +253,48 @@ impl Client {
     ///
     /// # Errors
     /// Those of the async method.
-    pub fn drain(&self, node: &str, undo: bool) -> Result<(), Error> {
-        self.runtime.handle.block_on(self.client.drain(node, undo))
+    pub fn drain(&self, node: &str) -> Result<(), Error> {
+        self.runtime.handle.block_on(self.client.drain(node))
     }
 
-    /// See [`crate::Client::change_mount`].
+    /// See [`crate::Client::undrain`].
     ///
     /// # Errors
     /// Those of the async method.
-    pub fn change_mount(&self, mount: MountInfo, remove: bool) -> Result<(), Error> {
-        self.runtime.handle.block_on(self.client.change_mount(mount, remove))
+    pub fn undrain(&self, node: &str) -> Result<(), Error> {
+        self.runtime.handle.block_on(self.client.undrain(node))
+    }
+
+    /// See [`crate::Client::mount`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn mount(&self, mount: &MountInfo) -> Result<(), Error> {
+        self.runtime.handle.block_on(self.client.mount(mount))
+    }
+
+    /// See [`crate::Client::unmount`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn unmount(&self, prefix: &str) -> Result<(), Error> {
+        self.runtime.handle.block_on(self.client.unmount(prefix))
     }
 
     /// See [`crate::Client::pin`].
     ///
     /// # Errors
     /// Those of the async method.
-    pub fn pin(&self, path: &str, undo: bool) -> Result<(), Error> {
-        self.runtime.handle.block_on(self.client.pin(path, undo))
+    pub fn pin(&self, path: &str) -> Result<(), Error> {
+        self.runtime.handle.block_on(self.client.pin(path))
+    }
+
+    /// See [`crate::Client::unpin`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn unpin(&self, path: &str) -> Result<(), Error> {
+        self.runtime.handle.block_on(self.client.unpin(path))
     }
 
     /// See [`crate::Client::pins`].
