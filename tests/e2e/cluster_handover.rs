@@ -55,7 +55,7 @@ async fn files(client: &Client) -> Vec<File> {
 async fn have_two_replicas(cluster: &mut Cluster, client: &Client) {
     let mut mount = client.cluster().expect("a cluster").mounts[0].clone();
     mount.replicas = 2;
-    client.change_mount(mount, false).await.expect("change a mount");
+    client.mount(&mount).await.expect("change a mount");
     let replicas = || client.cluster().expect("a cluster").mounts[0].replicas;
     wait_until("the client knows", || replicas() == 2);
     cluster.wait_settled();
@@ -114,9 +114,9 @@ fn a_node_that_is_drained_gives_everything_away_and_can_go() {
             cluster.members[0].counter("fill_bytes") + cluster.members[2].counter("fill_bytes")
         };
         let before = others(&mut cluster);
-        client.drain("node-2", false).await.expect("drain");
+        client.drain("node-2").await.expect("drain");
         // The second request does nothing.
-        client.drain("node-2", false).await.expect("drain");
+        client.drain("node-2").await.expect("drain");
         let drains = |client: &Client| {
             let cluster = client.cluster().expect("a cluster");
             cluster.members.iter().any(|member| member.id == "node-2" && !member.is_active)
@@ -133,7 +133,7 @@ fn a_node_that_is_drained_gives_everything_away_and_can_go() {
         cluster.members[1].start();
         cluster.wait_settled();
         wait_until("the client knows", || drains(&client));
-        client.drain("node-2", true).await.expect("undrain");
+        client.undrain("node-2").await.expect("undrain");
         wait_until("the client knows", || !drains(&client));
     });
 }
@@ -145,14 +145,14 @@ fn what_cannot_be_drained_is_told() {
     cluster.wait_settled();
     runtime().block_on(async {
         let client = connect(&cluster).await;
-        let told = client.drain("nobody", false).await;
+        let told = client.drain("nobody").await;
         assert!(matches!(&told, Err(Error::Status { status: Status::NotFound, .. })), "{told:?}");
-        client.drain("node-1", false).await.expect("drain");
+        client.drain("node-1").await.expect("drain");
         wait_until("it drains", || {
             let cluster = client.cluster().expect("a cluster");
             cluster.members.iter().any(|member| !member.is_active)
         });
-        let told = client.drain("node-2", false).await.expect_err("the last one");
+        let told = client.drain("node-2").await.expect_err("the last one");
         assert!(told.to_string().contains("last active node"), "{told}");
     });
 }
@@ -329,12 +329,12 @@ fn a_source_that_is_mounted_twice_is_one_and_outlives_one_of_its_mounts() {
         let client = connect(&cluster).await;
         let mut again = client.cluster().expect("a cluster").mounts[0].clone();
         again.prefix = "again".to_owned();
-        client.change_mount(again.clone(), false).await.expect("mount");
+        client.mount(&again).await.expect("mount");
         let mut peer = cluster.members[0].node().peer();
         let file = peer.stat("f0").expect("a file");
         wait_until("it is mounted", || peer.stat("again/f0").is_ok_and(|it| it.id == file.id));
         assert_eq!(peer.read(&file, 0, 100), Ok(content::bytes("f0", 0, 100)));
-        client.change_mount(again, true).await.expect("unmount");
+        client.unmount(&again.prefix).await.expect("unmount");
         wait_until("it is gone", || peer.stat("again/f0").is_err());
         // The last look-up went the way that is gone now. What is in memory is still read. What is not
         // has to be looked up, and is the same version.
@@ -384,14 +384,14 @@ fn mounts_change_for_everybody() {
             source: format!("file://{}", other.root().display()),
             replicas: 1,
         };
-        client.change_mount(mount.clone(), false).await.expect("mount");
+        client.mount(&mount).await.expect("mount");
         wait_until("it is mounted", || client.cluster().expect("a cluster").mounts.len() == 2);
         let file = client.stat("more/data/deep/b").await.expect("a file");
         let bytes = client.read(&file, 0, file.length).await.expect("read");
         content::check("deep/b", 0, &bytes);
         let names = client.list("").await.expect("list the root");
         assert!(names.iter().any(|entry| entry.name == "more"));
-        client.change_mount(mount, true).await.expect("unmount");
+        client.unmount(&mount.prefix).await.expect("unmount");
         wait_until("it is gone", || client.cluster().expect("a cluster").mounts.len() == 1);
         cluster.wait_settled();
         let gone = client.stat("more/data/deep/b").await;

@@ -216,11 +216,11 @@ impl Story {
         let index = self.any();
         let id = self.cluster.members[index].id().to_owned();
         let client = self.client.with_deadline(Duration::from_secs(60));
-        let drained = self.load.block_on(client.drain(&id, false));
+        let drained = self.load.block_on(client.drain(&id));
         drained.unwrap_or_else(|error| panic!("drain {id}: {error}"));
         std::thread::sleep(WHILE);
         self.cluster.wait_settled();
-        let undrained = self.load.block_on(client.drain(&id, true));
+        let undrained = self.load.block_on(client.undrain(&id));
         undrained.unwrap_or_else(|error| panic!("undrain {id}: {error}"));
         self.cluster.wait_settled();
     }

@@ -79,7 +79,7 @@ pub(super) async fn drain(client: &Client, args: &DrainArgs) -> Result<(), Failu
     let statuses = client.statuses().await;
     let reached = statuses.iter().filter_map(|(_, status)| status.as_ref().ok());
     let given_up_before = given_up(&reached.map(Progress::of).collect::<Vec<_>>());
-    client.drain(id, false).await?;
+    client.drain(id).await?;
     let epoch = wait_for(client, "the others know that it drains", |client| {
         let cluster = client.cluster()?;
         let drains = cluster.members.iter().all(|member| member.id != *id || !member.is_active);
@@ -143,7 +143,7 @@ impl Progress {
 
 pub(super) async fn undrain(client: &Client, args: &UndrainArgs) -> Result<(), Failure> {
     let id = &args.node_id;
-    client.drain(id, true).await?;
+    client.undrain(id).await?;
     wait_for(client, "it takes part again", |client| {
         let cluster = client.cluster()?;
         let drains = cluster.members.iter().any(|member| member.id == *id && !member.is_active);
@@ -159,7 +159,7 @@ pub(super) async fn mount(client: &Client, args: &MountArgs) -> Result<(), Failu
         source: source(&args.source)?,
         replicas: args.replicas,
     };
-    client.change_mount(mount.clone(), false).await?;
+    client.mount(&mount).await?;
     wait_for(client, "it is mounted", |client| {
         client.cluster()?.mounts.contains(&mount).then_some(())
     })
@@ -169,13 +169,11 @@ pub(super) async fn mount(client: &Client, args: &MountArgs) -> Result<(), Failu
 
 pub(super) async fn unmount(client: &Client, args: &UnmountArgs) -> Result<(), Failure> {
     let prefix = prefix(&args.path);
-    let mounts = cluster(client)?.mounts;
-    let mount = mounts.into_iter().find(|mount| mount.prefix == prefix);
-    let Some(mount) = mount else {
+    if cluster(client)?.mounts.iter().all(|mount| mount.prefix != prefix) {
         return Err(Failure::new(format!("nothing is mounted at /{prefix}"))
             .with_hint("`millrace admin mounts` lists what is"));
-    };
-    client.change_mount(mount, true).await?;
+    }
+    client.unmount(prefix).await?;
     wait_for(client, "it is gone", |client| {
         let is_gone = client.cluster()?.mounts.iter().all(|mount| mount.prefix != prefix);
         is_gone.then_some(())
