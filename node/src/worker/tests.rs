@@ -9,7 +9,7 @@ use crate::connection::{Piece, RECEIVE_BUFFER_SIZE};
 use crate::files::FileRecord;
 use crate::mailbox::{DropJob, Dropped, Filling};
 use crate::memory::{Arena, ShardMemory};
-use crate::side::{FillJob, LookupJob};
+use crate::side::{FillJob, LookupJob, PathLookup};
 use crate::store::StoreError;
 
 mod abandoned;
@@ -30,7 +30,7 @@ pub(super) struct Node {
     pub(super) workers: Vec<Worker>,
     shared: Arc<Shared>,
     fills: flume::Receiver<FillJob>,
-    lookups: flume::Receiver<LookupJob>,
+    lookups: flume::Receiver<LookupJob<PathLookup>>,
     /// Sent bytes of each reply, with the connection's shard and token.
     pub(super) sent: Vec<(u32, Token, Vec<u8>)>,
     /// Sends are answered only when this is set: else the client reads nothing.
@@ -93,7 +93,7 @@ impl Node {
             block_size: BLOCK,
             connection_count: AtomicUsize::new(0),
         });
-        let side = SideQueue::for_tests(fill_sender, lookup_sender);
+        let side = SideQueue::for_tests(fill_sender, lookup_sender, flume::bounded(1).0);
         let workers = Arena::new(page_count)
             .unwrap()
             .cut(shard_count)

@@ -99,7 +99,7 @@ fn cold_requests_see_the_end_of_their_connection() {
     let path = || "f".to_owned();
     node.receive(0, 0, token, &encoded(Op::Load, 1, 0, &LoadRequest { path: path() }));
     node.receive(0, 0, token, &encoded(Op::Stat, 2, 0, &StatRequest { path: path() }));
-    let jobs: Vec<LookupJob> = node.lookups.try_iter().collect();
+    let jobs: Vec<LookupJob<PathLookup>> = node.lookups.try_iter().collect();
     assert_eq!(jobs.len(), 2);
     assert!(jobs.iter().all(|job| !job.ticket.is_gone()));
     node.event(0, 0, Event::ReceiveEnded { token, end: crate::connection::ReceiveEnd::Finished });
