@@ -78,7 +78,7 @@ impl Worker {
             Op::Lease => frame::body::<ArchivedReadManyRequest>(body)
                 .map(|request| self.lease(now, requester, request, actions)),
             Op::Release => frame::body::<ArchivedReadManyRequest>(body)
-                .map(|request| self.release(requester, request, actions)),
+                .map(|request| self.release(requester, request)),
             _ => {
                 if op != Op::Ping {
                     // Replies to these are made in the heap: few of them may wait unsent.
@@ -221,19 +221,19 @@ impl Worker {
             Op::Ping => {
                 self.take(&requester);
                 let header = reply_header(&requester.header, 0, Status::Ok);
-                self.push_head(&requester, |head| frame::encode_empty(head, header), actions);
+                self.push_head(&requester, |head| frame::encode_empty(head, header));
                 return Ok(());
             }
             Op::Status => {
                 self.take(&requester);
                 let reply = self.status(now);
                 let header = reply_header(&requester.header, 0, Status::Ok);
-                self.push_head(&requester, |head| frame::encode(head, header, &reply), actions);
+                self.push_head(&requester, |head| frame::encode(head, header, &reply));
                 return Ok(());
             }
             Op::Attach => {
                 self.take(&requester);
-                self.attach(&requester, actions);
+                self.attach(&requester);
                 return Ok(());
             }
             Op::Stat => {
@@ -349,7 +349,7 @@ impl Worker {
             shards,
         };
         let header = reply_header(&requester.header, 0, Status::Ok);
-        self.push_head(requester, |head| frame::encode(head, header, &reply), actions);
+        self.push_head(requester, |head| frame::encode(head, header, &reply));
     }
 
     fn status(&self, now: u64) -> StatusReply {
