@@ -63,7 +63,7 @@ impl Mailbox {
         is_sent
     }
 
-    /// As [`Mailbox::send`], but drops the letter if too many wait.
+    /// Adds a letter, or drops it if too many wait. True if it was added and the loop still runs.
     pub(crate) fn offer(&self, letter: Letter) -> bool {
         self.letters.len() < LETTERS_OFFERED_MAX && self.send(letter)
     }
