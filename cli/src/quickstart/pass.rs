@@ -97,7 +97,7 @@ struct Piece {
 pub(super) async fn find(client: &Client, root: &Path) -> Result<Found, Failure> {
     let mut found = Found::default();
     let mut walk = Walk::new(client, "");
-    while let Some(step) = walk.next(|_| true).await? {
+    while let Some(step) = walk.next().await? {
         match step {
             Step::Directory { path, entries } => {
                 let there = std::fs::read_dir(root.join(&path)).map_or(0, Iterator::count);
