@@ -17,7 +17,7 @@ use tokio::runtime::{Builder, Runtime};
 
 mod list;
 
-mod cat;
+pub(crate) mod cat;
 mod get;
 
 mod cache;

@@ -67,15 +67,11 @@ impl<'a> Walk<'a> {
         Walk { client, pending: vec![Pending { path: path.to_owned(), above: None }] }
     }
 
-    /// Lists the next directory, `None` after the last. `enter` decides for each directory in it whether
-    /// that one is listed later.
+    /// Lists the next directory, `None` after the last.
     ///
     /// # Errors
     /// If the node is lost, or names something that is not a name.
-    pub(crate) async fn next(
-        &mut self,
-        mut enter: impl FnMut(&str) -> bool,
-    ) -> Result<Option<Step>, Failure> {
+    pub(crate) async fn next(&mut self) -> Result<Option<Step>, Failure> {
         let Some(Pending { path, above }) = self.pending.pop() else {
             return Ok(None);
         };
@@ -98,8 +94,7 @@ impl<'a> Walk<'a> {
         let here = Arc::new(Above { print, depth, above });
         let below = self.pending.len();
         for entry in &entries {
-            let child = join(&path, &entry.name);
-            if entry.kind == Kind::Directory && enter(&child) {
+            if entry.kind == Kind::Directory {
                 if depth >= DEPTH_MAX {
                     return Err(Failure::new(format!(
                         "{}: more than {DEPTH_MAX} levels of directories; \
@@ -107,7 +102,8 @@ impl<'a> Walk<'a> {
                         shown(&path)
                     )));
                 }
-                self.pending.push(Pending { path: child, above: Some(here.clone()) });
+                let path = join(&path, &entry.name);
+                self.pending.push(Pending { path, above: Some(here.clone()) });
             }
         }
         // The last one pushed is the next one popped.
@@ -144,7 +140,7 @@ pub(crate) async fn find(client: &Client, path: &str, recursive: bool) -> Result
         return Err(Failure::new(message));
     }
     let mut walk = Walk::new(client, path);
-    while let Some(step) = walk.next(|_| true).await? {
+    while let Some(step) = walk.next().await? {
         match step {
             Step::Directory { path, entries } => {
                 let files = entries.iter().filter(|entry| entry.kind == Kind::File);

@@ -22,8 +22,9 @@ const KILLS_MAX: usize = 1000;
 ///
 /// Starts every service that is installed, each replica with a directory of its own on the same
 /// disk and the service's own default durability, and loads one after the other in rounds with the
-/// same load generator. ZooKeeper and Millrace get the same zoo.cfg. Every reply is compared with
-/// the only one that is right. What counts is the median of the ratios of each round.
+/// same load generator. ZooKeeper and Millrace get the same zoo.cfg and are asked in ZooKeeper's
+/// protocol, etcd in gRPC as by its own clients. Every reply is compared with the only one that is
+/// right. What counts is the median of the ratios of each round.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:

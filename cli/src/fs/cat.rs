@@ -145,7 +145,7 @@ fn failure(file: &File, error: &millrace_client::Error) -> Failure {
 }
 
 /// Cuts a range at block borders, so that no request needs two blocks.
-pub(super) fn pieces(
+pub(crate) fn pieces(
     offset: u64,
     length: u64,
     block_size: u64,

@@ -116,7 +116,7 @@ async fn ls_file(client: &Client, path: &str, args: &LsArgs) -> Result<(), Failu
 async fn ls_tree(client: &Client, path: &str, args: &LsArgs) -> Result<(), Failure> {
     let mut walk = Walk::new(client, path);
     let mut failed_count = 0;
-    while let Some(step) = walk.next(|_| true).await? {
+    while let Some(step) = walk.next().await? {
         match step {
             Step::Directory { path, entries } if args.json => {
                 for entry in &entries {

@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::stream::{self, StreamExt};
 use millrace_client::peer::Peer;
 use millrace_proto::cluster::Member;
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::answers::Cluster;
@@ -87,27 +87,16 @@ fn is_master(view: &View) -> bool {
 
 /// Asks all members.
 async fn gather(view: &View, peers: &Peers, own: &Own) -> ReportRecord {
-    let mut tasks: JoinSet<(usize, Option<Told>)> = JoinSet::new();
+    let asked = view.members.iter().enumerate().map(|(index, member)| async move {
+        let is_me = member.id == view.me;
+        (index, if is_me { Some(own.told()) } else { ask(peers.get(member)).await })
+    });
+    let mut answers = stream::iter(asked).buffer_unordered(ASKED_MAX);
     let mut told: Vec<Option<Told>> = view.members.iter().map(|_| None).collect();
-    let mut members = view.members.iter().enumerate();
-    loop {
-        while tasks.len() < ASKED_MAX
-            && let Some((index, member)) = members.next()
-        {
-            if member.id == view.me {
-                told[index] = Some(own.told());
-                continue;
-            }
-            let peer = peers.get(member);
-            tasks.spawn(async move { (index, ask(peer).await) });
-        }
-        match tasks.join_next().await {
-            None => return add_up(&view.me, &view.members, &told),
-            Some(Ok((index, answer))) => told[index] = answer,
-            // It panicked, which ends the process.
-            Some(Err(_)) => (),
-        }
+    while let Some((index, answer)) = answers.next().await {
+        told[index] = answer;
     }
+    add_up(&view.me, &view.members, &told)
 }
 
 async fn ask(peer: Option<Arc<Peer>>) -> Option<Told> {

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use millrace_client::Error;
 use millrace_client::peer::{Order, Peer};
 use millrace_proto::Status;
 use millrace_proto::cluster::{DrainRequest, InventoryFile, Member, MountRequest, PinRequest};
 use millrace_proto::frame;
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::{Answer, ClusterLookup, Context, Failure, LookupJob, encode};
@@ -20,7 +20,6 @@ use crate::connection::reply_header;
 use crate::files::FileRecord;
 use crate::mailbox::{Dropped, Ensured, FillFrom, Filling, Requester};
 use crate::owner::Ticket;
-use crate::store::StoreError;
 
 /// Inventories that are made at once: each goes over the entries of the shards.
 const INVENTORIES_MAX: usize = 4;
@@ -158,7 +157,7 @@ impl Context {
     ) -> Result<Dropped, Failure> {
         let view = self.cluster.view();
         let patience = budget.unwrap_or(COMMAND_TIME).min(COMMAND_TIME);
-        let mut tasks = JoinSet::new();
+        let mut frees = Vec::new();
         for member in view.members.iter().filter(|member| member.id != view.me) {
             let Some(peer) = self.peers.get(member) else {
                 let message =
@@ -166,11 +165,11 @@ impl Context {
                 return Err(Failure { status: Status::Busy, message });
             };
             let (id, path) = (member.id.clone(), Arc::clone(path));
-            tasks.spawn(async move { (id, peer.free(&path, patience).await) });
+            frees.push(async move { (id, peer.free(&path, patience).await) });
         }
+        let mut frees = FuturesUnordered::from_iter(frees);
         let mut total = Dropped::default();
-        while let Some(freed) = tasks.join_next().await {
-            let (id, freed) = freed.map_err(|error| StoreError::Failed(error.to_string()))?;
+        while let Some((id, freed)) = frees.next().await {
             let freed = match freed {
                 // It never had anything of it, and its source is gone or has it no more.
                 Err(Error::Status { status: Status::NotFound, .. }) => continue,
@@ -239,32 +238,20 @@ impl Puller for Arc<Context> {
     }
 
     async fn bring(&self, source: &str, blocks: Vec<(BlockKey, u64)>) -> Vec<Brought> {
-        let source: Arc<str> = source.into();
-        let mut tasks = JoinSet::new();
-        for (key, version) in blocks {
-            let context = Arc::clone(self);
-            let source = Arc::clone(&source);
-            let from = FillFrom::Member(Arc::clone(&source));
-            tasks.spawn(async move {
-                let ensured = Arc::clone(&context).ensure(key, version, from, None).await;
-                match ensured {
-                    Ok(Ensured::Filled(Filling::Peer, length)) => Brought::Moved(length.into()),
-                    Ok(_) => Brought::Here,
-                    Err(failure)
-                        if failure.status == Status::NotCached && context.is_avoided(&source) =>
-                    {
-                        Brought::Failed((key, version))
-                    }
-                    // It has changed, or is gone: nobody wants it any more, or who does will ask.
-                    Err(_) => Brought::Here,
+        let source: &Arc<str> = &source.into();
+        let bring = |(key, version)| async move {
+            let from = FillFrom::Member(Arc::clone(source));
+            match Arc::clone(self).ensure(key, version, from, None).await {
+                Ok(Ensured::Filled(Filling::Peer, length)) => Brought::Moved(length.into()),
+                Ok(_) => Brought::Here,
+                Err(failure) if failure.status == Status::NotCached && self.is_avoided(source) => {
+                    Brought::Failed((key, version))
                 }
-            });
-        }
-        let mut brought = Vec::new();
-        while let Some(one) = tasks.join_next().await {
-            brought.extend(one.ok());
-        }
-        brought
+                // It has changed, or is gone: a read that still wants it asks for it.
+                Err(_) => Brought::Here,
+            }
+        };
+        blocks.into_iter().map(bring).collect::<FuturesUnordered<_>>().collect().await
     }
 
     fn keep(&self, view: &View) {

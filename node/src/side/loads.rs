@@ -7,15 +7,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::stream::{self, StreamExt};
 use millrace_proto::message::LoadReply;
 use millrace_proto::{Status, placement};
-use tokio::task::JoinSet;
 
 use super::lookups::Caller;
 use super::{Answer, Context, Failure, encode};
 use crate::cache::BlockKey;
 use crate::mailbox::{Ensured, FillFrom, Filling, Mail};
-use crate::store::StoreError;
 
 /// Blocks of one file that a load has under way. Guessed: with 64 loads at once still within the
 /// default fill queue.
@@ -48,28 +47,16 @@ impl Context {
         let entry = self.look_up_file(caller, &path).await?;
         let replicas = view.replicas(&path);
         let blocks = 0..entry.length.div_ceil(u64::from(self.block_size)) as u32;
-        let mut owned = blocks
-            .map(|block| BlockKey { file: entry.id, block })
-            .filter(|key| view.owns_itself(key, replicas));
-        let mut tasks = JoinSet::new();
+        let (file, version, deadline) = (entry.id, entry.version, caller.requester.deadline);
+        let loads = blocks
+            .map(|block| BlockKey { file, block })
+            .filter(|key| view.owns_itself(key, replicas))
+            .map(|key| Arc::clone(self).ensure(key, version, FillFrom::Anywhere, deadline));
+        let mut loads = stream::iter(loads).buffer_unordered(LOAD_WINDOW);
         let (mut block_count, mut filled_count) = (0, 0);
-        loop {
-            while tasks.len() < LOAD_WINDOW
-                && let Some(key) = owned.next()
-            {
-                let (version, deadline) = (entry.version, caller.requester.deadline);
-                let from = FillFrom::Anywhere;
-                tasks.spawn(Arc::clone(self).ensure(key, version, from, deadline));
-                block_count += 1;
-            }
-            match tasks.join_next().await {
-                None => break,
-                Some(ensured) => {
-                    let ensured = ensured.map_err(|error| StoreError::Failed(error.to_string()))?;
-                    filled_count +=
-                        u64::from(matches!(ensured?, Ensured::Filled(Filling::Source, _)));
-                }
-            }
+        while let Some(ensured) = loads.next().await {
+            block_count += 1;
+            filled_count += u64::from(matches!(ensured?, Ensured::Filled(Filling::Source, _)));
         }
         Ok(encode(caller.requester, &LoadReply { entry, block_count, filled_count }))
     }
