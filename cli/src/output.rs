@@ -23,7 +23,7 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
     print_bytes(text.as_bytes())
 }
 
-/// [`print`] for bytes.
+/// [`print()`] for bytes.
 pub(crate) fn print_bytes(bytes: &[u8]) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     let result = stdout.write_all(bytes).and_then(|()| stdout.flush());
@@ -59,7 +59,7 @@ pub(crate) fn note(text: &str) {
     log::note(text);
 }
 
-/// [`print`] for what serves on: a reader of stdout that went away is told in the log, and no reason to
+/// [`print()`] for what serves on: a reader of stdout that went away is told in the log, and no reason to
 /// end.
 pub(crate) fn announce(text: &str) {
     if print(text).is_err() {

@@ -5,7 +5,7 @@
 //! two connections counts, and a link that works in one direction only is seen as what it is.
 //!
 //! What always holds: a replica is talked to only after both sides said who they are and found
-//! each other right ([`admission`]); messages of one stream arrive whole, once and in order, or the
+//! each other right (`admission`); messages of one stream arrive whole, once and in order, or the
 //! stream breaks and the sender is told `PeerLost`; queues are bounded; garbage closes the stream
 //! that carried it and nothing else. Leaves to Raft what to do about messages that were lost.
 
