@@ -205,7 +205,7 @@ pub(crate) struct Connection {
     spares: [Batch; 2],
     /// Whether a batch is with the kernel.
     pub sending: bool,
-    /// Whether the runtime was told to send in this turn.
+    /// True if it is among the connections to send to when the turn ends.
     pub send_asked: bool,
     /// Whether receiving was stopped because a limit was reached.
     pub paused: bool,
@@ -307,10 +307,10 @@ impl Connection {
         }
     }
 
-    /// Takes the replies to send, if no send is under way.
+    /// Takes the replies to send, if no send is under way and the socket is not to be closed.
     pub(crate) fn next_batch(&mut self, now: u64) -> Option<Batch> {
         self.send_asked = false;
-        if self.sending || self.building.is_empty() {
+        if self.sending || self.building.is_empty() || self.phase == Phase::Closed {
             return None;
         }
         self.sending = true;

@@ -32,7 +32,7 @@ use crate::memory::{Arena, ShardMemory};
 use crate::metrics::Counters;
 use crate::pages::{Pages, Sources, Stage};
 use crate::room::{self, RoomError};
-use crate::runtime::{Ended, Listeners, Runtime};
+use crate::runtime::{Ended, Listeners, Runtime, RuntimeLimits};
 use crate::secret::{self, SecretError};
 use crate::side::{self, Parts, Side};
 use crate::store::machine::Machine;
@@ -222,14 +222,20 @@ impl Node {
             let populate = config.populate;
             // The first shard alone.
             let admin = std::mem::take(&mut admin.listeners);
-            let ending = (config.drain_timeout_ms, config.zero_copy, Arc::clone(&guests));
+            let guests = Arc::clone(&guests);
+            let runtime_limits = RuntimeLimits {
+                send_timeout_ms: config.send_timeout_ms,
+                drain_timeout_ms: config.drain_timeout_ms,
+                zero_copy: config.zero_copy,
+            };
             let spawned = executor(config.cpus[shard]).spawn(move || async move {
                 let cache = Cache::new(memory, limits.pin_percent);
                 let cache = if populate { cache.populated() } else { cache };
                 let worker = Worker::new(shard as u32, shared, limits, side_queue, cache);
                 let tcp = listener.into_sockets();
                 let sockets = Listeners { tcp, local, access: local_access, admin };
-                let runtime = Runtime::new(worker, sockets, mail, mailboxes, started, ending);
+                let runtime =
+                    Runtime::new(worker, sockets, mail, mailboxes, started, runtime_limits, guests);
                 serve(shard, runtime, ready).await
             });
             match spawned {

@@ -47,14 +47,14 @@ async fn read_all(client: &Client, files: &[File]) {
     }
 }
 
-/// Brings the hot files in.
+/// Loads the hot files.
 async fn load(client: &Client) {
     for index in 0..HOT {
         client.load(&format!("hot/f{index}")).await.expect("load a file");
     }
 }
 
-/// Bytes that were read from the source for reading these files.
+/// Returns how many bytes were read from the source for reading these files.
 async fn filled_for(cluster: &mut Cluster, client: &Client, files: &[File]) -> usize {
     let before = cluster.sum("fill_bytes");
     read_all(client, files).await;
@@ -146,7 +146,7 @@ fn what_cannot_be_pinned_is_refused() {
         }
         let told = client.unpin("never/pinned").await;
         assert!(matches!(&told, Err(Error::Status { status: Status::NotFound, .. })), "{told:?}");
-        // There need be nothing at a path, and twice is as good as once.
+        // There need be nothing at a path, and the second pin changes nothing.
         for _ in 0..2 {
             client.pin("not/there/yet").await.expect("pin");
         }

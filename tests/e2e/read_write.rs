@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
 const BLOCK_SIZE: usize = BLOCK as usize;
 
-/// Files of every length that is near a border, deep and oddly named.
+/// Makes files of every length that is near a border, deep and oddly named.
 fn tree() -> (Scratch, Vec<(String, usize)>) {
     let lengths = [
         0,
@@ -51,7 +51,8 @@ fn options(scratch: &Scratch, shards: usize) -> NodeOptions {
     NodeOptions::new(scratch.root()).set("shards", shards)
 }
 
-/// Ranges of a file: its borders, those of its blocks and pages, and random ones past the end, too.
+/// Returns ranges of a file: its borders, those of its blocks and pages, and random ones past the end,
+/// too.
 fn ranges(length: usize, random: &mut fastrand::Rng) -> Vec<(u64, u64)> {
     let length = length as u64;
     let mut ranges =
@@ -124,7 +125,7 @@ async fn every_byte_of_a_tree_is_right_when_it_is_sent_by_reference() {
     check_every_byte(&client, 2, &files).await;
     assert!(node.counter("referred_bytes") > 1 << 20);
     node.stop();
-    // By itself it does so to other machines alone.
+    // By default the node does so only to other machines.
     let node = options(&scratch, 2).start();
     check_every_byte(&node.client().await, 2, &files).await;
     assert_eq!(node.counter("referred_bytes"), 0);

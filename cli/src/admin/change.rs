@@ -1,5 +1,5 @@
-//! Changes of a cluster: drains and mounts. The master carries them out; that everybody has seen them
-//! is waited for here.
+//! Changes of a cluster: drains and mounts. The master carries them out; the verbs wait until all
+//! members have seen them.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -12,12 +12,12 @@ use crate::output::{self, Activity};
 
 /// How often progress is looked at.
 pub(super) const LOOK: Duration = Duration::from_millis(200);
-/// Longest wait for everybody to see a change.
+/// Longest wait for all members to see a change.
 pub(super) const SEEN_WAIT: Duration = Duration::from_secs(30);
 
-/// Have a node give its blocks to the others, so that it can be stopped
+/// Have a node hand its blocks to the others, so that it can be stopped
 ///
-/// Waits until the others have taken over what it had. Its reads go on meanwhile and afterwards; it
+/// Waits until the others have taken over what it had. Its reads go on meanwhile and afterwards. It
 /// stays in the cluster, and owns nothing, until it is undrained or stopped.
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -44,7 +44,7 @@ pub(super) struct UndrainArgs {
     node_id: String,
 }
 
-/// Mount a source below a path, or change how it is
+/// Mount a source below a path, or change a mount
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -113,13 +113,13 @@ pub(super) async fn drain(client: &Client, args: &DrainArgs) -> Result<(), Failu
     if given_up_after > given_up_before {
         output::print(&format!(
             "not every node has taken over what {id} has (see their logs; with handover_rate 0 none \
-             does): the rest is read from the source when somebody asks for it\n"
+             does): the rest is read from the source when a client asks for it\n"
         ))?;
     }
     output::print(&format!("{id} is drained: it owns nothing and can be stopped\n"))
 }
 
-/// How far a node is with taking over.
+/// How far a node has taken over its blocks.
 struct Progress {
     epoch: u64,
     sources: u64,
@@ -182,7 +182,7 @@ fn prefix(path: &str) -> &str {
     path.trim_matches('/')
 }
 
-/// A source as the cluster names it. A plain path is one on every node.
+/// Returns a source as the cluster names it. A plain path means this path on every node.
 fn source(text: &str) -> Result<String, Failure> {
     if text.contains("://") {
         return Ok(text.to_owned());
@@ -190,7 +190,7 @@ fn source(text: &str) -> Result<String, Failure> {
     if Path::new(text).is_absolute() {
         return Ok(format!("file://{text}"));
     }
-    Err(Failure::usage(format!("{text:?} is no source: write file:///DIR")))
+    Err(Failure::usage(format!("{text:?} is not a source: write file:///DIR")))
 }
 
 /// Waits until this client has seen a change.

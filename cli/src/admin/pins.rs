@@ -11,8 +11,8 @@ use crate::output;
 
 /// Keep the blocks of a file, or of all files below a directory, from being evicted
 ///
-/// Holds on every node, up to the share of its memory that pin_percent says; what is beyond it is cached
-/// like anything else. Pinning reads nothing: `millrace fs load -r` brings files in, before or afterwards.
+/// Holds on every node, up to the share of its memory that pin_percent says; beyond it blocks are cached
+/// like any others. Pinning reads nothing: `millrace fs load -r` brings files in, before or afterwards.
 /// `millrace fs free` still drops what is pinned.
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -43,7 +43,7 @@ Examples:
   millrace admin pins
   millrace admin pins --json | jq -r '.[]'")]
 pub(super) struct PinsArgs {
-    /// JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }

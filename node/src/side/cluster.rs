@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::{Answer, Context, Failure, Lookup, LookupJob, encode};
+use super::{Answer, ClusterLookup, Context, Failure, LookupJob, encode};
 use crate::cache::BlockKey;
 use crate::cluster::handover::{Brought, Puller};
 use crate::cluster::{Command, Refusal, View};
@@ -30,7 +30,7 @@ const COMMANDS_MAX: usize = 64;
 const COMMAND_TIME: Duration = Duration::from_secs(10);
 
 /// Answers what needs no source: however long sources take, it is answered.
-pub(super) async fn serve(context: Arc<Context>, jobs: flume::Receiver<LookupJob>) {
+pub(super) async fn serve(context: Arc<Context>, jobs: flume::Receiver<LookupJob<ClusterLookup>>) {
     let inventories = Arc::new(Semaphore::new(INVENTORIES_MAX));
     let commands = Arc::new(Semaphore::new(COMMANDS_MAX));
     while let Ok(LookupJob { requester, ticket, lookup }) = jobs.recv_async().await {
@@ -38,7 +38,7 @@ pub(super) async fn serve(context: Arc<Context>, jobs: flume::Receiver<LookupJob
             continue;
         }
         let slot = match &lookup {
-            Lookup::Command { .. } => Some(Arc::clone(&commands).try_acquire_owned()),
+            ClusterLookup::Command { .. } => Some(Arc::clone(&commands).try_acquire_owned()),
             // Waits for as long as nothing happens, and costs little meanwhile.
             _ => None,
         };
@@ -63,16 +63,16 @@ impl Context {
     async fn answer_of(
         &self,
         (requester, ticket): (&Requester, &Ticket),
-        lookup: Lookup,
+        lookup: ClusterLookup,
         inventories: &Semaphore,
     ) -> Answer {
         let budget = self.budget(requester);
         match lookup {
-            Lookup::Ring { epoch, first, wait } => {
+            ClusterLookup::Ring { epoch, first, wait } => {
                 let reply = self.cluster.ring(epoch, first, wait, budget).await;
                 Ok(encode(requester, &reply))
             }
-            Lookup::Inventory { key, epoch, cursor } => {
+            ClusterLookup::Inventory { key, epoch, cursor } => {
                 let busy = || Failure::new(Status::Busy, "too many inventories at once: try again");
                 let _turn = ticket.turn().await.ok_or_else(busy)?;
                 let _slot = inventories.try_acquire().map_err(|_| busy())?;
@@ -80,11 +80,10 @@ impl Context {
                 let reply = self.cluster.inventory(&self.shards, &self.files, what).await;
                 reply.map(|reply| encode(requester, &reply)).map_err(Failure::from)
             }
-            Lookup::Command { command, passes_on } => {
+            ClusterLookup::Command { command, passes_on } => {
                 self.command(requester, command, passes_on, budget).await
             }
-            Lookup::Pins => Ok(encode(requester, &self.cluster.pins())),
-            _ => unreachable!("only these come here"),
+            ClusterLookup::Pins => Ok(encode(requester, &self.cluster.pins())),
         }
     }
 

@@ -4,7 +4,7 @@ use millrace_proto::message::{ArchivedRange, ArchivedReadManyRequest, Range};
 use millrace_proto::{FileId, Op, Status, frame, placement};
 
 use super::pressure::{IN_USE, Passage, held_bytes};
-use super::{Action, Hit, Worker, ask_to_send};
+use super::{Action, Hit, Worker, ask_to_send, find_connection};
 use crate::cache::{BlockKey, Damage, WARM_MAX};
 use crate::connection::{Pin, reply_header};
 use crate::mailbox::{Mail, Requester, Served};
@@ -126,14 +126,8 @@ impl Worker {
             return self.serve_remote(requester, hit, offset, length, actions);
         }
         // Borrowed field by field: the connection gets what the cache describes.
-        let Some(connection) =
-            self.connections.get_mut(requester.token.index as usize).and_then(Option::as_mut)
-        else {
-            return false;
-        };
-        if connection.token != requester.token {
-            return false;
-        }
+        let connection = find_connection(&mut self.connections, requester.token);
+        let Some(connection) = connection else { return false };
         self.checksums.clear();
         self.segments.clear();
         let (flags, mask) = requester.checksums(self.cache.tag(hit.entry));
@@ -163,7 +157,7 @@ impl Worker {
             (pin, pinned),
             requester.asked,
         );
-        ask_to_send(connection, actions);
+        ask_to_send(connection, &mut self.to_send);
         true
     }
 
@@ -228,9 +222,9 @@ impl Worker {
             frame.extend_from_slice(&payload);
             let mail = Mail::Reply { requester: *requester, frame };
             actions.push(Action::Post(requester.shard, mail));
-        } else if let Some(connection) = self.connection(requester.token) {
+        } else if let Some(connection) = find_connection(&mut self.connections, requester.token) {
             connection.building.push_copy(header, &checksums, &payload, requester.asked);
-            ask_to_send(connection, actions);
+            ask_to_send(connection, &mut self.to_send);
             self.copied += u64::from(length);
         }
         self.counters().copied_bytes.add(u64::from(length));
