@@ -10,13 +10,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use millrace_proto::message::Entry;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncSeekExt};
 use tokio::runtime::{self, Handle, Runtime};
 
 use crate::config::ClientConfig;
 use crate::error::Error;
-use crate::file::{ClusterInfo, File, FreeReport, HelloInfo, LoadReport, MountInfo, NodeStatus};
+use crate::file::{
+    ClusterInfo, Entry, File, FreeReport, HelloInfo, LoadReport, MountInfo, NodeStatus,
+};
 use crate::lease::Lease;
 use crate::read::ReadOptions;
 

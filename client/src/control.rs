@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use millrace_proto::cluster::{ArchivedPinsReply, REPLICAS_MAX};
-use millrace_proto::message::{ArchivedLoadReply, ArchivedStatusReply, Entry, LoadRequest};
+use millrace_proto::message::{ArchivedLoadReply, ArchivedStatusReply, LoadRequest};
 use millrace_proto::status::Next;
 use millrace_proto::{frame, placement};
 use tokio::task::JoinSet;
@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::client::{Client, check_path};
 use crate::connection::{Body, Reply};
 use crate::error::Error;
-use crate::file::{ClusterInfo, File, LoadReport, MemberInfo, MountInfo, NodeStatus};
+use crate::file::{ClusterInfo, Entry, File, LoadReport, MemberInfo, MountInfo, NodeStatus};
 use crate::member::{MISSED_MAX, Member};
 use crate::reply;
 use crate::topology::Topology;
@@ -226,7 +226,7 @@ fn owners(topology: &Topology, file: &File) -> Vec<Arc<Member>> {
     let mut owners = [0; REPLICAS_MAX as usize];
     let replicas = view.replicas(&file.path).min(owners.len());
     for block in 0..file.block_count() {
-        let hash = placement::block_hash(file.id, block);
+        let hash = placement::block_hash(file.id.into(), block);
         let count = view.ring.owners(hash, replicas, &mut owners[..replicas]);
         for &owner in &owners[..count] {
             is_owner[owner as usize] = true;

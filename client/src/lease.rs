@@ -22,11 +22,11 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use millrace_proto::checksum::PAGE_SIZE;
 use millrace_proto::message::{Extent, Range};
-use millrace_proto::{FileId, placement};
+use millrace_proto::placement;
 use smallvec::SmallVec;
 
 use crate::connection::Attachment;
-use crate::file::File;
+use crate::file::{File, FileId};
 
 /// Parts of the table, each with a lock of its own.
 const PARTS: usize = 16;
@@ -173,7 +173,7 @@ impl LeasedBlock {
     }
 
     fn range(&self) -> Range {
-        Range { file: self.file, version: self.version, offset: self.start, length: 1 }
+        Range { file: self.file.into(), version: self.version, offset: self.start, length: 1 }
     }
 }
 
@@ -383,7 +383,7 @@ impl Drop for Asking<'_> {
 }
 
 fn key_of(file: &File, block: u64) -> u64 {
-    placement::block_hash(file.id, block) ^ file.version.wrapping_mul(0x9E37_79B9_7F4A_7C15)
+    placement::block_hash(file.id.into(), block) ^ file.version.wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }
 
 mod reads;

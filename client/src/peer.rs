@@ -11,7 +11,7 @@ use millrace_proto::cluster::{
     MountRequest, PinRequest,
 };
 use millrace_proto::message::{
-    ArchivedFreeReply, ArchivedReadReply, Entry, FreeRequest, Kind, Range, StatRequest,
+    ArchivedFreeReply, ArchivedReadReply, FreeRequest, Range, StatRequest,
 };
 use millrace_proto::proof::{ArchivedProof, Mac, Role, Secret};
 use millrace_proto::{FileId, Status, checksum, frame, placement};
@@ -25,7 +25,7 @@ pub use crate::connection::random;
 use crate::connection::{Answer, Body, Claim, Landing, Lane, Reply};
 use crate::control::status_reply;
 use crate::error::Error;
-use crate::file::{File, FreeReport, NodeStatus};
+use crate::file::{File, FreeReport, Kind, NodeStatus};
 use crate::piece::Piece;
 use crate::read::{self, Miss};
 use crate::reply::{self, Setback};
@@ -168,15 +168,15 @@ impl Peer {
         deadline: Instant,
     ) -> Result<PeerBytes, Error> {
         let offset = u64::from(block.block) * u64::from(self.block_size);
-        let entry = Entry {
-            name: String::new(),
-            kind: Kind::File,
-            id: block.file,
+        let file = File {
+            path: "".into(),
+            id: block.file.into(),
             version: block.version,
             length: offset + u64::from(block.length),
+            block_size: self.block_size,
+            kind: Kind::File,
             modified_ms: 0,
         };
-        let file = File::new("".into(), &entry, self.block_size);
         let piece = Piece { offset, length: block.length, block_size: self.block_size };
         let answer =
             self.lane(block).exchange(body(piece.range(&file)), Landing::Any, deadline).await?;

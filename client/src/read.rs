@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use millrace_proto::message::{ArchivedReadReply, Kind, StatRequest};
+use millrace_proto::message::{ArchivedReadReply, StatRequest};
 use millrace_proto::{Status, checksum, frame, placement};
 use tokio::task::JoinSet;
 use tokio::time::{self, Instant};
@@ -27,7 +27,7 @@ use crate::config::DURATION_MAX;
 use crate::connection::{Answer, Body, Landed, Landing, Lane};
 use crate::error::Error;
 use crate::failover::{self, Attempt, Errand, Failure, Rescue, Tolerance, Tries, Verdict};
-use crate::file::File;
+use crate::file::{File, Kind};
 use crate::piece::{Piece, Terms};
 use crate::reply::{self, Setback};
 use crate::topology::{Order, Place, Topology};
@@ -40,7 +40,8 @@ const WINDOW_BYTES_MAX: usize = 64 << 20;
 /// Guessed: the largest block adds a second to the time that a member has.
 const SLOWEST_BYTES_PER_S: u32 = 16 << 20;
 
-/// What one read may do differently from the client's settings.
+/// What one read may do differently from the client's settings. Name what is different, and take the rest
+/// from `..ReadOptions::default()`, because fields will be added.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReadOptions {
     /// Whether to judge the bytes against the node's checksums; None for the client's setting.
@@ -487,7 +488,7 @@ impl Errand<Landed> for ReadErrand<'_> {
 
 impl ReadErrand<'_> {
     fn hash(&self) -> u64 {
-        placement::block_hash(self.file.id, self.piece.block())
+        placement::block_hash(self.file.id.into(), self.piece.block())
     }
 }
 
@@ -525,7 +526,7 @@ pub(crate) fn judge(
     let block_length = u64::from(piece.block_size).min(file.length.saturating_sub(block_start));
     let offset = (piece.offset - block_start) as u32;
     let tag = match reply.header.covers_identity() {
-        true => checksum::tag(file.id, file.version, piece.block() as u32),
+        true => checksum::tag(file.id.into(), file.version, piece.block() as u32),
         false => 0,
     };
     match checksum::verify(payload, offset, block_length as u32, tag, values) {

@@ -71,16 +71,17 @@ impl Client {
 
 /// Reads one version of a file from a position on, which [`AsyncSeek`] moves.
 ///
-/// It reads ahead, 64 KiB at first and twice as much with each piece that was used, up to 8 MiB or
-/// [`Reader::with_read_ahead`]. Bytes are copied once, into the buffer of a [`AsyncRead`], and not at all
-/// by [`AsyncBufRead`] and [`Reader::into_stream`]. A future of it may be dropped at any time: no byte is
-/// lost. A seek to what is not read ahead, and the reader's end, drop the reads that are under way.
+/// It reads ahead, 64 KiB at first and twice as much with each piece that was used, up to 8 MiB or what
+/// [`Reader::with_read_ahead`] says. [`AsyncRead`] copies the bytes once, into the caller's buffer;
+/// [`AsyncBufRead`] and [`Reader::into_stream`] do not copy them. A future of it may be dropped at any time,
+/// because no byte is lost. A seek to what is not read ahead drops the reads that are under way, and so does
+/// the end of the reader.
 ///
 /// # Errors
 /// Those of [`Client::read`], as [`std::io::Error`] whose inner error is the [`Error`]: so
 /// [`Error::Stale`] if the file has changed since it was looked up. Each piece has the whole time of
-/// [`ReadOptions::deadline`]. After an error every read has the same one; a seek, also to where the reader
-/// is, has it try again.
+/// [`ReadOptions::deadline`]. After an error every read returns the same one, until a seek, also one to where
+/// the reader is, has it try again.
 #[derive(Debug)]
 pub struct Reader {
     client: Client,
@@ -122,7 +123,7 @@ impl Drop for Task {
 }
 
 impl Reader {
-    /// This reader with at most so many bytes read ahead, 64 KiB to 1 GiB. Default 8 MiB. With 64 KiB one
+    /// This reader with at most this many bytes read ahead, 64 KiB to 1 GiB. Default 8 MiB. With 64 KiB one
     /// piece is read at a time.
     pub fn with_read_ahead(mut self, byte_count: u64) -> Reader {
         self.read_ahead = byte_count.clamp(PIECE_MIN, READ_AHEAD_MAX);

@@ -10,13 +10,13 @@ use std::sync::Arc;
 
 use millrace_proto::cluster::REPLICAS_MAX;
 use millrace_proto::ring::OWNERS_MAX;
-use millrace_proto::{FileId, feature, placement};
+use millrace_proto::{feature, placement};
 use smallvec::{SmallVec, smallvec};
 use tokio::sync::watch;
 
 use crate::address::{machine, shard_address};
 use crate::connection::{Attachment, Lane, Link, Neighbour, socket_path};
-use crate::file::HelloInfo;
+use crate::file::{FileId, HelloInfo};
 use crate::member::{Maker, Member, Way};
 use crate::view::View;
 
@@ -168,7 +168,7 @@ impl Topology {
     /// The place to read a block from first.
     #[inline]
     pub(crate) fn place(&self, file: FileId, block: u64, path: &str) -> Place {
-        let hash = placement::block_hash(file, block);
+        let hash = placement::block_hash(file.into(), block);
         let member = match &self.cluster {
             None => 0,
             Some(view) => self.first_member(view, hash, path),

@@ -5,7 +5,7 @@
 //! connections, and a link that works in only one direction is noticed.
 //!
 //! What always holds: messages are exchanged only after both sides have introduced themselves and accepted
-//! each other ([`admission`]); messages of one stream arrive whole, once and in order, or the stream breaks
+//! each other (`admission`); messages of one stream arrive whole, once and in order, or the stream breaks
 //! and the sender gets `PeerLost`; queues are bounded; garbage closes only the stream that carried it.
 //! Leaves lost messages to Raft.
 

@@ -14,7 +14,7 @@ use std::cmp::Reverse;
 
 use crate::placement::mix;
 
-/// Largest weight. Derived: the product of a weight and a [`cost`] fits 63 bits.
+/// Largest weight. Derived: the product of a weight and a `cost` fits 63 bits.
 pub const WEIGHT_MAX: u32 = 1 << 24;
 /// Bytes of capacity that make one of weight.
 const WEIGHT_UNIT: u64 = 1 << 20;

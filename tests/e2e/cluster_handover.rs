@@ -266,8 +266,12 @@ fn nodes_that_read_for_each_other_do_not_wait_for_each_other() {
         for files in files.chunks(15) {
             let ranges = files.iter().flat_map(|file| {
                 let offsets = (0..file.length).step_by(65_536);
-                let range =
-                    |offset| Range { file: file.id, version: file.version, offset, length: 100 };
+                let range = |offset| Range {
+                    file: file.id.into(),
+                    version: file.version,
+                    offset,
+                    length: 100,
+                };
                 offsets.map(range)
             });
             let ranges: Vec<Range> = ranges.collect();
@@ -379,11 +383,8 @@ fn mounts_change_for_everybody() {
     cluster.wait_settled();
     runtime().block_on(async {
         let client = connect(&cluster).await;
-        let mount = MountInfo {
-            prefix: "more/data".to_owned(),
-            source: format!("file://{}", other.root().display()),
-            replicas: 1,
-        };
+        let source = format!("file://{}", other.root().display());
+        let mount = MountInfo::new("more/data", source, 1);
         client.mount(&mount).await.expect("mount");
         wait_until("it is mounted", || client.cluster().expect("a cluster").mounts.len() == 2);
         let file = client.stat("more/data/deep/b").await.expect("a file");

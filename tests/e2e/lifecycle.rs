@@ -10,7 +10,7 @@ use millrace_tests::{BLOCK, HANG_GUARD, Node, NodeOptions, Peer, Scratch, conten
 
 const MIB: usize = 1 << 20;
 
-fn ask_for_blocks(peer: &mut Peer, entry: &millrace_client::Entry, count: u64) {
+fn ask_for_blocks(peer: &mut Peer, entry: &millrace_proto::message::Entry, count: u64) {
     let frames: Vec<u8> = (0..count)
         .flat_map(|index| {
             let range = range(entry, index * MIB as u64, MIB as u32);

@@ -154,11 +154,7 @@ pub(super) async fn undrain(client: &Client, args: &UndrainArgs) -> Result<(), F
 }
 
 pub(super) async fn mount(client: &Client, args: &MountArgs) -> Result<(), Failure> {
-    let mount = MountInfo {
-        prefix: prefix(&args.path).to_owned(),
-        source: source(&args.source)?,
-        replicas: args.replicas,
-    };
+    let mount = MountInfo::new(prefix(&args.path), source(&args.source)?, args.replicas);
     client.mount(&mount).await?;
     wait_for(client, "it is mounted", |client| {
         client.cluster()?.mounts.contains(&mount).then_some(())

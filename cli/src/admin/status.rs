@@ -289,16 +289,15 @@ mod tests {
 
     #[test]
     fn a_cluster_is_a_table_that_names_its_master() {
-        let member = |id: &str, is_active| MemberInfo {
-            id: id.into(),
-            address: "10.0.0.1:7070".into(),
-            shards: Vec::new(),
-            zone: String::new(),
-            is_active,
-            weight: 64,
-            capacity: 1 << 30,
-            server: "millrace/0".into(),
-            is_suspect: false,
+        let member = |id: &str, is_active| {
+            let mut member = MemberInfo::default();
+            member.id = id.into();
+            member.address = "10.0.0.1:7070".into();
+            member.is_active = is_active;
+            member.weight = 64;
+            member.capacity = 1 << 30;
+            member.server = "millrace/0".into();
+            member
         };
         let report = Report {
             cluster: "c".into(),

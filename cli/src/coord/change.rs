@@ -27,8 +27,12 @@ Examples:
 pub(super) struct AddArgs {
     #[command(flatten)]
     replica: DataDir,
-    /// server.ID=HOST:PORT:PORT[:observer];[HOST:]PORT, as in zoo.cfg
-    #[arg(value_name = "MEMBER", required = true)]
+    // `help` and not a comment, because rustdoc takes brackets for links.
+    #[arg(
+        value_name = "MEMBER",
+        required = true,
+        help = "server.ID=HOST:PORT:PORT[:observer];[HOST:]PORT, as in zoo.cfg"
+    )]
     members: Vec<String>,
 }
 

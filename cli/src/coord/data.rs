@@ -54,8 +54,13 @@ pub(super) struct RestoreArgs {
     /// Id of the replica [default: that of --member, else of the myid in DIR, else 1]
     #[arg(long, value_name = "ID", value_parser = value_parser!(u64).range(1..=REPLICA_ID_MAX))]
     replica_id: Option<u64>,
-    /// Begin a new ensemble of this member: server.ID=HOST:PORT:PORT;[HOST:]PORT
-    #[arg(long, value_name = "MEMBER", conflicts_with = "replica_id")]
+    // `help` and not a comment, because rustdoc takes brackets for links.
+    #[arg(
+        long,
+        value_name = "MEMBER",
+        conflicts_with = "replica_id",
+        help = "Begin a new ensemble of this member: server.ID=HOST:PORT:PORT;[HOST:]PORT"
+    )]
     member: Option<String>,
 }
 

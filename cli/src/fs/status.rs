@@ -86,17 +86,14 @@ mod tests {
 
     #[test]
     fn counters_are_shown_by_their_unit() {
-        let counter = |name: &str, value| Counter { name: name.to_owned(), value };
-        let status = NodeStatus {
-            server: "millrace 0.1.0".to_owned(),
-            uptime: Duration::from_secs(3700),
-            shard_count: 2,
-            counters: vec![
-                counter("hit_count", 1_999),
-                counter("miss_count", 1),
-                counter("used_bytes", 1 << 20),
-            ],
-        };
+        let counter = |(name, value): (&str, u64)| Counter { name: name.to_owned(), value };
+        let mut status = NodeStatus::default();
+        status.server = "millrace 0.1.0".to_owned();
+        status.uptime = Duration::from_secs(3700);
+        status.shard_count = 2;
+        status.counters = [("hit_count", 1_999), ("miss_count", 1), ("used_bytes", 1 << 20)]
+            .map(counter)
+            .to_vec();
         let expect = "millrace 0.1.0, up 1 h 1 min, 2 shards, 99 % of reads from memory\n\n\
                       hit_count   1,999\nmiss_count      1\nused_bytes  1 MiB\n";
         assert_eq!(describe(&status, Sizes::Human), expect);

@@ -565,11 +565,10 @@ async fn changes_are_asked_for_at_one_place_after_the_other() {
     for fake in &cluster.fakes {
         fake.state.ring.send_modify(|ring| ring.master = "n1".to_owned());
     }
-    let prefix = "x".to_owned();
-    let mount = MountInfo { prefix, source: "file:///x".to_owned(), replicas: 2 };
+    let mount = MountInfo::new("x", "file:///x", 2);
     client.mount(&mount).await.unwrap();
     assert_eq!(cluster.counts(Op::Mount), [1, 1, 0]);
-    let error = client.mount(&MountInfo { replicas: 9, ..mount }).await.unwrap_err();
+    let error = client.mount(&MountInfo::new("x", "file:///x", 9)).await.unwrap_err();
     assert!(matches!(error, Error::InvalidArgument(_)), "{error}");
 }
 
