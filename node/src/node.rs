@@ -21,7 +21,7 @@ use crate::access::Access;
 use crate::admin::{self, AdminSocket};
 use crate::cache::{self, Cache};
 use crate::cluster::identity::{Identity, IdentityError};
-use crate::cluster::join::{self, Membership};
+use crate::cluster::join::{self, Membership, PublicAddresses};
 use crate::cluster::session::Handle;
 use crate::config::{Config, ConfigError, Coordination};
 use crate::files::FileTable;
@@ -165,8 +165,8 @@ impl Node {
             listeners.iter().map(|listener| listener.address()).collect();
 
         let (mailboxes, receivers) = mailboxes(shard_count).map_err(StartError::Side)?;
-        let run = (number, local.addresses);
-        let shared = shared(&config, proofs, Arc::clone(&files), &shard_addresses, run)?;
+        let (known, local_addresses) = (Arc::clone(&files), local.addresses);
+        let shared = shared(&config, proofs, known, number, &shard_addresses, local_addresses)?;
         let shared = Arc::new(shared);
         let public = public_addresses(&config, address, &shard_addresses)?;
         let machine = Arc::new(Machine::start(&config).map_err(StartError::Threads)?);
@@ -524,8 +524,9 @@ fn shared(
     config: &Config,
     proofs: Proofs,
     files: Arc<FileTable>,
+    node: u64,
     shard_addresses: &[SocketAddr],
-    (node, local_addresses): (u64, Vec<String>),
+    local_addresses: Vec<String>,
 ) -> Result<Shared, StartError> {
     Ok(Shared {
         files,
@@ -609,13 +610,13 @@ fn listen_on(address: SocketAddr, shared: bool) -> Result<(TcpListener, SocketAd
     open().map_err(|error| StartError::Listen { address, error })
 }
 
-/// Where the node and its shards are for those who learn of it from others: the host that was given,
-/// else the address it listens on.
+/// Returns where the node and its shards are for those who learn of it from others: at the host that was
+/// given, else at the address it listens on.
 fn public_addresses(
     config: &Config,
     address: SocketAddr,
     shards: &[SocketAddr],
-) -> Result<(String, Vec<String>), StartError> {
+) -> Result<PublicAddresses, StartError> {
     let mut with_host = config.clone();
     if config.advertise.is_empty() {
         match (&config.coord, config.listen.ip()) {
@@ -627,8 +628,8 @@ fn public_addresses(
             (_, ip) => with_host.advertise = ip.to_string(),
         }
     }
-    let mut address = advertised(&with_host, &[address]);
-    Ok((address.pop().unwrap_or_default(), advertised(&with_host, shards)))
+    let node = advertised(&with_host, &[address]).pop().unwrap_or_default();
+    Ok(PublicAddresses { node, shards: advertised(&with_host, shards) })
 }
 
 /// The shard addresses that `Hello` tells. Without a host of its own the node leaves it out, and

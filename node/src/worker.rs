@@ -25,7 +25,7 @@ use millrace_proto::{Op, Status};
 
 use crate::cache::{BlockKey, Cache, EntryIndex};
 use crate::cluster::handover::Progress;
-use crate::connection::{Batch, Connection, Phase, Pin, ReceiveEnd, reply_header};
+use crate::connection::{Batch, Connection, Hold, Phase, Pin, ReceiveEnd, reply_header};
 use crate::files::FileTable;
 use crate::mailbox::{Mail, Requester, Served};
 use crate::memory::Segment;
@@ -300,7 +300,7 @@ impl Worker {
             Event::Received { token, bytes } => self.on_received(now, token, bytes, actions),
             Event::ReceiveEnded { token, end } => self.on_receive_ended(now, token, end, actions),
             Event::Sent { token, batch, ok, is_last } => {
-                self.on_sent(now, token, batch, (ok, is_last), actions)
+                self.on_sent(now, token, batch, ok, is_last, actions)
             }
             Event::Held { token } => {
                 if let Some(connection) = find_connection(&mut self.connections, token) {
@@ -453,7 +453,7 @@ impl Worker {
 
     /// Adds a reply whose bytes another shard pinned.
     fn on_served(&mut self, served: Served, actions: &mut Vec<Action>) {
-        let Served { requester, entry, owner, pinned, sums, segments } = served;
+        let Served { requester, entry, owner, pinned: bytes, sums, segments } = served;
         let connection = find_connection(&mut self.connections, requester.token);
         let Some(connection) = connection else {
             actions.push(Action::Post(owner, Mail::Release(entry)));
@@ -464,14 +464,9 @@ impl Worker {
         header.payload_length = length as u32;
         header.flags |= requester.checksums(0).0;
         connection.count_answer(&requester);
-        connection.pinned += pinned;
-        connection.building.push_read(
-            header,
-            &sums,
-            &segments,
-            (Pin::Remote { owner, entry }, pinned),
-            requester.asked,
-        );
+        connection.pinned += bytes;
+        let hold = Hold { pin: Pin::Remote { owner, entry }, bytes };
+        connection.building.push_read(header, &sums, &segments, hold, requester.asked);
         ask_to_send(connection, &mut self.to_send);
     }
 
@@ -480,7 +475,8 @@ impl Worker {
         now: u64,
         token: Token,
         batch: Batch,
-        (ok, is_last): (bool, bool),
+        ok: bool,
+        is_last: bool,
         actions: &mut Vec<Action>,
     ) {
         self.release_pins(&batch, actions);

@@ -6,7 +6,7 @@ use millrace_proto::{FileId, Op, Status, frame, placement};
 use super::pressure::{IN_USE, Passage, held_bytes};
 use super::{Action, Hit, Worker, ask_to_send, find_connection};
 use crate::cache::{BlockKey, Damage, WARM_MAX};
-use crate::connection::{Pin, reply_header};
+use crate::connection::{Hold, Pin, reply_header};
 use crate::mailbox::{Mail, Requester, Served};
 
 impl Worker {
@@ -148,15 +148,10 @@ impl Worker {
         // Reads of one block that follow each other hold it once.
         let pin = Pin::Local(hit.entry);
         let is_held = connection.building.pins.last() == Some(&pin);
-        let pinned = if is_held { 0 } else { held_bytes(hit.block_length) };
-        connection.pinned += pinned;
-        connection.building.push_read(
-            header,
-            &self.checksums,
-            &self.segments,
-            (pin, pinned),
-            requester.asked,
-        );
+        let hold = Hold { pin, bytes: if is_held { 0 } else { held_bytes(hit.block_length) } };
+        connection.pinned += hold.bytes;
+        let (checksums, segments) = (&self.checksums, &self.segments);
+        connection.building.push_read(header, checksums, segments, hold, requester.asked);
         ask_to_send(connection, &mut self.to_send);
         true
     }

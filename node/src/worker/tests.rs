@@ -7,7 +7,7 @@ use millrace_proto::{FileId, Op, checksum, placement};
 use super::*;
 use crate::connection::{Piece, RECEIVE_BUFFER_SIZE};
 use crate::files::FileRecord;
-use crate::mailbox::{DropJob, Dropped, Filling};
+use crate::mailbox::{Arrival, DropJob, Dropped, Filling};
 use crate::memory::{Arena, ShardMemory};
 use crate::owner::Loads;
 use crate::side::{ClusterLookup, FillJob, LookupJob, PathLookup};
@@ -183,9 +183,9 @@ impl Node {
                         })
                         .unwrap();
                     let (block, sums) = job.blank.freeze();
-                    Ok((block, sums, Filling::Source))
+                    Ok(Arrival { block, sums, filling: Filling::Source })
                 }
-                Err(error) => Err((job.blank, error)),
+                Err(error) => Err((job.blank, error.into())),
             };
             self.event(
                 now,
