@@ -8,6 +8,8 @@ use std::process::Command;
 mod circles;
 #[path = "tidy/documents.rs"]
 mod documents;
+#[path = "tidy/names.rs"]
+mod names;
 
 /// Most lines of a file: one concept fits.
 const LINES_MAX: usize = 800;

@@ -25,7 +25,7 @@ use rustix::time::ClockId;
 use crate::access::Access;
 use crate::config::ZeroCopy;
 use crate::connection::{Batch, ReceiveEnd};
-use crate::guests::{Guests, Place};
+use crate::guests::{GuestPlace, Guests};
 use crate::mailbox::{Mail, Mailbox, Mailboxes};
 use crate::ring::{Completion, Ring};
 use crate::token::Token;
@@ -56,7 +56,7 @@ struct Socket {
     fd: OwnedFd,
     token: Token,
     /// Its place among those of its peer; None of an administrator.
-    _place: Option<Place>,
+    _place: Option<GuestPlace>,
     /// A receive is under way.
     receiving: bool,
     /// A receive is wanted: asked for again whenever one ends.
@@ -470,7 +470,7 @@ impl Runtime {
             refuse(&fd, Status::Busy, message);
             return;
         }
-        let loads = place.as_ref().map(Place::loads).unwrap_or_default();
+        let loads = place.as_ref().map(GuestPlace::loads).unwrap_or_default();
         let Some(token) = self.worker.accept(now, way, loads) else {
             let message =
                 "as many clients as allowed are connected (connections_max): try again later";

@@ -63,12 +63,12 @@ pub fn weight_of(capacity_bytes: u64) -> u32 {
 
 /// A member in the order of the ring.
 #[derive(Clone, Copy, Debug)]
-struct Place {
+struct Seat {
     key: u64,
     factor: u64,
 }
 
-impl Place {
+impl Seat {
     /// The number that the member gets for a block: both halves of a 128-bit product, folded.
     #[inline(always)]
     fn score(self, hash: u64) -> u64 {
@@ -97,7 +97,7 @@ struct Best {
 #[derive(Clone, Debug, Default)]
 pub struct Ring {
     /// Weights descend, and keys do within a class.
-    places: Vec<Place>,
+    places: Vec<Seat>,
     classes: Vec<Class>,
     /// Zone of each place.
     zones: Vec<u8>,
@@ -131,7 +131,7 @@ impl Ring {
                 Some(class) if class.weight == weight => class.end = place + 1,
                 _ => ring.classes.push(Class { weight, start: place, end: place + 1 }),
             }
-            ring.places.push(Place { key: member.key, factor: mix(member.key) | 1 });
+            ring.places.push(Seat { key: member.key, factor: mix(member.key) | 1 });
             let zone = names.binary_search(&member.zone).unwrap_or(0);
             ring.zones.push(if zone < ZONES_MAX { zone as u8 } else { 0 });
         }
@@ -153,7 +153,7 @@ impl Ring {
     /// Memory that the ring takes, in bytes: some 21 for each member.
     pub fn size_bytes(&self) -> usize {
         size_of::<Ring>()
-            + self.places.capacity() * size_of::<Place>()
+            + self.places.capacity() * size_of::<Seat>()
             + self.classes.capacity() * size_of::<Class>()
             + self.zones.capacity()
             + self.members.capacity() * size_of::<u32>()
@@ -215,7 +215,7 @@ impl Ring {
         mut bar: u64,
         is_out: impl Fn(usize) -> bool,
     ) -> Option<Best> {
-        let look = |bar: u64, places: &[Place], start: usize| {
+        let look = |bar: u64, places: &[Seat], start: usize| {
             let mut best: Option<Best> = None;
             for (place, at) in (start..).zip(places) {
                 let score = at.score(hash);
@@ -261,8 +261,8 @@ impl Ring {
 
 /// The highest score of a group. A tree, so that no comparison waits for more than two others.
 #[inline(always)]
-fn highest([a, b, c, d, e, f, g, h]: &[Place; GROUP], hash: u64) -> u64 {
-    let higher = |one: &Place, other: &Place| one.score(hash).max(other.score(hash));
+fn highest([a, b, c, d, e, f, g, h]: &[Seat; GROUP], hash: u64) -> u64 {
+    let higher = |one: &Seat, other: &Seat| one.score(hash).max(other.score(hash));
     (higher(a, b).max(higher(c, d))).max(higher(e, f).max(higher(g, h)))
 }
 
