@@ -36,7 +36,7 @@ use crate::runtime::{Ended, Listeners, Runtime, RuntimeLimits};
 use crate::secret::{self, SecretError};
 use crate::side::{self, Parts, Side};
 use crate::store::machine::Machine;
-use crate::timings::Timings;
+use crate::timings::{HitTimes, Timings};
 use crate::worker::{Proofs, Shared, Worker, WorkerLimits};
 
 /// Connections that wait for `accept`.
@@ -195,6 +195,7 @@ impl Node {
             counters: Arc::clone(&shared.counters),
             progress: Arc::clone(&shared.progress),
             timings,
+            hit_times: Arc::clone(&shared.hit_times),
             mailboxes: Arc::clone(&mailboxes),
             queue: side.queue.clone(),
         });
@@ -531,6 +532,7 @@ fn shared(
     Ok(Shared {
         files,
         counters: (0..config.shards).map(|_| Counters::default()).collect(),
+        hit_times: (0..config.shards).map(|_| HitTimes::default()).collect(),
         shard_addresses: advertised(config, shard_addresses),
         local_addresses,
         features: join::features(config, &proofs),

@@ -222,13 +222,17 @@ impl Runtime {
 
     /// Handles what completed and what came by mail; says whether there was anything.
     fn turn(&mut self) -> bool {
-        let mut worked = false;
+        let hits_before = self.terms.counters().hit_count.get();
+        let mut began = None;
         while let Some(completion) = self.ring.next_completion() {
-            worked = true;
             // Looked at for each: a lease must not count from before it was asked for.
-            self.on_completion(self.now(), completion);
+            let at = self.started.elapsed();
+            began.get_or_insert(at);
+            self.on_completion(at.as_millis() as u64, completion);
         }
-        let now = self.now();
+        let mut worked = began.is_some();
+        let at = self.started.elapsed();
+        let (began, now) = (began.unwrap_or(at), at.as_millis() as u64);
         let turn_ms = now.saturating_sub(std::mem::replace(&mut self.turned_at, now));
         if turn_ms >= STALL_MS {
             let counters = self.terms.counters();
@@ -247,7 +251,11 @@ impl Runtime {
             self.on_tick(now);
         }
         self.deliver();
-        self.perform();
+        let ended = self.perform();
+        let hit_count = self.terms.counters().hit_count.get() - hits_before;
+        if hit_count > 0 {
+            self.terms.hit_times().record(ended.saturating_sub(began), hit_count);
+        }
         worked |= self.send_held(now, !worked);
         worked || self.undelivered.iter().any(|waiting| !waiting.is_empty())
     }
@@ -595,13 +603,14 @@ impl Runtime {
         }
     }
 
-    /// Ends the turn: does what the worker asked for.
-    fn perform(&mut self) {
-        let now = self.now();
+    /// Ends the turn: does what the worker asked for. Returns when that began, in the node's time.
+    fn perform(&mut self) -> Duration {
+        let at = self.started.elapsed();
+        let now = at.as_millis() as u64;
         loop {
             self.handle(now, Event::TurnEnd);
             if self.actions.is_empty() {
-                return;
+                return at;
             }
             let spare = std::mem::take(&mut self.spare_actions);
             let mut actions = std::mem::replace(&mut self.actions, spare);

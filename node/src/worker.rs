@@ -31,6 +31,7 @@ use crate::mailbox::{Mail, Requester, Served};
 use crate::memory::Segment;
 use crate::metrics::Counters;
 use crate::side::SideQueue;
+use crate::timings::HitTimes;
 use crate::token::Token;
 
 mod fill;
@@ -158,6 +159,11 @@ impl Terms {
         &self.shared.counters[self.shard as usize]
     }
 
+    /// How long the shard's hits take.
+    pub(crate) fn hit_times(&self) -> &HitTimes {
+        &self.shared.hit_times[self.shard as usize]
+    }
+
     /// True if no shard of the node has a connection: until then this one's blocks may be asked for.
     pub(crate) fn is_node_drained(&self) -> bool {
         self.shared.connection_count.load(Ordering::Relaxed) == 0
@@ -170,6 +176,8 @@ pub(crate) struct Shared {
     pub files: Arc<FileTable>,
     /// Counters of all shards, in shard order.
     pub counters: Arc<[Counters]>,
+    /// How long the hits of each shard take, in shard order.
+    pub hit_times: Arc<[HitTimes]>,
     /// Addresses of all shards for `Hello`, in shard order.
     pub shard_addresses: Vec<String>,
     /// The same for connections over Unix sockets.

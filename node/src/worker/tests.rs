@@ -84,6 +84,7 @@ impl Node {
         let shared = Arc::new(Shared {
             files: Arc::new(files),
             counters: (0..shard_count).map(|_| Counters::default()).collect(),
+            hit_times: Arc::default(),
             shard_addresses: Vec::new(),
             local_addresses: Vec::new(),
             node: 1,
