@@ -61,7 +61,7 @@ fn replicas_of(mount: &Mount) -> usize {
 }
 
 fn ring_of(members: &[Member], all: bool) -> Ring {
-    let members = members.iter().map(|member| ring::Member {
+    let members = members.iter().map(|member| ring::RingMember {
         key: member.key,
         weight: if all || member.is_active() { member.weight } else { 0 },
         zone: &member.zone,

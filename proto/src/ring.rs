@@ -42,7 +42,7 @@ const LN_2: u64 = 2_977_044_472;
 /// A member, as a ring is made of them. `mix` of the XXH3-64 of its id would be a key; the cluster
 /// tells it, so that clients need not know how it came about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Member<'a> {
+pub struct RingMember<'a> {
     /// Tells members apart; well mixed, and no two members have the same one.
     pub key: u64,
     /// Share of the blocks, relative to the other members; 0 for none, and above [`WEIGHT_MAX`] as
@@ -107,8 +107,8 @@ pub struct Ring {
 
 impl Ring {
     /// A ring of these members; those without weight own nothing.
-    pub fn new(members: &[Member<'_>]) -> Ring {
-        let weight_of = |member: &Member<'_>| member.weight.min(WEIGHT_MAX);
+    pub fn new(members: &[RingMember<'_>]) -> Ring {
+        let weight_of = |member: &RingMember<'_>| member.weight.min(WEIGHT_MAX);
         let mut order: Vec<u32> = (0..members.len() as u32).collect();
         order.retain(|&index| members[index as usize].weight > 0);
         order.sort_by_key(|&index| {

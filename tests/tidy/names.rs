@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use super::{Source, assert_tidy, rust_sources};
 
 /// Crates whose names are kept apart.
-const CRATES: [&str; 3] = ["node", "client", "ops"];
+const CRATES: [&str; 4] = ["proto", "ops", "node", "client"];
 /// Names that a crate declares twice on purpose.
 const TWICE: [(&str, &str); 1] = [
     // The same client, for callers that wait and for those that block.
