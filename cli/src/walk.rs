@@ -1,11 +1,11 @@
 //! A tree as the node lists it, directory by directory, parents first and names in order.
 //!
-//! Owns the path syntax of the command line and the judgement of names that come from the network:
-//! one that could lead out of a directory ends the walk, so that nothing built on it writes where
-//! it should not. Holds one directory and the names of those still to do, never the tree. A node
-//! follows symbolic links that stay in its root, so a tree may have circles. A directory that lists
-//! exactly what one above it lists is that one again, and is not entered; where no file tells
-//! directories apart, the depth is bounded.
+//! Owns the path syntax of the command line and the check of names that come from the network. A name
+//! that could lead out of a directory ends the walk, so that nothing built on it writes where it should
+//! not. The walk holds one directory and the names of those still to do, never the tree. A node follows
+//! symbolic links that stay in its root, so a tree may have circles. A directory that lists exactly what
+//! one above it lists is that one again, and is not entered; where no file tells directories apart, the
+//! depth is bounded.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -62,13 +62,13 @@ pub(crate) enum Step {
 }
 
 impl<'a> Walk<'a> {
-    /// A walk that begins at the directory `path`.
+    /// Begins a walk at the directory `path`.
     pub(crate) fn new(client: &'a Client, path: &str) -> Walk<'a> {
         Walk { client, pending: vec![Pending { path: path.to_owned(), above: None }] }
     }
 
-    /// Lists the next directory, `None` after the last. `enter` is asked for each directory in it
-    /// whether to list that one later.
+    /// Lists the next directory, `None` after the last. `enter` decides for each directory in it whether
+    /// that one is listed later.
     ///
     /// # Errors
     /// If the node is lost, or names something that is not a name.
@@ -123,7 +123,7 @@ pub(crate) struct Found {
     pub(crate) files: Vec<File>,
     /// Paths, each with the reason.
     pub(crate) unreadable: Vec<(String, String)>,
-    /// Directories that were not entered, since they lead in a circle.
+    /// Directories that were not entered, because they lead in a circle.
     pub(crate) circle_count: u64,
 }
 
@@ -157,20 +157,21 @@ pub(crate) async fn find(client: &Client, path: &str, recursive: bool) -> Result
     Ok(found)
 }
 
-/// A path as a node wants it, from one that people write: `/a//b/`, `./a/b` and `a/b` are the same.
+/// Returns a path as a node wants it, from one that people write: `/a//b/`, `./a/b` and `a/b` are the
+/// same.
 pub(crate) fn clean(path: &str) -> String {
     let parts: Vec<&str> =
         path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
     parts.join("/")
 }
 
-/// The path of an entry of a directory.
+/// Returns the path of an entry of a directory.
 pub(crate) fn join(directory: &str, name: &str) -> String {
     if directory.is_empty() { name.to_owned() } else { format!("{directory}/{name}") }
 }
 
-/// Hash of the entries of a directory. The version of a file is made of its inode among others, so
-/// two directories that agree in it are one; directories alone could agree by chance.
+/// Returns a hash of the entries of a directory. Among others the inode is part of the version of a
+/// file, so two directories that agree in it are one; directories alone could agree by chance.
 fn print(entries: &[Entry]) -> Option<u64> {
     if !entries.iter().any(|entry| entry.kind == Kind::File) {
         return None;
@@ -194,7 +195,7 @@ fn check_names(path: &str, entries: &[Entry]) -> Result<(), Failure> {
     }
 }
 
-/// Whether this can be the name of something in a directory.
+/// True if this can be the name of something in a directory.
 fn is_name(name: &str) -> bool {
     !matches!(name, "" | "." | "..") && !name.contains(['/', '\0'])
 }

@@ -45,7 +45,7 @@ pub struct ClientConfig {
     /// is below none of these is never opened. Default none.
     pub fallback_roots: Vec<PathBuf>,
     /// Administration socket of a node, `unix:PATH`, for what changes something: `free`, `drain`,
-    /// `change_mount` and `pin`. With [`ClientConfig::admin_token`] it may be a node's `host:port`. Several
+    /// `mount`, `pin` and what undoes them. With [`ClientConfig::admin_token`] it may be a node's `host:port`. Several
     /// behind commas are tried in turn. None, the default, for clients that only read.
     pub admin: Option<String>,
     /// The token of the nodes by which they recognise administrators over TCP.

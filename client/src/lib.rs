@@ -27,6 +27,7 @@ mod client;
 mod control;
 mod read;
 mod read_many;
+mod reader;
 
 mod failover;
 mod store;
@@ -74,3 +75,4 @@ pub use millrace_proto::message::{Counter, Entry, Kind};
 pub use millrace_proto::proof::Secret;
 pub use millrace_proto::{FileId, Status};
 pub use read::ReadOptions;
+pub use reader::{ByteStream, Reader};

@@ -157,12 +157,7 @@ impl Client {
 
     /// Clamps a range to the file and cuts it at block borders.
     pub(crate) fn cut(&self, file: &File, offset: u64, length: u64) -> Result<Vec<Piece>, Error> {
-        if file.kind == Kind::Directory {
-            return Err(Error::Status {
-                status: Status::WrongKind,
-                message: format!("'{}' is a directory; list it instead", file.path),
-            });
-        }
+        check_kind(file)?;
         let length = length.min(file.length.saturating_sub(offset));
         let length_max = self.config().read_length_max.min(isize::MAX as u64);
         if length > length_max {
@@ -537,6 +532,18 @@ pub(crate) fn judge(
         Ok(()) => (landed, None),
         Err(offset) => (landed, Some(Miss::Damaged(block_start + u64::from(offset)))),
     }
+}
+
+/// Refuses what has no bytes to read.
+///
+/// # Errors
+/// [`Error::Status`] with `WrongKind` for a directory.
+pub(crate) fn check_kind(file: &File) -> Result<(), Error> {
+    if file.kind == Kind::File {
+        return Ok(());
+    }
+    let message = format!("'{}' is a directory; list it instead", file.path);
+    Err(Error::Status { status: Status::WrongKind, message })
 }
 
 /// Bytes of all pieces together.

@@ -1,8 +1,8 @@
 //! What a cluster is at one epoch: what is mounted, which nodes are members, and which of them own a block.
 //!
 //! Always holds: a layout never changes, because another epoch has another layout. Nodes and clients share
-//! it, so both find the same owners. Leaves to them what differs with whom one asks: the master, and
-//! whether coordination was lost.
+//! it, so both find the same owners. Leaves to them what depends on the node that is asked: the master,
+//! and whether coordination was lost.
 
 use crate::cluster::{Member, Mount, mount_of};
 use crate::ring::{self, Ring};

@@ -1,6 +1,7 @@
 //! The client against a mock node that breaks the rules one at a time.
 
 mod mock;
+mod reader;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};

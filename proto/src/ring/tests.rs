@@ -61,7 +61,7 @@ fn only_what_has_to_moves() {
         let (old, new) = (before.owner(hash).unwrap(), after.owner(hash).unwrap());
         if new == 29 {
             moved += 1;
-            // Whom it came from is who comes next.
+            // The member that the block came from is the one that comes next.
             let mut order = [0; 2];
             assert_eq!(after.owners(hash, 1, &mut order), 2);
             assert_eq!(order, [29, old as u32]);
@@ -126,7 +126,7 @@ fn replicas_are_in_different_zones_while_there_are_some() {
     }
 }
 
-/// Two keys that score 0, the least there is, for the block that is the first one.
+/// Two keys that score 0, the lowest score, for the block that is the first one.
 const EQUALS: [u64; 2] = [0x89ec_d332_60d8_a974, 0xd5db_48bc_303d_77b9];
 
 #[test]
@@ -203,7 +203,7 @@ fn weights_are_rounded_to_few_values() {
     }
 }
 
-/// The rule as it is published, without a thought for speed.
+/// Finds the best member by the rule as it is published, without a thought for speed.
 fn model_best(members: &[(usize, RingMember<'_>)], hash: u64) -> Option<usize> {
     let score = |member: &RingMember<'_>| {
         let product = u128::from(hash ^ member.key) * u128::from(mix(member.key) | 1);

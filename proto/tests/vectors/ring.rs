@@ -8,10 +8,10 @@ use millrace_proto::ring::{Ring, RingMember, WEIGHT_MAX, weight_of};
 
 use crate::format::*;
 
-/// Members of an order that are told.
+/// Most members of an order that the file lists.
 const ORDER_MAX: usize = 5;
 
-/// A ring, and the blocks that it is asked for.
+/// A ring, and the blocks whose owners are asked for.
 struct Asked {
     name: &'static str,
     about: &'static str,
@@ -103,7 +103,7 @@ fn rings() -> Vec<Asked> {
     ]
 }
 
-/// More zones than are told apart: those after the 128th count as the first.
+/// Has more zones than are distinguished: those after the 128th count as the first.
 fn zones_many() -> Asked {
     let mut many = asked("zones_many", "130 zones: the last two count as the first.", &[]);
     many.members = (0..130).map(|zone| (64, format!("z{zone:03}"))).collect();
@@ -118,7 +118,7 @@ fn zones_many() -> Asked {
     many
 }
 
-/// Numbers with spaces between; `-` for none.
+/// Joins numbers by spaces; `-` for none.
 fn spaced<T: ToString>(numbers: &[T]) -> String {
     let texts: Vec<String> = numbers.iter().map(T::to_string).collect();
     if texts.is_empty() { "-".to_owned() } else { texts.join(" ") }
@@ -133,7 +133,7 @@ fn order(ring: &Ring, hash: u64, replicas: usize) -> String {
 #[test]
 fn ring_is_as_published() {
     let mut built = format!(
-        "{FORMAT}# Who owns a block. `members` are key, weight and zone (`-` for the empty \
+        "{FORMAT}# The owners of a block. `members` are key, weight and zone (`-` for the empty \
          one); they are\n# numbered from 0. For each of `hashes`: the owner (`-` for none), and \
          the order with 1, 2 and 3\n# replicas, the first {ORDER_MAX} of it. The last vector: \
          weights of capacities in bytes.\n"
