@@ -224,11 +224,7 @@ impl Node {
             // The first shard alone.
             let admin = std::mem::take(&mut admin.listeners);
             let guests = Arc::clone(&guests);
-            let runtime_limits = RuntimeLimits {
-                send_timeout_ms: config.send_timeout_ms,
-                drain_timeout_ms: config.drain_timeout_ms,
-                zero_copy: config.zero_copy,
-            };
+            let runtime_limits = runtime_limits(&config);
             let spawned = executor(config.cpus[shard]).spawn(move || async move {
                 let cache = Cache::new(memory, limits.pin_percent);
                 let cache = if populate { cache.populated() } else { cache };
@@ -433,6 +429,14 @@ fn limits(config: &Config) -> WorkerLimits {
         // As many as are read at once: a fill more would wait, and have others wait behind it.
         fills_of_client_max: config.fill_concurrency as u32,
         pin_percent: config.pin_percent,
+    }
+}
+
+fn runtime_limits(config: &Config) -> RuntimeLimits {
+    RuntimeLimits {
+        send_timeout_ms: config.send_timeout_ms,
+        drain_timeout_ms: config.drain_timeout_ms,
+        zero_copy: config.zero_copy,
     }
 }
 

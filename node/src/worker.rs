@@ -93,12 +93,8 @@ pub(crate) enum Event<'a> {
     Sleep,
 }
 
-/// What the runtime has to do.
+/// What the runtime has to do. Replies and messages to other shards are moved, not boxed: no allocation.
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "messages to other shards are moved, not boxed: no allocation"
-)]
 pub(crate) enum Action {
     /// Send these replies; they come back with [`Event::Sent`]. Measured as in `tests/profile.rs`, with 16 reads
     /// of 4 KiB a turn: 2,483 instructions a read, beside 2,469 where the runtime fetched the batch itself.

@@ -9,9 +9,10 @@ use super::{Source, assert_tidy, rust_sources};
 /// Crates whose names are kept apart.
 const CRATES: [&str; 4] = ["proto", "ops", "node", "client"];
 /// Names that a crate declares twice on purpose.
-const TWICE: [(&str, &str); 1] = [
-    // The same client, for callers that wait and for those that block.
+const TWICE: [(&str, &str); 2] = [
+    // The same thing, for async callers and for those that block.
     ("client", "Client"),
+    ("client", "Reader"),
 ];
 
 /// Returns the type that a line declares, if it declares one that is not within something else.

@@ -262,11 +262,10 @@ impl Worker {
 /// The batch that is sent when a turn ends now.
 pub(super) fn sent_at_end(worker: &mut Worker, actions: &mut Vec<Action>) -> Option<Batch> {
     worker.handle(0, Event::TurnEnd, actions);
-    let sent = actions.drain(..).find_map(|action| match action {
+    actions.drain(..).find_map(|action| match action {
         Action::Send(_, batch) => Some(batch),
         _ => None,
-    });
-    sent
+    })
 }
 
 /// The bytes that the kernel would send. Test memory is this process's own, so it can be looked at
