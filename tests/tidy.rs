@@ -10,6 +10,8 @@ mod circles;
 mod documents;
 #[path = "tidy/english.rs"]
 mod english;
+#[path = "tidy/names.rs"]
+mod names;
 
 /// Most lines of a file: one concept fits.
 const LINES_MAX: usize = 800;

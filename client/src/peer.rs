@@ -58,7 +58,7 @@ pub struct PeerBytes {
 
 /// What the master of a cluster is asked to do.
 #[derive(Clone, Debug)]
-pub enum Order {
+pub enum MasterOrder {
     /// To drain a member, or have it take part again.
     Drain(DrainRequest),
     /// To change the mounts.
@@ -198,11 +198,11 @@ impl Peer {
     ///
     /// # Errors
     /// As [`Peer::peek`], and [`Error::Status`] with what it decided.
-    pub async fn tell(&self, order: Order, patience: Duration) -> Result<(), Error> {
+    pub async fn tell(&self, order: MasterOrder, patience: Duration) -> Result<(), Error> {
         let body = match order {
-            Order::Drain(request) => Body::Drain(request),
-            Order::Mount(request) => Body::Mount(request),
-            Order::Pin(request) => Body::Pin(request),
+            MasterOrder::Drain(request) => Body::Drain(request),
+            MasterOrder::Mount(request) => Body::Mount(request),
+            MasterOrder::Pin(request) => Body::Pin(request),
         };
         let answer = self.lanes[0].exchange(body, Landing::Any, Instant::now() + patience).await?;
         reply::judge(answer.outcome).map(drop).map_err(Setback::into_error)

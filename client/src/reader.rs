@@ -93,14 +93,14 @@ pub struct Reader {
     position: u64,
     /// Bytes that may be asked for from the first piece on.
     window: u64,
-    pieces: VecDeque<Piece>,
+    pieces: VecDeque<ReadAhead>,
     /// Why nothing is given out any more.
     failure: Option<Error>,
 }
 
 /// A part of the file.
 #[derive(Debug)]
-struct Piece {
+struct ReadAhead {
     start: u64,
     end: u64,
     content: Content,
@@ -174,7 +174,7 @@ impl Reader {
             self.grow();
         }
         self.ask();
-        let Some(Piece { content, .. }) = self.pieces.front_mut() else {
+        let Some(ReadAhead { content, .. }) = self.pieces.front_mut() else {
             return Poll::Ready(Ok(()));
         };
         let Content::Asked(task) = content else { return Poll::Ready(Ok(())) };
@@ -206,7 +206,7 @@ impl Reader {
             let (client, file, options) = (self.client.clone(), self.file.clone(), self.options);
             let read = async move { client.read_with(&file, start, end - start, options).await };
             let task = Task(self.client.network().runtime().spawn(read));
-            self.pieces.push_back(Piece { start, end, content: Content::Asked(task) });
+            self.pieces.push_back(ReadAhead { start, end, content: Content::Asked(task) });
             start = end;
         }
     }
@@ -219,7 +219,7 @@ impl Reader {
     /// The bytes from the position on that are here.
     fn here(&self) -> &[u8] {
         match self.pieces.front() {
-            Some(Piece { start, content: Content::Here(bytes), .. }) => {
+            Some(ReadAhead { start, content: Content::Here(bytes), .. }) => {
                 &bytes[(self.position - start) as usize..]
             }
             _ => &[],
@@ -322,7 +322,7 @@ impl Stream for ByteStream {
             return Poll::Ready(Some(Err(error)));
         }
         let reader = &mut stream.reader;
-        let Some(Piece { start, end, content: Content::Here(mut bytes) }) =
+        let Some(ReadAhead { start, end, content: Content::Here(mut bytes) }) =
             reader.pieces.pop_front()
         else {
             return Poll::Ready(None);

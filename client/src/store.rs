@@ -56,8 +56,8 @@ impl Client {
         }
         let topology = self.topology();
         let view = topology.cluster.as_ref()?;
-        let (index, below) = mount_of(&view.mounts, path)?;
-        let source = &view.mounts[index].source;
+        let (index, below) = mount_of(&view.layout.mounts, path)?;
+        let source = &view.layout.mounts[index].source;
         let (root, directory) = root_of(roots, Path::new(source.strip_prefix("file://")?))?;
         Some(Spot { source: source.clone(), root, directory, path: below.to_owned() })
     }

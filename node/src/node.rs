@@ -21,7 +21,7 @@ use crate::access::Access;
 use crate::admin::{self, AdminSocket};
 use crate::cache::{self, Cache};
 use crate::cluster::identity::{Identity, IdentityError};
-use crate::cluster::join::{self, Membership};
+use crate::cluster::join::{self, Membership, PublicAddresses};
 use crate::cluster::session::Handle;
 use crate::config::{Config, ConfigError, Coordination};
 use crate::files::FileTable;
@@ -36,7 +36,7 @@ use crate::runtime::{Ended, Listeners, Runtime, RuntimeLimits};
 use crate::secret::{self, SecretError};
 use crate::side::{self, Parts, Side};
 use crate::store::machine::Machine;
-use crate::timings::Timings;
+use crate::timings::{HitTimes, Timings};
 use crate::worker::{Proofs, Shared, Worker, WorkerLimits};
 
 /// Connections that wait for `accept`.
@@ -165,8 +165,8 @@ impl Node {
             listeners.iter().map(|listener| listener.address()).collect();
 
         let (mailboxes, receivers) = mailboxes(shard_count).map_err(StartError::Side)?;
-        let run = (number, local.addresses);
-        let shared = shared(&config, proofs, Arc::clone(&files), &shard_addresses, run)?;
+        let (known, local_addresses) = (Arc::clone(&files), local.addresses);
+        let shared = shared(&config, proofs, known, number, &shard_addresses, local_addresses)?;
         let shared = Arc::new(shared);
         let public = public_addresses(&config, address, &shard_addresses)?;
         let machine = Arc::new(Machine::start(&config).map_err(StartError::Threads)?);
@@ -195,6 +195,7 @@ impl Node {
             counters: Arc::clone(&shared.counters),
             progress: Arc::clone(&shared.progress),
             timings,
+            hit_times: Arc::clone(&shared.hit_times),
             mailboxes: Arc::clone(&mailboxes),
             queue: side.queue.clone(),
         });
@@ -223,11 +224,7 @@ impl Node {
             // The first shard alone.
             let admin = std::mem::take(&mut admin.listeners);
             let guests = Arc::clone(&guests);
-            let runtime_limits = RuntimeLimits {
-                send_timeout_ms: config.send_timeout_ms,
-                drain_timeout_ms: config.drain_timeout_ms,
-                zero_copy: config.zero_copy,
-            };
+            let runtime_limits = runtime_limits(&config);
             let spawned = executor(config.cpus[shard]).spawn(move || async move {
                 let cache = Cache::new(memory, limits.pin_percent);
                 let cache = if populate { cache.populated() } else { cache };
@@ -435,6 +432,14 @@ fn limits(config: &Config) -> WorkerLimits {
     }
 }
 
+fn runtime_limits(config: &Config) -> RuntimeLimits {
+    RuntimeLimits {
+        send_timeout_ms: config.send_timeout_ms,
+        drain_timeout_ms: config.drain_timeout_ms,
+        zero_copy: config.zero_copy,
+    }
+}
+
 /// Raises the limit of open files to what the connections need.
 fn raise_descriptor_limit(config: &Config) -> Result<(), StartError> {
     let needed = config.connections_max as u64
@@ -524,12 +529,14 @@ fn shared(
     config: &Config,
     proofs: Proofs,
     files: Arc<FileTable>,
+    node: u64,
     shard_addresses: &[SocketAddr],
-    (node, local_addresses): (u64, Vec<String>),
+    local_addresses: Vec<String>,
 ) -> Result<Shared, StartError> {
     Ok(Shared {
         files,
         counters: (0..config.shards).map(|_| Counters::default()).collect(),
+        hit_times: (0..config.shards).map(|_| HitTimes::default()).collect(),
         shard_addresses: advertised(config, shard_addresses),
         local_addresses,
         features: join::features(config, &proofs),
@@ -609,13 +616,13 @@ fn listen_on(address: SocketAddr, shared: bool) -> Result<(TcpListener, SocketAd
     open().map_err(|error| StartError::Listen { address, error })
 }
 
-/// Where the node and its shards are for those who learn of it from others: the host that was given,
-/// else the address it listens on.
+/// Returns where the node and its shards are for those who learn of it from others: at the host that was
+/// given, else at the address it listens on.
 fn public_addresses(
     config: &Config,
     address: SocketAddr,
     shards: &[SocketAddr],
-) -> Result<(String, Vec<String>), StartError> {
+) -> Result<PublicAddresses, StartError> {
     let mut with_host = config.clone();
     if config.advertise.is_empty() {
         match (&config.coord, config.listen.ip()) {
@@ -627,8 +634,8 @@ fn public_addresses(
             (_, ip) => with_host.advertise = ip.to_string(),
         }
     }
-    let mut address = advertised(&with_host, &[address]);
-    Ok((address.pop().unwrap_or_default(), advertised(&with_host, shards)))
+    let node = advertised(&with_host, &[address]).pop().unwrap_or_default();
+    Ok(PublicAddresses { node, shards: advertised(&with_host, shards) })
 }
 
 /// The shard addresses that `Hello` tells. Without a host of its own the node leaves it out, and

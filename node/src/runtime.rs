@@ -25,7 +25,7 @@ use rustix::time::ClockId;
 use crate::access::Access;
 use crate::config::ZeroCopy;
 use crate::connection::{Batch, ReceiveEnd};
-use crate::guests::{Guests, Place};
+use crate::guests::{GuestPlace, Guests};
 use crate::mailbox::{Mail, Mailbox, Mailboxes};
 use crate::ring::{Completion, Ring};
 use crate::token::Token;
@@ -56,7 +56,7 @@ struct Socket {
     fd: OwnedFd,
     token: Token,
     /// Its place among those of its peer; None of an administrator.
-    _place: Option<Place>,
+    _place: Option<GuestPlace>,
     /// A receive is under way.
     receiving: bool,
     /// A receive is wanted: asked for again whenever one ends.
@@ -222,13 +222,17 @@ impl Runtime {
 
     /// Handles what completed and what came by mail; says whether there was anything.
     fn turn(&mut self) -> bool {
-        let mut worked = false;
+        let hits_before = self.terms.counters().hit_count.get();
+        let mut began = None;
         while let Some(completion) = self.ring.next_completion() {
-            worked = true;
             // Looked at for each: a lease must not count from before it was asked for.
-            self.on_completion(self.now(), completion);
+            let at = self.started.elapsed();
+            began.get_or_insert(at);
+            self.on_completion(at.as_millis() as u64, completion);
         }
-        let now = self.now();
+        let mut worked = began.is_some();
+        let at = self.started.elapsed();
+        let (began, now) = (began.unwrap_or(at), at.as_millis() as u64);
         let turn_ms = now.saturating_sub(std::mem::replace(&mut self.turned_at, now));
         if turn_ms >= STALL_MS {
             let counters = self.terms.counters();
@@ -247,7 +251,11 @@ impl Runtime {
             self.on_tick(now);
         }
         self.deliver();
-        self.perform();
+        let ended = self.perform();
+        let hit_count = self.terms.counters().hit_count.get() - hits_before;
+        if hit_count > 0 {
+            self.terms.hit_times().record(ended.saturating_sub(began), hit_count);
+        }
         worked |= self.send_held(now, !worked);
         worked || self.undelivered.iter().any(|waiting| !waiting.is_empty())
     }
@@ -470,7 +478,7 @@ impl Runtime {
             refuse(&fd, Status::Busy, message);
             return;
         }
-        let loads = place.as_ref().map(Place::loads).unwrap_or_default();
+        let loads = place.as_ref().map(GuestPlace::loads).unwrap_or_default();
         let Some(token) = self.worker.accept(now, way, loads) else {
             let message =
                 "as many clients as allowed are connected (connections_max): try again later";
@@ -595,13 +603,14 @@ impl Runtime {
         }
     }
 
-    /// Ends the turn: does what the worker asked for.
-    fn perform(&mut self) {
-        let now = self.now();
+    /// Ends the turn: does what the worker asked for. Returns when that began, in the node's time.
+    fn perform(&mut self) -> Duration {
+        let at = self.started.elapsed();
+        let now = at.as_millis() as u64;
         loop {
             self.handle(now, Event::TurnEnd);
             if self.actions.is_empty() {
-                return;
+                return at;
             }
             let spare = std::mem::take(&mut self.spare_actions);
             let mut actions = std::mem::replace(&mut self.actions, spare);

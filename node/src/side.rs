@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use millrace_proto::cluster::InventoryRequest;
 use millrace_proto::proof::Secret;
 use millrace_proto::{Status, frame};
 use tokio::runtime::Runtime;
@@ -110,11 +111,7 @@ pub(crate) enum ClusterLookup {
         first: u32,
         wait: bool,
     },
-    Inventory {
-        key: u64,
-        epoch: u64,
-        cursor: u64,
-    },
+    Inventory(InventoryRequest),
     Pins,
     /// With `passes_on` the master is asked if this node is not it.
     Command {

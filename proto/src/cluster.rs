@@ -201,6 +201,21 @@ impl Member {
     }
 }
 
+impl From<&ArchivedRingReply> for RingReply {
+    fn from(archived: &ArchivedRingReply) -> RingReply {
+        RingReply {
+            cluster: archived.cluster.as_str().to_owned(),
+            epoch: archived.epoch.to_native(),
+            node: archived.node.as_str().to_owned(),
+            master: archived.master.as_str().to_owned(),
+            is_fenced: archived.is_fenced,
+            mounts: archived.mounts.iter().map(Mount::from).collect(),
+            member_count: archived.member_count.to_native(),
+            members: archived.members.iter().map(Member::from).collect(),
+        }
+    }
+}
+
 impl From<&ArchivedMember> for Member {
     fn from(archived: &ArchivedMember) -> Member {
         let texts = |list: &rkyv::vec::ArchivedVec<rkyv::string::ArchivedString>| {

@@ -1,8 +1,8 @@
 //! What a cluster is at one epoch: what is mounted, which nodes are members, and which of them own a block.
 //!
-//! Always holds: a layout never changes, because another epoch has another layout. Nodes and clients
-//! share it, so both find the same owners. Each of them keeps for itself what may differ between nodes:
-//! the master, and whether coordination was lost.
+//! Always holds: a layout never changes, because another epoch has another layout. Nodes and clients share
+//! it, so both find the same owners. Leaves to them what depends on the node that is asked: the master,
+//! and whether coordination was lost.
 
 use crate::cluster::{Member, Mount, mount_of};
 use crate::ring::{self, Ring};
@@ -61,7 +61,7 @@ fn replicas_of(mount: &Mount) -> usize {
 }
 
 fn ring_of(members: &[Member], all: bool) -> Ring {
-    let members = members.iter().map(|member| ring::Member {
+    let members = members.iter().map(|member| ring::RingMember {
         key: member.key,
         weight: if all || member.is_active() { member.weight } else { 0 },
         zone: &member.zone,

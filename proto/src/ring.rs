@@ -42,7 +42,7 @@ const LN_2: u64 = 2_977_044_472;
 /// A member, as a ring is made from. `mix` of the XXH3-64 of its id would be a key. The cluster
 /// announces the key, so that clients need not know how it was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Member<'a> {
+pub struct RingMember<'a> {
     /// Well mixed, and different for each member.
     pub key: u64,
     /// Share of the blocks, relative to the other members; 0 for none. A weight above [`WEIGHT_MAX`]
@@ -63,12 +63,12 @@ pub fn weight_of(capacity_bytes: u64) -> u32 {
 
 /// A member in the order of the ring.
 #[derive(Clone, Copy, Debug)]
-struct Place {
+struct Seat {
     key: u64,
     factor: u64,
 }
 
-impl Place {
+impl Seat {
     /// Returns the number that the member gets for a block: both halves of a 128-bit product, folded.
     #[inline(always)]
     fn score(self, hash: u64) -> u64 {
@@ -97,7 +97,7 @@ struct Best {
 #[derive(Clone, Debug, Default)]
 pub struct Ring {
     /// Weights descend, and keys do within a class.
-    places: Vec<Place>,
+    places: Vec<Seat>,
     classes: Vec<Class>,
     /// Zone of each place.
     zones: Vec<u8>,
@@ -107,8 +107,8 @@ pub struct Ring {
 
 impl Ring {
     /// Builds a ring of these members; those without weight own nothing.
-    pub fn new(members: &[Member<'_>]) -> Ring {
-        let weight_of = |member: &Member<'_>| member.weight.min(WEIGHT_MAX);
+    pub fn new(members: &[RingMember<'_>]) -> Ring {
+        let weight_of = |member: &RingMember<'_>| member.weight.min(WEIGHT_MAX);
         let mut order: Vec<u32> = (0..members.len() as u32).collect();
         order.retain(|&index| members[index as usize].weight > 0);
         order.sort_by_key(|&index| {
@@ -131,7 +131,7 @@ impl Ring {
                 Some(class) if class.weight == weight => class.end = place + 1,
                 _ => ring.classes.push(Class { weight, start: place, end: place + 1 }),
             }
-            ring.places.push(Place { key: member.key, factor: mix(member.key) | 1 });
+            ring.places.push(Seat { key: member.key, factor: mix(member.key) | 1 });
             let zone = names.binary_search(&member.zone).unwrap_or(0);
             ring.zones.push(if zone < ZONES_MAX { zone as u8 } else { 0 });
         }
@@ -153,7 +153,7 @@ impl Ring {
     /// Returns the memory that the ring takes, in bytes: about 21 for each member.
     pub fn size_bytes(&self) -> usize {
         size_of::<Ring>()
-            + self.places.capacity() * size_of::<Place>()
+            + self.places.capacity() * size_of::<Seat>()
             + self.classes.capacity() * size_of::<Class>()
             + self.zones.capacity()
             + self.members.capacity() * size_of::<u32>()
@@ -215,7 +215,7 @@ impl Ring {
         mut bar: u64,
         is_out: impl Fn(usize) -> bool,
     ) -> Option<Best> {
-        let look = |bar: u64, places: &[Place], start: usize| {
+        let look = |bar: u64, places: &[Seat], start: usize| {
             let mut best: Option<Best> = None;
             for (place, at) in (start..).zip(places) {
                 let score = at.score(hash);
@@ -262,8 +262,8 @@ impl Ring {
 /// Returns the highest score of a group, by a tree, so that no comparison waits for more than two
 /// others.
 #[inline(always)]
-fn highest([a, b, c, d, e, f, g, h]: &[Place; GROUP], hash: u64) -> u64 {
-    let higher = |one: &Place, other: &Place| one.score(hash).max(other.score(hash));
+fn highest([a, b, c, d, e, f, g, h]: &[Seat; GROUP], hash: u64) -> u64 {
+    let higher = |one: &Seat, other: &Seat| one.score(hash).max(other.score(hash));
     (higher(a, b).max(higher(c, d))).max(higher(e, f).max(higher(g, h)))
 }
 

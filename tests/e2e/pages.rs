@@ -47,7 +47,9 @@ fn figures_are_strict_open_metrics_and_count_what_happens() {
     assert_eq!(sum(&families, "millrace_hit_bytes", "millrace_hit_bytes_total"), 400.0);
     assert_eq!(families["millrace_hit_bytes"].unit, "bytes");
     assert_eq!(families["millrace_cpu_seconds"].unit, "seconds");
-    for family in ["millrace_fill_duration_seconds", "millrace_source_duration_seconds"] {
+    // Four reads found their blocks, and four had to wait for them.
+    for stem in ["hit", "fill", "source"] {
+        let family = &format!("millrace_{stem}_duration_seconds");
         assert_eq!(sum(&families, family, &format!("{family}_count")), 4.0, "{family}");
     }
     assert_eq!(sum(&families, "millrace_fills_under_way", "millrace_fills_under_way"), 0.0);

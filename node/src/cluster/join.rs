@@ -13,7 +13,7 @@ use super::alone::{self, Alone};
 use super::answers::Cluster;
 use super::identity::Identity;
 use super::record::MemberRecord;
-use super::session::{Handle, Session, Settings};
+use super::session::{Handle, Session, SessionSettings};
 use super::{Task, View, Views};
 use crate::config::{Config, Coordination};
 use crate::store::contents::Contents;
@@ -66,14 +66,21 @@ fn roots(config: &Config) -> Roots {
     }
 }
 
-/// Prepares the node's membership. `addresses` are those of the node and of its shards, with a host.
+/// Where others reach the node, with a host.
+pub(crate) struct PublicAddresses {
+    pub node: String,
+    /// In shard order.
+    pub shards: Vec<String>,
+}
+
+/// Prepares the node's membership.
 pub(crate) fn membership(
     config: &Config,
     identity: Identity,
     source: Option<String>,
     shared: &Shared,
     machine: &Arc<Machine>,
-    (address, shards): (String, Vec<String>),
+    addresses: PublicAddresses,
 ) -> Membership {
     let contents = Contents::new(config.memory, config.block_size);
     let mounts =
@@ -92,8 +99,8 @@ pub(crate) fn membership(
         run: format!("{:016x}", shared.node),
         weight: ring::weight_of(capacity),
         zone: config.zone.clone(),
-        address,
-        shards,
+        address: addresses.node,
+        shards: addresses.shards,
         local: shared.local_addresses.clone(),
         machine: shared.machine.clone(),
         capacity,
@@ -102,7 +109,7 @@ pub(crate) fn membership(
     };
     let (task, handle): (Task, Handle) = match &config.coord {
         Coordination::Ensemble { servers, path } => {
-            let settings = Settings {
+            let settings = SessionSettings {
                 servers: servers.clone(),
                 path: path.clone(),
                 secret: shared.proofs.member.clone(),
@@ -119,7 +126,7 @@ pub(crate) fn membership(
             (Box::pin(session.run()), handle)
         }
         _ => {
-            let settings = alone::Settings {
+            let settings = alone::AloneSettings {
                 identity,
                 record,
                 source,

@@ -20,6 +20,7 @@ fn sources(progress: &Arc<Progress>) -> Sources {
         counters: Arc::new([Counters::default()]),
         progress: Arc::clone(progress),
         timings: Arc::default(),
+        hit_times: Arc::default(),
         mailboxes: Arc::new([Mailbox::new(1).unwrap().0]),
         queue: SideQueue::for_tests(fills, lookups, cluster),
     }

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use millrace_client::Error;
-use millrace_client::peer::{Order, Peer};
+use millrace_client::peer::{MasterOrder, Peer};
 use millrace_proto::Status;
 use millrace_proto::cluster::{DrainRequest, InventoryFile, Member, MountRequest, PinRequest};
 use millrace_proto::frame;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use super::lookups::Caller;
 use super::{Answer, ClusterLookup, Context, Failure, LookupJob, encode};
 use crate::cache::BlockKey;
 use crate::cluster::handover::{Brought, Puller};
@@ -19,7 +20,6 @@ use crate::cluster::{Command, Refusal, View};
 use crate::connection::reply_header;
 use crate::files::FileRecord;
 use crate::mailbox::{Dropped, Ensured, FillFrom, Filling, Requester};
-use crate::owner::Ticket;
 
 /// Inventories that are made at once: each goes over the entries of the shards.
 const INVENTORIES_MAX: usize = 4;
@@ -48,8 +48,9 @@ pub(super) async fn serve(context: Arc<Context>, jobs: flume::Receiver<LookupJob
             continue;
         };
         tokio::spawn(async move {
+            let caller = Caller { requester: &requester, ticket: &ticket };
             let answer = tokio::select! {
-                answer = context.answer_of((&requester, &ticket), lookup, &inventories) => answer,
+                answer = context.answer_of(caller, lookup, &inventories) => answer,
                 () = ticket.gone() => return,
             };
             context.answer(requester, answer).await;
@@ -61,7 +62,7 @@ pub(super) async fn serve(context: Arc<Context>, jobs: flume::Receiver<LookupJob
 impl Context {
     async fn answer_of(
         &self,
-        (requester, ticket): (&Requester, &Ticket),
+        Caller { requester, ticket }: Caller<'_>,
         lookup: ClusterLookup,
         inventories: &Semaphore,
     ) -> Answer {
@@ -71,12 +72,11 @@ impl Context {
                 let reply = self.cluster.ring(epoch, first, wait, budget).await;
                 Ok(encode(requester, &reply))
             }
-            ClusterLookup::Inventory { key, epoch, cursor } => {
+            ClusterLookup::Inventory(request) => {
                 let busy = || Failure::new(Status::Busy, "too many inventories at once: try again");
                 let _turn = ticket.turn().await.ok_or_else(busy)?;
                 let _slot = inventories.try_acquire().map_err(|_| busy())?;
-                let what = (key, epoch, cursor);
-                let reply = self.cluster.inventory(&self.shards, &self.files, what).await;
+                let reply = self.cluster.inventory(&self.shards, &self.files, request).await;
                 reply.map(|reply| encode(requester, &reply)).map_err(Failure::from)
             }
             ClusterLookup::Command { command, passes_on } => {
@@ -123,7 +123,7 @@ impl Context {
         patience: Duration,
     ) -> Result<(), Failure> {
         let view = self.cluster.view();
-        let master = view.member(&view.master).filter(|master| master.id != view.me);
+        let master = view.layout.member(&view.master).filter(|master| master.id != view.me);
         let Some(master) = master else { return Err(refusal.into()) };
         if !self.peers.has_secret() {
             let message = format!(
@@ -134,11 +134,13 @@ impl Context {
             return Err(Failure { status: Status::NotMaster, message });
         }
         let order = match command {
-            Command::Drain { node, undo } => Order::Drain(DrainRequest { node, undo: undo.into() }),
-            Command::Mount { mount, remove } => {
-                Order::Mount(MountRequest { mount, remove: remove.into() })
+            Command::Drain { node, undo } => {
+                MasterOrder::Drain(DrainRequest { node, undo: undo.into() })
             }
-            Command::Pin { path, undo } => Order::Pin(PinRequest { path, undo: undo.into() }),
+            Command::Mount { mount, remove } => {
+                MasterOrder::Mount(MountRequest { mount, remove: remove.into() })
+            }
+            Command::Pin { path, undo } => MasterOrder::Pin(PinRequest { path, undo: undo.into() }),
             // Of the master to itself.
             Command::Report(_) => return Err(refusal.into()),
         };
@@ -158,7 +160,7 @@ impl Context {
         let view = self.cluster.view();
         let patience = budget.unwrap_or(COMMAND_TIME).min(COMMAND_TIME);
         let mut frees = Vec::new();
-        for member in view.members.iter().filter(|member| member.id != view.me) {
+        for member in view.layout.members.iter().filter(|member| member.id != view.me) {
             let Some(peer) = self.peers.get(member) else {
                 let message =
                     format!("{} did not answer a moment ago: what it has stays", member.id);
@@ -183,7 +185,7 @@ impl Context {
 
     /// Whether a member did not answer a moment ago.
     fn is_avoided(&self, id: &str) -> bool {
-        self.cluster.view().member(id).is_some_and(|member| self.peers.get(member).is_none())
+        self.cluster.view().layout.member(id).is_some_and(|member| self.peers.get(member).is_none())
     }
 
     /// The node's milliseconds.
@@ -243,10 +245,8 @@ impl Puller for Arc<Context> {
             let from = FillFrom::Member(Arc::clone(source));
             match Arc::clone(self).ensure(key, version, from, None).await {
                 Ok(Ensured::Filled(Filling::Peer, length)) => Brought::Moved(length.into()),
+                Ok(Ensured::NotThere) if self.is_avoided(source) => Brought::Failed((key, version)),
                 Ok(_) => Brought::Here,
-                Err(failure) if failure.status == Status::NotCached && self.is_avoided(source) => {
-                    Brought::Failed((key, version))
-                }
                 // It has changed, or is gone: a read that still wants it asks for it.
                 Err(_) => Brought::Here,
             }

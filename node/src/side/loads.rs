@@ -45,7 +45,7 @@ impl Context {
         let view = self.cluster.view();
         view.check_agreement()?;
         let entry = self.look_up_file(caller, &path).await?;
-        let replicas = view.replicas(&path);
+        let replicas = view.layout.replicas(&path);
         let blocks = 0..entry.length.div_ceil(u64::from(self.block_size)) as u32;
         let (file, version, deadline) = (entry.id, entry.version, caller.requester.deadline);
         let loads = blocks
@@ -80,10 +80,10 @@ impl Context {
             let mail = Mail::Ensure { key, version, from: from.clone(), reply };
             self.shards[shard as usize].post_when_room(mail).await;
             match receiver.recv_async().await {
-                Ok(done @ (Ensured::Resident | Ensured::Filled(..))) => return Ok(done),
+                Ok(done @ (Ensured::Resident | Ensured::Filled(..) | Ensured::NotThere)) => {
+                    return Ok(done);
+                }
                 Ok(Ensured::Busy) => tokio::time::sleep(LOAD_RETRY).await,
-                // It waited for a pull, whose member has it no more: now it is brought in earnest.
-                Ok(Ensured::Failed(Status::NotCached, _)) if from == FillFrom::Anywhere => (),
                 Ok(Ensured::Failed(status, message)) => return Err(Failure { status, message }),
                 Err(_) => {
                     let message = "the node is shutting down".to_owned();

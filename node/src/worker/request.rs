@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use millrace_proto::cluster::{
     ArchivedDrainRequest, ArchivedInventoryRequest, ArchivedMountRequest, ArchivedPinRequest,
-    ArchivedRingRequest,
+    ArchivedRingRequest, InventoryRequest,
 };
 use millrace_proto::frame::{self, Header};
 use millrace_proto::message::{
@@ -261,12 +261,12 @@ impl Worker {
             }
             Op::Inventory => {
                 let request = frame::body::<ArchivedInventoryRequest>(body)?;
-                ClusterLookup::Inventory {
+                let request = InventoryRequest {
                     key: request.key.to_native(),
                     epoch: request.epoch.to_native(),
                     cursor: request.cursor.to_native(),
-                }
-                .into()
+                };
+                ClusterLookup::Inventory(request).into()
             }
             Op::Drain => {
                 let request = frame::body::<ArchivedDrainRequest>(body)?;

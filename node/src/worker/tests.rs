@@ -7,7 +7,7 @@ use millrace_proto::{FileId, Op, checksum, placement};
 use super::*;
 use crate::connection::{Piece, RECEIVE_BUFFER_SIZE};
 use crate::files::FileRecord;
-use crate::mailbox::{DropJob, Dropped, Filling};
+use crate::mailbox::{Arrival, DropJob, Dropped, Filling};
 use crate::memory::{Arena, ShardMemory};
 use crate::owner::Loads;
 use crate::side::{ClusterLookup, FillJob, LookupJob, PathLookup};
@@ -84,6 +84,7 @@ impl Node {
         let shared = Arc::new(Shared {
             files: Arc::new(files),
             counters: (0..shard_count).map(|_| Counters::default()).collect(),
+            hit_times: Arc::default(),
             shard_addresses: Vec::new(),
             local_addresses: Vec::new(),
             node: 1,
@@ -183,9 +184,9 @@ impl Node {
                         })
                         .unwrap();
                     let (block, sums) = job.blank.freeze();
-                    Ok((block, sums, Filling::Source))
+                    Ok(Arrival { block, sums, filling: Filling::Source })
                 }
-                Err(error) => Err((job.blank, error)),
+                Err(error) => Err((job.blank, error.into())),
             };
             self.event(
                 now,
@@ -261,11 +262,10 @@ impl Worker {
 /// The batch that is sent when a turn ends now.
 pub(super) fn sent_at_end(worker: &mut Worker, actions: &mut Vec<Action>) -> Option<Batch> {
     worker.handle(0, Event::TurnEnd, actions);
-    let sent = actions.drain(..).find_map(|action| match action {
+    actions.drain(..).find_map(|action| match action {
         Action::Send(_, batch) => Some(batch),
         _ => None,
-    });
-    sent
+    })
 }
 
 /// The bytes that the kernel would send. Test memory is this process's own, so it can be looked at

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use millrace_proto::placement::mix;
-use millrace_proto::ring::{Member, Ring, WEIGHT_MAX, weight_of};
+use millrace_proto::ring::{Ring, RingMember, WEIGHT_MAX, weight_of};
 
 use crate::format::*;
 
@@ -29,11 +29,11 @@ fn asked(name: &'static str, about: &'static str, members: &[(u32, &str)]) -> As
 }
 
 impl Asked {
-    fn members(&self) -> Vec<Member<'_>> {
+    fn members(&self) -> Vec<RingMember<'_>> {
         let made_up = (0..).map(|number| mix(number + 0xbeef));
         let keys = self.keys.iter().copied().chain(made_up.skip(self.keys.len()));
         let members = self.members.iter().zip(keys);
-        members.map(|((weight, zone), key)| Member { key, weight: *weight, zone }).collect()
+        members.map(|((weight, zone), key)| RingMember { key, weight: *weight, zone }).collect()
     }
 }
 
@@ -144,7 +144,7 @@ fn ring_is_as_published() {
         let ring = Ring::new(&members);
         let texts: Vec<String> = members
             .iter()
-            .map(|Member { key, weight, zone }| {
+            .map(|RingMember { key, weight, zone }| {
                 format!("{key:016x} {weight} {}", if zone.is_empty() { "-" } else { zone })
             })
             .collect();
@@ -184,12 +184,12 @@ fn ring_is_as_published() {
 /// Asks a ring that was read from the file.
 fn check_stored(stored: &BTreeMap<String, String>) {
     let number = |text: &str| u64::from_str_radix(text, 16).expect("hex digits");
-    let members: Vec<Member<'_>> = stored["members"]
+    let members: Vec<RingMember<'_>> = stored["members"]
         .split(", ")
         .map(|member| {
             let fields: Vec<&str> = member.split(' ').collect();
             let weight = fields[1].parse().expect("a number");
-            Member { key: number(fields[0]), weight, zone: fields[2].trim_matches('-') }
+            RingMember { key: number(fields[0]), weight, zone: fields[2].trim_matches('-') }
         })
         .collect();
     let ring = Ring::new(&members);
