@@ -19,7 +19,7 @@ use super::{Answer, Answers, Landed, Landing, Part, Reply, Request};
 use crate::error::Error;
 
 #[derive(Debug)]
-struct Entry {
+struct RequestInFlight {
     op: Op,
     parts: SmallVec<[Part; 1]>,
     /// Parts without an answer, at least 1.
@@ -42,7 +42,7 @@ pub(super) enum Want {
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct InFlight {
-    entries: HashMap<u64, Entry>,
+    entries: HashMap<u64, RequestInFlight>,
     request_id_last: u64,
     /// Parts of all entries without an answer: what a node's limit counts.
     part_count: usize,
@@ -72,7 +72,7 @@ impl InFlight {
         request.body.encode(out, header);
         let open_count = request.parts.len();
         self.part_count += open_count;
-        let entry = Entry {
+        let entry = RequestInFlight {
             op,
             parts: request.parts,
             open_count,
