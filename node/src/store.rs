@@ -124,7 +124,7 @@ impl StoreError {
         match self {
             StoreError::NotFound => Status::NotFound,
             StoreError::WrongKind(_) => Status::WrongKind,
-            StoreError::Denied(_) => Status::PermissionDenied,
+            StoreError::Denied(_) | StoreError::Unusable(_) => Status::PermissionDenied,
             StoreError::InvalidPath(_) => Status::InvalidArgument,
             StoreError::Changed | StoreError::Differs => Status::StaleVersion,
             StoreError::Remounted => Status::UnknownFile,
@@ -133,9 +133,7 @@ impl StoreError {
             | StoreError::Settling(_)
             | StoreError::Busy(_)
             | StoreError::Unwanted => Status::Busy,
-            StoreError::Unusable(_) | StoreError::Hangs(_) | StoreError::Failed(_) => {
-                Status::SourceError
-            }
+            StoreError::Hangs(_) | StoreError::Failed(_) => Status::SourceError,
         }
     }
 

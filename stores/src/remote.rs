@@ -211,7 +211,7 @@ impl Inner {
     async fn list(&self, path: &str, after: &str, limit: usize) -> Result<Page, StoreError> {
         check_path(path)?;
         let Some(pages) = &self.pages else {
-            return Err(StoreError::Unusable(format!("{} has no listings", self.identity)));
+            return Err(StoreError::WrongKind("this source has no listings"));
         };
         let prefix = below(self.key(path));
         // A directory that was the last one is left behind with all that is in it.
