@@ -2,11 +2,10 @@
 //! machine.
 //!
 //! Owns options and what every report says first. Three questions have a module each: how fast
-//! ([`speed`]), how much memory ([`memory`]), how long without a leader ([`failover`]); a fourth is
-//! about our service alone: where it better reads ([`stores`]). Always holds: every service keeps
-//! its data in a directory of its own on the same disk with its own default durability, is loaded by
-//! the same generator with the same keys, and is killed when the run ends, however it ends. Every
-//! answer is compared with the only one that is right.
+//! ([`speed`]), how much memory ([`memory`]), how long without a leader ([`failover`]). Always
+//! holds: every service keeps its data in a directory of its own on the same disk with its own
+//! default durability, is loaded by the same generator with the same keys, and is killed when the
+//! run ends, however it ends. Every answer is compared with the only one that is right.
 //!
 //! ```text
 //!  operations ─► generator ─► link ─► session ─► bytes ─► replica 1, 2, 3
@@ -24,7 +23,6 @@ use serde::Serialize;
 pub mod failover;
 pub mod memory;
 pub mod speed;
-pub mod stores;
 
 mod ensemble;
 mod generator;
@@ -57,8 +55,6 @@ pub enum Question {
     Memory,
     /// [`failover`].
     Failover,
-    /// [`stores`].
-    Stores,
 }
 
 /// The answer to a [`Question`].
@@ -71,8 +67,6 @@ pub enum CoordReport {
     Memory(memory::MemoryReport),
     /// To [`Question::Failover`].
     Failover(failover::FailoverReport),
-    /// To [`Question::Stores`].
-    Stores(stores::StoresReport),
 }
 
 impl CoordReport {
@@ -82,7 +76,6 @@ impl CoordReport {
             CoordReport::Speed(report) => report.render(),
             CoordReport::Memory(report) => report.render(),
             CoordReport::Failover(report) => report.render(),
-            CoordReport::Stores(report) => report.render(),
         }
     }
 }
@@ -100,7 +93,6 @@ pub fn measure(
         Question::Speed => CoordReport::Speed(speed::measure(options, progress)?),
         Question::Memory => CoordReport::Memory(memory::measure(options, progress)?),
         Question::Failover => CoordReport::Failover(failover::measure(options, progress)?),
-        Question::Stores => CoordReport::Stores(stores::measure(options, progress)?),
     })
 }
 
@@ -140,7 +132,7 @@ pub struct CoordOptions {
     pub connections: usize,
     /// Length of a value in bytes.
     pub value_length: usize,
-    /// Keys that are kept; `None` for 10,000, and 1,000,000 for [`memory`] and [`stores`].
+    /// Keys that are kept; `None` for 10,000, and 1,000,000 for [`memory`].
     pub znodes: Option<u32>,
     /// Load of each service before anything is measured, in seconds: a JVM compiles what it sees
     /// often.

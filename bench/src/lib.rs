@@ -6,7 +6,8 @@
 //! checked for success and for its exact length, and every server is read once with its bytes
 //! compared before a clock starts. Flags and printing are left to the command line, which calls
 //! [`read::read`], [`compare::compare`], [`scale::scale`], [`coord::measure`] and [`ring::simulate`]. The
-//! last but one is for the coordination service and has servers, protocols and a generator of its own;
+//! last but one is for the coordination service and has servers, protocols and a generator of its own:
+//! there replies are judged and may be refused, sessions are kept alive, and protocols answer by themselves;
 //! the last has none of these, and simulates clusters.
 //!
 //! The generator speaks raw protocols and does not use the client library: it measures servers.
@@ -28,4 +29,5 @@ pub mod report;
 pub mod ring;
 pub mod rival;
 pub mod scale;
+mod sockets;
 pub mod wire;

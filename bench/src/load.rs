@@ -114,6 +114,15 @@ pub struct Latency {
     pub max_us: f64,
 }
 
+impl Latency {
+    /// Returns the quantiles of latencies in nanoseconds.
+    pub fn of(latencies: &Histogram<u64>) -> Latency {
+        let at = |quantile| latencies.value_at_quantile(quantile) as f64 / 1e3;
+        let max_us = latencies.max() as f64 / 1e3;
+        Latency { p50_us: at(0.5), p90_us: at(0.9), p99_us: at(0.99), p999_us: at(0.999), max_us }
+    }
+}
+
 /// What a run measured. A GB is 10^9 bytes of payload.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct LoadResult {
@@ -177,7 +186,6 @@ pub(crate) struct Measured {
 
 impl Measured {
     fn result(&self) -> LoadResult {
-        let at = |quantile| self.latency.value_at_quantile(quantile) as f64 / 1e3;
         let gb = self.bytes as f64 / 1e9;
         let per = |value: f64, by: f64| if by > 0.0 { value / by } else { 0.0 };
         LoadResult {
@@ -187,13 +195,7 @@ impl Measured {
             seconds: self.seconds,
             reads_per_s: per(self.reads as f64, self.seconds),
             gb_per_s: per(gb, self.seconds),
-            latency: Latency {
-                p50_us: at(0.5),
-                p90_us: at(0.9),
-                p99_us: at(0.99),
-                p999_us: at(0.999),
-                max_us: self.latency.max() as f64 / 1e3,
-            },
+            latency: Latency::of(&self.latency),
             client_cpu_s: self.client_cpu_s,
             server_cpu_s: self.server_cpu_s,
             client_cpu_s_per_gb: per(self.client_cpu_s, gb),

@@ -1,13 +1,11 @@
-//! What people and programs read: sizes, rates, aligned tables, JSON.
+//! What people and programs read: sizes, rates, aligned tables.
 //!
 //! Owns formatting. Sizes of objects are binary (`64 KiB`), rates decimal (`GB/s`), as in the
 //! results themselves.
 
 use std::fmt::Write;
 
-use anyhow::{Context, Result};
 pub use millrace_ops::form::{count, latency, size};
-use serde::Serialize;
 
 /// A number with its noun: `1 shard`, `2 shards`.
 pub fn counted(value: usize, noun: &str) -> String {
@@ -59,14 +57,6 @@ impl Table {
         }
         text
     }
-}
-
-/// A report as indented JSON.
-///
-/// # Errors
-/// If it holds what JSON cannot, which no report of this crate does.
-pub fn json(report: &impl Serialize) -> Result<String> {
-    serde_json::to_string_pretty(report).context("write a report as JSON")
 }
 
 /// The middle of `values`, or the mean of the two in the middle; 0 if there are none.

@@ -66,15 +66,6 @@ impl Rival {
         }
     }
 
-    /// The rival of this name.
-    ///
-    /// # Errors
-    /// Naming those there are.
-    pub fn from_name(name: &str) -> Result<Rival> {
-        let found = Rival::ALL.into_iter().find(|rival| rival.name() == name);
-        found.with_context(|| format!("there is no rival {name:?}; use redis, memcached or nginx"))
-    }
-
     /// Whether it answers several keys in one request.
     pub fn has_batch(self) -> bool {
         self != Rival::Nginx
@@ -378,14 +369,6 @@ fn store_by(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_lead_back_to_rivals() {
-        for rival in Rival::ALL {
-            assert_eq!(Rival::from_name(rival.name()).unwrap(), rival);
-        }
-        assert!(Rival::from_name("etcd").is_err());
-    }
 
     fn shell(script: &str) -> Result<(Server, String)> {
         let mut command = Command::new("/bin/sh");

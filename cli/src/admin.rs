@@ -1,8 +1,8 @@
 //! `millrace admin`: look at a cluster and change it.
 //!
-//! Owns the flags and the connection; `status` presents, `change` changes, `pins` does both
-//! for pins. Any node can be asked: the client learns of the others. What changes something goes to the
-//! administration socket of a node, which asks the master by itself.
+//! Owns the flags and the connection; `status` presents, `change` changes, `pins` does both for pins.
+//! Any node can be asked, because the client learns of the others. A change goes to the administration
+//! socket of a node, which asks the master by itself.
 
 use clap::Subcommand;
 use millrace_client::{Client, ClientConfig, ClusterInfo};
@@ -16,9 +16,9 @@ use crate::fs::{self, NodeAddress};
 
 /// Look at a cluster, drain its nodes, change what is mounted and pinned
 ///
-/// Looking needs nothing but a node's address. What changes something is asked at the administration socket
-/// of a node, which its user and root may open, and which is found by itself on the node's machine; any node
-/// of the cluster will do. From elsewhere it takes the nodes' token (--admin-token, of the nodes and here).
+/// Looking needs only a node's address. Changes go to the administration socket of any node of the
+/// cluster, which the node's user and root may open. On the node's machine the socket is found by
+/// itself; from elsewhere a change needs the nodes' token (--admin-token, at the nodes and here).
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -77,10 +77,10 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     })
 }
 
-/// What is known of the cluster.
+/// Returns what is known of the cluster.
 ///
 /// # Errors
-/// If the node is in none.
+/// If the node is not in a cluster.
 fn cluster(client: &Client) -> Result<ClusterInfo, Failure> {
     client.cluster().ok_or_else(|| {
         Failure::new("this node is in no cluster")

@@ -1,7 +1,7 @@
 //! `millrace cluster`: a whole cluster on one machine, for trying out.
 //!
 //! Owns the processes: replicas of coordination and nodes, each started as it would be by hand, with a
-//! directory and a log of its own. They are stopped with this process, nodes first.
+//! directory and a log of its own. They stop with this process, nodes first.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, ErrorKind, Write};
@@ -26,11 +26,11 @@ use crate::signals::Signals;
 
 /// Longest wait for a process to be ready.
 const READY_WAIT: Duration = Duration::from_secs(60);
-/// Longest wait for one to end when it was asked to.
+/// Longest wait for a process to end after it was asked to.
 const STOP_WAIT: Duration = Duration::from_secs(20);
-/// Ports between one node and the next: room for those of its shards.
+/// Ports between one node and the next: there is room for those of its shards.
 const NODE_PORTS: u16 = 100;
-/// What a process says when it serves.
+/// What a process prints when it serves.
 const READY: [&str; 2] = ["listening on ", "is serving ZooKeeper clients at "];
 
 /// Start a whole cluster on this machine
@@ -82,19 +82,19 @@ struct UpArgs {
     /// Further flag of every node, such as --node-flag=--shards=2; may be repeated
     #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
     node_flag: Vec<String>,
-    /// Print where everything is as JSON
+    /// Print JSON that says where everything is
     #[arg(long)]
     json: bool,
 }
 
-/// Tells a process that it ends with the one that started it.
+/// Says to a process that it ends with its parent.
 const PARENT_VARIABLE: &str = "MILLRACE_PARENT";
 
-/// Has this process stop when the one that started it is gone, if that is what it asked for.
+/// Makes this process stop when its parent is gone, if the parent asked for that.
 pub(crate) fn end_with_parent() {
     let parent = std::env::var(PARENT_VARIABLE).ok().and_then(|id| id.parse::<i32>().ok());
     let Some(parent) = parent else { return };
-    // Without it this process would go on by itself, which is no harm to what it does.
+    // Without it this process would go on by itself, which does no harm.
     let _ = rustix::process::set_parent_process_death_signal(Some(Signal::TERM));
     if rustix::process::getppid().map(Pid::as_raw_nonzero).is_none_or(|id| id.get() != parent) {
         std::process::exit(1);
@@ -138,7 +138,7 @@ fn up(args: &UpArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Port of the first replica for clients; peers use two ports for each, 100 above.
+/// Returns the port of the first replica for clients; peers use two ports for each replica, 100 above.
 fn coord_port(args: &UpArgs) -> u16 {
     args.port + 1000
 }
@@ -189,7 +189,7 @@ fn start(
         command.arg("coord").arg(home.join("zoo.cfg"));
         members.push(spawn(name, local(client), &home, command)?);
     }
-    // A replica serves when there is a majority: all are waited for together.
+    // A replica serves when there is a majority, so all are waited for together.
     members.iter_mut().try_for_each(wait_ready)?;
     let coord: Vec<String> =
         (0..args.replicas).map(|index| local(first + index).to_string()).collect();
@@ -210,7 +210,7 @@ fn start(
             command.args(["--shards", "1"]);
         }
         if !is_set("--cpus") {
-            // Shards are pinned to the first cores of the list: each node begins with another one.
+            // Shards are pinned to the first cores of the list, so each node begins with another one.
             let mut cpus = usable_cpus();
             let count = cpus.len();
             cpus.rotate_left(usize::from(index) % count);
@@ -223,13 +223,13 @@ fn start(
     members[usize::from(args.replicas)..].iter_mut().try_for_each(wait_ready)
 }
 
-/// The file with the secret of the cluster; it is made with the cluster.
+/// Returns the file with the secret of the cluster. A new cluster gets a new one.
 fn secret(dir: &Path) -> Result<PathBuf, Failure> {
     let path = dir.join("secret");
     let made = File::options().write(true).create_new(true).mode(0o600).open(&path);
     let mut file = match made {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            // The nodes read it: what is wrong with it is told before any of them starts.
+            // The nodes read it, so an error in it is reported before any of them starts.
             return match secret::read(&path) {
                 Ok(_) => Ok(path),
                 Err(error) => Err(Failure::new(format!("the secret of the cluster: {error}"))),
@@ -262,7 +262,7 @@ fn cannot_write(path: &Path, error: &std::io::Error) -> Failure {
     Failure::new(format!("write {}: {error}", path.display())).with_hint("choose another --dir")
 }
 
-/// Finds out whether a port is free before anything is started.
+/// Checks that a port is free before anything is started.
 fn free(port: u16) -> Result<(), Failure> {
     TcpListener::bind(local(port)).map(drop).map_err(|error| {
         Failure::new(format!("listen on {}: {error}", local(port)))
@@ -290,14 +290,14 @@ fn spawn(
     Ok(Member { name, address, log, child })
 }
 
-/// Waits until a process says that it serves.
+/// Waits until a process reports that it serves.
 fn wait_ready(member: &mut Member) -> Result<(), Failure> {
     let Some(stdout) = member.child.stdout.take() else { return Ok(()) };
     let (sender, lines) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         // Read to the end, so that the process never waits for a reader.
         for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-            // Nobody listens any more once it was ready.
+            // The receiver is gone once the process was ready.
             let _ = sender.send(line);
         }
     });
@@ -322,7 +322,7 @@ fn wait_ready(member: &mut Member) -> Result<(), Failure> {
     }
 }
 
-/// Where everything is.
+/// Returns the text that says where everything is.
 fn told(args: &UpArgs, members: &[Member]) -> Result<String, Failure> {
     if args.json {
         let members = members.iter().map(|member| {
@@ -352,7 +352,8 @@ fn told(args: &UpArgs, members: &[Member]) -> Result<String, Failure> {
     ))
 }
 
-/// Stops everything, the last that was started first: a node leaves while coordination is there.
+/// Stops all processes, the last that was started first, so that a node leaves while coordination is
+/// there.
 fn stop(mut members: Vec<Member>) {
     while let Some(last) = members.pop() {
         let is_node = last.name.starts_with("node");
@@ -380,7 +381,7 @@ fn stop(mut members: Vec<Member>) {
 
 fn signal(member: &Member, signal: Signal) {
     if let Some(pid) = i32::try_from(member.child.id()).ok().and_then(Pid::from_raw) {
-        // One that has ended already was not waited for, so nobody else has its number.
+        // A process that has ended already was not waited for, so no other process has its number.
         let _ = kill_process(pid, signal);
     }
 }

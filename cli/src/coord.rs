@@ -1,8 +1,8 @@
-//! `millrace coord`: the coordination service, and what its operators do.
+//! `millrace coord`: the coordination service, and its verbs for operators.
 //!
-//! Owns the flags of the verb and the list of verbs below it; each group of them has a file. Without
-//! a verb it is a replica, in the foreground. What the keys mean and what a replica answers is left
-//! to the crate behind it.
+//! Owns the flags of the verb and the list of verbs below it; each group of them has a file. Without a
+//! verb it is a replica, in the foreground. What the keys mean and what a replica answers is left to the
+//! crate behind it.
 
 use clap::Subcommand;
 
@@ -19,12 +19,12 @@ use crate::failure::Failure;
 
 /// Run a replica of the coordination service, or look after one.
 ///
-/// A replica serves ZooKeeper's protocol. Without a verb it runs in the foreground: from a zoo.cfg
-/// (with the myid beside its data), from a file of our own, or with nothing but a data directory.
-/// It prints one line on stdout once clients are served, and logs to stderr; the environment
-/// variable MILLRACE_LOG sets what is logged (error, warn, info, debug, or a filter such as
-/// `warn,millrace_coord=debug`). SIGTERM and SIGINT let it hand leadership over and make durable
-/// what is queued; a second signal ends it at once.
+/// A replica serves ZooKeeper's protocol. Without a verb it runs in the foreground, from a zoo.cfg (with
+/// the myid beside its data), from a file of our own, or with nothing but a data directory. It prints
+/// one line on stdout once clients are served, and logs to stderr; the environment variable MILLRACE_LOG
+/// sets what is logged (error, warn, info, debug, or a filter such as `warn,millrace_coord=debug`). On
+/// SIGTERM and SIGINT it hands leadership over and makes durable what is queued; a second signal ends it
+/// at once.
 #[derive(clap::Args)]
 #[command(
     args_conflicts_with_subcommands = true,

@@ -1,6 +1,6 @@
-//! `millrace doctor`: what of this machine makes a node fast, what does not, and what to change.
+//! `millrace doctor`: what on this machine makes a node fast, what does not, and what to change.
 //!
-//! Owns the form of the report alone; looking is the node's.
+//! Owns only the form of the report; the node does the looking.
 
 use millrace_node::doctor::{self, Finding, State};
 use serde_json::json;
@@ -8,9 +8,9 @@ use serde_json::json;
 use crate::failure::Failure;
 use crate::output;
 
-/// Say which fast paths this machine offers, which not and why, and what to change
+/// Report which fast paths this machine offers, which not and why, and what to change
 ///
-/// Looks only: it changes nothing and needs no privileges. Ends with 1 if a node would not start.
+/// It only looks: it changes nothing and needs no privileges. Ends with 1 if a node would not start.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -1,22 +1,22 @@
 //! How a verb fails: what people read on stderr, and the exit code that scripts read.
 //!
-//! Owns the form of a message: `millrace: <what>: <cause>` in one line, then perhaps `hint: ...`.
-//! The libraries end a message with what to do, behind a semicolon; that part becomes the hint. A
-//! reader of stdout that went away is no failure: the program just ends.
+//! Owns the form of a message: `millrace: <what>: <cause>` in one line, then perhaps `hint: ...`. The
+//! libraries end a message with what to do, after a semicolon; that part becomes the hint. If the reader
+//! of stdout went away the program ends without a message.
 
 use std::process::ExitCode;
 
 use millrace_client::{Error, Status};
 
-/// Exit code for a world that is not as it has to be.
+/// Exit code if the world is not as it has to be.
 const FAILED: u8 = 1;
-/// Exit code for a command line or a configuration that is not understood; clap uses the same.
+/// Exit code if a command line or a configuration is not understood; clap uses the same.
 const USAGE: u8 = 2;
 
 /// Why a verb did not do what was asked.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
-    /// Something to tell.
+    /// A failure with a message.
     Told {
         /// One line without `millrace: `.
         text: String,
@@ -25,24 +25,24 @@ pub(crate) enum Failure {
         /// 1 or 2.
         code: u8,
     },
-    /// The report on stdout tells it already.
+    /// The report on stdout says it already.
     Reported,
-    /// Nobody reads stdout any more.
+    /// The reader of stdout went away.
     BrokenPipe,
 }
 
 impl Failure {
-    /// A failure of the world, from a message that may end with `; <what to do>`.
+    /// Returns a failure of the world, from a message that may end with `; <what to do>`.
     pub(crate) fn new(message: impl Into<String>) -> Failure {
         Failure::split(&message.into(), FAILED)
     }
 
-    /// A mistake on the command line, in the environment or in the configuration file.
+    /// Returns a mistake on the command line, in the environment or in the configuration file.
     pub(crate) fn usage(message: impl Into<String>) -> Failure {
         Failure::split(&message.into(), USAGE)
     }
 
-    /// What the client met when it worked on a path; the empty path is the root.
+    /// Returns the error of the client at a path; the empty path is the root.
     pub(crate) fn at_path(path: &str, error: &Error) -> Failure {
         match error {
             Error::Status { .. } => Failure::new(format!("{}: {error}", shown(path))),
@@ -50,7 +50,7 @@ impl Failure {
         }
     }
 
-    /// The same failure with another hint.
+    /// Returns the same failure with another hint.
     pub(crate) fn with_hint(self, advice: impl Into<String>) -> Failure {
         match self {
             Failure::Told { text, code, .. } => {
@@ -61,7 +61,7 @@ impl Failure {
     }
 
     fn split(message: &str, code: u8) -> Failure {
-        // A message of several lines would hide the fact that each failure has one.
+        // Each failure has one line, and a message of several would hide that.
         let message = message.trim().replace('\n', ", ");
         let (text, hint) = match message.split_once("; ") {
             Some((text, hint)) => (text.to_owned(), Some(hint.to_owned())),
@@ -70,7 +70,7 @@ impl Failure {
         Failure::Told { text, hint, code }
     }
 
-    /// The lines for stderr, if there is something to tell.
+    /// Returns the lines for stderr, if there is a message.
     pub(crate) fn lines(&self) -> Option<String> {
         match self {
             Failure::Told { text, hint, .. } => Some(match hint {
@@ -97,7 +97,7 @@ impl From<Error> for Failure {
     }
 }
 
-/// Whether an error is about one file or directory, so that others can still be worked on.
+/// True if an error is about one file or directory, so that others can still be worked on.
 pub(crate) fn is_about_path(error: &Error) -> bool {
     match error {
         Error::Stale { .. } => true,
@@ -116,7 +116,7 @@ pub(crate) fn is_about_path(error: &Error) -> bool {
     }
 }
 
-/// A path as people know it: the root has a name.
+/// Returns a path as people know it: the root has a name.
 pub(crate) fn shown(path: &str) -> &str {
     if path.is_empty() { "/" } else { path }
 }

@@ -1,8 +1,8 @@
 //! `millrace fs`: look at, read and steer what a running node serves.
 //!
-//! Owns the flags and the connection; each group of verbs has a file. Always holds: what arrives is
-//! judged against the node's checksums unless `--no-verify` is given, and memory is bounded by
-//! blocks in flight, never by the size of a file.
+//! Owns the flags and the connection; each group of verbs has a file. Always holds: received bytes are
+//! compared with the node's checksums unless `--no-verify` is given, and memory is bounded by blocks in
+//! flight, never by the size of a file.
 
 use std::io::ErrorKind;
 use std::net::{ToSocketAddrs, UdpSocket};
@@ -17,7 +17,7 @@ use tokio::runtime::{Builder, Runtime};
 
 mod list;
 
-mod cat;
+pub(crate) mod cat;
 mod get;
 
 mod cache;
@@ -28,11 +28,11 @@ use crate::signals;
 
 /// What to do where no node answers.
 pub(crate) const NO_NODE_HINT: &str = "check --node, or start one: millrace node --source DIR";
-/// What a node's own key `admin` says where the place is left to it; a variable may be for both.
+/// Value of a node's own key `admin` that leaves the place to the node; one variable may be for both.
 const AUTOMATIC: &str = "auto";
-/// Where a node listens when nobody says otherwise.
+/// Where a node listens by default.
 const ADDRESS: &str = "127.0.0.1:7070";
-/// How long what has begun may take when the verb is done. Guessed: a write of `get` takes less.
+/// How long work in progress may still take when the verb is done. Guessed: a write of `get` takes less.
 const SHUTDOWN_TIME: Duration = Duration::from_secs(10);
 /// Longest wait for the whole of one file to be loaded.
 const LOAD_DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
@@ -64,15 +64,16 @@ pub(crate) struct Args {
 /// Which node is asked.
 #[derive(clap::Args)]
 pub(crate) struct NodeAddress {
-    /// Address of a node, or of several behind commas; unix:PATH for a Unix socket;
+    /// Address of a node, or of several joined by commas; unix:PATH for a Unix socket;
     /// zk://HOST:PORT/PATH for the nodes that registered there
     #[arg(id = "node_address", long = "node", value_name = "HOST:PORT", env = "MILLRACE_NODE",
         hide_env_values = true,
         display_order = 100,
         default_value = ADDRESS, global = true)]
     pub(crate) address: String,
-    /// Administration socket of a node, for what changes something; found by itself for a node of this
-    /// user on this machine, by root for one of any user, unless the node was told where to have it
+    /// Administration socket of a node, for changes. It is found by itself for a node of this user on
+    /// this machine, and by root for a node of any user, unless the node was configured with another
+    /// place
     #[arg(
         long,
         value_name = "PATH",
@@ -82,7 +83,7 @@ pub(crate) struct NodeAddress {
         global = true
     )]
     admin: Option<String>,
-    /// File with the token of the nodes, to change something over TCP
+    /// File with the token of the nodes, for changes over TCP
     #[arg(
         long,
         value_name = "FILE",
@@ -95,7 +96,7 @@ pub(crate) struct NodeAddress {
 }
 
 impl NodeAddress {
-    /// Settings for a client that changes something: where it is asked.
+    /// Returns the settings of a client that makes changes: where it sends them.
     ///
     /// # Errors
     /// If no administration socket is found, or the token cannot be read.
@@ -119,16 +120,16 @@ impl NodeAddress {
         Ok(ClientConfig { admin: Some(admin), admin_token, ..ClientConfig::new() })
     }
 
-    /// The administration sockets on this machine of the nodes that are named.
+    /// Returns the administration sockets on this machine of the nodes that are named.
     fn find_administration(&self) -> Result<String, Failure> {
         let (mut found, mut looked) = (Vec::new(), Vec::new());
-        // Those of a place of coordination are no nodes.
+        // The addresses of a place of coordination are not nodes.
         let is_node = !self.address.starts_with(coordination::SCHEME);
         for address in self.address.split(',').filter(|_| is_node) {
             let port =
                 address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
             let Some((host, port)) = port.filter(|(host, _)| *host != "unix") else { continue };
-            // A node of this machine at the same port may be one of another cluster.
+            // A node of this machine at the same port may belong to another cluster.
             if !is_this_machine(host, port) {
                 looked.push(format!("{host} is another machine"));
                 continue;
@@ -144,9 +145,8 @@ impl NodeAddress {
             return Ok(found.join(","));
         }
         let looked = match looked.is_empty() {
-            true => {
-                "looked at no place, because only HOST:PORT tells where a node has it".to_owned()
-            }
+            true => "looked at no place, because only HOST:PORT says which socket to look for"
+                .to_owned(),
             false => looked.join(", "),
         };
         Err(Failure::new(format!(
@@ -159,7 +159,7 @@ impl NodeAddress {
         ))
     }
 
-    /// Judges the form of the address of one node, before anything is looked up or contacted.
+    /// Checks the form of the address of one node, before anything is looked up or contacted.
     ///
     /// # Errors
     /// If it is neither `host:port` nor `unix:PATH`.
@@ -187,10 +187,10 @@ impl NodeAddress {
     }
 }
 
-/// The address of an administration socket that was named.
+/// Returns the address of an administration socket that was named.
 ///
 /// # Errors
-/// If it is not an address, or one over TCP, where nothing is changed without a token.
+/// If it is not an address, or one over TCP without a token, where changes are refused.
 fn administration(admin: &str, has_token: bool) -> Result<String, Failure> {
     let refused = |text: String| Err(Failure::usage(format!("flag --admin: {text}")));
     let is_address =
@@ -203,7 +203,7 @@ fn administration(admin: &str, has_token: bool) -> Result<String, Failure> {
     }
     if !admin.split(',').all(is_address) {
         return refused(format!(
-            "{admin:?} is no administration socket; give its whole path, from / on, or leave the flag out"
+            "{admin:?} is not an administration socket; give its whole path, from / on, or leave the flag out"
         ));
     }
     if !has_token {
@@ -215,7 +215,7 @@ fn administration(admin: &str, has_token: bool) -> Result<String, Failure> {
     Ok(admin.to_owned())
 }
 
-/// True if a host is this machine: only here an address of it can be bound.
+/// True if a host is this machine, because only here an address of it can be bound.
 fn is_this_machine(host: &str, port: u16) -> bool {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let addresses = (host, port).to_socket_addrs();
@@ -265,13 +265,13 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
             Verb::Status(args) => status::run(&client, &args).await,
         }
     });
-    // Also waits for the writes of `get` that are under way, so that their files are removed; not for a
-    // source that hangs.
+    // This also waits for the writes of `get` that are under way, so that their files are removed, but
+    // not for a source that hangs.
     runtime.shutdown_timeout(SHUTDOWN_TIME);
     result
 }
 
-/// Makes paths whole that begin at the working directory.
+/// Makes paths absolute that begin at the working directory.
 ///
 /// # Errors
 /// If one is empty, or there is no working directory.
@@ -284,7 +284,7 @@ fn whole(paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, Failure> {
     paths.collect()
 }
 
-/// Why there is no connection; the flag may be at fault.
+/// Returns why there is no connection; the flag may be at fault.
 pub(crate) fn no_node(error: Error) -> Failure {
     match error {
         Error::InvalidArgument(text) => Failure::usage(format!("flag --node: {text}")),
@@ -293,7 +293,7 @@ pub(crate) fn no_node(error: Error) -> Failure {
     }
 }
 
-/// The threads that move bytes and judge them.
+/// Starts the threads that move bytes and verify them.
 ///
 /// # Errors
 /// If the system grants none.

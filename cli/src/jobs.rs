@@ -41,7 +41,7 @@ where
     }
 }
 
-/// How many pieces of `piece_bytes` fit `bytes_max`, between `min` and `max`.
+/// Returns how many pieces of `piece_bytes` fit `bytes_max`, between `min` and `max`.
 pub(crate) fn window(bytes_max: u64, piece_bytes: u64, min: usize, max: usize) -> usize {
     let fit = usize::try_from(bytes_max / piece_bytes.max(1)).unwrap_or(max);
     fit.clamp(min, max)

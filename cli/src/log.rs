@@ -1,14 +1,15 @@
-//! Log lines on stderr, as far as they can be written: no line holds up or ends what it tells about.
+//! Log lines on stderr, as far as they can be written: logging never blocks or ends the work that it
+//! describes.
 //!
 //! ```text
 //!  any thread ── line ──► repeats ──► lines (bounded) ──► the log's thread ──► stderr
-//!                          │ held, told as one once a second ─┘
+//!                          │ held, written as one once a second ─┘
 //! ```
 //!
 //! Owns the filter, the one thread that writes, and what a panic says. Always holds: a thread that logs
 //! copies its line and goes on, whatever stderr is: a full disk, a closed pipe, or a pipe that is not
-//! read. What cannot be written is counted, and the count is told when writing works again.
-//! What is held of a line that comes again and again is left to [`repeats`], what waits to [`lines`].
+//! read. What cannot be written is counted, and the count is logged when writing works again. Holding
+//! back lines that repeat is left to [`repeats`], the lines that wait to [`lines`].
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{self, IsTerminal, Write};
@@ -34,18 +35,19 @@ use repeats::Kind;
 pub(crate) const VARIABLE: &str = "MILLRACE_LOG";
 /// The variable that says in which form.
 pub(crate) const FORMAT_VARIABLE: &str = "MILLRACE_LOG_FORMAT";
-/// Longest wait for the last lines when the process ends. Guessed: a disk that is busy, not one that
-/// hangs.
+/// Longest wait for the last lines when the process ends. Guessed: enough for a disk that is busy, not
+/// for one that hangs.
 const END_WAIT: Duration = Duration::from_millis(500);
 
-/// What waits to be written, once the log was started. One for the process, as stderr is.
+/// Lines that wait to be written, once the log was started. There is one for the process, as there is
+/// one stderr.
 static LINES: OnceLock<Lines> = OnceLock::new();
 
-/// Sends log lines to stderr from a thread of its own, of `level` where MILLRACE_LOG does not say
-/// otherwise, in this form or else the one that MILLRACE_LOG_FORMAT says.
+/// Sends log lines to stderr from a thread of its own. `level` counts where MILLRACE_LOG says nothing;
+/// without a `format`, MILLRACE_LOG_FORMAT says which.
 ///
 /// # Errors
-/// If MILLRACE_LOG is not a filter, MILLRACE_LOG_FORMAT no form, or there is no thread to be had.
+/// If MILLRACE_LOG is not a filter, MILLRACE_LOG_FORMAT is not a format, or no thread can be had.
 pub(crate) fn start(level: &str, format: Option<LogFormat>) -> Result<(), Failure> {
     let filter = match std::env::var(VARIABLE) {
         Ok(text) if !text.is_empty() => EnvFilter::try_new(&text).map_err(|error| {
@@ -63,7 +65,7 @@ pub(crate) fn start(level: &str, format: Option<LogFormat>) -> Result<(), Failur
         .with_env_filter(filter)
         .with_writer(ToLines)
         .with_ansi(io::stderr().is_terminal() && format == LogFormat::Text)
-        // It would tell them on stderr, and panic when that cannot be written.
+        // It would write them to stderr, and panic if that fails.
         .log_internal_errors(false);
     match format {
         LogFormat::Text => subscriber.init(),
@@ -72,7 +74,7 @@ pub(crate) fn start(level: &str, format: Option<LogFormat>) -> Result<(), Failur
     Ok(())
 }
 
-/// The flag that sets the form, for a command that serves.
+/// Returns the flag that sets the form, for a command that serves.
 pub(crate) fn format_flag() -> Arg {
     Arg::new("log_format")
         .long("log-format")
@@ -117,24 +119,26 @@ fn start_writing(format: LogFormat) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Writes a line to stderr: by the log's thread where there is one, else at once. If it cannot be
-/// written, there is no other place to tell it.
+/// Writes a line to stderr: by the log's thread if there is one, else at once. If that fails the line is
+/// lost, because there is no other place for it.
 pub(crate) fn note(text: &str) {
     match LINES.get() {
         Some(lines) => lines.note(text),
-        // A tool: it has nothing to do but to tell.
+        // A tool has no other work that this could block.
         None => drop(io::stderr().lock().write_all(format!("{text}\n").as_bytes())),
     }
 }
 
-/// Waits until all lines are written, for a moment: a log that is not read does not hold up the end.
+/// Waits until all lines are written, but only for a moment, so that a log that is not read does not
+/// block the end.
 pub(crate) fn end() {
     if let Some(lines) = LINES.get() {
         lines.flush(END_WAIT);
     }
 }
 
-/// Writes to stderr, past the lock of the standard library: others wait for that while this waits.
+/// Writes to stderr, past the lock of the standard library, because other threads would wait for that
+/// lock while this waits.
 fn write(bytes: &[u8]) -> io::Result<usize> {
     Ok(rustix::io::write(io::stderr().as_fd(), bytes)?)
 }
@@ -153,7 +157,7 @@ impl<'a> MakeWriter<'a> for ToLines {
     }
 
     fn make_writer_for(&'a self, line: &tracing::Metadata<'_>) -> ToKind {
-        // Below that the operator asked to see each one.
+        // Below that the operator asked to see each line.
         let is_limited = *line.level() <= tracing::Level::INFO;
         ToKind(is_limited.then(|| line.callsite()))
     }

@@ -1,10 +1,9 @@
 //! The one binary for people, `millrace`: parses the command line and ends with the right exit
 //! code.
 //!
-//! Owns the list of verbs and what each `--help` says first; every verb has a file of its own.
-//! Always holds: results go to stdout, everything else to stderr, and a failure is told in one line
-//! with the thing at fault. What a verb does is left to the crates behind it: `node`, `client` and
-//! `bench`.
+//! Owns the list of verbs and what each `--help` says first; every verb has a file of its own. Always
+//! holds: results go to stdout, everything else to stderr, and a failure is one line that names the
+//! thing at fault. What a verb does is left to the crates behind it: `node`, `client` and `bench`.
 
 use std::process::ExitCode;
 
@@ -77,8 +76,8 @@ enum Verb {
 
 /// Print a completion script for a shell.
 ///
-/// The script completes verbs, flags and their values. It is made from the same definition as this
-/// help, so make it anew after an update.
+/// The script completes verbs, flags and their values. It is made from the same definition as this help,
+/// so make it again after an update.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -117,7 +116,7 @@ fn main() -> ExitCode {
 }
 
 fn completions(shell: Shell) -> Result<(), Failure> {
-    // Written at once: the generator itself would panic when the reader goes away.
+    // The script is written at once, because the generator itself would panic when the reader goes away.
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "millrace", &mut script);
     output::print_bytes(&script)

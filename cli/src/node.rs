@@ -148,7 +148,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     };
     if args.print_config {
         return output::print(&match load(None) {
-            // A template is wanted: all but the source has a default.
+            // A template is asked for: every key but the source has a default.
             Err(ConfigError::NoSource) => {
                 let source = ("source".to_owned(), "/data".to_owned());
                 as_file(&load(Some(source)).map_err(refused)?, true)
@@ -177,7 +177,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
 /// Starts a node.
 ///
 /// # Errors
-/// With a hint where there is something to do.
+/// With a hint if there is something to do.
 pub(crate) fn start(config: Config) -> Result<Node, Failure> {
     let stores = Stores::start(config.source_options.clone())
         .map_err(|error| Failure::new(format!("start the threads that talk to stores: {error}")))?;
@@ -201,12 +201,12 @@ pub(crate) fn start(config: Config) -> Result<Node, Failure> {
     })
 }
 
-/// What is wrong with a configuration is a matter of how the program was called.
+/// Returns a mistake in the configuration as a mistake in how the program was called.
 pub(crate) fn refused(error: ConfigError) -> Failure {
     Failure::usage(error.to_string())
 }
 
-/// The variables that the configuration may judge.
+/// Returns the variables that the configuration may judge.
 fn environment(
     variables: impl Iterator<Item = (OsString, OsString)>,
 ) -> Result<Vec<(String, String)>, Failure> {
@@ -226,7 +226,8 @@ fn environment(
     Ok(environment)
 }
 
-/// The settings as a file that [`Config::load`] reads; without a source, that line is an example.
+/// Returns the settings as a file that [`Config::load`] reads; without a source, that line is an
+/// example.
 fn as_file(config: &Config, source_is_example: bool) -> String {
     let helps: BTreeSet<(&str, &str)> = KEYS.iter().map(|key| (key.name, key.help)).collect();
     let mut text = String::new();

@@ -1,8 +1,8 @@
 //! What people and scripts see: stdout, stderr, sizes, times, tables, JSON and progress.
 //!
-//! Owns both streams, but for the log of what runs long: nothing else in this crate prints. Always holds:
-//! stdout has results only, and a reader that goes away ends the program quietly, where `println!` would
-//! panic. Progress is drawn on stderr and only on a terminal.
+//! Owns both streams, except the log of a process that serves: nothing else in this crate prints. Always
+//! holds: stdout has results only, and a reader that goes away ends the program quietly, where
+//! `println!` would panic. Progress is drawn on stderr and only on a terminal.
 
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind, IsTerminal, Write};
@@ -18,12 +18,12 @@ use crate::log;
 /// Writes text to stdout.
 ///
 /// # Errors
-/// [`Failure::BrokenPipe`] when its reader went away; otherwise what the system said.
+/// [`Failure::BrokenPipe`] if its reader went away; otherwise the error of the system.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
     print_bytes(text.as_bytes())
 }
 
-/// [`print`] for bytes.
+/// Writes bytes to stdout, as [`print()`] does.
 pub(crate) fn print_bytes(bytes: &[u8]) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     let result = stdout.write_all(bytes).and_then(|()| stdout.flush());
@@ -38,7 +38,7 @@ pub(crate) fn print_json(document: &impl Serialize) -> Result<(), Failure> {
     print(&json(document)?)
 }
 
-/// One JSON document of several lines.
+/// Returns one JSON document of several lines.
 pub(crate) fn json(document: &impl Serialize) -> Result<String, Failure> {
     as_document(serde_json::to_string_pretty(document))
 }
@@ -59,11 +59,11 @@ pub(crate) fn note(text: &str) {
     log::note(text);
 }
 
-/// [`print`] for what serves on: a reader of stdout that went away is told in the log, and no reason to
-/// end.
+/// Writes text to stdout, for a process that goes on serving: if the reader went away the log says so,
+/// and the process does not end.
 pub(crate) fn announce(text: &str) {
     if print(text).is_err() {
-        tracing::warn!("stdout cannot be written: what it was to tell is lost");
+        tracing::warn!("stdout cannot be written: its line is lost");
     }
 }
 
@@ -77,12 +77,12 @@ pub(crate) enum Sizes {
 }
 
 impl Sizes {
-    /// The choice of a `--bytes` flag.
+    /// Returns the choice of a `--bytes` flag.
     pub(crate) fn exact_if(bytes: bool) -> Sizes {
         if bytes { Sizes::Exact } else { Sizes::Human }
     }
 
-    /// A size in this form.
+    /// Returns a size in this form.
     pub(crate) fn show(self, bytes: u64) -> String {
         match self {
             Sizes::Human => size(bytes),
@@ -91,7 +91,7 @@ impl Sizes {
     }
 }
 
-/// A count with its thousands set apart: `12,345`.
+/// Returns a count with separators between its thousands: `12,345`.
 pub(crate) fn count(value: u64) -> String {
     let digits = value.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
@@ -104,7 +104,7 @@ pub(crate) fn count(value: u64) -> String {
     text
 }
 
-/// A count with its noun: `1 file`, `12,345 files`.
+/// Returns a count with its noun: `1 file`, `12,345 files`.
 pub(crate) fn counted(value: u64, noun: &str) -> String {
     let ending = match (value, noun.strip_suffix('y')) {
         (1, _) => return format!("1 {noun}"),
@@ -114,7 +114,7 @@ pub(crate) fn counted(value: u64, noun: &str) -> String {
     format!("{} {ending}", count(value))
 }
 
-/// Part of a whole in percent, never 100 unless it is the whole.
+/// Returns a part of a whole in percent, never 100 unless it is the whole.
 pub(crate) fn percent(part: u64, whole: u64) -> u64 {
     if whole == 0 {
         return 100;
@@ -123,7 +123,7 @@ pub(crate) fn percent(part: u64, whole: u64) -> u64 {
     value.min(100) as u64
 }
 
-/// Seconds as `3 d 4 h`: the two largest units.
+/// Returns seconds as `3 d 4 h`: the two largest units.
 pub(crate) fn uptime(seconds: u64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
     match (days, hours, minutes) {
@@ -134,12 +134,12 @@ pub(crate) fn uptime(seconds: u64) -> String {
     }
 }
 
-/// A name as it may go to stdout: on a terminal, control characters are made visible there.
+/// Returns a name as it may go to stdout; on a terminal, control characters are made visible.
 pub(crate) fn name(text: &str) -> String {
     if io::stdout().is_terminal() { visible(text) } else { text.to_owned() }
 }
 
-/// A name without control characters, which could move the cursor or hide text.
+/// Returns a name without control characters, which could move the cursor or hide text.
 pub(crate) fn visible(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for letter in text.chars() {
@@ -152,7 +152,7 @@ pub(crate) fn visible(text: &str) -> String {
     shown
 }
 
-/// [`visible`] for text of several lines.
+/// As [`visible`], for text of several lines.
 pub(crate) fn visible_lines(text: &str) -> String {
     text.lines().map(visible).collect::<Vec<_>>().join("\n")
 }
@@ -172,7 +172,7 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// A table without a head.
+    /// Creates a table without a head.
     pub(crate) fn new(columns: &[Align]) -> Table {
         Table { columns: columns.to_vec(), rows: Vec::new() }
     }
@@ -184,7 +184,7 @@ impl Table {
         self.rows.push(row);
     }
 
-    /// The table as lines, each with its line end and without blanks before it.
+    /// Returns the table as lines, each with its line end and without blanks before it.
     pub(crate) fn render(&self) -> String {
         let width = |cell: &String| cell.chars().count();
         let widths: Vec<usize> = (0..self.columns.len())
@@ -211,7 +211,7 @@ impl Table {
     }
 }
 
-/// A bar on stderr that counts bytes, if that is a terminal.
+/// Returns a bar on stderr that counts bytes; it is hidden unless stderr is a terminal.
 pub(crate) fn bytes_bar(what: &str, total_bytes: u64) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(total_bytes), ProgressDrawTarget::stderr());
     let template = "{msg:<6} {bar:32} {percent:>3} %  {binary_bytes} of {binary_total_bytes}";
@@ -222,16 +222,16 @@ pub(crate) fn bytes_bar(what: &str, total_bytes: u64) -> ProgressBar {
     bar
 }
 
-/// A line on stderr that tells what happens now: redrawn on a terminal, else written once.
+/// A line on stderr that says what happens now: redrawn on a terminal, else written once.
 pub(crate) struct Activity(Option<ProgressBar>);
 
 impl Activity {
-    /// Nothing is told yet.
+    /// Returns a line that is still empty.
     pub(crate) fn start() -> Activity {
         Activity(io::stderr().is_terminal().then(ProgressBar::new_spinner))
     }
 
-    /// Tells what happens now.
+    /// Shows what happens now.
     pub(crate) fn tell(&self, text: &str) {
         match &self.0 {
             Some(spinner) => {

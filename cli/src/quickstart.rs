@@ -1,34 +1,27 @@
 //! `millrace quickstart`: a node, a client and a proof, in one process and a few seconds.
 //!
-//! Owns the order of things: read everything through the empty cache, load what is missing, read it
-//! all again, and compare every byte with the source both times. `source` chooses and lists the
-//! files, `pass` reads and compares them, `report` prints. The node is the real one, reached over
-//! TCP.
+//! Owns the order of things: read everything through the empty cache, read it all again, and
+//! compare every byte with the source both times. `pass` finds, reads and compares the files,
+//! `report` prints. The node is the real one, reached over TCP.
 
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
 
 use millrace_client::{Client, ClientConfig};
 use millrace_node::{Config, Node};
-
-mod source;
 
 mod pass;
 
 mod report;
 
-use crate::failure::{Failure, is_about_path};
+use crate::failure::Failure;
 use crate::signals::Signals;
-use crate::{fs, jobs, log, node, output};
-use pass::{Sample, State};
+use crate::{fs, log, node, output};
 use report::Report;
-use source::Choice;
 
-/// Files loaded at once.
-const LOADS_AT_ONCE: usize = 16;
-/// Longest wait for one file to be loaded.
-const LOAD_DEADLINE: Duration = Duration::from_secs(60 * 60);
+/// The directory that is read where it has files: text of many small files, on most systems.
+const USUAL_DIRECTORY: &str = "/usr/share/doc";
+/// Most entries of one directory that are looked at to find out whether it holds a file.
+const LOOKED_AT_MAX: usize = 1000;
 
 /// See it work: cache a directory, read it twice, compare every byte.
 ///
@@ -66,116 +59,115 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
-    let choice = source::choose(args.directory.as_deref())?;
-    let config = config(args, &choice)?;
+    let directory = args.directory.clone().unwrap_or_else(usual_directory);
+    if let Err(error) = std::fs::read_dir(&directory) {
+        let message = format!("cannot read DIR {}: {error}", directory.display());
+        let advice = "name a directory that exists and may be read: millrace quickstart DIR";
+        return Err(Failure::new(message).with_hint(advice));
+    }
+    let config = config(args, &directory)?;
     // Quiet unless asked: what matters is in the report.
     log::start("off", None)?;
     let node = node::start(config.clone())?;
-    let runtime = fs::runtime()?;
-    let mut report = Report::new(&choice, &config, &node);
-    if !args.json {
-        output::print(&report.head())?;
-    }
-    let result = runtime.block_on(prove(&node, &choice, &mut report, args.json));
-    drop(runtime);
-    if let Err(failure) = result {
-        node.stop();
-        return Err(failure);
-    }
-    // From here on a signal ends the serving, not the process.
-    let signals = if args.keep && report.is_proof() { Some(Signals::install()?) } else { None };
-    let text = if args.json { output::json(&report)? } else { report.verdict() };
-    match &signals {
-        Some(_) => output::announce(&text),
-        None => output::print(&text)?,
-    }
-    if let Some(signals) = signals {
-        let text = report.how_to_connect();
-        if args.json {
-            output::note(text.trim_end())
-        } else {
-            output::announce(&text)
-        }
-        signals.wait();
-    }
+    let proof = fs::runtime()?.block_on(prove(&node, &config, args.json));
+    let result = proof.and_then(|report| show(&report, args));
     node.stop();
-    report.judge()
+    result
 }
 
-/// The settings of the node: its defaults, and what the flags say. The environment has no say.
-fn config(args: &Args, choice: &Choice) -> Result<Config, Failure> {
-    let given =
-        [("memory", &args.memory), ("shards", &args.shards), ("block_size", &args.block_size)];
-    let mut flags = vec![
-        ("source".to_owned(), choice.directory.display().to_string()),
-        ("listen".to_owned(), args.listen.clone()),
-        // A look at how it works should not wait for memory that it will not need.
-        ("populate".to_owned(), "false".to_owned()),
-    ];
-    for (name, value) in given {
-        flags.extend(value.clone().map(|value| (name.to_owned(), value)));
+/// Prints what was found, and serves on where that is asked for.
+fn show(report: &Report, args: &Args) -> Result<(), Failure> {
+    // From here on a signal ends the serving, not the process.
+    let signals = (args.keep && report.is_proof()).then(Signals::install).transpose()?;
+    let text = if args.json { output::json(report)? } else { report.verdict() };
+    let Some(signals) = signals else {
+        output::print(&text)?;
+        return report.judge();
+    };
+    output::announce(&text);
+    let text = report.how_to_connect();
+    if args.json {
+        output::note(text.trim_end())
+    } else {
+        output::announce(&text)
     }
-    let mut config = Config::load(None, [], flags).map_err(node::refused)?;
-    // As text it may have lost what is not UTF-8.
-    config.source.clone_from(&choice.directory);
-    Ok(config)
-}
-
-/// Reads, loads, reads again.
-async fn prove(
-    node: &Node,
-    choice: &Choice,
-    report: &mut Report,
-    is_quiet: bool,
-) -> Result<(), Failure> {
-    let client = Client::connect(node.address().to_string(), ClientConfig::new()).await?;
-    report.set_cluster(client.cluster());
-    let found = source::walk(&client, &choice.directory).await?;
-    if found.samples.is_empty() {
-        let message = format!("{} has no files to read", choice.directory.display());
-        return Err(Failure::new(message).with_hint("name a directory that has some"));
-    }
-    let mut samples = found.samples;
-    report.set_files(&samples, found.unreadable, found.skipped_count);
-    report.capacity_bytes = client.status().await?.counter("capacity_bytes");
-    if !is_quiet {
-        output::print(&report.files())?;
-    }
-    let root = &choice.directory;
-    let cold = pass::run("cold", &client, root, &mut samples).await?;
-    load(&client, &mut samples).await?;
-    let before = client.status().await?;
-    let warm = pass::run("warm", &client, root, &mut samples).await?;
-    let after = client.status().await?;
-    report.set_warm_counters(&before, &after);
-    report.passes = vec![cold, warm];
-    report.set_outcome(&samples);
+    signals.wait();
     Ok(())
 }
 
-/// Makes sure that all is resident.
-async fn load(client: &Client, samples: &mut [Sample]) -> Result<(), Failure> {
-    let client = client.with_deadline(LOAD_DEADLINE);
-    let good = samples.iter().enumerate().filter(|(_, sample)| sample.state == State::Good);
-    let paths: Vec<_> =
-        good.map(|(index, sample)| (index, sample.file.path.clone(), sample.file.length)).collect();
-    let bar = output::bytes_bar("load", paths.iter().map(|(_, _, length)| length).sum());
-    let start = |(index, path, length): (usize, Arc<str>, u64)| {
-        let client = client.clone();
-        async move { (index, length, client.load(&path).await) }
-    };
-    let done = |(index, length, result): (usize, u64, Result<_, _>)| {
-        bar.inc(length);
-        match result {
-            Ok(_) => {}
-            Err(error) if is_about_path(&error) => {
-                samples[index].state = State::Unreadable(error.to_string());
-            }
-            Err(error) => return Err(Failure::at_path(&samples[index].file.path, &error)),
-        }
-        Ok(())
-    };
-    let result = jobs::for_each(paths, LOADS_AT_ONCE, start, done).await;
-    bar.finish_and_clear();
-    result
+/// Returns the directory that is read where none was named: one that is sure to hold something.
+fn usual_directory() -> PathBuf {
+    let usual = PathBuf::from(USUAL_DIRECTORY);
+    let program = std::env::current_exe().unwrap_or_default();
+    match program.parent() {
+        Some(own) if !holds_file(&usual) => own.to_owned(),
+        _ => usual,
+    }
+}
+
+/// True if a file with content lies in the directory or below, symbolic links left aside.
+fn holds_file(directory: &Path) -> bool {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.take(LOOKED_AT_MAX).any(|entry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => holds_file(&entry.path()),
+        Ok(metadata) => metadata.is_file() && metadata.len() > 0,
+        Err(_) => false,
+    })
+}
+
+/// The settings of the node: its defaults, and what the flags say. The environment has no say.
+fn config(args: &Args, directory: &Path) -> Result<Config, Failure> {
+    let flags = [
+        ("source", Some(directory.display().to_string())),
+        ("listen", Some(args.listen.clone())),
+        // A look at how it works should not wait for memory that it will not need.
+        ("populate", Some("false".to_owned())),
+        ("memory", args.memory.clone()),
+        ("shards", args.shards.clone()),
+        ("block_size", args.block_size.clone()),
+    ];
+    let flags = flags.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    let mut config = Config::load(None, [], flags.collect()).map_err(node::refused)?;
+    // As text it may have lost what is not UTF-8.
+    config.source = directory.to_owned();
+    Ok(config)
+}
+
+/// Reads everything twice.
+async fn prove(node: &Node, config: &Config, is_quiet: bool) -> Result<Report, Failure> {
+    let client = Client::connect(node.address().to_string(), ClientConfig::new()).await?;
+    let root = &config.source;
+    let mut found = pass::find(&client, root).await?;
+    if found.samples.is_empty() {
+        let message = format!("{} has no files to read", root.display());
+        return Err(Failure::new(message).with_hint("name a directory that has some"));
+    }
+    let mut report = Report::new(config, node, &client, &found);
+    report.capacity_bytes = client.status().await?.counter("capacity_bytes");
+    if !is_quiet {
+        output::print(&report.head())?;
+    }
+    let cold = pass::run("cold", &client, root, &mut found.samples).await?;
+    let before = client.status().await?;
+    let warm = pass::run("warm", &client, root, &mut found.samples).await?;
+    report.set_warm_counters(&before, &client.status().await?);
+    report.set_outcome(found, [cold, warm]);
+    Ok(report)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directory_with_nothing_to_read_is_not_chosen() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::write(root.path().join("empty"), "").unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", root.path().join("link")).unwrap();
+        assert!(!holds_file(root.path()));
+        std::fs::create_dir(root.path().join("deep")).unwrap();
+        std::fs::write(root.path().join("deep/file"), "x").unwrap();
+        assert!(holds_file(root.path()));
+        assert!(holds_file(&usual_directory()));
+    }
 }

@@ -1,7 +1,7 @@
 //! SIGINT and SIGTERM, for verbs that run until they are told to stop.
 //!
 //! Owns the handlers: from [`Signals::install`] on, neither signal ends the process by itself. The
-//! first is told to the caller, who drains; a second one ends the process at once.
+//! caller learns of the first one, and drains; a second one ends the process at once.
 
 use std::sync::mpsc;
 
@@ -16,7 +16,7 @@ const IMPATIENT: i32 = 1;
 
 /// Installed handlers.
 pub(crate) struct Signals {
-    /// Told by the thread that listens.
+    /// Receives one message from the thread that listens.
     first: mpsc::Receiver<()>,
 }
 
@@ -35,8 +35,8 @@ impl Streams {
 }
 
 impl Signals {
-    /// Installs the handlers, and makes the thread that listens: when a signal comes there may be none
-    /// to be had.
+    /// Installs the handlers, and starts the thread that listens, because when a signal comes a thread
+    /// may not be had.
     ///
     /// # Errors
     /// If the system refuses.

@@ -1,11 +1,11 @@
 //! A tree as the node lists it, directory by directory, parents first and names in order.
 //!
-//! Owns the path syntax of the command line and the judgement of names that come from the network:
-//! one that could lead out of a directory ends the walk, so that nothing built on it writes where
-//! it should not. Holds one directory and the names of those still to do, never the tree. A node
-//! follows symbolic links that stay in its root, so a tree may have circles. A directory that lists
-//! exactly what one above it lists is that one again, and is not entered; where no file tells
-//! directories apart, the depth is bounded.
+//! Owns the path syntax of the command line and the check of names that come from the network. A name
+//! that could lead out of a directory ends the walk, so that nothing built on it writes where it should
+//! not. The walk holds one directory and the names of those still to do, never the tree. A node follows
+//! symbolic links that stay in its root, so a tree may have circles. A directory that lists exactly what
+//! one above it lists is that one again, and is not entered; where no file tells directories apart, the
+//! depth is bounded.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -62,20 +62,16 @@ pub(crate) enum Step {
 }
 
 impl<'a> Walk<'a> {
-    /// A walk that begins at the directory `path`.
+    /// Begins a walk at the directory `path`.
     pub(crate) fn new(client: &'a Client, path: &str) -> Walk<'a> {
         Walk { client, pending: vec![Pending { path: path.to_owned(), above: None }] }
     }
 
-    /// Lists the next directory, `None` after the last. `enter` is asked for each directory in it
-    /// whether to list that one later.
+    /// Lists the next directory, `None` after the last.
     ///
     /// # Errors
     /// If the node is lost, or names something that is not a name.
-    pub(crate) async fn next(
-        &mut self,
-        mut enter: impl FnMut(&str) -> bool,
-    ) -> Result<Option<Step>, Failure> {
+    pub(crate) async fn next(&mut self) -> Result<Option<Step>, Failure> {
         let Some(Pending { path, above }) = self.pending.pop() else {
             return Ok(None);
         };
@@ -98,8 +94,7 @@ impl<'a> Walk<'a> {
         let here = Arc::new(Above { print, depth, above });
         let below = self.pending.len();
         for entry in &entries {
-            let child = join(&path, &entry.name);
-            if entry.kind == Kind::Directory && enter(&child) {
+            if entry.kind == Kind::Directory {
                 if depth >= DEPTH_MAX {
                     return Err(Failure::new(format!(
                         "{}: more than {DEPTH_MAX} levels of directories; \
@@ -107,7 +102,8 @@ impl<'a> Walk<'a> {
                         shown(&path)
                     )));
                 }
-                self.pending.push(Pending { path: child, above: Some(here.clone()) });
+                let path = join(&path, &entry.name);
+                self.pending.push(Pending { path, above: Some(here.clone()) });
             }
         }
         // The last one pushed is the next one popped.
@@ -123,7 +119,7 @@ pub(crate) struct Found {
     pub(crate) files: Vec<File>,
     /// Paths, each with the reason.
     pub(crate) unreadable: Vec<(String, String)>,
-    /// Directories that were not entered, since they lead in a circle.
+    /// Directories that were not entered, because they lead in a circle.
     pub(crate) circle_count: u64,
 }
 
@@ -144,7 +140,7 @@ pub(crate) async fn find(client: &Client, path: &str, recursive: bool) -> Result
         return Err(Failure::new(message));
     }
     let mut walk = Walk::new(client, path);
-    while let Some(step) = walk.next(|_| true).await? {
+    while let Some(step) = walk.next().await? {
         match step {
             Step::Directory { path, entries } => {
                 let files = entries.iter().filter(|entry| entry.kind == Kind::File);
@@ -157,20 +153,21 @@ pub(crate) async fn find(client: &Client, path: &str, recursive: bool) -> Result
     Ok(found)
 }
 
-/// A path as a node wants it, from one that people write: `/a//b/`, `./a/b` and `a/b` are the same.
+/// Returns a path as a node wants it, from one that people write: `/a//b/`, `./a/b` and `a/b` are the
+/// same.
 pub(crate) fn clean(path: &str) -> String {
     let parts: Vec<&str> =
         path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
     parts.join("/")
 }
 
-/// The path of an entry of a directory.
+/// Returns the path of an entry of a directory.
 pub(crate) fn join(directory: &str, name: &str) -> String {
     if directory.is_empty() { name.to_owned() } else { format!("{directory}/{name}") }
 }
 
-/// Hash of the entries of a directory. The version of a file is made of its inode among others, so
-/// two directories that agree in it are one; directories alone could agree by chance.
+/// Returns a hash of the entries of a directory. Among others the inode is part of the version of a
+/// file, so two directories that agree in it are one; directories alone could agree by chance.
 fn print(entries: &[Entry]) -> Option<u64> {
     if !entries.iter().any(|entry| entry.kind == Kind::File) {
         return None;
@@ -194,7 +191,7 @@ fn check_names(path: &str, entries: &[Entry]) -> Result<(), Failure> {
     }
 }
 
-/// Whether this can be the name of something in a directory.
+/// True if this can be the name of something in a directory.
 fn is_name(name: &str) -> bool {
     !matches!(name, "" | "." | "..") && !name.contains(['/', '\0'])
 }

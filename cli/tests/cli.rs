@@ -1,8 +1,7 @@
 //! The binary as people and scripts meet it: its output, its messages and its exit codes.
 //!
-//! Owns no knowledge of how verbs work inside. Every test runs the real program, some against a
-//! real node on a free port; what a node does under load and faults is left to the end-to-end
-//! tests.
+//! The tests know nothing of how verbs work inside. Every test runs the real program, some against a
+//! real node on a free port; what a node does under load and faults is left to the end-to-end tests.
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::symlink;
@@ -15,7 +14,7 @@ use tempfile::TempDir;
 /// Unit of caching in these tests: small, so that few bytes make several blocks.
 const BLOCK_SIZE: &str = "64KiB";
 
-/// The program without the variables that would configure it.
+/// Returns the program without the variables that would configure it.
 fn millrace(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
     for (name, _) in std::env::vars_os() {
@@ -46,14 +45,14 @@ fn run(arguments: &[&str]) -> Said {
     said(millrace(arguments).output().unwrap())
 }
 
-/// Runs what has to succeed.
+/// Runs a command that has to succeed.
 fn run_well(arguments: &[&str]) -> String {
     let said = run(arguments);
     assert_eq!(said.code, Some(0), "{arguments:?}: {}{}", said.stdout, said.stderr);
     said.stdout
 }
 
-/// Runs what has to fail with this code, and with all these words on stderr.
+/// Runs a command that has to fail with this code, and with all these words on stderr.
 fn run_badly(arguments: &[&str], code: i32, words: &[&str]) -> Said {
     let said = run(arguments);
     assert_eq!(said.code, Some(code), "{arguments:?}: {}{}", said.stdout, said.stderr);
@@ -71,7 +70,7 @@ fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
-/// Bytes that differ in every block.
+/// Returns bytes that differ in every block.
 fn content(length: usize) -> Vec<u8> {
     (0..length as u32)
         .flat_map(|index| (index.wrapping_mul(2_654_435_761)).to_le_bytes())
@@ -79,7 +78,7 @@ fn content(length: usize) -> Vec<u8> {
         .collect()
 }
 
-/// A tree with everything that is awkward: nothing, several blocks, names, depth and links.
+/// Creates a tree with everything that is awkward: empty files, several blocks, names, depth and links.
 fn awkward_tree() -> TempDir {
     let root = tempfile::tempdir().unwrap();
     let path = |name: &str| root.path().join(name);
@@ -112,8 +111,8 @@ impl Node {
     fn start_with(source: &Path, change: impl FnOnce(&mut Command)) -> Node {
         let mut command = millrace(&["node", "--listen", "127.0.0.1:0", "--shards", "1"]);
         command.args(["--memory", "16MiB", "--block-size", BLOCK_SIZE, "--source", text(source)]);
-        // A verb that reads it and a node that does not: neither may trip over the other's
-        // variable.
+        // The variable is for a verb that reads it; a node does not, and neither may trip over the
+        // other's.
         command.env("MILLRACE_NODE", "127.0.0.1:1").env("MILLRACE_LOG", "warn");
         change(&mut command);
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
@@ -407,7 +406,7 @@ fn fs_cat_writes_the_bytes_asked_for() {
     assert_eq!(node.fs_well(&["cat", "empty", "--range", "5-"]), b"");
     assert!(node.fs_fails(&["cat", "a"]).contains("a is a directory\nhint: "));
 
-    // A reader that has enough is no failure.
+    // A reader that has enough is not a failure.
     let mut child = node.fs(&["cat", "large.bin"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut first = [0; 10];
     child.stdout.take().unwrap().read_exact(&mut first).unwrap();
@@ -438,7 +437,7 @@ fn fs_get_copies_whole_files_or_none() {
 
     assert!(node.fs_fails(&["get", "a", text(&path("b"))]).contains("add -r"));
     assert!(node.fs_fails(&["get", "absent", text(&path("b"))]).contains("not found"));
-    // A directory in the way of a file: nothing is left beside it.
+    // A directory is in the way of a file: nothing is left beside it.
     std::fs::create_dir_all(path("way/large.bin")).unwrap();
     node.fs_fails(&["get", "large.bin", text(&path("way"))]);
     assert_eq!(std::fs::read_dir(path("way")).unwrap().count(), 1);
@@ -470,7 +469,7 @@ fn fs_steers_the_cache() {
 
 #[test]
 fn bench_judges_flags_before_it_starts() {
-    // Nothing listens there: whatever is contacted first would be told instead.
+    // Nothing listens there: an error would name what is contacted first.
     let read = |arguments: &[&str], words: &[&str]| {
         let all = [&["bench", "read", "--node", "127.0.0.1:1"], arguments].concat();
         run_badly(&all, 2, words);
@@ -557,7 +556,7 @@ fn the_administration_socket_is_found_where_the_node_has_it() {
     free(&node, &[("TMPDIR", text(elsewhere.path()))]);
     drop(node);
     if !rustix::process::geteuid().is_root() {
-        // Only root can start one of another user.
+        // Only root can start a node of another user.
         return;
     }
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
@@ -630,7 +629,7 @@ fn a_secret_that_is_none_is_told_with_its_flag_and_what_to_do() {
         let flags = ["admin", "pin", "x", "--admin-token", text(&file)];
         run_badly(&flags, 2, &["--admin-token", word, "hint: "]);
     }
-    // What is around it counts for nothing: a node starts with it.
+    // White space around it counts for nothing: a node starts with it.
     let good = at("good");
     let node = Node::start_with(root.path(), |command| {
         command.args(["--admin", "", "--admin-token", text(&good)]);

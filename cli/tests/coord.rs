@@ -30,7 +30,7 @@ fn run(arguments: &[&str]) -> Said {
     }
 }
 
-/// Runs what has to fail with this code, and with all these words on stderr.
+/// Runs a command that has to fail with this code, and with all these words on stderr.
 fn run_badly(arguments: &[&str], code: i32, words: &[&str]) {
     let said = run(arguments);
     assert_eq!(said.code, Some(code), "{arguments:?}: {}{}", said.stdout, said.stderr);
@@ -44,7 +44,7 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// A folder with this `zoo.cfg`; `DIR` in it becomes the folder.
+/// Creates a folder with this `zoo.cfg`; `DIR` in it becomes the folder.
 fn with_zoo_cfg(lines: &str) -> (TempDir, String) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("zoo.cfg");
@@ -150,7 +150,7 @@ fn verbs_say_which_replica_is_not_there() {
     for verb in ["status", "members"] {
         run_badly(&[verb], 2, &["--data", "--admin"]);
         run_badly(&[verb, "--data", here], 1, &["no replica runs in", "hint"]);
-        run_badly(&[verb, "--data", text(&gone)], 1, &["is no directory", "hint"]);
+        run_badly(&[verb, "--data", text(&gone)], 1, &["is not a directory", "hint"]);
         run_badly(&[verb, "--admin", "127.0.0.1:1"], 1, &["cannot connect to 127.0.0.1:1"]);
         run_badly(&[verb, "--admin", "nonsense"], 2, &["flag --admin: nonsense"]);
         run_badly(&[verb, "--admin", "a:1", "--data", here], 2, &["cannot be used with"]);

@@ -38,13 +38,24 @@ impl Client {
         Ok(frame::body::<ArchivedFreeReply>(&reply.body)?.into())
     }
 
-    /// Has a member give its blocks to the others and own nothing any more; with `undo`, take part
-    /// again. See [`ClientConfig::admin`].
+    /// Has a member give its blocks to the others and own nothing any more. See [`ClientConfig::admin`].
     ///
     /// # Errors
     /// [`Error::Status`] with `NotFound` for an unknown member, with `NotMaster` if there is no master until
     /// the deadline; [`Error::InvalidArgument`] without [`ClientConfig::admin`].
-    pub async fn drain(&self, node: &str, undo: bool) -> Result<(), Error> {
+    pub async fn drain(&self, node: &str) -> Result<(), Error> {
+        self.change_drain(node, false).await
+    }
+
+    /// Has a member that was drained take part again. See [`ClientConfig::admin`].
+    ///
+    /// # Errors
+    /// As [`Client::drain`].
+    pub async fn undrain(&self, node: &str) -> Result<(), Error> {
+        self.change_drain(node, true).await
+    }
+
+    async fn change_drain(&self, node: &str, undo: bool) -> Result<(), Error> {
         if node.is_empty() || node.len() > NAME_LENGTH_MAX {
             return Err(Error::InvalidArgument(format!(
                 "'{node}' is no id of a member; it has 1 to {NAME_LENGTH_MAX} bytes"
@@ -54,33 +65,58 @@ impl Client {
         self.order(&|| Body::Drain(request.clone()), false).await
     }
 
-    /// Adds or changes a mount, or with `remove` takes away the one with its prefix. See
-    /// [`ClientConfig::admin`].
+    /// Adds a mount, or changes the one with its prefix. See [`ClientConfig::admin`].
     ///
     /// # Errors
     /// Those of [`Client::drain`]; [`Error::InvalidArgument`] for values that no cluster takes.
-    pub async fn change_mount(&self, mount: MountInfo, remove: bool) -> Result<(), Error> {
-        check_path(&mount.prefix)?;
+    pub async fn mount(&self, mount: &MountInfo) -> Result<(), Error> {
         check_path(&mount.source)?;
-        if !remove && !(1..=REPLICAS_MAX).contains(&mount.replicas) {
+        if !(1..=REPLICAS_MAX).contains(&mount.replicas) {
             return Err(Error::InvalidArgument(format!(
                 "{} replicas; choose 1 to {REPLICAS_MAX}",
                 mount.replicas
             )));
         }
-        let MountInfo { prefix, source, replicas } = mount;
-        let mount = Mount { prefix, source, replicas };
+        let MountInfo { prefix, source, replicas } = mount.clone();
+        self.change_mount(Mount { prefix, source, replicas }, false).await
+    }
+
+    /// Removes the mount with this prefix, the empty one for the root. Its source is not touched. See
+    /// [`ClientConfig::admin`].
+    ///
+    /// # Errors
+    /// Those of [`Client::drain`]; [`Error::Status`] with `NotFound` if nothing is mounted there.
+    pub async fn unmount(&self, prefix: &str) -> Result<(), Error> {
+        // To remove a mount its prefix counts alone.
+        let mount = Mount { prefix: prefix.to_owned(), source: String::new(), replicas: 1 };
+        self.change_mount(mount, true).await
+    }
+
+    async fn change_mount(&self, mount: Mount, remove: bool) -> Result<(), Error> {
+        check_path(&mount.prefix)?;
         let request = MountRequest { mount, remove: u8::from(remove) };
         self.order(&|| Body::Mount(request.clone()), remove).await
     }
 
-    /// Keeps the blocks of a file, or of all files below a directory, from being evicted; with `undo` no
-    /// longer. The empty path is above all files; there need be nothing at a path. What is not cached is
-    /// not brought in: see [`Client::load`]. See [`ClientConfig::admin`].
+    /// Keeps the blocks of a file, or of all files below a directory, from being evicted. The empty path
+    /// is above all files; there need be nothing at a path. What is not cached is not brought in: see
+    /// [`Client::load`]. See [`ClientConfig::admin`].
     ///
     /// # Errors
-    /// Those of [`Client::drain`]; [`Error::Status`] with `NotFound` if a path to undo is not pinned.
-    pub async fn pin(&self, path: &str, undo: bool) -> Result<(), Error> {
+    /// Those of [`Client::drain`].
+    pub async fn pin(&self, path: &str) -> Result<(), Error> {
+        self.change_pin(path, false).await
+    }
+
+    /// Lets the blocks below a pinned path be evicted again. See [`ClientConfig::admin`].
+    ///
+    /// # Errors
+    /// Those of [`Client::drain`]; [`Error::Status`] with `NotFound` if this very path is not pinned.
+    pub async fn unpin(&self, path: &str) -> Result<(), Error> {
+        self.change_pin(path, true).await
+    }
+
+    async fn change_pin(&self, path: &str, undo: bool) -> Result<(), Error> {
         check_path(path)?;
         let request = PinRequest { path: path.to_owned(), undo: u8::from(undo) };
         self.order(&|| Body::Pin(request.clone()), undo).await

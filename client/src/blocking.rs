@@ -10,12 +10,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use millrace_proto::message::Entry;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncSeekExt};
 use tokio::runtime::{self, Handle, Runtime};
 
 use crate::config::ClientConfig;
 use crate::error::Error;
-use crate::file::{ClusterInfo, File, FreeReport, HelloInfo, LoadReport, MountInfo, NodeStatus};
+use crate::file::{
+    ClusterInfo, Entry, File, FreeReport, HelloInfo, LoadReport, MountInfo, NodeStatus,
+};
 use crate::lease::Lease;
 use crate::read::ReadOptions;
 
@@ -215,6 +217,11 @@ impl Client {
         self.runtime.handle.block_on(self.client.read_many_with(ranges, options))
     }
 
+    /// See [`crate::Client::reader`].
+    pub fn reader(&self, file: &File) -> Reader {
+        Reader { reader: self.client.reader(file), runtime: self.runtime.clone() }
+    }
+
     /// See [`crate::Client::load`].
     ///
     /// # Errors
@@ -253,24 +260,48 @@ impl Client {
     ///
     /// # Errors
     /// Those of the async method.
-    pub fn drain(&self, node: &str, undo: bool) -> Result<(), Error> {
-        self.runtime.handle.block_on(self.client.drain(node, undo))
+    pub fn drain(&self, node: &str) -> Result<(), Error> {
+        self.runtime.handle.block_on(self.client.drain(node))
     }
 
-    /// See [`crate::Client::change_mount`].
+    /// See [`crate::Client::undrain`].
     ///
     /// # Errors
     /// Those of the async method.
-    pub fn change_mount(&self, mount: MountInfo, remove: bool) -> Result<(), Error> {
-        self.runtime.handle.block_on(self.client.change_mount(mount, remove))
+    pub fn undrain(&self, node: &str) -> Result<(), Error> {
+        self.runtime.handle.block_on(self.client.undrain(node))
+    }
+
+    /// See [`crate::Client::mount`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn mount(&self, mount: &MountInfo) -> Result<(), Error> {
+        self.runtime.handle.block_on(self.client.mount(mount))
+    }
+
+    /// See [`crate::Client::unmount`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn unmount(&self, prefix: &str) -> Result<(), Error> {
+        self.runtime.handle.block_on(self.client.unmount(prefix))
     }
 
     /// See [`crate::Client::pin`].
     ///
     /// # Errors
     /// Those of the async method.
-    pub fn pin(&self, path: &str, undo: bool) -> Result<(), Error> {
-        self.runtime.handle.block_on(self.client.pin(path, undo))
+    pub fn pin(&self, path: &str) -> Result<(), Error> {
+        self.runtime.handle.block_on(self.client.pin(path))
+    }
+
+    /// See [`crate::Client::unpin`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn unpin(&self, path: &str) -> Result<(), Error> {
+        self.runtime.handle.block_on(self.client.unpin(path))
     }
 
     /// See [`crate::Client::pins`].
@@ -292,5 +323,50 @@ impl Client {
     /// Those of the async method.
     pub fn ping(&self) -> Result<Duration, Error> {
         self.runtime.handle.block_on(self.client.ping())
+    }
+}
+
+/// Reads one version of a file from a position on, as a local file is read; see [`crate::Reader`].
+///
+/// # Panics
+/// Every method, when called inside an async task.
+#[derive(Debug)]
+pub struct Reader {
+    // First, so that it is dropped before its runtime.
+    reader: crate::Reader,
+    runtime: Arc<Threads>,
+}
+
+impl Reader {
+    /// See [`crate::Reader::with_read_ahead`].
+    pub fn with_read_ahead(self, byte_count: u64) -> Reader {
+        Reader { reader: self.reader.with_read_ahead(byte_count), runtime: self.runtime }
+    }
+
+    /// See [`crate::Reader::with_options`].
+    pub fn with_options(self, options: ReadOptions) -> Reader {
+        Reader { reader: self.reader.with_options(options), runtime: self.runtime }
+    }
+}
+
+impl io::Read for Reader {
+    fn read(&mut self, target: &mut [u8]) -> io::Result<usize> {
+        self.runtime.handle.block_on(self.reader.read(target))
+    }
+}
+
+impl io::BufRead for Reader {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.runtime.handle.block_on(self.reader.fill_buf())
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.reader.consume(count);
+    }
+}
+
+impl io::Seek for Reader {
+    fn seek(&mut self, target: io::SeekFrom) -> io::Result<u64> {
+        self.runtime.handle.block_on(self.reader.seek(target))
     }
 }

@@ -156,7 +156,8 @@ impl Board {
         view: &Arc<View>,
         address: Option<&Arc<str>>,
     ) -> bool {
-        let is_first = before.cluster.as_ref().is_none_or(|it| it.cluster != view.cluster);
+        let is_first =
+            before.cluster.as_ref().is_none_or(|it| it.layout.cluster != view.layout.cluster);
         let mut home = self.home();
         if is_first {
             home.id.clone_from(&view.node);
@@ -180,13 +181,13 @@ impl Board {
 
 fn judge(known: &View, view: &View) -> Taken {
     let is_other_master = view.master != known.master;
-    if view.cluster != known.cluster {
+    if view.layout.cluster != known.layout.cluster {
         // A node that was alone and is started anew, maybe to join others, may begin a cluster: there
         // is no other node to go on with.
-        if known.members.len() == 1 { Taken::New } else { Taken::Stranger }
-    } else if view.is_fenced || view.epoch < known.epoch {
+        if known.layout.members.len() == 1 { Taken::New } else { Taken::Stranger }
+    } else if view.is_fenced || view.layout.epoch < known.layout.epoch {
         Taken::Refused
-    } else if view.epoch > known.epoch || is_other_master || known.is_fenced {
+    } else if view.layout.epoch > known.layout.epoch || is_other_master || known.is_fenced {
         Taken::New
     } else {
         Taken::Known
@@ -194,14 +195,14 @@ fn judge(known: &View, view: &View) -> Taken {
 }
 
 fn refusal_text(known: &View, view: &View) -> String {
-    if view.cluster != known.cluster {
+    if view.layout.cluster != known.layout.cluster {
         return format!(
             "node '{}' is of cluster '{}' by now, not of '{}', and is not asked any more",
-            view.node, view.cluster, known.cluster
+            view.node, view.layout.cluster, known.layout.cluster
         );
     }
     if view.is_fenced {
         return format!("node '{}' has lost coordination", view.node);
     }
-    format!("node '{}' is at epoch {}, before {}", view.node, view.epoch, known.epoch)
+    format!("node '{}' is at epoch {}, before {}", view.node, view.layout.epoch, known.layout.epoch)
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use millrace_proto::frame;
 use millrace_proto::message::{
-    ArchivedListReply, ArchivedStatReply, Entry, ListRequest, PATH_LENGTH_MAX, StatRequest,
+    ArchivedListReply, ArchivedStatReply, ListRequest, PATH_LENGTH_MAX, StatRequest,
 };
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -21,7 +21,7 @@ use crate::config::{ClientConfig, DURATION_MAX};
 use crate::connection::{Answer, Body, Landing, Lane, Reply};
 use crate::error::Error;
 use crate::failover::{Call, Rescue, Tries};
-use crate::file::{self, File, HelloInfo};
+use crate::file::{self, Entry, File, HelloInfo};
 use crate::lease::Leases;
 use crate::member::Member;
 use crate::network::Network;

@@ -10,8 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_proto::cluster::{
-    ArchivedRingReply, MEMBERS_MAX, MOUNTS_MAX, Member as Told, Mount, RingRequest,
+    ArchivedRingReply, MEMBERS_MAX, MOUNTS_MAX, Member as Told, RingReply, RingRequest,
 };
+use millrace_proto::layout::Layout;
 use millrace_proto::status::Next;
 use millrace_proto::{Status, feature, frame};
 use tokio::time::{self, Instant};
@@ -24,7 +25,7 @@ use crate::member::Member;
 use crate::reply;
 use crate::retry::Backoff;
 use crate::topology::Topology;
-use crate::view::{News, Page, View};
+use crate::view::{News, View};
 
 mod search;
 
@@ -57,7 +58,7 @@ pub(crate) async fn fetch(
     wait: bool,
     patience: Duration,
 ) -> Result<News, Error> {
-    let epoch = known.map_or(0, |view| view.epoch);
+    let epoch = known.map_or(0, |view| view.layout.epoch);
     let first = RingRequest { epoch, first: 0, wait: u8::from(wait) };
     let mut reply = if wait {
         // A node answers before the wait is over, unless it has more to do than it can.
@@ -69,41 +70,44 @@ pub(crate) async fn fetch(
         if reply.header.status() == Status::UnknownOp {
             return Ok(News::Alone);
         }
-        let (page, mut members) = decode(&reply)?;
+        let mut page = decode(&reply)?;
         if page.epoch == 0 {
             return Ok(News::Nothing);
         }
         if let Some(known) = known
-            && (known.epoch, &known.cluster) == (page.epoch, &page.cluster)
+            && (known.layout.epoch, &known.layout.cluster) == (page.epoch, &page.cluster)
         {
-            return Ok(News::View(Box::new(View::new(
-                page,
-                known.members.clone(),
-                hello_of(member),
-            ))));
+            let view = View::new(page, known.layout.clone(), hello_of(member));
+            return Ok(News::View(Box::new(view)));
         }
+        let mut members = std::mem::take(&mut page.members);
+        let member_count = page.member_count as usize;
         let is_whole = loop {
-            if members.len() >= page.member_count {
+            if members.len() >= member_count {
                 break true;
             }
             let next = RingRequest { epoch: page.epoch, first: members.len() as u32, wait: 0 };
             reply = ask(member, next, patience).await?;
-            let (next, told) = decode(&reply)?;
+            let next = decode(&reply)?;
             if next.epoch != page.epoch {
                 break false;
             }
-            if told.is_empty() {
+            if next.members.is_empty() {
                 return Err(Error::protocol("a page of members has none"));
             }
-            members.extend(told);
+            members.extend(next.members);
         };
         if is_whole {
-            members.truncate(page.member_count);
+            members.truncate(member_count);
             members.retain(is_reachable);
             if members.is_empty() {
                 return Err(Error::protocol("no member of the cluster has an address"));
             }
-            return Ok(News::View(Box::new(View::new(page, members, hello_of(member)))));
+            let (cluster, mounts) =
+                (std::mem::take(&mut page.cluster), std::mem::take(&mut page.mounts));
+            let layout = Layout::new(cluster, page.epoch, mounts, members);
+            let view = View::new(page, Arc::new(layout), hello_of(member));
+            return Ok(News::View(Box::new(view)));
         }
         let again = RingRequest { epoch: 0, first: 0, wait: 0 };
         reply = ask(member, again, patience).await?;
@@ -128,7 +132,7 @@ fn is_reachable(told: &Told) -> bool {
     has_shards || !told.address.is_empty()
 }
 
-fn decode(reply: &Reply) -> Result<(Page, Vec<Told>), Error> {
+fn decode(reply: &Reply) -> Result<RingReply, Error> {
     if reply.header.status().next() != Next::Use {
         return Err(reply::status_error(reply));
     }
@@ -143,16 +147,7 @@ fn decode(reply: &Reply) -> Result<(Page, Vec<Told>), Error> {
             body.mounts.len()
         )));
     }
-    let page = Page {
-        cluster: body.cluster.as_str().to_owned(),
-        epoch: body.epoch.to_native(),
-        node: body.node.as_str().to_owned(),
-        master: body.master.as_str().to_owned(),
-        is_fenced: body.is_fenced != 0,
-        mounts: body.mounts.iter().map(Mount::from).collect(),
-        member_count,
-    };
-    Ok((page, body.members.iter().map(Told::from).collect()))
+    Ok(body.into())
 }
 
 /// Follows the cluster until the task is ended.

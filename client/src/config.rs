@@ -21,7 +21,20 @@ pub(crate) const FALLBACK_ROOTS_MAX: usize = 64;
 /// Most requests in flight on one connection that may be asked for.
 pub(crate) const REQUESTS_IN_FLIGHT_MAX: usize = 1 << 16;
 
-/// Settings of a [`Client`](crate::Client). Start from [`ClientConfig::new`] and change what matters.
+/// Settings of a [`Client`](crate::Client). Name what is different, and take the rest from
+/// `..ClientConfig::new()`, because fields will be added.
+///
+/// ```
+/// use std::time::Duration;
+/// use millrace_client::ClientConfig;
+///
+/// let config = ClientConfig {
+///     deadline: Duration::from_secs(5),
+///     zone: Some("rack-7".to_owned()),
+///     ..ClientConfig::new()
+/// };
+/// assert!(config.verify);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientConfig {
     /// Time one whole operation may take, retries and reconnects included; 1 ms to one day. Default
@@ -45,7 +58,7 @@ pub struct ClientConfig {
     /// is below none of these is never opened. Default none.
     pub fallback_roots: Vec<PathBuf>,
     /// Administration socket of a node, `unix:PATH`, for what changes something: `free`, `drain`,
-    /// `change_mount` and `pin`. With [`ClientConfig::admin_token`] it may be a node's `host:port`. Several
+    /// `mount`, `pin` and what undoes them. With [`ClientConfig::admin_token`] it may be a node's `host:port`. Several
     /// behind commas are tried in turn. None, the default, for clients that only read.
     pub admin: Option<String>,
     /// The token of the nodes by which they recognise administrators over TCP.

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use millrace_proto::cluster::{ArchivedPinsReply, REPLICAS_MAX};
-use millrace_proto::message::{ArchivedLoadReply, ArchivedStatusReply, Entry, LoadRequest};
+use millrace_proto::message::{ArchivedLoadReply, ArchivedStatusReply, LoadRequest};
 use millrace_proto::status::Next;
 use millrace_proto::{frame, placement};
 use tokio::task::JoinSet;
@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::client::{Client, check_path};
 use crate::connection::{Body, Reply};
 use crate::error::Error;
-use crate::file::{ClusterInfo, File, LoadReport, MemberInfo, MountInfo, NodeStatus};
+use crate::file::{ClusterInfo, Entry, File, LoadReport, MemberInfo, MountInfo, NodeStatus};
 use crate::member::{MISSED_MAX, Member};
 use crate::reply;
 use crate::topology::Topology;
@@ -26,7 +26,7 @@ const LOAD_TRIES: usize = 3;
 const WINDOW_MEMBERS_MAX: usize = 64;
 
 /// What a member answered, or did not.
-type Part = (Arc<Member>, Result<Reply, Error>);
+type MemberAnswer = (Arc<Member>, Result<Reply, Error>);
 
 impl Client {
     /// Brings every block of a file into the caches of the members that own it. A large file takes its
@@ -77,7 +77,7 @@ impl Client {
         let topology = self.topology();
         let view = topology.cluster.as_ref()?;
         let members =
-            view.members.iter().zip(topology.members()).map(|(told, member)| MemberInfo {
+            view.layout.members.iter().zip(topology.members()).map(|(told, member)| MemberInfo {
                 id: told.id.clone(),
                 address: told.address.clone(),
                 shards: told.shards.clone(),
@@ -89,10 +89,10 @@ impl Client {
                 is_suspect: !member.health.is_well(),
             });
         Some(ClusterInfo {
-            id: view.cluster.clone(),
-            epoch: view.epoch,
+            id: view.layout.cluster.clone(),
+            epoch: view.layout.epoch,
             master: Some(view.master.clone()).filter(|master| !master.is_empty()),
-            mounts: view.mounts.iter().map(MountInfo::from).collect(),
+            mounts: view.layout.mounts.iter().map(MountInfo::from).collect(),
             members: members.collect(),
             refused: self.network().refusal(),
         })
@@ -121,7 +121,7 @@ impl Client {
         members: Vec<Arc<Member>>,
         request: &(dyn Fn() -> Body + Send + Sync),
         deadline: Instant,
-    ) -> Vec<Part> {
+    ) -> Vec<MemberAnswer> {
         let mut parts = Vec::with_capacity(members.len());
         let mut waiting = members.into_iter();
         let mut tasks = JoinSet::new();
@@ -174,7 +174,7 @@ impl Client {
         let mut done: Vec<Arc<Member>> = Vec::new();
         loop {
             let topology = self.topology();
-            let epoch_now = topology.cluster.as_ref().map_or(0, |view| view.epoch);
+            let epoch_now = topology.cluster.as_ref().map_or(0, |view| view.layout.epoch);
             if epoch_now != epoch {
                 // Blocks may have other owners: what is loaded counts again, and is not read again.
                 (epoch, block_count) = (epoch_now, 0);
@@ -217,17 +217,17 @@ fn owners(topology: &Topology, file: &File) -> Vec<Arc<Member>> {
     let Some(view) = &topology.cluster else {
         return topology.members().cloned().collect();
     };
-    let told = view.members.iter().zip(topology.members());
+    let told = view.layout.members.iter().zip(topology.members());
     let active = told.filter(|(told, _)| told.is_active()).map(|(_, member)| member);
     if file.block_count() > 4 * topology.member_count() as u64 {
         return active.cloned().collect();
     }
     let mut is_owner = vec![false; topology.member_count()];
     let mut owners = [0; REPLICAS_MAX as usize];
-    let replicas = view.replicas(&file.path).min(owners.len());
+    let replicas = view.layout.replicas(&file.path).min(owners.len());
     for block in 0..file.block_count() {
-        let hash = placement::block_hash(file.id, block);
-        let count = view.ring.owners(hash, replicas, &mut owners[..replicas]);
+        let hash = placement::block_hash(file.id.into(), block);
+        let count = view.layout.ring().owners(hash, replicas, &mut owners[..replicas]);
         for &owner in &owners[..count] {
             is_owner[owner as usize] = true;
         }

@@ -129,6 +129,27 @@ impl From<FrameError> for Error {
     }
 }
 
+impl From<Error> for io::Error {
+    /// The kind of error that a file would have; the [`Error`] itself is the inner error.
+    fn from(error: Error) -> io::Error {
+        let kind = match &error {
+            Error::Status { status, .. } => match status {
+                Status::NotFound => io::ErrorKind::NotFound,
+                Status::PermissionDenied => io::ErrorKind::PermissionDenied,
+                Status::DeadlineExceeded => io::ErrorKind::TimedOut,
+                _ => io::ErrorKind::Other,
+            },
+            Error::DeadlineExceeded => io::ErrorKind::TimedOut,
+            Error::Connect { source, .. } => source.kind(),
+            Error::ConnectionLost { .. } => io::ErrorKind::ConnectionReset,
+            Error::Corrupt { .. } | Error::Protocol(_) => io::ErrorKind::InvalidData,
+            Error::InvalidArgument(_) => io::ErrorKind::InvalidInput,
+            _ => io::ErrorKind::Other,
+        };
+        io::Error::new(kind, error)
+    }
+}
+
 /// A duration in whole seconds, else in milliseconds.
 pub(crate) fn duration_text(duration: Duration) -> String {
     if duration.subsec_nanos() == 0 {

@@ -3,18 +3,83 @@
 //! A [`File`] names one version of a file for good. It holds nothing open on the node and never
 //! changes; that the node still has this version is found out by reading.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_proto::message::{
-    ArchivedFreeReply, ArchivedHelloReply, ArchivedStatusReply, Counter, Entry, Kind,
+    self, ArchivedEntry, ArchivedFreeReply, ArchivedHelloReply, ArchivedStatusReply,
 };
-use millrace_proto::{FileId, checksum, cluster, frame};
+use millrace_proto::{checksum, cluster, frame};
 
 use crate::error::Error;
 
 /// Most shards of a node that this client follows. Guessed: more than any machine has cores.
 const SHARDS_MAX: usize = 1024;
+
+/// 128-bit id of a file, the same for every version of it, also after a restart of the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FileId(pub u128);
+
+impl fmt::Display for FileId {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{:032x}", self.0)
+    }
+}
+
+impl From<millrace_proto::FileId> for FileId {
+    fn from(id: millrace_proto::FileId) -> FileId {
+        FileId(id.0)
+    }
+}
+
+impl From<FileId> for millrace_proto::FileId {
+    fn from(id: FileId) -> millrace_proto::FileId {
+        millrace_proto::FileId(id.0)
+    }
+}
+
+/// What an entry of a directory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A regular file.
+    File,
+    /// A directory; its id, version and length are zero.
+    Directory,
+}
+
+impl From<message::Kind> for Kind {
+    fn from(kind: message::Kind) -> Kind {
+        match kind {
+            message::Kind::File => Kind::File,
+            message::Kind::Directory => Kind::Directory,
+        }
+    }
+}
+
+/// An entry of a directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Name within its directory.
+    pub name: String,
+    /// File or directory.
+    pub kind: Kind,
+    /// Identity of the file.
+    pub id: FileId,
+    /// Version of its content: another number for every content that the node has seen.
+    pub version: u64,
+    /// Length in bytes.
+    pub length: u64,
+    /// Time of the last change in milliseconds since the Unix epoch, as the source reports it.
+    pub modified_ms: i64,
+}
+
+impl From<&ArchivedEntry> for Entry {
+    fn from(archived: &ArchivedEntry) -> Entry {
+        let message::Entry { name, kind, id, version, length, modified_ms } = archived.into();
+        Entry { name, kind: kind.into(), id: id.into(), version, length, modified_ms }
+    }
+}
 
 /// One version of a file (or a directory, which can be listed but not read).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +134,7 @@ pub(crate) fn check_block_size(block_size: u32) -> Result<u32, Error> {
 }
 
 /// What a node told in its `Hello` reply.
+#[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HelloInfo {
     /// Name and version of the node.
@@ -126,6 +192,7 @@ impl HelloInfo {
 }
 
 /// A cluster, as it was told last.
+#[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterInfo {
     /// Id of the cluster.
@@ -143,7 +210,8 @@ pub struct ClusterInfo {
     pub refused: Option<String>,
 }
 
-/// A source, and where its files are seen.
+/// A source, and where its files are seen; made by [`MountInfo::new`].
+#[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountInfo {
     /// Path below which they are; empty for the root.
@@ -154,6 +222,14 @@ pub struct MountInfo {
     pub replicas: u8,
 }
 
+impl MountInfo {
+    /// A mount of `source`, such as `file:///data`, below the path `prefix`, of whose blocks each one is at
+    /// `replicas` members, 1 to 8.
+    pub fn new(prefix: impl Into<String>, source: impl Into<String>, replicas: u8) -> MountInfo {
+        MountInfo { prefix: prefix.into(), source: source.into(), replicas }
+    }
+}
+
 impl From<&cluster::Mount> for MountInfo {
     fn from(mount: &cluster::Mount) -> MountInfo {
         let cluster::Mount { prefix, source, replicas } = mount.clone();
@@ -162,7 +238,8 @@ impl From<&cluster::Mount> for MountInfo {
 }
 
 /// A member of a cluster.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MemberInfo {
     /// Its name, the same after a restart.
     pub id: String,
@@ -185,6 +262,7 @@ pub struct MemberInfo {
 }
 
 /// What a `load` did.
+#[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadReport {
     /// The version that was loaded.
@@ -196,6 +274,7 @@ pub struct LoadReport {
 }
 
 /// What a `free` did.
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FreeReport {
     /// Blocks dropped from the cache.
@@ -213,8 +292,18 @@ impl From<&ArchivedFreeReply> for FreeReport {
     }
 }
 
-/// A node's counters at one moment.
+/// One counter of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counter {
+    /// Name, with its unit.
+    pub name: String,
+    /// Its value, summed over the shards.
+    pub value: u64,
+}
+
+/// A node's counters at one moment.
+#[non_exhaustive]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeStatus {
     /// Name and version of the node.
     pub server: String,

@@ -22,11 +22,11 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use millrace_proto::checksum::PAGE_SIZE;
 use millrace_proto::message::{Extent, Range};
-use millrace_proto::{FileId, placement};
+use millrace_proto::placement;
 use smallvec::SmallVec;
 
 use crate::connection::Attachment;
-use crate::file::File;
+use crate::file::{File, FileId};
 
 /// Parts of the table, each with a lock of its own.
 const PARTS: usize = 16;
@@ -173,7 +173,7 @@ impl LeasedBlock {
     }
 
     fn range(&self) -> Range {
-        Range { file: self.file, version: self.version, offset: self.start, length: 1 }
+        Range { file: self.file.into(), version: self.version, offset: self.start, length: 1 }
     }
 }
 
@@ -240,11 +240,11 @@ impl Hasher for AsItIs {
     }
 }
 
-type Part = RwLock<HashMap<u64, Arc<LeasedBlock>, BuildHasherDefault<AsItIs>>>;
+type LeasedPart = RwLock<HashMap<u64, Arc<LeasedBlock>, BuildHasherDefault<AsItIs>>>;
 
 /// Blocks with their keys, in the order in which they were leased.
 #[derive(Debug, Default)]
-struct Order {
+struct LeasedOrder {
     queue: VecDeque<(u64, Arc<LeasedBlock>)>,
     /// What they cost together.
     bytes: u64,
@@ -253,8 +253,8 @@ struct Order {
 /// The leased blocks of a client.
 #[derive(Debug)]
 pub(crate) struct Leases {
-    parts: Vec<Part>,
-    order: Mutex<Order>,
+    parts: Vec<LeasedPart>,
+    order: Mutex<LeasedOrder>,
     bytes_max: u64,
     /// Keys that are being leased, and how often. A block that is leased again while it is given back
     /// must not be: the node might see the two the other way round, and end the new lease.
@@ -332,7 +332,7 @@ impl Leases {
     /// Adds a block; returns those that have to go for it.
     fn insert(&self, key: u64, block: Arc<LeasedBlock>) -> Vec<Arc<LeasedBlock>> {
         let mut order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
-        let Order { queue, bytes } = &mut *order;
+        let LeasedOrder { queue, bytes } = &mut *order;
         *bytes += block.cost();
         queue.push_back((key, block.clone()));
         let part = |key: u64| {
@@ -383,7 +383,7 @@ impl Drop for Asking<'_> {
 }
 
 fn key_of(file: &File, block: u64) -> u64 {
-    placement::block_hash(file.id, block) ^ file.version.wrapping_mul(0x9E37_79B9_7F4A_7C15)
+    placement::block_hash(file.id.into(), block) ^ file.version.wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }
 
 mod reads;

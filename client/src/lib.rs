@@ -12,6 +12,9 @@
 //! # }
 //! ```
 //!
+//! [`Client::read_many`] reads many ranges at once, [`Client::reader`] a file from a position on, and
+//! [`blocking`] is for code without async. Whole programs are in `examples/`.
+//!
 //! ```text
 //!  Client ── read: cut at block borders ──► Topology: block → shard ──► Lane ──► driver task ──► node
 //!    │                                                                   │
@@ -27,6 +30,7 @@ mod client;
 mod control;
 mod read;
 mod read_many;
+mod reader;
 
 mod failover;
 mod store;
@@ -60,17 +64,23 @@ mod config;
 mod error;
 
 pub mod blocking;
+
+// Public for the node alone, which asks other nodes and reads local sources as the client does: what they
+// have may change in any version.
+#[doc(hidden)]
 pub mod peer;
+#[doc(hidden)]
 pub mod source;
 
 pub use client::Client;
 pub use config::ClientConfig;
 pub use error::Error;
 pub use file::{
-    ClusterInfo, File, FreeReport, HelloInfo, LoadReport, MemberInfo, MountInfo, NodeStatus,
+    ClusterInfo, Counter, Entry, File, FileId, FreeReport, HelloInfo, Kind, LoadReport, MemberInfo,
+    MountInfo, NodeStatus,
 };
 pub use lease::Lease;
-pub use millrace_proto::message::{Counter, Entry, Kind};
+pub use millrace_proto::Status;
 pub use millrace_proto::proof::Secret;
-pub use millrace_proto::{FileId, Status};
 pub use read::ReadOptions;
+pub use reader::{ByteStream, Reader};

@@ -124,7 +124,7 @@ impl Network {
 }
 
 /// What an address led to.
-struct Entry {
+struct Entered {
     address: Arc<str>,
     alone: Arc<Topology>,
     /// The members, if the node is in a cluster and told.
@@ -136,14 +136,14 @@ async fn enter_any(
     maker: &Maker,
     addresses: &[Arc<str>],
     deadline: Instant,
-) -> Result<Won<Entry>, Error> {
+) -> Result<Won<Entered>, Error> {
     let config = &maker.config;
     let is_only = addresses.len() == 1;
     let mut backoff = Backoff::new(config.reconnect_backoff_min, config.reconnect_backoff_max);
     loop {
-        let ways = addresses
-            .iter()
-            .map(|address| -> race::Way<'_, Entry> { Box::pin(enter(maker, address, is_only)) });
+        let ways = addresses.iter().map(|address| -> race::Course<'_, Entered> {
+            Box::pin(enter(maker, address, is_only))
+        });
         let mut errors = match race(ways.collect(), config.race_step()).await {
             Ok(won) => return Ok(won),
             Err(errors) => errors,
@@ -159,7 +159,7 @@ async fn enter_any(
 }
 
 /// Connects to the node at an address and has it tell who is in its cluster, if it is in one.
-async fn enter(maker: &Maker, address: &Arc<str>, is_only: bool) -> Result<Entry, Error> {
+async fn enter(maker: &Maker, address: &Arc<str>, is_only: bool) -> Result<Entered, Error> {
     let config = &maker.config;
     let lane = connect(maker, address).await?;
     let lane = nearer(maker, address, &lane).await.unwrap_or(lane);
@@ -186,7 +186,7 @@ async fn enter(maker: &Maker, address: &Arc<str>, is_only: bool) -> Result<Entry
             Ok(News::Nothing) | Err(_) => time::sleep(config.attempt_timeout).await,
         }
     }
-    Ok(Entry { address: address.clone(), alone, view })
+    Ok(Entered { address: address.clone(), alone, view })
 }
 
 /// Makes a lane to the node at an address, and has it answer a ping.

@@ -11,7 +11,7 @@ use millrace_proto::cluster::{
     MountRequest, PinRequest,
 };
 use millrace_proto::message::{
-    ArchivedFreeReply, ArchivedReadReply, Entry, FreeRequest, Kind, Range, StatRequest,
+    ArchivedFreeReply, ArchivedReadReply, FreeRequest, Range, StatRequest,
 };
 use millrace_proto::proof::{ArchivedProof, Mac, Role, Secret};
 use millrace_proto::{FileId, Status, checksum, frame, placement};
@@ -25,7 +25,7 @@ pub use crate::connection::random;
 use crate::connection::{Answer, Body, Claim, Landing, Lane, Reply};
 use crate::control::status_reply;
 use crate::error::Error;
-use crate::file::{File, FreeReport, NodeStatus};
+use crate::file::{File, FreeReport, Kind, NodeStatus};
 use crate::piece::Piece;
 use crate::read::{self, Miss};
 use crate::reply::{self, Setback};
@@ -58,7 +58,7 @@ pub struct PeerBytes {
 
 /// What the master of a cluster is asked to do.
 #[derive(Clone, Debug)]
-pub enum Order {
+pub enum MasterOrder {
     /// To drain a member, or have it take part again.
     Drain(DrainRequest),
     /// To change the mounts.
@@ -168,15 +168,15 @@ impl Peer {
         deadline: Instant,
     ) -> Result<PeerBytes, Error> {
         let offset = u64::from(block.block) * u64::from(self.block_size);
-        let entry = Entry {
-            name: String::new(),
-            kind: Kind::File,
-            id: block.file,
+        let file = File {
+            path: "".into(),
+            id: block.file.into(),
             version: block.version,
             length: offset + u64::from(block.length),
+            block_size: self.block_size,
+            kind: Kind::File,
             modified_ms: 0,
         };
-        let file = File::new("".into(), &entry, self.block_size);
         let piece = Piece { offset, length: block.length, block_size: self.block_size };
         let answer =
             self.lane(block).exchange(body(piece.range(&file)), Landing::Any, deadline).await?;
@@ -198,11 +198,11 @@ impl Peer {
     ///
     /// # Errors
     /// As [`Peer::peek`], and [`Error::Status`] with what it decided.
-    pub async fn tell(&self, order: Order, patience: Duration) -> Result<(), Error> {
+    pub async fn tell(&self, order: MasterOrder, patience: Duration) -> Result<(), Error> {
         let body = match order {
-            Order::Drain(request) => Body::Drain(request),
-            Order::Mount(request) => Body::Mount(request),
-            Order::Pin(request) => Body::Pin(request),
+            MasterOrder::Drain(request) => Body::Drain(request),
+            MasterOrder::Mount(request) => Body::Mount(request),
+            MasterOrder::Pin(request) => Body::Pin(request),
         };
         let answer = self.lanes[0].exchange(body, Landing::Any, Instant::now() + patience).await?;
         reply::judge(answer.outcome).map(drop).map_err(Setback::into_error)

@@ -32,6 +32,11 @@ impl Piece {
     }
 
     pub(crate) fn range(&self, file: &File) -> Range {
-        Range { file: file.id, version: file.version, offset: self.offset, length: self.length }
+        Range {
+            file: file.id.into(),
+            version: file.version,
+            offset: self.offset,
+            length: self.length,
+        }
     }
 }

@@ -19,7 +19,7 @@ use tokio::time::{self, Instant};
 use crate::error::Error;
 
 /// One way to the answer. It has a time limit of its own.
-pub(crate) type Way<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
+pub(crate) type Course<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
 
 /// The answer.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub(crate) struct Won<T> {
 struct Runner<'a, T> {
     index: usize,
     started: Instant,
-    way: Way<'a, T>,
+    way: Course<'a, T>,
 }
 
 /// Goes all ways, until one is good.
@@ -41,7 +41,7 @@ struct Runner<'a, T> {
 /// # Errors
 /// The error of each way, in their order; none if there is no way.
 pub(crate) async fn race<'a, T>(
-    ways: Vec<Way<'a, T>>,
+    ways: Vec<Course<'a, T>>,
     step: Duration,
 ) -> Result<Won<T>, Vec<Error>> {
     let mut left = ways.into_iter().enumerate();
@@ -91,7 +91,7 @@ mod tests {
     const STEP: Duration = Duration::from_millis(100);
 
     /// A way that hangs (None), or ends so well after so many milliseconds.
-    fn way(number: usize, end: Option<(u64, bool)>) -> Way<'static, usize> {
+    fn way(number: usize, end: Option<(u64, bool)>) -> Course<'static, usize> {
         Box::pin(async move {
             match end {
                 None => std::future::pending().await,

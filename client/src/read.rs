@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use millrace_proto::message::{ArchivedReadReply, Kind, StatRequest};
+use millrace_proto::message::{ArchivedReadReply, StatRequest};
 use millrace_proto::{Status, checksum, frame, placement};
 use tokio::task::JoinSet;
 use tokio::time::{self, Instant};
@@ -27,7 +27,7 @@ use crate::config::DURATION_MAX;
 use crate::connection::{Answer, Body, Landed, Landing, Lane};
 use crate::error::Error;
 use crate::failover::{self, Attempt, Errand, Failure, Rescue, Tolerance, Tries, Verdict};
-use crate::file::File;
+use crate::file::{File, Kind};
 use crate::piece::{Piece, Terms};
 use crate::reply::{self, Setback};
 use crate::topology::{Order, Place, Topology};
@@ -40,7 +40,8 @@ const WINDOW_BYTES_MAX: usize = 64 << 20;
 /// Guessed: the largest block adds a second to the time that a member has.
 const SLOWEST_BYTES_PER_S: u32 = 16 << 20;
 
-/// What one read may do differently from the client's settings.
+/// What one read may do differently from the client's settings. Name what is different, and take the rest
+/// from `..ReadOptions::default()`, because fields will be added.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReadOptions {
     /// Whether to judge the bytes against the node's checksums; None for the client's setting.
@@ -157,12 +158,7 @@ impl Client {
 
     /// Clamps a range to the file and cuts it at block borders.
     pub(crate) fn cut(&self, file: &File, offset: u64, length: u64) -> Result<Vec<Piece>, Error> {
-        if file.kind == Kind::Directory {
-            return Err(Error::Status {
-                status: Status::WrongKind,
-                message: format!("'{}' is a directory; list it instead", file.path),
-            });
-        }
+        check_kind(file)?;
         let length = length.min(file.length.saturating_sub(offset));
         let length_max = self.config().read_length_max.min(isize::MAX as u64);
         if length > length_max {
@@ -492,7 +488,7 @@ impl Errand<Landed> for ReadErrand<'_> {
 
 impl ReadErrand<'_> {
     fn hash(&self) -> u64 {
-        placement::block_hash(self.file.id, self.piece.block())
+        placement::block_hash(self.file.id.into(), self.piece.block())
     }
 }
 
@@ -530,13 +526,25 @@ pub(crate) fn judge(
     let block_length = u64::from(piece.block_size).min(file.length.saturating_sub(block_start));
     let offset = (piece.offset - block_start) as u32;
     let tag = match reply.header.covers_identity() {
-        true => checksum::tag(file.id, file.version, piece.block() as u32),
+        true => checksum::tag(file.id.into(), file.version, piece.block() as u32),
         false => 0,
     };
     match checksum::verify(payload, offset, block_length as u32, tag, values) {
         Ok(()) => (landed, None),
         Err(offset) => (landed, Some(Miss::Damaged(block_start + u64::from(offset)))),
     }
+}
+
+/// Refuses what has no bytes to read.
+///
+/// # Errors
+/// [`Error::Status`] with `WrongKind` for a directory.
+pub(crate) fn check_kind(file: &File) -> Result<(), Error> {
+    if file.kind == Kind::File {
+        return Ok(());
+    }
+    let message = format!("'{}' is a directory; list it instead", file.path);
+    Err(Error::Status { status: Status::WrongKind, message })
 }
 
 /// Bytes of all pieces together.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use millrace_proto::frame::PAYLOAD_LENGTH_MAX;
 use millrace_proto::message::{RANGES_MAX, READ_MANY_BYTES_MAX};
-use millrace_proto::{FileId, Op, Status, feature};
+use millrace_proto::{Op, Status, feature};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -20,7 +20,7 @@ use crate::client::Client;
 use crate::connection::{Answer, Landed, Landing, Lane, Patience};
 use crate::error::Error;
 use crate::failover::{self, Verdict};
-use crate::file::{File, HelloInfo};
+use crate::file::{File, FileId, HelloInfo};
 use crate::piece::{Piece, Terms};
 use crate::read::{self, Miss, ReadOptions};
 use crate::reply::{self, Setback};
@@ -65,6 +65,17 @@ type Outcome = (usize, usize, Result<Landed, Error>);
 impl Client {
     /// Reads many ranges, each of a file, an offset and a length in bytes, and clamped to the end of
     /// its file. There is one result for each range, in order.
+    ///
+    /// ```no_run
+    /// # async fn example(client: millrace_client::Client) -> Result<(), millrace_client::Error> {
+    /// let file = client.stat("datasets/train.bin").await?;
+    /// let ranges = [(&file, 0, 4096), (&file, 1 << 20, 4096)];
+    /// for bytes in client.read_many(&ranges).await {
+    ///     println!("{} bytes", bytes?.len());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// Each range has its own, as [`Client::read`]. Ranges beyond

@@ -15,9 +15,8 @@ use std::sync::atomic::Ordering;
 
 use bytes::BytesMut;
 use millrace_proto::cluster::mount_of;
-use millrace_proto::message::Kind;
 use millrace_proto::source::file_id;
-use millrace_proto::{FileId, Status};
+use millrace_proto::{Status, message};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
@@ -25,7 +24,7 @@ use crate::client::Client;
 use crate::connection::Landed;
 use crate::error::Error;
 use crate::failover::Rescue;
-use crate::file::File;
+use crate::file::{File, FileId, Kind};
 use crate::piece::Piece;
 use crate::reply;
 use crate::source::{self, DeviceRule, Look};
@@ -57,8 +56,8 @@ impl Client {
         }
         let topology = self.topology();
         let view = topology.cluster.as_ref()?;
-        let (index, below) = mount_of(&view.mounts, path)?;
-        let source = &view.mounts[index].source;
+        let (index, below) = mount_of(&view.layout.mounts, path)?;
+        let source = &view.layout.mounts[index].source;
         let (root, directory) = root_of(roots, Path::new(source.strip_prefix("file://")?))?;
         Some(Spot { source: source.clone(), root, directory, path: below.to_owned() })
     }
@@ -81,7 +80,7 @@ impl Client {
     pub(crate) fn read_source<'a>(&'a self, file: &'a File, piece: Piece) -> Rescue<'a, Landed> {
         Box::pin(async move {
             let spot = self.spot(&file.path)?;
-            if file_id(&spot.source, &spot.path) != file.id {
+            if FileId::from(file_id(&spot.source, &spot.path)) != file.id {
                 // Something else is mounted there by now.
                 return Some(Err(reply::stale(&file.path)));
             }
@@ -145,8 +144,9 @@ fn stat(spot: &Spot, path: Arc<str>, block_size: u32) -> io::Result<Result<File,
         let message = format!("'{path}' is neither a file nor a directory");
         return Ok(Err(Error::Status { status: Status::WrongKind, message }));
     };
+    let kind = kind.into();
     let id = match kind {
-        Kind::File => file_id(&spot.source, &spot.path),
+        Kind::File => file_id(&spot.source, &spot.path).into(),
         Kind::Directory => FileId(0),
     };
     Ok(Ok(File { path, id, version, length, block_size, kind, modified_ms }))
@@ -156,7 +156,7 @@ fn stat(spot: &Spot, path: Arc<str>, block_size: u32) -> io::Result<Result<File,
 fn read(spot: &Spot, version: u64, piece: Piece) -> io::Result<Option<BytesMut>> {
     let root = open(spot)?;
     let (place, found) = source::find(&root, &spot.path, DeviceRule::ByType)?;
-    let is_wanted = |look: &Look| look.kind == Some(Kind::File) && look.version == version;
+    let is_wanted = |look: &Look| look.kind == Some(message::Kind::File) && look.version == version;
     if !is_wanted(&found) {
         return Ok(None);
     }

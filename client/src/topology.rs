@@ -10,13 +10,13 @@ use std::sync::Arc;
 
 use millrace_proto::cluster::REPLICAS_MAX;
 use millrace_proto::ring::OWNERS_MAX;
-use millrace_proto::{FileId, feature, placement};
+use millrace_proto::{feature, placement};
 use smallvec::{SmallVec, smallvec};
 use tokio::sync::watch;
 
 use crate::address::{machine, shard_address};
 use crate::connection::{Attachment, Lane, Link, Neighbour, socket_path};
-use crate::file::HelloInfo;
+use crate::file::{FileId, HelloInfo};
 use crate::member::{Maker, Member, Way};
 use crate::view::View;
 
@@ -116,7 +116,7 @@ impl Topology {
         let zone = maker.config.zone.as_deref();
         let by_id = before.members().map(|member| (member.identity.id.as_str(), member));
         let by_id: HashMap<_, _> = by_id.collect();
-        let seats = view.members.iter().map(|told| {
+        let seats = view.layout.members.iter().map(|told| {
             let known = by_id.get(told.id.as_str()).filter(|it| it.identity.is_of(told)).copied();
             let adopted = || {
                 let is_home = told_by_main && view.node == told.id;
@@ -135,7 +135,10 @@ impl Topology {
             seat
         });
         let seats = seats.collect();
-        let is_known = before.cluster.as_ref().is_some_and(|known| known.cluster == view.cluster);
+        let is_known = before
+            .cluster
+            .as_ref()
+            .is_some_and(|known| known.layout.cluster == view.layout.cluster);
         let hello = view.hello.clone().filter(|_| !is_known).unwrap_or(before.hello.clone());
         Topology { hello, seats, main: None, cluster: Some(view) }
     }
@@ -168,7 +171,7 @@ impl Topology {
     /// The place to read a block from first.
     #[inline]
     pub(crate) fn place(&self, file: FileId, block: u64, path: &str) -> Place {
-        let hash = placement::block_hash(file, block);
+        let hash = placement::block_hash(file.into(), block);
         let member = match &self.cluster {
             None => 0,
             Some(view) => self.first_member(view, hash, path),
@@ -179,9 +182,9 @@ impl Topology {
     /// The member to ask first for a block.
     fn first_member(&self, view: &View, hash: u64, path: &str) -> u32 {
         let is_well = |index: u32| self.seats[index as usize].member.health.is_well();
-        let replicas = view.replicas(path);
+        let replicas = view.layout.replicas(path);
         if replicas == 1 {
-            if let Some(owner) = view.ring.owner(hash)
+            if let Some(owner) = view.layout.ring().owner(hash)
                 && is_well(owner as u32)
             {
                 return owner as u32;
@@ -189,7 +192,7 @@ impl Topology {
         } else {
             let mut owners = [0; REPLICAS_MAX as usize];
             let replicas = replicas.min(owners.len());
-            let count = view.ring.owners(hash, replicas, &mut owners[..replicas]);
+            let count = view.layout.ring().owners(hash, replicas, &mut owners[..replicas]);
             let turn = fastrand::usize(..count.max(1));
             let owners = owners[turn..count].iter().chain(&owners[..turn]);
             let well = owners.copied().filter(|&index| is_well(index));
@@ -207,7 +210,7 @@ impl Topology {
     pub(crate) fn order_of(&self, hash: u64, path: &str) -> Order {
         match &self.cluster {
             None => smallvec![0],
-            Some(view) => self.order(view, hash, view.replicas(path)),
+            Some(view) => self.order(view, hash, view.layout.replicas(path)),
         }
     }
 
@@ -230,7 +233,7 @@ impl Topology {
 
     fn order(&self, view: &View, hash: u64, replicas: usize) -> Order {
         let mut owners = [0; OWNERS_MAX];
-        let count = view.ring.owners(hash, replicas, &mut owners);
+        let count = view.layout.ring().owners(hash, replicas, &mut owners);
         let mut order = Order::from_slice(&owners[..count]);
         let replicas = replicas.min(count);
         if replicas > 1 {

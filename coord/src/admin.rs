@@ -1,4 +1,4 @@
-//! What operators reach of a replica: pages and commands over HTTP.
+//! The pages and commands of a replica for operators, over HTTP.
 //!
 //! ```text
 //!                             pages   status   commands that change something
@@ -7,9 +7,9 @@
 //!  the metrics endpoint     /metrics and /health alone
 //! ```
 //!
-//! Owns where the listeners are; `ops` serves them. Always holds: a user who may open the socket in
-//! the data directory is an operator, and no other is. What pages say is left to `report`, what
-//! commands do to the replica. [`offline`] is for data that no process uses.
+//! Owns where the listeners are; `ops` serves them. Always holds: only a user that may open the socket in
+//! the data directory is an operator. Leaves what pages say to `report`, and what commands do to the
+//! replica. [`offline`] is for data that no process uses.
 
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -37,10 +37,10 @@ mod tests;
 
 /// Name of the operators' socket in the data directory.
 pub const SOCKET: &str = "admin.sock";
-/// Connections that may wait to be accepted.
+/// Most connections that wait to be accepted.
 const BACKLOG: i32 = 32;
 
-/// Why nobody can be let in.
+/// The reason that the endpoints cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
     #[error("cannot listen at {}: {error}", path.display())]
@@ -51,7 +51,7 @@ pub enum AdminError {
     System(#[from] io::Error),
 }
 
-/// Through which listener somebody came.
+/// The listener that a request came through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Door {
     Socket,
@@ -67,8 +67,8 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Opens the socket in the data directory and the endpoints that are configured. To be called
-    /// when the replica has its data directory for itself.
+    /// Opens the socket in the data directory and the configured endpoints. Call this when the replica has
+    /// its data directory for itself.
     ///
     /// # Errors
     /// See [`AdminError`]; nothing is open then.
@@ -94,12 +94,12 @@ impl Admin {
         Ok(Admin { _server: server, admin_address, metrics_address })
     }
 
-    /// Where the admin endpoint is, with the port that was chosen when it was configured as 0.
+    /// Returns the address of the admin endpoint, with the chosen port if the configured one is 0.
     pub fn admin_address(&self) -> Option<SocketAddr> {
         self.admin_address
     }
 
-    /// Where `/metrics` is.
+    /// Returns the address of `/metrics`.
     pub fn metrics_address(&self) -> Option<SocketAddr> {
         self.metrics_address
     }
@@ -108,19 +108,19 @@ impl Admin {
 /// Connects to the replica that uses a data directory.
 ///
 /// # Errors
-/// `NotFound` or `ConnectionRefused` where no replica runs; else as the system says.
+/// `NotFound` or `ConnectionRefused` if no replica runs; otherwise the error of the system.
 pub fn connect(data_dir: &Path) -> io::Result<UnixStream> {
     let directory = File::open(data_dir)?;
     UnixStream::connect(short_path(&directory))
 }
 
-/// The socket's path by way of a descriptor: its address has room for some 100 bytes only, and a
-/// data directory may be longer.
+/// Returns the socket's path through a descriptor, because a socket's address has room for some 100 bytes
+/// only and a data directory may be longer.
 fn short_path(directory: &File) -> PathBuf {
     format!("/proc/self/fd/{}/{SOCKET}", directory.as_raw_fd()).into()
 }
 
-/// Listens in a data directory that is ours, so a socket that is there already is a dead one's.
+/// Listens in a data directory that is ours, so an existing socket belongs to a dead process.
 fn listen_in(data_dir: &Path) -> io::Result<UnixListener> {
     let directory = File::open(data_dir)?;
     let path = short_path(&directory);
@@ -130,7 +130,7 @@ fn listen_in(data_dir: &Path) -> io::Result<UnixListener> {
     }
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.bind(&SockAddr::unix(&path)?)?;
-    // Before anybody can connect, which takes the call after this.
+    // No client can connect before this, because that takes the call after it.
     fs::set_permissions(&path, Permissions::from_mode(0o600))?;
     socket.listen(BACKLOG)?;
     Ok(UnixListener::from(socket))

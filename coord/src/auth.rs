@@ -1,8 +1,8 @@
-//! Who a connection has shown to be: its identities, and how an auth request adds one.
+//! The identities of a connection, and how an auth request adds one.
 //!
-//! A connection starts with its address, scheme `ip`. What a client shows later is added, never
-//! removed, and goes with each of its commands, so number and size are limited. The replies of each
-//! scheme are those of ZooKeeper 3.8 with its standard providers; ACLs are judged elsewhere.
+//! A connection starts with its address, scheme `ip`. What a client proves later is added and never
+//! removed. Each command carries all identities, so their number and size are limited. The replies of each
+//! scheme are those of ZooKeeper 3.8 with its standard providers. ACLs are checked elsewhere.
 
 use std::net::IpAddr;
 
@@ -14,7 +14,7 @@ use crate::command::Identity;
 
 /// Most identities of a connection, its address included. Guessed: clients have one or two.
 pub const IDENTITIES_MAX: usize = 64;
-/// Longest proof in bytes. Guessed: user and password; tokens are shorter too.
+/// Longest proof in bytes. Guessed: enough for user and password, and for tokens.
 pub const AUTH_SIZE_MAX: usize = 4096;
 
 /// One identity, owned by its connection.
@@ -26,12 +26,12 @@ pub struct OwnedIdentity {
 }
 
 impl OwnedIdentity {
-    /// The identity as commands carry it.
+    /// Returns the identity as commands carry it.
     pub fn borrow(&self) -> Identity<'_> {
         Identity { scheme: self.scheme, id: &self.id }
     }
 
-    /// What whoAmI shows: of a digest the user, of others the id.
+    /// Returns what whoAmI shows: the user of a digest, the id of others.
     pub fn user(&self) -> &str {
         match self.scheme {
             "digest" => self.id.split_once(':').map_or(&*self.id, |(user, _)| user),
@@ -40,20 +40,20 @@ impl OwnedIdentity {
     }
 }
 
-/// Why an auth request fails: the client is told -115 (AUTHFAILED), then the connection closes.
+/// The reason that an auth request fails. The client gets -115 (AUTHFAILED), then the connection closes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AuthError {
-    /// `world` and `auth` name nobody, `x509` needs TLS, `sasl` its own request; others are
-    /// unknown.
-    #[error("nothing can be shown with the scheme {scheme:?}; use digest or ip")]
+    /// The scheme proves nothing: `world` and `auth` name no user, `x509` needs TLS, `sasl` has its own
+    /// request, and others are unknown.
+    #[error("the scheme {scheme:?} proves no identity; use digest or ip")]
     Scheme {
-        /// What was asked for.
+        /// The requested scheme.
         scheme: String,
     },
     /// The proof is longer than [`AUTH_SIZE_MAX`].
     #[error("credentials of {size} bytes; {AUTH_SIZE_MAX} are allowed")]
     TooLong {
-        /// Its bytes.
+        /// Its size in bytes.
         size: usize,
     },
     /// The connection has [`IDENTITIES_MAX`] identities.
@@ -61,22 +61,22 @@ pub enum AuthError {
     TooMany,
 }
 
-/// All identities of one connection, each once, in the order in which they were shown.
+/// All identities of one connection, each once, in the order of proof.
 #[derive(Debug, Clone)]
 pub struct Identities {
     list: Vec<OwnedIdentity>,
 }
 
 impl Identities {
-    /// Those of a new connection: its address alone.
+    /// Builds the identities of a new connection: only its address.
     pub fn new(address: IpAddr) -> Identities {
         Identities { list: vec![OwnedIdentity { scheme: "ip", id: host_text(address).into() }] }
     }
 
-    /// Takes an auth request. Returns whether anything new was shown.
+    /// Takes an auth request. True if it added an identity.
     ///
     /// # Errors
-    /// [`AuthError`]; nothing was added, and the connection has to be closed.
+    /// [`AuthError`]: nothing was added, and the connection must be closed.
     pub fn authenticate(
         &mut self,
         scheme: &str,
@@ -94,20 +94,20 @@ impl Identities {
         Ok(is_new)
     }
 
-    /// The identities as commands carry them.
+    /// Lists the identities as commands carry them.
     pub fn iter(&self) -> impl Iterator<Item = Identity<'_>> {
         self.list.iter().map(OwnedIdentity::borrow)
     }
 
-    /// Scheme and user of each, for whoAmI.
+    /// Lists scheme and user of each identity, for whoAmI.
     pub fn who_am_i(&self) -> impl Iterator<Item = (&str, &str)> {
         self.list.iter().map(|identity| (identity.scheme, identity.user()))
     }
 }
 
-/// What an auth request shows. `ip` shows the address of the connection whatever it says; `digest`
-/// takes any bytes, also without a colon, and shows `super` as well where its digest is
-/// `super_digest`.
+/// Returns the identities that an auth request proves. `ip` proves the address of the connection, whatever
+/// the request says. `digest` takes any bytes, even without a colon, and proves `super` too if its digest
+/// is `super_digest`.
 ///
 /// # Errors
 /// [`AuthError::Scheme`], [`AuthError::TooLong`].
@@ -137,14 +137,14 @@ pub fn authenticate(
     }
 }
 
-/// The id of `user:password`: `user:` and the base64 of the SHA-1 of both together
+/// Returns the id of `user:password`: `user:` and the base64 of the SHA-1 of both together
 /// (`DigestAuthenticationProvider.generateDigest`).
 pub fn digest_id(credentials: &str) -> String {
     let user = credentials.split(':').next().unwrap_or_default();
     format!("{user}:{}", STANDARD.encode(Sha1::digest(credentials.as_bytes())))
 }
 
-/// An address as Java writes it: IPv6 in eight groups, IPv4 also where it came in an IPv6 one.
+/// Writes an address as Java does: IPv6 in eight groups, and IPv4 even if it came inside an IPv6 one.
 pub fn host_text(address: IpAddr) -> String {
     match address.to_canonical() {
         IpAddr::V4(address) => address.to_string(),

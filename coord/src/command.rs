@@ -1,8 +1,8 @@
-//! What a Raft entry holds: a batch of commands, with the time the leader gave it.
+//! The content of a Raft entry: a batch of commands, with the time that the leader gave it.
 //!
-//! A command is everything that `State::apply` needs beside the state: who asks, with which
-//! identities, and what. Nothing in it depends on the replica that applies it. The leader's wall
-//! clock travels in the batch, so all replicas agree on every timestamp.
+//! A command is everything that `State::apply` needs beside the state: the session, its identities, and the
+//! action. Nothing in it depends on the replica that applies it. The batch has the leader's wall clock, so
+//! all replicas agree on every timestamp.
 //!
 //! ```text
 //!  entry                                    command
@@ -19,7 +19,7 @@ const VERSION: u8 = 1;
 /// Bytes before the first command of an entry.
 pub const BATCH_HEADER_SIZE: usize = 10;
 
-/// Who a client has shown to be: a scheme and an id, such as `digest` and `user:hash`.
+/// One identity that a client has proved: a scheme and an id, such as `digest` and `user:hash`.
 ///
 /// An identity of scheme `super` passes every ACL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -28,14 +28,14 @@ pub struct Identity<'a> {
     pub id: &'a str,
 }
 
-/// Settings that change what apply does: they travel in the entry, so replicas cannot differ.
+/// Settings that change what apply does. The entry has them, so replicas cannot differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Rules {
-    /// Refuse what exceeds a hard quota (`enforceQuota`).
+    /// True if writes beyond a hard quota are refused (`enforceQuota`).
     pub enforce_quota: bool,
-    /// Do not check ACLs (`skipACL`).
+    /// True if ACLs are not checked (`skipACL`).
     pub skip_acl: bool,
-    /// Accept TTL nodes (`zookeeper.extendedTypesEnabled`).
+    /// True if TTL nodes are accepted (`zookeeper.extendedTypesEnabled`).
     pub ttl_nodes: bool,
 }
 
@@ -49,36 +49,36 @@ impl Rules {
     }
 }
 
-/// What is to be done.
+/// The action of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Act<'a> {
     /// A write of a client: operation code and record as they came.
     Request { code: i32, record: &'a [u8] },
     /// Opens a session; its id is chosen by apply.
     CreateSession { timeout_ms: i32, password: [u8; PASSWORD_SIZE] },
-    /// A client comes back to `Command::session`, maybe on another replica, and with another
-    /// time-out than before.
+    /// Connects a client to `Command::session` again, maybe at another replica, and with another time-out
+    /// than before.
     Attach { timeout_ms: i32, password: [u8; PASSWORD_SIZE] },
-    /// Closes `Command::session`: its client asks, or the leader found it silent.
+    /// Closes `Command::session`, because its client asks, or the leader found it silent.
     CloseSession,
-    /// The leader found a container or TTL node due; apply checks again.
+    /// Deletes a container or TTL node that the leader found due; apply checks again.
     DeleteContainer { path: &'a str },
-    /// The members changed: `text`, a line for each, becomes the data of `/zookeeper/config`, with
-    /// the zxid of this command as its version. Empty for a replica by itself.
+    /// Sets the members. `text`, with a line for each, becomes the data of `/zookeeper/config`, and the
+    /// zxid of this command its version. The text is empty for a replica by itself.
     SetConfig { text: &'a str },
 }
 
 /// One command of an entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Command<'a> {
-    /// The replica process that waits for the outcome; 0 when none does.
+    /// The replica process that waits for the outcome; 0 if none does.
     pub origin: u64,
-    /// Chosen by the origin to find the waiting client again.
+    /// A number that the origin chooses to find the waiting client again.
     pub tag: u64,
-    /// The session that asks; 0 for `CreateSession` and commands of the service itself.
+    /// The session of the client; 0 for `CreateSession` and commands of the service itself.
     pub session: i64,
-    /// The attachment (`SessionView::attach`) under which the session asks. A command of an older
-    /// attachment is refused: its client has since connected elsewhere.
+    /// The attachment (`SessionView::attach`) of the client. A command of an older attachment is refused,
+    /// because the client has connected elsewhere since.
     pub attach: i64,
     pub identities: Vec<Identity<'a>>,
     pub act: Act<'a>,
@@ -162,7 +162,7 @@ fn password(reader: &mut Reader<'_>) -> Result<[u8; PASSWORD_SIZE], JuteError> {
     reader.take(PASSWORD_SIZE)?.try_into().map_err(|_| JuteError::Short)
 }
 
-/// Writes what precedes the commands of an entry.
+/// Writes the head of an entry.
 pub fn begin_batch(out: &mut Vec<u8>, time_ms: i64, rules: Rules) {
     out.push(VERSION);
     out.extend_from_slice(&time_ms.to_be_bytes());
@@ -183,7 +183,7 @@ impl<'a> Batch<'a> {
     ///
     /// # Errors
     ///
-    /// An entry that a newer version wrote, or a damaged one.
+    /// Fails for an entry of a newer version, or a damaged one.
     pub fn decode(entry: &'a [u8]) -> Result<Batch<'a>, JuteError> {
         let mut reader = Reader::new(entry);
         match *reader.take(1)? {
@@ -199,7 +199,7 @@ impl<'a> Batch<'a> {
         Ok(Batch { time_ms, rules, reader })
     }
 
-    /// The next command, or `None` at the end of the entry.
+    /// Returns the next command, or `None` at the end of the entry.
     pub fn next_command(&mut self) -> Result<Option<Command<'a>>, JuteError> {
         if self.reader.rest().is_empty() {
             return Ok(None);

@@ -1,19 +1,19 @@
-//! The configuration of a replica: one checked [`Config`] out of three sources.
+//! The configuration of a replica: one checked [`Config`] from three sources.
 //!
 //! ```text
 //!  built-in defaults  <  a file: our TOML, or zoo.cfg with myid and -D properties  <  flags
 //! ```
 //!
-//! [`KEYS`] is the one table of what can be set; keys of TOML and flags are its names, and the keys
-//! of `zoo.cfg` lead to it (`config/zoo.rs`). Every source is turned into text first, so one parser
-//! a key serves all. An unknown key of our own is an error that names the nearest; one of `zoo.cfg`
-//! is a warning, for such files outlive versions. The first problem is reported, with its place.
+//! [`KEYS`] is the one table of settings. Its names are the keys of TOML and the flags, and the keys of
+//! `zoo.cfg` map to them (`config/zoo.rs`). Every source is turned into text first, so one parser for each
+//! key serves all. An unknown key of our own is an error that names the nearest known one. An unknown key
+//! of `zoo.cfg` is a warning, because such files outlive versions. The first problem is reported, with its
+//! place.
 //!
-//! Defaults are ZooKeeper's but for these. Of its four-letter words all that only tell are
-//! answered, not `srvr` alone. TTL nodes are on. The admin endpoint is off until asked for and then
-//! on loopback, not open to all on 8080. Connections, watches and replies have limits. Without a
-//! `zoo.cfg` clients are served on loopback only, and a tick is 2000 ms as in ZooKeeper's sample
-//! file.
+//! Defaults are ZooKeeper's, except these. All four-letter words that only report are answered, not `srvr`
+//! alone. TTL nodes are on. The admin endpoint is off, and ZooKeeper's is open to all on 8080. Connections,
+//! watches and replies have limits. Without a `zoo.cfg` clients are served on loopback only, and a tick is
+//! 2000 ms as in ZooKeeper's sample file.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -33,68 +33,68 @@ use members::check_members;
 pub use members::{Member, MemberError, Role};
 pub use words::Word;
 
-/// Everything a replica can be told; the keys are documented in [`KEYS`].
+/// All settings of a replica; [`KEYS`] documents them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Directory of the state.
     pub data_dir: PathBuf,
     /// Directory of the log.
     pub log_dir: PathBuf,
-    /// Where clients are served; port 0 takes any free one.
+    /// Address that clients are served at; port 0 takes any free one.
     pub client_address: SocketAddr,
-    /// This replica among the members, from 1 to 65535; 1 where there are none.
+    /// Id of this replica among the members, from 1 to 65535; 1 if there are none.
     pub replica_id: u64,
-    /// The ensemble as it begins; empty for a replica by itself. Later changes are replicated.
+    /// The first members of the ensemble; empty for a replica by itself. Later changes are replicated.
     pub members: Vec<Member>,
-    /// Listen for peers on every interface, not only where `members` says.
+    /// True if peers are listened for on every interface, not only at the address in `members`.
     pub peer_listen_all: bool,
-    /// Listen for peers here, where `members` names an address that is mapped to this one.
+    /// Address to listen for peers at, if `members` names one that is mapped to it.
     pub peer_listen: Option<SocketAddr>,
-    /// ZooKeeper's unit of time.
+    /// ZooKeeper's unit of time, in milliseconds.
     pub tick_ms: u64,
-    /// Ticks a follower may take to catch up, for `conf` alone: Raft has no such limit.
+    /// Ticks that a follower may take to catch up. Only `conf` shows them, because Raft has no such limit.
     pub init_limit_ticks: u64,
-    /// Ticks a follower may lag, for `conf` alone.
+    /// Ticks that a follower may lag. Only `conf` shows them.
     pub sync_limit_ticks: u64,
-    /// Shortest time-out a session is granted.
+    /// Shortest time-out of a session.
     pub min_session_timeout_ms: u64,
-    /// Longest time-out a session is granted.
+    /// Longest time-out of a session.
     pub max_session_timeout_ms: u64,
     /// Most connections from one address; 0 for no such limit.
     pub max_client_connections_per_ip: usize,
     /// Most connections.
     pub max_client_connections: usize,
-    /// Connections that the kernel holds before they are accepted.
+    /// Most connections that wait to be accepted.
     pub listen_backlog: u32,
     /// Longest request, without its length.
     pub max_message_bytes: usize,
     /// Most reply bytes not yet sent on one connection.
     pub client_output_max_bytes: usize,
-    /// Most writes that wait for a leader to take them; then no request is read.
+    /// Most writes that wait for a leader to take them. Above this no request is read.
     pub outstanding_max: usize,
     /// Most paths that one client watches.
     pub watches_per_client_max: usize,
-    /// The four-letter words that are answered.
+    /// The four-letter words with an answer.
     pub four_letter_whitelist: Vec<Word>,
-    /// Serve reads to clients that ask for it while there is no leader.
+    /// True if reads are served without a leader, to clients that ask for it.
     pub read_only_mode: bool,
-    /// Take reconfig requests.
+    /// True if reconfig requests are accepted.
     pub reconfig_enabled: bool,
     /// The digest id that makes its holder `super`. Never shown.
     pub super_digest: Option<String>,
-    /// Do not check ACLs.
+    /// True if ACLs are not checked.
     pub skip_acl: bool,
-    /// Refuse what exceeds a hard quota.
+    /// True if writes that exceed a hard quota are refused.
     pub enforce_quota: bool,
-    /// Take nodes with a time to live.
+    /// True if nodes with a time to live are accepted.
     pub ttl_nodes: bool,
-    /// How often containers and TTL nodes that are due are looked for.
+    /// Milliseconds between two searches for containers and TTL nodes that are due.
     pub container_check_ms: u64,
     /// The admin endpoint, or none.
     pub admin: Option<SocketAddr>,
-    /// Path of its commands, without a slash at the end.
+    /// Path of the admin endpoint's commands, without a slash at the end.
     pub admin_commands_path: String,
-    /// Endpoint of `/metrics` and `/health` alone, or none.
+    /// Endpoint for only `/metrics` and `/health`, or none.
     pub metrics: Option<SocketAddr>,
     /// Largest size of the state: address space, not memory.
     pub map_size_bytes: u64,
@@ -102,19 +102,20 @@ pub struct Config {
     pub log_max_bytes: u64,
     /// Longest time between durable checkpoints of a state that changed.
     pub checkpoint_interval_ms: u64,
-    /// Bytes of changes, waiting in memory, after which a checkpoint is due anyhow.
+    /// Bytes of changes in memory after which a checkpoint is due at once.
     pub checkpoint_log_bytes: u64,
     /// Log bytes kept behind the checkpoint for followers that lag.
     pub log_retain_bytes: u64,
-    /// Silence after which a follower stands for election; drawn anew from here to its double.
+    /// Silence of the leader after which a follower stands for election. Chance makes it up to twice as
+    /// long.
     pub election_timeout_ms: u64,
-    /// How often a leader shows that it lives.
+    /// Milliseconds between two heartbeats of the leader.
     pub heartbeat_ms: u64,
-    /// What was understood but has no effect, or was not understood in a `zoo.cfg`.
+    /// Settings without effect, and unknown ones of a `zoo.cfg`.
     pub warnings: Vec<String>,
 }
 
-/// One thing that a replica can be told.
+/// One setting of a replica.
 pub type Key = settings::Key<Config>;
 
 impl Settings for Config {
@@ -133,11 +134,10 @@ impl Settings for Config {
     }
 }
 
-/// Ticks in the shortest and in the longest session time-out, where they are not given
-/// (ZooKeeper's).
+/// Ticks in the shortest and in the longest session time-out, if these are not given (ZooKeeper's).
 const SESSION_TICKS: (u64, u64) = (2, 20);
 
-/// Where the values of a file come from.
+/// Where the settings of a file come from.
 #[derive(Debug, Clone, Copy)]
 pub enum Source<'a> {
     /// No file: defaults and flags.
@@ -148,12 +148,12 @@ pub enum Source<'a> {
     ZooKeeper {
         /// The file.
         file: &'a Path,
-        /// Names and values; names that are not ZooKeeper's are passed over.
+        /// Names and values; names that are not ZooKeeper's are ignored.
         properties: &'a [(String, String)],
     },
 }
 
-/// Why there is no configuration.
+/// The reason that there is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// A file cannot be read.
@@ -161,7 +161,7 @@ pub enum ConfigError {
     Read {
         /// The file.
         file: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         error: std::io::Error,
     },
     /// A file does not follow its syntax.
@@ -171,38 +171,38 @@ pub enum ConfigError {
         file: PathBuf,
         /// Line, from 1.
         line: usize,
-        /// What is wrong.
+        /// The mistake.
         message: String,
     },
     /// A name that is not in [`KEYS`].
     #[error("unknown {given}; did you mean `{nearest}`?")]
     UnknownKey {
-        /// What was given and where.
+        /// The given name and its place.
         given: String,
-        /// The nearest known name, spelled for that place.
+        /// The nearest known name, as that place spells it.
         nearest: String,
     },
     /// A value of the wrong type or outside its range.
     #[error("{place}: `{value}` is not allowed; expected {allowed}, for example `{example}`")]
     Value {
-        /// Where it was set.
+        /// Its place.
         place: String,
         /// The value as text.
         value: String,
-        /// What would be allowed.
+        /// The allowed values.
         allowed: String,
-        /// An allowed value.
+        /// An example of an allowed value.
         example: String,
     },
-    /// Values that cannot stand together, or one that is missing.
+    /// Values that contradict each other, or one that is missing.
     #[error("{0}")]
     Rule(String),
-    /// The members cannot be these.
+    /// The members are refused.
     #[error("members of the ensemble: {0}")]
     Members(#[from] MemberError),
 }
 
-/// A configuration in the making: values, and where each key of [`KEYS`] was set.
+/// An unfinished configuration: values, and the place where each key of [`KEYS`] was set.
 struct Draft {
     config: Config,
     places: Vec<Option<String>>,
@@ -213,7 +213,7 @@ impl Draft {
         Draft { config: Config::unset(), places: vec![None; KEYS.len()] }
     }
 
-    /// Sets a key of [`KEYS`]; `place` says where, for people.
+    /// Sets a key of [`KEYS`]; errors name `place`.
     fn set(&mut self, name: &str, value: &str, place: String) -> Result<(), ConfigError> {
         let index = index_of(name);
         let key = &KEYS[index];
@@ -224,17 +224,17 @@ impl Draft {
         Ok(())
     }
 
-    /// Whether anything has set the key.
+    /// True if a source has set the key.
     fn is_set(&self, name: &str) -> bool {
         self.places[index_of(name)].is_some()
     }
 
-    /// The place of a key, for errors about rules between keys.
+    /// Returns the place of a key, for errors about rules between keys.
     fn place(&self, name: &str) -> String {
         self.places[index_of(name)].clone().unwrap_or_else(|| format!("default of {name}"))
     }
 
-    /// Fills in what depends on other keys and checks the rules between them.
+    /// Fills in what depends on other keys, and checks the rules between keys.
     fn finish(mut self) -> Result<Config, ConfigError> {
         if self.config.data_dir.as_os_str().is_empty() {
             return Err(ConfigError::Rule(
@@ -292,11 +292,11 @@ impl Draft {
 }
 
 impl Config {
-    /// Reads a source, puts flags on top and checks the result. `flags` are pairs of a name, as in
-    /// [`KEYS`] or as a flag, and a value.
+    /// Reads a source, applies flags and checks the result. `flags` are pairs of a name, as in [`KEYS`] or
+    /// as a flag, and a value.
     ///
     /// # Errors
-    /// The first problem, with the place where it can be mended.
+    /// The first problem, with the place to correct it.
     pub fn load(source: Source<'_>, flags: &[(String, String)]) -> Result<Config, ConfigError> {
         let mut draft = Draft::new();
         match source {
@@ -313,14 +313,14 @@ impl Config {
         draft.finish()
     }
 
-    /// The defaults, for a replica by itself.
+    /// Builds the defaults for a replica by itself.
     pub fn production(data_dir: PathBuf) -> Config {
         let mut draft = Draft::new();
         draft.config.data_dir = data_dir;
         draft.finish().expect("defaults keep the rules")
     }
 
-    /// Every limit small, so that tests reach it soon; any free port.
+    /// Builds a configuration with small limits, so that tests reach them soon, and any free port.
     pub fn tiny(data_dir: PathBuf) -> Config {
         Config {
             client_address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
@@ -342,7 +342,7 @@ impl Config {
         }
     }
 
-    /// The defaults; what follows from other keys is 0 or empty.
+    /// Builds the defaults; what follows from other keys is 0 or empty.
     fn unset() -> Config {
         Config {
             data_dir: PathBuf::new(),
@@ -386,12 +386,12 @@ impl Config {
         }
     }
 
-    /// This replica among the members; `None` where there are none.
+    /// Returns this replica's member; `None` if there are no members.
     pub fn own_member(&self) -> Option<&Member> {
         self.members.iter().find(|member| member.id == self.replica_id)
     }
 
-    /// The effective values as text, in the order of [`KEYS`]; the secret is not shown.
+    /// Lists the effective values as text, in the order of [`KEYS`], without the secret.
     pub fn describe(&self) -> Vec<(&'static str, String)> {
         settings::describe(self)
     }

@@ -1,8 +1,7 @@
-//! A replica, whole: from a configuration to a running service, and back.
+//! A whole replica: from a configuration to a running service, and back.
 //!
-//! Owns the composition: which threads there are and what each is given. Several replicas may run
-//! in one process. Leaves signals to the program, and the admin endpoint to whoever holds an
-//! [`Operator`].
+//! Owns the composition: which threads there are, and what each gets. Several replicas may run in one
+//! process. Leaves signals to the program, and the admin endpoint to the holder of an [`Operator`].
 //!
 //! ```text
 //!  coord-N        the loop: replica, sockets                coord-log    the Raft log
@@ -35,12 +34,12 @@ mod open;
 #[cfg(test)]
 mod tests;
 
-/// Descriptors that are not for clients: the stores, the peers, the log of the process.
+/// Descriptors that clients do not get: for the stores, the peers, and the log of the process.
 const DESCRIPTORS_RESERVED: u64 = 256;
-/// Peers that may wait to be accepted.
+/// Most peers that wait to be accepted.
 const PEER_BACKLOG: i32 = 128;
 
-/// Why a replica cannot start.
+/// The reason that a replica cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error(transparent)]
@@ -48,8 +47,8 @@ pub enum StartError {
     #[error("{}/peers cannot be used: {error}", directory.display())]
     Peers { directory: PathBuf, error: io::Error },
     #[error(
-        "{} has a state up to entry {state} and a log from entry {log} on: what is between is \
-         lost here. Keep the directory. If others of its ensemble run, they have it: remove this \
+        "{} has a state up to entry {state} and a log from entry {log} on: the entries between \
+         are lost here. Keep the directory. If others of its ensemble run, they have it: remove this \
          replica from them and add it again, with a new directory (millrace coord remove, then \
          add); else restore a backup (millrace coord restore)",
         directory.display()
@@ -71,9 +70,9 @@ pub struct Coord {
 }
 
 impl Coord {
-    /// Starts a replica that continues from its data directory. If that is empty, it begins by
-    /// itself when no other members are configured; else it begins an ensemble with them once all
-    /// have said that they have no data either, or waits until those with data take it in.
+    /// Starts a replica that continues from its data directory. With an empty directory and no other
+    /// members, it begins by itself. With other members, it begins an ensemble once all have said that they
+    /// have no data either, or waits until those with data take it in.
     ///
     /// # Errors
     /// See [`StartError`]; nothing runs then.
@@ -81,8 +80,8 @@ impl Coord {
         start(config, false)
     }
 
-    /// As [`Coord::start`], but a replica with an empty directory is no member yet: it waits until
-    /// the members of a running cluster add it, and takes its state from them.
+    /// As [`Coord::start`], but a replica with an empty directory is not a member yet. It waits until the
+    /// members of a running ensemble add it, and takes its state from them.
     ///
     /// # Errors
     /// As [`Coord::start`].
@@ -90,29 +89,29 @@ impl Coord {
         start(config, true)
     }
 
-    /// Where clients are served; with the port that was chosen when it was configured as 0.
+    /// Returns the address that clients are served at, with the chosen port if the configured one is 0.
     pub fn client_address(&self) -> SocketAddr {
         self.client_address
     }
 
-    /// A way to ask the replica from any thread.
+    /// Returns a handle that can ask the replica from any thread.
     pub fn operator(&self) -> Operator {
         self.operator.clone()
     }
 
-    /// Stops in order: hands leadership over, makes durable what is queued, ends all threads.
+    /// Stops in order: hands leadership over, makes queued data durable, ends all threads.
     ///
     /// # Errors
-    /// Why it had stopped by itself before.
+    /// The reason, if it had already stopped by itself.
     pub fn stop(mut self) -> Result<(), String> {
         self.operator.stop();
         self.end()
     }
 
-    /// Waits until the replica has stopped: because [`Operator::stop`] was called, or by itself.
+    /// Waits until the replica has stopped: after [`Operator::stop`], or by itself.
     ///
     /// # Errors
-    /// Why it stopped by itself.
+    /// The reason, if it stopped by itself.
     pub fn wait(mut self) -> Result<(), String> {
         self.end()
     }
@@ -135,10 +134,10 @@ impl Drop for Coord {
     }
 }
 
-/// Asks a running replica; cheap to clone, for any thread.
+/// A handle of a running replica; cheap to clone, for any thread.
 ///
-/// Every answer comes through a channel; one that is disconnected says that the replica has ended,
-/// or that too many questions wait.
+/// Every answer comes through a channel. A disconnected one says that the replica has ended, or that too
+/// many questions wait.
 #[derive(Clone)]
 pub struct Operator {
     mailbox: Mailbox,
@@ -155,17 +154,17 @@ impl Operator {
         self.send(|answer| Letter::Backup(path, answer))
     }
 
-    /// How the replica stands, with what is wanted beside the figures.
+    /// Returns the state of the replica, and what `wanted` names beside the figures.
     pub fn report(&self, wanted: Wanted) -> flume::Receiver<Report> {
         self.send(|answer| Letter::Report(wanted, answer))
     }
 
-    /// Sets figures back, as an answer asked for.
+    /// Resets figures, because a four-letter word asked for it.
     pub fn reset(&self, effect: Effect) {
         self.mailbox.offer(Letter::Reset(effect));
     }
 
-    /// Has the replica stop. Does not wait for it.
+    /// Makes the replica stop. Does not wait for it.
     pub fn stop(&self) {
         self.mailbox.send(Letter::Stop);
     }
@@ -195,7 +194,7 @@ fn start(config: Config, joins: bool) -> Result<Coord, StartError> {
     })?;
     let identity = opened.stores.identity;
     let is_without_state = opened.applied.index == 0;
-    // Only what has a state belongs to a cluster.
+    // Only a replica with a state belongs to an ensemble.
     let cluster_id = if is_without_state { 0 } else { identity.cluster_id };
     let listed = opened.known.listed().cloned();
     let admission =
@@ -265,9 +264,9 @@ fn listen(address: SocketAddr, backlog: i32) -> Result<TcpListener, StartError> 
     socket::listen(address, backlog).map_err(|error| StartError::Listen { address, error })
 }
 
-/// Listens where the other members dial this one: where the configuration says, or at its own
-/// address if this machine has that, else (behind a translated address, or by a name that other
-/// machines resolve) everywhere.
+/// Listens where the other members dial this one: at the configured address, or at its own address if this
+/// machine has it. Otherwise it listens at all addresses, because its own is a translated one, or a name
+/// that resolves only elsewhere.
 fn listen_to_peers(config: &Config) -> Result<Option<TcpListener>, StartError> {
     let Some(own) = config.own_member() else { return Ok(None) };
     if let Some(address) = config.peer_listen {
@@ -300,7 +299,7 @@ fn limits(config: &Config) -> Limits {
     }
 }
 
-/// Lets the process have as many descriptors as it may; how many that is.
+/// Raises the limit of descriptors as far as allowed, and returns it.
 fn raise_descriptors() -> u64 {
     let Rlimit { current, maximum } = rustix::process::getrlimit(Resource::Nofile);
     let raised = Rlimit { current: maximum, maximum };

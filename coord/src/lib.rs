@@ -1,8 +1,8 @@
 //! The coordination service: ZooKeeper's protocol over Raft and LMDB.
 //!
-//! What the tools of ZooKeeper's users cannot tell from ZooKeeper: membership, configuration,
-//! election. A replica is one pure state machine, [`replica`], between a runtime that talks to the
-//! kernel and two stores that talk to the disk:
+//! Users' ZooKeeper tools work as with ZooKeeper. Membership, configuration and election are our own. A
+//! replica is one pure state machine, [`replica`], between a runtime that calls the kernel and two stores
+//! that use the disk:
 //!
 //! ```text
 //!  clients ─► runtime ─► replica.handle(now, event) ─► actions ─► runtime ─► sockets

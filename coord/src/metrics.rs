@@ -1,9 +1,8 @@
-//! Every figure that a replica counts, one line each: its name here, its name in ZooKeeper, its
-//! help.
+//! Every figure that a replica counts, one line each: its name here, its name in ZooKeeper, its help.
 //!
-//! Plain numbers that the one thread of a replica writes. Names in ZooKeeper are those of `mntr`
-//! without `zk_`; where ZooKeeper counts no such thing the name is ours. `srst` sets all back to 0,
-//! as ZooKeeper does, so monitoring has to take a fall for a new beginning.
+//! These are plain numbers that the one thread of a replica writes. The names in ZooKeeper are those of
+//! `mntr` without `zk_`; a figure that ZooKeeper lacks has a name of ours. `srst` resets all to 0, as in
+//! ZooKeeper, so monitoring must treat a fall as a restart of the count.
 
 /// Upper bounds of the buckets of a [`Latency`] in microseconds; one more bucket takes the rest.
 pub const LATENCY_BOUNDS_US: [u64; 15] = [
@@ -11,12 +10,12 @@ pub const LATENCY_BOUNDS_US: [u64; 15] = [
     1_000_000, 5_000_000,
 ];
 
-/// How long things took: exact sum and extremes, and coarse buckets.
+/// Durations: exact sum and extremes, and coarse buckets.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Latency {
-    /// How many.
+    /// Count of durations.
     pub count: u64,
-    /// Microseconds of all together.
+    /// Sum in microseconds.
     pub sum_us: u64,
     min_us: u64,
     max_us: u64,
@@ -24,7 +23,7 @@ pub struct Latency {
 }
 
 impl Latency {
-    /// Adds one that took so many microseconds.
+    /// Adds one duration in microseconds.
     pub fn record(&mut self, took_us: u64) {
         self.min_us = if self.count == 0 { took_us } else { self.min_us.min(took_us) };
         self.max_us = self.max_us.max(took_us);
@@ -33,23 +32,23 @@ impl Latency {
         self.buckets[LATENCY_BOUNDS_US.partition_point(|bound| *bound < took_us)] += 1;
     }
 
-    /// The shortest in whole milliseconds; 0 where there was none.
+    /// Returns the shortest in whole milliseconds; 0 if there is none.
     pub fn min_ms(&self) -> u64 {
         self.min_us / 1000
     }
 
-    /// The longest in whole milliseconds.
+    /// Returns the longest in whole milliseconds.
     pub fn max_ms(&self) -> u64 {
         self.max_us / 1000
     }
 
-    /// The mean in milliseconds; 0 where there was none.
+    /// Returns the mean in milliseconds; 0 if there is none.
     pub fn average_ms(&self) -> f64 {
         if self.count == 0 { 0.0 } else { self.sum_us as f64 / self.count as f64 / 1000.0 }
     }
 
-    /// What `share` (0 to 1) of them did not exceed, in milliseconds: a bound of a bucket, or the
-    /// longest where that is less.
+    /// Returns the milliseconds that `share` (0 to 1) of the durations did not exceed: a bound of a bucket,
+    /// or the longest if that is less.
     pub fn quantile_ms(&self, share: f64) -> f64 {
         let rank = (share * self.count as f64).ceil() as u64;
         let mut seen = 0;
@@ -63,7 +62,7 @@ impl Latency {
         0.0
     }
 
-    /// Both together.
+    /// Adds the durations of two.
     pub fn merged(&self, other: &Latency) -> Latency {
         let mut both = self.clone();
         if other.count == 0 {
@@ -80,7 +79,7 @@ impl Latency {
     }
 }
 
-/// Sizes seen: the last and the extremes, in bytes. ZooKeeper shows -1 where there was none.
+/// Sizes in bytes: the last one and the extremes. ZooKeeper shows -1 if there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sizes {
     pub last: i64,
@@ -95,7 +94,7 @@ impl Default for Sizes {
 }
 
 impl Sizes {
-    /// Adds one of so many bytes.
+    /// Adds one size in bytes.
     pub fn record(&mut self, size: usize) {
         let size = i64::try_from(size).unwrap_or(i64::MAX);
         self.last = size;
@@ -109,7 +108,7 @@ macro_rules! metrics {
         counters { $($(#[doc = $help:literal])+ $name:ident = $zoo:literal,)+ }
         latencies { $($(#[doc = $latency_help:literal])+ $latency:ident = $latency_zoo:literal,)+ }
     ) => {
-        /// What a replica has counted since its start, or since `srst`.
+        /// The counts of a replica since its start, or since `srst`.
         #[derive(Debug, Clone, PartialEq, Eq, Default)]
         pub struct Metrics {
             $($(#[doc = $help])+ pub $name: u64,)+
@@ -119,12 +118,12 @@ macro_rules! metrics {
         }
 
         impl Metrics {
-            /// ZooKeeper's name, help and value of each counter, in the order of declaration.
+            /// Lists ZooKeeper's name, help and value of each counter, in the order of declaration.
             pub fn counters(&self) -> Vec<(&'static str, &'static str, u64)> {
                 vec![$(($zoo, concat!($($help),+).trim_ascii(), self.$name),)+]
             }
 
-            /// ZooKeeper's name and help of each latency, in the order of declaration.
+            /// Lists ZooKeeper's name and help of each latency, in the order of declaration.
             pub fn latencies(&self) -> Vec<(&'static str, &'static str, &Latency)> {
                 vec![$((
                     $latency_zoo,
@@ -162,7 +161,7 @@ metrics! {
         auth_failures = "auth_failed_count",
         /// Sessions opened by clients of this replica.
         sessions_opened = "connection_request_count",
-        /// Sessions that a client of this replica came back to.
+        /// Sessions that a client of this replica connected to again.
         sessions_attached = "connection_revalidate_count",
         /// Sessions that this replica, as leader, found silent for too long.
         sessions_expired = "stale_sessions_expired",
@@ -178,7 +177,7 @@ metrics! {
         commands_applied = "commit_count",
         /// Times this replica stood for election.
         elections = "looking_count",
-        /// Times the leader that this replica follows, or is, changed.
+        /// Changes of the leader that this replica knows.
         leader_changes = "leader_changes",
         /// Snapshots sent to other replicas.
         snapshots_sent = "snap_count",
@@ -202,22 +201,22 @@ metrics! {
 }
 
 impl Metrics {
-    /// A read was answered after so many milliseconds.
+    /// Notes that a read was answered after `took_ms`.
     pub fn read_took(&mut self, took_ms: u64) {
         self.read_latency.record(took_ms.saturating_mul(1000));
     }
 
-    /// A write was answered after so many milliseconds.
+    /// Notes that a write was answered after `took_ms`.
     pub fn write_took(&mut self, took_ms: u64) {
         self.write_latency.record(took_ms.saturating_mul(1000));
     }
 
-    /// Reads and writes together.
+    /// Returns the latency of reads and writes together.
     pub fn request_latency(&self) -> Latency {
         self.read_latency.merged(&self.write_latency)
     }
 
-    /// Sets everything back, as `srst` asks.
+    /// Resets everything, as `srst` asks.
     pub fn reset(&mut self) {
         *self = Metrics::default();
     }

@@ -1,13 +1,13 @@
 //! Streams between replicas.
 //!
-//! Each replica dials every other one and sends its own messages over that stream alone; what the
-//! other says comes over the stream that the other dialled. So neither side has to agree which of
-//! two connections counts, and a link that works in one direction only is seen as what it is.
+//! Each replica dials every other one and sends its own messages only over that stream. The other's
+//! messages come over the stream that the other dialled. So the two sides need not agree on one of two
+//! connections, and a link that works in only one direction is noticed.
 //!
-//! What always holds: a replica is talked to only after both sides said who they are and found
-//! each other right ([`admission`]); messages of one stream arrive whole, once and in order, or the
-//! stream breaks and the sender is told `PeerLost`; queues are bounded; garbage closes the stream
-//! that carried it and nothing else. Leaves to Raft what to do about messages that were lost.
+//! What always holds: messages are exchanged only after both sides have introduced themselves and accepted
+//! each other (`admission`); messages of one stream arrive whole, once and in order, or the stream breaks
+//! and the sender gets `PeerLost`; queues are bounded; garbage closes only the stream that carried it.
+//! Leaves lost messages to Raft.
 
 use std::io;
 use std::net::SocketAddr;
@@ -35,36 +35,36 @@ pub use known::{Known, Listed};
 use outgoing::{Change, Outgoing};
 pub(crate) use resolver::{Resolved, Resolver};
 
-/// Streams that others dialled, at most: every member of a large cluster, each with an old stream
-/// whose end has not been noticed.
+/// Most streams that others dialled. Guessed: every member of a large ensemble, each with an old stream
+/// whose end was not noticed yet.
 const INCOMING_MAX: usize = 128;
 /// Most streams that are accepted in one pass.
 const ACCEPTS_PER_PASS: usize = 16;
 
-/// Which tokens of the poll belong to the peers.
+/// The tokens of the poll that belong to the peers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Tokens {
-    /// The listener's.
+    /// The token of the listener.
     pub(crate) listener: Token,
-    /// The first of the streams that we dial; they take one each, never used again.
+    /// The first token of the streams that we dial. Each takes one, which is never used again.
     pub(crate) outgoing: usize,
-    /// The first of [`INCOMING_MAX`] for the streams that others dial.
+    /// The first of [`INCOMING_MAX`] tokens for the streams that others dial.
     pub(crate) incoming: usize,
 }
 
-/// How it stands with one other replica.
+/// The state of the streams with one other replica.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerStatus {
     pub id: u64,
-    /// Where it is dialled, `host:port`.
+    /// The address that is dialled, `host:port`.
     pub address: String,
-    /// Whether our stream to it is open.
+    /// True if our stream to it is open.
     pub sends: bool,
-    /// Whether its stream to us is open.
+    /// True if its stream to us is open.
     pub hears: bool,
     /// Bytes that wait to be sent to it.
     pub waiting_bytes: usize,
-    /// Why there is no stream, or why the last one ended.
+    /// The reason that there is no stream, or that the last one ended.
     pub trouble: Option<String>,
 }
 
@@ -82,16 +82,16 @@ pub(crate) struct Peers {
     incoming: Vec<Option<Incoming>>,
     /// Peers whose stream ended since the last pass.
     lost: Vec<u64>,
-    /// Streams of ours that broke.
+    /// Count of our streams that broke.
     pub(crate) lost_count: u64,
     log: RateLimit,
 }
 
 impl Peers {
-    /// `listener` is `None` for a replica that is alone.
+    /// Builds this without any stream. `listener` is `None` for a replica that is alone.
     ///
     /// # Errors
-    /// The listener cannot be polled.
+    /// Fails if the listener cannot be polled.
     pub(crate) fn new(
         tokens: Tokens,
         registry: Registry,
@@ -118,7 +118,7 @@ impl Peers {
         })
     }
 
-    /// Keeps streams to these and to no others.
+    /// Keeps streams to these replicas and to no others.
     pub(crate) fn set_company(&mut self, company: &Company) {
         self.admission.set_company(company);
         let addresses = |member: &Member| {
@@ -132,7 +132,7 @@ impl Peers {
             let member = members.iter().find(|member| member.id == outgoing.peer);
             let keep = member.is_some_and(|member| outgoing.set_addresses(addresses(member)));
             if !keep && outgoing.is_open() {
-                // The last thing for it is that it was removed.
+                // The last message to it is that it was removed.
                 outgoing.flush(0);
                 lost.push(outgoing.peer);
             }
@@ -148,27 +148,26 @@ impl Peers {
         }
     }
 
-    /// Notes that this replica begins a cluster: see [`crate::replica::Action::Found`]. All streams
-    /// end, for they were opened to one that had none.
+    /// Notes that this replica begins an ensemble: see [`crate::replica::Action::Found`]. All streams end,
+    /// because they were opened when it had none.
     ///
     /// # Errors
-    /// That it could not be noted; then the replica must stop.
+    /// Fails if it could not be stored; then the replica must stop.
     pub(crate) fn found(&mut self, now_ms: u64, cluster_id: Option<u64>) -> Result<(), String> {
         self.admission.found(cluster_id)?;
         self.incoming.iter_mut().for_each(|incoming| *incoming = None);
         for outgoing in self.outgoing.iter_mut().filter(|outgoing| outgoing.is_open()) {
-            outgoing.fail(now_ms, "a cluster begins here: greeting it anew".into());
+            outgoing.fail(now_ms, "an ensemble begins here: greeting it again".into());
             self.lost.push(outgoing.peer);
         }
         Ok(())
     }
 
-    /// Notes which part of the configured list is the ensemble's.
+    /// Notes which part of the configured list the ensemble has taken over.
     pub(crate) fn set_listed(&mut self, listed: Listed) {
         self.admission.set_listed(listed);
     }
 
-    /// Takes the outcome of a look-up.
     pub(crate) fn resolved(&mut self, now_ms: u64, resolved: Resolved) {
         let Resolved { peer, address, result } = resolved;
         for outgoing in &mut self.outgoing {
@@ -179,7 +178,7 @@ impl Peers {
         }
     }
 
-    /// Notes that the poll has news of a token that belongs here.
+    /// Notes that the poll has news about a token of the peers.
     pub(crate) fn ready(&mut self, token: Token) {
         if token == self.tokens.listener {
             self.has_waiting = true;
@@ -195,7 +194,7 @@ impl Peers {
         }
     }
 
-    /// Accepts, dials, receives, notices what ended. True when there is more to do at once.
+    /// Accepts, dials, receives, and notices what ended. True if there is more to do at once.
     pub(crate) fn pass(
         &mut self,
         now_ms: u64,
@@ -246,7 +245,7 @@ impl Peers {
                     self.has_waiting = false;
                     return false;
                 }
-                // No descriptors, or the other side left already: the next pass tries again.
+                // There are no descriptors, or the other side has left already. The next pass tries again.
                 Err(_) => return false,
             }
         }
@@ -275,7 +274,7 @@ impl Peers {
         Ok(())
     }
 
-    /// Receives from one stream, once. True when more may wait there.
+    /// Receives from one stream, once. True if more may wait there.
     fn receive(
         &mut self,
         slot: usize,
@@ -311,7 +310,7 @@ impl Peers {
         }
     }
 
-    /// A peer that dials again has given its earlier stream up.
+    /// Closes the earlier streams of a peer that dials again, because it has given them up.
     fn close_older(&mut self, newest: usize, peer: u64) {
         for (slot, incoming) in self.incoming.iter_mut().enumerate() {
             if slot != newest && incoming.as_ref().is_some_and(|other| other.peer == Some(peer)) {
@@ -339,7 +338,7 @@ impl Peers {
         }
     }
 
-    /// Sends what was queued. True when a stream ended: a pass is due, to tell.
+    /// Sends what was queued. True if a stream ended, so a pass is due to report it.
     pub(crate) fn flush(&mut self, now_ms: u64) -> bool {
         for outgoing in &mut self.outgoing {
             if outgoing.flush(now_ms) == Change::Lost {
@@ -349,14 +348,14 @@ impl Peers {
         !self.lost.is_empty()
     }
 
-    /// When a pass is due though the poll has no news.
+    /// Returns the time of the next pass, if the poll has no news before.
     pub(crate) fn deadline_ms(&self) -> u64 {
         let outgoing = self.outgoing.iter().map(Outgoing::deadline_ms);
         let incoming = self.incoming.iter().flatten().map(Incoming::deadline_ms);
         outgoing.chain(incoming).min().unwrap_or(u64::MAX)
     }
 
-    /// How it stands with each other member.
+    /// Returns the state of the streams with each other member.
     pub(crate) fn status(&self) -> Vec<PeerStatus> {
         self.outgoing
             .iter()

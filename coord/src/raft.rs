@@ -1,7 +1,7 @@
-//! Consensus: a thin driver around the crate `raft`, which decides; this one moves.
+//! Consensus: a thin driver around the crate `raft`. The crate decides; this file does the moving.
 //!
 //! Owns the Raft node, the end of the log in memory, and what waits for the disk. Each
-//! [`Consensus::step_ready`] hands out what Raft wants done, in the order that keeps it safe:
+//! [`Consensus::step_ready`] hands out what Raft asks for, in the order that keeps it safe:
 //!
 //! ```text
 //!  messages of a leader      at once, while its own disk still syncs (Raft thesis, 10.2.1)
@@ -10,8 +10,8 @@
 //!  committed entries         applied at once: a majority has them on disk
 //! ```
 //!
-//! Knows nothing of what entries hold. A change of the commit index alone is not worth a commit: it
-//! travels with the next append and is learned again after a crash.
+//! Does not know what entries hold. A changed commit index alone is not worth a commit on disk: it
+//! travels with the next append, and a replica learns it again after a crash.
 
 use std::collections::VecDeque;
 
@@ -30,40 +30,40 @@ use window::Window;
 const MESSAGE_BYTES_MAX: u64 = 1 << 20;
 /// Messages with entries on their way to one follower.
 const MESSAGES_IN_FLIGHT_MAX: usize = 256;
-/// Bytes of proposals that are not committed yet; above it proposals are dropped by Raft, and kept
-/// by the caller.
+/// Most bytes of proposals that are not committed yet. Above this Raft drops proposals and the
+/// caller keeps them.
 const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
-/// Bytes of committed entries handed out at once, so that a long replay does not block the loop.
+/// Most bytes of committed entries handed out at once, so that a long replay does not block the
+/// loop.
 const COMMITTED_BYTES_MAX: u64 = 4 << 20;
 
 /// Timing of elections, counted in ticks.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Timing {
-    /// Ticks without a leader's message until an election; up to twice as many by chance.
+    /// Ticks without a leader's message until an election; chance makes it up to twice as many.
     pub election_ticks: usize,
-    /// Ticks between heartbeats.
     pub heartbeat_ticks: usize,
 }
 
-/// What one step of Raft wants done, beside the appends.
+/// What one step of Raft asks for.
 #[derive(Default)]
 pub(crate) struct Outputs {
-    /// To be sent now, in order.
+    /// Send these now, in order.
     pub messages: Vec<Message>,
-    /// To be applied now, in order.
+    /// Apply these now, in order.
     pub committed: Vec<Entry>,
     /// Contexts of `read_index` and the index that must be applied before reading.
     pub reads: Vec<(Vec<u8>, u64)>,
-    /// To be made durable; answered by [`Consensus::durable`].
+    /// Make this durable, then call [`Consensus::durable`].
     pub append: Option<Append>,
-    /// A received snapshot took effect: the state must be replaced by what was installed.
+    /// A received snapshot took effect: replace the state with the installed one.
     pub restored: Option<Applied>,
 }
 
 /// Messages that wait for an append.
 struct Held {
     number: u64,
-    /// Whether an append carries this number; else it is done when those before it are.
+    /// True if an append has this number. Otherwise it is done when those before it are.
     is_append: bool,
     messages: Vec<Message>,
 }
@@ -82,7 +82,7 @@ pub(crate) struct Consensus {
 }
 
 impl Consensus {
-    /// Continues as member `id` from what is durable. `seed` decides the election time-outs.
+    /// Continues as member `id` from the durable log. `seed` decides the election time-outs.
     pub(crate) fn new(
         id: u64,
         timing: Timing,
@@ -124,14 +124,14 @@ impl Consensus {
     }
 
     /// Chooses the election time-out of this term. The crate draws it from the thread's generator,
-    /// which no seed can repeat, so its choice is replaced by one that depends on seed and term.
+    /// which no seed can repeat, so a value that depends on seed and term replaces it.
     fn draw_election_timeout(&mut self) {
         let mut generator = fastrand::Rng::with_seed(self.seed ^ self.term().wrapping_mul(0x9e37));
         let ticks = generator.usize(self.election_ticks..2 * self.election_ticks);
         self.node.raft.set_randomized_election_timeout(ticks);
     }
 
-    /// Whether this member alone decides; then it need not wait for an election time-out.
+    /// Begins an election without a time-out if this member is the only voter.
     pub(crate) fn campaign_if_alone(&mut self) {
         if !self.may_campaign() {
             return;
@@ -143,8 +143,8 @@ impl Consensus {
         }
     }
 
-    /// Takes up a state that this replica made itself, as if a leader had sent it: with what
-    /// [`Consensus::step_ready`] then gives, the log begins there.
+    /// Takes a state that this replica made itself, as if a leader had sent it. The log begins
+    /// there, once [`Consensus::step_ready`] has handed it out.
     pub(crate) fn begin(&mut self, applied: Applied) {
         let mut message = Message { msg_type: MessageType::MsgSnapshot, ..Message::default() };
         message.to = self.id();
@@ -165,7 +165,7 @@ impl Consensus {
         self.node.raft.state == StateRole::Leader
     }
 
-    /// The leader as far as is known; 0 for none.
+    /// Returns the leader, as far as known; 0 for none.
     pub(crate) fn leader(&self) -> u64 {
         self.node.raft.leader_id
     }
@@ -194,14 +194,14 @@ impl Consensus {
         self.node.store().conf_state()
     }
 
-    /// True if the crate may look at the committed entries that it does not count as applied, which it
-    /// does before an election: they are in the log. Not so between a snapshot that took the place of
-    /// the log and the moment when that is durable: only then does the crate count it as applied.
+    /// True if the crate may begin an election, for which it reads the committed entries that it does not
+    /// count as applied. After a snapshot replaced the log they are missing until the snapshot is durable,
+    /// because only then does the crate count it as applied.
     fn may_campaign(&self) -> bool {
         self.node.raft.raft_log.applied >= self.node.store().compacted_index()
     }
 
-    /// Counts a tick, but for one while an installed snapshot is not durable.
+    /// Counts a tick, unless an installed snapshot is not durable yet.
     pub(crate) fn tick(&mut self) {
         if self.may_campaign() {
             self.node.tick();
@@ -209,7 +209,7 @@ impl Consensus {
         self.draw_election_timeout();
     }
 
-    /// Proposes an entry. `false`: not now, keep it.
+    /// Proposes an entry. True if Raft took it; otherwise the caller keeps it.
     pub(crate) fn propose(&mut self, data: Vec<u8>) -> bool {
         match self.node.propose(Vec::new(), data) {
             Ok(()) => true,
@@ -218,7 +218,8 @@ impl Consensus {
         }
     }
 
-    /// Proposes a change of members. `false`: another is under way, or not now.
+    /// Proposes a change of members. True if Raft took it, which it does not while another is under
+    /// way.
     pub(crate) fn propose_members(&mut self, change: ConfChangeV2) -> bool {
         if self.node.raft.has_pending_conf() {
             return false;
@@ -226,25 +227,25 @@ impl Consensus {
         self.node.propose_conf_change(Vec::new(), change).is_ok()
     }
 
-    /// Whether a change of members is under way.
+    /// True if a change of members is under way.
     pub(crate) fn is_changing_members(&self) -> bool {
         self.node.raft.has_pending_conf() || !self.conf_state().voters_outgoing.is_empty()
     }
 
-    /// Applies a committed change of members; gives what the members are now.
+    /// Applies a committed change of members and returns the new members.
     pub(crate) fn apply_members(&mut self, change: &ConfChangeV2) -> ConfState {
         let state = self.node.apply_conf_change(change).expect("a committed change applies");
         self.node.mut_store().set_conf_state(state.clone());
         state
     }
 
-    /// Asks for an index after which reading is linearizable (Raft thesis, 6.4). The answer may
-    /// never come: ask again.
+    /// Asks for an index after which reading is linearizable (Raft thesis, 6.4). The answer can get
+    /// lost, so ask again.
     pub(crate) fn read_index(&mut self, context: Vec<u8>) {
         self.node.read_index(context);
     }
 
-    /// Takes a message of another member. Messages that make no sense are dropped.
+    /// Takes a message of another member. Drops messages that make no sense.
     pub(crate) fn step(&mut self, message: Message) {
         let (kind, from) = (message.msg_type, message.from);
         if kind == MessageType::MsgTimeoutNow && !self.may_campaign() {
@@ -256,8 +257,8 @@ impl Consensus {
         self.draw_election_timeout();
     }
 
-    /// True if the sender knows entries to be durable here that this log does not have. A leader
-    /// tells a commit index that this replica has confirmed, and a log never forgets its end, so the
+    /// True if the sender knows that this replica once had entries which its log lacks. A leader
+    /// sends a commit index that this replica has confirmed, and a log never loses its end, so the
     /// data directory is an older one.
     pub(crate) fn has_lost(&self, message: &Message) -> bool {
         message.msg_type == MessageType::MsgHeartbeat
@@ -274,12 +275,12 @@ impl Consensus {
         self.node.report_snapshot(peer, status);
     }
 
-    /// Whether Raft was given a snapshot that has not taken effect yet.
+    /// True if Raft was given a snapshot that has not taken effect yet.
     pub(crate) fn has_snapshot(&self) -> bool {
         self.node.raft.raft_log.unstable_snapshot().is_some()
     }
 
-    /// Hands leadership over, to the most advanced voter if `to` is 0. `false`: there is none.
+    /// Hands leadership over, to the most advanced voter if `to` is 0. True if there is a voter to take it.
     pub(crate) fn transfer(&mut self, to: u64) -> bool {
         let id = self.id();
         let voters = &self.conf_state().voters;
@@ -302,7 +303,7 @@ impl Consensus {
         }
     }
 
-    /// How far each other member has the log: id, index, whether it was heard of lately.
+    /// Lists how far each other member has the log: id, index, and whether it was active lately.
     pub(crate) fn progress(&self) -> Vec<(u64, u64, bool)> {
         if !self.is_leader() {
             return Vec::new();
@@ -317,13 +318,14 @@ impl Consensus {
         list
     }
 
-    /// Whether a member is being sent a snapshot.
+    /// True if a snapshot is being sent to a member.
     pub(crate) fn is_in_snapshot(&self, peer: u64) -> bool {
         let progress = self.node.raft.prs().get(peer);
         progress.is_some_and(|progress| progress.state == ProgressState::Snapshot)
     }
 
-    /// The appends up to `number` are durable: releases what waited, into `messages`.
+    /// Notes that the appends up to `number` are durable, and moves what waited for them to
+    /// `messages`.
     pub(crate) fn durable(&mut self, number: u64, messages: &mut Vec<Message>) {
         while self.appending.front().is_some_and(|&(appending, _)| appending <= number) {
             let (_, last) = self.appending.pop_front().expect("there is a first one");
@@ -348,7 +350,7 @@ impl Consensus {
         self.node.mut_store().shrink(keep_from);
     }
 
-    /// The state up to `checkpoint` is durable.
+    /// Notes that the state up to `checkpoint` is durable.
     pub(crate) fn set_checkpoint(&mut self, checkpoint: Applied) {
         self.node.mut_store().set_checkpoint(checkpoint);
     }
@@ -357,20 +359,20 @@ impl Consensus {
         self.node.store().checkpoint()
     }
 
-    /// The last index that is at least `bytes` behind the end of the log.
+    /// Returns the last index that is at least `bytes` behind the end of the log.
     pub(crate) fn index_behind(&self, bytes: u64) -> u64 {
         self.node.store().index_behind(bytes)
     }
 
-    /// Forgets entries up to `index`, as far as they are durable and in the checkpoint; gives how far
-    /// that was, as index and term, if it did something.
+    /// Forgets entries up to `index`, as far as they are durable and in the checkpoint. Returns
+    /// index and term of the last forgotten one, if any.
     pub(crate) fn compact(&mut self, index: u64) -> Option<(u64, u64)> {
         let known = self.durable_index.min(self.node.raft.raft_log.applied);
         let index = index.min(known).min(self.checkpoint().index);
         Some((index, self.node.mut_store().compact(index)?))
     }
 
-    /// What Raft wants done next, or `None` when it is content. Call until `None`.
+    /// Returns what Raft asks for next. Call this until it returns `None`.
     pub(crate) fn step_ready(&mut self) -> Option<Outputs> {
         if !self.node.has_ready() {
             return None;
@@ -414,8 +416,9 @@ impl Consensus {
         Some(outputs)
     }
 
-    /// The committed entries up to `index`, whose term is `term`, have been applied. Not before a
-    /// change of members among them was: Raft may leave a joint configuration upon this.
+    /// Notes that the committed entries up to `index`, which has `term`, are applied. Call this
+    /// only after a change of members among them was applied, because Raft may then leave a joint
+    /// configuration.
     pub(crate) fn applied_to(&mut self, index: u64, term: u64) {
         self.applied = index;
         self.applied_term = term;
@@ -424,13 +427,13 @@ impl Consensus {
 
     fn advance_apply(&mut self) {
         let log = &self.node.raft.raft_log;
-        // A snapshot counts as applied for Raft only when it is durable.
+        // For Raft a snapshot counts as applied only when it is durable.
         if self.applied > log.applied && self.applied <= log.persisted.min(log.committed) {
             self.node.advance_apply_to(self.applied);
         }
     }
 
-    /// Proposes to leave a joint configuration that a former leader began and nobody ended.
+    /// Proposes to leave a joint configuration that a former leader began and did not end.
     pub(crate) fn leave_joint_if_stuck(&mut self) {
         let is_joint = !self.conf_state().voters_outgoing.is_empty();
         if self.is_leader() && is_joint && !self.node.raft.has_pending_conf() {
@@ -443,7 +446,7 @@ impl Consensus {
     }
 }
 
-/// What a snapshot that Raft accepted stands for.
+/// Returns what a snapshot that Raft accepted holds.
 fn restored(snapshot: &Snapshot) -> Option<Applied> {
     let metadata = snapshot.get_metadata();
     (metadata.index != 0).then(|| Applied {
@@ -461,7 +464,7 @@ pub(crate) fn decode_members(entry: &Entry) -> ConfChangeV2 {
     change
 }
 
-/// Whether a message carries a snapshot, which is sent in chunks instead.
+/// True if a message has a snapshot, which is sent in chunks instead.
 pub(crate) fn is_snapshot(message: &Message) -> bool {
     message.msg_type == MessageType::MsgSnapshot
 }

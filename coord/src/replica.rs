@@ -1,8 +1,9 @@
 //! One replica of the service: clients and peers in, Raft and the state machine, replies out.
 //!
-//! Owns the state, the sessions of its clients, its watches and its Raft node; it is moved by
-//! [`Replica::handle`] and [`Replica::turn`] alone and asks for every effect by an [`Action`]. It
-//! makes no system call and reads no clock, so a cluster of replicas runs in one thread from one seed.
+//! Owns the state, the sessions of its clients, its watches and its Raft node. Only
+//! [`Replica::handle`] and [`Replica::turn`] move it, and it asks for every effect with an
+//! [`Action`]. It makes no system call and reads no clock, so one thread can run a whole ensemble
+//! from one seed.
 //!
 //! ```text
 //!  request ─► read: answered from the state, after the client's earlier writes
@@ -13,8 +14,8 @@
 //! ```
 //!
 //! What always holds: a client's replies leave in the order of its requests; a watch event leaves
-//! before any reply that shows what it tells; a write is acknowledged after its entry is durable on
-//! a majority and applied here; a write whose fate is unknown closes its client's connection.
+//! before any reply that shows the change; a write is acknowledged after its entry is durable on a
+//! majority and applied here; a write with an unknown outcome closes its client's connection.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
@@ -59,19 +60,19 @@ use snapshot::{Receiving, Sending};
 
 /// Milliseconds between two ticks of Raft.
 pub const TICK_MS: u64 = 25;
-/// Bytes of commands in one entry, unless a single command is larger.
+/// Most bytes of commands in one entry, unless a single command is larger.
 const ENTRY_BYTES_MAX: usize = 256 << 10;
-/// Bytes of commands that wait to be proposed or forwarded; above it no client is read.
+/// Most bytes of commands that wait to be proposed or forwarded; above this no client is read.
 const OUTBOX_BYTES_MAX: usize = 16 << 20;
 /// Bits of a tag that name the client's slot; the others count the writes of this process.
 const SLOT_BITS: u32 = 24;
 
-/// The number of the write that a tag belongs to.
+/// Returns the number of the write that a tag belongs to.
 fn number_of(tag: u64) -> u64 {
     tag >> SLOT_BITS
 }
 
-/// The client's slot that a tag names.
+/// Returns the client's slot that a tag names.
 fn slot_of(tag: u64) -> usize {
     (tag & ((1 << SLOT_BITS) - 1)) as usize
 }
@@ -80,24 +81,24 @@ fn slot_of(tag: u64) -> usize {
 pub struct Setup {
     pub config: Config,
     pub identity: Identity,
-    /// Random: tells this process from earlier ones of the same replica, and decides by chance
-    /// what has to be decided by chance.
+    /// Random. It distinguishes this process from earlier ones of the same replica, and is the seed
+    /// of what chance decides.
     pub origin: u64,
-    /// Random and secret: the passwords of sessions are made from it.
+    /// Random and secret; the passwords of sessions are made from it.
     pub secret: [u8; 32],
     pub log: Box<dyn LogReader>,
-    /// What there is; for a replica without data, what it would begin an ensemble with.
+    /// The durable state. A replica without data begins an ensemble with this one.
     pub state: State,
-    /// What the state holds; an index of 0 for a replica that has no data.
+    /// What the state holds; index 0 for a replica without data.
     pub applied: Applied,
-    /// Whether a replica without data is told to join, and begins no ensemble.
+    /// True if a replica without data joins an ensemble and does not begin one.
     pub joins: bool,
-    /// The configured list of members as it was last taken over; `None` before it ever was.
+    /// The configured list of members as it was last taken over; `None` if it never was.
     pub listed: Option<Listed>,
     pub now: Now,
 }
 
-/// Commands on their way to a leader: encoded, one after another.
+/// Encoded commands on their way to a leader, one after another.
 #[derive(Default)]
 struct Outbox {
     bytes: Vec<u8>,
@@ -131,7 +132,8 @@ impl Outbox {
         });
     }
 
-    /// The commands that make the next entry after `start` bytes were taken: how many, how long.
+    /// Counts the commands of the next entry, after the first `start_count`: how many, how many
+    /// bytes.
     fn next_entry(&self, start_count: usize) -> (usize, usize) {
         let mut bytes = 0;
         let mut count = 0;
@@ -145,8 +147,8 @@ impl Outbox {
         (count, bytes)
     }
 
-    /// Hands the commands to `give`, as much as one entry holds at a time, until it takes no more.
-    /// Gives whether anything was taken.
+    /// Hands the commands to `give`, one entry's worth at a time, until it takes no more. True if
+    /// it took anything.
     fn drain(&mut self, mut give: impl FnMut(&[u8]) -> bool) -> bool {
         let (mut count, mut bytes) = (0, 0);
         while count < self.lengths.len() {
@@ -173,61 +175,62 @@ pub struct Replica {
     state: State,
     changes: Changes,
     watches: WatchTable,
-    /// Slots of the watchers of one event; kept to be used again.
+    /// Slots of the watchers of one event; kept for reuse.
     watchers: Vec<u32>,
     metrics: Metrics,
 
     clients: Vec<Option<Client>>,
     client_count: usize,
-    /// Which client of this replica speaks for a session.
+    /// The client of this replica that a session is connected through.
     sessions_here: HashMap<i64, ClientId>,
-    /// Clients whose output has bytes, in the order of their first.
+    /// Clients with bytes to send, in the order in which they got the first.
     sends: Vec<ClientId>,
-    /// Clients with requests that may have come to the front.
+    /// Clients whose first request may have become ready.
     unblocked: Vec<ClientId>,
 
-    /// Commands of our clients and of ourselves that no leader has been given.
+    /// Commands of our clients and of this replica that no leader was given.
     outbox: Outbox,
     /// Commands of other replicas' clients, while we lead.
     forwarded: VecDeque<Vec<u8>>,
     forwarded_bytes: usize,
-    /// The next place of each peer's forwarded writes.
+    /// The place that the next forwarded writes of each peer must have.
     forwards: HashMap<u64, Place>,
-    /// The next place of our own.
+    /// The place of the next writes that we forward.
     place: Place,
-    /// Count of our clients' writes, the last part of a tag.
+    /// Count of our clients' writes: the last part of a tag.
     writes_issued: u64,
-    /// Writes up to this number were given to a leader: their fate depends on it.
+    /// Writes up to this number were given to a leader, so their outcome depends on it.
     writes_dispatched: u64,
 
-    /// The leader and term for which the last turn worked.
+    /// The leader and term of the last turn.
     leader: u64,
     leader_term: u64,
-    /// Since when there is no leader; `None` while there is one.
+    /// The time when the last leader was lost; `None` while there is one.
     leaderless_since_ms: Option<u64>,
     liveness: Liveness,
-    /// Sessions heard of here since the leader was last told.
+    /// Sessions that were active here since the last report to the leader.
     touched: Vec<i64>,
 
     members: Vec<Member>,
-    /// Those that were members, while Raft still needs them: to leave a joint configuration.
+    /// Former members that Raft still needs, to leave a joint configuration.
     leaving: Vec<Member>,
-    /// While there is no data.
+    /// `Some` while there is no data.
     founding: Option<Founding>,
     lists: Lists,
-    /// Whether those of our own configuration are called, too, and those that another one told of.
+    /// True if this replica has lost touch. Then it also calls the members of its own configuration, and
+    /// those that another replica named.
     is_lost: bool,
-    /// The members as another replica said last.
+    /// The members that another replica named last.
     told_members: Vec<Member>,
-    /// Version of the configuration that says so.
+    /// Version of the configuration that names `members`.
     members_version: i64,
     connected: BTreeSet<u64>,
     sending: HashMap<u64, Sending>,
     receiving: Option<Receiving>,
     reconfigure: Option<Reconfigure>,
-    /// The entry of the last list of members that this replica proposed.
+    /// Index of the last list of members that this replica proposed.
     list_index: u64,
-    /// Changes of members that our clients asked for and no leader was told of.
+    /// Changes of members that our clients asked for and that no leader was sent.
     reconfigures_asked: Vec<Vec<u8>>,
 
     syncs: read::Syncs,
@@ -235,21 +238,22 @@ pub struct Replica {
     started_ms: u64,
     leading_since_ms: Option<u64>,
     admin_waiting: Vec<admin::Waiting>,
-    /// Whether our stores have no room for more state, and those of which others.
+    /// True if our stores have no room for more state. `full_peers` are the replicas with full
+    /// stores.
     is_full: bool,
     full_peers: BTreeSet<u64>,
     is_failed: bool,
     is_shutting_down: bool,
-    /// Records of the state that changed since the last checkpoint action.
+    /// True if records of the state changed since the last checkpoint action.
     is_state_changed: bool,
 }
 
 impl Replica {
-    /// Continues from what is durable.
+    /// Continues from the durable state and log.
     ///
     /// # Errors
     ///
-    /// When the log cannot be read.
+    /// Fails when the log cannot be read.
     pub fn new(setup: Setup, actions: &mut Vec<Action>) -> Result<Replica, StoreError> {
         let Setup { config, identity, origin, secret, log, state, applied, joins, listed, now } =
             setup;
@@ -326,7 +330,7 @@ impl Replica {
         Ok(replica)
     }
 
-    /// Takes what happened. Effects that need no order among events wait for [`Replica::turn`].
+    /// Takes one event. Effects that need no order among events wait for [`Replica::turn`].
     pub fn handle(&mut self, now: Now, event: Event<'_>, actions: &mut Vec<Action>) {
         match event {
             Event::ClientOpened { client, address } => self.open_client(now, client, address),
@@ -351,7 +355,7 @@ impl Replica {
             Event::StorageFailed { error } => {
                 self.is_failed = true;
                 let reason = format!(
-                    "{error}; nothing more is acknowledged: mend the disk and start the replica again"
+                    "{error}; nothing more is acknowledged: repair the disk and start the replica again"
                 );
                 actions.push(Action::Stop { reason });
             }
@@ -366,15 +370,15 @@ impl Replica {
         }
     }
 
-    /// Ends a turn: proposes what was collected, drives Raft, runs the timers. Gives the time, in
-    /// monotonic milliseconds, at which it wants to be called again if nothing happens.
+    /// Ends a turn: proposes the collected commands, drives Raft, runs the timers. Returns the time
+    /// in monotonic milliseconds of the next call, if nothing happens before.
     pub fn turn(&mut self, now: Now, actions: &mut Vec<Action>) -> u64 {
         if self.is_failed {
             return u64::MAX;
         }
         self.run_timers(now, actions);
         loop {
-            // First of all: what is given to a leader from here on is given to this one.
+            // This comes first, because all that follows is given to this leader.
             self.watch_leader(now, actions);
             self.flush_reconfigures(now, actions);
             self.flush_outbox(now, actions);
@@ -397,28 +401,28 @@ impl Replica {
         self.next_deadline()
     }
 
-    /// Whether the next message of this client may be handed in; asked before each.
+    /// True if the next message of this client may be handed in. Ask before each message.
     pub fn accepts(&self, client: ClientId) -> bool {
         self.outbox.bytes.len() < OUTBOX_BYTES_MAX
             && self.outbox.lengths.len() < self.config.outstanding_max
             && self.client(client).is_some_and(Client::accepts)
     }
 
-    /// Bytes to send to a client: the runtime takes what the kernel takes.
+    /// Returns the bytes to send to a client; the runtime removes what the kernel took.
     pub fn output(&mut self, client: ClientId) -> Option<&mut Vec<u8>> {
         let slot = self.clients.get_mut(client.slot as usize)?.as_mut()?;
         (slot.id == client).then_some(&mut slot.output)
     }
 
-    /// Gives the memory of a sent output back.
+    /// Returns the memory of a sent output.
     pub fn output_sent(&mut self, client: ClientId) {
         if let Some(client) = self.client_mut(client) {
             client.trim_output();
         }
     }
 
-    /// Begins to stop: new clients are refused, leadership is handed over. The caller goes on with
-    /// turns until [`Replica::may_stop`] or its patience ends.
+    /// Begins to stop: refuses new clients and hands leadership over. The caller continues with
+    /// turns until [`Replica::may_stop`] or a time limit.
     pub fn shut_down(&mut self) {
         if !self.is_shutting_down {
             self.is_shutting_down = true;
@@ -426,28 +430,28 @@ impl Replica {
         }
     }
 
-    /// Whether stopping now costs the others no election.
+    /// True if the other replicas need no election when this one stops now.
     pub fn may_stop(&self) -> bool {
         !self.consensus.is_leader() || self.consensus.conf_state().voters.len() == 1
     }
 
-    /// The replicated state, to look at.
+    /// Returns the replicated state, to look at.
     pub fn state(&self) -> &State {
         &self.state
     }
 
-    /// Index of the last applied entry.
+    /// Returns the index of the last applied entry.
     pub fn applied(&self) -> u64 {
         self.consensus.applied()
     }
 
-    /// True if clients are served, as far as the members go: there is data, and most of those that
-    /// are to form the ensemble follow.
+    /// True if the members allow serving clients: there is data, and most participants of the list
+    /// follow.
     pub fn is_formed(&self) -> bool {
         self.founding.is_none() && !self.lists.is_forming
     }
 
-    /// Term and whether this replica leads in it.
+    /// Returns the term, and whether this replica leads in it.
     pub fn leadership(&self) -> (u64, bool) {
         (self.consensus.term(), self.consensus.is_leader())
     }
@@ -460,7 +464,7 @@ impl Replica {
         self.clients.get_mut(id.slot as usize)?.as_mut().filter(|client| client.id == id)
     }
 
-    /// Sees to it that a client's output is sent at the end of the turn.
+    /// Makes the end of the turn send a client's output.
     fn queue_send(&mut self, id: ClientId) {
         let Some(Some(client)) = self.clients.get_mut(id.slot as usize) else { return };
         if client.id == id && !client.is_send_queued {
@@ -477,7 +481,7 @@ impl Replica {
         }
     }
 
-    /// Gives what waits in the outbox to the leader, whoever it is.
+    /// Gives the commands in the outbox to the leader, which may be this replica.
     fn flush_outbox(&mut self, now: Now, actions: &mut Vec<Action>) {
         if self.consensus.is_leader() {
             self.propose_waiting(now);
@@ -497,7 +501,7 @@ impl Replica {
         }
     }
 
-    /// Proposes what waits, in few entries. What Raft does not take now is kept.
+    /// Proposes the waiting commands in few entries. Keeps what Raft does not take now.
     fn propose_waiting(&mut self, now: Now) {
         let rules = self.rules();
         let consensus = &mut self.consensus;
@@ -517,17 +521,17 @@ impl Replica {
             let commands = self.forwarded.pop_front().expect("there is a first one");
             self.forwarded_bytes -= commands.len();
         }
-        // Writes are numbered as they are issued; if Raft takes some, the rest counts as
-        // dispatched too, which closes a client too many at worst.
+        // Writes are numbered in the order of issue. If Raft takes some, the rest counts as
+        // dispatched too, which at worst closes one client too many.
         if self.outbox.drain(propose) {
             self.writes_dispatched = self.writes_issued;
         }
     }
 
-    /// Does what Raft wants; `false` when it was content.
+    /// Does what Raft asks for. True if there was anything to do.
     fn step_raft(&mut self, now: Now, actions: &mut Vec<Action>) -> bool {
         let mut has_moved = false;
-        // While a received snapshot takes the state's place, nothing may be applied to the old one.
+        // While a received snapshot replaces the state, nothing may be applied to the old one.
         while !self.is_installing() {
             let Some(outputs) = self.consensus.step_ready() else { break };
             has_moved = true;
@@ -575,7 +579,8 @@ impl Replica {
         actions.push(Action::Checkpoint { checkpoint });
     }
 
-    /// Notices a new leader or the loss of one: what was given to the old one has no known fate.
+    /// Notices a new leader, or the loss of one. Writes that the old one was given have no known
+    /// outcome.
     fn watch_leader(&mut self, now: Now, actions: &mut Vec<Action>) {
         let (leader, term) = (self.consensus.leader(), self.consensus.term());
         if leader == self.leader && term == self.leader_term {
@@ -585,7 +590,7 @@ impl Replica {
         self.leader = leader;
         self.leader_term = term;
         if leader == 0 {
-            // A term that ends without a leader does not begin the wait anew.
+            // A term that ends without a leader does not restart the wait.
             self.leaderless_since_ms.get_or_insert(now.ms);
         } else if let Some(since_ms) = self.leaderless_since_ms.take() {
             self.metrics.election_latency.record((now.ms - since_ms) * 1000);
@@ -619,21 +624,21 @@ impl Replica {
         for client in lost {
             self.close_client(client, actions);
         }
-        // What those clients asked later is not given to the next leader either: of a client's
-        // requests a beginning takes effect. Nor are our own commands, which have no tag: that a
-        // session was silent is for the next leader to find out anew.
+        // The later requests of these clients are not given to the next leader either, because only
+        // a first part of a client's requests may take effect. The same holds for this replica's
+        // own commands, which have no tag: the next leader notices silent sessions itself.
         let clients = &mut self.clients;
         self.outbox.retain(|tag| match clients.get_mut(slot_of(tag)) {
             _ if tag == 0 => false,
             Some(client) => client.as_mut().is_some_and(|client| client.tagged(tag).is_some()),
-            // An operator's.
+            // A command of an operator.
             None => true,
         });
         self.syncs.ask_again();
     }
 }
 
-/// Milliseconds as ticks of Raft, at least one.
+/// Converts milliseconds to ticks of Raft, at least one.
 fn ticks(ms: u64) -> usize {
     (ms / TICK_MS).max(1) as usize
 }

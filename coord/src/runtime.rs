@@ -1,9 +1,8 @@
 //! The loop of a replica: the only place where its events meet the kernel.
 //!
-//! One thread owns the replica and all sockets. A pass takes what other threads wrote, looks once
-//! at every socket that has news, gives the replica its turn, and does what it asked for: peers
-//! first, because they are what a write waits for, then at most one write for each client. The loop
-//! sleeps only when nothing is left to look at.
+//! One thread owns the replica and all sockets. A pass takes what other threads wrote, looks once at every
+//! socket with news, gives the replica its turn, and does the actions: peers first, because writes wait for
+//! them, then at most one write for each client. The loop sleeps only when nothing is left to do.
 //!
 //! ```text
 //!  sockets ─► clients, peers ─┐                    ┌─► log thread ─► durable number ─┐
@@ -11,9 +10,9 @@
 //!                                                  └─► clients, peers ─► sockets
 //! ```
 //!
-//! What always holds: no call here waits for the disk or for a name, unless the disk is so far
-//! behind that all bounded queues before it are full; the clock is read once a pass; actions are
-//! done in their order, except that writes to clients come last.
+//! What always holds: no call here waits for the disk or for a name, unless the disk is so far behind that
+//! all bounded queues before it are full; the clock is read once a pass; actions are done in their order,
+//! except that writes to clients come last.
 
 use std::io;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -52,53 +51,53 @@ pub(crate) const PEER_TOKENS: Tokens =
     Tokens { listener: Token(2), outgoing: 1 << 32, incoming: 2 << 32 };
 pub(crate) const CLIENT_FIRST: usize = 3 << 32;
 
-/// Kernel events taken at once.
+/// Most kernel events taken at once.
 const EVENTS_PER_PASS: usize = 1024;
-/// Letters taken at once.
+/// Most letters taken at once.
 const LETTERS_PER_PASS: usize = 64;
-/// How long handing leadership over may take when the replica stops. An election would take about
+/// Milliseconds that handing leadership over may take when the replica stops. An election would take about
 /// as long.
 const SHUT_DOWN_MS: u64 = 2000;
-/// How long the last bytes to clients may take.
+/// Longest time for the last bytes to clients.
 const SETTLE: Duration = Duration::from_millis(200);
-/// How long the loop looks for the next request after one came, before it sleeps.
+/// Time that the loop looks for the next request after one came, before it sleeps.
 const AWAKE: Duration = Duration::from_micros(50);
-/// How often the state is made durable so that a log which is half full can be compacted.
+/// Milliseconds between two checkpoints made only to compact a log that is half full.
 const RELIEVE_EVERY_MS: u64 = 1000;
-/// A pass that takes longer is worth a line: peers and clients noticed it.
+/// A longer pass is logged, because peers and clients noticed it.
 const SLOW_PASS: Duration = Duration::from_millis(200);
 
-/// What another thread tells the loop.
+/// A message of another thread to the loop.
 pub(crate) enum Letter {
-    /// Something happened at the replica.
+    /// An event for the replica.
     Event(Event<'static>),
-    /// A name was looked up.
+    /// The outcome of a look-up.
     Resolved(Resolved),
-    /// An operator asks the replica.
+    /// A request of an operator to the replica.
     Ask(AdminRequest, Answer),
-    /// An operator wants a copy of the state in a new file.
+    /// Writes a copy of the state to a new file, for an operator.
     Backup(std::path::PathBuf, Answer),
-    /// An operator wants to know how it stands.
+    /// Reports the state of the replica to an operator.
     Report(Wanted, flume::Sender<Report>),
-    /// An operator sets figures back.
+    /// Resets figures, for an operator.
     Reset(Effect),
-    /// The replica is to stop.
+    /// Stops the replica.
     Stop,
 }
 
-/// Where an operator waits.
+/// The channel of a waiting operator.
 pub(crate) type Answer = flume::Sender<Result<String, String>>;
 
-/// How a replica stands, with what only the loop knows.
+/// The state of a replica, with what only the loop knows.
 #[derive(Debug, Clone)]
 pub struct Report {
-    /// What the four-letter words and the admin pages are made of.
+    /// The data of the four-letter words and the admin pages.
     pub snapshot: Snapshot,
-    /// How it stands with the other replicas.
+    /// The state of the streams with the other replicas.
     pub peers: Vec<PeerStatus>,
 }
 
-/// See the module.
+/// The loop; see the module.
 pub(crate) struct Runtime<M> {
     pub(crate) config: Config,
     pub(crate) machine: M,
@@ -109,12 +108,12 @@ pub(crate) struct Runtime<M> {
     pub(crate) log: LogThread,
     pub(crate) state: StateThread,
     pub(crate) disk: Disk,
-    /// What the replica has asked for already.
+    /// Actions that the replica has already asked for.
     pub(crate) actions: Vec<Action>,
     pub(crate) clock: Clock,
 }
 
-/// The time as a replica knows it.
+/// The time, as a replica gets it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Clock {
     started: Instant,
@@ -131,32 +130,32 @@ impl Clock {
     }
 }
 
-/// What changes from pass to pass.
+/// The state that passes change.
 struct Pass {
     shared: Vec<u8>,
-    /// The last append that the replica knows to be durable.
+    /// The last append that the replica knows is durable.
     durable: u64,
-    /// Whether the replica knows that there is no room for more state.
+    /// True if the replica knows that there is no room for more state.
     is_full: bool,
-    /// When the state may next be made durable for the log's sake.
+    /// The time of the next checkpoint for the log's sake, at the earliest.
     relieve_at_ms: u64,
-    /// Clients whose output is to be sent.
+    /// Clients with output to send.
     sends: Vec<ClientId>,
-    /// Actions being done.
+    /// Actions in work.
     doing: Vec<Action>,
-    /// Operators that wait, by ticket.
+    /// Waiting operators, by ticket.
     operators: Vec<(u64, Answer)>,
     tickets: u64,
-    /// When the patience with a replica that is to stop ends.
+    /// The time at which a stopping replica ends in any case.
     stop_at_ms: Option<u64>,
-    /// Why the replica must stop.
+    /// The reason that the replica must stop.
     failure: Option<String>,
-    /// Something is left to look at: do not sleep.
+    /// True if something is left to do, so the loop must not sleep.
     more: bool,
 }
 
 impl<M: Machine> Runtime<M> {
-    /// Runs until it is told to stop, or must: then says why.
+    /// Runs until the replica is stopped, or must stop by itself, which returns the reason.
     pub(crate) fn run(mut self) -> Result<(), String> {
         let mut events = Events::with_capacity(EVENTS_PER_PASS);
         let mut pass = Pass {
@@ -193,9 +192,10 @@ impl<M: Machine> Runtime<M> {
         stops || pass.failure.is_some()
     }
 
-    /// Waits for the kernel, another thread, or the deadline; not at all when there is more to do.
+    /// Waits for the kernel, another thread, or the deadline. Does not wait if there is more to do.
     fn sleep(&mut self, events: &mut Events, pass: &Pass, deadline_ms: u64) -> io::Result<()> {
-        // Not while the disk works: the thread that waits for it needs the processor more.
+        // The loop sleeps while the disk works, because the thread that waits for it needs the processor
+        // more.
         let may_stay = !pass.more && pass.durable == self.log.last_append();
         if self.clients.take_active() && may_stay && self.stay_awake(events, pass)? {
             return Ok(());
@@ -214,7 +214,7 @@ impl<M: Machine> Runtime<M> {
         }
     }
 
-    /// Looks for news for as long as they are likely. Whether there were some.
+    /// Looks for news for as long as they are likely. True if there were some.
     fn stay_awake(&mut self, events: &mut Events, pass: &Pass) -> io::Result<bool> {
         let began = Instant::now();
         while began.elapsed() < AWAKE {
@@ -229,7 +229,7 @@ impl<M: Machine> Runtime<M> {
         Ok(false)
     }
 
-    /// One pass; gives the time of the next if nothing happens.
+    /// Runs one pass. Returns the time of the next one, if nothing happens before.
     fn pass(&mut self, events: &Events, pass: &mut Pass) -> u64 {
         let now = self.clock.now();
         for event in events {
@@ -260,7 +260,7 @@ impl<M: Machine> Runtime<M> {
             .min(self.state.deadline_ms(now.ms))
     }
 
-    /// Tells the replica whether its stores have room, and lets the log become smaller in time.
+    /// Reports to the replica whether its stores have room, and starts compaction of the log in time.
     fn look_for_room(&mut self, now: Now, pass: &mut Pass) {
         let lacking = self.disk.room.lacking();
         if lacking.is_some() != pass.is_full {
@@ -280,7 +280,7 @@ impl<M: Machine> Runtime<M> {
         }
     }
 
-    /// Takes what other threads wrote. True when there may be more.
+    /// Takes what other threads wrote. True if there may be more.
     fn read_letters(&mut self, now: Now, pass: &mut Pass) -> bool {
         let durable = self.letters.durable();
         if durable != pass.durable {
@@ -301,7 +301,7 @@ impl<M: Machine> Runtime<M> {
                 }
                 Letter::Backup(path, answer) => self.state.backup(path, answer),
                 Letter::Report(wanted, answer) => {
-                    // One that does not wait any more has its reason.
+                    // The operator may have stopped waiting.
                     let _ = answer.send(self.report(now, wanted));
                 }
                 Letter::Reset(effect) => self.reset(effect),
@@ -315,7 +315,7 @@ impl<M: Machine> Runtime<M> {
         true
     }
 
-    /// Does what the replica asked for.
+    /// Does the actions of the replica.
     fn act(&mut self, now: Now, pass: &mut Pass) {
         let mut doing = std::mem::take(&mut pass.doing);
         std::mem::swap(&mut doing, &mut self.actions);
@@ -329,7 +329,7 @@ impl<M: Machine> Runtime<M> {
         for client in pass.sends.drain(..) {
             clients.send(client, &mut world);
         }
-        // Wakes a thread, so last: nobody waits for what it does.
+        // This wakes a thread, so it comes last: nothing waits for it.
         self.state.push_on();
     }
 
@@ -364,7 +364,7 @@ impl<M: Machine> Runtime<M> {
         }
     }
 
-    /// Ends in order: clients get what is theirs, what is queued is made durable.
+    /// Ends in order: sends clients their last output, and makes queued data durable.
     fn finish(mut self, pass: Pass) -> Result<(), String> {
         let now = self.clock.now();
         self.clients.close_all(now.ms, &mut self.machine, SETTLE);

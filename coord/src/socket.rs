@@ -1,8 +1,8 @@
-//! What the sockets of clients and of peers have in common: listening, receiving, waiting to send.
+//! The common part of clients' and peers' sockets: listening, receiving, waiting to send.
 //!
-//! Always holds: a message is cut out of the bytes where the kernel put them, and only the tail of
-//! an incomplete one is copied; what a socket holds here grows with what really came, never with
-//! what its sender announced; no call blocks.
+//! Always holds: a message is cut out of the bytes where the kernel put them, and only the tail of an
+//! incomplete one is copied; the memory of a socket grows with the bytes that came, never with the length
+//! that its sender announced; no call blocks.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -11,35 +11,35 @@ use mio::net::{TcpListener, TcpStream};
 use socket2::{Domain, Protocol, Socket, Type};
 use twox_hash::XxHash3_64;
 
-/// Size of the buffer that all sockets of a loop receive into. Guessed: large enough that a full
+/// Size in bytes of the buffer that all sockets of a loop receive into. Guessed: large enough that a full
 /// pipeline of small requests comes in one call.
 pub(crate) const SHARED_SIZE: usize = 256 * 1024;
-/// Room that an idle socket may keep for the next tail.
+/// Bytes of memory that an idle socket keeps for the next tail.
 const IDLE_ROOM: usize = 4096;
-/// An outbox is moved to the front of its memory when this much of it was sent.
+/// Sent bytes at the front of an outbox above which the rest is moved to the front.
 const SENT_KEPT_MAX: usize = 1024 * 1024;
 
-/// How far the bytes that were received could be cut into messages.
+/// How far the received bytes could be cut into messages.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Cut {
-    /// Bytes that are done with.
+    /// Bytes that are handled.
     pub(crate) consumed: usize,
-    /// Bytes, from `consumed` on, that the next message takes; 0 when not known yet.
+    /// Bytes that the next message takes, from `consumed` on; 0 if not known yet.
     pub(crate) needed: usize,
 }
 
-/// What a receive brought.
+/// The outcome of a receive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Received {
     /// Nothing waits in the socket.
     Nothing,
-    /// So many bytes; `more` when the socket may hold others.
+    /// This many bytes came; `more` is true if the socket may hold others.
     Bytes { count: usize, more: bool },
     /// The other side sends no more.
     End,
 }
 
-/// What came from a socket and is not handled yet.
+/// Bytes of a socket that are not handled yet.
 #[derive(Debug, Default)]
 pub(crate) struct Inbox {
     kept: Vec<u8>,
@@ -47,15 +47,15 @@ pub(crate) struct Inbox {
 }
 
 impl Inbox {
-    /// Whether to receive: not while a whole message waits here.
+    /// True if the socket may be read, which must wait while a whole message is here.
     pub(crate) fn may_receive(&self) -> bool {
         self.kept.len() < self.needed.max(1)
     }
 
-    /// Receives once and lets `cut` handle what is there.
+    /// Receives once and lets `cut` handle the bytes.
     ///
     /// # Errors
-    /// As the socket's.
+    /// Returns the socket's errors.
     pub(crate) fn receive(
         &mut self,
         mut stream: &TcpStream,
@@ -81,14 +81,14 @@ impl Inbox {
         Ok(Received::Bytes { count, more: bytes.len() == shared.len() })
     }
 
-    /// Receives into memory of its own: for messages that are longer than the shared buffer.
+    /// Receives into memory of its own, for messages that are longer than the shared buffer.
     fn receive_long(
         &mut self,
         stream: &TcpStream,
         step_min: usize,
         cut: impl FnOnce(&[u8]) -> Cut,
     ) -> io::Result<Received> {
-        // At most doubles what came: a length that is only announced costs nothing.
+        // The memory at most doubles what came, so a length that is only announced costs nothing.
         let missing = self.needed.saturating_sub(self.kept.len()).max(1);
         self.kept.reserve(missing.min(self.kept.len().max(step_min)));
         let room = self.kept.capacity() - self.kept.len();
@@ -102,7 +102,7 @@ impl Inbox {
         }
     }
 
-    /// Lets `cut` handle what waits here, without receiving.
+    /// Lets `cut` handle the waiting bytes, without receiving.
     pub(crate) fn again(&mut self, cut: impl FnOnce(&[u8]) -> Cut) {
         let done = cut(&self.kept);
         self.kept.drain(..done.consumed);
@@ -128,7 +128,7 @@ fn nothing(error: io::Error) -> io::Result<Received> {
 /// Sends as much of `bytes` as the kernel takes.
 ///
 /// # Errors
-/// As the socket's; a kernel that takes nothing is no error.
+/// Returns the socket's errors. A full kernel buffer is not an error.
 pub(crate) fn send(mut stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
     let mut sent = 0;
     while sent < bytes.len() {
@@ -151,17 +151,17 @@ pub(crate) struct Outbox {
 }
 
 impl Outbox {
-    /// An outbox that holds `bytes`.
+    /// Builds an outbox that holds `bytes`.
     pub(crate) fn of(bytes: Vec<u8>) -> Outbox {
         Outbox { bytes, sent: 0 }
     }
 
-    /// Where bytes are appended.
+    /// Returns the buffer to append bytes to.
     pub(crate) fn tail(&mut self) -> &mut Vec<u8> {
         &mut self.bytes
     }
 
-    /// Bytes that wait.
+    /// Returns the count of waiting bytes.
     pub(crate) fn len(&self) -> usize {
         self.bytes.len() - self.sent
     }
@@ -181,7 +181,7 @@ impl Outbox {
         Ok(())
     }
 
-    /// Forgets what waits.
+    /// Forgets the waiting bytes.
     pub(crate) fn clear(&mut self) {
         self.sent = 0;
         self.bytes.clear();
@@ -189,17 +189,17 @@ impl Outbox {
     }
 }
 
-/// Listens at `address`. The wildcard address takes IPv4 and IPv6, as far as the machine has them.
+/// Listens at `address`. The wildcard address takes IPv4 and IPv6, if the machine has both.
 ///
 /// # Errors
-/// As `bind`'s and `listen`'s: the address is in use or not this machine's.
+/// Returns the errors of `bind` and `listen`: the address is in use, or not of this machine.
 pub(crate) fn listen(address: SocketAddr, backlog: i32) -> io::Result<TcpListener> {
     if address.ip().is_unspecified() {
         let both = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), address.port());
         match bind(both, backlog) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(error),
             Ok(listener) => return Ok(listener),
-            // No IPv6 here.
+            // This machine has no IPv6.
             Err(_) => {}
         }
     }
@@ -218,23 +218,23 @@ fn bind(address: SocketAddr, backlog: i32) -> io::Result<TcpListener> {
     Ok(TcpListener::from_std(socket.into()))
 }
 
-/// Lets each reason into the log once in [`RateLimit::PERIOD_MS`], few of them in all, and counts
-/// the lines that it leaves out.
+/// A limit of log lines: each reason is logged once in [`RateLimit::PERIOD_MS`], and few lines in all.
+/// Counts the lines that it leaves out.
 #[derive(Debug, Default)]
 pub(crate) struct RateLimit {
     until_ms: u64,
-    /// Hashes of the reasons that were let through in this period. Two that share one cost a line.
+    /// Hashes of the reasons that were logged in this period. Two with one hash cost a line.
     seen: Vec<u64>,
     left_out: u64,
 }
 
 impl RateLimit {
-    /// The least time between two lines with the same reason.
+    /// Least milliseconds between two lines with the same reason.
     const PERIOD_MS: u64 = 10_000;
-    /// Lines in that time: reasons may hold what a stranger sent, and then all of them differ.
+    /// Most lines in that time, because reasons may hold a stranger's bytes, and then all differ.
     const LINES_MAX: usize = 8;
 
-    /// Whether to log this reason now, and how many lines were left out since the last one.
+    /// Returns the count of lines left out since the last one, if this reason may be logged now.
     pub(crate) fn allow(&mut self, now_ms: u64, reason: &str) -> Option<u64> {
         if now_ms >= self.until_ms {
             self.seen.clear();

@@ -1,9 +1,9 @@
 //! The replicated state: the tree of znodes, their ACLs and quotas, the sessions.
 //!
-//! Pure and deterministic: replicas that apply the same commands have the same content, the same
-//! outcomes and the same [`State::digest`]. No clock, no I/O; the time comes with each entry. A
-//! command that fails changes nothing but the zxid. Watches, timers, connections and storage are
-//! left to others: they get [`Changes`] and records.
+//! This is pure and deterministic: replicas that apply the same commands have the same content, the same
+//! outcomes and the same [`State::digest`]. There is no clock and no I/O; the time comes with each entry. A
+//! failed command changes only the zxid. Watches, timers, connections and storage are elsewhere: they get
+//! [`Changes`] and records.
 //!
 //! ```text
 //!             Command ─► State::apply ─► Outcome ─► reply
@@ -42,7 +42,6 @@ use self::tree::{Life, Meta, ROOT, Tree};
 use self::write::Write;
 use crate::command::{Act, Command, Rules};
 
-/// A client's session.
 #[derive(Debug)]
 struct Session {
     timeout_ms: i32,
@@ -62,20 +61,20 @@ impl Session {
     }
 }
 
-/// What others may know of a session.
+/// The public part of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SessionView {
     pub timeout_ms: i32,
-    /// Changes whenever a client comes back: commands that carry an older one are refused.
+    /// Grows whenever the client connects again. Commands with an older number are refused.
     pub attach: i64,
     pub ephemeral_count: usize,
 }
 
-/// How much there is.
+/// Counts of what the state holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
-    /// All nodes, the root and those below `/zookeeper` with them. ZooKeeper counts one more, as
-    /// its root has two names.
+    /// All nodes, including the root and those below `/zookeeper`. ZooKeeper counts one more, because its
+    /// root has two names.
     pub nodes: usize,
     pub ephemerals: usize,
     pub sessions: usize,
@@ -83,22 +82,22 @@ pub struct Counts {
     pub approximate_data_size: u64,
 }
 
-/// See the module.
+/// The replicated state; see the module.
 #[derive(Debug)]
 pub struct State {
-    /// Of the last command applied; each command has one of its own.
+    /// The zxid of the last applied command. Each command has its own.
     zxid: i64,
-    /// The id of the session opened last.
+    /// The id of the newest session.
     last_session: i64,
     tree: Tree,
     acls: acl::AclTable,
     sessions: BTreeMap<i64, Session>,
     ephemeral_count: usize,
-    /// Paths that have a quota.
+    /// Paths with a quota.
     quotas: BTreeSet<String>,
     /// Containers that had children and have none.
     empty_containers: BTreeSet<u32>,
-    /// TTL nodes without children, by the moment in milliseconds since 1970 that they outlive.
+    /// TTL nodes without children, by the time in milliseconds since 1970 after which they are due.
     expiring: BTreeSet<(i64, u32)>,
 }
 
@@ -109,13 +108,13 @@ impl Default for State {
 }
 
 impl State {
-    /// A fresh state: `/`, `/zookeeper`, `/zookeeper/quota`, `/zookeeper/config`; zxid 0.
+    /// Builds a fresh state: `/`, `/zookeeper`, `/zookeeper/quota`, `/zookeeper/config`; zxid 0.
     pub fn new() -> State {
         State::with_seed(0)
     }
 
-    /// A fresh state whose hash tables nobody can foresee who does not know `seed`. The seed shows
-    /// in nothing but speed, so each process may have its own.
+    /// Builds a fresh state. A client that does not know `seed` cannot predict the order in its hash
+    /// tables. The seed affects only speed, so each process may have its own.
     pub fn with_seed(seed: u64) -> State {
         let mut tree = Tree::new(seed);
         let full = "a new tree has room";
@@ -137,19 +136,19 @@ impl State {
         }
     }
 
-    /// The zxid of the last command applied.
+    /// Returns the zxid of the last applied command.
     pub fn zxid(&self) -> i64 {
         self.zxid
     }
 
-    /// Applies one command at the leader's time, in milliseconds since 1970. What changed is added
-    /// to `changes`.
+    /// Applies one command at the leader's time, in milliseconds since 1970. Adds what changed to
+    /// `changes`.
     ///
     /// # Errors
     ///
-    /// What ZooKeeper would answer; nothing but the zxid changed then. `SessionExpired` also for a
-    /// wrong password, `SessionMoved` for a command of an older attachment: its connection
-    /// should be closed, not answered. A multi of which an operation failed is no error.
+    /// ZooKeeper's answer; only the zxid changed then. `SessionExpired` also for a wrong password,
+    /// `SessionMoved` for a command of an older attachment: close its connection without an answer. A multi
+    /// with a failed operation is not an error.
     pub fn apply(
         &mut self,
         time_ms: i64,
@@ -157,7 +156,7 @@ impl State {
         command: &Command<'_>,
         changes: &mut Changes,
     ) -> Result<Outcome, Error> {
-        // All but a client's coming back count, as in ZooKeeper.
+        // All commands count, except a client that connects again, as in ZooKeeper.
         if !matches!(command.act, Act::Attach { .. }) {
             self.zxid += 1;
             changes.touch(Touched::Zxid);
@@ -202,7 +201,7 @@ impl State {
         password: [u8; PASSWORD_SIZE],
         changes: &mut Changes,
     ) -> Outcome {
-        // Like ZooKeeper's ids: the time, with room for 65,536 sessions in a millisecond.
+        // As ZooKeeper's ids: the time, with room for 65,536 sessions in a millisecond.
         let id = (self.last_session + 1).max(time_ms << 16 & 0x00ff_ffff_ffff_ffff);
         self.last_session = id;
         let attach = 1;
@@ -221,7 +220,7 @@ impl State {
         changes: &mut Changes,
     ) -> Result<Outcome, Error> {
         let session = self.sessions.get_mut(&id).ok_or(Error::SessionExpired)?;
-        // Always looks at all bytes: how long it takes tells nothing about the password.
+        // All bytes are compared every time, so the duration reveals nothing about the password.
         let pairs = session.password.iter().zip(password);
         if pairs.fold(0, |differing, (one, other)| differing | (one ^ other)) != 0 {
             return Err(Error::SessionExpired);
@@ -236,12 +235,12 @@ impl State {
         self.sessions.get(&id).map(Session::view)
     }
 
-    /// All sessions, by id.
+    /// Lists all sessions, by id.
     pub fn sessions(&self) -> impl Iterator<Item = (i64, SessionView)> {
         self.sessions.iter().map(|(id, session)| (*id, session.view()))
     }
 
-    /// The paths of a session's ephemeral nodes, sorted.
+    /// Lists the paths of a session's ephemeral nodes, sorted.
     pub fn ephemerals(&self, session: i64) -> Vec<String> {
         let slots = self.sessions.get(&session).map(|session| &session.ephemerals);
         let mut paths: Vec<String> =
@@ -250,8 +249,8 @@ impl State {
         paths
     }
 
-    /// At most `max` containers and TTL nodes that `Act::DeleteContainer` would delete at this
-    /// moment. Looks at nothing but what it returns.
+    /// Lists at most `max` containers and TTL nodes that `Act::DeleteContainer` would delete now. Reads
+    /// only the nodes that it returns.
     pub fn due_containers(&self, now_ms: i64, max: usize) -> Vec<String> {
         let is_due = |(deadline_ms, _): &&(i64, u32)| *deadline_ms < now_ms;
         let expired = self.expiring.iter().take_while(is_due).map(|(_, slot)| slot);
@@ -259,8 +258,8 @@ impl State {
         due.map(|slot| self.tree.path(*slot)).collect()
     }
 
-    /// A hash of all content: equal on replicas that applied the same commands, however they came
-    /// by their state. Takes time in proportion to the number of nodes.
+    /// Computes a hash of all content. It is equal on replicas that applied the same commands, however they
+    /// got their state. The time grows with the number of nodes.
     pub fn digest(&self) -> u64 {
         let mut sum = 0u64;
         let mut item = Vec::new();
@@ -299,7 +298,7 @@ impl State {
         }
     }
 
-    /// Notes a node in the indexes beside the tree: by session, by quota.
+    /// Notes a node in the indexes beside the tree: by session and by quota.
     fn enlist(&mut self, slot: u32) {
         let owner = self.tree.node(slot).meta.owner;
         if self.tree.node(slot).meta.life() == Life::Ephemeral
@@ -331,8 +330,8 @@ impl State {
         }
     }
 
-    /// Notes a container or TTL node that may become due: to call after each change of such a node
-    /// and of its number of children.
+    /// Notes a container or TTL node that may become due. Call this after each change of such a node and of
+    /// its number of children.
     fn schedule(&mut self, slot: u32) {
         let node = self.tree.node(slot);
         if node.child_count() > 0 {
@@ -349,7 +348,7 @@ impl State {
         }
     }
 
-    /// Undoes [`State::schedule`]: to call before each such change.
+    /// Undoes [`State::schedule`]. Call this before each such change.
     fn unschedule(&mut self, slot: u32) {
         let node = self.tree.node(slot);
         match node.meta.life() {

@@ -1,4 +1,4 @@
-//! What a replica keeps on disk: the Raft log and the applied state, each behind a small trait.
+//! The data of a replica on disk: the Raft log and the applied state, each behind a small trait.
 //!
 //! ```text
 //!  DIR/lock             held while a process uses the directory
@@ -7,13 +7,13 @@
 //!  DIR/state.incoming/  a snapshot that is being received; removed at open
 //! ```
 //!
-//! Always holds: what a call said `Ok` to is on stable storage. A record is given out only if its
-//! CRC-32 is right, and no record can be missing or old without notice: appends form a chain, the
-//! state keeps the count and the sum of its records, both know the transaction that wrote them.
-//! After a failed write or sync a store answers [`StoreError::Failed`] to every later write.
-//! Leaves to its callers which thread calls it, when to commit, and what the bytes mean. A replica
-//! whose `Applied::index` is beyond the log's last entry stopped between the install of a snapshot
-//! and the reset of its log, and has to reset the log to `Applied` before it starts.
+//! Always holds: when a call returns `Ok`, its data is on stable storage. A record is returned only if its
+//! CRC-32 is right. A missing or old record is noticed: appends form a chain, the state keeps the count and
+//! the sum of its records, and both know the transaction that wrote them. After a failed write or sync a
+//! store answers [`StoreError::Failed`] to every later write. The callers decide which thread calls, when
+//! to commit, and what the bytes mean. If `Applied::index` is beyond the log's last entry, the replica
+//! stopped after a snapshot was installed and before its log was reset. It must reset the log to `Applied`
+//! before it starts.
 
 use std::path::{Path, PathBuf};
 
@@ -41,91 +41,92 @@ pub use wal::Wal;
 #[cfg(test)]
 mod tests;
 
-/// Who data belongs to. Written into both parts at creation, compared at each open.
+/// The owner of the data. Both parts get it at creation, and each open compares it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
-    /// 0 while the replica has not yet joined a cluster; then set once, by `adopt`.
+    /// 0 before the replica joins an ensemble; then `adopt` sets it once.
     pub cluster_id: u64,
     pub replica_id: u64,
-    /// Random at creation: tells a directory from an earlier one of the same replica.
+    /// Random at creation. It distinguishes a directory from an earlier one of the same replica.
     pub store_id: u64,
 }
 
-/// What one Raft `Ready` wants on disk, in this order: reset, entries, hard state.
+/// The writes of one Raft `Ready`, in this order: reset, entries, hard state.
 #[derive(Debug, Clone, Default)]
 pub struct Append {
-    /// The caller's number for it; the store does not look at it.
+    /// The caller's number for it, which the store ignores.
     pub number: u64,
-    /// Forget the whole log: a snapshot up to this (index, term) replaced it.
+    /// Forgets the whole log, because a snapshot up to this (index, term) replaced it.
     pub reset: Option<(u64, u64)>,
-    /// Consecutive entries. What the log had from the first one's index on is replaced.
+    /// Consecutive entries. They replace all from the first one's index on.
     pub entries: Vec<Entry>,
     pub hard_state: Option<HardState>,
 }
 
-/// Where a log begins and ends.
+/// The ends of a log.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct LogState {
     pub hard_state: HardState,
-    /// The last entry that was forgotten; 0 in a log that never was compacted or reset.
+    /// The last forgotten entry; 0 in a log that was never compacted or reset.
     pub compacted_index: u64,
     pub compacted_term: u64,
-    /// The last entry there is, or the compacted one if there is none.
+    /// The last entry, or the compacted one if there is none.
     pub last_index: u64,
     pub last_term: u64,
 }
 
 /// The Raft log, for its one writer.
 ///
-/// Breaking the rules of a log (a gap between entries, an entry at or before the compacted one,
-/// a compaction beyond the last entry) is a mistake of the caller and panics.
+/// A gap between entries, an entry at or before the compacted one, and a compaction beyond the last entry
+/// are mistakes of the caller: the call panics.
 pub trait LogStore: Send {
-    /// Makes the whole batch durable in one commit: all of it or, on an error, nothing.
+    /// Makes the whole batch durable in one commit; on an error, nothing.
     ///
     /// # Errors
-    /// [`StoreError::Full`] if it has no room: compact, then try again.
-    /// [`StoreError::Failed`] if the disk refused; from then on every write answers so.
+    /// [`StoreError::Full`] if there is no room: compact, then try again. [`StoreError::Failed`] if the
+    /// disk failed; from then on every write fails like this.
     fn append(&mut self, batch: &[Append]) -> Result<(), StoreError>;
 
-    /// Forgets entries up to `to`, whose term is `term`, and gives the last index it did forget.
+    /// Forgets entries up to `to`, whose term is `term`. Returns the index of the last one forgotten so
+    /// far.
     ///
-    /// One call forgets at most [`COMPACT_ENTRIES_MAX`] entries, in one commit, so that appends
-    /// need not wait long: call again until it gives `to`. Does nothing if that is done already.
+    /// One call forgets at most [`COMPACT_ENTRIES_MAX`] entries, in one commit, so that appends do not wait
+    /// long. Call again until it returns `to`. Does nothing if that is done already.
     ///
     /// # Errors
     /// As [`LogStore::append`].
     fn compact(&mut self, to: u64, term: u64) -> Result<u64, StoreError>;
 
-    /// A reader that sees each commit as soon as it is durable; works in any thread.
+    /// Returns a reader that sees each commit as soon as it is durable; it works in any thread.
     fn reader(&self) -> Box<dyn LogReader>;
 
-    /// Bytes in use, free space inside files not counted.
+    /// Returns the bytes in use, without free space inside files.
     fn used_bytes(&self) -> u64;
 
-    /// Bytes that it can grow to.
+    /// Returns the bytes that the log may grow to.
     fn limit_bytes(&self) -> u64;
 }
 
-/// Entries that one call of [`LogStore::compact`] forgets.
+/// Most entries that one call of [`LogStore::compact`] forgets.
 pub const COMPACT_ENTRIES_MAX: u64 = 4096;
 
 /// The Raft log, for reading.
 pub trait LogReader: Send {
-    /// Where the log begins and ends, and the hard state.
+    /// Returns the ends of the log, and the hard state.
     ///
     /// # Errors
-    /// [`StoreError::Corrupt`] if what was read is damaged.
+    /// [`StoreError::Corrupt`] if the data is damaged.
     fn initial(&self) -> Result<LogState, StoreError>;
 
-    /// Entries from `low` up to, without, `high`: as many as fit `bytes_max`, but at least one if
-    /// there is one.
+    /// Returns entries from `low` on, before `high`: as many as fit `bytes_max`, and at least one if there
+    /// is one.
     ///
     /// # Errors
     /// [`StoreError::Compacted`] if `low` was forgotten, [`StoreError::Corrupt`] if an entry is
     /// damaged.
     fn entries(&self, low: u64, high: u64, bytes_max: u64) -> Result<Vec<Entry>, StoreError>;
 
-    /// The term of the entry at `index`, also of the compacted one; `None` if it is not known.
+    /// Returns the term of the entry at `index`, also of the compacted one; `None` if unknown.
     ///
     /// # Errors
     /// [`StoreError::Corrupt`] if the entry is damaged.
@@ -140,19 +141,19 @@ pub struct Applied {
     pub conf_state: ConfState,
 }
 
-/// How a log stands to the state that was applied from it.
+/// How a log fits the state that was applied from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Continuity {
-    /// The log goes on from the state, or ends with it.
+    /// The log continues from the state, or ends with it.
     Whole,
-    /// The log is that of before a snapshot, or of before the first start: it ends before the state
-    /// or holds other entries that were not agreed on. It has to be reset to the state.
+    /// The log is older than a snapshot, or than the first start: it ends before the state, or holds other
+    /// entries that were never agreed on. It must be reset to the state.
     Replaced,
-    /// What is between the state and the first entry is lost.
+    /// The entries between the state and the first one are lost.
     Gap,
 }
 
-/// Looks how a log stands to the state that was applied from it: what every start has to know.
+/// Compares a log with the state that was applied from it, which every start must do.
 ///
 /// # Errors
 /// As [`LogReader::initial`].
@@ -174,8 +175,8 @@ pub type Changes<'a, 'b> = dyn Iterator<Item = (&'b [u8], Option<&'b [u8]>)> + '
 
 /// The applied state, as records of a key (1 to [`KEY_SIZE_MAX`] bytes) and a value.
 pub trait StateStore: Send {
-    /// Hands out every record, in order of the keys, and says what they belong to; `None` if
-    /// nothing was ever committed. The caller must drop what it was handed if this fails.
+    /// Pushes every record, in the order of keys, and returns the point that they belong to; `None` if
+    /// nothing was ever committed. If this fails, the caller must drop the pushed records.
     ///
     /// # Errors
     /// [`StoreError::Corrupt`] if a record is damaged or missing; errors of `push`.
@@ -184,42 +185,42 @@ pub trait StateStore: Send {
     /// Makes the changes and `applied` durable in one transaction: all or nothing.
     ///
     /// # Errors
-    /// [`StoreError::Full`] if the environment has no room, [`StoreError::Failed`] if the disk
-    /// refused; from then on every write answers so.
+    /// [`StoreError::Full`] if there is no room, [`StoreError::Failed`] if the disk failed; from then on
+    /// every write fails like this.
     fn commit(
         &mut self,
         records: &mut Changes<'_, '_>,
         applied: &Applied,
     ) -> Result<(), StoreError>;
 
-    /// A view of the state as it is now. Space that later commits free is not used again while it
-    /// lives, so its time should be bounded.
+    /// Opens a view of the state as it is now. Space that later commits free is not reused while the view
+    /// lives, so limit its time.
     ///
     /// # Errors
     /// [`StoreError::Snapshot`] if nothing was committed yet or too many snapshots are open.
     fn snapshot(&mut self) -> Result<Box<dyn SnapshotReader>, StoreError>;
 
-    /// Begins to receive a snapshot, and forgets what was received of an earlier one.
+    /// Begins to receive a snapshot, and forgets the chunks of an earlier one.
     ///
     /// # Errors
-    /// [`StoreError::Io`] or [`StoreError::Failed`] if the disk refused.
+    /// [`StoreError::Io`] or [`StoreError::Failed`] if the disk failed.
     fn begin_install(&mut self) -> Result<(), StoreError>;
 
-    /// Stores the next chunk of a snapshot, as [`SnapshotReader::next_chunk`] made it.
+    /// Stores the next chunk that [`SnapshotReader::next_chunk`] made.
     ///
     /// # Errors
     /// [`StoreError::Snapshot`] if the chunk is damaged or not the next one. After any error only
-    /// [`StateStore::begin_install`] can follow; the state itself is untouched.
+    /// [`StateStore::begin_install`] may follow; the state itself is unchanged.
     fn install_chunk(&mut self, chunk: &[u8]) -> Result<(), StoreError>;
 
-    /// Replaces the state by what was received, atomically and durably. Open snapshots of the old
-    /// state end with [`StoreError::SnapshotGone`].
+    /// Replaces the state with the received one, atomically and durably. Open snapshots of the old state
+    /// end with [`StoreError::SnapshotGone`].
     ///
     /// # Errors
-    /// [`StoreError::Snapshot`] if it is not complete; the old state is then untouched.
+    /// [`StoreError::Snapshot`] if it is not complete; the old state is then unchanged.
     fn finish_install(&mut self) -> Result<Applied, StoreError>;
 
-    /// Writes a snapshot of the state into a new file at `path`, which appears when complete.
+    /// Writes a snapshot of the state to a new file at `path`, which appears when complete.
     ///
     /// # Errors
     /// [`StoreError::Io`] if the file exists or cannot be written, or as [`StateStore::snapshot`].
@@ -229,7 +230,7 @@ pub trait StateStore: Send {
         Ok(reader.applied().clone())
     }
 
-    /// Replaces the state by a file that [`StateStore::copy_to`] wrote.
+    /// Replaces the state with a file of [`StateStore::copy_to`].
     ///
     /// # Errors
     /// [`StoreError::Io`] if it cannot be read, [`StoreError::Snapshot`] if it is damaged.
@@ -239,24 +240,24 @@ pub trait StateStore: Send {
         self.finish_install()
     }
 
-    /// Bytes in use, free space inside the file not counted.
+    /// Returns the bytes in use, without free space inside the file.
     fn used_bytes(&self) -> u64;
 
-    /// Bytes that it can grow to.
+    /// Returns the bytes that the state may grow to.
     fn limit_bytes(&self) -> u64;
 }
 
-/// Snapshots of one state that may be open at a time.
+/// Most snapshots of one state that are open at a time.
 pub const SNAPSHOTS_MAX: usize = 16;
 
 /// An unchanging view of the state, read in chunks.
 pub trait SnapshotReader: Send {
-    /// What the view belongs to.
+    /// Returns the point that the view belongs to.
     fn applied(&self) -> &Applied;
 
-    /// The next chunk, `None` after the last. A chunk is at most `bytes_max` bytes, or one record
-    /// and some tens of bytes more. Every chunk carries its own checksum and number, the last one
-    /// the count and digest of all records.
+    /// Returns the next chunk, `None` after the last. A chunk is at most `bytes_max` bytes, or one record
+    /// and some tens of bytes more. Every chunk has its own checksum and number, and the last one the count
+    /// and digest of all records.
     ///
     /// # Errors
     /// [`StoreError::Corrupt`] if a record is damaged, [`StoreError::SnapshotGone`] if the state
@@ -264,26 +265,26 @@ pub trait SnapshotReader: Send {
     fn next_chunk(&mut self, bytes_max: usize) -> Result<Option<Vec<u8>>, StoreError>;
 }
 
-/// Why a store cannot do what it was asked.
+/// The reason that a store cannot do its work.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// Bytes on disk are not what was written. Nothing of them is used.
+    /// Bytes on disk are not what was written. None of them are used.
     #[error(
         "{what} is damaged: {at}. Check the disk, and keep the data directory. If others of the \
          ensemble run, remove this replica from them and add it again with a new directory; else \
          restore a backup (millrace coord restore)"
     )]
     Corrupt { what: String, at: String },
-    /// It reached its size. Nothing of what was to be written is.
+    /// The store reached its largest size. Nothing of the failed call is written.
     #[error(
         "{what} is full: it may use {limit_bytes} bytes. Let it be compacted, or raise its limit \
          and restart"
     )]
     Full { what: String, limit_bytes: u64 },
-    /// A write or sync failed. What was acknowledged before is safe; nothing more is taken.
-    #[error("{what} takes no more writes: {reason}. Mend the disk, then restart")]
+    /// A write or sync failed. All acknowledged data is safe, and no more writes are accepted.
+    #[error("{what} takes no more writes: {reason}. Repair the disk, then restart")]
     Failed { what: String, reason: String },
-    /// The entries asked for are no longer there.
+    /// The requested entries were forgotten.
     #[error("the log was compacted up to entry {index}")]
     Compacted { index: u64 },
     /// A snapshot cannot be made or used.
@@ -295,7 +296,7 @@ pub enum StoreError {
     /// Another process uses the directory.
     #[error("{} is in use by another process: stop that one first", path.display())]
     Locked { path: PathBuf },
-    /// The directory belongs to somebody else, or its two halves to different replicas.
+    /// The directory belongs to another replica, or its two halves to different ones.
     #[error("{} {reason}", path.display())]
     Foreign { path: PathBuf, reason: String },
     /// A part of the directory is missing.

@@ -1,7 +1,7 @@
-//! Who on this replica waits for which path to change: the watch table.
+//! The watch table: which clients of this replica wait for which path to change.
 //!
-//! Watches belong to connections and are not replicated. As in ZooKeeper's `DataTree` there are two
-//! tables, data and child; one `u8` for each client and path says what of both it holds:
+//! Watches belong to connections and are not replicated. As in ZooKeeper's `DataTree` there are two tables,
+//! data and child. One `u8` for each client and path has the bits of both:
 //!
 //! ```text
 //!                 fires on                      once?   set by
@@ -12,9 +12,9 @@
 //!                 also of all descendants
 //! ```
 //!
-//! All of them live side by side (3.9; ZooKeeper 3.8 let one replace the other). A path is kept
-//! once, whoever watches it, and only while somebody does. No answer depends on the hash seed.
-//! Whether a client may read what it is told about is for the caller to check.
+//! All kinds live side by side, as in 3.9; in ZooKeeper 3.8 one replaced the other. A path is kept once for
+//! all its watchers, and only while it has some. No answer depends on the hash seed. The caller checks that
+//! a client may read what an event shows.
 
 use hashbrown::HashTable;
 use millrace_proto::zookeeper::{event, watcher_type};
@@ -28,8 +28,8 @@ const CHILD: u8 = 2;
 const PERSISTENT_DATA: u8 = 4;
 const PERSISTENT_CHILD: u8 = 8;
 const RECURSIVE_DATA: u8 = 16;
-/// Fires only when its twin in the data table was removed: both know of a deletion, and each client
-/// is told once.
+/// Fires only if its twin in the data table was removed. Both see a deletion, and each client gets one
+/// event.
 const RECURSIVE_CHILD: u8 = 32;
 
 const DATA_TABLE: u8 = DATA | PERSISTENT_DATA | RECURSIVE_DATA;
@@ -38,7 +38,7 @@ const PERSISTENT: u8 = PERSISTENT_DATA | PERSISTENT_CHILD;
 const RECURSIVE: u8 = RECURSIVE_DATA | RECURSIVE_CHILD;
 const ONE_SHOT: u8 = DATA | CHILD;
 
-/// A client watches as many paths as it may; the watch was not set.
+/// A client already watches as many paths as it may, so the watch was not set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a client may watch {max} paths at most")]
 pub struct TooManyWatches {
@@ -46,7 +46,7 @@ pub struct TooManyWatches {
     pub max: usize,
 }
 
-/// How much is watched.
+/// Counts of watches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct WatchCounts {
     /// Clients with a watch.
@@ -78,24 +78,24 @@ struct Held {
 /// All watches of one replica.
 pub struct WatchTable {
     paths: Paths,
-    /// By client slot: what the client watches. Slots are small, so empty rows cost little.
+    /// What each client watches, by client slot. Slots are small, so empty rows cost little.
     clients: Vec<HashTable<Held>>,
     counts: WatchCounts,
-    /// Pairs of a client and a path with a recursive bit: without any, ancestors are not looked at.
+    /// Pairs of a client and a path with a recursive bit. Without any, ancestors are not looked up.
     recursive_count: usize,
     paths_per_client_max: usize,
 }
 
-/// A table takes the low bits of a hash for the place, and those of a product depend on the low
-/// bits of the id alone: the high ones are folded in.
+/// Hashes an id. A table takes the low bits of a hash for the place, and in a product those depend only on
+/// the low bits of the id, so the high bits are mixed in.
 fn hash_id(path: u32) -> u64 {
     let product = u64::from(path).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     product ^ product >> 32
 }
 
 impl WatchTable {
-    /// An empty table. A client may watch `paths_per_client_max` paths; `seed` is of chance, so
-    /// that no client can choose paths that collide.
+    /// Builds an empty table. A client may watch `paths_per_client_max` paths. `seed` is random, so that no
+    /// client can choose paths that collide.
     pub fn new(paths_per_client_max: usize, seed: u64) -> WatchTable {
         WatchTable {
             paths: Paths::new(seed),
@@ -109,7 +109,7 @@ impl WatchTable {
     /// Sets the one-shot watch of exists and getData.
     ///
     /// # Errors
-    /// The client's limit is reached; nothing changed.
+    /// The client is at its limit; nothing changed.
     pub fn add_data(&mut self, client: u32, path: &str) -> Result<(), TooManyWatches> {
         self.add(client, path, DATA)
     }
@@ -135,9 +135,9 @@ impl WatchTable {
         self.add(client, path, if recursive { RECURSIVE } else { PERSISTENT })
     }
 
-    /// Removes what the client holds on exactly this path; false if there was none of this kind (a
-    /// code of `watcher_type`). Kinds 1 and 2 empty one table whatever the mode, as ZooKeeper 3.8
-    /// does: of a persistent watch the other half stays. Kinds 4 and 5 are of 3.9.
+    /// Removes the client's watches of a kind (a code of `watcher_type`) on exactly this path. True if
+    /// there was one. Kinds 1 and 2 clear one table in every mode, as in ZooKeeper 3.8, so the other half
+    /// of a persistent watch stays. Kinds 4 and 5 are of 3.9.
     pub fn remove(&mut self, client: u32, path: &str, kind: i32) -> bool {
         let Some((id, bits)) = self.held(client, path) else { return false };
         let mask = kind_mask(kind);
@@ -152,8 +152,8 @@ impl WatchTable {
         true
     }
 
-    /// Whether the client holds a watch of this kind on exactly this path. Unlike ZooKeeper 3.8,
-    /// which finds any client's watch, only the client's own count.
+    /// True if the client has a watch of this kind on exactly this path. ZooKeeper 3.8 finds any client's
+    /// watch; here only the client's own count.
     pub fn contains(&self, client: u32, path: &str, kind: i32) -> bool {
         self.held(client, path).is_some_and(|(_, bits)| bits & kind_mask(kind) != 0)
     }
@@ -170,8 +170,8 @@ impl WatchTable {
         self.counts.paths = self.paths.len();
     }
 
-    /// Appends whom to tell of an event (a code of `event`) on `path`, each client once, and
-    /// removes the one-shot watches that it spends.
+    /// Appends the clients that get an event (a code of `event`) on `path`, each once, and removes the
+    /// one-shot watches that fire.
     pub fn trigger(&mut self, kind: i32, path: &str, clients: &mut Vec<u32>) {
         if self.counts.paths == 0 {
             return;
@@ -203,12 +203,12 @@ impl WatchTable {
         }
     }
 
-    /// Evaluates setWatches (`DataTree.setWatches`): appends the events that the client has missed,
-    /// as codes of `event` in order, and sets the other watches. `lookup` tells mzxid and pzxid of
-    /// a node. Persistent watches are only set again: what they missed is lost, as in ZooKeeper.
+    /// Applies setWatches (`DataTree.setWatches`): appends the events that the client has missed, as codes
+    /// of `event` in order, and sets the other watches. `lookup` returns mzxid and pzxid of a node.
+    /// Persistent watches are only set again and miss their events, as in ZooKeeper.
     ///
     /// # Errors
-    /// The client's limit is reached; what came before stays set.
+    /// The client is at its limit; the watches before stay set.
     pub fn set_watches<'a>(
         &mut self,
         client: u32,
@@ -249,17 +249,17 @@ impl WatchTable {
         Ok(())
     }
 
-    /// How much is watched.
+    /// Returns the counts of watches.
     pub fn counts(&self) -> WatchCounts {
         self.counts
     }
 
-    /// Every watched path with the clients that watch it.
+    /// Lists every watched path with the clients that watch it.
     pub fn by_path(&self) -> impl Iterator<Item = (&str, &[u32])> {
         self.paths.iter()
     }
 
-    /// Every client that watches, with its paths in no order.
+    /// Lists every client that watches, with its paths in no order.
     pub fn by_client(&self) -> impl Iterator<Item = (u32, impl Iterator<Item = &str>)> {
         self.clients.iter().enumerate().filter(|(_, row)| !row.is_empty()).map(|(client, row)| {
             let paths = row.iter().map(|held| self.paths.path(held.path));
@@ -288,7 +288,7 @@ impl WatchTable {
         Ok(())
     }
 
-    /// Tells the clients of one path that hold a bit of `mask`, and spends their one-shot bits.
+    /// Appends the clients of one path that have a bit of `mask`, and clears their one-shot bits.
     fn fire(&mut self, id: u32, mask: u8, clients: &mut Vec<u32>) {
         let mut watchers = self.paths.take_watchers(id);
         watchers.retain(|client| {
@@ -320,7 +320,7 @@ impl WatchTable {
             .map_or(0, |held| held.bits)
     }
 
-    /// Replaces the bits of a pair that is held; none left takes it out of the client's row.
+    /// Replaces the bits of an existing pair. Without bits left, the path leaves the client's row.
     fn set_bits(&mut self, client: u32, id: u32, old: u8, new: u8) {
         if old == new {
             return;
@@ -359,7 +359,7 @@ fn kind_mask(kind: i32) -> u8 {
     }
 }
 
-/// The path above, up to `/`.
+/// Returns the parent of a path, up to `/`.
 fn parent(path: &str) -> Option<&str> {
     match path.rfind('/')? {
         0 if path.len() == 1 => None,

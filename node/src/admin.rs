@@ -1,6 +1,6 @@
 //! The administration socket: where the node is told what to do.
 //!
-//! Owns where it is found, for the node and for the tools alike: both go by [`directories`], which depend on
+//! Owns where it is found, for the node and for the tools alike: both go by `directories`, which depend on
 //! nothing but the user and `XDG_RUNTIME_DIR`. Always holds: the system lets only the node's own user and root
 //! connect, which the node looks at once more; a place that another user made is not used by either side.
 

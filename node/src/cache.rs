@@ -19,7 +19,7 @@ mod index;
 mod queue;
 mod secret;
 use chains::Chains;
-use evict::{Place, Queues, REUSE_MAX};
+use evict::{QueuePlace, Queues, REUSE_MAX};
 use ghost::Ghost;
 use index::Index;
 use queue::Links;
@@ -68,7 +68,7 @@ struct Entry {
     /// Where the last read began, see [`Cache::touch`].
     last_offset: u32,
     reuse_count: u8,
-    place: Place,
+    place: QueuePlace,
     links: Links,
 }
 
@@ -212,7 +212,7 @@ impl Cache {
         let end = first.saturating_add(count).min(self.entries.len() as u32);
         let entries = self.entries.get(first as usize..end as usize).unwrap_or_default();
         let blocks = (first..end).zip(entries).filter_map(|(index, entry)| {
-            let entry = entry.as_ref().filter(|entry| entry.place != Place::Doomed)?;
+            let entry = entry.as_ref().filter(|entry| entry.place != QueuePlace::Doomed)?;
             let is_kept = entry.place.is_kept();
             Some(Listed {
                 entry: EntryIndex(index),
@@ -380,9 +380,9 @@ impl Cache {
             self.chunk_sums[self.memory.shard_page(&block, first_page) as usize] = *sum ^ tag;
         }
         let place = if self.ghost.contains(key.hash(), self.block_count) {
-            Place::Main
+            QueuePlace::Main
         } else {
-            Place::Small
+            QueuePlace::Small
         };
         let entry = Entry {
             key,
@@ -442,7 +442,7 @@ impl Cache {
     pub(crate) fn keep(&mut self, index: EntryIndex, key: &BlockKey, wanted: bool) {
         let Some(Some(entry)) = self.entries.get(index.0 as usize) else { return };
         let is_kept = entry.place.is_kept();
-        if entry.key != *key || entry.place == Place::Doomed || is_kept == wanted {
+        if entry.key != *key || entry.place == QueuePlace::Doomed || is_kept == wanted {
             return;
         }
         let page_count = ShardMemory::pages_for(entry.block.length());
@@ -453,14 +453,14 @@ impl Cache {
         // It begins anew, as one seen once: uses while it could not be evicted say little, and would
         // hold it in main, where a scan does not reach it.
         self.entry_mut(index.0).reuse_count = 0;
-        self.push(if wanted { Place::Kept } else { Place::Small }, index.0, page_count);
+        self.push(if wanted { QueuePlace::Kept } else { QueuePlace::Small }, index.0, page_count);
     }
 
     fn remove_entry(&mut self, index: EntryIndex) {
         let entry = self.entry(index.0);
         let (place, key, pinned) = (entry.place, entry.key, entry.pin_count > 0);
         let page_count = ShardMemory::pages_for(entry.block.length());
-        if place == Place::Doomed {
+        if place == QueuePlace::Doomed {
             return;
         }
         self.unlink(index.0, page_count);
@@ -468,7 +468,7 @@ impl Cache {
         self.index.remove(self.secret.hash(&key), index.0);
         self.block_count -= 1;
         if pinned {
-            self.entry_mut(index.0).place = Place::Doomed;
+            self.entry_mut(index.0).place = QueuePlace::Doomed;
         } else {
             self.free_entry(index.0);
         }

@@ -32,6 +32,14 @@ pub(crate) enum Pin {
     Remote { owner: u32, entry: EntryIndex },
 }
 
+/// What a reply holds until it is sent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hold {
+    pub pin: Pin,
+    /// Bytes of the block's pages that count for it; 0 if the reply before it holds the same block.
+    pub bytes: u64,
+}
+
 /// A stretch of bytes to send.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Piece {
@@ -71,7 +79,7 @@ impl Batch {
         header: Header,
         checksums: &[u32],
         segments: &[Segment],
-        (pin, pinned): (Pin, u64),
+        hold: Hold,
         asked: u32,
     ) {
         self.push_head(asked, |head| frame::encode_read_reply(head, header, checksums));
@@ -79,8 +87,8 @@ impl Batch {
             self.pieces.push(Piece::Memory(*segment));
             self.length += segment.length as u64;
         }
-        self.pins.push(pin);
-        self.pinned += pinned;
+        self.pins.push(hold.pin);
+        self.pinned += hold.bytes;
     }
 
     /// Appends a reply that has no payload, as `encode` writes it.
@@ -205,7 +213,7 @@ pub(crate) struct Connection {
     spares: [Batch; 2],
     /// Whether a batch is with the kernel.
     pub sending: bool,
-    /// Whether the runtime was told to send in this turn.
+    /// True if it is among the connections to send to when the turn ends.
     pub send_asked: bool,
     /// Whether receiving was stopped because a limit was reached.
     pub paused: bool,
@@ -307,10 +315,10 @@ impl Connection {
         }
     }
 
-    /// Takes the replies to send, if no send is under way.
+    /// Takes the replies to send, if no send is under way and the socket is not to be closed.
     pub(crate) fn next_batch(&mut self, now: u64) -> Option<Batch> {
         self.send_asked = false;
-        if self.sending || self.building.is_empty() {
+        if self.sending || self.building.is_empty() || self.phase == Phase::Closed {
             return None;
         }
         self.sending = true;

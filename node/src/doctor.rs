@@ -68,7 +68,7 @@ pub fn examine() -> Vec<Finding> {
     findings.push(locked_memory(limit(Resource::Memlock)));
     // A node raises its own limit as far as it may.
     findings.push(open_files(rustix::process::getrlimit(Resource::Nofile).maximum));
-    findings.extend(Settings { root: PathBuf::from("/") }.examine(cores));
+    findings.extend(SystemFiles { root: PathBuf::from("/") }.examine(cores));
     findings
 }
 
@@ -152,11 +152,11 @@ fn open_files(limit: Option<u64>) -> Finding {
 }
 
 /// Settings of the system, read as files.
-struct Settings {
+struct SystemFiles {
     root: PathBuf,
 }
 
-impl Settings {
+impl SystemFiles {
     fn examine(&self, cores: usize) -> Vec<Finding> {
         let mut findings = vec![self.huge_pages(), self.cores(cores), self.congestion_control()];
         findings.extend(self.clock());

@@ -27,27 +27,27 @@ enum Peer {
 
 /// What one peer has.
 #[derive(Debug, Default)]
-struct Share {
+struct PeerCounts {
     connection_count: usize,
     loads: Loads,
 }
 
 /// The connections of all peers.
 pub(crate) struct Guests {
-    shares: Mutex<HashMap<Peer, Share>>,
+    shares: Mutex<HashMap<Peer, PeerCounts>>,
     each_max: usize,
     /// Loads of the node's own machine.
     own: Loads,
 }
 
 /// One connection's place; free again when this is dropped.
-pub(crate) struct Place {
+pub(crate) struct GuestPlace {
     guests: Arc<Guests>,
     peer: Peer,
     loads: Loads,
 }
 
-impl Place {
+impl GuestPlace {
     /// The loads of all connections of the same machine.
     pub(crate) fn loads(&self) -> Loads {
         self.loads.clone()
@@ -61,11 +61,15 @@ impl Guests {
     }
 
     /// A place for a connection that was just accepted; None if its peer has as many as it may.
-    pub(crate) fn admit(self: &Arc<Guests>, socket: impl AsFd, is_local: bool) -> Option<Place> {
+    pub(crate) fn admit(
+        self: &Arc<Guests>,
+        socket: impl AsFd,
+        is_local: bool,
+    ) -> Option<GuestPlace> {
         self.admit_peer(peer_of(socket, is_local))
     }
 
-    fn admit_peer(self: &Arc<Guests>, peer: Peer) -> Option<Place> {
+    fn admit_peer(self: &Arc<Guests>, peer: Peer) -> Option<GuestPlace> {
         let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
         let share = shares.entry(peer).or_default();
         if share.connection_count >= self.each_max {
@@ -74,11 +78,11 @@ impl Guests {
         share.connection_count += 1;
         let is_own = matches!(peer, Peer::User(_) | Peer::Machine);
         let loads = if is_own { self.own.clone() } else { share.loads.clone() };
-        Some(Place { guests: Arc::clone(self), peer, loads })
+        Some(GuestPlace { guests: Arc::clone(self), peer, loads })
     }
 }
 
-impl Drop for Place {
+impl Drop for GuestPlace {
     fn drop(&mut self) {
         let mut shares = self.guests.shares.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(share) = shares.get_mut(&self.peer) {

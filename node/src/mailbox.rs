@@ -17,7 +17,7 @@ use smallvec::SmallVec;
 
 use crate::cache::{BlockKey, EntryIndex, Listing};
 use crate::memory::{Blank, Block, Segment, Sums};
-use crate::store::StoreError;
+use crate::store::FillError;
 use crate::token::Token;
 
 /// Who waits for a reply, and what the reply needs from the request.
@@ -86,11 +86,11 @@ pub(crate) enum FillFrom {
     Anywhere,
     /// The source: another node asked, which has asked others already.
     Source,
-    /// Only this member, which listed the block. If it no longer has it, the fill fails with `NotCached`.
+    /// Only this member, which listed the block.
     Member(Arc<str>),
 }
 
-/// What became of a block that a `Load` asked for.
+/// What became of a block that a `Load` or a hand-over asked for.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Ensured {
     /// It was in memory.
@@ -99,6 +99,8 @@ pub(crate) enum Ensured {
     Filled(Filling, u32),
     /// Not now: a limit was reached.
     Busy,
+    /// The member that it was to be pulled from does not have it any more.
+    NotThere,
     /// Not at all.
     Failed(Status, String),
 }
@@ -126,7 +128,15 @@ pub(crate) struct DropJob {
 }
 
 /// A block that has come, and from where.
-pub(crate) type Arrival = (Block, Sums, Filling);
+#[derive(Debug)]
+pub(crate) struct Arrival {
+    /// The block.
+    pub block: Block,
+    /// Its checksums.
+    pub sums: Sums,
+    /// Where it came from.
+    pub filling: Filling,
+}
 
 /// A message to a shard.
 #[derive(Debug)]
@@ -147,7 +157,7 @@ pub(crate) enum Mail {
         version: u64,
         /// Whether it is to be kept from being evicted.
         is_pinned: bool,
-        result: Result<Arrival, (Blank, StoreError)>,
+        result: Result<Arrival, (Blank, FillError)>,
     },
     /// The source has been read for this block for longer than it may take; the read goes on.
     Overdue { key: BlockKey, version: u64, message: String },

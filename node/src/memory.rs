@@ -237,7 +237,7 @@ impl ShardMemory {
             }
         }
         Some(Blank {
-            pages: Pages { arena: Arc::clone(&self.arena), extents, length },
+            pages: OwnedPages { arena: Arc::clone(&self.arena), extents, length },
             written: 0,
             page_sums: Vec::with_capacity(wanted as usize),
             signed: None,
@@ -254,7 +254,7 @@ impl ShardMemory {
         self.release_pages(blank.pages);
     }
 
-    fn release_pages(&mut self, pages: Pages) {
+    fn release_pages(&mut self, pages: OwnedPages) {
         for extent in &pages.extents {
             self.buddy.free(extent.page - self.first_page, extent.page_count);
         }
@@ -275,7 +275,7 @@ impl ShardMemory {
 
 /// Pages with an owner. Never cloned.
 #[derive(Debug)]
-struct Pages {
+struct OwnedPages {
     arena: Arc<Arena>,
     extents: Extents,
     length: u32,
@@ -287,7 +287,7 @@ impl std::fmt::Debug for Arena {
     }
 }
 
-impl Pages {
+impl OwnedPages {
     /// Calls `visit` with each piece of `offset..offset + length` that lies together.
     fn segments(&self, offset: u32, length: u32, mut visit: impl FnMut(NonNull<u8>, usize)) {
         assert!(offset.checked_add(length).is_some_and(|end| end <= self.length));
@@ -315,7 +315,7 @@ impl Pages {
 /// summed while it is still in the processor's cache.
 #[derive(Debug)]
 pub struct Blank {
-    pages: Pages,
+    pages: OwnedPages,
     written: u32,
     page_sums: Vec<u32>,
     /// The code of the block before any byte, and as far as its pages are summed.
@@ -456,14 +456,14 @@ impl Blank {
 }
 
 /// CRC-32 of a range of pages that the caller owns.
-fn sum_of(pages: &Pages, offset: u32, length: u32) -> u32 {
+fn sum_of(pages: &OwnedPages, offset: u32, length: u32) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     visit(pages, offset, length, |bytes| hasher.update(bytes));
     hasher.finalize()
 }
 
 /// Calls `see` with the bytes of a range of pages that the caller owns.
-fn visit(pages: &Pages, offset: u32, length: u32, mut see: impl FnMut(&[u8])) {
+fn visit(pages: &OwnedPages, offset: u32, length: u32, mut see: impl FnMut(&[u8])) {
     pages.segments(offset, length, |address, size| {
         // SAFETY: the caller holds the pages' only owner, as a blank it may write or as a block nobody
         // writes, so nothing changes these initialised bytes while they are read.
@@ -476,7 +476,7 @@ fn visit(pages: &Pages, offset: u32, length: u32, mut see: impl FnMut(&[u8])) {
 /// Pages that are full and never written again.
 #[derive(Debug)]
 pub(crate) struct Block {
-    pages: Pages,
+    pages: OwnedPages,
     /// By which others recognise what was read from the source; see section 16 of PROTOCOL.md.
     code: Option<Box<Mac>>,
 }

@@ -21,7 +21,7 @@ use crate::access::Access;
 use crate::admin::{self, AdminSocket};
 use crate::cache::{self, Cache};
 use crate::cluster::identity::{Identity, IdentityError};
-use crate::cluster::join::{self, Membership};
+use crate::cluster::join::{self, Membership, PublicAddresses};
 use crate::cluster::session::Handle;
 use crate::config::{Config, ConfigError, Coordination};
 use crate::files::FileTable;
@@ -32,13 +32,13 @@ use crate::memory::{Arena, ShardMemory};
 use crate::metrics::Counters;
 use crate::pages::{Pages, Sources, Stage};
 use crate::room::{self, RoomError};
-use crate::runtime::{Ended, Listeners, Runtime};
+use crate::runtime::{Ended, Listeners, Runtime, RuntimeLimits};
 use crate::secret::{self, SecretError};
 use crate::side::{self, Parts, Side};
 use crate::store::machine::Machine;
-use crate::timings::Timings;
 use crate::store::roots::is_remote;
 use crate::store::{NoRemoteStores, RemoteStores};
+use crate::timings::{HitTimes, Timings};
 use crate::worker::{Proofs, Shared, Worker, WorkerLimits};
 
 /// Connections that wait for `accept`.
@@ -175,8 +175,8 @@ impl Node {
             listeners.iter().map(|listener| listener.address()).collect();
 
         let (mailboxes, receivers) = mailboxes(shard_count).map_err(StartError::Side)?;
-        let run = (number, local.addresses);
-        let shared = shared(&config, proofs, Arc::clone(&files), &shard_addresses, run)?;
+        let (known, local_addresses) = (Arc::clone(&files), local.addresses);
+        let shared = shared(&config, proofs, known, number, &shard_addresses, local_addresses)?;
         let shared = Arc::new(shared);
         let public = public_addresses(&config, address, &shard_addresses)?;
         let machine = Arc::new(Machine::start(&config).map_err(StartError::Threads)?);
@@ -205,6 +205,7 @@ impl Node {
             counters: Arc::clone(&shared.counters),
             progress: Arc::clone(&shared.progress),
             timings,
+            hit_times: Arc::clone(&shared.hit_times),
             mailboxes: Arc::clone(&mailboxes),
             queue: side.queue.clone(),
         });
@@ -232,14 +233,16 @@ impl Node {
             let populate = config.populate;
             // The first shard alone.
             let admin = std::mem::take(&mut admin.listeners);
-            let ending = (config.drain_timeout_ms, config.zero_copy, Arc::clone(&guests));
+            let guests = Arc::clone(&guests);
+            let runtime_limits = runtime_limits(&config);
             let spawned = executor(config.cpus[shard]).spawn(move || async move {
                 let cache = Cache::new(memory, limits.pin_percent);
                 let cache = if populate { cache.populated() } else { cache };
                 let worker = Worker::new(shard as u32, shared, limits, side_queue, cache);
                 let tcp = listener.into_sockets();
                 let sockets = Listeners { tcp, local, access: local_access, admin };
-                let runtime = Runtime::new(worker, sockets, mail, mailboxes, started, ending);
+                let runtime =
+                    Runtime::new(worker, sockets, mail, mailboxes, started, runtime_limits, guests);
                 serve(shard, runtime, ready).await
             });
             match spawned {
@@ -417,10 +420,7 @@ fn check_mount_roots(config: &Config) -> Result<(), StartError> {
 }
 
 /// The source of the configuration, if it has one, once it has answered.
-fn source_of(
-    config: &Config,
-    stores: &dyn RemoteStores,
-) -> Result<Option<String>, StartError> {
+fn source_of(config: &Config, stores: &dyn RemoteStores) -> Result<Option<String>, StartError> {
     let refuse = |error| StartError::Source { path: config.source.display().to_string(), error };
     let source = join::source(config).map_err(refuse)?;
     if let Some(url) = source.as_deref().filter(|it| is_remote(it)) {
@@ -447,6 +447,14 @@ fn limits(config: &Config) -> WorkerLimits {
         // As many as are read at once: a fill more would wait, and have others wait behind it.
         fills_of_client_max: config.fill_concurrency as u32,
         pin_percent: config.pin_percent,
+    }
+}
+
+fn runtime_limits(config: &Config) -> RuntimeLimits {
+    RuntimeLimits {
+        send_timeout_ms: config.send_timeout_ms,
+        drain_timeout_ms: config.drain_timeout_ms,
+        zero_copy: config.zero_copy,
     }
 }
 
@@ -539,12 +547,14 @@ fn shared(
     config: &Config,
     proofs: Proofs,
     files: Arc<FileTable>,
+    node: u64,
     shard_addresses: &[SocketAddr],
-    (node, local_addresses): (u64, Vec<String>),
+    local_addresses: Vec<String>,
 ) -> Result<Shared, StartError> {
     Ok(Shared {
         files,
         counters: (0..config.shards).map(|_| Counters::default()).collect(),
+        hit_times: (0..config.shards).map(|_| HitTimes::default()).collect(),
         shard_addresses: advertised(config, shard_addresses),
         local_addresses,
         features: join::features(config, &proofs),
@@ -624,13 +634,13 @@ fn listen_on(address: SocketAddr, shared: bool) -> Result<(TcpListener, SocketAd
     open().map_err(|error| StartError::Listen { address, error })
 }
 
-/// Where the node and its shards are for those who learn of it from others: the host that was given,
-/// else the address it listens on.
+/// Returns where the node and its shards are for those who learn of it from others: at the host that was
+/// given, else at the address it listens on.
 fn public_addresses(
     config: &Config,
     address: SocketAddr,
     shards: &[SocketAddr],
-) -> Result<(String, Vec<String>), StartError> {
+) -> Result<PublicAddresses, StartError> {
     let mut with_host = config.clone();
     if config.advertise.is_empty() {
         match (&config.coord, config.listen.ip()) {
@@ -642,8 +652,8 @@ fn public_addresses(
             (_, ip) => with_host.advertise = ip.to_string(),
         }
     }
-    let mut address = advertised(&with_host, &[address]);
-    Ok((address.pop().unwrap_or_default(), advertised(&with_host, shards)))
+    let node = advertised(&with_host, &[address]).pop().unwrap_or_default();
+    Ok(PublicAddresses { node, shards: advertised(&with_host, shards) })
 }
 
 /// The shard addresses that `Hello` tells. Without a host of its own the node leaves it out, and

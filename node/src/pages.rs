@@ -25,7 +25,7 @@ use crate::cluster::handover::Progress;
 use crate::mailbox::Mailboxes;
 use crate::metrics::{self, Counters};
 use crate::side::SideQueue;
-use crate::timings::Timings;
+use crate::timings::{HitTimes, Timings};
 use crate::worker::SERVER;
 
 mod figures;
@@ -60,6 +60,7 @@ pub(crate) struct Sources {
     pub(crate) counters: Arc<[Counters]>,
     pub(crate) progress: Arc<Progress>,
     pub(crate) timings: Arc<Timings>,
+    pub(crate) hit_times: Arc<[HitTimes]>,
     pub(crate) mailboxes: Mailboxes,
     pub(crate) queue: SideQueue,
 }

@@ -48,7 +48,7 @@ const SPARE_SENDS_MAX: usize = 64;
 /// What a completion belongs to, in the top byte of its user data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-enum Kind {
+enum Operation {
     Accept = 1,
     Receive = 2,
     Send = 3,
@@ -216,18 +216,22 @@ impl Ring {
     pub(crate) fn accept(&mut self, listener: u32, socket: BorrowedFd<'_>) {
         let entry = opcode::AcceptMulti::new(Fd(socket.as_raw_fd()))
             .flags(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
-        self.push(entry.build().user_data(user_data(Kind::Accept, listener, 0)));
+        self.push(entry.build().user_data(user_data(Operation::Accept, listener, 0)));
     }
 
     /// Stops accepting on a listening socket.
     pub(crate) fn stop_accepting(&mut self, listener: u32) {
-        self.cancel(user_data(Kind::Accept, listener, 0));
+        self.cancel(user_data(Operation::Accept, listener, 0));
     }
 
     /// Receives on a connection until its end, an error, or a shortage of buffers.
     pub(crate) fn receive(&mut self, token: Token, socket: BorrowedFd<'_>) {
         let entry = opcode::RecvMulti::new(Fd(socket.as_raw_fd()), BUFFER_GROUP);
-        self.push(entry.build().user_data(user_data(Kind::Receive, token.index, token.generation)));
+        self.push(entry.build().user_data(user_data(
+            Operation::Receive,
+            token.index,
+            token.generation,
+        )));
     }
 
     /// Receives one buffer. For a connection that may have much to say: a multishot receive would bring
@@ -238,12 +242,12 @@ impl Ring {
             .buf_group(BUFFER_GROUP)
             .build()
             .flags(squeue::Flags::BUFFER_SELECT);
-        self.push(entry.user_data(user_data(Kind::Receive, token.index, token.generation)));
+        self.push(entry.user_data(user_data(Operation::Receive, token.index, token.generation)));
     }
 
     /// Stops receiving on a connection; bytes that came in before may still be reported.
     pub(crate) fn stop_receiving(&mut self, token: Token) {
-        self.cancel(user_data(Kind::Receive, token.index, token.generation));
+        self.cancel(user_data(Operation::Receive, token.index, token.generation));
     }
 
     /// Whether a batch of so many bytes and replies is better sent by reference, where that works: it
@@ -266,7 +270,7 @@ impl Ring {
     fn submit_reference(&mut self, number: u32) {
         let slot = &mut self.references.get(number).slot;
         let entry = slot.entry(slot.left);
-        self.push(entry.user_data(user_data(Kind::SendByReference, number, 0)));
+        self.push(entry.user_data(user_data(Operation::SendByReference, number, 0)));
     }
 
     /// A slot with a batch in it.
@@ -351,7 +355,7 @@ impl Ring {
     /// Asks for one [`Completion::Tick`] after the tick interval.
     pub(crate) fn tick(&mut self) {
         let entry = opcode::Timeout::new(&raw const *self.tick_interval);
-        self.push(entry.build().user_data(user_data(Kind::Tick, 0, 0)));
+        self.push(entry.build().user_data(user_data(Operation::Tick, 0, 0)));
     }
 
     /// Asks for one [`Completion::Alarm`] after so many milliseconds. One at a time.
@@ -359,7 +363,7 @@ impl Ring {
         *self.alarm_interval =
             Timespec::new().sec(after_ms / 1000).nsec((after_ms % 1000) as u32 * 1_000_000);
         let entry = opcode::Timeout::new(&raw const *self.alarm_interval);
-        self.push(entry.build().user_data(user_data(Kind::Alarm, 0, 0)));
+        self.push(entry.build().user_data(user_data(Operation::Alarm, 0, 0)));
     }
 
     /// Submits what was queued and lets the kernel run what is due, without waiting.
@@ -463,7 +467,7 @@ impl Ring {
         let token = Token { index, generation };
         let armed = cqueue::more(flags);
         match kind {
-            Kind::Accept => {
+            Operation::Accept => {
                 let result = check(result).map(|fd| {
                     // SAFETY: the kernel just made this descriptor for us, and nobody else knows it.
                     #[expect(unsafe_code, reason = "taking ownership of an accepted socket")]
@@ -473,7 +477,7 @@ impl Ring {
                 });
                 Some(Completion::Accepted { listener: index, result, armed })
             }
-            Kind::Receive => {
+            Operation::Receive => {
                 if let (Some(buffer), 1..) = (cqueue::buffer_select(flags), result) {
                     let buffer = Buffer { index: buffer, length: result as usize };
                     return Some(Completion::Received { token, buffer, armed });
@@ -483,11 +487,11 @@ impl Ring {
                 }
                 Some(Completion::ReceiveEnded { token, result: check(result).map(|_| ()) })
             }
-            Kind::Send => self.on_send(index, result),
-            Kind::SendByReference => self.on_reference(index, result, flags),
-            Kind::Tick => Some(Completion::Tick),
-            Kind::Alarm => Some(Completion::Alarm),
-            Kind::Cancel => None,
+            Operation::Send => self.on_send(index, result),
+            Operation::SendByReference => self.on_reference(index, result, flags),
+            Operation::Tick => Some(Completion::Tick),
+            Operation::Alarm => Some(Completion::Alarm),
+            Operation::Cancel => None,
         }
     }
 
@@ -626,14 +630,14 @@ impl Ring {
     /// Submits so many bytes of a send; it keeps its slot until it completes.
     fn submit(&mut self, mut slot: SendSlot, count: u64) {
         let Token { index, generation } = slot.token;
-        let entry = slot.entry(count).user_data(user_data(Kind::Send, index, generation));
+        let entry = slot.entry(count).user_data(user_data(Operation::Send, index, generation));
         self.sends[index as usize] = Some(slot);
         self.push(entry);
     }
 
     fn cancel(&mut self, target: u64) {
         let entry = opcode::AsyncCancel2::new(CancelBuilder::user_data(target));
-        self.push(entry.build().user_data(user_data(Kind::Cancel, 0, 0)));
+        self.push(entry.build().user_data(user_data(Operation::Cancel, 0, 0)));
     }
 
     /// Queues an entry; when the queue is full it is submitted first. What finds no room even then
@@ -681,19 +685,19 @@ impl Drop for Ring {
     }
 }
 
-fn user_data(kind: Kind, index: u32, generation: u32) -> u64 {
+fn user_data(kind: Operation, index: u32, generation: u32) -> u64 {
     (kind as u64) << 56 | u64::from(generation % GENERATION_COUNT) << 32 | u64::from(index)
 }
 
-fn parts(user_data: u64) -> (Kind, u32, u32) {
+fn parts(user_data: u64) -> (Operation, u32, u32) {
     let kind = match (user_data >> 56) as u8 {
-        1 => Kind::Accept,
-        2 => Kind::Receive,
-        3 => Kind::Send,
-        4 => Kind::Cancel,
-        5 => Kind::Tick,
-        6 => Kind::Alarm,
-        7 => Kind::SendByReference,
+        1 => Operation::Accept,
+        2 => Operation::Receive,
+        3 => Operation::Send,
+        4 => Operation::Cancel,
+        5 => Operation::Tick,
+        6 => Operation::Alarm,
+        7 => Operation::SendByReference,
         other => panic!("no operation of kind {other} was ever submitted"),
     };
     (kind, user_data as u32, (user_data >> 32) as u32 & (GENERATION_COUNT - 1))

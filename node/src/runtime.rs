@@ -24,12 +24,12 @@ use rustix::time::ClockId;
 
 use crate::access::Access;
 use crate::config::ZeroCopy;
-use crate::connection::ReceiveEnd;
-use crate::guests::{Guests, Place};
-use crate::mailbox::{Mail, Mailboxes};
+use crate::connection::{Batch, ReceiveEnd};
+use crate::guests::{GuestPlace, Guests};
+use crate::mailbox::{Mail, Mailbox, Mailboxes};
 use crate::ring::{Completion, Ring};
 use crate::token::Token;
-use crate::worker::{Action, Event, TICK_MS, Worker};
+use crate::worker::{Action, Event, TICK_MS, Terms, Way, Worker};
 
 /// How long the loop stays hot without work. Guessed: a few times what waking a thread costs. At full
 /// load 5 to 1000 us made no difference that could be measured.
@@ -54,8 +54,9 @@ const MAIL_PER_TURN: usize = 256;
 /// A client's socket.
 struct Socket {
     fd: OwnedFd,
+    token: Token,
     /// Its place among those of its peer; None of an administrator.
-    _place: Option<Place>,
+    _place: Option<GuestPlace>,
     /// A receive is under way.
     receiving: bool,
     /// A receive is wanted: asked for again whenever one ends.
@@ -86,21 +87,25 @@ pub(crate) struct Listeners {
     pub(crate) admin: Vec<OwnedFd>,
 }
 
-/// How a connection came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
-    Tcp,
-    Local,
-    Admin,
+/// The limits a runtime keeps.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RuntimeLimits {
+    /// A client that takes no byte for this many milliseconds is disconnected; 0 for never.
+    pub send_timeout_ms: u64,
+    /// How long a shutdown waits for replies to be sent, in milliseconds.
+    pub drain_timeout_ms: u64,
+    /// When large replies leave by reference.
+    pub zero_copy: ZeroCopy,
 }
 
 /// A shard and its ring.
 pub(crate) struct Runtime {
     worker: Worker,
+    terms: Terms,
+    limits: RuntimeLimits,
     ring: Ring,
     /// What the shard sleeps on, until it runs.
     eventfd: Option<OwnedFd>,
-    shard: u32,
     /// Those for TCP, then those for this machine alone, then those for administrators.
     listeners: Vec<OwnedFd>,
     /// Where the second and the third kind begin.
@@ -113,6 +118,8 @@ pub(crate) struct Runtime {
     /// Messages to each shard that found its mailbox full, and those after them, for the next turn.
     undelivered: Vec<VecDeque<Mail>>,
     actions: Vec<Action>,
+    /// Those of the turn before, all done: its memory is used again.
+    spare_actions: Vec<Action>,
     started: Instant,
     tick_armed: bool,
     alarm_armed: bool,
@@ -121,8 +128,6 @@ pub(crate) struct Runtime {
     turned_at: u64,
     /// When to stop, in the node's milliseconds, once a shutdown began.
     stop_at: Option<u64>,
-    drain_timeout_ms: u64,
-    zero_copy: ZeroCopy,
     guests: Arc<Guests>,
     /// Accepting failed for lack of descriptors: armed again with the next tick.
     accept_later: Vec<u32>,
@@ -148,20 +153,23 @@ impl Runtime {
         mail: flume::Receiver<Mail>,
         mailboxes: Mailboxes,
         started: Instant,
-        (drain_timeout_ms, zero_copy, guests): (u64, ZeroCopy, Arc<Guests>),
+        limits: RuntimeLimits,
+        guests: Arc<Guests>,
     ) -> io::Result<Runtime> {
-        let shard = worker.shard();
+        let terms = worker.terms();
+        let mailbox = &mailboxes[terms.shard as usize];
         let Listeners { tcp: mut listeners, local, access, admin } = sockets;
         let ways = [listeners.len(), listeners.len() + local.len()];
         listeners.extend(local.into_iter().chain(admin));
-        let eventfd = mailboxes[shard as usize].eventfd().try_clone()?;
-        let ring = Ring::new(mailboxes[shard as usize].eventfd(), TICK_MS)?;
+        let eventfd = mailbox.eventfd().try_clone()?;
+        let ring = Ring::new(mailbox.eventfd(), TICK_MS)?;
         let undelivered = mailboxes.iter().map(|_| VecDeque::new()).collect();
         Ok(Runtime {
             worker,
+            terms,
+            limits,
             ring,
             eventfd: Some(eventfd),
-            shard,
             listeners,
             ways,
             access,
@@ -170,14 +178,13 @@ impl Runtime {
             sockets: Vec::new(),
             undelivered,
             actions: Vec::new(),
+            spare_actions: Vec::new(),
             started,
             tick_armed: false,
             alarm_armed: false,
             ticked_at: 0,
             turned_at: 0,
             stop_at: None,
-            drain_timeout_ms,
-            zero_copy,
             guests,
             accept_later: Vec::new(),
         })
@@ -215,16 +222,20 @@ impl Runtime {
 
     /// Handles what completed and what came by mail; says whether there was anything.
     fn turn(&mut self) -> bool {
-        let mut worked = false;
+        let hits_before = self.terms.counters().hit_count.get();
+        let mut began = None;
         while let Some(completion) = self.ring.next_completion() {
-            worked = true;
             // Looked at for each: a lease must not count from before it was asked for.
-            self.on_completion(self.now(), completion);
+            let at = self.started.elapsed();
+            began.get_or_insert(at);
+            self.on_completion(at.as_millis() as u64, completion);
         }
-        let now = self.now();
+        let mut worked = began.is_some();
+        let at = self.started.elapsed();
+        let (began, now) = (began.unwrap_or(at), at.as_millis() as u64);
         let turn_ms = now.saturating_sub(std::mem::replace(&mut self.turned_at, now));
         if turn_ms >= STALL_MS {
-            let counters = self.worker.counters();
+            let counters = self.terms.counters();
             counters.stall_count.add(1);
             counters.stall_ms.add(turn_ms);
         }
@@ -240,18 +251,22 @@ impl Runtime {
             self.on_tick(now);
         }
         self.deliver();
-        self.perform();
-        worked |= self.send_held(!worked);
+        let ended = self.perform();
+        let hit_count = self.terms.counters().hit_count.get() - hits_before;
+        if hit_count > 0 {
+            self.terms.hit_times().record(ended.saturating_sub(began), hit_count);
+        }
+        worked |= self.send_held(now, !worked);
         worked || self.undelivered.iter().any(|waiting| !waiting.is_empty())
     }
 
     /// Sends the rests that were held back long enough, or all; says whether there were any.
-    fn send_held(&mut self, all: bool) -> bool {
-        let (sockets, worker) = (&mut self.sockets, &mut self.worker);
+    fn send_held(&mut self, now: u64, all: bool) -> bool {
+        let (sockets, worker, actions) = (&mut self.sockets, &mut self.worker, &mut self.actions);
         let mut any = false;
         self.ring.send_held(all, |token| {
             any = true;
-            worker.on_held_sent(token);
+            worker.handle(now, Event::Unheld { token }, actions);
             if let Some(socket) = sockets[token.index as usize].as_mut() {
                 socket.holding = false;
                 socket.sending = true;
@@ -284,39 +299,51 @@ impl Runtime {
     /// Sleeps until the ring or the mailbox rings the eventfd.
     async fn sleep(&mut self, eventfd: &BufferedFile) -> io::Result<()> {
         self.publish_gauges();
-        if !self.tick_armed && (self.worker.needs_ticks() || !self.accept_later.is_empty()) {
-            self.ring.tick();
-            self.tick_armed = true;
+        let now = self.now();
+        if !self.accept_later.is_empty() {
+            self.wake_at(now, now);
         }
-        if !self.tick_armed
-            && !self.alarm_armed
-            && let Some(at) = self.worker.wakes_at()
-        {
-            self.ring.alarm(at.saturating_sub(self.now()).max(u64::from(TICK_MS)));
-            self.alarm_armed = true;
-        }
+        self.handle(now, Event::Sleep);
+        self.perform();
         self.ring.notify(true);
-        let mailbox = &self.mailboxes[self.shard as usize];
-        mailbox.going_to_sleep();
+        self.mailbox().going_to_sleep();
         // Whatever came before both were told is seen here; whatever comes later rings.
         self.ring.enter()?;
         if !self.ring.has_work() && self.mail.is_empty() {
-            self.worker.counters().sleep_count.add(1);
+            self.terms.counters().sleep_count.add(1);
             eventfd
                 .read_at(0, size_of::<u64>())
                 .await
                 .map_err(|error| io::Error::other(error.to_string()))?;
         }
-        self.mailboxes[self.shard as usize].woke_up();
+        self.mailbox().woke_up();
         self.ring.notify(false);
         Ok(())
     }
 
+    fn mailbox(&self) -> &Mailbox {
+        &self.mailboxes[self.terms.shard as usize]
+    }
+
+    /// Sees to it that a tick comes at this time, or one tick from now if that is later.
+    fn wake_at(&mut self, now: u64, at: u64) {
+        let after_ms = at.saturating_sub(now);
+        if self.tick_armed {
+            return;
+        }
+        if after_ms <= u64::from(TICK_MS) {
+            self.ring.tick();
+            self.tick_armed = true;
+        } else if !self.alarm_armed {
+            self.ring.alarm(after_ms);
+            self.alarm_armed = true;
+        }
+    }
+
     fn publish_gauges(&self) {
-        self.worker.publish_gauges();
-        let counters = self.worker.counters();
+        let counters = self.terms.counters();
         counters.enter_count.set(self.ring.enter_count());
-        if self.shard == 0 {
+        if self.terms.shard == 0 {
             let time = rustix::time::clock_gettime(ClockId::ProcessCPUTime);
             counters.cpu_ms.set((time.tv_sec * 1000 + time.tv_nsec / 1_000_000) as u64);
         }
@@ -379,8 +406,7 @@ impl Runtime {
             }
             Completion::Released { token, batch, was_copied } => {
                 if was_copied
-                    && self.zero_copy == ZeroCopy::Auto
-                    && self.worker.is_open(token)
+                    && self.limits.zero_copy == ZeroCopy::Auto
                     && let Some(socket) = self.socket(token)
                 {
                     socket.by_reference = false;
@@ -446,26 +472,20 @@ impl Runtime {
             _ => self.guests.admit(&fd, is_local),
         };
         if place.is_none() && way != Way::Admin {
-            self.worker.counters().refused_count.add(1);
+            self.terms.counters().refused_count.add(1);
             let message =
                 "your address has as many connections as it may (connections_per_peer_max)";
             refuse(&fd, Status::Busy, message);
             return;
         }
-        let token = match way {
-            Way::Admin => self.worker.accept_administrator(now),
-            _ => self.worker.accept(now, is_local),
-        };
-        let Some(token) = token else {
+        let loads = place.as_ref().map(GuestPlace::loads).unwrap_or_default();
+        let Some(token) = self.worker.accept(now, way, loads) else {
             let message =
                 "as many clients as allowed are connected (connections_max): try again later";
             refuse(&fd, Status::Busy, message);
             return;
         };
-        if let Some(place) = &place {
-            self.worker.share_loads(token, place.loads());
-        }
-        let by_reference = match self.zero_copy {
+        let by_reference = match self.limits.zero_copy {
             ZeroCopy::Never => false,
             ZeroCopy::Always => !is_local,
             ZeroCopy::Auto => !is_local && is_from_elsewhere(&fd),
@@ -477,6 +497,7 @@ impl Runtime {
         }
         let socket = self.sockets[index].insert(Socket {
             fd,
+            token,
             _place: place,
             receiving: true,
             wants_receive: true,
@@ -502,24 +523,18 @@ impl Runtime {
         rustix::net::sockopt::set_tcp_keepintvl(fd, KEEPALIVE_INTERVAL)?;
         rustix::net::sockopt::set_tcp_keepcnt(fd, KEEPALIVE_PROBES)?;
         // 0 leaves it to the kernel, as the configuration's 0 wants.
-        let timeout_ms = u32::try_from(self.worker.send_timeout_ms()).unwrap_or(u32::MAX);
+        let timeout_ms = u32::try_from(self.limits.send_timeout_ms).unwrap_or(u32::MAX);
         Ok(rustix::net::sockopt::set_tcp_user_timeout(fd, timeout_ms)?)
     }
 
     /// Returns the socket of a connection, unless that is closed and its place perhaps another's.
     fn socket(&mut self, token: Token) -> Option<&mut Socket> {
-        if !self.worker.is_open(token) {
-            return None;
-        }
-        self.sockets.get_mut(token.index as usize)?.as_mut()
+        find_socket(&mut self.sockets, token)
     }
 
     /// A multishot receive ended though the connection goes on: it is asked for again, if wanted.
     fn on_receive_stopped(&mut self, token: Token) {
-        let Some(socket) = self.sockets.get_mut(token.index as usize).and_then(Option::as_mut)
-        else {
-            return;
-        };
+        let Some(socket) = find_socket(&mut self.sockets, token) else { return };
         socket.receiving = socket.wants_receive && !socket.closing;
         if socket.receiving {
             receive(&mut self.ring, token, socket, self.worker.is_crowded());
@@ -588,22 +603,28 @@ impl Runtime {
         }
     }
 
-    /// Does what the worker asked for.
-    fn perform(&mut self) {
-        let now = self.now();
-        // Closing a socket can bring further actions, so this goes on until there are none.
-        let mut next = 0;
-        while next < self.actions.len() {
-            let action = std::mem::replace(&mut self.actions[next], Action::Done);
-            next += 1;
-            self.perform_one(now, action);
+    /// Ends the turn: does what the worker asked for. Returns when that began, in the node's time.
+    fn perform(&mut self) -> Duration {
+        let at = self.started.elapsed();
+        let now = at.as_millis() as u64;
+        loop {
+            self.handle(now, Event::TurnEnd);
+            if self.actions.is_empty() {
+                return at;
+            }
+            let spare = std::mem::take(&mut self.spare_actions);
+            let mut actions = std::mem::replace(&mut self.actions, spare);
+            for action in actions.drain(..) {
+                // Closing a socket can bring further actions, so this goes on until there are none.
+                self.perform_one(now, action);
+            }
+            self.spare_actions = actions;
         }
-        self.actions.clear();
     }
 
     fn perform_one(&mut self, now: u64, action: Action) {
         match action {
-            Action::Send(token) => self.send(now, token),
+            Action::Send(token, batch) => self.send(now, token, batch),
             Action::PauseReceive(token) => {
                 let Some(socket) = self.socket(token) else { return };
                 socket.wants_receive = false;
@@ -614,11 +635,10 @@ impl Runtime {
             }
             Action::ResumeReceive(token) => self.want_receive(token),
             Action::ReceiveGently => {
-                let tokens: Vec<Token> = self.worker.tokens();
-                for token in tokens {
-                    if self.socket(token).is_some_and(|socket| socket.receiving && !socket.gently) {
+                for socket in self.sockets.iter().flatten() {
+                    if socket.receiving && !socket.gently {
                         // It ends, and is asked for again as a single one.
-                        self.ring.stop_receiving(token);
+                        self.ring.stop_receiving(socket.token);
                     }
                 }
             }
@@ -643,7 +663,7 @@ impl Runtime {
                 self.close_if_idle(now, token);
             }
             Action::Post(shard, mail) => self.post(shard, mail),
-            Action::Done => (),
+            Action::WakeAt(at) => self.wake_at(now, at),
         }
     }
 
@@ -656,34 +676,31 @@ impl Runtime {
         }
     }
 
-    fn send(&mut self, now: u64, token: Token) {
-        let Some(socket) = self.sockets.get_mut(token.index as usize).and_then(Option::as_mut)
-        else {
+    fn send(&mut self, now: u64, token: Token, batch: Batch) {
+        let socket = find_socket(&mut self.sockets, token).filter(|socket| !socket.closing);
+        let Some(socket) = socket else {
+            // What it pins is given back.
+            self.handle(now, Event::Sent { token, batch, ok: false, is_last: true });
             return;
         };
-        if socket.closing || socket.sending {
-            return;
-        }
-        if let Some(batch) = self.worker.next_batch(now, token) {
-            socket.sending = true;
-            let bytes_max = self.worker.referred_bytes_max();
-            if socket.by_reference && !socket.holding && self.ring.may_refer(&batch, bytes_max) {
-                self.worker.counters().referred_bytes.add(batch.length);
-                self.ring.send_by_reference(token, socket.fd.as_fd(), batch);
-            } else {
-                socket.holding = false;
-                socket.send_count = socket.send_count.wrapping_add(1);
-                if socket.segment > 0 && socket.send_count % SENDS_PER_LOOK == 0 {
-                    // It begins at half of the client's first window, and grows with that.
-                    socket.segment = segment(&socket.fd);
-                }
-                self.ring.send(token, socket.fd.as_fd(), batch, socket.segment);
+        socket.sending = true;
+        let bytes_max = self.terms.referred_bytes_max;
+        if socket.by_reference && !socket.holding && self.ring.may_refer(&batch, bytes_max) {
+            self.terms.counters().referred_bytes.add(batch.length);
+            self.ring.send_by_reference(token, socket.fd.as_fd(), batch);
+        } else {
+            socket.holding = false;
+            socket.send_count = socket.send_count.wrapping_add(1);
+            if socket.segment > 0 && socket.send_count % SENDS_PER_LOOK == 0 {
+                // It begins at half of the client's first window, and grows with that.
+                socket.segment = segment(&socket.fd);
             }
+            self.ring.send(token, socket.fd.as_fd(), batch, socket.segment);
         }
     }
 
     fn begin_shutdown(&mut self, now: u64) {
-        self.stop_at = Some(now + self.drain_timeout_ms);
+        self.stop_at = Some(now + self.limits.drain_timeout_ms);
         for listener in 0..self.listeners.len() as u32 {
             self.ring.stop_accepting(listener);
             // Clients are refused from now on, and do not wait in the backlog. Fails if it was not
@@ -694,7 +711,7 @@ impl Runtime {
 
     fn ended(&self) -> Option<Ended> {
         let stop_at = self.stop_at?;
-        if self.worker.is_node_drained() {
+        if self.terms.is_node_drained() {
             return Some(Ended::Drained);
         }
         (self.now() >= stop_at).then_some(Ended::Cut)
@@ -716,6 +733,11 @@ impl Runtime {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
+}
+
+/// Returns the socket of a connection, unless that is closed and its place perhaps another's.
+fn find_socket(sockets: &mut [Option<Socket>], token: Token) -> Option<&mut Socket> {
+    sockets.get_mut(token.index as usize)?.as_mut().filter(|socket| socket.token == token)
 }
 
 /// Asks for the bytes that come in on a socket; `gently` for one buffer of them.

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use millrace_proto::cluster::InventoryRequest;
 use millrace_proto::proof::Secret;
 use millrace_proto::{Status, frame};
 use tokio::runtime::Runtime;
@@ -74,9 +75,16 @@ pub(crate) struct FillJob {
     pub errand: Arc<Errand>,
 }
 
-/// A request that needs the source or all shards.
+/// A request that is answered on the side thread.
 #[derive(Debug)]
 pub(crate) enum Lookup {
+    OfPath(PathLookup),
+    OfCluster(ClusterLookup),
+}
+
+/// A request that needs the source.
+#[derive(Debug)]
+pub(crate) enum PathLookup {
     Stat {
         path: Arc<str>,
     },
@@ -93,16 +101,17 @@ pub(crate) enum Lookup {
         path: Arc<str>,
         everywhere: bool,
     },
+}
+
+/// A request that needs the cluster or all shards, and no source.
+#[derive(Debug)]
+pub(crate) enum ClusterLookup {
     Ring {
         epoch: u64,
         first: u32,
         wait: bool,
     },
-    Inventory {
-        key: u64,
-        epoch: u64,
-        cursor: u64,
-    },
+    Inventory(InventoryRequest),
     Pins,
     /// With `passes_on` the master is asked if this node is not it.
     Command {
@@ -111,13 +120,25 @@ pub(crate) enum Lookup {
     },
 }
 
-/// A look-up and who waits for it.
+impl From<PathLookup> for Lookup {
+    fn from(lookup: PathLookup) -> Lookup {
+        Lookup::OfPath(lookup)
+    }
+}
+
+impl From<ClusterLookup> for Lookup {
+    fn from(lookup: ClusterLookup) -> Lookup {
+        Lookup::OfCluster(lookup)
+    }
+}
+
+/// A look-up and what waits for it.
 #[derive(Debug)]
-pub(crate) struct LookupJob {
+pub(crate) struct LookupJob<L> {
     pub requester: Requester,
     /// Tells when the connection is gone.
     pub ticket: Ticket,
-    pub lookup: Lookup,
+    pub lookup: L,
 }
 
 /// The queues into the side thread.
@@ -127,9 +148,9 @@ pub(crate) struct SideQueue {
     /// Fills that wait or are under way, but for those whose source hangs.
     fill_count: Arc<AtomicUsize>,
     fills_max: usize,
-    lookups: flume::Sender<LookupJob>,
+    lookups: flume::Sender<LookupJob<PathLookup>>,
     /// Look-ups that need no source, and so never wait behind those that do.
-    cluster: flume::Sender<LookupJob>,
+    cluster: flume::Sender<LookupJob<ClusterLookup>>,
 }
 
 impl SideQueue {
@@ -137,10 +158,11 @@ impl SideQueue {
     #[cfg(test)]
     pub(crate) fn for_tests(
         fills: flume::Sender<FillJob>,
-        lookups: flume::Sender<LookupJob>,
+        lookups: flume::Sender<LookupJob<PathLookup>>,
+        cluster: flume::Sender<LookupJob<ClusterLookup>>,
     ) -> SideQueue {
         let (fill_count, fills_max) = (Arc::default(), usize::MAX);
-        SideQueue { fills, fill_count, fills_max, cluster: lookups.clone(), lookups }
+        SideQueue { fills, fill_count, fills_max, lookups, cluster }
     }
 
     /// Queues a fill. If as many wait as may, the blank comes back.
@@ -163,15 +185,16 @@ impl SideQueue {
     }
 
     /// Queues a look-up. A full queue refuses it.
-    pub(crate) fn offer_lookup(&self, job: LookupJob) -> Result<(), ()> {
-        let queue = match job.lookup {
-            Lookup::Ring { .. }
-            | Lookup::Inventory { .. }
-            | Lookup::Command { .. }
-            | Lookup::Pins => &self.cluster,
-            _ => &self.lookups,
-        };
-        queue.try_send(job).map_err(|_| ())
+    pub(crate) fn offer_lookup(&self, job: LookupJob<Lookup>) -> Result<(), ()> {
+        let LookupJob { requester, ticket, lookup } = job;
+        match lookup {
+            Lookup::OfPath(lookup) => {
+                self.lookups.try_send(LookupJob { requester, ticket, lookup }).map_err(|_| ())
+            }
+            Lookup::OfCluster(lookup) => {
+                self.cluster.try_send(LookupJob { requester, ticket, lookup }).map_err(|_| ())
+            }
+        }
     }
 }
 
@@ -240,8 +263,8 @@ pub(crate) fn start(config: &Config, parts: Parts) -> io::Result<Side> {
         timings,
     } = parts;
     let (fill_sender, fills) = flume::bounded::<FillJob>(config.fill_queue_max);
-    let (lookup_sender, lookups) = flume::bounded::<LookupJob>(config.metadata_queue_max);
-    let (cluster_sender, of_cluster) = flume::bounded::<LookupJob>(config.metadata_queue_max);
+    let (lookup_sender, lookups) = flume::bounded(config.metadata_queue_max);
+    let (cluster_sender, of_cluster) = flume::bounded(config.metadata_queue_max);
     let (fill_queue_max, lookups_max) = (config.fill_queue_max, config.metadata_queue_max);
     let fills_max = config.fill_queue_max + config.fill_concurrency;
     let fill_count = Arc::new(AtomicUsize::new(0));

@@ -47,7 +47,8 @@ pub struct Found {
 /// One page of a directory.
 #[derive(Debug)]
 pub struct Page {
-    /// Names and what they are, sorted by the bytes of the names.
+    /// Names and what they are, sorted by the bytes of the names. A store on another machine may have an
+    /// order of its own: a directory as if a `/` followed its name.
     pub entries: Vec<(String, Found)>,
     /// The last name that was looked at, if more follow it. It need not be among the entries.
     pub next: Option<String>,
@@ -98,9 +99,6 @@ pub enum StoreError {
     /// Something else, or nothing, is mounted where the file was looked up last.
     #[error("what is mounted has changed since the file was looked up; look it up again")]
     Remounted,
-    /// The node that was said to have it does not.
-    #[error("the node that had it has it no more")]
-    NotCached,
     /// What is mounted is not known yet.
     #[error("the node has not joined its cluster yet: try again")]
     NotYet,
@@ -110,9 +108,6 @@ pub enum StoreError {
     /// The source of this name has not answered for long.
     #[error("{0} does not answer")]
     Hangs(Arc<str>),
-    /// Nothing waited for the block any more when its turn came.
-    #[error("nothing waits for the block any more")]
-    Unwanted,
     /// The store failed; it may work later.
     #[error("{0}")]
     Failed(String),
@@ -128,11 +123,7 @@ impl StoreError {
             StoreError::InvalidPath(_) => Status::InvalidArgument,
             StoreError::Changed | StoreError::Differs => Status::StaleVersion,
             StoreError::Remounted => Status::UnknownFile,
-            StoreError::NotCached => Status::NotCached,
-            StoreError::NotYet
-            | StoreError::Settling(_)
-            | StoreError::Busy(_)
-            | StoreError::Unwanted => Status::Busy,
+            StoreError::NotYet | StoreError::Settling(_) | StoreError::Busy(_) => Status::Busy,
             StoreError::Hangs(_) | StoreError::Failed(_) => Status::SourceError,
         }
     }
@@ -140,6 +131,23 @@ impl StoreError {
     /// True if the version that was asked for is not there (any more).
     pub fn is_version_gone(&self) -> bool {
         matches!(self, StoreError::Changed | StoreError::Differs | StoreError::NotFound)
+    }
+}
+
+/// Why a block was not brought in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FillError {
+    /// The store says so.
+    Store(StoreError),
+    /// It was to be pulled from a member, which does not have it any more.
+    NotThere,
+    /// Nothing waited for the block any more when its turn came.
+    Unwanted,
+}
+
+impl From<StoreError> for FillError {
+    fn from(error: StoreError) -> FillError {
+        FillError::Store(error)
     }
 }
 
@@ -253,13 +261,13 @@ pub trait UnderStore: Send + Sync + 'static {
 
     /// Fills the blank with this part of the file. The blank comes back either way. A caller that is told that
     /// the file is [`StoreError::Settling`] waits so long and asks again, with `is_settled`. Does not begin
-    /// once the errand is unwanted.
+    /// once the errand is [`FillError::Unwanted`].
     fn fill(
         &self,
         part: Part,
         blank: Blank,
         errand: Arc<Errand>,
-    ) -> StoreFuture<'_, (Blank, Result<(), StoreError>)>;
+    ) -> StoreFuture<'_, (Blank, Result<(), FillError>)>;
 
     /// Compares a filled blank, which came from elsewhere, with what was read of this part before.
     ///

@@ -1,12 +1,14 @@
-//! How long fills and reads of the source take, and which fills are under way.
+//! How long hits, fills and reads of the source take, and which fills are under way.
 //!
-//! Written by the side thread alone, which handles each fill once; a shard touches nothing of it, so a
-//! hit costs nothing. Read by the pages for operators.
+//! Fills are written by the side thread alone, which handles each once. Hits are written by their shard,
+//! once for all of a turn. Read by the pages for operators.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use crate::metrics::Count;
 
 /// Upper bounds of the buckets in seconds; one more takes the rest. Chosen for sources from a local
 /// disk to an object store that is overloaded.
@@ -37,6 +39,48 @@ impl Histogram {
         let counts = std::array::from_fn(|bucket| self.counts[bucket].load(Ordering::Relaxed));
         (counts, self.sum_ns.load(Ordering::Relaxed) as f64 / 1e9)
     }
+}
+
+/// Upper bounds of the buckets of hits in seconds; one more takes the rest. Chosen for turns from a single
+/// hit to a stall.
+pub(crate) const HIT_BOUNDS_S: [f64; 12] = [
+    0.000_002_5,
+    0.000_005,
+    0.000_01,
+    0.000_025,
+    0.000_05,
+    0.000_1,
+    0.000_25,
+    0.000_5,
+    0.001,
+    0.002_5,
+    0.01,
+    0.1,
+];
+
+/// Durations of the hits of one shard, counted in buckets, alone on their cache lines.
+#[derive(Default)]
+#[repr(align(128))]
+pub(crate) struct HitTimes {
+    counts: [Count; HIT_BOUNDS_S.len() + 1],
+    sum_ns: Count,
+}
+
+impl HitTimes {
+    /// Adds `count` hits that took this long each. Only the owning shard may call it.
+    pub(crate) fn record(&self, took: Duration, count: u64) {
+        let seconds = took.as_secs_f64();
+        let bucket = HIT_BOUNDS_S.partition_point(|bound| *bound < seconds);
+        self.counts[bucket].add(count);
+        self.sum_ns.add((took.as_nanos() as u64).saturating_mul(count));
+    }
+}
+
+/// Returns the counts of the buckets of all shards, and the sum in seconds.
+pub(crate) fn sum(shards: &[HitTimes]) -> ([u64; HIT_BOUNDS_S.len() + 1], f64) {
+    let of_bucket = |bucket: usize| shards.iter().map(|times| times.counts[bucket].get()).sum();
+    let sum_ns: u64 = shards.iter().map(|times| times.sum_ns.get()).sum();
+    (std::array::from_fn(of_bucket), sum_ns as f64 / 1e9)
 }
 
 /// The timings of a node.
@@ -109,6 +153,18 @@ mod tests {
         assert_eq!((counts[0], counts[1], counts[14], counts[15]), (2, 1, 1, 1));
         assert_eq!(counts.iter().sum::<u64>(), 5);
         assert!((sum - 20.000_202).abs() < 1e-9, "{sum}");
+    }
+
+    #[test]
+    fn hits_of_all_shards_are_counted_together() {
+        let shards = [HitTimes::default(), HitTimes::default()];
+        shards[0].record(Duration::from_micros(10), 16);
+        shards[1].record(Duration::from_micros(11), 1);
+        shards[1].record(Duration::from_secs(1), 2);
+        let (counts, sum) = sum(&shards);
+        assert_eq!((counts[2], counts[3], counts[12]), (16, 1, 2));
+        assert_eq!(counts.iter().sum::<u64>(), 19);
+        assert!((sum - 2.000_171).abs() < 1e-9, "{sum}");
     }
 
     #[test]

@@ -36,10 +36,10 @@ pub fn is_host_name(text: &str) -> bool {
     (1..=HOST_LENGTH_MAX).contains(&text.len()) && text.bytes().all(allowed)
 }
 
-/// Returns the address of a host that may be a name; asks the resolver only then.
+/// Returns the address of a host. The resolver is asked only if the host is a name.
 ///
 /// # Errors
-/// As the resolver, and where a name has no address.
+/// Those of the resolver, and where a name has no address.
 pub fn resolve(host: &str, port: u16) -> std::io::Result<SocketAddr> {
     if let Ok(address) = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
         return Ok(SocketAddr::new(address, port));

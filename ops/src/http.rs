@@ -1,7 +1,7 @@
 //! Pages over HTTP/1.1: one request and its answer; then the connection is closed.
 //!
-//! As little of HTTP as curl, browsers and Prometheus need. Always holds: a request takes bounded
-//! memory and time, however slowly or wrongly it is sent. [`Server`] owns the listeners.
+//! Has only the part of HTTP that curl, browsers and Prometheus need. Always holds: a request takes
+//! bounded memory and time, however slowly or wrongly it is sent. [`Server`] owns the listeners.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -12,10 +12,10 @@ mod server;
 
 pub use server::{CONNECTIONS_MAX, Listener, Server};
 
-/// Bytes of a request up to its body.
+/// Most bytes of a request up to its body.
 pub const HEAD_MAX_BYTES: usize = 8 << 10;
 const HEADERS_MAX: usize = 64;
-/// Bytes of a body: the longest list of members fits.
+/// Most bytes of a body: the longest list of members fits.
 pub const BODY_MAX_BYTES: usize = 64 << 10;
 /// How long a client may take to send its request.
 const REQUEST_TIME: Duration = Duration::from_secs(5);
@@ -32,7 +32,7 @@ pub trait Stream: Read + Write + Send {
     /// Sets how long a read and a write may take.
     ///
     /// # Errors
-    /// As `setsockopt`.
+    /// Those of `setsockopt`.
     fn set_times(&self, read: Duration, write: Duration) -> io::Result<()>;
 }
 
@@ -50,7 +50,7 @@ impl Stream for TcpStream {
     }
 }
 
-/// What is asked for.
+/// The operation that is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
     Get,
@@ -61,13 +61,13 @@ pub enum Method {
 /// A request.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Request {
-    /// What is asked for.
+    /// The operation that is asked for.
     pub method: Method,
-    /// With its query, as it came.
+    /// The path with its query, as it came.
     pub path: String,
     /// The content types that the client takes, as it says; empty if it says nothing.
     pub accept: String,
-    /// What came with it.
+    /// The bytes that came with it; empty if there are none.
     pub body: Vec<u8>,
 }
 
@@ -76,11 +76,11 @@ pub struct Request {
 pub struct Response {
     /// Status, such as 200.
     pub status: u16,
-    /// What the body is.
+    /// Content type of the body.
     pub content_type: &'static str,
     /// The text.
     pub body: String,
-    /// The head alone is sent, as HEAD asks.
+    /// True if only the head is sent, because the request was HEAD.
     pub is_head: bool,
 }
 
@@ -90,7 +90,7 @@ impl Response {
         Response { status, content_type, body: body.into(), is_head: false }
     }
 
-    /// Returns a line of text that says why not.
+    /// Returns an answer whose body is one line that says why the request is refused.
     pub fn refusal(status: u16, reason: &str) -> Response {
         Response::new(status, TEXT, format!("{reason}\n"))
     }
@@ -98,7 +98,7 @@ impl Response {
     /// Writes the answer.
     ///
     /// # Errors
-    /// As the connection.
+    /// Those of the connection.
     pub fn write(&self, stream: &mut dyn Stream) -> io::Result<()> {
         let Response { status, content_type, body, is_head } = self;
         let reason = reason(*status);
@@ -135,7 +135,7 @@ fn reason(status: u16) -> &'static str {
 /// Reads a request.
 ///
 /// # Errors
-/// The answer to one that cannot be read; `None` where the client has gone.
+/// The answer to a request that cannot be read; `None` if the client has gone.
 pub fn read_request(stream: &mut dyn Stream) -> Result<Request, Option<Response>> {
     let deadline = Instant::now() + REQUEST_TIME;
     let mut bytes = Vec::new();
@@ -195,7 +195,7 @@ struct Head {
     body_bytes: usize,
 }
 
-/// The head at the front of `bytes` and its size, once it is complete.
+/// Returns the head at the front of `bytes` and its size, once it is complete.
 fn parse_head(bytes: &[u8]) -> Result<Option<(Head, usize)>, Option<Response>> {
     let refuse = |status, reason| Err(Some(Response::refusal(status, reason)));
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
@@ -204,7 +204,7 @@ fn parse_head(bytes: &[u8]) -> Result<Option<(Head, usize)>, Option<Response>> {
         Ok(httparse::Status::Complete(size)) => size,
         Ok(httparse::Status::Partial) => return Ok(None),
         Err(httparse::Error::TooManyHeaders) => return refuse(431, "There are too many headers"),
-        Err(_) => return refuse(400, "This is no request of HTTP/1.1"),
+        Err(_) => return refuse(400, "This is not a request of HTTP/1.1"),
     };
     let method = match parsed.method {
         Some("GET") => Method::Get,
@@ -222,7 +222,7 @@ fn parse_head(bytes: &[u8]) -> Result<Option<(Head, usize)>, Option<Response>> {
         }
         if header.name.eq_ignore_ascii_case("content-length") {
             let length = std::str::from_utf8(header.value).ok().and_then(|text| text.parse().ok());
-            let Some(length) = length else { return refuse(400, "Content-Length is no number") };
+            let Some(length) = length else { return refuse(400, "Content-Length is not a number") };
             body_bytes = length;
         }
     }

@@ -1,7 +1,7 @@
 //! What operators need of every service: settings, HTTP pages, metrics, sizes, hosts and times.
 //!
-//! Knows no service: a service brings its table of keys, its pages and its figures. Waits for nothing
-//! but the sockets of [`http`], on threads of its own.
+//! This crate knows no service: a service brings its table of keys, its pages and its figures. It waits
+//! for nothing but the sockets of [`http`], on threads of its own.
 
 pub mod form;
 pub mod host;

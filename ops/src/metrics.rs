@@ -1,7 +1,7 @@
 //! Figures as text: Prometheus' format 0.0.4 and OpenMetrics 1.0.
 //!
-//! Writes what it is given in the order it comes, one family after another. These lines do all that our
-//! figures need: they are numbers that their threads keep already, so a registry would only copy them.
+//! Writes what it is given in the order it comes, one family after another. There is no registry,
+//! because the threads keep their figures already and a registry would only copy them.
 
 use std::fmt::{Display, Write};
 
@@ -11,7 +11,7 @@ pub enum Format {
     /// Prometheus' own, which every tool reads.
     #[default]
     Prometheus,
-    /// OpenMetrics: with units, and with an end that tells a whole text from a cut one.
+    /// OpenMetrics: with units, and with an end, by which a whole text differs from a cut one.
     OpenMetrics,
 }
 
@@ -60,7 +60,7 @@ impl Text {
         self.begin(name, ("counter", "counter"), "_total", unit, help);
     }
 
-    /// Begins a family whose samples are 1 and tell by labels; their names end with `_info`.
+    /// Begins a family whose samples are 1 and differ by labels; their names end with `_info`.
     pub fn info(&mut self, name: &str, help: &str) {
         self.begin(name, ("info", "gauge"), "_info", "", help);
     }

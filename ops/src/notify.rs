@@ -1,4 +1,4 @@
-//! What a service tells the manager that started it: sd_notify(3), without its library.
+//! What a service reports to the manager that started it: sd_notify(3), without its library.
 
 use std::ffi::OsStr;
 use std::io;
@@ -9,17 +9,17 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 /// The variable that says where the manager listens.
 pub const VARIABLE: &str = "NOTIFY_SOCKET";
 
-/// What the service tells.
+/// What the service reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice {
     /// Clients are served.
     Ready,
-    /// It ends.
+    /// The service ends.
     Stopping,
 }
 
-/// Tells the manager, if there is one. A manager that cannot be told is a matter for the log: the
-/// service serves on.
+/// Reports to the manager, if there is one. Where that fails the error is logged and the service goes
+/// on.
 pub fn tell(notice: Notice) {
     let Some(socket) = std::env::var_os(VARIABLE).filter(|socket| !socket.is_empty()) else {
         return;

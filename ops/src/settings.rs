@@ -1,8 +1,8 @@
 //! The settings of a service: one table of keys, and the TOML file, flags and help that follow from it.
 //!
 //! A service has a table of [`Key`]s over its own configuration. Every source of values is turned into
-//! text first, so one parser a key serves all. Always holds: a value reaches its field only through
-//! [`Key::set`], which checks the range.
+//! text first, so one parser for each key is enough. Always holds: a value reaches its field only
+//! through [`Key::set`], which checks the range.
 
 use std::fmt;
 use std::io;
@@ -10,9 +10,9 @@ use std::path::Path;
 
 use crate::size::{format_size, parse_count, parse_size};
 
-/// What joins the values of a list: of directories, as in `PATH`.
+/// What joins the values of a list; `PATH` joins directories in the same way.
 pub const LIST_SEPARATOR: char = ':';
-/// What the names of environment variables begin with.
+/// Prefix of the names of environment variables.
 pub const VARIABLE_PREFIX: &str = "MILLRACE_";
 
 /// A configuration with a table of keys.
@@ -30,7 +30,7 @@ pub trait Settings: Sized + 'static {
         parse_size(text).ok()
     }
 
-    /// Reads what is on or off.
+    /// Reads a switch, such as `true`.
     fn parse_flag(text: &str) -> Option<bool> {
         text.parse().ok()
     }
@@ -44,15 +44,15 @@ pub struct Key<C: 'static> {
     pub value: &'static str,
     /// Default as text, for people.
     pub default: &'static str,
-    /// One line that says what it does.
+    /// One line that says what the key does.
     pub help: &'static str,
     /// A value that is allowed.
     pub example: &'static str,
-    /// How its text becomes a field and back.
+    /// How its text becomes a field, and a field text.
     pub access: Access<C>,
 }
 
-/// How the text of a key becomes a field and back.
+/// How the text of a key becomes a field, and a field text.
 pub enum Access<C> {
     /// A plain number, such as `10_000`.
     Count(Number<C>),
@@ -62,15 +62,15 @@ pub enum Access<C> {
     Mode { set: fn(&mut C, u32), get: fn(&C) -> u32 },
     /// `true` or `false`.
     Flag { set: fn(&mut C, bool), get: fn(&C) -> bool },
-    /// Several values, joined by [`LIST_SEPARATOR`]; `set` tells whether the text was understood.
+    /// Several values, joined by [`LIST_SEPARATOR`]; `set` returns whether the text was understood.
     List { allowed: &'static str, set: fn(&mut C, &str) -> bool, get: fn(&C) -> String },
-    /// Anything else; `set` tells whether the text was understood.
+    /// Anything else; `set` returns whether the text was understood.
     Text { allowed: &'static str, set: fn(&mut C, &str) -> bool, get: fn(&C) -> String },
 }
 
 /// A number with its range.
 pub struct Number<C> {
-    /// Least value.
+    /// Smallest value.
     pub min: u64,
     /// Largest value.
     pub max: u64,
@@ -92,33 +92,33 @@ impl<C: Settings> Key<C> {
         Key::find(nearest).expect("a name of the table")
     }
 
-    /// Returns the flag that sets it, such as `--fill-concurrency`.
+    /// Returns the flag that sets the key, such as `--fill-concurrency`.
     pub fn flag(&self) -> String {
         as_flag(self.name)
     }
 
-    /// Returns the environment variable that sets it, such as `MILLRACE_FILL_CONCURRENCY`.
+    /// Returns the environment variable that sets the key, such as `MILLRACE_FILL_CONCURRENCY`.
     pub fn variable(&self) -> String {
         format!("{VARIABLE_PREFIX}{}", self.name.to_ascii_uppercase())
     }
 
-    /// True if it is switched on or off.
+    /// True if the key is switched on or off.
     pub fn is_flag(&self) -> bool {
         matches!(self.access, Access::Flag { .. })
     }
 
-    /// True if it is a mode in octal digits. In a file it has to stand in quotes, because `660` and `0o660`
-    /// are two numbers there, and only one of them is the mode that is meant.
+    /// True if the key is a mode in octal digits. In a file it has to stand in quotes, because there
+    /// `660` and `0o660` are two numbers and only one of them is the mode that is meant.
     pub fn is_mode(&self) -> bool {
         matches!(self.access, Access::Mode { .. })
     }
 
-    /// True if it may be given several times.
+    /// True if the key may be given several times.
     pub fn is_list(&self) -> bool {
         matches!(self.access, Access::List { .. })
     }
 
-    /// Returns what values are allowed, such as `a size from 64KiB to 16MiB`.
+    /// Returns which values are allowed, such as `a size from 64KiB to 16MiB`.
     pub fn allowed(&self) -> String {
         match &self.access {
             Access::Count(number) => {
@@ -133,7 +133,7 @@ impl<C: Settings> Key<C> {
         }
     }
 
-    /// Returns its help with its default, as for a flag.
+    /// Returns the help with the default, as for a flag.
     pub fn help_with_default(&self) -> String {
         match self.default.strip_prefix("none: ") {
             Some(what) => format!("{} [{what}]", self.help),
@@ -141,7 +141,7 @@ impl<C: Settings> Key<C> {
         }
     }
 
-    /// Returns the value in `config` as text that is understood again; a secret is not shown.
+    /// Returns the value in `config` as text that [`Key::set`] reads again; a secret is not shown.
     pub fn get(&self, config: &C) -> String {
         match &self.access {
             Access::Count(number) => (number.get)(config).to_string(),
@@ -152,7 +152,7 @@ impl<C: Settings> Key<C> {
         }
     }
 
-    /// Sets the field; false if the text is not an allowed value.
+    /// Sets the field. True if the text is an allowed value.
     pub fn set(&self, config: &mut C, text: &str) -> bool {
         let (number, value) = match &self.access {
             Access::Count(number) => (number, C::parse_count(text.trim())),
@@ -182,7 +182,7 @@ impl<C> fmt::Debug for Key<C> {
     }
 }
 
-/// Returns the mode in a text: three octal digits, with `0` or `0o` before them where wanted.
+/// Returns the mode in a text of three octal digits, which `0` or `0o` may precede.
 fn parse_mode(text: &str) -> Option<u32> {
     let digits =
         text.strip_prefix("0o").or_else(|| text.strip_prefix('0').filter(|it| it.len() == 3));
@@ -201,7 +201,7 @@ pub fn as_flag(name: &str) -> String {
     format!("--{}", name.replace('_', "-"))
 }
 
-/// Returns the name of the table for a name that may be spelled as a flag.
+/// Returns the name in the table for a name that may be spelled as a flag.
 pub fn of_flag(name: &str) -> String {
     name.trim_start_matches("--").replace('-', "_")
 }
@@ -209,13 +209,13 @@ pub fn of_flag(name: &str) -> String {
 /// Returns the known name that looks most like `name`.
 ///
 /// # Panics
-/// If none is known.
+/// If no name is known.
 pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> &'a str {
     let nearness = |other: &str| strsim::jaro_winkler(other, name);
     known.max_by(|a, b| nearness(a).total_cmp(&nearness(b))).expect("the table is not empty")
 }
 
-/// Why a file has no values.
+/// Why a file gave no values.
 #[derive(Debug)]
 pub enum FileError {
     /// It cannot be read.
@@ -239,7 +239,7 @@ pub fn read_toml(file: &Path) -> Result<toml::Table, FileError> {
     })
 }
 
-/// Returns a scalar as text, or a list of them joined by the separator; none for other values.
+/// Returns a scalar as text, or a list of scalars joined by the separator; None for other values.
 pub fn value_text(value: &toml::Value, separator: char) -> Option<String> {
     match value {
         toml::Value::String(text) => Some(text.clone()),

@@ -23,7 +23,7 @@ pub enum SizeError {
     TooLarge,
 }
 
-/// Reads digits, with `_` between them where wanted.
+/// Reads digits, which `_` may divide.
 pub fn parse_count(text: &str) -> Option<u64> {
     let edge = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_digit);
     let bytes = text.as_bytes();

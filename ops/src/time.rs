@@ -1,7 +1,7 @@
 //! Dates of the Gregorian calendar in UTC.
 //!
-//! Thirty lines by hand: all that is needed is a date from a count of days, which no crate that is here
-//! already gives.
+//! The crates that are here already have no date from a count of days, and these thirty lines are all
+//! that is needed.
 
 const WEEKDAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
 const MONTHS: [&str; 12] =
@@ -30,7 +30,7 @@ pub fn java_date(unix_ms: i64) -> String {
     )
 }
 
-/// Returns year, month and day, so many days after 1 January 1970:
+/// Returns year, month and day of the date that is `days` after 1 January 1970:
 /// howardhinnant.github.io/date_algorithms.html, civil_from_days.
 fn civil(days: i64) -> (i64, usize, i64) {
     // Years that begin in March end with the leap day, so every month starts at a fixed day.

@@ -81,15 +81,15 @@ pub fn pieces(offset: u32, length: u32, block_length: u32) -> impl Iterator<Item
     })
 }
 
-/// CRC-32 of `bytes`.
+/// Returns the CRC-32 of `bytes`.
 #[inline]
 pub fn of(bytes: &[u8]) -> u32 {
     crc32fast::hash(bytes)
 }
 
-/// Value that names a block: CRC-32 of the 28 bytes of its file id, its version and its number in the
-/// file, each little-endian. A checksum that covers the identity of its block is the CRC-32 of the bytes
-/// xor this. It costs no pass over the bytes.
+/// Returns the number that names a block: the CRC-32 of the 28 bytes of its file id, its version and its
+/// number in the file, each little-endian. A checksum that covers the identity of its block is the
+/// CRC-32 of the bytes xor this number. It costs no pass over the bytes.
 #[inline]
 pub fn tag(file: FileId, version: u64, block: u32) -> u32 {
     let mut bytes = [0; 28];
@@ -99,12 +99,12 @@ pub fn tag(file: FileId, version: u64, block: u32) -> u32 {
     of(&bytes)
 }
 
-/// Judges `payload`, the bytes from `offset` of a block of `block_length` bytes, against `values`. These
-/// cover the identity of the block with the value `tag`; 0 if they cover the bytes alone.
+/// Compares `payload`, the bytes from `offset` of a block of `block_length` bytes, with `values`. If the
+/// values cover the identity of the block, `tag` is its tag; if they cover the bytes alone, `tag` is 0.
 ///
 /// # Errors
-/// The block offset in bytes of the first piece that does not match; missing or surplus values count
-/// as a mismatch.
+/// The block offset in bytes of the first piece that does not match; missing or surplus values count as
+/// a mismatch.
 pub fn verify(
     payload: &[u8],
     offset: u32,

@@ -1,4 +1,4 @@
-//! Messages about a cluster: who is in it, what is mounted and pinned, and what one node asks of another.
+//! Messages about a cluster: its members, mounts and pins, and what one node asks of another.
 //!
 //! Like those of [`crate::message`], but for sides that both offered [`crate::feature::CLUSTER`].
 
@@ -32,9 +32,10 @@ pub const REPLICAS_MAX: u8 = 8;
 pub struct RingRequest {
     /// Epoch that the client knows; 0 for none.
     pub epoch: u64,
-    /// Number of the first member that is wanted; 0 also brings the mounts.
+    /// Number of the first member of the page; 0 also brings the mounts.
     pub first: u32,
-    /// 1 to be answered when the epoch is another one, or shortly before the budget ends.
+    /// 1 if the reply is to wait until the epoch differs from `epoch`, or until shortly before the
+    /// budget ends.
     pub wait: u8,
 }
 
@@ -43,7 +44,7 @@ pub struct RingRequest {
 pub struct RingReply {
     /// Id of the cluster.
     pub cluster: String,
-    /// Epoch of all that follows. It grows with each change; pages of different epochs do not belong
+    /// Epoch of all fields below. It grows with each change; pages of different epochs do not belong
     /// together. 0 while the node has not seen the members yet.
     pub epoch: u64,
     /// Id of the node that answers.
@@ -56,7 +57,8 @@ pub struct RingReply {
     pub mounts: Vec<Mount>,
     /// Members of the cluster.
     pub member_count: u32,
-    /// Some of them, in the order of their ids, from `first` on; the next page begins behind them.
+    /// Members of this page, in the order of their ids, from `first` on; the next page begins after the
+    /// last.
     pub members: Vec<Member>,
 }
 
@@ -77,7 +79,7 @@ pub struct Mount {
 pub enum MemberState {
     /// Owns its share of the blocks.
     Active = 1,
-    /// Owns nothing any more and gives away what it has.
+    /// Owns nothing any more, and other members copy what it has.
     Draining = 2,
 }
 
@@ -88,40 +90,41 @@ pub struct Member {
     pub id: String,
     /// Its key in [`crate::ring`].
     pub key: u64,
-    /// Its weight there; what a draining member has counts as 0.
+    /// Its weight in the ring; a draining member counts as 0 whatever it has.
     pub weight: u32,
     /// What fails together with it.
     pub zone: String,
-    /// A [`MemberState`]; what is unknown counts as draining.
+    /// A [`MemberState`]; an unknown number counts as draining.
     pub state: u8,
     /// Where it can be reached, `host:port`.
     pub address: String,
     /// Address of each shard, in shard order.
     pub shards: Vec<String>,
-    /// The same for clients on its machine; empty if there are none.
+    /// The same for clients on its machine; empty if it has none.
     pub local: Vec<String>,
     /// Names the run of its machine's kernel, as in `Attach`.
     pub machine: String,
     /// Number of this run of the node.
     pub run: u64,
-    /// Bytes it has for blocks.
+    /// Bytes of memory that it has for blocks.
     pub capacity: u64,
     /// Name and version of the program.
     pub server: String,
 }
 
-/// `Inventory`: which blocks the node has that another member should have.
+/// `Inventory`: asks which blocks the node has that another member should own.
 #[derive(Archive, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InventoryRequest {
     /// Key of that member.
     pub key: u64,
-    /// Epoch of the ring that is meant, or a later one: a node that has not seen it is `Busy`.
+    /// Epoch of the ring that decides what the member owns, or a later one. A node that has not seen it
+    /// yet answers `Busy`.
     pub epoch: u64,
     /// `next` of the page before; 0 for the first.
     pub cursor: u64,
 }
 
-/// Reply to `Inventory`. Blocks that come or go meanwhile may be missing, or be told twice.
+/// Reply to `Inventory`. Blocks that come or go meanwhile may be missing or listed twice.
 #[derive(Archive, Serialize, Clone, Debug, PartialEq, Eq)]
 pub struct InventoryReply {
     /// Cursor of the next page; 0 after the last.
@@ -145,8 +148,8 @@ pub struct InventoryFile {
     pub blocks: Vec<u32>,
 }
 
-/// `Drain`: a member gives its blocks to the others, and owns nothing; or it takes part again. Of the
-/// master alone.
+/// `Drain`: a member hands its blocks to the others and owns nothing, or it takes part again. Only the
+/// master takes it.
 #[derive(Archive, Serialize, Clone, Debug, PartialEq, Eq)]
 pub struct DrainRequest {
     /// Id of the member.
@@ -155,22 +158,22 @@ pub struct DrainRequest {
     pub undo: u8,
 }
 
-/// `Mount`: changes the mounts. Of the master alone.
+/// `Mount`: changes the mounts. Only the master takes it.
 #[derive(Archive, Serialize, Clone, Debug, PartialEq, Eq)]
 pub struct MountRequest {
-    /// The mount; to remove one its prefix counts alone.
+    /// The mount; to remove one, only its prefix counts.
     pub mount: Mount,
     /// 0 to add or to change it, 1 to remove it.
     pub remove: u8,
 }
 
-/// `Pin`: keeps the blocks of a file, or of all files below a directory, from being evicted. Of the
-/// master alone.
+/// `Pin`: keeps the blocks of a file, or of all files below a directory, from being evicted. Only the
+/// master takes it.
 #[derive(Archive, Serialize, Clone, Debug, PartialEq, Eq)]
 pub struct PinRequest {
-    /// The file or directory; empty for all there is. It need not be there.
+    /// The file or directory, which need not exist; empty for all files.
     pub path: String,
-    /// 0 to pin it, 1 to take the pin of this very path away.
+    /// 0 to pin it, 1 to remove the pin of this very path.
     pub undo: u8,
 }
 
@@ -192,9 +195,24 @@ impl From<&ArchivedMount> for Mount {
 }
 
 impl Member {
-    /// Whether it owns blocks.
+    /// True if the member owns blocks.
     pub fn is_active(&self) -> bool {
         self.state == MemberState::Active as u8
+    }
+}
+
+impl From<&ArchivedRingReply> for RingReply {
+    fn from(archived: &ArchivedRingReply) -> RingReply {
+        RingReply {
+            cluster: archived.cluster.as_str().to_owned(),
+            epoch: archived.epoch.to_native(),
+            node: archived.node.as_str().to_owned(),
+            master: archived.master.as_str().to_owned(),
+            is_fenced: archived.is_fenced,
+            mounts: archived.mounts.iter().map(Mount::from).collect(),
+            member_count: archived.member_count.to_native(),
+            members: archived.members.iter().map(Member::from).collect(),
+        }
     }
 }
 
@@ -220,8 +238,8 @@ impl From<&ArchivedMember> for Member {
     }
 }
 
-/// The mount that a path belongs to: the one with the longest prefix that the path begins with, at a
-/// border of parts. Its index, and the path below it.
+/// Returns the index of the mount that a path belongs to, and the path below it. The mount is the one
+/// with the longest prefix that the path begins with, at a border of parts.
 pub fn mount_of<'a>(mounts: &[Mount], path: &'a str) -> Option<(usize, &'a str)> {
     let found = mounts.iter().enumerate().filter_map(|(index, mount)| {
         below(&mount.prefix, path).map(|rest| (mount.prefix.len(), index, rest))
@@ -229,12 +247,12 @@ pub fn mount_of<'a>(mounts: &[Mount], path: &'a str) -> Option<(usize, &'a str)>
     found.max_by_key(|(length, _, _)| *length).map(|(_, index, rest)| (index, rest))
 }
 
-/// Whether a path is pinned: it is one of the pins, or below one at a border of parts.
+/// True if a path is pinned: it is one of the pins, or below one at a border of parts.
 pub fn is_pinned(pins: &[String], path: &str) -> bool {
     pins.iter().any(|pin| below(pin, path).is_some())
 }
 
-/// The rest of a path below a prefix of whole parts; None if it is elsewhere.
+/// Returns the rest of a path below a prefix of whole parts; None if the path is elsewhere.
 fn below<'a>(prefix: &str, path: &'a str) -> Option<&'a str> {
     if prefix.is_empty() {
         return Some(path);

@@ -1,16 +1,16 @@
-//! Where the nodes of a cluster register: servers that speak the ZooKeeper protocol, and a path
-//! there.
+//! Where the nodes of a cluster register: servers that speak the ZooKeeper protocol, and a path there.
 //!
-//! Nodes and clients read the same text, so that one address serves for both. What lies at the path
-//! is JSON; who only looks for nodes needs one field of it.
+//! Nodes and clients read the same text, so one address serves for both. What lies at the path is JSON;
+//! a client that only looks for nodes needs one field of it.
 
 use std::fmt;
 
 /// How the address of a place begins.
 pub const SCHEME: &str = "zk://";
-/// Below the path of a cluster: one child for each node that is registered, by its id.
+/// Directory of the nodes below the path of a cluster: it has one child for each registered node, named
+/// by its id.
 pub const MEMBERS: &str = "/members";
-/// Field of such a child that has the `host:port` of the node.
+/// Field of such a child with the `host:port` of the node.
 pub const ADDRESS_FIELD: &str = "address";
 
 /// Coordination, and the path of a cluster there.

@@ -107,12 +107,12 @@ pub enum FrameError {
 }
 
 impl FrameError {
-    /// Whether the frame's lengths cannot be trusted, so that the connection has to be closed.
+    /// True if the frame's lengths cannot be trusted, so that the connection has to be closed.
     pub fn is_fatal(self) -> bool {
         !matches!(self, FrameError::BadBodyChecksum | FrameError::BadBody)
     }
 
-    /// The status that tells the peer.
+    /// Returns the status that reports this error to the peer.
     pub fn status(self) -> Status {
         match self {
             FrameError::BadMagic(_) | FrameError::BadHeaderChecksum | FrameError::BadBody => {
@@ -125,7 +125,7 @@ impl FrameError {
 }
 
 impl Header {
-    /// A request header; lengths and checksums are filled in by [`encode`].
+    /// Returns the header of a request; [`encode`] fills in lengths and checksums.
     pub fn request(op: Op, request_id: u64, budget_ms: u32) -> Header {
         Header {
             magic: MAGIC,
@@ -143,7 +143,7 @@ impl Header {
         }
     }
 
-    /// The header of a reply to `self`; lengths and checksums are filled in by [`encode`].
+    /// Returns the header of a reply to `self`; [`encode`] fills in lengths and checksums.
     pub fn reply(&self, status: Status) -> Header {
         Header {
             version: crate::VERSION,
@@ -168,7 +168,7 @@ impl Header {
     pub fn decode(bytes: &[u8; HEADER_SIZE]) -> Result<Header, FrameError> {
         let archived = match rkyv::access::<ArchivedHeader, Failure>(bytes) {
             Ok(archived) => archived,
-            // Every bit pattern of a header of plain numbers is valid, so this cannot be reached; a
+            // Every bit pattern of a header of plain numbers is valid, so this cannot be reached. A
             // refusal is still the right answer if a field of another kind is ever added.
             Err(Failure) => return Err(FrameError::BadHeaderChecksum),
         };
@@ -194,7 +194,7 @@ impl Header {
         })
     }
 
-    /// Writes the header with its checksum: the bytes rkyv would write, which a test holds it to.
+    /// Writes the header with its checksum: the bytes that rkyv would write, as a test checks.
     #[inline]
     pub fn encode(self, out: &mut [u8; HEADER_SIZE]) {
         out[0..4].copy_from_slice(&self.magic.to_le_bytes());
@@ -212,7 +212,7 @@ impl Header {
         out[CHECKED_SIZE..].copy_from_slice(&checksum.to_le_bytes());
     }
 
-    /// Judges the lengths against what this side accepts, in bytes.
+    /// Compares the lengths with what this side accepts, in bytes.
     ///
     /// # Errors
     /// [`FrameError::BodyTooLarge`], [`FrameError::PayloadTooLarge`].
@@ -226,7 +226,7 @@ impl Header {
         Ok(())
     }
 
-    /// Judges the body against the checksum in the header.
+    /// Compares the body with the checksum in the header.
     ///
     /// # Errors
     /// [`FrameError::BadBodyChecksum`].
@@ -236,7 +236,7 @@ impl Header {
         if expected == self.body_checksum { Ok(()) } else { Err(FrameError::BadBodyChecksum) }
     }
 
-    /// Whether this frame is a reply.
+    /// True if this frame is a reply.
     pub fn is_reply(&self) -> bool {
         self.flags & FLAG_REPLY != 0
     }
@@ -246,14 +246,14 @@ impl Header {
         self.flags & FLAG_IDENTITY != 0
     }
 
-    /// The status of a reply. An unknown code becomes [`Status::Internal`].
+    /// Returns the status of a reply. An unknown code becomes [`Status::Internal`].
     pub fn status(&self) -> Status {
         Status::from_code(self.status)
     }
 }
 
-/// Op and body of the frame in front, and what follows it, without judging anything: for looking
-/// ahead. `None` when the frame is not whole.
+/// Returns op and body of the frame in front, and the bytes after it, without judging anything: for
+/// looking ahead. `None` if the frame is not whole.
 #[inline]
 pub fn peek(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (head, rest) = bytes.split_first_chunk::<HEADER_SIZE>()?;
@@ -286,8 +286,9 @@ pub fn encode<T: Body>(out: &mut Vec<u8>, mut header: Header, body: &T) {
     write_header(out, start, header);
 }
 
-/// Appends the frame of a reply to a read, whose body is a [`ReadReply`] of these checksums: the bytes
-/// [`encode`] would write, which a test holds it to. Replies to reads are most of what a node writes.
+/// Appends the frame of a reply to a read, whose body is a [`ReadReply`] of these checksums. The bytes
+/// are those that [`encode`] would write, as a test checks. This is faster, and replies to reads are
+/// most of what a node writes.
 ///
 /// # Panics
 /// As [`encode`].

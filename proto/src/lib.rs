@@ -20,6 +20,7 @@ pub mod cluster;
 pub mod coordination;
 pub mod frame;
 pub mod id;
+pub mod layout;
 pub mod message;
 pub mod op;
 pub mod placement;
@@ -55,8 +56,8 @@ pub mod feature {
     pub const CLUSTER: u64 = 1 << 4;
     /// Checksums of payload cover the identity of the block too: [`crate::checksum::tag`].
     pub const IDENTITY: u64 = 1 << 5;
-    /// `Challenge` and `Prove`: the node knows a secret, and takes some operations from those only who
-    /// know it, too. See [`crate::proof`].
+    /// `Challenge` and `Prove`: the node knows a secret, and serves some operations only to peers that
+    /// prove that they know it. See [`crate::proof`].
     pub const PROOFS: u64 = 1 << 6;
     /// All features of this version.
     pub const ALL: u64 =

@@ -94,7 +94,7 @@ pub struct Entry {
     pub version: u64,
     /// Length in bytes.
     pub length: u64,
-    /// Time of the last change in milliseconds since the Unix epoch, as the source tells it.
+    /// Time of the last change in milliseconds since the Unix epoch, as the source reports it.
     pub modified_ms: i64,
 }
 
@@ -116,8 +116,8 @@ impl From<&ArchivedEntry> for Entry {
 pub struct StatReply {
     /// What was found.
     pub entry: Entry,
-    /// Size of a block in bytes, a power of two, as in the [`HelloReply`]: a client that skipped
-    /// `Hello` can cut its reads, too. A `Read` never crosses a multiple of it.
+    /// Size of a block in bytes, a power of two, as in the [`HelloReply`]: with it a client that skipped
+    /// `Hello` can cut its reads too. A `Read` never crosses a multiple of it.
     pub block_size: u32,
 }
 
@@ -147,7 +147,7 @@ pub struct ListReply {
 pub struct Range {
     /// The file.
     pub file: FileId,
-    /// The version that `Stat` or `List` told.
+    /// The version that `Stat` or `List` returned.
     pub version: u64,
     /// Offset in the file in bytes.
     pub offset: u64,
@@ -180,8 +180,9 @@ pub struct ReadReply {
 /// `ReadMany`, `Lease` and `Release`.
 #[derive(Archive, Serialize, Clone, Debug, PartialEq, Eq)]
 pub struct ReadManyRequest {
-    /// 1 to [`RANGES_MAX`] ranges, of a `ReadMany` at most [`READ_MANY_BYTES_MAX`] bytes together.
-    /// Replies come in any order. `Lease` and `Release` mean the whole block that a range lies in.
+    /// 1 to [`RANGES_MAX`] ranges; those of a `ReadMany` ask for at most [`READ_MANY_BYTES_MAX`] bytes
+    /// together. Replies come in any order. `Lease` and `Release` mean the whole block that a range lies
+    /// in.
     pub ranges: Vec<Range>,
 }
 
@@ -189,9 +190,9 @@ pub struct ReadManyRequest {
 /// a file descriptor (`SCM_RIGHTS`) that can be mapped for reading only.
 #[derive(Archive, Serialize, Clone, Debug, PartialEq, Eq)]
 pub struct AttachReply {
-    /// Number of this run of the node: another one after each start.
+    /// Number of this run of the node; each start has another one.
     pub node: u64,
-    /// Names the run of the machine's kernel (its boot id), empty if it is not known. A client that
+    /// Name of the run of the machine's kernel (its boot id), empty if it is not known. A client that
     /// sees the same one is on this machine.
     pub machine: String,
     /// Address of each shard for clients on this machine, `unix:` and a path, or `unix:@` and an
@@ -199,7 +200,7 @@ pub struct AttachReply {
     pub shards: Vec<String>,
     /// Length in bytes of the memory that comes with this reply, 0 if none does.
     pub memory_length: u64,
-    /// How long a lease lasts in milliseconds, 0 if there are none.
+    /// How long a lease lasts in milliseconds, 0 if the node grants none.
     pub lease_ms: u32,
 }
 
@@ -226,7 +227,7 @@ pub struct LeaseReply {
     pub lease_ms: u32,
     /// CRC-32 of the whole block.
     pub checksum: u32,
-    /// Where the block lies, in order; together they are the block.
+    /// Where the block lies, in order; together the extents are the block.
     pub extents: Vec<Extent>,
 }
 

@@ -6,51 +6,52 @@
 pub enum Op {
     /// Negotiate version and features, learn limits and shard addresses.
     Hello = 1,
-    /// Answered at once, with an empty body.
+    /// Answer at once, with an empty body.
     Ping = 2,
-    /// Path to file id, version and length.
+    /// Look up file id, version and length of a path.
     Stat = 3,
-    /// One page of a directory.
+    /// Read one page of a directory.
     List = 4,
-    /// A range of one block of a file version.
+    /// Read a range of one block of a file version.
     Read = 5,
-    /// A batch of ranges, each answered by a frame of its own with its index in `part`.
+    /// Read a batch of ranges. Each is answered by a frame of its own with its index in `part`.
     ReadMany = 6,
     /// Bring every block of a file into the cache.
     Load = 7,
     /// Drop every block of a file from the cache; the source is never touched.
     Free = 8,
-    /// Counters of the node.
+    /// Read the counters of the node.
     Status = 9,
-    /// How a client on the node's own machine gets at its memory.
+    /// Learn how a client on the node's own machine reaches the node's memory.
     Attach = 10,
     /// Pin blocks for a while, to be read in the node's memory; each range is answered by a frame of
     /// its own.
     Lease = 11,
     /// Give leases back before they run out.
     Release = 12,
-    /// Members, mounts and epoch of the cluster.
+    /// Read members, mounts and epoch of the cluster.
     Ring = 13,
-    /// As `Read`, but only what is cached.
+    /// As `Read`, but only from the cache.
     Peek = 14,
-    /// Which blocks the node has that another member should have.
+    /// List the blocks that the node has and another member should own.
     Inventory = 15,
-    /// Have a member give its blocks away, or take part again.
+    /// Have a member hand its blocks away, or take part again.
     Drain = 16,
     /// Change what is mounted.
     Mount = 17,
-    /// As `Read`, from the cache or the source, never from another node: of one owner of a block by
-    /// another, so that the source is read once for all of them.
+    /// As `Read`, from the cache or the source but never from another node. One owner of a block asks
+    /// another so that the source is read once for all owners.
     Fetch = 18,
-    /// Keep what is below a path from being evicted, or no longer.
+    /// Keep what is below a path from being evicted, or undo that.
     Pin = 19,
-    /// Which paths are pinned.
+    /// List which paths are pinned.
     Pins = 20,
     /// Begin to prove the knowledge of a secret.
     Challenge = 21,
     /// Prove it.
     Prove = 22,
-    /// By which a block that another member has is recognised as what it read from the source.
+    /// Get the code by which a block of another member is recognised as what that member read from the
+    /// source.
     Vouch = 23,
 }
 
@@ -82,7 +83,7 @@ impl Op {
         Op::Vouch,
     ];
 
-    /// The operation with this number, if this version knows it.
+    /// Returns the operation with this number, if this version knows it.
     #[inline]
     pub fn from_code(code: u8) -> Option<Op> {
         let index = usize::from(code).checked_sub(1)?;

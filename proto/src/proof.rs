@@ -1,8 +1,8 @@
-//! Proving the knowledge of a secret over a connection without telling it, and what is derived from one.
+//! Proofs that a peer knows a secret, which do not reveal it, and what is derived from a secret.
 //!
-//! Both sides choose a number for each exchange, so that nothing that was heard before is of use again;
-//! each proves itself to the other. The rules are section 16 of PROTOCOL.md. Pure functions: the numbers
-//! come from the caller, which asks the system for chance.
+//! Both sides choose a number for each exchange, so that a recorded exchange cannot be used again, and
+//! each side proves itself to the other. The rules are section 16 of PROTOCOL.md. Pure functions: the
+//! random numbers come from the caller, which gets them from the system.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,15 +15,16 @@ use crate::FileId;
 
 /// Fewest bytes of a secret. Guessed: half of them random are 64 bits, out of reach over a network.
 pub const SECRET_LENGTH_MIN: usize = 16;
-/// Most bytes of a secret. Guessed: more than anybody needs.
+/// Most bytes of a secret. Guessed: more than any secret needs.
 pub const SECRET_LENGTH_MAX: usize = 4096;
 
 /// A number that is used once.
 pub type Nonce = [u8; 32];
-/// A code by which who knows a secret recognises what another one who knows it wrote.
+/// A code that a holder of a secret computes over a text, so that other holders recognise the text as
+/// its own.
 pub type Mac = [u8; 32];
 
-/// A secret that several know.
+/// A secret that several processes know.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Arc<[u8]>);
 
@@ -40,7 +41,7 @@ impl From<[u8; 32]> for Secret {
 }
 
 impl Secret {
-    /// The secret in a file with this content: white space around it does not count. None if it has
+    /// Reads the secret from the content of a file: white space around it does not count. None if it has
     /// fewer than [`SECRET_LENGTH_MIN`] or more than [`SECRET_LENGTH_MAX`] bytes.
     pub fn parse(content: &[u8]) -> Option<Secret> {
         let secret = content.trim_ascii();
@@ -48,7 +49,7 @@ impl Secret {
         is_long_enough.then(|| Secret(secret.into()))
     }
 
-    /// HMAC-SHA256 of these parts, one after the other.
+    /// Returns the HMAC-SHA256 of these parts, one after the other.
     fn hmac(&self, parts: &[&[u8]]) -> Hmac<Sha256> {
         let mut hmac =
             Hmac::<Sha256>::new_from_slice(&self.0).expect("a key of HMAC may have any length");
@@ -56,7 +57,7 @@ impl Secret {
         hmac
     }
 
-    /// The code of a text for one purpose. Codes for different purposes have nothing in common.
+    /// Returns the code of a text for one purpose. Codes for different purposes have nothing in common.
     ///
     /// # Panics
     /// If the purpose has a zero byte, which ends it.
@@ -65,35 +66,36 @@ impl Secret {
         self.hmac(&[purpose.as_bytes(), &[0], text]).finalize().into_bytes().into()
     }
 
-    /// True if this is the code of a text for one purpose. Takes as long whatever differs.
+    /// True if this is the code of a text for one purpose. The time does not depend on where the two
+    /// differ.
     pub fn verify(&self, purpose: &str, text: &[u8], code: &[u8]) -> bool {
         self.hmac(&[purpose.as_bytes(), &[0], text]).verify_slice(code).is_ok()
     }
 }
 
-/// As whom a connection asks.
+/// The role in which a connection asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Role {
     /// A member of the cluster: it knows the cluster's secret.
     Member = 1,
-    /// An administrator, who may change what the node does: it knows the token of the node.
+    /// An administrator may change what the node does: it knows the token of the node.
     Administrator = 2,
 }
 
 impl Role {
-    /// The role with this number.
+    /// Returns the role with this number.
     pub fn from_code(code: u8) -> Option<Role> {
         [Role::Member, Role::Administrator].into_iter().find(|role| *role as u8 == code)
     }
 }
 
-/// `Challenge`: who asks wants to prove something.
+/// `Challenge`: the client wants to prove something.
 #[derive(Archive, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChallengeRequest {
-    /// As whom, see [`Role`].
+    /// What the client wants to prove that it is, see [`Role`].
     pub role: u8,
-    /// Number of the run of the node that is meant, as in `Member`; 0 for whichever answers.
+    /// Number of the run of the node that is meant, as in `Member`; 0 for any node.
     pub node: u64,
     /// Chosen for this exchange.
     pub nonce: Nonce,
@@ -113,8 +115,9 @@ pub struct Proof {
     pub mac: Mac,
 }
 
-/// The code of a block: who knows the secret of the cluster recognises by it what a member read from the
-/// source. It covers the bytes themselves, which a checksum of 32 bits does not tie down.
+/// The code of a block. A member that knows the secret of the cluster recognises by it what another
+/// member read from the source. It covers the bytes themselves, because a checksum of 32 bits can be
+/// forged.
 #[derive(Clone)]
 pub struct BlockMac(Hmac<Sha256>);
 
@@ -125,7 +128,8 @@ impl fmt::Debug for BlockMac {
 }
 
 impl BlockMac {
-    /// For this block of a version of a file, of so many bytes, which are still to be added.
+    /// Begins the code of this block of a version of a file. The `length` bytes of the block are still
+    /// to be added.
     pub fn new(secret: &Secret, file: FileId, version: u64, block: u32, length: u32) -> BlockMac {
         BlockMac(secret.hmac(&[
             b"millrace 1 block\0",
@@ -141,12 +145,12 @@ impl BlockMac {
         self.0.update(bytes);
     }
 
-    /// The code, once all bytes were added.
+    /// Returns the code, once all bytes were added.
     pub fn finish(&self) -> Mac {
         self.0.clone().finalize().into_bytes().into()
     }
 
-    /// True if this is the code. Takes as long whatever differs.
+    /// True if this is the code. The time does not depend on where the two differ.
     pub fn verify(&self, code: &Mac) -> bool {
         self.0.clone().verify_slice(code).is_ok()
     }
@@ -161,21 +165,21 @@ pub enum Side {
     Node,
 }
 
-/// What both sides said before they prove.
+/// What both sides said before they prove themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exchange {
-    /// Of the request.
+    /// Role in the request.
     pub role: u8,
-    /// Of the request.
+    /// Number of the node's run in the request.
     pub node: u64,
-    /// Of the request.
+    /// Nonce of the request.
     pub client: Nonce,
-    /// Of the reply.
+    /// Nonce of the reply.
     pub answer: Nonce,
 }
 
 impl Exchange {
-    /// What is signed.
+    /// Returns the bytes that are signed.
     fn text(&self) -> [u8; 73] {
         let mut text = [0; 73];
         text[0] = self.role;
@@ -185,7 +189,7 @@ impl Exchange {
         text
     }
 
-    /// The proof that a side knows the secret.
+    /// Returns the proof that a side knows the secret.
     pub fn proof(&self, secret: &Secret, side: Side) -> Mac {
         secret.code(purpose(side), &self.text())
     }

@@ -1,28 +1,28 @@
 //! Which nodes of a cluster own a block: weighted rendezvous over the members of one epoch.
 //!
-//! Each member gets a number for each block, and the largest wins: when a member leaves, its blocks
-//! go to those who come next for them, and nothing else moves; when one joins, it takes its share
-//! from each. Rendezvous is Thaler and Ravishankar's (1998), the weights are Schindelhauer and
-//! Schomaker's (2005). Integers only, so that every language computes the same; `PROTOCOL.md` 8 is
-//! the rule and `vectors/ring.txt` its test vectors.
+//! Each member gets a number for each block, and the largest wins: when a member leaves, its blocks go
+//! to the members that come next for them, and nothing else moves. When a member joins, it takes its
+//! share from each. Rendezvous is Thaler and Ravishankar's (1998), the weights are Schindelhauer and
+//! Schomaker's (2005). Integers only, so that every language computes the same; `PROTOCOL.md` 8 is the
+//! rule and `vectors/ring.txt` its test vectors.
 //!
-//! One multiplication for each member is all there is in the common case. Logarithms are taken of
-//! the best of some weights only, and seldom to the last bit; clusters should have few different
-//! weights all the same: [`weight_of`] rounds.
+//! The common case takes one multiplication for each member. Logarithms are taken only of the best of
+//! some weights, and seldom to the last bit. Clusters should still have few different weights, so
+//! [`weight_of`] rounds.
 
 use std::cmp::Reverse;
 
 use crate::placement::mix;
 
-/// Largest weight. Derived: the product of a weight and a [`cost`] fits 63 bits.
+/// Largest weight. Derived: the product of a weight and a `cost` fits 63 bits.
 pub const WEIGHT_MAX: u32 = 1 << 24;
 /// Bytes of capacity that make one of weight.
 const WEIGHT_UNIT: u64 = 1 << 20;
 /// Significant bits of a weight. Derived: capacity is rounded by at most one part in 32.
 const WEIGHT_BITS: u32 = 5;
-/// Most members that [`Ring::owners`] tells.
+/// Most members that [`Ring::owners`] returns.
 pub const OWNERS_MAX: usize = 16;
-/// Most zones that a choice of replicas tells apart; a member of a further one counts as in zone 0.
+/// Most zones that a choice of replicas distinguishes; a member of a further one counts as in zone 0.
 pub const ZONES_MAX: usize = 128;
 
 /// Members whose highest score is compared with the best one's, at once: branches that are seldom
@@ -39,21 +39,21 @@ const ROUNDING: u64 = 4;
 /// `2^32 * ln 2`, rounded up.
 const LN_2: u64 = 2_977_044_472;
 
-/// A member, as a ring is made of them. `mix` of the XXH3-64 of its id would be a key; the cluster
-/// tells it, so that clients need not know how it came about.
+/// A member, as a ring is made from. `mix` of the XXH3-64 of its id would be a key. The cluster
+/// announces the key, so that clients need not know how it was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Member<'a> {
-    /// Tells members apart; well mixed, and no two members have the same one.
+pub struct RingMember<'a> {
+    /// Well mixed, and different for each member.
     pub key: u64,
-    /// Share of the blocks, relative to the other members; 0 for none, and above [`WEIGHT_MAX`] as
-    /// if it were that.
+    /// Share of the blocks, relative to the other members; 0 for none. A weight above [`WEIGHT_MAX`]
+    /// counts as that.
     pub weight: u32,
-    /// What fails together; replicas are spread over zones as far as there are some.
+    /// What fails together. Replicas are spread over zones as far as there are enough.
     pub zone: &'a str,
 }
 
-/// The weight of a node with so many bytes for blocks: MiB, rounded to five significant bits, at
-/// least 1.
+/// Returns the weight of a node with this many bytes for blocks: MiB, rounded to five significant bits,
+/// at least 1.
 pub fn weight_of(capacity_bytes: u64) -> u32 {
     let weight = (capacity_bytes / WEIGHT_UNIT).clamp(1, u64::from(WEIGHT_MAX)) as u32;
     let spare = weight.ilog2().saturating_sub(WEIGHT_BITS - 1);
@@ -63,13 +63,13 @@ pub fn weight_of(capacity_bytes: u64) -> u32 {
 
 /// A member in the order of the ring.
 #[derive(Clone, Copy, Debug)]
-struct Place {
+struct Seat {
     key: u64,
     factor: u64,
 }
 
-impl Place {
-    /// The number that the member gets for a block: both halves of a 128-bit product, folded.
+impl Seat {
+    /// Returns the number that the member gets for a block: both halves of a 128-bit product, folded.
     #[inline(always)]
     fn score(self, hash: u64) -> u64 {
         let product = u128::from(hash ^ self.key) * u128::from(self.factor);
@@ -77,7 +77,7 @@ impl Place {
     }
 }
 
-/// Members of the same weight, which lie together.
+/// Members of one weight, which lie together.
 #[derive(Clone, Copy, Debug)]
 struct Class {
     weight: u32,
@@ -97,7 +97,7 @@ struct Best {
 #[derive(Clone, Debug, Default)]
 pub struct Ring {
     /// Weights descend, and keys do within a class.
-    places: Vec<Place>,
+    places: Vec<Seat>,
     classes: Vec<Class>,
     /// Zone of each place.
     zones: Vec<u8>,
@@ -106,9 +106,9 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// A ring of these members; those without weight own nothing.
-    pub fn new(members: &[Member<'_>]) -> Ring {
-        let weight_of = |member: &Member<'_>| member.weight.min(WEIGHT_MAX);
+    /// Builds a ring of these members; those without weight own nothing.
+    pub fn new(members: &[RingMember<'_>]) -> Ring {
+        let weight_of = |member: &RingMember<'_>| member.weight.min(WEIGHT_MAX);
         let mut order: Vec<u32> = (0..members.len() as u32).collect();
         order.retain(|&index| members[index as usize].weight > 0);
         order.sort_by_key(|&index| {
@@ -131,7 +131,7 @@ impl Ring {
                 Some(class) if class.weight == weight => class.end = place + 1,
                 _ => ring.classes.push(Class { weight, start: place, end: place + 1 }),
             }
-            ring.places.push(Place { key: member.key, factor: mix(member.key) | 1 });
+            ring.places.push(Seat { key: member.key, factor: mix(member.key) | 1 });
             let zone = names.binary_search(&member.zone).unwrap_or(0);
             ring.zones.push(if zone < ZONES_MAX { zone as u8 } else { 0 });
         }
@@ -140,27 +140,27 @@ impl Ring {
         ring
     }
 
-    /// Members that own something.
+    /// Returns the number of members that own blocks.
     pub fn len(&self) -> usize {
         self.places.len()
     }
 
-    /// Whether nobody owns anything.
+    /// True if no member owns blocks.
     pub fn is_empty(&self) -> bool {
         self.places.is_empty()
     }
 
-    /// Memory that the ring takes, in bytes: some 21 for each member.
+    /// Returns the memory that the ring takes, in bytes: about 21 for each member.
     pub fn size_bytes(&self) -> usize {
         size_of::<Ring>()
-            + self.places.capacity() * size_of::<Place>()
+            + self.places.capacity() * size_of::<Seat>()
             + self.classes.capacity() * size_of::<Class>()
             + self.zones.capacity()
             + self.members.capacity() * size_of::<u32>()
     }
 
-    /// The member, by its index in what the ring was made of, that owns the block with this
-    /// [`block_hash`](crate::placement::block_hash).
+    /// Returns the member that owns the block with this [`block_hash`](crate::placement::block_hash), by
+    /// its index in what the ring was made of.
     #[inline]
     pub fn owner(&self, hash: u64) -> Option<usize> {
         if let [member] = self.members[..] {
@@ -169,10 +169,10 @@ impl Ring {
         self.best(hash, |_| false).map(|best| self.members[best.place] as usize)
     }
 
-    /// Writes the members that have the block, and those that come after them, to `out`, as many as
-    /// there is room for; returns how many there are. The first `replicas` have it: the best, then
-    /// the best in a zone where none of them is, while there is one. The others follow as they
-    /// score: the order in which to ask when none of them answers.
+    /// Writes the members that have the block, and then those that come after them, to `out`, as many as
+    /// fit; returns their number. The first `replicas` have the block: the best, then the best in a zone
+    /// where none of them is, while there is one. The others follow by their scores, which is the order
+    /// in which to ask when none of the owners answers.
     pub fn owners(&self, hash: u64, replicas: usize, out: &mut [u32]) -> usize {
         let wanted = out.len().min(self.places.len()).min(OWNERS_MAX);
         let mut zones = 0u128;
@@ -182,7 +182,7 @@ impl Ring {
             let is_near = |place: usize| zones >> self.zones[place] & 1 == 1;
             let apart = (count < replicas)
                 .then(|| self.best(hash, |place| is_near(place) || is_taken(place)));
-            // Every zone has one: the next ones share.
+            // Every zone has one, so the next ones share a zone.
             let Some(best) = apart.flatten().or_else(|| self.best(hash, is_taken)) else {
                 return count;
             };
@@ -193,7 +193,7 @@ impl Ring {
         wanted
     }
 
-    /// The best of those that are not out.
+    /// Returns the best member that is not out.
     #[inline]
     fn best(&self, hash: u64, is_out: impl Fn(usize) -> bool) -> Option<Best> {
         let mut best: Option<Best> = None;
@@ -206,7 +206,7 @@ impl Ring {
         best
     }
 
-    /// The best of a class that is not out and scores no less than `bar`.
+    /// Returns the best member of a class that is not out and scores no less than `bar`.
     #[inline]
     fn best_of(
         &self,
@@ -215,7 +215,7 @@ impl Ring {
         mut bar: u64,
         is_out: impl Fn(usize) -> bool,
     ) -> Option<Best> {
-        let look = |bar: u64, places: &[Place], start: usize| {
+        let look = |bar: u64, places: &[Seat], start: usize| {
             let mut best: Option<Best> = None;
             for (place, at) in (start..).zip(places) {
                 let score = at.score(hash);
@@ -229,7 +229,7 @@ impl Ring {
         let mut best: Option<Best> = None;
         let (groups, rest) = self.places[class.start..class.end].as_chunks::<GROUP>();
         for (index, group) in groups.iter().enumerate() {
-            // Seldom so: some five times for a thousand members.
+            // This is rare: about five times for a thousand members.
             if highest(group, hash) >= bar
                 && let Some(found) = look(bar, group, class.start + index * GROUP)
             {
@@ -240,8 +240,8 @@ impl Ring {
         look(bar, rest, class.end - rest.len()).or(best)
     }
 
-    /// The one of two, of different classes, that wins: the lower cost for its weight, else the
-    /// lower key.
+    /// Returns the winner of two members of different classes: the one with the lower cost for its
+    /// weight, else with the lower key.
     fn better(&self, first: Best, second: Best) -> Best {
         let (first_weight, second_weight) = (u64::from(first.weight), u64::from(second.weight));
         let (first_low, first_high) = cost_range(first.score);
@@ -259,15 +259,16 @@ impl Ring {
     }
 }
 
-/// The highest score of a group. A tree, so that no comparison waits for more than two others.
+/// Returns the highest score of a group, by a tree, so that no comparison waits for more than two
+/// others.
 #[inline(always)]
-fn highest([a, b, c, d, e, f, g, h]: &[Place; GROUP], hash: u64) -> u64 {
-    let higher = |one: &Place, other: &Place| one.score(hash).max(other.score(hash));
+fn highest([a, b, c, d, e, f, g, h]: &[Seat; GROUP], hash: u64) -> u64 {
+    let higher = |one: &Seat, other: &Seat| one.score(hash).max(other.score(hash));
     (higher(a, b).max(higher(c, d))).max(higher(e, f).max(higher(g, h)))
 }
 
-/// No member of this weight with a lower score wins against `best`. With `c` the cost up to which
-/// one does, in doublings, its score is `2^64 * 2^-c`, no less than `2^64 * (1 - c * ln 2)`.
+/// Returns the score below which no member of this weight wins against `best`. With `c` the cost up to
+/// which one does, in doublings, its score is `2^64 * 2^-c`, no less than `2^64 * (1 - c * ln 2)`.
 #[inline]
 fn bar(best: Best, weight: u32) -> u64 {
     let (_, cost) = cost_range(best.score);
@@ -275,8 +276,9 @@ fn bar(best: Best, weight: u32) -> u64 {
     u64::MAX.saturating_sub(limit.saturating_mul(LN_2))
 }
 
-/// `64 - log2(score)` in units of 2^-32: what the exponential distribution is made of. Zero counts
-/// as one. Exact to the last bit in any language: 32 squarings of a number of 64 bits.
+/// Returns `64 - log2(score)` in units of 2^-32, from which the exponential distribution is made. Zero
+/// counts as one. The result is exact to the last bit in any language: it takes 32 squarings of a number
+/// of 64 bits.
 const fn cost(score: u64) -> u64 {
     let score = if score == 0 { 1 } else { score };
     let whole = score.ilog2();
@@ -298,10 +300,10 @@ const fn cost(score: u64) -> u64 {
     (64 << 32) - logarithm
 }
 
-/// Two numbers between which [`cost`] lies. Measured on an EPYC of Zen 5: 2 ns instead of 95, and
-/// with eight weights it leaves open who of two wins once in 300 times among 1,000 members, less
-/// among fewer. The logarithm bends down, so it lies above its chord, and nowhere further than the
-/// chord of 1..1 + 1/128 leaves it.
+/// Returns two numbers between which [`cost`] lies. Measured on an EPYC of Zen 5: 2 ns instead of 95.
+/// With eight weights and 1,000 members it leaves the winner of two open once in 300 times, with fewer
+/// members less often. The logarithm bends down, so it lies above its chord, and nowhere further than
+/// the chord of 1..1 + 1/128 leaves it.
 #[inline]
 fn cost_range(score: u64) -> (u64, u64) {
     let score = score.max(1);

@@ -1,18 +1,18 @@
-//! Abstract names of Unix sockets: a name that tells which user of the machine listens there.
+//! Abstract names of Unix sockets, which contain the user of the machine that listens there.
 //!
-//! An abstract name has no file, so that no mode and no owner protect it: once the node that had it is gone,
-//! any user of the machine may take it. The name tells the number of the node's user, and a client refuses a
-//! listener of another user.
+//! An abstract name has no file, so no mode and no owner protect it: once the node that had it is gone,
+//! any user of the machine may take it. So the name contains the number of the node's user, and a client
+//! refuses a listener of another user.
 
 /// How the names of nodes begin.
 const PREFIX: &str = "millrace-";
 
-/// The name of a shard's socket: of the node with this run number, which runs as this user.
+/// Returns the name of a shard's socket, for the node with this run number, which runs as this user.
 pub fn name(user: u32, run: u64, shard: usize) -> String {
     format!("{PREFIX}{user}-{run:016x}.{shard}")
 }
 
-/// The number of the user in a name; None if the name tells none.
+/// Returns the number of the user in a name; None if the name contains none.
 pub fn user_of(name: &str) -> Option<u32> {
     let (user, _) = name.strip_prefix(PREFIX)?.split_once('-')?;
     let is_number = !user.is_empty() && user.bytes().all(|it| it.is_ascii_digit());

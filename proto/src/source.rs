@@ -1,7 +1,7 @@
-//! What a file of a source is called, and which of its contents it is: the rules that nodes, and clients
-//! that read a source themselves, compute alike.
+//! Ids of the files of a source, and versions of their contents: the rules that nodes, and clients that
+//! read a source themselves, compute alike.
 //!
-//! Pure functions: the numbers come from whoever asked the source.
+//! Pure functions: the numbers come from the caller, which asked the source.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::FileId;
 /// megabytes of it. Twice the granularity of the file's times is added; see [`granularity`].
 pub const SETTLE: Duration = Duration::from_millis(200);
 
-/// What a local file tells of its content, as `statx` has it.
+/// What a local file reports of its content, as `statx` has it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LocalStat {
     /// Number of the inode.
@@ -35,9 +35,9 @@ pub struct LocalStat {
 }
 
 /// Computes the version of a local file: XXH3-64 of inode, size, mtime and ctime, each as 8 bytes
-/// little-endian; then, if the version has the birth time, the byte 1 and its two numbers; then, if it has
-/// the file system, the byte 2 and its number. Which of them it has depends on the type of the file
-/// system alone, so that nodes and clients that see the same source compute the same.
+/// little-endian; then, if the version has the birth time, the byte 1 and its two numbers; then, if it
+/// has the file system, the byte 2 and its number. The type of the file system alone decides which of
+/// them it has, so nodes and clients that see the same source compute the same version.
 pub fn local_version(stat: &LocalStat) -> u64 {
     let numbers =
         [stat.inode, stat.size, stat.modified_s, stat.modified_ns, stat.changed_s, stat.changed_ns];
@@ -54,10 +54,10 @@ pub fn local_version(stat: &LocalStat) -> u64 {
     twox_hash::XxHash3_64::oneshot(&bytes)
 }
 
-/// Guesses from a timestamp how coarse those like it are, at least: the largest power of ten of nanoseconds
-/// that divides it; for whole seconds 1 s, and 2 s where the second is even, because FAT counts so. Zero
-/// stands for a nanosecond. A fine time that is round by chance is taken for a coarse one, at the cost of a
-/// wait.
+/// Guesses from a timestamp how coarse those like it are, at least: the largest power of ten of
+/// nanoseconds that divides it. For whole seconds it is 1 s, and 2 s where the second is even, because
+/// FAT counts so. Zero stands for a nanosecond. A fine time that is round by chance is taken for a
+/// coarse one, at the cost of a wait.
 pub fn granularity(seconds: u64, nanoseconds: u64) -> Duration {
     if nanoseconds == 0 {
         return Duration::from_secs(2 - seconds % 2);
@@ -69,14 +69,14 @@ pub fn granularity(seconds: u64, nanoseconds: u64) -> Duration {
     if power == 1 { Duration::ZERO } else { Duration::from_nanos(power) }
 }
 
-/// Makes a number of a name that a device or a mount has: XXH3-64 of its bytes.
+/// Computes a number from the name of a device or a mount: XXH3-64 of its bytes.
 pub fn device_number(name: &str) -> u64 {
     twox_hash::XxHash3_64::oneshot(name.as_bytes())
 }
 
-/// The id of a file: XXH3-128 of the identity of its source (what its mount calls it: `file:///data`), a
-/// zero byte, and the path below the source's root. The same after a restart, and on every node that
-/// serves the same source.
+/// Computes the id of a file: XXH3-128 of the identity of its source (what its mount calls it:
+/// `file:///data`), a zero byte, and the path below the source's root. It is the same after a restart,
+/// and on every node that serves the same source.
 pub fn file_id(identity: &str, path: &str) -> FileId {
     let mut text = Vec::with_capacity(identity.len() + 1 + path.len());
     text.extend_from_slice(identity.as_bytes());

@@ -1,4 +1,4 @@
-//! Status codes: each one tells a client what to do next.
+//! Status codes: each one says what a client does next.
 
 /// Outcome of a request. The number is the wire format and is never used again for something else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
@@ -61,13 +61,14 @@ pub enum Status {
     /// A fault of the node.
     #[error("internal error")]
     Internal = 18,
-    /// Only what is cached was asked for, and this is not.
+    /// Only what is cached was asked for, and this block is not cached.
     #[error("not cached")]
     NotCached = 19,
-    /// The request is for the master of the cluster, which is another node, or nobody at the moment.
+    /// The request is for the master of the cluster, which is another node, or which the cluster lacks
+    /// at the moment.
     #[error("not the master")]
     NotMaster = 20,
-    /// The node has lost coordination and does nothing that others have to agree to.
+    /// The node has lost coordination and does nothing that other nodes have to agree to.
     #[error("cut off from coordination")]
     Fenced = 21,
 }
@@ -114,13 +115,14 @@ impl Status {
         Status::Fenced,
     ];
 
-    /// The status with this number; an unknown one is [`Status::Internal`], which no client retries.
+    /// Returns the status with this number; an unknown one is [`Status::Internal`], which no client
+    /// retries.
     #[inline]
     pub fn from_code(code: u16) -> Status {
         Status::ALL.get(usize::from(code)).copied().unwrap_or(Status::Internal)
     }
 
-    /// What a client does about it.
+    /// Returns what a client does about the status.
     pub fn next(self) -> Next {
         match self {
             Status::Ok => Next::Use,

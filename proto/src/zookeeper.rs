@@ -1,8 +1,8 @@
 //! The ZooKeeper client protocol, version 3.8: records, opcodes, error codes.
 //!
-//! Here because the coordination service, the load generator and the tests all speak it. Owns the
-//! bytes only: what an operation means is left to `coord`. Everything borrows from the frame it was
-//! read from. Layouts are those of Apache ZooKeeper's `zookeeper.jute`.
+//! This crate has it because the coordination service, the load generator and the tests all speak it. It
+//! owns the bytes only: what an operation means is left to `coord`. Everything borrows from the frame it
+//! was read from. Layouts are those of Apache ZooKeeper's `zookeeper.jute`.
 //!
 //! ```text
 //!  every message           request                         reply
@@ -110,7 +110,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The code on the wire.
+    /// Returns the code on the wire.
     pub fn code(self) -> i32 {
         self as i32
     }

@@ -120,7 +120,8 @@ impl Request<'_> {
         let client = self.client();
         let builder = AmazonS3Builder::from_env().with_client_options(client);
         let builder = builder.with_allow_http(self.has_plain_endpoint());
-        let set = |it: AmazonS3Builder, key: AmazonS3ConfigKey, value: &str| it.with_config(key, value);
+        let set =
+            |it: AmazonS3Builder, key: AmazonS3ConfigKey, value: &str| it.with_config(key, value);
         let builder = self.configure(builder, set)?;
         let builder = builder.with_bucket_name(self.place).with_retry(self.retries());
         let store = Arc::new(builder.build().map_err(|error| self.unusable(error))?);
@@ -130,8 +131,7 @@ impl Request<'_> {
     #[cfg(feature = "gcs")]
     fn gcs(&self) -> Result<Opening, StoreError> {
         use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
-        let builder =
-            GoogleCloudStorageBuilder::from_env().with_client_options(self.client());
+        let builder = GoogleCloudStorageBuilder::from_env().with_client_options(self.client());
         let set = |it: GoogleCloudStorageBuilder, key: GoogleConfigKey, value: &str| {
             it.with_config(key, value)
         };
@@ -146,8 +146,9 @@ impl Request<'_> {
         use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
         let builder = MicrosoftAzureBuilder::from_env().with_client_options(self.client());
         let builder = builder.with_url(self.source);
-        let set =
-            |it: MicrosoftAzureBuilder, key: AzureConfigKey, value: &str| it.with_config(key, value);
+        let set = |it: MicrosoftAzureBuilder, key: AzureConfigKey, value: &str| {
+            it.with_config(key, value)
+        };
         let builder = self.configure(builder, set)?.with_retry(self.retries());
         let store = Arc::new(builder.build().map_err(|error| self.unusable(error))?);
         Ok(Opening { pages: Some(store.clone()), store, prefix: self.prefix.to_owned() })

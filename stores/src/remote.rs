@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use millrace_node::under_store::{
-    Blank, Errand, Found, Page, Part, StoreError, StoreFuture, StoreLimits, UnderStore, check_path,
-    file_id,
+    Blank, Errand, FillError, Found, Page, Part, StoreError, StoreFuture, StoreLimits, UnderStore,
+    check_path, file_id,
 };
 use millrace_proto::FileId;
 use millrace_proto::message::Kind;
@@ -115,7 +115,7 @@ impl UnderStore for Remote {
         part: Part,
         mut blank: Blank,
         errand: Arc<Errand>,
-    ) -> StoreFuture<'_, (Blank, Result<(), StoreError>)> {
+    ) -> StoreFuture<'_, (Blank, Result<(), FillError>)> {
         let inner = Arc::clone(&self.inner);
         self.run(async move {
             let result = inner.fill(&part, &mut blank, &errand).await;
@@ -173,7 +173,8 @@ impl Inner {
     }
 
     fn location(&self, path: &str) -> Result<Path, StoreError> {
-        let invalid = |_| StoreError::InvalidPath("a part of the path is one that stores do not take");
+        let invalid =
+            |_| StoreError::InvalidPath("a part of the path is one that stores do not take");
         Path::parse(self.key(path)).map_err(invalid)
     }
 
@@ -228,7 +229,8 @@ impl Inner {
         for meta in &listed.result.objects {
             // The object that stands for the directory itself has no name in it.
             if let Some(name) = meta.location.as_ref().strip_prefix(&prefix) {
-                let whole = if path.is_empty() { name.to_owned() } else { format!("{path}/{name}") };
+                let whole =
+                    if path.is_empty() { name.to_owned() } else { format!("{path}/{name}") };
                 entries.push((name.to_owned(), self.found(&whole, meta)));
             }
         }
@@ -240,7 +242,8 @@ impl Inner {
             }
         }
         entries.sort_by_cached_key(|(name, found)| in_order(name, found));
-        if entries.is_empty() && after.is_empty() && listed.page_token.is_none() && !path.is_empty() {
+        if entries.is_empty() && after.is_empty() && listed.page_token.is_none() && !path.is_empty()
+        {
             return Err(match self.stat(path).await?.kind {
                 Kind::File => StoreError::WrongKind("not a directory"),
                 Kind::Directory => return Ok(Page { entries, next: None }),
@@ -251,17 +254,12 @@ impl Inner {
         Ok(Page { entries, next })
     }
 
-    async fn fill(
-        &self,
-        part: &Part,
-        blank: &mut Blank,
-        errand: &Errand,
-    ) -> Result<(), StoreError> {
+    async fn fill(&self, part: &Part, blank: &mut Blank, errand: &Errand) -> Result<(), FillError> {
         let _place = self.enter().await?;
         if !errand.begin(self.patience) {
-            return Err(StoreError::Unwanted);
+            return Err(FillError::Unwanted);
         }
-        self.timed(self.read(part, blank)).await
+        Ok(self.timed(self.read(part, blank)).await?)
     }
 
     /// The tag of the version that a part is of.

@@ -1,5 +1,5 @@
-//! How a client finds its cluster through coordination and again when all of it moved, and what is
-//! left to it when no node answers.
+//! How a client finds its cluster through coordination and again when all of it moved, and what it can
+//! still do when no node answers.
 
 use std::io::Read;
 use std::process::{Command, Stdio};
@@ -76,7 +76,7 @@ fn a_client_finds_its_cluster_through_coordination_and_does_not_stay_there() {
     let coord = cluster.coord.as_ref().expect("coordination");
     let sessions = || coord.replicas[0].figure("zk_global_sessions");
     assert_eq!(sessions(), 2, "one for each node");
-    // What is no node is passed over.
+    // What is not a node is passed over.
     let mut by_hand = coord.replicas[0].client();
     Cluster::authorize(&mut by_hand);
     by_hand.make("/millrace/members/junk", b"\xff{").expect("make a node by hand");
@@ -93,7 +93,7 @@ fn a_client_finds_its_cluster_through_coordination_and_does_not_stay_there() {
         let client = Client::connect(place, config()).await.expect("connect");
         assert_eq!(ids(&client), ["node-1", "node-2"]);
     });
-    // So does the command line.
+    // The command line finds the same cluster.
     for (arguments, expect) in [(["fs", "ls"], "f0"), (["admin", "nodes"], "node-2")] {
         let mut command = Command::new(program().expect("a program to test"));
         command.args(arguments).args(["--node", &cluster.place()]).stdin(Stdio::null());
@@ -118,7 +118,7 @@ fn wrong_paths_and_clusters_without_nodes_are_told() {
     cluster.wait_settled();
     let error = runtime.block_on(refused(&format!("{place}/below"), HANG_GUARD));
     assert!(matches!(error, Error::NoCluster { .. }), "{error}");
-    // A ring of zero nodes.
+    // The ring has no nodes.
     cluster.members[0].stop();
     let error = runtime.block_on(refused(&place, HANG_GUARD));
     assert!(matches!(error, Error::NoMembers { .. }), "{error}");
@@ -167,12 +167,12 @@ fn servers_of_coordination_that_hang_cost_a_moment() {
     let place = format!("zk://{first},{second},{real}/millrace");
     let start = Instant::now();
     runtime().block_on(async {
-        // In random order: each time a server that hangs may be the first.
+        // The order is random: each time a server that hangs may be the first.
         for _ in 0..12 {
             Client::connect(&*place, config()).await.expect("connect");
         }
     });
-    // One that was waited for took two seconds.
+    // A client that waits for one server takes two seconds.
     let elapsed = start.elapsed();
     assert!(elapsed < HANG_GUARD / 6, "{elapsed:?}");
 }
@@ -193,7 +193,7 @@ fn coordination_may_die_once_the_cluster_was_found() {
         read_all(&client, &look_up(&client).await, ReadOptions::default()).await;
         let error = refused(&cluster.place(), Duration::from_secs(1)).await;
         assert!(matches!(error, Error::Coordination { .. }), "{error}");
-        // Also what it is asked in vain while nobody is there does no harm.
+        // Requests that fail while no node is there do no harm.
         cluster.members[0].kill();
         let hasty = client.with_deadline(Duration::from_secs(4));
         assert!(hasty.read(&files[0], 0, 1).await.is_err());
@@ -219,12 +219,12 @@ fn a_client_follows_when_every_node_was_replaced() {
                 cluster.add().start();
             }
             read_all(&client, &files, ReadOptions::default()).await;
-            wait_until("the client knows who is there", || ids(&client) == generation);
+            wait_until("the client knows the members", || ids(&client) == generation);
         }
         assert_eq!(client.fallback_count(), 0);
         let hasty = by_list.with_deadline(Duration::from_secs(1));
         let lost = hasty.read(&files[0], 0, 1).await;
-        assert!(lost.is_err(), "whoever was told addresses knows no others");
+        assert!(lost.is_err(), "a client with addresses knows no others");
     });
 }
 
@@ -290,8 +290,8 @@ fn a_file_that_is_being_read_is_read_on_from_a_source_that_the_flag_names() {
     content::check("long", 0, &bytes);
 }
 
-/// What each start takes is measured by `faults starts`: 1.5 s at most of a thousand, on two busy cores. A
-/// client that waits for each node that is stopped takes more than 2 s in one start of six.
+/// Bounds a start by 2 s. `faults starts` measures what each start takes: 1.5 s at most of a thousand,
+/// on two busy cores. A client that waits for each stopped node takes more than 2 s in one start of six.
 #[test]
 fn clients_start_beside_nodes_that_are_stopped() {
     let _alone = heavy();

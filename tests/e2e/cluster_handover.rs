@@ -1,4 +1,4 @@
-//! What one node had is another's after a change, without asking the source again.
+//! After a change a node has the blocks of another node, without asking the source again.
 
 use std::process::Command;
 use std::time::Duration;
@@ -34,7 +34,7 @@ async fn connect(cluster: &Cluster) -> Client {
     cluster.client_with(config).await
 }
 
-/// Loads every file; tells how many blocks are held by anybody.
+/// Loads every file; returns how many blocks the nodes hold.
 async fn load_all(client: &Client) -> u64 {
     let mut blocks = 0;
     for index in 0..FILES {
@@ -51,11 +51,11 @@ async fn files(client: &Client) -> Vec<File> {
     files
 }
 
-/// Has every block have two owners.
+/// Makes every block have two owners.
 async fn have_two_replicas(cluster: &mut Cluster, client: &Client) {
     let mut mount = client.cluster().expect("a cluster").mounts[0].clone();
     mount.replicas = 2;
-    client.change_mount(mount, false).await.expect("change a mount");
+    client.mount(&mount).await.expect("change a mount");
     let replicas = || client.cluster().expect("a cluster").mounts[0].replicas;
     wait_until("the client knows", || replicas() == 2);
     cluster.wait_settled();
@@ -95,7 +95,7 @@ fn a_node_that_joins_takes_its_share_from_the_others_and_not_from_the_source() {
     assert_eq!(outcome.failed(), 0, "{:#?}", outcome.failures);
     let moved = cluster.members[3].counter("peer_fill_bytes");
     let from_source = cluster.sum("fill_bytes") - before;
-    // A fourth is its share; blocks of 64 KiB are few, so it is not met exactly.
+    // A fourth is its share; blocks of 64 KiB are few, so the share is not met exactly.
     assert!(moved > (FILES * LENGTH / 8) as u64, "{moved} bytes were taken over");
     assert!(from_source * 50 <= moved, "{from_source} bytes from the source, {moved} moved");
 }
@@ -114,9 +114,9 @@ fn a_node_that_is_drained_gives_everything_away_and_can_go() {
             cluster.members[0].counter("fill_bytes") + cluster.members[2].counter("fill_bytes")
         };
         let before = others(&mut cluster);
-        client.drain("node-2", false).await.expect("drain");
-        // Asked for twice, it is done once.
-        client.drain("node-2", false).await.expect("drain");
+        client.drain("node-2").await.expect("drain");
+        // The second request does nothing.
+        client.drain("node-2").await.expect("drain");
         let drains = |client: &Client| {
             let cluster = client.cluster().expect("a cluster");
             cluster.members.iter().any(|member| member.id == "node-2" && !member.is_active)
@@ -129,11 +129,11 @@ fn a_node_that_is_drained_gives_everything_away_and_can_go() {
         read_all(&client, &files).await;
         let from_source = others(&mut cluster) - before;
         assert!(from_source * 50 <= moved, "{from_source} bytes from the source, {moved} moved");
-        // It is still drained when it comes back, until somebody says otherwise.
+        // It is still drained when it comes back, until it is undrained.
         cluster.members[1].start();
         cluster.wait_settled();
         wait_until("the client knows", || drains(&client));
-        client.drain("node-2", true).await.expect("undrain");
+        client.undrain("node-2").await.expect("undrain");
         wait_until("the client knows", || !drains(&client));
     });
 }
@@ -145,14 +145,14 @@ fn what_cannot_be_drained_is_told() {
     cluster.wait_settled();
     runtime().block_on(async {
         let client = connect(&cluster).await;
-        let told = client.drain("nobody", false).await;
+        let told = client.drain("nobody").await;
         assert!(matches!(&told, Err(Error::Status { status: Status::NotFound, .. })), "{told:?}");
-        client.drain("node-1", false).await.expect("drain");
+        client.drain("node-1").await.expect("drain");
         wait_until("it drains", || {
             let cluster = client.cluster().expect("a cluster");
             cluster.members.iter().any(|member| !member.is_active)
         });
-        let told = client.drain("node-2", false).await.expect_err("the last one");
+        let told = client.drain("node-2").await.expect_err("the last one");
         assert!(told.to_string().contains("last active node"), "{told}");
     });
 }
@@ -160,7 +160,7 @@ fn what_cannot_be_drained_is_told() {
 #[test]
 fn a_drain_tells_whether_all_was_taken_over() {
     let scratch = scratch();
-    // Three nodes, of which the first takes nothing over.
+    // There are three nodes, of which the first takes nothing over.
     let mut cluster = Cluster::start(1, 0, scratch.root());
     for rate in ["0", "1GiB"] {
         let member = cluster.add();
@@ -180,7 +180,7 @@ fn a_drain_tells_whether_all_was_taken_over() {
     let told = drain(&cluster, "node-3");
     assert!(told.contains("not every node has taken over what node-3 has"), "{told}");
     assert!(told.ends_with("node-3 is drained: it owns nothing and can be stopped\n"), "{told}");
-    // The second one alone is left to take over what the first has, and it does.
+    // Only the second node is left to take over what the first has, and it does.
     let told = drain(&cluster, "node-1");
     assert_eq!(told, "node-1 is drained: it owns nothing and can be stopped\n");
 }
@@ -209,7 +209,7 @@ fn replicas_are_read_from_the_source_once_and_one_may_die() {
         read_all(&client, &files).await;
         let after = cluster.sum("fill_bytes");
         assert!(after - before <= all / 20, "{} bytes from the source", after - before);
-        // Every block has two owners again, also those that nobody has read since.
+        // Every block has two owners again, also those that no client has read since.
         for index in [0, 2] {
             let count = cluster.members[index].counter("block_count");
             assert_eq!(count, blocks / 2, "of node {index}");
@@ -254,7 +254,7 @@ fn nodes_that_read_for_each_other_do_not_wait_for_each_other() {
     runtime().block_on(async {
         let client = connect(&cluster).await;
         have_two_replicas(&mut cluster, &client).await;
-        // Every block is asked of both at once, so that each reads half for itself and half for the
+        // Every block is asked of both at once, so each node reads half for itself and half for the
         // other one.
         let files = files(&client).await;
         let mut peers: Vec<_> = cluster.members.iter_mut().map(|it| it.node().peer()).collect();
@@ -266,12 +266,17 @@ fn nodes_that_read_for_each_other_do_not_wait_for_each_other() {
         for files in files.chunks(15) {
             let ranges = files.iter().flat_map(|file| {
                 let offsets = (0..file.length).step_by(65_536);
-                let range =
-                    |offset| Range { file: file.id, version: file.version, offset, length: 100 };
+                let range = |offset| Range {
+                    file: file.id.into(),
+                    version: file.version,
+                    offset,
+                    length: 100,
+                };
                 offsets.map(range)
             });
             let ranges: Vec<Range> = ranges.collect();
-            // One from the front and one from the back: what one needs of the other comes late there.
+            // One reads from the front and one from the back: what one needs of the other comes late
+            // there.
             for (first, second) in ranges.iter().zip(ranges.iter().rev()) {
                 peers[0].send(Op::Read, first);
                 peers[1].send(Op::Read, second);
@@ -328,15 +333,15 @@ fn a_source_that_is_mounted_twice_is_one_and_outlives_one_of_its_mounts() {
         let client = connect(&cluster).await;
         let mut again = client.cluster().expect("a cluster").mounts[0].clone();
         again.prefix = "again".to_owned();
-        client.change_mount(again.clone(), false).await.expect("mount");
+        client.mount(&again).await.expect("mount");
         let mut peer = cluster.members[0].node().peer();
         let file = peer.stat("f0").expect("a file");
         wait_until("it is mounted", || peer.stat("again/f0").is_ok_and(|it| it.id == file.id));
         assert_eq!(peer.read(&file, 0, 100), Ok(content::bytes("f0", 0, 100)));
-        client.change_mount(again, true).await.expect("unmount");
+        client.unmount(&again.prefix).await.expect("unmount");
         wait_until("it is gone", || peer.stat("again/f0").is_err());
-        // The last look-up was by the way that is gone now. What is in memory is read all the same;
-        // what is not has to be looked up, and is the same version.
+        // The last look-up went the way that is gone now. What is in memory is still read. What is not
+        // has to be looked up, and is the same version.
         assert_eq!(peer.read(&file, 0, 100), Ok(content::bytes("f0", 0, 100)));
         assert_eq!(peer.read(&file, 65_536, 100), Err(Status::UnknownFile));
         assert_eq!(peer.stat("f0"), Ok(file.clone()));
@@ -378,19 +383,16 @@ fn mounts_change_for_everybody() {
     cluster.wait_settled();
     runtime().block_on(async {
         let client = connect(&cluster).await;
-        let mount = MountInfo {
-            prefix: "more/data".to_owned(),
-            source: format!("file://{}", other.root().display()),
-            replicas: 1,
-        };
-        client.change_mount(mount.clone(), false).await.expect("mount");
+        let source = format!("file://{}", other.root().display());
+        let mount = MountInfo::new("more/data", source, 1);
+        client.mount(&mount).await.expect("mount");
         wait_until("it is mounted", || client.cluster().expect("a cluster").mounts.len() == 2);
         let file = client.stat("more/data/deep/b").await.expect("a file");
         let bytes = client.read(&file, 0, file.length).await.expect("read");
         content::check("deep/b", 0, &bytes);
         let names = client.list("").await.expect("list the root");
         assert!(names.iter().any(|entry| entry.name == "more"));
-        client.change_mount(mount, true).await.expect("unmount");
+        client.unmount(&mount.prefix).await.expect("unmount");
         wait_until("it is gone", || client.cluster().expect("a cluster").mounts.len() == 1);
         cluster.wait_settled();
         let gone = client.stat("more/data/deep/b").await;

@@ -1,4 +1,4 @@
-//! Who gets into a cluster, who does not and what it is told, and who is in it when somebody left.
+//! Which nodes get into a cluster, what a refused node is told, and how a member leaves.
 
 use std::net::SocketAddr;
 
@@ -16,7 +16,7 @@ fn scratch() -> Scratch {
     scratch
 }
 
-/// What a node tells of its cluster.
+/// Returns what a node reports of its cluster.
 fn ring(peer: &mut Peer, epoch: u64, wait: u8) -> RingReply {
     let request = RingRequest { epoch, first: 0, wait };
     let reply = peer.ask(Op::Ring, &request);
@@ -77,8 +77,8 @@ fn clocks_that_are_an_hour_off_change_nothing() {
         cluster.members.iter_mut().map(|it| ring(&mut it.node().peer(), 0, 0)).collect();
     assert!(rings.iter().all(|ring| ring.epoch == rings[0].epoch && ring.is_fenced == 0));
     assert_eq!(ids(&rings[0]), ["node-1", "node-2", "node-3"]);
-    // A file that is young, old or not born yet by the clock of whoever is asked is the same version
-    // and the same bytes; a new one is seen by all.
+    // A file that is young, old or not born yet by the clock of the node that is asked is the same
+    // version and the same bytes; all nodes see a new one.
     for version in 1..=3 {
         let bytes = content::versioned(version, 200_000);
         std::fs::write(scratch.root().join("new"), &bytes).expect("write a file");
@@ -92,7 +92,7 @@ fn clocks_that_are_an_hour_off_change_nothing() {
             assert_eq!(read, bytes[..65_536]);
         }
     }
-    // The one that is behind dies, and is gone as soon as any other.
+    // The node that is behind dies, and is gone as soon as any other.
     cluster.members[2].kill();
     wait_until("it is out", || {
         ids(&ring(&mut cluster.members[1].node().peer(), 0, 0)) == ["node-1", "node-2"]
@@ -114,7 +114,7 @@ fn a_node_that_leaves_or_dies_is_out_and_one_that_comes_back_is_the_same() {
     ] {
         let before = ring(&mut cluster.members[0].node().peer(), 0, 0);
         end(&mut cluster);
-        // Who waits for the next epoch is told of it.
+        // A client that waits for the next epoch gets it.
         let after = ring(&mut cluster.members[0].node().peer(), before.epoch, 1);
         assert!(after.epoch > before.epoch);
         assert_eq!(ids(&after), ["node-1", "node-2"]);
@@ -208,7 +208,7 @@ fn two_nodes_with_one_id_are_not_in_one_cluster() {
     let told = twin.start_in_vain();
     assert!(told.contains("another node with the id node-1"), "{told}");
     assert!(told.contains("--node-id"), "{told}");
-    // The first one is none the worse.
+    // The first node has suffered no harm.
     let ring = ring(&mut cluster.members[0].node().peer(), 0, 0);
     assert_eq!((ids(&ring), ring.is_fenced), (vec!["node-1"], 0));
 }

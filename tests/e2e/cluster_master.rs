@@ -1,5 +1,5 @@
-//! One decides, and nobody who was replaced does; coordination that is slow, full or odd is told and
-//! survived.
+//! One master decides, and none that was replaced. Coordination that is slow, full or odd is reported
+//! and survived.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ fn scratch() -> Scratch {
     scratch
 }
 
-/// Coordination with sessions as long as `timeout_ms` allows, and nodes that ask for it.
+/// Starts coordination with sessions as long as `timeout_ms` allows, and nodes that ask for them.
 fn cluster(scratch: &Scratch, nodes: usize, timeout_ms: u64) -> (Ensemble, Cluster) {
     let coord = Ensemble::single(Options::new().line("tickTime", 500));
     let mut cluster = Cluster::over(&coord.addresses(), "/millrace", scratch.root());
@@ -30,7 +30,7 @@ fn cluster(scratch: &Scratch, nodes: usize, timeout_ms: u64) -> (Ensemble, Clust
     (coord, cluster)
 }
 
-/// Names of the latches, in order, and who holds each.
+/// Returns the name of each latch, in order, and the node that holds it.
 fn latches(client: &mut ZooKeeper) -> Vec<(String, String)> {
     let mut names = client.children("/millrace/master", false).expect("list");
     names.retain(|name| name.starts_with("latch-"));
@@ -64,7 +64,7 @@ fn a_master_that_slept_through_its_term_changes_nothing() {
     let mut peer: Peer = cluster.members[old].peer_as_member();
     assert!(peer.ping());
     cluster.members[old].pause();
-    // What it is asked waits in its socket until it wakes up, still sure that it is the master.
+    // Requests wait in its socket until it wakes up and still takes itself for the master.
     peer.send(Op::Drain, &drain_request());
     wait_until("another one is the first in line", || {
         latches(&mut client).first().is_some_and(|(_, id)| id != cluster.members[old].id())
@@ -100,7 +100,7 @@ fn a_write_that_was_on_its_way_when_the_term_ended_is_refused_by_its_token() {
     assert_eq!(reply.status(), Status::NotMaster, "{}", reply.message());
     assert!(reply.message().contains("another master"), "{}", reply.message());
     assert!(drained(&mut client).is_empty(), "nothing was changed");
-    // The new one can.
+    // The new master can.
     let new = index_of(&cluster, &before[1].1);
     let mut peer = cluster.members[new].peer_as_member();
     let reply = peer.ask(Op::Drain, &drain_request());
@@ -120,7 +120,7 @@ fn who_is_not_the_master_names_the_one_who_is() {
     let reply = peer.ask(Op::Drain, &drain_request());
     assert_eq!(reply.status(), Status::NotMaster);
     assert!(reply.message().contains(&order[0].1), "{}", reply.message());
-    // For an administrator it asks that one by itself: which knows no such node.
+    // For an administrator the node asks the master by itself, which knows no such node.
     let mut administrator = cluster.members[other].node().administrator();
     let reply = administrator.ask(Op::Drain, &drain_request());
     assert_eq!(reply.status(), Status::NotFound);
@@ -135,7 +135,8 @@ fn the_report_of_the_master_adds_up_and_goes_on_with_the_next_one() {
     let (coord, mut cluster) = cluster(&scratch, 3, 1000);
     let mut client = coord.replicas[0].client();
     Cluster::authorize(&mut client);
-    // The value of a field: the tests have no JSON, and numbers and names are all there is to it.
+    // This returns the value of a field. The tests have no JSON parser, and the report has only numbers
+    // and names.
     let field = |report: &str, name: &str| {
         let (_, rest) = report.split_once(&format!("\"{name}\":"))?;
         let value = rest.split([',', '}']).next()?;
@@ -188,7 +189,7 @@ fn requests_that_are_as_long_as_can_be_are_refused_in_few_words() {
             replies.push(peer.ask(Op::Mount, &MountRequest { mount, remove: undo }));
         }
     }
-    // To take the drain of a node away that is not drained is no error.
+    // Taking the drain from a node that is not drained is not an error.
     assert_eq!(replies.remove(4).status(), Status::Ok);
     for reply in replies {
         assert_ne!(reply.status(), Status::Ok);
@@ -207,7 +208,7 @@ fn full_coordination_lets_nobody_new_in_says_so_and_those_who_are_in_go_on() {
     cluster.wait_settled();
     let mut client = coord.replicas[0].client();
     Cluster::authorize(&mut client);
-    // Room for what is there, and no more.
+    // The quota has room for what is there, and no more.
     let quota = "/zookeeper/quota/millrace";
     client.make(quota, b"").expect("create");
     let limits = b"count=-1,bytes=-1=;byteHardLimit=-1;countHardLimit=3";

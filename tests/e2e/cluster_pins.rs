@@ -47,14 +47,14 @@ async fn read_all(client: &Client, files: &[File]) {
     }
 }
 
-/// Brings the hot files in.
+/// Loads the hot files.
 async fn load(client: &Client) {
     for index in 0..HOT {
         client.load(&format!("hot/f{index}")).await.expect("load a file");
     }
 }
 
-/// Bytes that were read from the source for reading these files.
+/// Returns how many bytes were read from the source for reading these files.
 async fn filled_for(cluster: &mut Cluster, client: &Client, files: &[File]) -> usize {
     let before = cluster.sum("fill_bytes");
     read_all(client, files).await;
@@ -74,7 +74,7 @@ fn pinned_files_stay_until_they_are_unpinned() {
         for file in &hot[..HOT / 2] {
             client.load(&file.path).await.expect("load a file");
         }
-        client.pin("hot", false).await.expect("pin");
+        client.pin("hot").await.expect("pin");
         let early = (HOT / 2 * LENGTH) as u64;
         wait_until("what is there is pinned", || cluster.sum("pinned_bytes") >= early);
         load(&client).await;
@@ -83,7 +83,7 @@ fn pinned_files_stay_until_they_are_unpinned() {
         read_all(&client, &cold).await;
         assert_eq!(filled_for(&mut cluster, &client, &hot).await, 0, "all of them are hits");
 
-        client.pin("hot", true).await.expect("unpin");
+        client.unpin("hot").await.expect("unpin");
         wait_until("nothing is pinned", || cluster.sum("pinned_count") == 0);
         read_all(&client, &cold).await;
         let filled = filled_for(&mut cluster, &client, &hot).await;
@@ -101,7 +101,7 @@ fn a_node_that_restarts_learns_the_pins_and_free_drops_what_is_pinned() {
     runtime().block_on(async {
         let client = cluster.client().await;
         for path in ["hot", "other"] {
-            client.pin(path, false).await.expect("pin");
+            client.pin(path).await.expect("pin");
         }
         cluster.members[0].stop();
         cluster.members[1].stop();
@@ -115,7 +115,7 @@ fn a_node_that_restarts_learns_the_pins_and_free_drops_what_is_pinned() {
         assert_eq!(cluster.sum("pinned_count"), blocks, "each at its owner");
         assert!(cluster.members.iter_mut().all(|member| member.counter("pinned_count") > 0));
         // What another node owns now is kept there, and no longer here.
-        client.drain("node-2", false).await.expect("drain");
+        client.drain("node-2").await.expect("drain");
         wait_until("the one keeps nothing", || cluster.members[1].counter("pinned_count") == 0);
         wait_until("the other all", || cluster.members[0].counter("pinned_count") == blocks);
         for index in 0..HOT {
@@ -139,21 +139,21 @@ fn what_cannot_be_pinned_is_refused() {
             ("a/", Status::InvalidArgument),
         ];
         for (path, wanted) in bad {
-            let told = client.pin(path, false).await;
+            let told = client.pin(path).await;
             let is_refused =
                 matches!(&told, Err(Error::Status { status, .. }) if *status == wanted);
             assert!(is_refused, "{path}: {told:?}");
         }
-        let told = client.pin("never/pinned", true).await;
+        let told = client.unpin("never/pinned").await;
         assert!(matches!(&told, Err(Error::Status { status: Status::NotFound, .. })), "{told:?}");
-        // There need be nothing at a path, and twice is as good as once.
+        // There need be nothing at a path, and the second pin changes nothing.
         for _ in 0..2 {
-            client.pin("not/there/yet", false).await.expect("pin");
+            client.pin("not/there/yet").await.expect("pin");
         }
         for index in 1..64 {
-            client.pin(&format!("p{index}"), false).await.expect("pin");
+            client.pin(&format!("p{index}")).await.expect("pin");
         }
-        let told = client.pin("one/more", false).await.expect_err("there are 64");
+        let told = client.pin("one/more").await.expect_err("there are 64");
         assert!(told.to_string().contains("64 pins"), "{told}");
     });
 }

@@ -43,7 +43,8 @@ impl Story {
         cluster.wait_settled();
         let runtime = runtime();
         let (client, files) = runtime.block_on(async {
-            // Long enough that only a hang would fail a read, which is what is looked for.
+            // The deadline is so long that only a hang would fail a read, which is what this test looks
+            // for.
             let config = ClientConfig { deadline: Duration::from_secs(30), ..ClientConfig::new() };
             let client = cluster.client_with(config).await;
             let files = look_up(&client).await;
@@ -56,7 +57,7 @@ impl Story {
         story
     }
 
-    /// Some hundred reads take place.
+    /// Waits for some hundred reads.
     fn read_on(&mut self) {
         let enough = self.load.reads() + 300;
         wait_until("reads go on", || self.load.reads() >= enough || self.load.is_broken());

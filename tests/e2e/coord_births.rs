@@ -1,6 +1,6 @@
-//! Ensembles that begin and change by the lists in their `zoo.cfg`, as real processes: one ensemble
-//! comes of it, with the data, or none. Two of the stories are told of Apache ZooKeeper as well,
-//! where Debian's package `zookeeper` is installed: `cargo test .. coord_births -- --ignored`.
+//! Ensembles that begin and change by the lists in their `zoo.cfg`, as real processes: the result is one
+//! ensemble with the data, or none. Two of the stories run with Apache ZooKeeper as well, where Debian's
+//! package `zookeeper` is installed: `cargo test .. coord_births -- --ignored`.
 
 use std::time::Duration;
 
@@ -10,24 +10,24 @@ use millrace_tests::{heavy, wait_until};
 /// Long enough for replicas without data to elect each other, and more.
 const A_WHILE: Duration = Duration::from_millis(2500);
 
-/// Replicas with no list at all, none running.
+/// Prepares replicas with no list at all, none running.
 fn prepare(count: u64, options: &Options) -> Ensemble {
     Ensemble::prepare(count, false, options).expect("prepare replicas")
 }
 
-/// The lines of the first so many.
+/// Returns the lines of the first `count` replicas.
 fn lines(ensemble: &Ensemble, count: usize) -> Vec<String> {
     ensemble.replicas[..count].iter().map(Replica::server_line).collect()
 }
 
-/// Whether a replica serves the node at `path`, as far as the leader has it.
+/// True if a replica serves the node at `path`, as far as the leader has it.
 fn has(replica: &Replica, path: &str) -> bool {
     let mut client = replica.client();
     client.sync().expect("sync");
     client.exists(path, false).is_ok()
 }
 
-/// Gives all of these the list, starts them, and waits until they serve.
+/// Sets the list of all of these, starts them, and waits until they serve.
 fn start_with(replicas: &mut [Replica], list: &[String]) {
     for replica in &mut *replicas {
         replica.set_list(list);
@@ -38,7 +38,7 @@ fn start_with(replicas: &mut [Replica], list: &[String]) {
     }
 }
 
-/// All of them serve one tree, that one of each has written to.
+/// Checks that all of them serve one tree, and that each can write to it.
 fn assert_one(replicas: &[Replica], paths: &[&str]) {
     for replica in replicas {
         let path = format!("/by-{}", replica.id());
@@ -59,7 +59,7 @@ fn assert_none_serves(replicas: &[&Replica]) {
     }
 }
 
-/// One by itself, with data, becomes one of three: server lines, myid, restart.
+/// Lets a replica by itself, with data, become one of three: server lines, myid, restart.
 fn one_becomes_three(options: &Options) {
     let _heavy = heavy();
     let mut ensemble = prepare(3, options);
@@ -73,7 +73,7 @@ fn one_becomes_three(options: &Options) {
     assert_one(&ensemble.replicas, &["/old"]);
 }
 
-/// Three become four: a line more everywhere, the new one first, then a rolling restart.
+/// Lets three become four: one more line everywhere, the new one first, then a rolling restart.
 fn three_become_four(options: &Options) {
     let _heavy = heavy();
     let mut ensemble = prepare(4, options);
@@ -87,7 +87,8 @@ fn three_become_four(options: &Options) {
         replica.stop();
         replica.set_list(&list);
         replica.spawn();
-        // ZooKeeper's serves no client before most of the others have the new list, so it is not waited for.
+        // ZooKeeper's replica serves no client before most of the others have the new list, so it is not
+        // waited for.
         std::thread::sleep(A_WHILE);
     }
     for replica in &mut ensemble.replicas {
@@ -128,7 +129,7 @@ fn three_become_five_though_two_operators_name_one_each() {
     for replica in &mut ensemble.replicas[3..] {
         replica.spawn();
     }
-    // Both at once; the third server has the old list for good.
+    // Both run at once; the third server has the old list for good.
     let [first, second] = [[&all[..3], &all[3..4]].concat(), [&all[..3], &all[4..]].concat()];
     for (index, list) in [first, second].iter().enumerate() {
         ensemble.replicas[index].stop();
@@ -189,7 +190,7 @@ fn a_majority_that_was_wiped_does_not_outvote_the_one_with_the_data() {
     assert_none_serves(&[&ensemble.replicas[0], &ensemble.replicas[1]]);
     ensemble.replicas[2].spawn();
     assert_none_serves(&ensemble.replicas.iter().collect::<Vec<_>>());
-    // Which of them is at fault is told at both ends.
+    // Both ends say which of them is at fault.
     for index in [0, 2] {
         let log = ensemble.replicas[index].process().log();
         assert!(log.contains("has lost its data"), "{log}");
@@ -247,7 +248,7 @@ fn a_server_line_without_a_client_port_may_be_added_by_an_operator() {
     ensemble.replicas[3].wait_ready().expect("it serves");
 }
 
-/// Three that run, and their lines with other ports between replicas.
+/// Starts three, and returns their lines with other ports between replicas.
 fn three_and_their_new_ports() -> (Ensemble, Vec<String>) {
     let mut ensemble = prepare(6, &Options::new());
     let list = lines(&ensemble, 3);
@@ -280,12 +281,12 @@ fn all_members_get_other_ports_by_a_rolling_restart() {
         ensemble.replicas[index].stop();
         ensemble.replicas[index].set_list(&moved);
         ensemble.replicas[index].start();
-        // What the list says of those that still run at the old ports has cut none of them off.
+        // The list has new ports for those that still run at the old ones, which cut none of them off.
         assert_one(&ensemble.replicas[..3], &["/old"]);
         for replica in &ensemble.replicas[..3] {
             for other in &ensemble.replicas[..3] {
                 let path = format!("/by-{}", other.id());
-                // Another one may have deleted it already.
+                // Another replica may have deleted it already.
                 let _ = replica.client().delete(&path, -1);
             }
         }

@@ -36,14 +36,14 @@ fn coord(arguments: &[&str]) -> Said {
     }
 }
 
-/// Runs what has to succeed.
+/// Runs a verb that has to succeed.
 fn well(arguments: &[&str]) -> String {
     let said = coord(arguments);
     assert_eq!(said.code, Some(0), "{arguments:?}: {}{}", said.stdout, said.stderr);
     said.stdout
 }
 
-/// Runs what has to fail, and say all these words.
+/// Runs a verb that has to fail, and say all these words.
 fn badly(arguments: &[&str], words: &[&str]) {
     let said = coord(arguments);
     assert_eq!(said.code, Some(1), "{arguments:?}: {}{}", said.stdout, said.stderr);
@@ -56,7 +56,7 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("a path that is text")
 }
 
-/// A replica with nothing but flags, and where it serves.
+/// Starts a replica with only flags; returns where it serves.
 fn start(arguments: &[&str]) -> (Process, SocketAddr, String) {
     let mut command = Command::new(program().expect("a program to test"));
     command.arg("coord").args(arguments);
@@ -70,7 +70,7 @@ fn client_of(address: SocketAddr) -> Client {
     connect_any(&[address], 10_000)
 }
 
-/// The digest that a dump ends with.
+/// Returns the digest that a dump ends with.
 fn digest_of(dump: &str) -> &str {
     let last = dump.lines().last().expect("a summary");
     last.rsplit_once("digest ").expect("a digest").1
@@ -137,7 +137,7 @@ fn a_backup_restores_to_the_same_digest() {
         assert!(dump.contains(words), "no {words:?}: {dump}");
     }
 
-    // With the client connected: what its session owns is part of the state.
+    // The client is connected: what its session owns is part of the state.
     process.stop();
     assert_eq!(digest_of(&well(&["dump", "--data", text(&data)])), digest);
     well(&["backup", "--data", text(&data), text(&offline)]);
@@ -160,7 +160,7 @@ fn what_was_acknowledged_before_a_kill_is_dumped_and_copied() {
     let root = root();
     let path = |name: &str| root.path().join(name);
     let data = path("data");
-    // The checkpoint is far behind: most of it is in the log alone.
+    // The checkpoint is far behind, so most of the state is only in the log.
     let mut flags = vec!["--data", text(&data), "--client-address", "127.0.0.1:0"];
     flags.extend(["--checkpoint-interval-ms", "3600000"]);
     let (mut process, address, _) = start(&flags);
@@ -220,7 +220,7 @@ fn damage_is_named_and_nothing_of_it_shown() {
 
     let file = data.join("state/data.mdb");
     let mut bytes = fs::read(&file).expect("read");
-    // All but the two pages that say where the others are.
+    // All pages are damaged but the two that say where the others are.
     bytes.iter_mut().skip(8192).for_each(|byte| *byte ^= 0x55);
     fs::write(&file, bytes).expect("write");
     let said = coord(&["dump", "--data", text(&data)]);
@@ -247,7 +247,7 @@ fn operators_see_and_steer_an_ensemble() {
     {
         assert!(status.contains(words), "no {words:?}: {status}");
     }
-    wait_until("nobody lags", || {
+    wait_until("no replica lags", || {
         let members = well(&["members", "--data", data(leader)]);
         members.lines().count() == 4
             && members.matches("  participant  ").count() == 3
@@ -289,7 +289,7 @@ fn members_come_and_go() {
     let members = well(&["remove", "--data", text(&first), "4"]);
     assert!(!members.contains("server.4="), "{members}");
     assert_eq!(well(&["members", "--data", text(&first)]).lines().count(), 4);
-    wait_until("the removed one serves nobody", || ensemble.replicas[3].mode().is_empty());
+    wait_until("the removed replica does not serve", || ensemble.replicas[3].mode().is_empty());
 }
 
 #[test]
@@ -306,7 +306,7 @@ fn an_ensemble_grows_from_a_backup() {
         &["refused", "start it again"],
     );
 
-    // Ports that nobody has: those of an ensemble that never starts.
+    // These ports are free: they are those of an ensemble that never starts.
     let unused = Ensemble::prepare(2, false, &Options::new()).expect("ports");
     let line = |index: usize| {
         let replica = &unused.replicas[index];

@@ -1,7 +1,4 @@
-//! The crate `zookeeper-client` as it is, against real processes: what a Rust program that was
-//! written for ZooKeeper finds here. Its requests, its retries and its recipes are its own.
-//!
-//! One replica here; what takes three is in `ensemble`.
+//! One replica is enough here; what takes three is in `ensemble`.
 
 mod ensemble;
 
@@ -24,26 +21,26 @@ const PERSISTENT: CreateOptions<'static> = CreateMode::Persistent.with_acls(OPEN
 const EPHEMERAL: CreateOptions<'static> = CreateMode::Ephemeral.with_acls(OPEN);
 const CONTAINER: CreateOptions<'static> = CreateMode::Container.with_acls(OPEN);
 
-/// Runs a story, which must come to its end: what a client waits for may never happen.
+/// Runs a story, which must come to its end, because what a client waits for may never happen.
 fn story(story: impl Future<Output = ()>) {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let runtime = builder.worker_threads(2).enable_all().build().expect("a runtime");
     runtime.block_on(async { timeout(HANG_GUARD, story).await.expect("the story hangs") });
 }
 
-/// Asks until `holds` does; the story's end is the deadline.
+/// Waits until `holds` returns true; the story's end is the deadline.
 async fn until(mut holds: impl AsyncFnMut() -> bool) {
     while !holds().await {
         sleep(Duration::from_millis(10)).await;
     }
 }
 
-/// A client of whichever replica it chooses.
+/// Connects a client to the replica that it chooses.
 async fn connect(ensemble: &Ensemble) -> Client {
     connect_to(&all(ensemble)).await
 }
 
-/// A client with a session of ten seconds.
+/// Connects a client with a session of ten seconds.
 async fn connect_to(cluster: &str) -> Client {
     let connector = Client::connector().with_session_timeout(SESSION_TIMEOUT);
     connector.connect(cluster).await.expect("a session")
@@ -63,7 +60,7 @@ async fn exists(client: &Client, path: &str) -> bool {
     client.check_stat(path).await.expect("an answer").is_some()
 }
 
-/// What a watch tells of a change.
+/// Returns the event by which a watch reports a change.
 fn event(kind: EventType, path: &str, zxid: i64) -> WatchedEvent {
     WatchedEvent::new(kind, path).with_zxid(zxid)
 }

@@ -1,4 +1,4 @@
-//! Data directories that are not what a replica left: damaged, cut short, somebody else's. A start
+//! Data directories that are not what a replica left: damaged, cut short, another replica's. A start
 //! either refuses and says what is wrong, or serves everything right.
 
 use std::fs::{self, OpenOptions};
@@ -20,7 +20,7 @@ fn data_of(node: u32) -> Vec<u8> {
     format!("data of {node} ").repeat(10 + node as usize % 50).into_bytes()
 }
 
-/// A stopped replica with a known state, part of it in the log alone, and a copy of its directory.
+/// Makes a stopped replica with a known state, part of it only in the log, and a copy of its directory.
 fn stopped_with_copy() -> (Ensemble, tempfile::TempDir) {
     let mut ensemble = Ensemble::single(Options::new().flag("checkpoint_interval_ms", 200));
     let mut client = ensemble.replicas[0].client();
@@ -37,7 +37,7 @@ fn stopped_with_copy() -> (Ensemble, tempfile::TempDir) {
     (ensemble, copy)
 }
 
-/// The files with data below a directory: those of the log and those of the state.
+/// Returns the files with data below a directory: those of the log and those of the state.
 fn data_files(directory: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(directory).expect("list a directory") {
@@ -52,7 +52,7 @@ fn data_files(directory: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Makes the data of `to` that of `from`, file by file.
+/// Replaces the data of `to` by that of `from`, file by file.
 fn copy_files(from: &Path, to: &Path) {
     for file in data_files(to) {
         fs::remove_file(file).expect("remove");
@@ -64,7 +64,7 @@ fn copy_files(from: &Path, to: &Path) {
     }
 }
 
-/// All that was acknowledged, and nothing else.
+/// Checks that all that was acknowledged is there, and nothing else.
 fn check_all(client: &mut Client) {
     let names = client.children("/n", false).expect("list");
     assert_eq!(names.len(), NODES as usize);
@@ -75,7 +75,7 @@ fn check_all(client: &mut Client) {
     client.exists("/mine", false).expect("the ephemeral of a session that has not expired");
 }
 
-/// Starts a replica on a directory that may be damaged. Whether it serves; then it serves right.
+/// Starts a replica on a directory that may be damaged. True if it serves; then it serves right.
 fn start_and_check(ensemble: &mut Ensemble, what: &str) -> bool {
     let replica = &mut ensemble.replicas[0];
     replica.spawn();
@@ -154,7 +154,7 @@ fn half_written_files_are_refused_or_do_no_harm() {
         opened.write_all_at(&end, length - length / 4).expect("write");
         start_and_check(&mut ensemble, &format!("{} with zeros at its end", file.display()));
     }
-    // What a snapshot that did not arrive left behind is nobody's.
+    // What is left of a snapshot that did not arrive belongs to no state.
     copy_files(copy.path(), &directory);
     let rest = directory.join("state.incoming");
     fs::create_dir_all(&rest).expect("create");
@@ -229,7 +229,7 @@ fn a_peer_of_another_cluster_is_refused_and_disturbs_nobody() {
     for replica in &mut theirs.replicas {
         replica.kill();
     }
-    // Their third takes the place of our third: same id, our addresses, its own data.
+    // Their third replica takes the place of our third: same id, our addresses, its own data.
     ours.replicas[2].kill();
     let stranger = theirs.replicas[2].directory().to_owned();
     let place = ours.replicas[2].directory().to_owned();
@@ -260,7 +260,7 @@ fn garbage_between_replicas_disturbs_nobody() {
         let address = ensemble.replicas[round % 3].peer_address();
         let mut stream = TcpStream::connect(address).expect("connect");
         let bytes: Vec<u8> = (0..random.usize(1..500)).map(|_| random.u8(..)).collect();
-        // It may close before it has read everything.
+        // The server may close before it has read everything.
         let _ = stream.write_all(&bytes);
         if bytes.len() >= 64 {
             stream.set_read_timeout(Some(HANG_GUARD)).expect("set a timeout");

@@ -8,14 +8,14 @@ use millrace_tests::coord::{
 };
 use millrace_tests::{HANG_GUARD, heavy, wait_until};
 
-/// Writes nodes `/n/0` and so on through whichever of the servers serves.
+/// Writes nodes `/n/0` and so on through any server that serves.
 fn write_nodes(client: &mut Client, numbers: std::ops::Range<u32>, data: &[u8]) {
     for number in numbers {
         client.make(&format!("/n/{number}"), data).expect("create");
     }
 }
 
-/// A client whose sync has gone through `replica`: it sees all that was written before.
+/// Connects a client whose sync has gone through `replica`, so that it sees all that was written before.
 fn synced(ensemble: &Ensemble, replica: usize) -> Client {
     let mut client = ensemble.replicas[replica].client();
     client.sync().expect("sync");
@@ -196,10 +196,10 @@ fn a_replica_joins_a_running_ensemble() {
     ensemble.replicas[3].wait_ready().expect("the new one serves");
     let mut late = synced(&ensemble, 3);
     assert_eq!(late.children("/n", false).expect("list").len(), 300);
-    // Of four, three must go on; with one of the old ones gone the new one counts.
+    // Of four, three must go on; one of the old ones is gone, so the new one counts.
     ensemble.replicas[0].kill();
     write_until_acknowledged(&ensemble, "/n/0", Some(0));
-    // What joined starts again like any other.
+    // The replica that joined starts again like any other.
     ensemble.replicas[0].start();
     ensemble.replicas[3].kill();
     ensemble.replicas[3].start();
@@ -239,7 +239,7 @@ fn a_paused_leader_serves_nothing_old_behind_a_sync() {
     client.make("/register", b"0").expect("create");
     ensemble.replicas[leader].pause();
     write_until_acknowledged(&ensemble, "/register", Some(leader));
-    // Both stand in its socket when it wakes and still thinks that it leads.
+    // Both requests wait in its socket when it wakes and still takes itself for the leader.
     let read = Request::GetData { path: "/register", watch: false };
     client.send(&Request::Sync { path: "/" }).expect("send");
     client.send(&read).expect("send");

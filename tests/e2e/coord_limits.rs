@@ -12,14 +12,14 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 const MIB: u64 = 1 << 20;
 
-/// Lets this process have as many descriptors as it may, and says how many that is.
+/// Raises the limit of descriptors of this process to what it may have, and returns the limit.
 fn raise_descriptors() -> u64 {
     let maximum = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).expect("raise a limit");
     maximum.unwrap_or(u64::MAX)
 }
 
-/// Whether the server has closed this connection, on which it had nothing to say.
+/// True if the server has closed this connection, on which it had nothing to send.
 fn is_closed(mut stream: &TcpStream) -> bool {
     stream.set_nonblocking(true).expect("set a mode");
     match stream.read(&mut [0; 1]) {
@@ -57,7 +57,10 @@ fn a_client_that_never_reads_its_watches_is_cut_off() {
     deaf.call(&Request::AddWatch { path: "/", mode }).expect("answered").ok().expect("a watch");
     write_all();
     let grown = ensemble.replicas[0].process().memory().resident.saturating_sub(before);
-    assert!(grown < 10 * MIB, "{grown} bytes more for 20 MB of events that nobody read");
+    assert!(
+        grown < 10 * MIB,
+        "{grown} bytes more for 20 MB of events that the client did not read"
+    );
     let session = deaf.session();
     let mut count = 0;
     while let Ok(Some(_)) = deaf.event(HANG_GUARD) {
@@ -79,7 +82,10 @@ fn a_client_that_asks_but_never_reads_is_made_to_wait() {
     }
     std::thread::sleep(Duration::from_millis(300));
     let grown = ensemble.replicas[0].process().memory().resident.saturating_sub(before);
-    assert!(grown < 40 * MIB, "{grown} bytes more for 200 MB of replies that nobody read");
+    assert!(
+        grown < 40 * MIB,
+        "{grown} bytes more for 200 MB of replies that the client did not read"
+    );
     other.get("/large", false).expect("others are served");
     for index in 0..400 {
         let reply = deaf.receive().expect("a reply");
@@ -108,7 +114,7 @@ fn watches_above_the_limit_are_refused_and_the_others_work() {
 #[test]
 fn ten_thousand_connections_beyond_the_limit_change_nothing_for_the_others() {
     let _heavy = heavy();
-    // Some are the test's own, some other tests'.
+    // Some descriptors are the test's own, some other tests'.
     let count = raise_descriptors().saturating_sub(1000).min(10_000) as usize;
     let ensemble = Ensemble::single(Options::new().line("maxCnxns", 50));
     let replica = &ensemble.replicas[0];
@@ -126,7 +132,7 @@ fn ten_thousand_connections_beyond_the_limit_change_nothing_for_the_others() {
         streams.iter().filter(|stream| !is_closed(stream)).count() < 50
     });
     client.set("/a", b"2", -1).expect("still served");
-    // Nor do those within the limit that never say a word stay for ever.
+    // Connections within the limit that never send anything do not stay for ever either.
     wait_until("the silent ones are closed", || streams.iter().all(is_closed));
     drop(streams);
     let mut late = replica.client();
@@ -147,7 +153,7 @@ fn connections_of_one_address_are_limited_as_zookeeper_does() {
     drop(ensemble.replicas[0].client());
 }
 
-/// Writes until the replica takes no more; the count of acknowledged nodes and how it said no.
+/// Writes until the replica takes no more; returns how many nodes were acknowledged, and the refusal.
 fn fill(client: &mut Client) -> (u32, Failure) {
     client.make("/full", b"").expect("create");
     for index in 0..5000 {
@@ -158,7 +164,7 @@ fn fill(client: &mut Client) -> (u32, Failure) {
     panic!("the disk is never full");
 }
 
-/// Everything that was acknowledged is there, and perhaps the one that was not.
+/// Checks that everything that was acknowledged is there, and perhaps the write that was not.
 fn check_filled(ensemble: &Ensemble, acknowledged: u32) {
     let mut client = ensemble.replicas[0].client();
     let names = client.children("/full", false).expect("list");
@@ -225,7 +231,7 @@ fn a_small_log_is_compacted_before_it_is_full() {
     for index in 0..2000_u32 {
         let data = vec![index as u8; 20_000];
         while let Err(failure) = client.set("/a", &data, -1) {
-            // Faster than the disk makes checkpoints: nothing is lost by asking again.
+            // Writes are faster than the disk makes checkpoints, so a repeat loses nothing.
             assert!(failure.is(Error::QuotaExceeded), "{failure:?}");
         }
     }

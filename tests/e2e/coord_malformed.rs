@@ -1,5 +1,5 @@
-//! What no client would send to the coordination service. It costs the sender its connection at most,
-//! and nobody else anything.
+//! Messages that no client would send to the coordination service. They cost the sender its connection
+//! at most, and other clients nothing.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -15,7 +15,7 @@ fn raw(address: SocketAddr) -> TcpStream {
     stream
 }
 
-/// What the server still says until it closes. A reset is an end too.
+/// Returns what the server still sends until it closes. A reset is an end too.
 fn read_to_end(mut stream: &TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
     if let Err(error) = stream.read_to_end(&mut bytes) {
@@ -34,7 +34,7 @@ fn send_record(client: &Client, xid: i32, code: i32, record: &[u8]) {
     stream.write_all(&bytes).expect("send");
 }
 
-/// The record is answered with `expected`, and the connection goes on.
+/// Checks that the record is answered with `expected`, and that the connection goes on.
 #[track_caller]
 fn check_refused(client: &mut Client, code: i32, record: &[u8], expected: Error) {
     send_record(client, 77, code, record);
@@ -59,11 +59,11 @@ fn garbage_ends_the_connection_that_sent_it_and_nothing_else() {
         let length = random.usize(1..300);
         let mut bytes: Vec<u8> = (0..length).map(|_| random.u8(..)).collect();
         if round % 2 == 0 {
-            // A frame that is whole, but nonsense.
+            // The frame is whole, but its content makes no sense.
             bytes.splice(0..0, (length as i32).to_be_bytes());
         }
         let mut stream = raw(replica.address());
-        // It may close before it has read everything.
+        // The server may close before it has read everything.
         let _ = stream.write_all(&bytes);
         let _ = stream.shutdown(Shutdown::Write);
         read_to_end(&stream);
@@ -83,7 +83,7 @@ fn garbage_after_the_handshake_leaves_the_session_alone() {
         let length = random.usize(1..200);
         let mut bytes = (length as i32).to_be_bytes().to_vec();
         bytes.extend((0..length).map(|_| random.u8(..)));
-        // No code of an operation that could be meant, such as the end of the session.
+        // This is not the code of an operation that would succeed, such as the end of the session.
         if let Some(code) = bytes.get_mut(8) {
             *code = 0x70;
         }
@@ -117,7 +117,7 @@ fn a_message_above_jute_maxbuffer_is_not_done_and_the_session_lives() {
     let ensemble = Ensemble::single(Options::new().line("jute.maxbuffer", 4096));
     let replica = &ensemble.replicas[0];
     let mut client = replica.client();
-    // Header, path and its length, data's length, one ACL, flags: what else a create has.
+    // The other fields of a create are: header, path and its length, data's length, one ACL, flags.
     let rest = 8 + 4 + "/fits".len() + 4 + (4 + 4 + 4 + 5 + 4 + 6) + 4;
     client.make("/fits", &vec![1; 4096 - rest]).expect("exactly the limit fits");
     let refused = client.make("/more", &vec![1; 4096 - rest + 1]);
@@ -144,22 +144,22 @@ fn records_that_end_early_or_lie_about_lengths_are_refused_in_place() {
     let bad = Error::MarshallingError;
     check_refused(client, opcode::GET_DATA, b"", bad);
     check_refused(client, opcode::GET_DATA, &[0, 0], bad);
-    // A string that is longer than what is left of the message, or has no length at all.
+    // A string is longer than what is left of the message, or has no length at all.
     check_refused(client, opcode::GET_DATA, &[&1000_i32.to_be_bytes()[..], b"/a"].concat(), bad);
     check_refused(client, opcode::GET_DATA, &(-2_i32).to_be_bytes(), bad);
     check_refused(client, opcode::GET_DATA, &i32::MIN.to_be_bytes(), bad);
     let data_of = |length: i32| [&string(b"/a")[..], &length.to_be_bytes()].concat();
     check_refused(client, opcode::SET_DATA, &data_of(-7), bad);
     check_refused(client, opcode::SET_DATA, &data_of(i32::MAX), bad);
-    // A list with more items than bytes.
+    // A list has more items than bytes.
     let list = [&string(b"/a")[..], &string(b"x"), &i32::MAX.to_be_bytes()].concat();
     check_refused(client, opcode::CREATE, &list, bad);
     let watches = [&0_i64.to_be_bytes()[..], &0x0fff_ffff_i32.to_be_bytes()].concat();
     check_refused(client, opcode::SET_WATCHES, &watches, bad);
-    // A multi without its end.
+    // A multi has no end.
     let open = [&opcode::CHECK.to_be_bytes()[..], &[0], &(-1_i32).to_be_bytes()].concat();
     check_refused(client, opcode::MULTI, &open, bad);
-    // What is no text names no node, as in ZooKeeper, which reads it as if it were.
+    // A path that is not text names no node, as in ZooKeeper, which reads it as if it were.
     let no_text = [&string(b"/\xff\xfe")[..], &[0]].concat();
     check_refused(client, opcode::EXISTS, &no_text, Error::NoNode);
     assert!(client.exists("/a", false).is_err_and(|failure| failure.is(Error::NoNode)));
@@ -190,7 +190,7 @@ fn paths_that_cannot_be_name_no_node() {
     ];
     for path in bad {
         let reply = client.call(&create(path, b"", create_mode::PERSISTENT)).expect("answered");
-        // ZooKeeper looks for the parent first, and some of these have one that cannot be.
+        // ZooKeeper looks for the parent first, and some of these have an impossible parent.
         let refusals = [Error::BadArguments.code(), Error::NoNode.code()];
         assert!(refusals.contains(&reply.header.error), "create {path:?}: {:?}", reply.header);
         let failed = client.set(path, b"", -1);
@@ -237,7 +237,7 @@ fn handshakes_that_make_no_sense_get_no_session() {
         stream.write_all(&bytes).expect("send");
         assert_eq!(read_to_end(&stream), b"", "a handshake of {length} bytes");
     }
-    // Somebody else's session with a wrong password, and one that never was.
+    // One session is another client's with a wrong password, and one never existed.
     let session = good.session();
     let mut wrong = session;
     wrong.password[3] ^= 1;
@@ -247,10 +247,10 @@ fn handshakes_that_make_no_sense_get_no_session() {
         let answer = Client::attach(replica.address(), stolen, HANG_GUARD).map(|_| ());
         assert_eq!(answer, Err(Failure::Expired));
     }
-    // Its connection the owner may lose, as with ZooKeeper, but no more than that.
+    // The owner may lose its connection, as with ZooKeeper, but no more than that.
     let mut good = attach_any(&[replica.address()], session).expect("the session lives");
     good.exists("/mine", false).expect("and has its node");
-    // One that has seen what this server has not.
+    // One client has seen what this server has not.
     let ahead = millrace_tests::coord::Session { zxid: i64::MAX, ..session };
     let answer = Client::attach(replica.address(), ahead, HANG_GUARD).map(|_| ());
     assert!(matches!(answer, Err(Failure::Lost(_))), "{answer:?}");

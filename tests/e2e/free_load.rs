@@ -180,7 +180,7 @@ fn loads_end_with_the_client_that_asked_for_them() {
         wait_until("the connection is closed", || other.counter("connection_count") <= 2);
     }
     node.stop();
-    // One client does not get all the places for loads either, nor does one machine.
+    // Neither one client nor one machine gets all the places for loads.
     let node = NodeOptions::new(scratch.root()).set("load_concurrency", 4).start();
     let load = LoadRequest { path: "sparse".to_owned() };
     let mut hogs = [node.peer(), node.peer()];

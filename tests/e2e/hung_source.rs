@@ -1,4 +1,4 @@
-//! A source that hangs stops what is asked of it, and nothing else.
+//! A source that hangs stops requests for it, and no others.
 
 use std::time::{Duration, Instant};
 
@@ -8,10 +8,10 @@ use millrace_tests::peer::{range, request};
 use millrace_tests::slow_source::{Answers, FILE_LENGTH, SlowSource};
 use millrace_tests::{BLOCK, Node, NodeOptions, Scratch, content, wait_until};
 
-/// Longer than anything here takes, and shorter than a hanging source was waited for.
+/// Longer than anything here takes, and shorter than a node waits for a source that hangs.
 const SOON: Duration = Duration::from_secs(8);
 
-/// A directory with a file, and one below it that can hang; None where that cannot be had.
+/// Makes a directory with a file, and one below it that can hang; None where that cannot be had.
 fn scratch_with_slow_source() -> Option<(Scratch, SlowSource)> {
     let scratch = Scratch::new();
     scratch.file("other", 40 * BLOCK as usize);
@@ -34,7 +34,7 @@ fn names(node: &Node, path: &str) -> Vec<String> {
 fn a_source_that_hangs_stops_no_other_and_keeps_budgets() {
     let Some((scratch, slow)) = scratch_with_slow_source() else { return };
     let node = NodeOptions::new(scratch.root()).set("fill_concurrency", 4).start();
-    // Let go of before the node, whatever happens.
+    // It is dropped before the node, whatever happens.
     let slow = slow;
     let (mut asks, mut polite) = (node.peer(), node.peer());
     let entry = polite.stat("other").expect("stat");
@@ -89,7 +89,7 @@ fn a_source_that_hangs_is_refused_told_once_and_found_again() {
     let reply = peer.ask(Op::Read, &read(0));
     assert_eq!(reply.status(), Status::SourceError, "{}", reply.message());
     assert!(reply.message().contains("source_timeout_ms"), "{}", reply.message());
-    // The block that hangs is refused at once, and so are others, but for a try now and then.
+    // The block that hangs is refused at once, and so are others, except for a try now and then.
     let (mut refused, start) = (0, Instant::now());
     for index in 0..40 {
         let reply = peer.ask_within(Op::Read, &read(index % 20), 200);

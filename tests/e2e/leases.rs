@@ -1,4 +1,4 @@
-//! Clients on the node's machine read its memory in place: the same bytes, under whatever befalls them.
+//! Clients on the node's machine read its memory in place: the same bytes, whatever happens to them.
 
 use std::time::{Duration, Instant};
 
@@ -37,7 +37,7 @@ async fn a_client_on_the_machine_reads_in_place_by_itself() {
     scratch.file("file", 5 * BLOCK_SIZE + 777);
     for shards in [1, 2] {
         let node = options(&scratch, shards).start();
-        // Over the TCP address: that there is a nearer way is for the client to find out.
+        // The client connects by TCP, and finds out by itself that there is a nearer way.
         let client = node.client_with(config()).await;
         let file = warm(&client, "file").await;
         assert_eq!(node.counter("lease_count"), 6);
@@ -122,17 +122,17 @@ fn leases_run_out_and_begin_anew() {
     std::thread::sleep(Duration::from_millis(250));
     assert!(!lease.holds() && !lease.copy(0, &mut target));
     assert!(!client.read_leased(&file, 0, &mut target), "it is not for a client to trust it on");
-    // Read as ever, and leased again.
+    // It is read as ever, and leased again.
     content::check("file", 0, &client.read(&file, 0, 4 * BLOCK).expect("read"));
     assert!(client.read_leased(&file, 0, &mut target));
-    // Prolonged before it ends, a handle goes on.
+    // A handle that is prolonged before it ends goes on.
     let lease = client.lease(&file, 0, 1).expect("lease").remove(0).expect("a lease");
     let start = Instant::now();
     while start.elapsed() < Duration::from_millis(600) {
         assert!(client.lease(&file, 0, 1).expect("lease")[0].is_some());
         std::thread::sleep(Duration::from_millis(10));
     }
-    // Unless this machine slept, which it may.
+    // This holds unless the machine slept, which it may.
     let gap = Duration::from_millis(100);
     if start.elapsed() < Duration::from_millis(600) + gap {
         assert!(lease.holds());
@@ -160,7 +160,7 @@ fn what_is_leased_is_bounded_and_ends_with_its_client() {
         .start();
     let client = blocking::Client::connect(node.address().to_string(), config()).expect("connect");
     let file = client.stat("file").expect("stat");
-    // Twice as much as the whole memory: what cannot be leased is read over the socket.
+    // The file is twice the whole memory: what cannot be leased is read over the socket.
     content::check("file", 0, &client.read(&file, 0, u64::MAX).expect("read"));
     content::check("file", 0, &client.read(&file, 0, u64::MAX).expect("read"));
     let (leased, capacity) = (node.counter("leased_bytes"), node.counter("capacity_bytes"));
@@ -170,7 +170,7 @@ fn what_is_leased_is_bounded_and_ends_with_its_client() {
     let other = ClientConfig { local: false, ..config() };
     let other = blocking::Client::connect(node.address().to_string(), other).expect("connect");
     content::check("file", 0, &other.read(&file, 0, u64::MAX).expect("read"));
-    // Leases of ten minutes, and no word of the client: its end is enough.
+    // Leases last ten minutes, and the client sends no release: its end is enough.
     drop(client);
     wait_for(&node, "leased_bytes", 0);
     node.stop();
@@ -189,7 +189,7 @@ fn a_client_keeps_to_its_own_bound_and_gives_back() {
         assert!(client.lease(&file, block * BLOCK, 1).expect("lease")[0].is_some());
     }
     assert!(!first.holds(), "it was given back for the later ones");
-    // The last word may still be on its way.
+    // The last release may still be on its way.
     let start = Instant::now();
     while node.counter("leased_bytes") > 4 * BLOCK {
         assert!(start.elapsed() < HANG_GUARD);
@@ -198,8 +198,8 @@ fn a_client_keeps_to_its_own_bound_and_gives_back() {
     node.stop();
 }
 
-/// Reads in place as fast as it can while the memory is turned over many times: bytes of another
-/// block under a lease that is said to hold would show.
+/// Reads in place as fast as it can while the memory is turned over many times: bytes of another block
+/// under a lease that holds would show.
 #[test]
 fn bytes_in_place_are_right_while_everything_around_them_is_evicted() {
     let scratch = Scratch::new();
@@ -234,7 +234,8 @@ fn bytes_in_place_are_right_while_everything_around_them_is_evicted() {
                     let leases = client.lease(&file, block * BLOCK, 1).expect("lease");
                     let Some(Some(lease)) = leases.first() else { continue };
                     let mut target = vec![0; BLOCK_SIZE];
-                    // Until it ends, by its time or for another one: each copy is right or refused.
+                    // The lease ends by its time or for another one; until then each copy is right or
+                    // refused.
                     while Instant::now() < end {
                         if !lease.copy(0, &mut target) {
                             ended += 1;
@@ -281,8 +282,8 @@ async fn a_node_that_is_killed_takes_its_leases_with_it() {
     node.stop();
 }
 
-/// A bit of the node's memory goes bad between the fill and the lease. A client that reads without verifying
-/// has the block leased, and gets what is there; no other client does, whichever way it reads.
+/// Damages a bit of the node's memory between the fill and the lease. A client that reads without
+/// verifying has the block leased, and gets what is there; no other client does, whichever way it reads.
 #[tokio::test]
 async fn a_block_that_is_not_verified_is_not_read_in_place() {
     let scratch = Scratch::new();
@@ -307,7 +308,7 @@ async fn a_block_that_is_not_verified_is_not_read_in_place() {
     assert!(lease.is_none(), "it is not what was cached");
     let read = client.read(&file, 0, u64::MAX).await;
     assert!(!read.is_ok_and(|bytes| bytes != whole), "wrong bytes were handed out");
-    // The other one is good, which is seen when it is leased for a client that verifies.
+    // The other block is good, which is seen when it is leased for a client that verifies.
     assert!(client.lease(&file, BLOCK, 1).await.expect("lease").remove(0).is_some());
     assert!(client.read_leased(&file, BLOCK, &mut target[..BLOCK_SIZE]));
     assert_eq!(target[..BLOCK_SIZE], whole.split_off(BLOCK_SIZE));
@@ -338,7 +339,7 @@ async fn a_new_version_is_never_read_from_a_lease_of_the_old_one() {
     node.stop();
 }
 
-/// The file changes, and its new version is leased: the old one is still being read where it lies.
+/// Changes the file and leases its new version while the old one is still being read where it lies.
 #[test]
 fn a_lease_outlives_its_version_whose_next_one_is_leased_too() {
     let scratch = Scratch::new();
@@ -366,7 +367,7 @@ fn a_lease_outlives_its_version_whose_next_one_is_leased_too() {
             }
         }
     }
-    // Of a machine that is not too slow for it.
+    // A slow machine may make no copy under a lease.
     println!("{held} copies of 6 under a lease that held");
     assert!(node.counter("evicted_count") > 100);
     node.stop();
@@ -400,7 +401,7 @@ async fn clients_on_the_machine_of_a_cluster_lease_from_every_node_and_outlive_e
         assert!(client.read_leased(file, BLOCK, &mut block), "{}", &file.path);
         content::check(&file.path, BLOCK, &block);
     }
-    // Whoever leases from a node that dies reads on from another one, and leases there.
+    // A client with leases from a node that dies reads on from another one, and leases there.
     cluster.members[1].kill();
     for file in &files {
         let read = client.read(file, 0, u64::MAX).await.expect("read");
@@ -413,8 +414,8 @@ async fn clients_on_the_machine_of_a_cluster_lease_from_every_node_and_outlive_e
         assert!(client.read_leased(file, BLOCK, &mut block), "{}", &file.path);
         content::check(&file.path, BLOCK, &block);
     }
-    // It comes back with another memory: what was leased of the old one is not read. What others lease
-    // stays where it is for as long as it is used.
+    // It comes back with another memory, and old leases are not read there. What other nodes lease stays
+    // where it is for as long as it is used.
     cluster.members[1].start();
     cluster.wait_settled();
     wait_until("the ring follows", || client.cluster().is_some_and(|it| it.members.len() == 3));

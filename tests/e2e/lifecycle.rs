@@ -10,7 +10,7 @@ use millrace_tests::{BLOCK, HANG_GUARD, Node, NodeOptions, Peer, Scratch, conten
 
 const MIB: usize = 1 << 20;
 
-fn ask_for_blocks(peer: &mut Peer, entry: &millrace_client::Entry, count: u64) {
+fn ask_for_blocks(peer: &mut Peer, entry: &millrace_proto::message::Entry, count: u64) {
     let frames: Vec<u8> = (0..count)
         .flat_map(|index| {
             let range = range(entry, index * MIB as u64, MIB as u32);
@@ -35,7 +35,7 @@ fn a_node_told_to_stop_delivers_the_replies_in_flight() {
             assert_eq!(other.ask(Op::Load, &load).status(), Status::Ok);
         }
         ask_for_blocks(&mut peer, &entry, 16);
-        // The node has taken them all; most are not sent, since nobody reads.
+        // The node has taken them all; most are not sent, because the client does not read.
         wait_until("all are in flight", || {
             other.counter("hit_count") + other.counter("miss_count") == 16
         });
@@ -64,7 +64,7 @@ fn a_client_that_never_reads_does_not_keep_a_node_from_stopping() {
     ask_for_blocks(&mut peer, &entry, 16);
     wait_until("all are in flight", || node.counter("miss_count") == 16);
     node.terminate();
-    // What status it ends with is told by the command's own tests; that it ends is what counts.
+    // The command's own tests check the status that it ends with; here it counts that it ends.
     node.wait();
 }
 
@@ -82,7 +82,7 @@ fn a_stopping_node_takes_no_connection_and_leaves_no_request_in_doubt() {
     wait_until("all are in flight", || node.counter("miss_count") == 16);
     node.terminate();
     assert_eq!(idle.read_to_end(), b"", "an idle connection is closed at once");
-    // Whatever is asked now is refused, by a reply or by the end of the connection.
+    // Every request is refused now, by a reply or by the end of the connection.
     let id = peer.send_empty(Op::Ping);
     let mut answered = 0;
     while let Ok(reply) = peer.try_receive() {
@@ -109,7 +109,7 @@ async fn a_client_finds_a_node_again_that_was_killed_and_started_anew() {
         content::check("a", 0, &read);
         let reader = client.clone();
         let path = file.clone();
-        // In the middle of reads that never end.
+        // The node is killed in the middle of reads that never end.
         let reading = tokio::spawn(async move {
             for offset in 0..2000 {
                 let offset = offset * 479 % 990_000;
@@ -142,7 +142,7 @@ async fn a_node_that_stays_away_is_an_error_before_the_deadline_is_long_gone() {
     let file = client.stat("a").await.expect("stat");
     node.kill();
     let start = Instant::now();
-    let error = client.read(&file, 0, 10).await.expect_err("nobody is there");
+    let error = client.read(&file, 0, 10).await.expect_err("no node is there");
     assert!(start.elapsed() < HANG_GUARD);
     assert!(!error.to_string().is_empty());
 }

@@ -118,7 +118,7 @@ async fn a_client_waits_for_its_turn_at_a_full_node() {
     node.stop();
 }
 
-/// A source that has one reader and a queue of one.
+/// Returns the options of a node whose source has one reader and a queue of one.
 fn narrow(scratch: &Scratch) -> NodeOptions {
     NodeOptions::new(scratch.root()).set("fill_concurrency", 1).set("fill_queue_max", 1)
 }
@@ -215,7 +215,7 @@ fn a_budget_that_runs_out_is_answered_so_and_nothing_is_read_for_it() {
     node.stop();
 }
 
-/// Writes many requests while replies are read slowly: the node takes them as it can.
+/// Writes many requests and reads replies slowly: the node takes the requests as it can.
 fn pipelined(options: NodeOptions, scratch: &Scratch, request_count: u64) {
     scratch.file("a", 40 * BLOCK_SIZE);
     let node = options.start();

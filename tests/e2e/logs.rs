@@ -1,5 +1,5 @@
-//! A log that cannot be written, or is not read, is no reason to end or to wait. Nor is stdout, for what
-//! serves; a tool whose reader goes away ends without a word.
+//! A log that cannot be written, or is not read, does not end or block a process. Neither does the
+//! stdout of a process that serves; a tool whose reader goes away ends without a message.
 
 use std::fs::File;
 use std::io::Read;
@@ -10,7 +10,7 @@ use millrace_tests::process::{Process, program, unread_log};
 use millrace_tests::{HANG_GUARD, NodeOptions, Scratch, content};
 use rustix::process::Signal;
 
-/// Places where no line can be written, each with what has to be held for it to stay so.
+/// Returns places where no line can be written, each with what has to be held for it to stay so.
 fn dead_logs() -> Vec<(&'static str, Stdio, Option<File>)> {
     let full = File::options().write(true).open("/dev/full").expect("open /dev/full");
     let (gone, writer) = rustix::pipe::pipe().expect("a pipe");
@@ -37,7 +37,7 @@ fn a_node_serves_on_though_its_log_cannot_be_written() {
             content::check("a", 70_000, &read);
         }
         drop(peer);
-        // Its end is told in the log, too: nothing waits for that.
+        // Its end is logged, too: nothing waits for that.
         node.stop();
     }
 }
@@ -79,7 +79,7 @@ fn a_whole_cluster_serves_on_though_nobody_reads_its_stdout() {
     let directory = tempfile::tempdir().expect("a directory");
     let mut command = Command::new(program().expect("a binary"));
     command.args(["cluster", "up", "--nodes", "1", "--replicas", "1", "--memory", "16MiB"]);
-    // Below those that the system chooses from.
+    // The ports are below those that the system chooses from.
     command.args(["--port", &fastrand::u16(12_000..30_000).to_string()]);
     command.args(["--node-flag=--block-size=64KiB", "--source"]).arg(scratch.root());
     command.arg("--dir").arg(directory.path());
@@ -99,7 +99,7 @@ fn a_whole_cluster_serves_on_though_nobody_reads_its_stdout() {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    // It would end when it tells where everything is, which is now.
+    // It would end when it prints where everything is, which is now.
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(cluster.try_wait().expect("ask for it"), None, "it ended");
     let pid = rustix::process::Pid::from_child(&cluster);
@@ -110,7 +110,7 @@ fn a_whole_cluster_serves_on_though_nobody_reads_its_stdout() {
     assert!(errors.contains("stdout cannot be written"), "{errors}");
 }
 
-/// What a tool says whose stdout is this.
+/// Returns the output of a tool with this stdout.
 fn tool(arguments: &[&str], stdout: Stdio) -> Output {
     let mut command = Command::new(program().expect("a binary"));
     command.args(arguments).stdin(Stdio::null()).stdout(stdout).stderr(Stdio::piped());
@@ -132,7 +132,7 @@ fn a_tool_whose_reader_goes_away_ends_without_a_word() {
         assert!(output.status.success(), "{arguments:?}: {} {errors}", output.status);
         assert_eq!(errors, "", "{arguments:?}");
     }
-    // A disk that is full is another matter.
+    // A full disk is different.
     let full = File::options().write(true).open("/dev/full").expect("open /dev/full");
     let output = tool(&cat, full.into());
     let errors = String::from_utf8_lossy(&output.stderr);

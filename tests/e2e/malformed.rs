@@ -1,4 +1,4 @@
-//! Bytes that no good client sends. Whatever comes, others are served and the node lives.
+//! Bytes that no good client sends. The node survives all of them and serves other clients.
 
 use std::net::Shutdown;
 
@@ -28,7 +28,7 @@ impl Story {
         Story { _scratch: scratch, node, peer }
     }
 
-    /// The bad frame was answered with `status`, and the connection goes on.
+    /// Checks that the bad frame was answered with `status`, and that the connection goes on.
     fn answered(&mut self, status: Status) -> Reply {
         let reply = self.peer.receive();
         assert_eq!(reply.status(), status, "{}", reply.message());
@@ -36,7 +36,7 @@ impl Story {
         reply
     }
 
-    /// The bad frame was answered with `status`, then the connection closed.
+    /// Checks that the bad frame was answered with `status`, and that the connection was then closed.
     fn refused(&mut self, status: Status) -> Reply {
         let reply = self.peer.receive();
         assert_eq!(reply.status(), status, "{}", reply.message());
@@ -45,7 +45,7 @@ impl Story {
         reply
     }
 
-    /// Others are served, and the node ends well.
+    /// Checks that other clients are served, and that the node ends well.
     fn survives(mut self) {
         is_served(&mut self.node.peer());
         assert!(self.node.is_running());
@@ -156,7 +156,7 @@ fn a_damaged_body_is_answered_and_the_connection_goes_on() {
     story.peer.send_raw(&bytes);
     let reply = story.answered(Status::BadChecksum);
     assert_eq!(reply.header.request_id, 80);
-    // A checksum where there is no body is no better.
+    // A checksum without a body is not better.
     let bad = Header { body_checksum: 5, ..header(Op::Ping, 81, b"") };
     story.peer.send_raw(&raw_frame(bad, b""));
     story.answered(Status::BadChecksum);
@@ -200,7 +200,7 @@ fn a_later_version_is_answered_and_the_connection_goes_on() {
 fn a_body_that_is_no_message_is_answered_and_the_connection_goes_on() {
     let mut story = Story::new();
     let ops = [Op::Hello, Op::Stat, Op::List, Op::Read, Op::ReadMany, Op::Load, Op::Free];
-    // Too short; and texts and lists that lead out of the body.
+    // Bodies are too short, or their texts and lists lead out of them.
     let bodies: [&[u8]; 4] = [b"", b"abc", &[0x89, 0, 0, 0, 0, 0, 0, 0x80], &[0x80; 60]];
     for op in ops {
         for body in bodies {
@@ -230,7 +230,7 @@ fn many(ranges: Vec<Range>, id: u64) -> Vec<u8> {
     request(Op::ReadMany, id, &ReadManyRequest { ranges })
 }
 
-/// A batch that is refused as a whole is answered once.
+/// Checks that a batch that is refused as a whole is answered once.
 fn batch_is_refused(story: &mut Story, ranges: Vec<Range>) {
     story.peer.send_raw(&many(ranges, 87));
     let reply = story.peer.receive();
@@ -316,7 +316,7 @@ fn a_batch_with_more_ranges_than_requests_in_flight_is_answered_whole() {
     story.survives();
 }
 
-/// A valid frame of any kind, damaged or not, with its checksums mended or not.
+/// Returns a valid frame of any kind, damaged or not, with its checksums mended or not.
 fn mutated(random: &mut fastrand::Rng, entry: &Entry) -> Vec<u8> {
     let path = ["a", "", "../a", "missing", "a/b"][random.usize(..5)].to_owned();
     let mut bytes = match random.u8(..7) {

@@ -20,7 +20,7 @@ fn figures(node: &Node) -> Families {
     open_metrics::read(&page.body).unwrap_or_else(|why| panic!("{why}\n{}", page.body))
 }
 
-/// The sum of a family's samples of this name.
+/// Returns the sum of a family's samples of this name.
 fn sum(families: &Families, family: &str, name: &str) -> f64 {
     let samples = families[family].samples.iter().filter(|(it, ..)| it == name);
     samples.map(|(_, _, value)| value).sum()
@@ -38,8 +38,8 @@ fn figures_are_strict_open_metrics_and_count_what_happens() {
             peer.read(&entry, block * u64::from(BLOCK), 100).expect("read");
         }
     }
-    // Gauges of a shard are told when it next has nothing to do.
-    wait_until("the blocks are told", || {
+    // A shard reports its gauges when it next has nothing to do.
+    wait_until("the blocks are reported", || {
         sum(&figures(&node), "millrace_blocks", "millrace_blocks") == 4.0
     });
     let families = figures(&node);
@@ -47,7 +47,9 @@ fn figures_are_strict_open_metrics_and_count_what_happens() {
     assert_eq!(sum(&families, "millrace_hit_bytes", "millrace_hit_bytes_total"), 400.0);
     assert_eq!(families["millrace_hit_bytes"].unit, "bytes");
     assert_eq!(families["millrace_cpu_seconds"].unit, "seconds");
-    for family in ["millrace_fill_duration_seconds", "millrace_source_duration_seconds"] {
+    // Four reads found their blocks, and four had to wait for them.
+    for stem in ["hit", "fill", "source"] {
+        let family = &format!("millrace_{stem}_duration_seconds");
         assert_eq!(sum(&families, family, &format!("{family}_count")), 4.0, "{family}");
     }
     assert_eq!(sum(&families, "millrace_fills_under_way", "millrace_fills_under_way"), 0.0);
@@ -147,7 +149,7 @@ fn requests_to_the_pages_are_bounded_and_change_nothing() {
     assert_eq!(send(pages, b"no request\r\n\r\n").status, 400);
     let long = format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(64 << 10));
     assert_eq!(send(pages, long.as_bytes()).status, 431);
-    // Connections that say nothing take all places; clients are served all the same.
+    // Idle connections take all places; clients are still served.
     let idle: Vec<TcpStream> =
         (0..64).map(|_| TcpStream::connect(pages).expect("connect")).collect();
     wait_until("further ones are closed", || get(pages, "/livez", "").status == 0);

@@ -8,7 +8,7 @@ use millrace_proto::message::StatRequest;
 use millrace_tests::{Node, NodeOptions, Scratch, content, wait_until};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
-/// A node over a directory beside which lies a secret.
+/// Starts a node over a directory that has a secret beside it.
 fn served(scratch: &Scratch) -> Node {
     scratch.file("secret", 100);
     scratch.file("root/a", 100_000);
@@ -185,7 +185,7 @@ async fn a_source_that_goes_away_fails_clearly_and_is_served_again_when_it_is_ba
     std::fs::rename(scratch.at("away"), scratch.at("root")).expect("move the source back");
     let file = client.stat("a").await.expect("stat");
     content::check("root/a", 0, &client.read(&file, 0, u64::MAX).await.expect("read"));
-    // Removed for good, then made anew with another file in it.
+    // The directory is removed for good, then made again with another file in it.
     std::fs::remove_dir_all(scratch.at("root")).expect("remove");
     gone(client.stat("a").await.expect_err("the source is gone"));
     scratch.file("root/new", 5000);
@@ -195,7 +195,7 @@ async fn a_source_that_goes_away_fails_clearly_and_is_served_again_when_it_is_ba
     drop_without_error_check(node);
 }
 
-/// A source that went away is an error in the log, and should be.
+/// Stops a node whose log has the error of a source that went away.
 fn drop_without_error_check(mut node: Node) {
     node.terminate();
     assert!(node.wait().success());

@@ -10,7 +10,8 @@ use millrace_tests::{HANG_GUARD, NodeOptions, Scratch, content, heavy};
 
 const MIB: u64 = 1 << 20;
 const MEMORY: u64 = 64 * MIB;
-/// Above the memory for blocks: code, stacks, buffers of connections, tables. Given by the promise.
+/// Memory above the memory for blocks: code, stacks, buffers of connections, tables. The documents
+/// promise it.
 const MEMORY_SPARE: u64 = 64 * MIB;
 const SMALL_COUNT: usize = 10_000;
 const CLIENT_COUNT: usize = 1000;
@@ -35,7 +36,7 @@ fn data_set(scratch: &Scratch) {
     assert!(total >= 4 * MEMORY, "{total} bytes are less than four times the memory");
 }
 
-/// Watches the resident memory of a process until it is stopped; returns the most there was.
+/// Watches the resident memory of a process until it is stopped; returns the largest value.
 fn watch(process: u32, stop: Arc<AtomicBool>) -> std::thread::JoinHandle<u64> {
     std::thread::spawn(move || {
         let mut most = 0;
@@ -47,7 +48,7 @@ fn watch(process: u32, stop: Arc<AtomicBool>) -> std::thread::JoinHandle<u64> {
     })
 }
 
-/// One client's share: its small files whole, its stretch of a large file, and some at random.
+/// Reads one client's share: its small files whole, its stretch of a large file, and some at random.
 async fn share(client: Client, index: usize, byte_count: Arc<AtomicU64>) {
     let mut random = fastrand::Rng::with_seed(index as u64);
     let own = SMALL_COUNT / CLIENT_COUNT;

@@ -1,12 +1,16 @@
 //! What is read is what lies in the source, whichever way it is asked for.
 
+use std::io::SeekFrom;
+
 use bytes::BytesMut;
-use millrace_client::{Client, ClientConfig, File, Kind, blocking};
+use futures_util::StreamExt;
+use millrace_client::{Client, ClientConfig, Error, File, Kind, blocking};
 use millrace_tests::{BLOCK, HANG_GUARD, Node, NodeOptions, Scratch, content};
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
 const BLOCK_SIZE: usize = BLOCK as usize;
 
-/// Files of every length that is near a border, deep and oddly named.
+/// Makes files of every length that is near a border, deep and oddly named.
 fn tree() -> (Scratch, Vec<(String, usize)>) {
     let lengths = [
         0,
@@ -47,7 +51,8 @@ fn options(scratch: &Scratch, shards: usize) -> NodeOptions {
     NodeOptions::new(scratch.root()).set("shards", shards)
 }
 
-/// Ranges of a file: its borders, those of its blocks and pages, and random ones past the end, too.
+/// Returns ranges of a file: its borders, those of its blocks and pages, and random ones past the end,
+/// too.
 fn ranges(length: usize, random: &mut fastrand::Rng) -> Vec<(u64, u64)> {
     let length = length as u64;
     let mut ranges =
@@ -120,7 +125,7 @@ async fn every_byte_of_a_tree_is_right_when_it_is_sent_by_reference() {
     check_every_byte(&client, 2, &files).await;
     assert!(node.counter("referred_bytes") > 1 << 20);
     node.stop();
-    // By itself it does so to other machines alone.
+    // By default the node does so only to other machines.
     let node = options(&scratch, 2).start();
     check_every_byte(&node.client().await, 2, &files).await;
     assert_eq!(node.counter("referred_bytes"), 0);
@@ -191,6 +196,44 @@ async fn reading_into_a_buffer_keeps_what_was_in_it() {
             content::check(path, 1, &buffer[6..]);
         }
     }
+    node.stop();
+}
+
+#[tokio::test]
+async fn a_reader_and_its_stream_have_every_byte_of_a_tree() {
+    let (scratch, files) = tree();
+    let node = options(&scratch, 2).start();
+    let client = node.client().await;
+    for (file, (path, length)) in stat_all(&client, &files).await.iter().zip(&files) {
+        let mut reader = client.reader(file).with_read_ahead(2 * u64::from(BLOCK));
+        let mut read = Vec::new();
+        reader.read_to_end(&mut read).await.expect("read to the end");
+        assert_eq!(read.len(), *length, "{path}");
+        content::check(path, 0, &read);
+        reader.seek(SeekFrom::Start(1)).await.expect("seek");
+        let pieces: Vec<_> = reader.into_stream().map(|it| it.expect("a piece")).collect().await;
+        assert!(pieces.concat() == read[1.min(*length)..], "{path}");
+    }
+    node.stop();
+}
+
+#[tokio::test]
+async fn a_reader_says_that_its_file_was_replaced() {
+    let scratch = Scratch::new();
+    scratch.file("file", 5 * BLOCK_SIZE);
+    let node = options(&scratch, 1).start();
+    let client = node.client().await;
+    let file = client.stat("file").await.expect("stat");
+    let mut reader = client.reader(&file).with_read_ahead(0);
+    reader.read_u8().await.expect("a byte of the first block");
+    let path = scratch.root().join("file");
+    std::fs::write(path.with_extension("new"), vec![7; 5 * BLOCK_SIZE]).expect("write");
+    std::fs::rename(path.with_extension("new"), path).expect("rename");
+    let mut read = Vec::new();
+    let error = reader.read_to_end(&mut read).await.expect_err("it was replaced");
+    let error = error.get_ref().and_then(|it| it.downcast_ref()).expect("the client's own error");
+    assert!(matches!(error, Error::Stale { .. }), "{error}");
+    content::check("file", 1, &read);
     node.stop();
 }
 

@@ -1,4 +1,5 @@
-//! Clients that stop reading, trickle, or die. They hurt themselves, in bounded ways, and nobody else.
+//! Clients that stop reading, trickle, or die. They hurt themselves, in bounded ways, and no other
+//! client.
 
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
@@ -22,7 +23,7 @@ fn ask_for_blocks(peer: &mut Peer, entry: &Entry, count: u64) {
     peer.send_raw(&bytes);
 }
 
-/// The replies to `ask_for_blocks`, in whatever order, each judged.
+/// Takes the replies to `ask_for_blocks`, in any order, and checks each.
 fn take_blocks(peer: &mut Peer, entry: &Entry, count: u64) {
     let block = u64::from(peer.block_size);
     let block_count = entry.length / block;
@@ -70,7 +71,7 @@ fn a_client_that_stops_reading_pins_little_and_is_cut_off() {
     let entry = rude.stat("pinned").expect("stat");
     ask_for_blocks(&mut rude, &entry, 500);
     let mut other = node.peer().with_block_size(MIB as u32);
-    // More than all memory: blocks that nobody holds make room.
+    // This is more than all memory: blocks that nothing holds make room.
     scan(&mut other, "other");
     let grown = node.memory().resident.saturating_sub(before.resident);
     assert!(grown < 64 * MIB as u64, "{grown} bytes more than at the start");
@@ -94,7 +95,8 @@ fn a_client_that_asks_on_but_never_reads_is_cut_off_too() {
     let mut other = node.peer();
     let start = Instant::now();
     while other.counter("connection_count") > 1 {
-        // What trickles in is no sign that replies are taken. It fails once the node has hung up.
+        // Requests that trickle in do not show that replies are taken. The write fails once the node has
+        // hung up.
         let _ = rude.stream.write_all(&empty_request(Op::Ping, 5));
         std::thread::sleep(Duration::from_millis(100));
         assert!(start.elapsed() < Duration::from_secs(15), "the rude client is never cut off");
@@ -125,7 +127,8 @@ fn a_slow_client_that_reads_steadily_is_not_cut_off() {
     node.stop();
 }
 
-/// What is sent by reference stays pinned until the client has it, though for the node it is sent.
+/// Shows that what is sent by reference stays pinned until the client has it, although the node has sent
+/// it.
 #[test]
 fn a_client_that_leaves_replies_in_the_kernel_is_cut_off_if_they_pin_memory() {
     let scratch = Scratch::new();
@@ -146,12 +149,12 @@ fn a_client_that_leaves_replies_in_the_kernel_is_cut_off_if_they_pin_memory() {
 #[test]
 fn a_slow_reader_gets_right_bytes_though_all_around_is_evicted() {
     let scratch = Scratch::new();
-    // Less than the share of replies, on each shard also if all blocks are there: the slow reader is
-    // within the rules, and is not closed for the room that the other client lacks.
+    // This is less than the share of replies, on each shard also if all blocks are there. The slow
+    // reader keeps within the rules, and is not closed for the room that the other client lacks.
     scratch.file("held", 6 * MIB);
     scratch.file("churn", 160 * MIB);
-    // Loopback copies what is sent by reference as it leaves: that late reads by a network card are
-    // waited for is shown by the tests of the ring alone.
+    // Loopback copies what is sent by reference as it leaves. Only the tests of the ring show that the
+    // node waits for late reads by a network card.
     for (shards, zero_copy) in [(1, "never"), (2, "never"), (1, "always"), (2, "always")] {
         let options = large_node(&scratch).set("shards", shards).set("zero_copy", zero_copy);
         let options = options.set("memory", "64MiB").set("send_timeout_ms", 120_000);
@@ -162,7 +165,7 @@ fn a_slow_reader_gets_right_bytes_though_all_around_is_evicted() {
         let mut other = node.peer().with_block_size(MIB as u32);
         wait_until("the blocks are there", || other.counter("fill_count") >= 6);
         scan(&mut other, "churn");
-        // Freed by name as well: what is being sent stays whole.
+        // They are also freed by name: what is being sent stays whole.
         assert_eq!(
             node.administrator().ask(Op::Free, &StatRequest { path: "held".to_owned() }).status(),
             Status::Ok
@@ -189,8 +192,8 @@ fn a_client_that_dies_in_the_middle_leaves_nothing_behind() {
             let mut peer = node.peer().with_block_size(MIB as u32);
             ask_for_blocks(&mut peer, &entry, 20);
             if round % 2 == 0 {
-                // In the middle of a reply. While those before it still hold the memory, the replies
-                // may be Busy ones, which are short.
+                // The client stops in the middle of a reply. While the replies before it still hold the
+                // memory, this one may be a `Busy`, which is short.
                 let mut some = vec![0; 100_000];
                 assert!(peer.stream.read(&mut some).expect("some bytes") > 0, "an answer");
             }
@@ -227,7 +230,7 @@ fn a_client_that_shuts_its_sending_side_still_gets_its_replies() {
     let node = Node::serve(scratch.root());
     let mut peer = node.peer();
     let entry = peer.stat("a").expect("stat");
-    // More than may be in flight at once, and cold.
+    // These are cold, and more than may be in flight at once.
     ask_for_blocks(&mut peer, &entry, 600);
     peer.stream.shutdown(std::net::Shutdown::Write).expect("shut the sending side");
     take_blocks(&mut peer, &entry, 600);

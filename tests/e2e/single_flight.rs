@@ -1,4 +1,4 @@
-//! However many ask for a block at once, the source is read once.
+//! However many clients ask for a block at once, the source is read once.
 
 use millrace_proto::Op;
 use millrace_tests::peer::{range, request};

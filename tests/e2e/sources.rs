@@ -12,12 +12,12 @@ use millrace_tests::{BLOCK, Node, NodeOptions, content};
 /// Length of the files of these tests: four blocks.
 const LENGTH: usize = 4 * BLOCK as usize;
 
-/// What is to be had, or None, said aloud.
+/// Returns what could be made, or prints why it could not and returns None.
 fn or_skip<T>(made: Result<T, Missing>) -> Option<T> {
     made.inspect_err(|why| println!("skipped: {why}")).ok()
 }
 
-/// The version of the content that a file reads as, whole.
+/// Reads a whole file and returns the version of its content.
 async fn read_whole(client: &Client, file: &File) -> Option<u32> {
     let bytes = client.read(file, 0, u64::MAX).await.expect("read a file that stays as it is");
     assert_eq!(bytes.len(), LENGTH);
@@ -58,7 +58,7 @@ async fn a_quick_rewrite_is_noticed(root: &Path) {
     node.stop();
 }
 
-/// The version of `file` as a node that is started for it tells.
+/// Returns the version that a node, started for this, reports of `file`.
 async fn version_told(root: &Path, options: &str) -> (u64, Vec<u8>) {
     let node = NodeOptions::new(root).set("mount_options", options).start();
     let client = node.client().await;
@@ -68,7 +68,7 @@ async fn version_told(root: &Path, options: &str) -> (u64, Vec<u8>) {
     (file.version, bytes.to_vec())
 }
 
-/// A disk: quick changes are noticed, and a version stays the same over restarts and mounts.
+/// Checks a disk: quick changes are noticed, and a version stays the same over restarts and mounts.
 async fn is_good(disk: Result<Disk, Missing>) {
     let Some(mut disk) = or_skip(disk) else { return };
     a_quick_rewrite_is_noticed(disk.path()).await;
@@ -105,7 +105,7 @@ async fn a_file_that_settles_keeps_no_other_from_being_read() {
         let other = node.client().await;
         async move { read_whole(&other, &young).await }
     });
-    // By now the node has been asked for it.
+    // By now the node has received the request.
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(read_whole(&client, &old).await, Some(1));
     assert!(!settles.is_finished(), "it was left to settle, and others were read meanwhile");
@@ -127,7 +127,7 @@ async fn on_btrfs() {
 async fn on_vfat_whose_times_are_even_seconds() {
     let disk = Disk::make("vfat", 32 << 20, &["mkfs.vfat"]);
     let Some(disk) = or_skip(disk) else { return };
-    // Numbers of inodes are made up anew at each mount: versions do not stay.
+    // Numbers of inodes are made up again at each mount, so versions do not stay.
     a_quick_rewrite_is_noticed(disk.path()).await;
 }
 
@@ -141,7 +141,7 @@ async fn on_tmpfs() {
     assert_eq!(version_told(point.path(), "").await, before, "after a restart");
 }
 
-/// An overlay of two directories.
+/// Mounts an overlay of two directories.
 fn overlay(directory: &Path) -> Result<MountPoint, Missing> {
     let at = |name: &str| {
         let path = directory.join(name);
@@ -195,7 +195,8 @@ fn image(kind: &str, directory: &Path, version: u32) -> Result<String, Missing> 
     Ok(image.to_owned())
 }
 
-/// Two images that look the same but for the bytes of a file, one mounted after the other at one path.
+/// Checks two images that look the same but for the bytes of a file, one mounted after the other at one
+/// path.
 async fn images_are_told_apart(kind: &str) {
     let directory = scratch();
     let (first, second) = (image(kind, directory.path(), 1), image(kind, directory.path(), 2));
@@ -222,7 +223,7 @@ async fn images_are_told_apart(kind: &str) {
     assert_ne!(old.version, new.version);
     assert_eq!(read_whole(&client, &new).await, Some(2));
     node.stop();
-    // Who says that they are the same everywhere is believed.
+    // The configuration says that the two are the same everywhere, and the node believes it.
     let shared = version_told(point.path(), "/=shared").await;
     point.unmount();
     point.mount(&first, kind, "ro,loop").expect("mount the first one again");
@@ -240,7 +241,7 @@ async fn another_erofs_image_at_a_path_is_another_content() {
     images_are_told_apart("erofs").await;
 }
 
-/// A file of a server, changed long ago.
+/// Makes a file of a server, changed long ago.
 fn served() -> Result<Fuse, Missing> {
     Fuse::mount(State { byte: b'A', length: LENGTH as u64, changed: 1_700_000_001 })
 }
@@ -300,7 +301,7 @@ async fn a_change_without_a_trace_is_noticed_where_contents_are_compared() {
     let stale = reads(&client, &old, 0).await;
     assert!(matches!(stale, Err(Error::Stale { .. })), "the old one is gone: {stale:?}");
     assert_eq!(client.stat("f").await.expect("stat").version, new.version);
-    // Not by `stop`, which allows no alarm in the log.
+    // This is not `stop`, which allows no error in the log.
     node.terminate();
     assert!(node.wait().success());
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use millrace_client::{Client, ClientConfig, Error, Kind};
+use millrace_client::{Client, ClientConfig, Error, Kind, MountInfo};
 use millrace_tests::origin::{Fault, Origin};
 use millrace_tests::{BLOCK, HANG_GUARD, Node, NodeOptions, Scratch, content};
 
@@ -230,12 +230,8 @@ async fn stores_with_equal_names_share_no_block() {
         .start();
     let client = node.client_with(ClientConfig::new()).await;
     for (source, byte) in [("s3://one", 1), ("s3://two", 2), ("s3://one", 1)] {
-        let mount = millrace_client::MountInfo {
-            prefix: "m".to_owned(),
-            source: source.to_owned(),
-            replicas: 1,
-        };
-        client.change_mount(mount, false).await.expect("mount");
+        let mount = MountInfo::new("m", source, 1);
+        client.mount(&mount).await.expect("mount");
         let read = async {
             loop {
                 match read_whole(&client, "m/it").await {

@@ -1,4 +1,5 @@
-//! What is believed, and what may change things: no connection because of where it comes from.
+//! What a node believes, and which peers may change things: it believes no connection because of where
+//! it comes from.
 
 use std::collections::BTreeSet;
 use std::fs::Permissions;
@@ -18,7 +19,8 @@ use millrace_tests::coord::Failure;
 use millrace_tests::process::{Process, program};
 use millrace_tests::{Cluster, Node, NodeOptions, Peer, Scratch, content, wait_until};
 
-/// Ports that a process listens at over TCP, as proc(5) tells: its sockets, looked up in its tables.
+/// Returns the ports at which a process listens over TCP, as proc(5) shows: its sockets, looked up in
+/// its tables.
 fn listening_ports(process: u32) -> BTreeSet<u16> {
     let links = std::fs::read_dir(format!("/proc/{process}/fd")).expect("the node's descriptors");
     let sockets: BTreeSet<String> = links
@@ -104,7 +106,7 @@ fn a_source_outside_of_the_mount_roots_is_mounted_by_nobody() {
         assert_eq!(reply.status(), Status::PermissionDenied);
         assert!(reply.message().contains("--mount-root"), "{}", reply.message());
     }
-    // By its name it lies below the root; where it leads is found when it is opened.
+    // By its name it lies below the root; the node finds where it leads when it opens it.
     assert_eq!(mount(format!("file://{}/way-out", scratch.root().display())).status(), Status::Ok);
     let mut peer = node.peer();
     assert_eq!(peer.stat("x/secret"), Err(Status::PermissionDenied));
@@ -139,7 +141,7 @@ fn over_tcp_a_token_makes_an_administrator() {
     assert_eq!(peer.prove(Role::Administrator, &secret("a token of administrators")), Status::Ok);
     assert_eq!(peer.ask(Op::Pin, &pin).status(), Status::Ok);
     assert_eq!(node.peer().ask(Op::Pin, &pin).status(), Status::PermissionDenied, "for this one");
-    // And the tool.
+    // The tool is told the same.
     let mut command = Command::new(program().expect("the program"));
     let address = node.address().to_string();
     command.args(["admin", "unpin", "a", "--node", &address, "--admin-token"]).arg(&token);
@@ -160,7 +162,7 @@ fn members_recognise_each_other_by_the_secret() {
     assert_eq!(stranger.ask(Op::Inventory, &request).status(), Status::PermissionDenied);
     let mut member = cluster.members[0].peer_as_member();
     assert_eq!(member.ask(Op::Inventory, &request).status(), Status::Ok);
-    // What members ask is for the master, and is not passed on by others.
+    // Requests of members are for the master, and other nodes do not pass them on.
     let pin = PinRequest { path: "a".to_owned(), undo: 0 };
     let statuses: Vec<Status> = cluster
         .members
@@ -212,7 +214,7 @@ fn a_client_without_the_secret_writes_nothing_of_a_cluster_and_registers_no_memb
     for private in ["/millrace/mounts", "/millrace/cluster", "/millrace/master/term"] {
         denied(stranger.get(private, false).map(drop));
     }
-    // A client that has the coordination service in hand, and not the secret.
+    // The client controls the coordination service, and does not know the secret.
     let epoch = cluster.members[0].counter("cluster_epoch");
     let mut powerful = replica.client();
     Cluster::authorize(&mut powerful);
@@ -236,13 +238,13 @@ fn the_record_of_a_member_that_has_left_is_not_believed_again() {
     let mut stranger = replica.client();
     let (record, _) = stranger.get("/millrace/members/node-2", false).expect("clients look so");
     let record = record.expect("a record");
-    // A client that may write in coordination, and does not know the secret.
+    // The client may write in coordination, and does not know the secret.
     let mut powerful = replica.client();
     Cluster::authorize(&mut powerful);
     cluster.members[1].stop();
     for mode in [0, 1] {
         let epoch = cluster.members[0].counter("cluster_epoch");
-        // For good, and for as long as another session lasts.
+        // The records stay for good, or as long as another session lasts.
         powerful.create("/millrace/members/node-2", &record, mode).expect("create");
         wait_until("it was seen", || cluster.members[0].counter("cluster_epoch") > epoch);
         let mut peer = cluster.members[0].node().peer();
@@ -293,7 +295,7 @@ fn a_cluster_is_formed_with_one_secret_or_said_to_be_insecure() {
     let mut cluster = Cluster::start(1, 1, scratch.root());
     cluster.wait_settled();
     let other = scratch.root().with_extension("secret");
-    std::fs::write(&other, "the secret of somebody else").expect("write");
+    std::fs::write(&other, "the secret of another cluster").expect("write");
     std::fs::set_permissions(&other, Permissions::from_mode(0o600)).expect("set a mode");
     let member = cluster.add();
     member.set("coord_secret", "");
@@ -307,7 +309,7 @@ fn a_cluster_is_formed_with_one_secret_or_said_to_be_insecure() {
     let told = member.start_in_vain();
     assert!(told.contains("was made without the secret that this node has"), "{told}");
     cluster.members[0].stop();
-    // What any client could have made is not a cluster's to begin with.
+    // A record that any client could have made does not begin a cluster.
     let replica = &cluster.coord.as_ref().expect("coordination").replicas[0];
     let mut stranger = replica.client();
     stranger.make("/squatted", b"").expect("create");
@@ -318,7 +320,7 @@ fn a_cluster_is_formed_with_one_secret_or_said_to_be_insecure() {
     let member = second.add();
     let told = member.start_in_vain();
     assert!(told.contains("was made without the secret"), "{told}");
-    // Nor does it count for what the node is a member of from then on.
+    // Nor does it count for the cluster of which the node is a member from then on.
     member.set("coord", format!("zk://{}/another", replica.address()));
     member.start();
     member.stop();
@@ -336,7 +338,7 @@ fn a_cluster_is_formed_with_one_secret_or_said_to_be_insecure() {
     assert_eq!(
         peer.ask(Op::Pin, &PinRequest { path: "a".to_owned(), undo: 0 }).status(),
         Status::PermissionDenied,
-        "changes need the socket all the same"
+        "changes still need the socket"
     );
     let free = FreeRequest { path: "a".to_owned() };
     let freed = insecure.members[0].node().administrator().ask(Op::Free, &free);
@@ -344,8 +346,8 @@ fn a_cluster_is_formed_with_one_secret_or_said_to_be_insecure() {
     std::fs::remove_file(&other).expect("remove it");
 }
 
-/// Runs a program that speaks to the node as another user of the machine: connects to each of these
-/// sockets and tells how many answered `Attach` with a descriptor.
+/// Runs a program that speaks to the node as another user of the machine: it connects to each of these
+/// sockets, and this returns what `Attach` was answered and how many descriptors came.
 fn attached_as_nobody(sockets: &[String]) -> String {
     const PROGRAM: &str = r#"
 import array, os, socket, struct, sys, zlib
@@ -373,7 +375,7 @@ print(" ".join(told))
     String::from_utf8(output.stdout).expect("text").trim().to_owned()
 }
 
-/// The first of the node's sockets for clients on its machine.
+/// Returns the first of the node's sockets for clients on its machine.
 fn socket_of(node: &Node) -> String {
     let mut peer = node.peer();
     peer.send_empty(Op::Attach);
@@ -409,8 +411,8 @@ fn the_memory_is_for_the_users_that_are_named_and_for_no_others() {
         assert_eq!(attached_as_nobody(&[socket_of(&node)]), expect, "{options:?}");
         node.stop();
     }
-    let told = options().set("socket_user", "nobody of this name").start_in_vain();
-    assert!(told.contains("nobody of this name"), "{told}");
+    let told = options().set("socket_user", "unknown-user").start_in_vain();
+    assert!(told.contains("unknown-user"), "{told}");
 }
 
 #[test]

@@ -7,8 +7,8 @@ use std::time::Duration;
 use millrace_client::{Client, Error, Status};
 use millrace_tests::{BLOCK, Node, NodeOptions, Scratch, content};
 
-/// Reads a file of versioned content over and over until `stop`; every read has to be of one version,
-/// or tell that the file changed. Returns how many reads brought bytes.
+/// Reads a file of versioned content over and over until `stop`; every read has to be of one version, or
+/// report that the file changed. Returns how many reads brought bytes.
 async fn read_on(client: Client, path: &'static str, stop: Arc<AtomicBool>, seed: u64) -> u64 {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut read_count = 0;
@@ -107,7 +107,7 @@ async fn a_file_that_shrinks_and_grows_is_never_mixed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_rewritten_piece_by_piece_is_never_mixed_within_what_is_cached() {
     // The writer overwrites in place without truncating, in the order of the bytes. A source in the
-    // middle of that holds a mixture itself, so it is locked away under another name meanwhile.
+    // middle of that holds a mixture itself, so it has another name meanwhile.
     never_mixed(1, |scratch, version| {
         let (hidden, file) = (scratch.at("hidden"), scratch.at("file"));
         std::fs::rename(&file, &hidden).expect("hide");

@@ -1,7 +1,8 @@
 //! A cluster under load all the time, and something that happens to it every few seconds.
 //!
-//! Judged: no read fails, no byte is wrong, and afterwards every node is in the cluster again and agrees
-//! with the others. Told: latencies while each thing happened, and how soon the ring followed a death.
+//! A run fails if a read fails or a byte is wrong, or if a node is not in the cluster afterwards or does
+//! not agree with the others. It prints latencies while each thing happened, and how soon the ring
+//! followed a death.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use millrace_tests::gate::GateState;
 use millrace_tests::load::{Load, Outcome};
 use millrace_tests::{Scratch, wait_until};
 
-/// Files and their length: more than one node keeps, less than all of them do.
+/// Files and their length: more than one node keeps, less than all of them keep.
 const FILES: usize = 60;
 const LENGTH: usize = 1_000_000;
 /// Nodes at first, and most of them.
@@ -23,7 +24,7 @@ const NODES_MAX: usize = 4;
 const WHILE: Duration = Duration::from_secs(4);
 /// How long all of coordination is away.
 const BLACKOUT: Duration = Duration::from_secs(60);
-/// Longest time a read may take; nothing here takes so long.
+/// Longest time a read may take, which nothing here comes near.
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Something that happens, and its name.
@@ -50,12 +51,12 @@ struct Story {
     load: Load,
     client: Client,
     random: fastrand::Rng,
-    /// From when coordination can know of a death until the client's ring has followed.
+    /// Times from when coordination can know of a death until the client's ring has followed.
     settled: Vec<Duration>,
 }
 
-/// Runs for so many minutes, then judges; with Apache ZooKeeper in place of our own coordination if
-/// that is wanted.
+/// Runs for `minutes`, then judges; `with_zookeeper` takes Apache ZooKeeper in place of our own
+/// coordination.
 ///
 /// # Errors
 /// What did not hold.
@@ -123,7 +124,7 @@ pub(crate) fn run(minutes: u64, seed: u64, with_zookeeper: bool) -> Result<(), S
 }
 
 impl Story {
-    /// A node that runs.
+    /// Returns a node that runs.
     fn any(&mut self) -> usize {
         self.random.usize(..self.cluster.members.len())
     }
@@ -132,7 +133,7 @@ impl Story {
         self.client.cluster().map_or(0, |cluster| cluster.members.len())
     }
 
-    /// Waits until the client's ring has so many members.
+    /// Waits until the client's ring has `count` members.
     fn wait_members(&self, count: usize) {
         wait_until("the ring follows", || self.members() == count);
     }
@@ -194,7 +195,7 @@ impl Story {
         self.cluster.wait_settled();
     }
 
-    /// A further node joins, and goes again.
+    /// Lets a further node join, and leave again.
     fn join(&mut self) {
         if self.cluster.members.len() < NODES_MAX {
             self.cluster.add();
@@ -215,11 +216,11 @@ impl Story {
         let index = self.any();
         let id = self.cluster.members[index].id().to_owned();
         let client = self.client.with_deadline(Duration::from_secs(60));
-        let drained = self.load.block_on(client.drain(&id, false));
+        let drained = self.load.block_on(client.drain(&id));
         drained.unwrap_or_else(|error| panic!("drain {id}: {error}"));
         std::thread::sleep(WHILE);
         self.cluster.wait_settled();
-        let undrained = self.load.block_on(client.drain(&id, true));
+        let undrained = self.load.block_on(client.undrain(&id));
         undrained.unwrap_or_else(|error| panic!("undrain {id}: {error}"));
         self.cluster.wait_settled();
     }

@@ -1,8 +1,8 @@
 //! Three replicas behind links, clients that work all the time, and a fault every few seconds.
 //!
-//! Judged: every znode's history is linearizable ([`crate::history`]); the zxid of a session never
-//! goes back (the client sees to it); ephemeral nodes are there exactly as long as their sessions
-//! ([`worker`] while it runs, [`verdict`] at the end); at the end all replicas hold the same tree.
+//! Every znode's history must be linearizable ([`crate::history`]). The zxid of a session never goes
+//! back, as the client checks. Ephemeral nodes are there exactly as long as their sessions ([`worker`]
+//! checks while it runs, [`verdict`] at the end). At the end all replicas hold the same tree.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -29,12 +29,12 @@ pub(crate) const ZNODES: usize = 16;
 /// Time-out that sessions ask for: long enough to move to another server, mostly.
 const SESSION_MS: i32 = 2000;
 
-/// Path of a shared znode.
+/// Returns the path of a shared znode.
 fn znode(index: usize) -> String {
     format!("/znodes/{index}")
 }
 
-/// What workers and the one who makes the faults share.
+/// What the workers and the nemesis share.
 struct Shared {
     addresses: Vec<SocketAddr>,
     began: Instant,
@@ -58,7 +58,7 @@ impl Shared {
         self.outages.lock().unwrap_or_else(PoisonError::into_inner).0 = kind;
     }
 
-    /// A write was acknowledged, to anybody.
+    /// Notes that a write of any client was acknowledged.
     fn wrote(&self) {
         let now = self.began.elapsed().as_nanos() as u64;
         let before = self.last_write_ns.fetch_max(now, Ordering::Relaxed);
@@ -78,7 +78,7 @@ impl Shared {
     }
 }
 
-/// Runs for so many minutes, then judges.
+/// Runs for `minutes`, then judges.
 ///
 /// # Errors
 /// What did not hold.

@@ -1,9 +1,9 @@
-//! What clients did with znodes and what came of it: a history for each znode, judged at the end.
+//! What clients did with znodes and what came of it: a history for each znode, checked at the end.
 //!
-//! A znode is a register that may also be absent: created, written on condition of its version,
-//! deleted, and read behind a `sync`. Always holds: a write of unknown fate may have taken effect at
-//! any time up to the moment at which its session was served again, or was told that it is gone;
-//! later it must not, for the service promises that it will not.
+//! A znode is a register that may also be absent: created, written on condition of its version, deleted,
+//! and read behind a `sync`. Always holds: a write of unknown fate may have taken effect at any time up
+//! to the moment at which its session was served again, or was told that it is gone; later it must not,
+//! because the service promises that.
 
 use std::time::Instant;
 
@@ -32,7 +32,7 @@ pub(crate) enum Operation {
     Delete { expected: i32 },
     /// A write or delete that was refused because there is no znode.
     Absent,
-    /// Acknowledged or not: nobody knows.
+    /// A write of unknown fate.
     Maybe(Attempt),
 }
 
@@ -45,7 +45,7 @@ pub(crate) enum Attempt {
 }
 
 impl Attempt {
-    /// What it makes of a znode, if it takes effect.
+    /// Returns what it makes of a znode, if it takes effect.
     fn apply(self, state: State) -> Option<State> {
         match (self, state) {
             (Attempt::Create(value), None) => Some(Some((value, 0))),
@@ -57,7 +57,7 @@ impl Attempt {
         }
     }
 
-    /// The same, acknowledged.
+    /// Returns the same, acknowledged.
     pub(crate) fn acknowledged(self) -> Operation {
         match self {
             Attempt::Create(value) => Operation::Create(value),
@@ -117,7 +117,7 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// Times are counted from `began`, the same moment for all clients.
+    /// Begins a record; times are counted from `began`, the same moment for all clients.
     pub(crate) fn new(began: Instant, znodes: usize) -> Record {
         Record {
             began,
@@ -132,14 +132,14 @@ impl Record {
         self.began.elapsed().as_nanos() as u64
     }
 
-    /// An operation that was answered now.
+    /// Adds an operation that was answered now.
     pub(crate) fn answered(&mut self, znode: usize, began: u64, operation: Operation) {
         let ended = self.now_ns();
         self.operations += 1;
         self.histories[znode].push(Timed { operation, began, ended });
     }
 
-    /// A write that was sent and not answered.
+    /// Adds a write that was sent and not answered.
     pub(crate) fn lost(&mut self, znode: usize, began: u64, attempt: Attempt) {
         self.unknown += 1;
         self.open.push((znode, self.histories[znode].len()));
@@ -147,8 +147,8 @@ impl Record {
         self.histories[znode].push(Timed { operation, began, ended: NEVER });
     }
 
-    /// The client's session is served again or gone: what it asked before has happened or never
-    /// will.
+    /// Notes that the client's session is served again or gone, so what it asked before has happened or
+    /// never will.
     pub(crate) fn settled(&mut self) {
         let now = self.now_ns();
         for (znode, place) in self.open.drain(..) {
@@ -157,7 +157,7 @@ impl Record {
     }
 }
 
-/// Whether the histories of all clients together are linearizable, znode by znode; all begin absent.
+/// Checks that the histories of all clients together are linearizable, znode by znode; all begin absent.
 pub(crate) fn judge(records: &[Record], path: impl Fn(usize) -> String) -> Result<(), String> {
     let znodes = records.first().map_or(0, |record| record.histories.len());
     for znode in 0..znodes {

@@ -1,10 +1,9 @@
-//! One replica under load, killed at a random moment, started again, and looked through: again and
-//! again.
+//! One replica under load, killed at a random moment, started again, and checked, again and again.
 //!
 //! Each writer has requests of its own nodes under way, many at a time, and a connection does them in
-//! order. So after a crash its nodes must be what some first part of all it ever sent made of them,
-//! and that part has at least what was acknowledged. Its session and ephemeral node must be there
-//! too. Every start must succeed, also after a kill in the middle of one.
+//! order. So after a crash its nodes must show the first writes of all that it ever sent, up to some
+//! point, and at least those that were acknowledged. Its session and ephemeral node must be there too.
+//! Every start must succeed, also after a kill in the middle of one.
 
 use std::time::{Duration, Instant};
 
@@ -17,15 +16,15 @@ use writer::Writer;
 const WRITERS: usize = 4;
 /// Time from the beginning of the load to the kill.
 const LOAD_MS: std::ops::Range<u64> = 1..250;
-/// One start of so many is killed as well.
+/// One start in this many is killed as well.
 const STARTS_KILLED: u64 = 8;
 /// Time from the beginning of such a start to its kill.
 const START_MS: std::ops::Range<u64> = 0..80;
 
-/// Kills so many times.
+/// Kills the replica `count` times.
 ///
 /// # Errors
-/// What was lost, or why a start failed. The data directory is kept then, and its place told.
+/// What was lost, or why a start failed. The data directory is kept then, and its place is printed.
 pub(crate) fn run(count: u64, seed: u64) -> Result<(), String> {
     // Small limits, so that checkpoints and compactions are cut short too.
     let options = Options::new()

@@ -1,5 +1,5 @@
-//! Faults with real processes: replicas are killed, paused and cut off while clients work, and what
-//! the clients saw is judged afterwards.
+//! Faults with real processes: replicas are killed, paused and cut off while clients work, and what the
+//! clients saw is checked afterwards.
 //!
 //! ```text
 //! cargo run --release -p millrace-tests --bin faults -- ensemble --minutes 10
@@ -9,7 +9,7 @@
 //! cargo run --release -p millrace-tests --bin faults -- starts --count 1000
 //! ```
 //!
-//! `--seed` repeats the choices of a run, not its timing: processes are not to be replayed. The exit
+//! `--seed` repeats the choices of a run, not its timing, because processes cannot be replayed. The exit
 //! status is 0 if everything held, 1 if something did not, 2 for a command that is not understood.
 
 use std::process::ExitCode;
@@ -29,7 +29,7 @@ Usage: faults ensemble [--minutes N] [--seed N]
        faults starts [--count N] [--limit-ms N] [--seed N]
 ";
 
-/// What follows a flag, as a number.
+/// Returns what follows a flag, as a number.
 fn number(arguments: &[String], flag: &str, default: u64) -> Result<u64, String> {
     let Some(place) = arguments.iter().position(|argument| argument == flag) else {
         return Ok(default);
@@ -89,7 +89,7 @@ fn start_clients(count: usize, limit: Duration, seed: u64) -> Result<(), String>
     }
 }
 
-/// A client that sees what may not be panics. That ends the run, and with it the replicas.
+/// Ends the run, and with it the replicas, when a client panics because it sees what may not be.
 fn end_with_a_panic() {
     let tell = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {

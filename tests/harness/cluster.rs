@@ -24,9 +24,9 @@ use crate::gate::{Gate, GateState};
 use crate::node::{Node, NodeOptions};
 use crate::{HANG_GUARD, Peer, wait_until};
 
-/// How long coordination waits for a node: short, so that tests do not wait long either.
+/// How long coordination waits for a node: short, so that tests are short too.
 const SESSION_TIMEOUT_MS: u64 = 1000;
-/// What the nodes of every cluster know.
+/// The secret that the nodes of every cluster know.
 const SECRET: &str = "the secret of the clusters of tests";
 const SECRET_FILE: &str = "secret";
 
@@ -41,17 +41,16 @@ pub struct Member {
 }
 
 impl Member {
-    /// Its id.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// Where clients reach it.
+    /// Returns the address where clients reach the node.
     pub fn address(&self) -> SocketAddr {
         self.to_clients.address()
     }
 
-    /// The process.
+    /// Returns the process.
     ///
     /// # Panics
     /// If it does not run.
@@ -59,7 +58,7 @@ impl Member {
         self.node.as_mut().expect("the node was started")
     }
 
-    /// A peer that the node takes for a member of its cluster.
+    /// Connects a peer that the node takes for a member of its cluster.
     ///
     /// # Panics
     /// If it does not.
@@ -69,7 +68,7 @@ impl Member {
         peer
     }
 
-    /// Whether a process was started and not killed.
+    /// True if a process was started and not killed.
     pub fn is_started(&self) -> bool {
         self.node.is_some()
     }
@@ -83,7 +82,7 @@ impl Member {
         self.node = Some(self.options.start());
     }
 
-    /// Starts the process, which must refuse to; gives what it wrote.
+    /// Starts the process, which must refuse to; returns what it wrote.
     ///
     /// # Panics
     /// If it starts.
@@ -116,7 +115,7 @@ impl Member {
         self.node.take().expect("the node was started").stop();
     }
 
-    /// Stops the process where it stands; none of its threads does anything more when this returns.
+    /// Stops the process where it stands; when this returns none of its threads runs.
     ///
     /// # Panics
     /// If they do not stop.
@@ -140,22 +139,22 @@ impl Member {
         self.node().signal(Signal::CONT);
     }
 
-    /// Cuts it off from clients and other nodes, or lets it be reached again.
+    /// Cuts the node off from clients and other nodes, or ends that.
     pub fn set_clients(&self, state: GateState) {
         self.to_clients.set(state);
     }
 
-    /// Cuts it off from coordination, or lets it reach that again.
+    /// Cuts the node off from coordination, or ends that.
     pub fn set_coord(&self, state: GateState) {
         self.to_coord.iter().for_each(|gate| gate.set(state));
     }
 
-    /// Makes coordination slow for it.
+    /// Makes coordination slow for the node.
     pub fn delay_coord(&self, delay: Duration) {
         self.to_coord.iter().for_each(|gate| gate.delay(delay));
     }
 
-    /// A counter of the node.
+    /// Returns A counter of the node.
     ///
     /// # Panics
     /// If the node does not answer, or has no such counter.
@@ -167,7 +166,7 @@ impl Member {
 /// Coordination and nodes.
 #[derive(Debug)]
 pub struct Cluster {
-    /// None where it is held elsewhere.
+    /// None if coordination is held elsewhere.
     pub coord: Option<Ensemble>,
     pub members: Vec<Member>,
     servers: Vec<SocketAddr>,
@@ -177,7 +176,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// `replicas` replicas of our own coordination and `nodes` nodes that serve `source`, all running.
+    /// Starts `replicas` replicas of our own coordination and `nodes` nodes that serve `source`.
     ///
     /// # Panics
     /// If they do not start.
@@ -204,7 +203,7 @@ impl Cluster {
         cluster
     }
 
-    /// A cluster over coordination that is there already, without nodes.
+    /// Prepares a cluster without nodes over coordination that runs already.
     ///
     /// # Panics
     /// If there is no room for its directories.
@@ -236,7 +235,7 @@ impl Cluster {
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let to_coord: Vec<_> = self.servers.iter().map(|it| Gate::start(any, *it)).collect();
         let servers: Vec<_> = to_coord.iter().map(|gate| gate.address().to_string()).collect();
-        // What tests mount besides the source lies there, too.
+        // Tests also mount directories that lie there.
         let others = std::env::temp_dir();
         let options = NodeOptions::new(&self.source)
             .set("mount_root", format!("{}:{}", self.source.display(), others.display()))
@@ -253,12 +252,12 @@ impl Cluster {
         self.members.last_mut().expect("one was added")
     }
 
-    /// The file with the secret that the nodes have.
+    /// Returns the file with the secret that the nodes have.
     pub fn secret_file(&self) -> PathBuf {
         self.root.path().join(SECRET_FILE)
     }
 
-    /// The secret that the nodes have.
+    /// Returns the secret that the nodes have.
     ///
     /// # Panics
     /// Never: it is long enough.
@@ -276,26 +275,26 @@ impl Cluster {
         client.sign_in(&format!("millrace:{password}")).expect("sign in");
     }
 
-    /// Administration sockets of all nodes, joined by commas.
+    /// Returns the administration sockets of all nodes, joined by commas.
     pub fn admin(&self) -> String {
         let places: Vec<_> = self.members.iter().map(|member| member.options.admin()).collect();
         places.join(",")
     }
 
-    /// Addresses of all nodes, joined by commas.
+    /// Returns the addresses of all nodes, joined by commas.
     pub fn addresses(&self) -> String {
         let addresses: Vec<_> =
             self.members.iter().map(|member| member.address().to_string()).collect();
         addresses.join(",")
     }
 
-    /// Where the nodes register, as an address for clients.
+    /// Returns where the nodes register, as an address for clients.
     pub fn place(&self) -> String {
         let servers: Vec<_> = self.servers.iter().map(SocketAddr::to_string).collect();
         format!("zk://{}{}", servers.join(","), self.path)
     }
 
-    /// A client of the cluster.
+    /// Connects a client of the cluster.
     ///
     /// # Panics
     /// If it cannot connect.
@@ -304,7 +303,7 @@ impl Cluster {
         self.client_with(config).await
     }
 
-    /// A client with these settings.
+    /// Connects a client with these settings.
     ///
     /// # Panics
     /// If it cannot connect.
@@ -312,12 +311,12 @@ impl Cluster {
         Client::connect(self.addresses(), self.to_change(config)).await.expect("connect a client")
     }
 
-    /// These settings, for a client that may change things.
+    /// Returns these settings, for a client that may change things.
     pub fn to_change(&self, config: ClientConfig) -> ClientConfig {
         ClientConfig { admin: config.admin.clone().or(Some(self.admin())), ..config }
     }
 
-    /// Sum of a counter over the nodes that run.
+    /// Returns the sum of a counter over the nodes that run.
     ///
     /// # Panics
     /// If a node does not answer.
@@ -326,7 +325,7 @@ impl Cluster {
         running.map(|member| member.counter(name)).sum()
     }
 
-    /// Waits until all nodes that run have acted on the same epoch and pull nothing any more.
+    /// Waits until all nodes that run have acted on the same epoch and take over nothing any more.
     ///
     /// # Panics
     /// If that takes too long.

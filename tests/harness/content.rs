@@ -1,4 +1,4 @@
-//! File content that follows from path and offset, so that any range can be judged alone.
+//! File content that follows from path and offset, so that any range can be checked alone.
 //!
 //! ```text
 //!  file "a/b"   = pool[(hash("a/b") + offset) % POOL_SIZE]
@@ -32,7 +32,7 @@ fn pool_start(path: &str, offset: u64) -> usize {
     ((hash % POOL_SIZE as u64 + offset % POOL_SIZE as u64) % POOL_SIZE as u64) as usize
 }
 
-/// The bytes that the file at `path` has from `offset`.
+/// Returns the bytes that the file at `path` has from `offset`.
 pub fn bytes(path: &str, offset: u64, length: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(length);
     let mut start = pool_start(path, offset);
@@ -44,7 +44,7 @@ pub fn bytes(path: &str, offset: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// Judges bytes that were read from the file at `path`.
+/// Compares bytes that were read from the file at `path` with what they should be.
 ///
 /// # Panics
 /// If one is not what it should be.
@@ -56,14 +56,14 @@ pub fn check(path: &str, offset: u64, read: &[u8]) {
     }
 }
 
-/// Content of `length` bytes, a multiple of 8, that tells its version in every word.
+/// Returns content of `length` bytes, a multiple of 8, that has its version in every word.
 pub fn versioned(version: u32, length: usize) -> Vec<u8> {
     assert_eq!(length % 8, 0);
     let words = (0..length as u32 / 8).map(|word| u64::from(version) << 32 | u64::from(word));
     words.flat_map(u64::to_le_bytes).collect()
 }
 
-/// The one version that versioned bytes from `offset`, a multiple of 8, are of; None for no bytes.
+/// Returns the one version of versioned bytes from `offset`, a multiple of 8; None for no bytes.
 ///
 /// # Panics
 /// If versions are mixed, or bytes are not where they belong.
@@ -86,7 +86,7 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// An empty directory.
+    /// Creates an empty directory.
     ///
     /// # Panics
     /// If there is no room for one.
@@ -95,12 +95,12 @@ impl Scratch {
         Scratch { directory: directory.expect("make a scratch directory") }
     }
 
-    /// The directory that is served.
+    /// Returns the directory that is served.
     pub fn root(&self) -> &Path {
         self.directory.path()
     }
 
-    /// Where `path` lies on disk.
+    /// Returns where `path` lies on disk.
     pub fn at(&self, path: &str) -> PathBuf {
         self.root().join(path)
     }

@@ -26,9 +26,9 @@ pub use links::{LinkState, Links};
 
 /// Where data directories are: on a disk, which a folder for temporary files need not be.
 const DISK: &str = "/var/tmp";
-/// Ports that the kernel gives nobody by itself, so that they are still free after a restart.
+/// Ports that the kernel assigns to no process by itself, so that they are still free after a restart.
 const PORTS: std::ops::Range<u16> = 12_000..32_000;
-/// What a replica says once clients are served.
+/// What a replica prints once clients are served.
 const READY: &str = "is serving ZooKeeper clients at ";
 /// How long a four-letter word may take.
 const WORD_WAIT: Duration = Duration::from_secs(5);
@@ -46,7 +46,7 @@ pub struct Options {
 const ZOOKEEPER_JARS: &str = "/usr/share/java/zookeeper.jar:/usr/share/java/slf4j-simple.jar";
 
 impl Options {
-    /// Short ticks, any number of connections, every four-letter word.
+    /// Returns short ticks, any number of connections and every four-letter word.
     pub fn new() -> Options {
         Options::default()
             .line("tickTime", 500)
@@ -93,7 +93,7 @@ impl Options {
         self.line("admin.enableServer", "false")
     }
 
-    /// No file may grow beyond this: a write that would fails, as on a full disk.
+    /// Limits the size of files: a write beyond this fails, as on a full disk.
     #[must_use]
     pub fn max_file_bytes(mut self, bytes: u64) -> Options {
         self.max_file_bytes = Some(bytes);
@@ -114,22 +114,21 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// Its number, from 1.
     pub fn id(&self) -> u64 {
         self.id
     }
 
-    /// Where clients are served.
+    /// Returns the address where clients are served.
     pub fn address(&self) -> SocketAddr {
         self.client_address
     }
 
-    /// Where the others find it, or its link.
+    /// Returns the address where the other replicas find it, or its link.
     pub fn peer_address(&self) -> SocketAddr {
         self.peer_address
     }
 
-    /// One more of the same directory, which no start may allow; at any other port.
+    /// Returns a second replica of the same directory at other ports, which no start may allow.
     #[must_use]
     pub fn twin(&self) -> Replica {
         Replica {
@@ -141,12 +140,11 @@ impl Replica {
         }
     }
 
-    /// Its data directory.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Its `server.N` line, as the others' lists have it.
+    /// Returns its `server.N` line, as the others' lists have it.
     pub fn server_line(&self) -> String {
         server_line(self.id, self.peer_address.port(), self.client_address.port())
     }
@@ -175,7 +173,7 @@ impl Replica {
         std::fs::write(myid, format!("{}\n", self.id)).expect("write myid");
     }
 
-    /// Other settings from the next start on. Lines of `zoo.cfg` stay as they were.
+    /// Sets other settings from the next start on. Lines of `zoo.cfg` stay as they were.
     pub fn set_options(&mut self, options: Options) {
         self.options = options;
     }
@@ -213,14 +211,14 @@ impl Replica {
         self.process = Some(Process::spawn(name, &mut command).expect("start a replica"));
     }
 
-    /// Waits until it says that clients are served, which takes a leader.
+    /// Waits until it reports that clients are served, which takes a leader.
     ///
     /// # Errors
     /// It ended instead; with what it wrote.
     pub fn wait_ready(&mut self) -> anyhow::Result<()> {
         if self.options.is_zookeeper {
             let start = Instant::now();
-            // It says nothing that tells; it answers once there is a leader.
+            // ZooKeeper prints no such line, but it answers once there is a leader.
             while self.mode().is_empty() {
                 if start.elapsed() > HANG_GUARD || !self.is_running() {
                     bail!("server {} does not start", self.id);
@@ -250,7 +248,7 @@ impl Replica {
         }
     }
 
-    /// Starts the process, which must refuse to serve; gives what it wrote.
+    /// Starts the process, which must refuse to serve; returns what it wrote.
     ///
     /// # Panics
     /// If it serves, or ends without an error.
@@ -266,7 +264,7 @@ impl Replica {
         }
     }
 
-    /// The process.
+    /// Returns the process.
     ///
     /// # Panics
     /// If it was not started.
@@ -274,14 +272,13 @@ impl Replica {
         self.process.as_mut().expect("the replica was started")
     }
 
-    /// Whether the process lives.
+    /// True if the process lives.
     pub fn is_running(&mut self) -> bool {
         self.process.as_mut().is_some_and(Process::is_running)
     }
 
     /// Kills the process as a crash would; does nothing if none runs.
     pub fn kill(&mut self) {
-        // Its handle does so.
         self.process = None;
     }
 
@@ -292,7 +289,7 @@ impl Replica {
     pub fn stop(&mut self) {
         let mut process = self.process.take().expect("the replica was started");
         if self.options.is_zookeeper {
-            // Java ends by the signal, which is no failure of it.
+            // Java ends by the signal, which is not a failure.
             process.terminate();
             process.wait();
         } else {
@@ -300,7 +297,7 @@ impl Replica {
         }
     }
 
-    /// Waits until the process ends by itself; gives its status and its log.
+    /// Waits until the process ends by itself; returns its status and its log.
     ///
     /// # Panics
     /// If it does not end.
@@ -332,14 +329,14 @@ impl Replica {
         Ok(answer)
     }
 
-    /// What it says of itself: `leader`, `follower`, `standalone` and so on; empty if nothing.
+    /// Returns what it says of itself: `leader`, `follower`, `standalone` and so on; empty if nothing.
     pub fn mode(&self) -> String {
         let answer = self.word("srvr").unwrap_or_default();
         let mode = answer.lines().find_map(|line| line.strip_prefix("Mode: "));
         mode.unwrap_or_default().to_owned()
     }
 
-    /// One figure of `mntr`.
+    /// Returns one figure of `mntr`.
     ///
     /// # Panics
     /// If there is no such figure, or no answer.
@@ -349,7 +346,7 @@ impl Replica {
         found.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name}: {answer}"))
     }
 
-    /// A client of it with a new session of 10 seconds, connected as soon as it serves.
+    /// Connects a client with a new session of 10 seconds as soon as it serves.
     ///
     /// # Panics
     /// If it does not.
@@ -366,13 +363,13 @@ pub struct Ensemble {
     root: TempDir,
 }
 
-/// What the members of an ensemble say of one of them.
+/// Returns what the members of an ensemble say of one of them.
 fn server_line(id: u64, peer_port: u16, client_port: u16) -> String {
     format!("server.{id}=127.0.0.1:{peer_port}:{};127.0.0.1:{client_port}\n", peer_port + 1)
 }
 
 impl Ensemble {
-    /// A replica by itself, running.
+    /// Starts a replica by itself.
     ///
     /// # Panics
     /// If it does not start.
@@ -382,7 +379,7 @@ impl Ensemble {
         ensemble
     }
 
-    /// `count` replicas, running.
+    /// Starts `count` replicas.
     ///
     /// # Panics
     /// If they do not start.
@@ -392,7 +389,7 @@ impl Ensemble {
         ensemble
     }
 
-    /// `count` replicas, running, with links that can be cut.
+    /// Starts `count` replicas with links that can be cut.
     ///
     /// # Panics
     /// If they do not start.
@@ -402,7 +399,7 @@ impl Ensemble {
         ensemble
     }
 
-    /// Directories and configurations of `count` replicas, none running.
+    /// Makes directories and configurations of `count` replicas and starts none.
     ///
     /// # Errors
     /// A directory, a file or a port is not to be had.
@@ -422,7 +419,7 @@ impl Ensemble {
         let mut ensemble = Ensemble { replicas: Vec::new(), links, root };
         for id in 1..=count {
             let index = id as usize - 1;
-            // Behind a link, the address that others have for it is the link's.
+            // Behind a link, the others have the link's address for it.
             let options = match is_linked {
                 true => {
                     let own = links::behind(peer_ports[index]);
@@ -465,8 +462,8 @@ impl Ensemble {
         Ok(())
     }
 
-    /// Prepares one more replica, which knows the others and is to join them with `--join`; gives
-    /// its `server.N` line for `reconfig`.
+    /// Prepares one more replica, which knows the others and is to join them with `--join`; returns its
+    /// `server.N` line for `reconfig`.
     ///
     /// # Panics
     /// If a directory, a file or a port is not to be had.
@@ -502,7 +499,7 @@ impl Ensemble {
         }
     }
 
-    /// Stops all and leaves the data where it is; gives the folder.
+    /// Stops all replicas, leaves the data where it is and returns its folder.
     pub fn keep(&mut self) -> PathBuf {
         for replica in &mut self.replicas {
             replica.kill();
@@ -511,7 +508,7 @@ impl Ensemble {
         self.root.path().to_owned()
     }
 
-    /// The links between the replicas.
+    /// Returns the links between the replicas.
     ///
     /// # Panics
     /// If they were not asked for.
@@ -519,17 +516,17 @@ impl Ensemble {
         self.links.as_ref().expect("an ensemble with links")
     }
 
-    /// Where clients are served, by all.
+    /// Returns where clients are served, by all.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.replicas.iter().map(Replica::address).collect()
     }
 
-    /// Index of the leader, if one says so.
+    /// Returns the index of the leader, if a replica says that it leads.
     pub fn leader(&self) -> Option<usize> {
         self.replicas.iter().position(|replica| replica.mode() == "leader")
     }
 
-    /// Index of the leader, awaited.
+    /// Waits for a leader and returns its index.
     ///
     /// # Panics
     /// If there is none for long.
@@ -545,7 +542,7 @@ impl Ensemble {
     }
 }
 
-/// A client with a new session, of whichever server takes it first.
+/// Connects a client with a new session to the first server that takes it.
 ///
 /// # Panics
 /// If none does.
@@ -554,7 +551,7 @@ pub fn connect_any(addresses: &[SocketAddr], timeout_ms: i32) -> Client {
     attach_any(addresses, session).expect("a new session")
 }
 
-/// A client that takes up `session` at whichever server takes it first.
+/// Connects a client that takes up `session` at the first server that takes it.
 ///
 /// # Errors
 /// [`Failure::Expired`].
@@ -569,7 +566,7 @@ pub fn attach_any(addresses: &[SocketAddr], session: Session) -> Result<Client, 
                 Ok(client) => return Ok(client),
                 Err(Failure::Expired) => return Err(Failure::Expired),
                 Err(failure) => {
-                    assert!(start.elapsed() < HANG_GUARD, "nobody serves: {failure:?}");
+                    assert!(start.elapsed() < HANG_GUARD, "no server serves: {failure:?}");
                 }
             }
         }
@@ -577,10 +574,10 @@ pub fn attach_any(addresses: &[SocketAddr], session: Session) -> Result<Client, 
     }
 }
 
-/// Ports that nobody listens at, and that the kernel gives nobody by itself.
+/// Finds ports at which no process listens and that the kernel assigns to none by itself.
 ///
 /// # Errors
-/// There are not so many.
+/// There are not this many.
 pub fn free_ports(count: usize) -> anyhow::Result<Vec<u16>> {
     let mut held = Vec::new();
     let mut ports = Vec::new();

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 const CHUNK_SIZE: usize = 1 << 20;
 
 /// Flips the lowest bit of the first byte of `bytes` wherever they lie in the memory that the process
-/// serves from, and tells how often that was.
+/// serves from; returns how often that was.
 ///
 /// # Panics
 /// If the process is gone, or its memory may not be written.
@@ -31,7 +31,7 @@ fn flip_in(memory: &File, start: u64, end: u64, bytes: &[u8]) -> usize {
     let mut count = 0;
     let mut position = start;
     while position < end {
-        // So that nothing is missed that lies across two chunks.
+        // The chunks overlap, so that nothing is missed that lies across two of them.
         let length = (CHUNK_SIZE + bytes.len()).min((end - position) as usize);
         let mut chunk = vec![0; length];
         memory.read_exact_at(&mut chunk, position).expect("read the memory of the process");

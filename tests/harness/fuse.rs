@@ -1,5 +1,5 @@
-//! A file system in this process (FUSE) with one file, `f`, that changes when a test says so: what it tells
-//! of the file, and what it gives, apart from each other.
+//! A file system in this process (FUSE) with one file, `f`, that changes when a test says so. What it
+//! reports of the file and what it returns of the content change apart from each other.
 //!
 //! Speaks just enough of the kernel's protocol, version 7.31 (fuse(4), `linux/fuse.h`).
 
@@ -18,7 +18,7 @@ use crate::mounted::{Missing, MountPoint, needs_root, scratch, text};
 
 /// Number of the file's inode.
 const FILE: u64 = 2;
-/// How long the kernel may remember what it was told, in seconds: longer than any test.
+/// How long the kernel may keep attributes, in seconds: longer than any test.
 const VALID: u64 = 3600;
 /// Largest request that is read.
 const REQUEST_MAX: usize = 1 << 20;
@@ -73,12 +73,12 @@ impl Fuse {
         Ok(Fuse { state, point, _directory: directory })
     }
 
-    /// Where it is mounted.
+    /// Returns where it is mounted.
     pub fn path(&self) -> &Path {
         self.point.path()
     }
 
-    /// Changes the file on the server; the kernel is not told.
+    /// Changes the file on the server, without a message to the kernel.
     pub fn change(&self, change: impl FnOnce(&mut State)) {
         change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
     }
@@ -91,7 +91,7 @@ fn serve(mut device: File, state: &Mutex<State>) {
     loop {
         let length = match device.read(&mut request) {
             Ok(length) => length,
-            // Not mounted yet.
+            // The file system is not mounted yet.
             Err(error) if is(&error, Errno::PERM) && start.elapsed() < HANG_GUARD => {
                 std::thread::sleep(Duration::from_millis(5));
                 continue;
@@ -101,7 +101,7 @@ fn serve(mut device: File, state: &Mutex<State>) {
         };
         let state = state.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(reply) = answer(&request[..length], &state) else { continue };
-        // The asker may have given up.
+        // The program that asked may have given up.
         let _ = device.write(&reply);
     }
 }
@@ -114,7 +114,7 @@ fn number(bytes: &[u8], at: usize, size: usize) -> u64 {
     bytes[at..at + size].iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
-/// The reply to a request, if there is one.
+/// Returns the reply to a request, if there is one.
 fn answer(request: &[u8], state: &State) -> Option<Vec<u8>> {
     let (op, unique, node) = (number(request, 4, 4), number(request, 8, 8), number(request, 16, 8));
     let body = &request[40..];

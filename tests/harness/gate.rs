@@ -60,7 +60,7 @@ impl Gate {
         Gate { address, shared }
     }
 
-    /// Where it listens.
+    /// Returns where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -70,7 +70,7 @@ impl Gate {
         self.shared.state.store(state as u8, Ordering::Relaxed);
     }
 
-    /// Holds every piece of bytes back for so long, in both directions.
+    /// Holds every piece of bytes back for this long, in both directions.
     pub fn delay(&self, delay: Duration) {
         self.shared.delay_ms.store(delay.as_millis() as u64, Ordering::Relaxed);
     }
@@ -91,7 +91,7 @@ fn accept(listener: &TcpListener, state: &Arc<Shared>, target: SocketAddr) {
         match listener.accept() {
             Ok((stream, _)) => {
                 let state = Arc::clone(state);
-                // Whoever connected sees its end, and tries again.
+                // The client sees the end of its connection, and tries again.
                 std::thread::spawn(move || pass(stream, &state, target).ok());
             }
             Err(_) => std::thread::sleep(ACCEPT),
@@ -114,7 +114,7 @@ fn pass(source: TcpStream, state: &Arc<Shared>, target: SocketAddr) -> std::io::
     Ok(())
 }
 
-/// Waits while the gate is stalled; false if it is broken or gone.
+/// Waits while the gate is stalled. True if the gate is open then, and not broken or gone.
 fn wait_while_stalled(state: &Shared) -> bool {
     while is(state, GateState::Stalled) {
         std::thread::sleep(LOOK);

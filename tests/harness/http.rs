@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 
 use crate::{HANG_GUARD, Node};
 
-/// What OpenMetrics is called between a monitor and a service.
+/// The content type of OpenMetrics, as a monitor asks for it.
 pub const OPEN_METRICS: &str = "application/openmetrics-text";
 
 /// An answer.
@@ -47,16 +47,16 @@ pub fn send(address: SocketAddr, request: &[u8]) -> Page {
 }
 
 impl Node {
-    /// Where the pages of the node are; it has to be told to serve them.
+    /// Returns where the pages of the node are; the node must be configured to serve them.
     ///
     /// # Panics
-    /// If its log does not tell.
+    /// If its log does not say.
     pub fn pages(&self) -> SocketAddr {
         pages_in(&self.log()).expect("the log tells where the pages are")
     }
 }
 
-/// Where pages are, by the log of a node.
+/// Returns where pages are, by the log of a node.
 pub fn pages_in(log: &str) -> Option<SocketAddr> {
     let line = log.lines().find(|line| line.contains("pages for operators at http://"))?;
     line.rsplit_once("http://")?.1.trim().parse().ok()

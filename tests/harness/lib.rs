@@ -1,9 +1,9 @@
-//! What the end-to-end tests stand on: nodes as real processes, peers that speak raw frames, content
-//! that can be checked without keeping it.
+//! Tools of the end-to-end tests: nodes as real processes, peers that speak raw frames, content that can
+//! be checked without keeping it.
 //!
 //! Owns no claims of its own; those are in `e2e/`. Always holds: a node dies with its handle, and what
-//! it wrote to its log is shown when the test fails. Timeouts here are guards against hanging and
-//! never a claim about speed. Modules in reading order:
+//! it wrote to its log is shown when the test fails. Timeouts here are guards against hanging and never
+//! a claim about speed. Modules in reading order:
 
 pub mod cluster;
 pub mod content;
@@ -39,13 +39,13 @@ pub const HANG_GUARD: Duration = Duration::from_secs(60);
 
 static HEAVY: Mutex<()> = Mutex::new(());
 
-/// Held by tests that need most of the machine, so that they do not run side by side.
+/// Returns a lock for tests that need most of the machine, so that they do not run side by side.
 pub fn heavy() -> MutexGuard<'static, ()> {
     // A heavy test that failed leaves nothing behind that the next one could stumble over.
     HEAVY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Asks until `holds` does.
+/// Waits until `holds` returns true.
 ///
 /// # Panics
 /// If that takes longer than [`HANG_GUARD`].

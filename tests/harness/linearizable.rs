@@ -22,7 +22,7 @@ pub trait Model {
     /// that it got; none if it cannot have got it then.
     fn step(&self, state: &Self::State, operation: &Self::Operation, next: &mut Vec<Self::State>);
 
-    /// Whether `operation` never changes the state. Only makes the search shorter.
+    /// True if `operation` never changes the state. It only makes the search shorter.
     fn is_read(&self, operation: &Self::Operation) -> bool;
 }
 
@@ -35,10 +35,10 @@ pub struct Timed<O> {
     pub ended: u64,
 }
 
-/// The end of an operation of which nobody knows when it ends.
+/// The end of an operation whose end is not known.
 pub const NEVER: u64 = u64::MAX;
 
-/// What was found.
+/// The result of the search.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     Linearizable,
@@ -125,7 +125,8 @@ fn open_frame<M: Model>(
     Frame { first, beyond, choices }
 }
 
-/// Operations that can be the next: those that began before any other that is left has ended.
+/// Returns the operations that can be the next: those that began before any other that is left has
+/// ended.
 fn waiting<O>(sorted: &[&Timed<O>], first: usize, beyond: &[usize]) -> Vec<usize> {
     let mut places = Vec::new();
     let mut earliest_end = NEVER;
@@ -151,7 +152,7 @@ fn take(first: usize, beyond: &[usize], taken: usize) -> (usize, Vec<usize>) {
     (first + run, beyond)
 }
 
-/// Whether all that is left need not have happened.
+/// True if none of the operations that are left must have happened.
 fn is_explained<O>(sorted: &[&Timed<O>], first: usize, beyond: &[usize]) -> bool {
     (first..sorted.len())
         .filter(|place| beyond.binary_search(place).is_err())

@@ -1,4 +1,4 @@
-//! Readers that never stop: random ranges of known files through one client, every byte judged.
+//! Readers that never stop: random ranges of known files through one client, every byte checked.
 //!
 //! Owns the tally: reads, failures and latencies by phase, a phase being whatever happens to the
 //! cluster meanwhile. A wrong byte is a panic of the reader, which [`Load::stop`] passes on.
@@ -16,7 +16,7 @@ use crate::content;
 
 /// Buckets of a histogram: 16 for each doubling of microseconds.
 const BUCKETS: usize = 16 * 32;
-/// Failures that are kept to be told.
+/// Failures that are kept for the report.
 const FAILURES_KEPT: usize = 20;
 
 /// Latencies, to within a sixteenth.
@@ -36,12 +36,11 @@ impl Latencies {
         self.0[bucket.min(BUCKETS - 1)] += 1;
     }
 
-    /// How many there are.
     pub fn count(&self) -> u64 {
         self.0.iter().sum()
     }
 
-    /// The latency that this share of all do not exceed.
+    /// Returns the latency that this share of all do not exceed.
     pub fn quantile(&self, share: f64) -> Duration {
         let wanted = (self.count() as f64 * share).ceil() as u64;
         let mut seen = 0;
@@ -73,21 +72,21 @@ struct Tally {
     failures: Vec<String>,
 }
 
-/// What came of it.
+/// The result of a load.
 pub struct Outcome {
     /// By name of the phase.
     pub phases: BTreeMap<&'static str, Phase>,
-    /// What failed, the first of them.
+    /// The first failures.
     pub failures: Vec<String>,
 }
 
 impl Outcome {
-    /// Reads that failed, in all phases.
+    /// Returns the number of reads that failed, in all phases.
     pub fn failed(&self) -> u64 {
         self.phases.values().map(|phase| phase.failed).sum()
     }
 
-    /// Reads that did not.
+    /// Returns the number of reads that succeeded.
     pub fn reads(&self) -> u64 {
         self.phases.values().map(|phase| phase.latencies.count()).sum()
     }
@@ -136,19 +135,19 @@ impl Load {
         Load { runtime, tally, is_over, readers }
     }
 
-    /// From now on what happens is counted under this name.
+    /// Counts what happens from now on under this name.
     pub fn begin(&self, phase: &'static str) {
         let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
         tally.phase = phase;
         tally.phases.entry(phase).or_default().count += 1;
     }
 
-    /// Whether a reader has ended, which only a wrong byte makes it do.
+    /// True if a reader has ended, which only a wrong byte makes it do.
     pub fn is_broken(&self) -> bool {
         self.readers.iter().any(JoinHandle::is_finished)
     }
 
-    /// Reads so far.
+    /// Returns the number of reads so far.
     pub fn reads(&self) -> u64 {
         let tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
         tally.phases.values().map(|phase| phase.latencies.count()).sum()
@@ -159,7 +158,7 @@ impl Load {
         self.runtime.block_on(future)
     }
 
-    /// Ends all readers and tells what came of it.
+    /// Ends all readers and returns what they counted.
     ///
     /// # Panics
     /// If one of them saw a wrong byte.

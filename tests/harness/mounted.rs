@@ -1,7 +1,7 @@
 //! File systems that are made and mounted for a test, where the machine lets one do that.
 //!
-//! Owns images, loop devices and mounts; all are gone with their handle. What cannot be had here is told as
-//! an error that says why, for the test to skip what it would claim.
+//! Owns images, loop devices and mounts; all are gone with their handle. What cannot be had here is an
+//! error that says why, so that the test can skip its claim.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -25,7 +25,7 @@ pub fn tool(program: &str, arguments: &[&str]) -> Result<String, Missing> {
     Err(format!("{program} {}: {}", arguments.join(" "), text(&output.stderr)))
 }
 
-/// What only root can do.
+/// Checks for the rights of root.
 ///
 /// # Errors
 /// This is another user.
@@ -68,7 +68,7 @@ pub struct MountPoint {
 }
 
 impl MountPoint {
-    /// Nothing is mounted yet at this directory, which is made.
+    /// Makes a directory at which nothing is mounted yet.
     ///
     /// # Panics
     /// If it cannot be made.
@@ -77,7 +77,7 @@ impl MountPoint {
         MountPoint { point, is_mounted: false }
     }
 
-    /// Where it is.
+    /// Returns where it is.
     pub fn path(&self) -> &Path {
         &self.point
     }
@@ -119,7 +119,7 @@ impl Drop for MountPoint {
 /// A file system on a loop device, in a directory of its own.
 #[derive(Debug)]
 pub struct Disk {
-    // In the order in which they have to go.
+    // The fields are dropped in this order.
     /// Where it is mounted.
     pub point: MountPoint,
     device: Loop,
@@ -157,13 +157,13 @@ impl Disk {
         self.point.mount(&self.device.device, self.kind, "rw")
     }
 
-    /// Where it is mounted.
+    /// Returns where it is mounted.
     pub fn path(&self) -> &Path {
         self.point.path()
     }
 }
 
-/// A directory for images and mount points, on the disk.
+/// Makes a directory for images and mount points, on the disk.
 ///
 /// # Panics
 /// If there is no room for one.
@@ -171,7 +171,7 @@ pub fn scratch() -> TempDir {
     tempfile::Builder::new().prefix("millrace-fs-").tempdir_in("/var/tmp").expect("a directory")
 }
 
-/// A path of these tests as text.
+/// Returns a path of these tests as text.
 ///
 /// # Panics
 /// If it is not UTF-8, which no path here is.

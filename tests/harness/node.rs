@@ -23,12 +23,12 @@ pub struct NodeOptions {
     source: PathBuf,
     values: Vec<(&'static str, String)>,
     environment: Vec<(&'static str, String)>,
-    /// Of its sockets.
+    /// Keeps the directory of its sockets.
     _places: Option<Arc<TempDir>>,
 }
 
 impl NodeOptions {
-    /// A small node with one shard on any free port.
+    /// Returns the settings of a small node with one shard on any free port.
     pub fn new(source: &Path) -> NodeOptions {
         let places = tempfile::Builder::new().prefix("millrace-node-").tempdir();
         let places = places.expect("a directory for sockets");
@@ -52,7 +52,7 @@ impl NodeOptions {
         value.map_or("", |(_, value)| value)
     }
 
-    /// Where the node is told what to do, as an address for clients.
+    /// Returns the administration socket, as an address for clients.
     pub fn admin(&self) -> String {
         format!("unix:{}", self.value("admin"))
     }
@@ -99,7 +99,7 @@ impl NodeOptions {
 }
 
 impl NodeOptions {
-    /// Starts the node, which must refuse to serve; gives what it wrote.
+    /// Starts the node, which must refuse to serve; returns what it wrote.
     ///
     /// # Panics
     /// If it serves.
@@ -135,16 +135,16 @@ impl Node {
         let mut process = Process::spawn_logging_to("the node", &mut command, log)?;
         let line = process.wait_for_line("listening on ")?;
         let address = line.split_whitespace().next().unwrap_or_default();
-        let address = address.parse().with_context(|| format!("'{address}' is no address"))?;
+        let address = address.parse().with_context(|| format!("'{address}' is not an address"))?;
         Ok(Node { options: options.clone(), process, address })
     }
 
-    /// Where clients connect.
+    /// Returns where clients connect.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// A client of this node, over TCP as if it were on another machine.
+    /// Connects a client, over TCP as if it were on another machine.
     ///
     /// # Panics
     /// If it cannot connect.
@@ -153,7 +153,7 @@ impl Node {
         self.client_with(far).await
     }
 
-    /// A client with these settings.
+    /// Connects a client with these settings.
     ///
     /// # Panics
     /// If it cannot connect.
@@ -163,22 +163,22 @@ impl Node {
         Client::connect(self.address.to_string(), config).await.expect("connect a client")
     }
 
-    /// A peer that speaks raw frames to this node.
+    /// Connects a peer that speaks raw frames to this node.
     pub fn peer(&self) -> Peer {
         Peer::connect(self.address)
     }
 
-    /// Where the node's administration socket is.
+    /// Returns where the node's administration socket is.
     pub fn admin_path(&self) -> PathBuf {
         PathBuf::from(self.options.value("admin"))
     }
 
-    /// A peer at the node's administration socket.
+    /// Connects a peer to the node's administration socket.
     pub fn administrator(&self) -> Peer {
         Peer::connect_locally(self.options.value("admin"))
     }
 
-    /// A counter of the node, asked for on a connection of its own.
+    /// Returns a counter of the node, asked for on a connection of its own.
     ///
     /// # Panics
     /// If the node has no such counter, or does not answer.
@@ -186,7 +186,7 @@ impl Node {
         self.peer().counter(name)
     }
 
-    /// Whether the process lives.
+    /// True if the process lives.
     pub fn is_running(&mut self) -> bool {
         self.process.is_running()
     }
@@ -231,7 +231,7 @@ impl Node {
         self.process.kill();
     }
 
-    /// Starts it again on the port it had. For nodes that were killed.
+    /// Starts a node that was killed again, on the port it had.
     ///
     /// # Panics
     /// If it does not come up.
@@ -244,19 +244,19 @@ impl Node {
                     *self = node;
                     return;
                 }
-                // Somebody else's connection may have the port as its own for a moment.
+                // A connection of another process may have the port as its own for a moment.
                 Err(error) if start.elapsed() > HANG_GUARD => panic!("start again: {error:#}"),
                 Err(_) => std::thread::sleep(Duration::from_millis(100)),
             }
         }
     }
 
-    /// What the node wrote to its log so far.
+    /// Returns what the node wrote to its log so far.
     pub fn log(&self) -> String {
         self.process.log()
     }
 
-    /// What the process holds in memory now.
+    /// Returns what the process holds in memory now.
     ///
     /// # Panics
     /// If the process is gone.
@@ -264,12 +264,12 @@ impl Node {
         self.process.memory()
     }
 
-    /// Its number, for [`crate::process::memory_of`].
+    /// Returns its number, for [`crate::process::memory_of`].
     pub fn id(&self) -> u32 {
         self.process.id()
     }
 
-    /// Processor time that the process has used, in user and kernel mode.
+    /// Returns the processor time that the process has used, in user and kernel mode.
     ///
     /// # Panics
     /// If the process is gone.

@@ -14,7 +14,6 @@ pub struct Family {
     pub kind: String,
     /// Its unit, such as `bytes`; empty for none.
     pub unit: String,
-    /// What it is.
     pub help: String,
     /// Names, labels and values, in order.
     pub samples: Vec<(String, Labels, f64)>,
@@ -54,7 +53,7 @@ fn metadata(
         return Err("metadata is `# WHAT name text`".to_owned());
     };
     if !is_name(name) {
-        return Err(format!("`{name}` is no name of a family"));
+        return Err(format!("`{name}` is not a name of a family"));
     }
     if current.as_deref() != Some(name) {
         if families.contains_key(name) {
@@ -85,15 +84,15 @@ fn sample(line: &str, families: &mut Families, current: Option<&str>) -> Result<
     let end = line.find(['{', ' ']).ok_or("a sample is `name{labels} value`")?;
     let (name, rest) = line.split_at(end);
     if !is_name(name) {
-        return Err(format!("`{name}` is no name of a sample"));
+        return Err(format!("`{name}` is not a name of a sample"));
     }
     let (labels, rest) = labels(rest)?;
     let value = rest.strip_prefix(' ').ok_or("one blank stands before the value")?;
     let number = value.strip_prefix(['+', '-']).unwrap_or(value);
     if !number.starts_with(|first: char| first.is_ascii_digit()) {
-        return Err(format!("`{value}` is no number"));
+        return Err(format!("`{value}` is not a number"));
     }
-    let value: f64 = value.parse().map_err(|_| format!("`{value}` is no number"))?;
+    let value: f64 = value.parse().map_err(|_| format!("`{value}` is not a number"))?;
     let family = families.get_mut(current).ok_or("the family is not there")?;
     let suffix = name.strip_prefix(current).ok_or("a sample of another family")?;
     let suffixes: &[&str] = match family.kind.as_str() {
@@ -119,7 +118,7 @@ fn labels(text: &str) -> Result<(Labels, &str), String> {
         let starts_well = name.starts_with(|first: char| first.is_ascii_alphabetic());
         let is_word = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
         if !starts_well || !is_word {
-            return Err(format!("`{name}` is no name of a label"));
+            return Err(format!("`{name}` is not a name of a label"));
         }
         let mut value = String::new();
         let mut letters = after.char_indices();

@@ -280,7 +280,9 @@ fn send(
     }
     let body = &object.bytes[part];
     let sent = match fault {
-        Some(Fault::Zipped) => return answer_with(out, status, &headers, &body[..body.len() / 3], true),
+        Some(Fault::Zipped) => {
+            return answer_with(out, status, &headers, &body[..body.len() / 3], true);
+        }
         Some(Fault::EmptyPart) => return answer_with(out, status, &headers, b"", false),
         Some(Fault::Empty) => 0,
         Some(Fault::Cut(missing)) => body.len().saturating_sub(missing),

@@ -1,7 +1,7 @@
 //! A peer that speaks raw frames, well or badly.
 //!
-//! Owns one blocking socket and no rules: it sends whatever bytes it is given and judges replies only
-//! where it is asked to.
+//! Owns one blocking socket and no rules: it sends the bytes that it is given and checks replies only
+//! where the test asks for that.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -24,7 +24,7 @@ use crate::{BLOCK, HANG_GUARD};
 /// One connection.
 #[derive(Debug)]
 pub struct Peer {
-    /// The socket, for whatever a test wants to do to it.
+    /// The socket, for anything that a test wants to do to it.
     pub stream: TcpStream,
     /// Block size of the node in bytes.
     pub block_size: u32,
@@ -43,19 +43,19 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// What the node decided.
+    /// Returns the status of the reply.
     pub fn status(&self) -> Status {
         self.header.status()
     }
 
-    /// What it says about it.
+    /// Returns the message of a refusal.
     pub fn message(&self) -> String {
         frame::body::<ArchivedErrorReply>(&self.body)
             .map(|reply| reply.message.as_str().to_owned())
             .unwrap_or_default()
     }
 
-    /// The payload of a read from `offset` of `entry`, after its checksums were verified.
+    /// Returns the payload of a read from `offset` of `entry`, after its checksums were verified.
     ///
     /// # Errors
     /// The node's status.
@@ -86,28 +86,28 @@ impl Reply {
     }
 }
 
-/// A request frame.
+/// Returns a request frame.
 pub fn request<T: Body>(op: Op, request_id: u64, body: &T) -> Vec<u8> {
     let mut bytes = Vec::new();
     frame::encode(&mut bytes, Header::request(op, request_id, 0), body);
     bytes
 }
 
-/// A request frame without a body.
+/// Returns a request frame without a body.
 pub fn empty_request(op: Op, request_id: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
     frame::encode_empty(&mut bytes, Header::request(op, request_id, 0));
     bytes
 }
 
-/// A frame with this header as it is, but for its own checksum, and these bytes behind it.
+/// Returns a frame with this header as it is, except for its own checksum, and these bytes after it.
 pub fn raw_frame(header: Header, body: &[u8]) -> Vec<u8> {
     let mut head = [0; HEADER_SIZE];
     header.encode(&mut head);
     [&head, body].concat()
 }
 
-/// The range of an entry from `offset`.
+/// Returns the range of an entry from `offset`.
 pub fn range(entry: &Entry, offset: u64, length: u32) -> Range {
     Range { file: entry.id, version: entry.version, offset, length }
 }
@@ -137,7 +137,7 @@ impl Peer {
         Ok(Peer::over(socket.into()))
     }
 
-    /// Over a connection that is there already.
+    /// Makes a peer of a connection.
     ///
     /// # Panics
     /// If the socket refuses its options.
@@ -154,14 +154,14 @@ impl Peer {
     /// If nothing listens.
     pub fn connect_locally(path: &str) -> Peer {
         let stream = UnixStream::connect(path).expect("connect to the node's socket");
-        // Bytes come and go all the same; what is TCP's own is refused by the system.
+        // Bytes still come and go; the system refuses options of TCP.
         let stream = TcpStream::from(OwnedFd::from(stream));
         stream.set_read_timeout(Some(HANG_GUARD)).expect("set a timeout");
         stream.set_write_timeout(Some(HANG_GUARD)).expect("set a timeout");
         Peer { stream, block_size: BLOCK, next_id: 1 }
     }
 
-    /// Proves that a secret is known, in this role; returns what the node decided.
+    /// Proves in this role that the secret is known; returns what the node decided.
     ///
     /// # Panics
     /// If the node does not prove the same.
@@ -182,19 +182,19 @@ impl Peer {
         reply.status()
     }
 
-    /// This peer for a node with another block size.
+    /// Returns this peer for a node with another block size.
     #[must_use]
     pub fn with_block_size(self, block_size: u32) -> Peer {
         Peer { block_size, ..self }
     }
 
-    /// The id of the next request.
+    /// Returns the id of the next request.
     pub fn take_id(&mut self) -> u64 {
         self.next_id += 1;
         self.next_id - 1
     }
 
-    /// Sends whatever bytes.
+    /// Sends any bytes.
     ///
     /// # Panics
     /// If the socket does not take them.
@@ -269,7 +269,7 @@ impl Peer {
         reply
     }
 
-    /// Whether the node answers on this connection.
+    /// True if the node answers on this connection.
     pub fn ping(&mut self) -> bool {
         let id = self.send_empty(Op::Ping);
         self.try_receive()
@@ -305,7 +305,7 @@ impl Peer {
         reply.into_bytes(entry, offset, self.block_size)
     }
 
-    /// A counter of the node.
+    /// Returns a counter of the node.
     ///
     /// # Panics
     /// If the node has no such counter.
@@ -317,7 +317,7 @@ impl Peer {
         counter.unwrap_or_else(|| panic!("no counter {name}")).value.to_native()
     }
 
-    /// Reads until the node closes; returns the bytes that came before. A reset ends it, too.
+    /// Reads until the node closes or resets the connection; returns the bytes that came before.
     ///
     /// # Panics
     /// If the node does not close within the guard.

@@ -1,5 +1,5 @@
-//! What a process is made to believe, or to suffer, by a library that is loaded before the C library: no
-//! privilege is needed, and nothing else on the machine notices.
+//! Libraries that are loaded before the C library and deceive or disturb a process: no privilege is
+//! needed, and nothing else on the machine notices.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -39,18 +39,18 @@ impl Preload {
         self.folder.path().join("preload.so")
     }
 
-    /// What the environment of a process has to hold to be under it.
+    /// Returns what the environment of a process has to hold to load it.
     pub fn environment(&self) -> [(&'static str, String); 1] {
         [("LD_PRELOAD", self.library().display().to_string())]
     }
 
-    /// The same for [`Preload::clock`], this many seconds ahead.
+    /// Returns the same for [`Preload::clock`], this many seconds ahead.
     pub fn ahead(&self, seconds: i64) -> impl Iterator<Item = (&'static str, String)> {
         self.environment().into_iter().chain([("CLOCK_OFF_S", seconds.to_string())])
     }
 }
 
-/// The day and hour, in UTC, as programs log them: `2026-01-31T23`; this many seconds from now.
+/// Returns the day and hour, in UTC, as programs log them: `2026-01-31T23`; this many seconds from now.
 ///
 /// # Panics
 /// If there is no `date`.

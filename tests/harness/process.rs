@@ -1,4 +1,4 @@
-//! The program under test as a process: started, stopped, killed, paused, and what it said.
+//! The program under test as a process: starts, stops, kills and pauses it, and reads what it printed.
 //!
 //! Always holds: the process is killed when its handle is dropped; its log is in a file, which is
 //! printed when the test fails; nothing of the environment configures it.
@@ -20,12 +20,12 @@ use tempfile::TempDir;
 
 use crate::HANG_GUARD;
 
-/// Tests another binary than the one of this build, such as an installed one.
+/// Variable with the path of another binary than this build's, such as an installed one.
 const BINARY_VARIABLE: &str = "MILLRACE_BINARY";
 /// Lines of a log that are printed when a test fails: the end says why, mostly.
 const LOG_LINES_SHOWN: usize = 200;
 
-/// Built once for each run of the tests, since one from an earlier build would prove nothing.
+/// Built once for each run of the tests, because one from an earlier build would prove nothing.
 static BINARY: LazyLock<Result<PathBuf, String>> =
     LazyLock::new(|| binary().map_err(|error| format!("{error:#}")));
 
@@ -64,13 +64,13 @@ static RUNNING: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
 pub fn kill_all() {
     for process in RUNNING.lock().unwrap_or_else(PoisonError::into_inner).iter() {
         if let Some(pid) = i32::try_from(*process).ok().and_then(Pid::from_raw) {
-            // It may have ended, but was not waited for, so nobody else has its number.
+            // It may have ended, but was not waited for, so no other process has its number.
             let _ = kill_process(pid, Signal::KILL);
         }
     }
 }
 
-/// Where the program under test is.
+/// Returns where the program under test is.
 ///
 /// # Errors
 /// It could not be built or found.
@@ -136,7 +136,7 @@ impl Process {
         Ok(Process { name: name.into(), child, lines: read_lines(output), logs })
     }
 
-    /// Waits for a line that has `mark`, and gives what stands after it.
+    /// Waits for a line that has `mark`, and returns what stands after it.
     ///
     /// # Errors
     /// The process ended or hangs; with what it wrote. It is dead then.
@@ -162,12 +162,12 @@ impl Process {
         bail!("no line with '{mark}': {why}; it ended with {status} and wrote:\n{}", self.log());
     }
 
-    /// Whether the process lives.
+    /// True if the process lives.
     pub fn is_running(&mut self) -> bool {
         self.ended().is_none()
     }
 
-    /// How it ended, if it did.
+    /// Returns how it ended, if it did.
     fn ended(&mut self) -> Option<ExitStatus> {
         let status = self.child.try_wait().expect("ask for the process");
         if status.is_some() {
@@ -180,12 +180,12 @@ impl Process {
         RUNNING.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.child.id());
     }
 
-    /// Its number, for [`memory_of`].
+    /// Returns its number, for [`memory_of`].
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// Its number as system calls want it.
+    /// Returns its number as system calls want it.
     pub fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }
@@ -221,7 +221,7 @@ impl Process {
         }
     }
 
-    /// Stops the process and sees to it that it ended well: exit status 0, no error in its log.
+    /// Stops the process and checks that it ended well: exit status 0, no error in its log.
     ///
     /// # Panics
     /// If not.
@@ -244,12 +244,12 @@ impl Process {
         self.forget();
     }
 
-    /// What the process wrote to its log so far.
+    /// Returns what the process wrote to its log so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.logs.path().join("stderr")).unwrap_or_default()
     }
 
-    /// What the process holds in memory now.
+    /// Returns what the process holds in memory now.
     ///
     /// # Panics
     /// If the process is gone.
@@ -278,14 +278,14 @@ fn read_lines(output: ChildStdout) -> Receiver<String> {
     let (sender, receiver) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         for line in BufReader::new(output).lines().map_while(Result::ok) {
-            // Nobody waits after the last handle is dropped.
+            // The receiver is gone once the last handle is dropped.
             let _ = sender.send(line);
         }
     });
     receiver
 }
 
-/// A pipe for a process's log that is not read and that holds as much as it can, and its other end.
+/// Returns a pipe for a process's log, full and never read, and its other end.
 ///
 /// # Panics
 /// If there are no pipes to be had.
@@ -294,12 +294,12 @@ pub fn unread_log() -> (File, Stdio) {
     rustix::fs::fcntl_setfl(&writer, OFlags::NONBLOCK).expect("set a flag");
     while rustix::io::write(&writer, &[b'.'; 4096]).is_ok() {}
     while rustix::io::write(&writer, b".").is_ok() {}
-    // As it was: who has it as its log waits.
+    // The flags are as before, so a process waits when it logs.
     rustix::fs::fcntl_setfl(&writer, OFlags::empty()).expect("set a flag");
     (reader.into(), writer.into())
 }
 
-/// What a process holds in memory, if it lives.
+/// Returns what a process holds in memory, if it lives.
 pub fn memory_of(process: u32) -> Option<Memory> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     let field = |name: &str| -> Option<u64> {

@@ -23,11 +23,12 @@ pub enum Answers {
     All,
     /// Everything but reads of files.
     Looks,
-    /// Nothing: what is asked is not even taken, so that a process that waits can be ended.
+    /// Nothing: requests are not even taken, so that a process that waits can be ended.
     Nothing,
 }
 
-/// The mounted directory. Whatever is looked up in it is a file of [`FILE_LENGTH`] bytes of zeros.
+/// The mounted directory. Every name that is looked up in it is a file of [`FILE_LENGTH`] bytes of
+/// zeros.
 #[derive(Debug)]
 pub struct SlowSource {
     directory: PathBuf,
@@ -60,7 +61,7 @@ const ROOT: u64 = 1;
 const FILE: u64 = 2;
 
 impl SlowSource {
-    /// Mounts it at a directory, which is made; None where that is not allowed.
+    /// Mounts the file system at a directory, which is made; None if that is not allowed.
     ///
     /// # Panics
     /// If the directory cannot be made.
@@ -81,7 +82,7 @@ impl SlowSource {
         Some(SlowSource { directory: directory.to_owned(), answers, device })
     }
 
-    /// Says what it answers from now on.
+    /// Sets what it answers from now on.
     pub fn set(&self, answers: Answers) {
         self.answers.store(answers as u8, Ordering::SeqCst);
     }
@@ -89,8 +90,8 @@ impl SlowSource {
 
 impl Drop for SlowSource {
     fn drop(&mut self) {
-        // What hangs is answered first: a process that waits for what was taken cannot be ended. So tests
-        // let this go before the node.
+        // Requests that hang are answered first, because a process that waits for one that was taken
+        // cannot be ended. So tests drop this before the node.
         self.set(Answers::All);
         let mut command = Command::new("umount");
         let _ = command.arg("-l").arg(&self.directory).status();
@@ -178,7 +179,7 @@ fn answer(device: &mut File, request: &[u8]) {
     let _ = device.write_all(&bytes);
 }
 
-/// `fuse_init_out`: version 7.31, 128 KiB at most in a write, so that a message fits the buffer.
+/// Returns `fuse_init_out`: version 7.31, 128 KiB at most in a write, so that a message fits the buffer.
 fn init(body: &[u8]) -> Vec<u8> {
     let mut reply = Vec::new();
     for value in [7, 31, word(body, 8), 0] {
@@ -192,7 +193,7 @@ fn init(body: &[u8]) -> Vec<u8> {
     reply
 }
 
-/// `fuse_attr` of the directory or of a file, changed in 2001.
+/// Returns `fuse_attr` of the directory or of a file, changed in 2001.
 fn attributes(node: u64) -> Vec<u8> {
     let is_root = node == ROOT;
     let size = if is_root { 0 } else { FILE_LENGTH };

@@ -1,12 +1,12 @@
 //! Clients that start beside nodes that hang, again and again.
 //!
 //! ```text
-//!  one node is well ─────────────────────────────► for a while, then another one
+//!  one node runs ─────────────────────────────────► for a while, then another one
 //!  the others        stopped ── running ── stopped    as it comes, at any step of a client
 //! ```
 //!
 //! Each client connects, by a list of addresses or through coordination, knows the ring, looks a file up
-//! and reads it. Judged: none fails, none takes longer than a limit, no byte is wrong.
+//! and reads it. A test checks that none fails, none takes longer than a limit, and no byte is wrong.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -24,11 +24,11 @@ const NODES: usize = 4;
 /// Files, and the length of each in bytes.
 const FILES: usize = 32;
 const LENGTH: usize = 200_000;
-/// How long coordination takes a node that is stopped for one that is there: longer than any is stopped.
+/// How long coordination takes a stopped node for one that runs: longer than any node is stopped.
 const SESSION_TIMEOUT_MS: u64 = 20_000;
-/// How long the same node is well.
+/// How long the same node keeps running.
 const PHASE: Duration = Duration::from_secs(7);
-/// How long two nodes are well at each change: longer than a start may take.
+/// How long two nodes run at each change: longer than a start may take.
 const OVERLAP: Duration = Duration::from_secs(3);
 /// Longest time until another node is stopped, or goes on.
 const PAUSE_MS_MAX: u64 = 200;
@@ -37,7 +37,7 @@ const BREAK_MS_MAX: u64 = 200;
 /// Clients that start at the same time.
 const SIDE_BY_SIDE: usize = 3;
 
-/// How the starts went.
+/// The result of the starts.
 #[derive(Debug, Default)]
 pub struct Outcome {
     /// How long each took, in order.
@@ -47,7 +47,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// The time that this share of the starts did not take longer than.
+    /// Returns the time that this share of the starts did not exceed.
     pub fn quantile(&self, share: f64) -> Duration {
         let mut times = self.times.clone();
         times.sort();
@@ -56,7 +56,7 @@ impl Outcome {
     }
 }
 
-/// Starts so many clients, each of which has so long.
+/// Starts `count` clients, each of which has `limit`.
 ///
 /// # Panics
 /// If the cluster does not come up, or a byte is wrong.
@@ -159,7 +159,7 @@ fn trouble(processes: &[u32], seed: u64, is_over: &AtomicBool) {
     };
     let mut well = 0;
     while !is_over.load(Ordering::Relaxed) {
-        // The one that was well stays so for a while: whenever a client starts, there is one that stays.
+        // The node that ran stays for a while, so each client that starts has one that stays.
         let before = std::mem::replace(&mut well, random.usize(..processes.len()));
         send(processes[well], Signal::CONT);
         let start = Instant::now();
@@ -167,7 +167,7 @@ fn trouble(processes: &[u32], seed: u64, is_over: &AtomicBool) {
             let victim = random.usize(..processes.len());
             let is_spared = victim == well || victim == before && start.elapsed() < OVERLAP;
             if !is_spared {
-                // Stopped three times of four.
+                // A node is stopped three times of four.
                 let signal = if random.u8(..4) == 0 { Signal::CONT } else { Signal::STOP };
                 send(processes[victim], signal);
             }

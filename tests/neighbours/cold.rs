@@ -70,7 +70,7 @@ fn connections_that_are_reset_while_a_request_is_under_way() {
         for index in 0..100 {
             let mut peer = neighbour(node.address());
             let load = LoadRequest { path: format!("huge{index}") };
-            // It may be refused for want of a slot: that is its own fault.
+            // It may be refused because it has no slot, which is its own fault.
             let _ = peer.stream.write_all(&request(Op::Load, 1, &load));
             std::thread::sleep(Duration::from_millis(2));
             peer.reset();

@@ -22,7 +22,7 @@ fn ask_for_a_byte_of_each(peer: &mut Peer, entry: &Entry, blocks: u64) -> std::i
     let whole = (0..128).map(|index| request(Op::Read, index, &range(entry, index * block, BLOCK)));
     peer.stream.write_all(&whole.flatten().collect::<Vec<u8>>())?;
     for id in 1000..1003 {
-        // What was not there the first time is there the next.
+        // The second time, what was not cached the first time is.
         std::thread::sleep(Duration::from_millis(100));
         let ranges = (0..blocks).map(|index| range(entry, index * block, 1)).collect();
         peer.stream.write_all(&request(Op::ReadMany, id, &ReadManyRequest { ranges }))?;
@@ -30,12 +30,12 @@ fn ask_for_a_byte_of_each(peer: &mut Peer, entry: &Entry, blocks: u64) -> std::i
     Ok(())
 }
 
-/// Has as many blocks of a file in memory as that holds.
+/// Loads as many blocks of a file into memory as fit.
 fn fill_memory(peer: &mut Peer) -> (Entry, u64) {
     let entry = peer.stat("pinned").expect("stat");
     let blocks = peer.counter("capacity_bytes") / u64::from(BLOCK);
     for index in 0..2 * blocks {
-        // Busy or not: most of it is there then.
+        // Whether or not it was busy, most of the block is there then.
         let _ = peer.read(&entry, index % blocks * u64::from(BLOCK), 1);
     }
     (entry, blocks)
@@ -53,7 +53,7 @@ fn one_that_reads_nothing() {
         let mut peer = node.peer();
         let (entry, blocks) = fill_memory(&mut peer);
         rustix::net::sockopt::set_socket_recv_buffer_size(&peer.stream, 4096).expect("SO_RCVBUF");
-        // It may be let go at once: then it holds nothing.
+        // The node may close it at once: then it holds nothing.
         let _ = ask_for_a_byte_of_each(&mut peer, &entry, blocks);
         Box::new(peer)
     });
@@ -66,7 +66,7 @@ fn one_that_reads_a_byte_now_and_then() {
         Box::new(Busy::start(1, move |_| {
             let mut peer = neighbour(address);
             let (entry, blocks) = fill_memory(&mut peer);
-            // It is let go at some time; then there is nothing more to read.
+            // The node closes it at some time; then there is nothing more to read.
             let _ = ask_for_a_byte_of_each(&mut peer, &entry, blocks);
             Box::new(move || {
                 std::thread::sleep(Duration::from_millis(50));
@@ -85,7 +85,7 @@ fn those_that_send_a_part_of_a_frame_and_are_silent() {
         header.body_length = body.len() as u32;
         header.encode(&mut head);
         let part = [&head[..], &body[..body.len() - 1]].concat();
-        // All that the node keeps for such parts, to the brim: 16 MiB.
+        // The node keeps at most 16 MiB of such parts: this fills them.
         let whole = std::iter::repeat_n(part.len(), 256);
         let rest = (5..16).rev().map(|power| 1 << power);
         let peers = whole.chain(rest.clone()).chain(rest).map(|length| {
@@ -99,8 +99,8 @@ fn those_that_send_a_part_of_a_frame_and_are_silent() {
     });
 }
 
-/// They read all that they asked for, and keep within what a client may do. All of them together want the
-/// whole node, so that times are not judged: each waits its turn.
+/// Reads all that was asked for, and keeps within what a client may do. Together the peers want the
+/// whole node, so times are not judged: each waits its turn.
 #[test]
 fn those_that_pipeline_after_a_pause() {
     const CLIENTS: usize = 200;
@@ -108,17 +108,17 @@ fn those_that_pipeline_after_a_pause() {
     Street::new().without_times().judge(|node| {
         let address = node.address();
         let (sender, ended) = std::sync::mpsc::channel();
-        // From many machines, as far as the node can tell.
+        // The node takes them for peers of many machines.
         let from = |index: usize| IpAddr::V4(Ipv4Addr::new(127, 0, 1, 1 + (index % 50) as u8));
         let peers = (0..CLIENTS).map(|index| Peer::connect_from(from(index), address));
         let mut peers: Vec<Peer> = peers.collect::<Result<_, _>>().expect("connect");
-        // They were there before, and said something.
+        // They were connected before, and sent something.
         assert!(peers.iter_mut().all(Peer::ping));
         let hot = peers[0].stat("hot").expect("stat");
         let requests = (0..READS).map(|index| request(Op::Read, index, &range(&hot, 0, 8192)));
         let requests: Vec<u8> = requests.flatten().collect();
         let peers = Arc::new(peers);
-        // As on a machine that is short of processors.
+        // The machine is short of processors.
         node.signal(Signal::STOP);
         let busy = Busy::start(CLIENTS, move |index| {
             let mut peer = peers[index].stream.try_clone().map(Peer::over).expect("a handle");
@@ -171,7 +171,7 @@ fn one_that_takes_every_connection() {
     });
 }
 
-/// The log has no reader, and connections are closed in a way that is logged.
+/// Closes connections in a way that is logged, while the log has no reader.
 #[test]
 fn a_log_reader_that_does_not_read() {
     let street = Street::new().set("send_timeout_ms", 100);

@@ -18,16 +18,17 @@ const INIT_REPLY_LENGTH: usize = 64;
 /// A file system that is mounted and answers nothing.
 struct HungMount {
     path: PathBuf,
-    /// When it is closed, whatever waits for the file system fails.
+    /// When it is closed, every request that waits for the file system fails.
     server: Option<File>,
 }
 
 impl HungMount {
-    /// Mounts it; none where that is not allowed.
+    /// Mounts the file system; None if that is not allowed.
     fn new(path: &Path) -> Option<HungMount> {
         std::fs::create_dir(path).expect("make a directory");
         let server = File::options().read(true).write(true).open("/dev/fuse").ok()?;
-        // For the program that mounts: the kernel wants the number of one of its descriptors.
+        // The program that mounts gets it, because the kernel wants the number of one of its
+        // descriptors.
         let inherited = rustix::io::dup(&server).ok()?;
         let number = std::os::fd::AsRawFd::as_raw_fd(&inherited);
         let options = format!("fd={number},rootmode=40000,user_id=0,group_id=0,allow_other");
@@ -72,7 +73,7 @@ impl HungMount {
 impl Drop for HungMount {
     fn drop(&mut self) {
         drop(self.server.take());
-        // Lazily: the node may be in it.
+        // The unmount is lazy, because the node may be in it.
         let _ = Command::new("umount").arg("-l").arg(&self.path).output();
     }
 }
@@ -98,7 +99,7 @@ fn one_that_asks_for_files_of_a_mount_that_hangs() {
                         peer.stream.write_all(&stat)?;
                     }
                 }
-                // Whether they are answered is not what is judged here.
+                // It does not matter here whether they are answered.
                 std::thread::sleep(Duration::from_millis(200));
                 peers = (0..4).map(|_| neighbour(address)).collect();
                 Ok(())

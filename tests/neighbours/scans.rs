@@ -44,7 +44,7 @@ fn one_that_frees_a_file_of_many_blocks_again_and_again() {
         let address = node.address();
         Box::new(Busy::start(1, move |_| {
             let mut peer = neighbour(address);
-            // Known to the node, or there would be nothing to look for.
+            // The node has to know the file, or there would be nothing to look for.
             let _ = peer.stat("huge");
             let free = request(Op::Free, 5, &LoadRequest { path: "huge".to_owned() });
             let mut begun = false;

@@ -22,7 +22,8 @@ use millrace_tests::{BLOCK, HANG_GUARD, Node, NodeOptions, Peer, Reply, Scratch,
 
 /// How much longer than alone the 99th percentile may be.
 const RATIO: u32 = 3;
-/// What is never called long: on a machine with two cores, both in use, a thread waits its turn for so long.
+/// Times up to this are never called long: on a machine with two cores, both in use, a thread waits its
+/// turn for this long.
 const FLOOR: Duration = Duration::from_millis(20);
 /// How long the client is at work in each half of a round.
 const PHASE: Duration = Duration::from_millis(900);
@@ -30,12 +31,13 @@ const PHASE: Duration = Duration::from_millis(900);
 const ROUNDS: usize = 3;
 /// How often a case is tried, since other programs of the machine are in the way at times.
 const TRIES: usize = 4;
-/// When an answer counts as none. Far more than any limit of the node that a polite client meets.
+/// When an answer counts as missing. This is far more than any limit of the node that a polite client
+/// meets.
 const NO_ANSWER: Duration = Duration::from_secs(8);
-/// What a node gets to notice what its neighbour does.
+/// The time that a node gets to notice what its neighbour does.
 const SETTLE: Duration = Duration::from_millis(300);
 
-/// Where the client comes from: not from where its neighbours do.
+/// The client's address, which is not its neighbours'.
 const POLITE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
 /// The client's door when it comes by a Unix socket.
 const SOCKET: &str = "door";
@@ -63,7 +65,7 @@ enum Deed {
     Connect,
 }
 
-/// What came of some time at work.
+/// The result of some time at work.
 #[derive(Default)]
 struct Outcome {
     times: BTreeMap<Deed, Vec<Duration>>,
@@ -80,7 +82,7 @@ impl Outcome {
 }
 
 impl Street {
-    /// With a node of one shard and 32 MiB, and the files of the polite client.
+    /// Makes a street with a node of one shard and 32 MiB, and the files of the polite client.
     pub(crate) fn new() -> Street {
         let judges_times = std::env::var_os("MILLRACE_JUDGE_TIMES").is_some();
         let scratch = Scratch::new();
@@ -92,24 +94,24 @@ impl Street {
         Street { scratch, options, rounds, judges_times, by_socket: false }
     }
 
-    /// With this setting of the node.
+    /// Sets a key of the node.
     pub(crate) fn set(self, key: &'static str, value: impl ToString) -> Street {
         Street { options: self.options.set(key, value), ..self }
     }
 
-    /// With a client that comes by the node's Unix socket, beside neighbours that come over TCP: all
-    /// addresses of one machine are one peer there.
+    /// Lets the client come by the node's Unix socket, beside neighbours that come over TCP, because
+    /// there all addresses of one machine are one peer.
     pub(crate) fn by_socket(self) -> Street {
         let path = self.scratch.at(SOCKET);
         Street { by_socket: true, ..self.set("socket", path.display()) }
     }
 
-    /// With one round, for a neighbour that takes long to come.
+    /// Limits the case to one round, for a neighbour that takes long to come.
     pub(crate) fn once(self) -> Street {
         Street { rounds: 1, ..self }
     }
 
-    /// With one round in which errors alone are judged.
+    /// Limits the case to one round in which only errors are judged.
     pub(crate) fn without_times(self) -> Street {
         Street { rounds: 1, judges_times: false, ..self }
     }
@@ -166,7 +168,7 @@ impl Street {
     }
 }
 
-/// What is to be said about a deed that takes too long beside the neighbour.
+/// Returns the message about a deed that takes too long beside the neighbour.
 fn too_slow(deed: Deed, alone: &[Outcome], beside: &[Outcome]) -> Option<String> {
     let median = |outcomes: &[Outcome]| {
         let mut times: Vec<Duration> = outcomes.iter().map(|it| it.p99(deed)).collect();
@@ -214,7 +216,7 @@ impl Polite {
         Polite { door, patience, peer, hot, cold, next: 0 }
     }
 
-    /// Is at work for a while.
+    /// Works for a while.
     fn work(&mut self) -> Outcome {
         let mut outcome = Outcome::default();
         let start = Instant::now();
@@ -249,7 +251,7 @@ impl Polite {
             Ok(()) => outcome.times.entry(deed).or_default().push(start.elapsed()),
             Err(text) => {
                 *outcome.errors.entry(format!("{deed:?}: {text}")).or_default() += 1;
-                // Whatever was under way is gone with the connection.
+                // Requests under way are gone with the connection.
                 if let Ok(peer) = connect(&self.door, self.patience) {
                     self.peer = peer;
                 }
@@ -279,7 +281,7 @@ impl Polite {
         Ok(())
     }
 
-    /// A batch that is longer than what the node receives at once.
+    /// Sends a batch that is longer than what the node receives at once.
     fn batch(&mut self) -> Result<(), String> {
         let ranges: Vec<_> = (0..400).map(|index| range(&self.hot, index * 16, 16)).collect();
         self.peer.send(Op::ReadMany, &ReadManyRequest { ranges });
@@ -302,7 +304,7 @@ fn connect(door: &Door, patience: Duration) -> io::Result<Peer> {
     Ok(peer)
 }
 
-/// The next answer, which has to be a good one.
+/// Receives the next answer, which has to be a good one.
 fn answer(peer: &mut Peer) -> Result<Reply, String> {
     let reply = peer.try_receive().map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock => "no answer".to_owned(),
@@ -331,7 +333,7 @@ impl Busy {
         let threads = (0..count).map(|index| {
             let (is_over, act) = (Arc::clone(&is_over), act.clone());
             std::thread::spawn(move || {
-                // Without it the neighbour is a little louder.
+                // If this fails the neighbour is a little louder.
                 let _ = rustix::process::setpriority_process(None, 19);
                 let mut act = act(index);
                 while !is_over.load(Ordering::Relaxed) && act().is_ok() {}
@@ -351,7 +353,7 @@ impl Drop for Busy {
     }
 }
 
-/// A connection of a neighbour, which does not wait for ever.
+/// Connects a neighbour, which does not wait for ever.
 pub(crate) fn neighbour(address: SocketAddr) -> Peer {
     let peer = Peer::connect(address);
     let soon = Some(Duration::from_millis(500));

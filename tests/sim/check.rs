@@ -35,7 +35,7 @@ impl Checks {
         Checks { list }
     }
 
-    /// Shows all of them what happened; gives the first that is broken.
+    /// Shows all of them what happened; returns the first that is broken.
     pub(crate) fn see(&mut self, at_us: u64, seen: &Seen<'_>) -> Option<Violation> {
         self.list.iter_mut().find_map(|check| {
             let text = check.see(at_us, seen).err()?;
@@ -43,7 +43,7 @@ impl Checks {
         })
     }
 
-    /// Shows all of them the end; gives the first that is broken.
+    /// Shows all of them the end; returns the first that is broken.
     pub(crate) fn end(&mut self, ending: &Ending<'_>) -> Option<Violation> {
         self.list.iter_mut().find_map(|check| {
             let text = check.end(ending).err()?;
@@ -51,7 +51,7 @@ impl Checks {
         })
     }
 
-    /// How many questions were too hard to decide.
+    /// Returns how many questions were too hard to decide.
     pub(crate) fn undecided(&self) -> u64 {
         self.list.iter().map(|check| check.undecided()).sum()
     }

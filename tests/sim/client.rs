@@ -1,9 +1,9 @@
 //! A simulated ZooKeeper client: a session, one connection at a time, requests of chance.
 //!
-//! Behaves as the Java client does: pings when it has nothing to say, gives a silent connection up
-//! after two thirds of its time-out, attaches its session again anywhere, sets its watches again
-//! first of all, forgets a session that it is told is gone. Owns what a client knows; moving bytes
-//! and time is the world's.
+//! Behaves as the Java client does: pings when it has nothing to say, gives a silent connection up after
+//! two thirds of its time-out, attaches its session again anywhere, sets its watches again before
+//! anything else, forgets a session that has expired. Owns what a client knows; moving bytes and time is
+//! the world's.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -20,9 +20,9 @@ use crate::options::Options;
 pub(crate) const REGISTERS: usize = 4;
 /// Nodes that come and go.
 const FLAGS: usize = 3;
-/// Nodes that a client makes for ever, so that a run stays small.
+/// Most nodes that a client makes for ever, so that a run stays small.
 const JOURNAL_MAX: u64 = 60;
-/// Sequential and ephemeral nodes that a client holds at a time.
+/// Most sequential and ephemeral nodes that a client holds at a time.
 const HELD_MAX: usize = 6;
 
 /// How far a client has come.
@@ -70,7 +70,7 @@ pub(crate) struct Client {
     counter: u64,
     own: Vec<String>,
     held: Vec<String>,
-    /// The last batch, that proves the ensemble healed, was answered to its end.
+    /// True if the last batch, which proves that the ensemble healed, was answered to its end.
     pub(crate) is_done: bool,
     last_batch: Option<i32>,
 }
@@ -104,7 +104,7 @@ impl Client {
         }
     }
 
-    /// The first message on a new connection.
+    /// Returns the first message on a new connection.
     pub(crate) fn handshake(&self) -> Vec<u8> {
         let mut message = Vec::new();
         ConnectRequest {
@@ -119,7 +119,8 @@ impl Client {
         message
     }
 
-    /// The session is open; gives the request that sets the watches again, if there are any.
+    /// Notes that the session is open; returns the request that sets the watches again, if there are
+    /// any.
     pub(crate) fn opened(&mut self, session: i64, password: [u8; PASSWORD_SIZE]) -> Option<What> {
         self.session = session;
         self.password = password;
@@ -129,7 +130,7 @@ impl Client {
         has_any.then_some(What::SetWatches)
     }
 
-    /// The session is gone, with its watches and ephemeral nodes.
+    /// Forgets the session, with its watches and ephemeral nodes.
     pub(crate) fn expired(&mut self) {
         self.session = 0;
         self.password = [0; PASSWORD_SIZE];
@@ -138,7 +139,7 @@ impl Client {
         self.last_batch = None;
     }
 
-    /// The connection is gone: gives what was not answered.
+    /// Forgets the connection; returns what was not answered.
     pub(crate) fn broke(&mut self, until_us: u64) -> Vec<Asked> {
         self.phase = Phase::Away { until_us };
         self.link = None;
@@ -154,13 +155,14 @@ impl Client {
         now_us >= self.heard_us + self.timeout_us * 2 / 3
     }
 
-    /// Nodes that every run begins with.
+    /// Returns the nodes that every run begins with.
     pub(crate) fn first_nodes() -> Vec<String> {
         let folders = ["/reg", "/log", "/seq", "/eph", "/flag"].map(str::to_owned);
         folders.into_iter().chain((0..REGISTERS).map(register_path)).collect()
     }
 
-    /// The requests of the end: a write, and a look at everything that a late answer could spoil.
+    /// Returns the requests of the end: a write, and a look at everything that a late answer could
+    /// spoil.
     pub(crate) fn last_batch(&mut self, now_us: u64) -> Vec<What> {
         if self.last_batch.is_some() {
             return Vec::new();
@@ -178,7 +180,7 @@ impl Client {
         batch
     }
 
-    /// Requests of chance.
+    /// Draws requests.
     pub(crate) fn batch(&mut self, options: &Options, now_us: u64, random: &mut Rng) -> Vec<What> {
         let mut batch = Vec::new();
         for _ in 0..random.usize(1..=options.batch_max) {

@@ -1,8 +1,9 @@
-//! Simulates ensembles of `coord` in one thread, each run from one seed, and looks for a property
-//! that does not hold. [`USAGE`] tells what can be asked for.
+//! Simulates ensembles of `coord` in one thread, each run from one seed, and looks for a property that
+//! does not hold. [`USAGE`] lists what can be asked for.
 //!
-//! Always holds: a failure prints the property, the seed, what the run was made of, how everybody
-//! stood, and the command that repeats it; the exit status is then 1. Modules in reading order:
+//! Always holds: a failure prints the property, the seed, what the run was made of, the state of every
+//! replica and client, and the command that repeats it; the exit status is then 1. Modules in reading
+//! order:
 
 mod check;
 mod client;
@@ -127,7 +128,7 @@ impl Wanted {
         command
     }
 
-    /// Runs a seed and tells of a failure: the tally if there is none.
+    /// Runs a seed and prints a failure; returns the tally if there is none.
     fn judge(&self, seed: u64) -> Option<Tally> {
         let told = match self.run(seed) {
             Ok(Outcome { violation: None, tally, .. }) => return Some(tally),

@@ -15,15 +15,15 @@ pub(crate) struct Stream {
     /// Which use of it this is: raised when it breaks.
     pub(crate) number: u64,
     pub(crate) is_open: bool,
-    /// The life of the receiver that it was opened to: a connection outlives no process.
+    /// The life of the receiver that it was opened to, because a connection does not outlive a process.
     pub(crate) to_life: u32,
-    /// A try to open it is under way.
+    /// True if a try to open it is under way.
     pub(crate) is_dialling: bool,
     /// What it carries: each message with the life of the receiver that it was sent to.
     pub(crate) carried: VecDeque<(u32, Vec<u8>)>,
     /// When the last message sent will arrive.
     last_us: u64,
-    /// Nothing arrives before.
+    /// Nothing arrives before this moment.
     pub(crate) blocked_until_us: u64,
 }
 
@@ -44,21 +44,21 @@ impl Network {
         &mut self.streams[from][to]
     }
 
-    /// Which use of a stream this is.
+    /// Returns which use of a stream this is.
     pub(crate) fn number(&self, from: usize, to: usize) -> u64 {
         self.streams[from][to].number
     }
 
-    /// How long a message takes that is sent now.
+    /// Returns how long a message takes that is sent now.
     pub(crate) fn delay_us(&self, now_us: u64, random: &mut Rng) -> u64 {
         let usual = random.u64(50..50 + self.delay_us_max);
-        // Once in a while something is retransmitted.
+        // Now and then a packet is sent again.
         let odd = if random.u16(..) < 200 { random.u64(0..200_000) } else { 0 };
         let slow = if now_us < self.slow_until_us { random.u64(0..300_000) } else { 0 };
         usual + odd + slow
     }
 
-    /// When a message arrives that is sent now, behind all earlier ones.
+    /// Returns when a message arrives that is sent now, behind all earlier ones.
     pub(crate) fn arrival_us(
         &mut self,
         from: usize,
@@ -80,7 +80,7 @@ impl Network {
         stream.last_us = now_us;
     }
 
-    /// Breaks a stream; gives what it carried if it was open.
+    /// Breaks a stream; returns what it carried if it was open.
     pub(crate) fn close(&mut self, from: usize, to: usize) -> Option<VecDeque<(u32, Vec<u8>)>> {
         let stream = &mut self.streams[from][to];
         stream.number += 1;

@@ -47,11 +47,11 @@ pub(crate) struct Node {
     pub(crate) actions: Vec<Action>,
     pub(crate) is_turn_due: bool,
     pub(crate) wake_us: u64,
-    /// For when the next look at merged changes is planned.
+    /// Moment for which the next look at merged changes is planned.
     pub(crate) planned_ms: Option<u64>,
     pub(crate) paused_until_us: u64,
     pub(crate) slow_disk_until_us: u64,
-    /// Asked to stop; it does so when it may.
+    /// True if it was asked to stop; it does so when it may.
     pub(crate) is_stopping: bool,
     /// Why it must stop.
     pub(crate) failure: Option<String>,
@@ -64,13 +64,13 @@ pub(crate) struct Node {
 
     /// What its configuration names as members.
     pub(crate) list: Vec<Member>,
-    /// Who may speak to it; what it remembers of others outlives it.
+    /// Decides which replicas may speak to it; what it remembers of others outlives it.
     pub(crate) admission: Option<Admission>,
     known: Option<Known>,
     /// 0 while it has no data.
     pub(crate) cluster_id: u64,
     store_id: u64,
-    /// What lay in its place before it was wiped.
+    /// The disk that it had before it was wiped.
     before_wipe: Option<Box<(MemoryDisk, Known, u64, u64)>>,
 
     disk: MemoryDisk,
@@ -87,7 +87,7 @@ pub(crate) struct Node {
     work: Option<Begun>,
 }
 
-/// The member with this id, as the first configuration names it.
+/// Returns the member with this id, as the first configuration names it.
 pub(crate) fn member(id: u64) -> Member {
     let text = format!("replica{id}:2888:3888:participant;0.0.0.0:2181");
     Member::parse(id, &text).expect("it is spelled as ZooKeeper does")
@@ -136,7 +136,7 @@ impl Node {
         self.replica.is_some()
     }
 
-    /// The replica's clocks at a moment of the world.
+    /// Returns the replica's clocks at a moment of the world.
     pub(crate) fn now(&self, now_us: u64) -> Now {
         let mut ms = now_us.saturating_sub(self.started_us) / 1000;
         if self.is_clock_fast {
@@ -147,7 +147,7 @@ impl Node {
         Now { ms: ms + 1_000 * self.id, wall_ms }
     }
 
-    /// The moment of the world at which the replica's monotonic clock shows `ms`.
+    /// Returns the moment of the world at which the replica's monotonic clock shows `ms`.
     pub(crate) fn moment_us(&self, ms: u64) -> u64 {
         let mut since_ms = ms.saturating_sub(1_000 * self.id);
         if self.is_clock_fast {
@@ -232,18 +232,18 @@ impl Node {
         load(&self.disk.state(), self.id).expect("a state that was written is readable")
     }
 
-    /// Whether there is a state on its disk.
+    /// True if there is a state on its disk.
     pub(crate) fn has_data(&self) -> bool {
         self.disk.state().load(&mut |_, _| Ok(())).is_ok_and(|applied| applied.is_some())
     }
 
-    /// Whether its disk is not the one that it had at first.
+    /// True if its disk is not the one that it had at first.
     pub(crate) fn is_wiped(&self) -> bool {
         self.before_wipe.is_some()
     }
 
-    /// Puts the state on its disk that members of a cluster begin with, or that a replica by itself
-    /// has, if there are none. Before its first start.
+    /// Puts a state on its disk before its first start, if there is none: that of a member of a cluster,
+    /// or of a replica by itself.
     pub(crate) fn put_data(&mut self, cluster_id: u64, members: &[Member]) {
         let state = first_state(self.id, members);
         let mut applied = Applied { index: 1, term: 1, ..Applied::default() };
@@ -264,7 +264,7 @@ impl Node {
         }
     }
 
-    /// A new disk takes the place of the old one, which is kept. Only while it is down.
+    /// Puts a new disk in the place of the old one, which is kept. Only while it is down.
     pub(crate) fn wipe(&mut self, options: &Options, store_id: u64) {
         let fresh = MemoryDisk::new(store_id);
         let known = self.known.replace(Known::in_memory()).expect("it is down");
@@ -274,7 +274,7 @@ impl Node {
         self.reopen(options);
     }
 
-    /// The disk of before the wipe comes back. Only while it is down.
+    /// Brings the disk of before the wipe back. Only while it is down.
     pub(crate) fn unwipe(&mut self, options: &Options) {
         let Some(before) = self.before_wipe.take() else { return };
         let (disk, known, cluster_id, store_id) = *before;
@@ -314,9 +314,9 @@ impl Node {
         self.keeper = new_keeper(&self.disk, self.id, options);
     }
 
-    /// Writes what is queued, as a process does that ends by itself: both threads do all that they
-    /// were asked, a snapshot that is being received included. A disk that has failed takes nothing
-    /// more. No client is told any more.
+    /// Writes what is queued, as a process does that ends by itself: both threads do all that they were
+    /// asked, a snapshot that is being received included. A disk that has failed takes nothing more, and
+    /// no client gets an answer any more.
     pub(crate) fn finish(&mut self, now_ms: u64) {
         let _ = self.disk.sync(Part::Log);
         let _ = self.log.append(&std::mem::take(&mut self.appends));
@@ -330,9 +330,9 @@ impl Node {
         self.end_work();
     }
 
-    /// A sync that is under way reaches the disk although nobody will hear of it.
+    /// Lets a sync that is under way reach the disk, although its result is lost.
     pub(crate) fn sync_silently(&mut self, part: Part) {
-        // One that was to fail has failed; it is not retried.
+        // A sync that was to fail has failed; it is not retried.
         let _ = self.disk.sync(part);
     }
 
@@ -350,8 +350,8 @@ impl Node {
         self.compaction = Some((index, term));
     }
 
-    /// Begins to write what waits, if the disk is free. Gives the last append's number if a sync is
-    /// under way now that was not.
+    /// Begins to write what waits, if the disk is free. Returns the last append's number if that began a
+    /// sync.
     pub(crate) fn begin_sync(&mut self) -> Option<u64> {
         if self.syncing.is_some() || self.failure.is_some() {
             return None;
@@ -364,7 +364,7 @@ impl Node {
         Some(number)
     }
 
-    /// The sync under way is done: what to tell the replica.
+    /// Ends the sync under way; returns the event for the replica.
     pub(crate) fn end_sync(&mut self) -> Option<Event<'static>> {
         let number = self.syncing.take()?;
         if let Err(error) = self.disk.sync(Part::Log) {
@@ -382,7 +382,7 @@ impl Node {
 
     // The state thread.
 
-    /// When the merged changes are to be made durable, in the world's milliseconds.
+    /// Returns when the merged changes are to be made durable, in the world's milliseconds.
     pub(crate) fn checkpoint_due_ms(&self) -> Option<u64> {
         self.keeper.due_ms()
     }
@@ -394,13 +394,13 @@ impl Node {
         self.jobs.push_back(Job::Act(action));
     }
 
-    /// Asks for what is merged to be made durable, because it is time.
+    /// Asks to make merged changes durable, because it is time.
     pub(crate) fn ask_commit(&mut self) {
         self.jobs.push_back(Job::Commit);
     }
 
-    /// Begins the next job, if none is under way. True if one is now that was not. Changes are
-    /// merged at once: that is no work for the disk.
+    /// Begins the next job, if none is under way. True if that began one. Changes are merged at once,
+    /// because that takes no work of the disk.
     pub(crate) fn begin_job(&mut self, now_ms: u64) -> bool {
         if self.work.is_some() || self.failure.is_some() {
             return false;
@@ -423,7 +423,7 @@ impl Node {
         }
     }
 
-    /// The job under way is done: what to tell the replica.
+    /// Ends the job under way; returns the event for the replica.
     pub(crate) fn end_job(&mut self) -> Option<Event<'static>> {
         self.end_work()
     }
@@ -439,8 +439,8 @@ impl Node {
     }
 }
 
-/// The state that all runs begin with: the nodes that clients work on, and the members if there are
-/// some.
+/// Returns the state that all runs begin with: the nodes that clients work on, and the members if there
+/// are some.
 fn first_state(seed: u64, members: &[Member]) -> State {
     let mut state = State::with_seed(seed);
     let mut apply = |act: Act<'_>| {

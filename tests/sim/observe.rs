@@ -1,7 +1,7 @@
-//! What the checkers get to see of a run, and how they say no.
+//! What the checkers get to see of a run, and how they report a violation.
 //!
-//! The world shows each thing as it happens, in the order of virtual time; at the end it shows what
-//! all replicas agreed on. Leaves judgement to `check`.
+//! The world shows each thing as it happens, in the order of virtual time; at the end it shows what all
+//! replicas agreed on. The judgement is left to `check`.
 
 use millrace_coord::command::Command;
 use millrace_coord::replica::Replica;
@@ -82,7 +82,7 @@ impl Answer {
         self.header.error == 0
     }
 
-    /// The Stat that ends the reply of `what`, where it has one.
+    /// Returns the Stat that ends the reply of `what`, where it has one.
     pub(crate) fn stat(&self, what: &What) -> Option<Stat> {
         if !self.is_ok() {
             return None;
@@ -101,18 +101,18 @@ impl Answer {
         Stat::decode(&mut reader).ok()
     }
 
-    /// Data that a read of a register shows, as a number.
+    /// Returns the data that a read of a register shows, as a number.
     pub(crate) fn value(&self) -> Option<u64> {
         let data = Reader::new(&self.body).buffer().ok()??;
         std::str::from_utf8(data).ok()?.parse().ok()
     }
 
-    /// The path that a create made.
+    /// Returns the path that a create made.
     pub(crate) fn path(&self) -> Option<String> {
         Reader::new(&self.body).string().ok()?.map(str::to_owned)
     }
 
-    /// The first error in the results of a multi that failed; `None` if it took effect.
+    /// Returns the first error in the results of a multi that failed; `None` if it took effect.
     pub(crate) fn multi_error(&self) -> Option<i32> {
         let mut reader = Reader::new(&self.body);
         let mut first = None;
@@ -121,7 +121,7 @@ impl Answer {
                 break;
             }
             let error = reader.int().ok()?;
-            // Before the one that failed stand zeroes, behind it what was not tried.
+            // Zeroes stand before the one that failed, and what was not tried stands after it.
             if first.is_none() && error != 0 {
                 first = Some(error);
             }
@@ -143,8 +143,8 @@ pub(crate) enum Seen<'a> {
         node: usize,
         cluster_id: u64,
     },
-    /// A replica without data begins an ensemble; with `is_durable` for good. `data_at` names one
-    /// that its list names and that has data.
+    /// A replica without data begins an ensemble, for good if `is_durable`. `data_at` names a replica in
+    /// its list that has data.
     Founds {
         node: usize,
         is_durable: bool,
@@ -160,7 +160,7 @@ pub(crate) enum Seen<'a> {
         node: usize,
         session: i64,
     },
-    /// A fault began or ended at this replica, or a stream of its changed.
+    /// A fault began or ended at this replica, or one of its streams changed.
     Disturbed {
         node: usize,
     },
@@ -172,7 +172,7 @@ pub(crate) enum Seen<'a> {
         link: u64,
         asked: &'a Asked,
     },
-    /// A reply came that the client holds for that of `asked`, its oldest request without one.
+    /// A reply came that the client takes for the one to `asked`, its oldest request without a reply.
     Answered {
         client: usize,
         link: u64,
@@ -194,13 +194,13 @@ pub(crate) enum Seen<'a> {
         link: u64,
         unanswered: &'a [Asked],
     },
-    /// A client was told that its session is gone.
+    /// A client learned that its session is gone.
     Expired {
         client: usize,
     },
 }
 
-/// What all agree on when everything is healed.
+/// What all replicas agree on when everything is healed.
 pub(crate) struct Ending<'a> {
     pub(crate) at_us: u64,
     pub(crate) state: &'a State,
@@ -210,18 +210,18 @@ pub(crate) struct Ending<'a> {
 
 /// A property of a run.
 pub(crate) trait Check {
-    /// The property in a few words.
+    /// Returns the property in a few words.
     fn property(&self) -> &'static str;
 
-    /// Looks at what happened; an error says how the property is broken.
+    /// Checks what happened; an error says how the property is broken.
     fn see(&mut self, at_us: u64, seen: &Seen<'_>) -> Result<(), String>;
 
-    /// How many questions it could not decide.
+    /// Returns how many questions it could not decide.
     fn undecided(&self) -> u64 {
         0
     }
 
-    /// Looks at the end.
+    /// Checks the end.
     fn end(&mut self, _ending: &Ending<'_>) -> Result<(), String> {
         Ok(())
     }

@@ -1,8 +1,8 @@
 //! What a run is made of: sizes and faults, each with its name, drawn by the seed.
 //!
-//! A swarm (Groce et al., "Swarm Testing", 2012): each fault is on or off for a whole run, so that
-//! what one hides another run shows. Always holds: the same seed draws the same options. Everything
-//! here must be survivable, so a failure is a defect and never "too harsh".
+//! A swarm (Groce et al., "Swarm Testing", 2012): each fault is on or off for a whole run, so that one
+//! run shows what a fault hides in another. Always holds: the same seed draws the same options.
+//! Everything here must be survivable, so a failure is a defect and never "too harsh".
 
 use fastrand::Rng;
 
@@ -73,21 +73,22 @@ pub(crate) enum Beginning {
     ThreeToFive,
     /// Three run; two of them, or all but the first, come back with new disks. The old ones return.
     MajorityReplaced,
-    /// Three run; two of them go, and two new ones come with a list of the third and themselves,
-    /// which the third gets as well. The list is taken back where it is refused; the old ones return.
+    /// Three run; two of them go, and two new ones come with a list of the third and themselves, which
+    /// the third gets as well. A list that is refused is taken back, and the old ones return.
     MajorityMoved,
     /// Three run; one comes back with a new disk, and is removed and added.
     Wiped,
-    /// All are without data, and one has a shorter list until all are mended.
+    /// All are without data, and one has a shorter list until all lists are mended.
     ListsDisagree,
     /// Two have data of their own, one has none; all get one list.
     TwoWithData,
-    /// Three run, two are new: one operator adds the one, another the other, by lists and by hand.
+    /// Three run, two are new: one operator adds one of them, another operator the other, by lists and
+    /// by hand.
     TwoOperators,
 }
 
 impl Beginning {
-    /// All but the ordinary one.
+    /// All beginnings but the ordinary one.
     pub(crate) const BIRTHS: [Beginning; 9] = [
         Beginning::Fresh,
         Beginning::FirstOfThree,
@@ -101,7 +102,7 @@ impl Beginning {
     ];
 }
 
-/// A rule that is broken on purpose, to see that the checkers notice.
+/// A rule that is broken on purpose, to check that the checkers notice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Canary {
     /// A replica is told that its log is durable before it is.
@@ -112,8 +113,8 @@ pub(crate) enum Canary {
     FastClock,
     /// Watch events are held back behind the next reply.
     LateEvents,
-    /// A replica without data takes those of its list that do not answer for new, too, once most of
-    /// the list have said that they are.
+    /// A replica without data takes silent members of its list for new ones, too, once most of the list
+    /// have said that they are new.
     FoundsByMajority,
 }
 
@@ -150,9 +151,9 @@ pub(crate) struct Options {
     pub(crate) delay_us_max: u64,
     /// Usual duration of a sync, at most.
     pub(crate) sync_us_max: u64,
-    /// Whether what a broken stream carried may still arrive, later than newer messages.
+    /// True if what a broken stream carried may still arrive, later than newer messages.
     pub(crate) is_late: bool,
-    /// Bytes of log kept for those that lag; little makes snapshots frequent.
+    /// Bytes of log kept for replicas that lag; few bytes make snapshots frequent.
     pub(crate) log_retain_bytes: u64,
     pub(crate) checkpoint_ms: u64,
     /// Bytes of a snapshot's chunk.
@@ -163,7 +164,7 @@ pub(crate) struct Options {
 impl Options {
     /// Draws the options of a run; `node_count` of `None` draws that too.
     pub(crate) fn draw(seed: u64, node_count: Option<usize>, canary: Option<Canary>) -> Options {
-        // Another stream of chance than the run's own.
+        // This is another random stream than the run's own.
         let mut random = Rng::with_seed(seed ^ 0x006f_7074_696f_6e73);
         let drawn = if random.u8(0..3) == 0 { 5 } else { 3 };
         let node_count = node_count.unwrap_or(drawn);
@@ -202,7 +203,7 @@ impl Options {
         };
         // New disks are filled in the time that a healed ensemble has.
         options.chunk_bytes = 4 << 10;
-        // What lists and disks do is told by the beginning alone.
+        // Only the beginning decides what lists and disks do.
         options.faults.retain(|fault| *fault != Fault::Reconfigure);
         options
     }

@@ -1,5 +1,5 @@
-//! The simulation in CI: some hundreds of runs hold, a run repeats itself exactly, and rules that
-//! are broken on purpose are noticed. Each is the command that people use, so that works, too.
+//! The simulation in CI: some hundreds of runs hold, a run repeats itself exactly, and rules that are
+//! broken on purpose are noticed. Each test runs the command that people use, so that is tested, too.
 
 use std::process::{Command, Output};
 
@@ -19,8 +19,8 @@ fn assert_holds(arguments: &[&str]) {
     assert!(output.status.success(), "{}", told(&output));
 }
 
-/// A broken rule is found within some seeds, by the property that it breaks, with a way to repeat
-/// it.
+/// Checks that a broken rule is found within some seeds, by the property that it breaks, with a way to
+/// repeat it.
 #[track_caller]
 fn assert_caught(canary: &str, properties: &[&str]) {
     assert_caught_in(&["--canary", canary, "--seeds", "100"], properties);

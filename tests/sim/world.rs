@@ -1,4 +1,5 @@
-//! A whole ensemble in one thread from one seed: virtual time, one queue, and who hears of what.
+//! A whole ensemble in one thread from one seed: virtual time, one queue, and which replica or client
+//! hears of what.
 //!
 //! Always holds: what happens is decided by the seed alone, so a run can be repeated exactly. The
 //! sources of chance and time that a run could have, and what becomes of them:
@@ -13,8 +14,8 @@
 //!   lets the order of one show; `--twice` would notice;
 //! - threads, files, sockets: there are none.
 //!
-//! A run has two phases: load under faults, where everything must stay safe; then all faults end,
-//! everybody is up, and the ensemble must serve every client and come to one state in bounded time.
+//! A run has two phases: load under faults, where everything must stay safe; then all faults end, every
+//! replica is up, and the ensemble must serve every client and come to one state in bounded time.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -38,10 +39,10 @@ mod replicas;
 
 /// How long the healed ensemble may take, beside session time-outs, until every client was served.
 const HEAL_MS: u64 = 20_000;
-/// How long replicas may take to come to one state when nobody asks anything any more.
+/// How long replicas may take to come to one state when no client asks anything any more.
 const SETTLE_MS: u64 = 10_000;
 
-/// Something that will happen.
+/// An event of the future.
 #[derive(Debug)]
 enum Event {
     /// The replica's turn, shortly after something was handed to it.
@@ -86,7 +87,7 @@ enum Event {
         to: usize,
         number: u64,
     },
-    /// What an older stream carried arrives all the same.
+    /// What an older stream carried still arrives.
     ArrivesLate {
         from: usize,
         to: usize,
@@ -146,15 +147,15 @@ struct Link {
     client: usize,
     node: usize,
     life: u32,
-    /// Set while the replica knows of it.
+    /// The id by which the replica knows it, while it does.
     id: Option<ClientId>,
-    /// The replica has the first message.
+    /// True if the replica has the first message.
     is_greeted: bool,
     is_closed: bool,
-    /// Messages on their way, with the session that sent them; their arrival is an event each.
+    /// Messages on their way, with the session that sent them; each arrives by an event of its own.
     to_server: std::collections::VecDeque<(i64, Vec<u8>)>,
     to_client: std::collections::VecDeque<Vec<u8>>,
-    /// Arrived, and not taken by the replica yet.
+    /// Messages that arrived and that the replica has not taken yet.
     inbox: std::collections::VecDeque<(i64, Vec<u8>)>,
     /// Notifications that the canary holds back.
     held_back: Vec<Vec<u8>>,
@@ -178,11 +179,11 @@ pub(crate) struct World {
     link_count: u64,
     checks: Checks,
     violation: Option<Violation>,
-    /// No faults any more.
+    /// True if all faults have ended.
     is_healing: bool,
-    /// Clients ask nothing any more.
+    /// True if clients ask nothing any more.
     is_quiet: bool,
-    /// A member that lost its disk was removed, as far as there was one.
+    /// True if a member that lost its disk was removed, as far as there was one.
     was_removed: bool,
     hash: std::collections::hash_map::DefaultHasher,
     is_logging: bool,
@@ -190,7 +191,7 @@ pub(crate) struct World {
     pub(crate) tally: Tally,
 }
 
-/// How much happened: a run in which nothing did proves nothing.
+/// Counts of what happened, because a run in which nothing did proves nothing.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Tally {
     pub(crate) acknowledged: u64,
@@ -216,10 +217,10 @@ impl std::ops::AddAssign for Tally {
     }
 }
 
-/// What became of a run.
+/// The result of a run.
 pub(crate) struct Outcome {
     pub(crate) violation: Option<Violation>,
-    /// Of everything that happened, in order.
+    /// Hash of everything that happened, in order.
     pub(crate) hash: u64,
     pub(crate) tally: Tally,
     /// How the replicas and clients stood at the end, for people.
@@ -230,7 +231,7 @@ impl World {
     pub(crate) fn new(options: Options, is_logging: bool) -> World {
         let mut random = Rng::with_seed(options.seed);
         let nodes = (1..=options.node_count as u64).map(|id| {
-            // Nobody's clock is right.
+            // No clock is right.
             let offset_ms = random.i64(-30_000..30_000);
             Node::new(id, &options, offset_ms)
         });
@@ -279,7 +280,7 @@ impl World {
         if !served {
             self.fail(
                 "the healed ensemble serves every client in bounded time",
-                format_args!("{patience_ms} ms after the last fault somebody still waits"),
+                format_args!("{patience_ms} ms after the last fault a client still waits"),
             );
         }
         self.is_quiet = true;
@@ -296,7 +297,7 @@ impl World {
         Outcome { violation: self.violation, hash: self.hash.finish(), tally: self.tally, states }
     }
 
-    /// Lets things happen until a moment, or until `is_done`: whether it was. Stops at a violation.
+    /// Lets things happen until a moment, or until `is_done`. True if it was done. Stops at a violation.
     fn run_until(&mut self, end_us: u64, is_done: impl Fn(&World) -> bool) -> bool {
         while self.violation.is_none() {
             if is_done(self) {
@@ -311,7 +312,7 @@ impl World {
             self.happen(event);
         }
         self.now_us = self.now_us.max(end_us);
-        // A violation is reported once, as what it is.
+        // A violation is reported once, under its own name.
         self.violation.is_some()
     }
 
@@ -323,7 +324,7 @@ impl World {
     fn happen(&mut self, event: Event) {
         if let Some(node) = self.node_of(&event) {
             let paused_until_us = self.nodes[node].paused_until_us;
-            // In their order, even when the pause grows meanwhile.
+            // They keep their order, even when the pause grows meanwhile.
             if paused_until_us > self.now_us || !self.deferred[node].is_empty() {
                 self.deferred[node].push_back(event);
                 if self.deferred[node].len() == 1 {
@@ -391,7 +392,7 @@ impl World {
         }
     }
 
-    /// The replica to which an event happens: a paused one has to wait for it.
+    /// Returns the replica to which an event happens: a paused one has to wait for it.
     fn node_of(&self, event: &Event) -> Option<usize> {
         match *event {
             Event::Turn { node, .. }
@@ -437,7 +438,7 @@ impl World {
         }
     }
 
-    /// The replica that leads in the latest term, of an ensemble that serves.
+    /// Returns the replica that leads in the latest term, of an ensemble that serves.
     fn leader(&self) -> Option<usize> {
         let leaders = self.nodes.iter().enumerate().filter_map(|(index, node)| {
             let replica = node.replica.as_ref()?;
@@ -447,7 +448,7 @@ impl World {
         leaders.max().map(|(_, index)| index)
     }
 
-    /// Whether all members applied the same and are the same.
+    /// True if all members applied the same and are the same.
     fn is_settled(&self) -> bool {
         let Some(leader) = self.leader() else { return false };
         let replica = self.nodes[leader].replica.as_ref().expect("a leader is up");
@@ -465,8 +466,8 @@ impl World {
         members().flatten().all(|member| member.state().digest() == digest)
     }
 
-    /// Whether every client has a connection and a session that exists. One that was silent may
-    /// lose its session after it was served again, if the word of it came too late to the leader.
+    /// True if every client has a connection and a session that exists. A client that was silent may
+    /// lose its session after it was served again, if the leader learned of it too late.
     fn is_connected(&self) -> bool {
         let Some(leader) = self.leader() else { return false };
         let replica = self.nodes[leader].replica.as_ref().expect("a leader is up");
@@ -487,7 +488,7 @@ impl World {
         self.tally.undecided = self.checks.undecided();
     }
 
-    /// How everybody stands, for people.
+    /// Describes every replica and client, for people.
     fn states(&self) -> String {
         use fmt::Write;
         let mut text = String::new();

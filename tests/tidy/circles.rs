@@ -22,7 +22,7 @@ struct Crate {
 }
 
 impl Crate {
-    /// Reads the files below `root`, which ends with a slash. Unit tests are no part of it.
+    /// Reads the files below `root`, which ends with a slash, without their unit tests.
     fn new(root: &str, sources: &[Source]) -> Crate {
         let mut code = BTreeMap::new();
         for source in sources.iter().filter(|source| !source.is_test()) {

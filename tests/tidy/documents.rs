@@ -1,7 +1,7 @@
 //! What documents say of files: the paths of the code maps, and the links between pages.
 //!
 //! Always holds: every path that a code map names exists, and every relative link of a page leads to a
-//! file, and to a heading of it where the link names one. Pages elsewhere on the web are not asked.
+//! file, and to a heading of it where the link names one. Pages elsewhere on the web are not checked.
 
 use std::path::Path;
 
@@ -28,8 +28,8 @@ impl Named {
     }
 }
 
-/// Lines with their numbers, without those of code blocks.
-fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
+/// Returns lines with their numbers, without those of code blocks.
+pub(super) fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let mut is_code = false;
     text.lines().enumerate().filter_map(move |(index, line)| {
         let is_fence = line.trim_start().starts_with("```");
@@ -45,7 +45,7 @@ fn is_path(word: &str) -> bool {
     is_plain && !word.starts_with('/') && (has_kind || word.contains('/'))
 }
 
-/// The paths in the code map of a document.
+/// Returns the paths in the code map of a document.
 fn named_paths(text: &str) -> Vec<Named> {
     let section = prose(text)
         .skip_while(|(_, line)| *line != CODE_MAP)
@@ -76,11 +76,11 @@ struct Link {
     heading: Option<String>,
 }
 
-/// The relative links of a page.
+/// Returns the relative links of a page.
 fn links(text: &str) -> Vec<Link> {
     let mut links = Vec::new();
     for (line, text) in prose(text) {
-        // What stands between backticks is no link.
+        // What stands between backticks is not a link.
         let text: String = text.split('`').step_by(2).collect();
         for part in text.split("](").skip(1) {
             let Some((target, _)) = part.split_once(')') else { continue };
@@ -97,7 +97,7 @@ fn links(text: &str) -> Vec<Link> {
     links
 }
 
-/// What links call a heading, as the usual renderers of Markdown make it.
+/// Returns the name that links use for a heading, as the usual renderers of Markdown make it.
 fn anchor(heading: &str) -> String {
     let kept = heading.trim_start_matches('#').trim().chars().filter_map(|letter| match letter {
         ' ' => Some('-'),
@@ -107,13 +107,13 @@ fn anchor(heading: &str) -> String {
     kept.collect()
 }
 
-/// What links may call the headings of a page.
+/// Returns the names that links may use for the headings of a page.
 fn anchors(text: &str) -> Vec<String> {
     prose(text).filter(|(_, line)| line.starts_with('#')).map(|(_, line)| anchor(line)).collect()
 }
 
-/// What is wrong with the links of a page; `read` gives the text of a file, or of a folder nothing, and
-/// `None` where there is neither.
+/// Returns what is wrong with the links of a page. `read` returns the text of a file, an empty text for
+/// a folder, and `None` where there is neither.
 fn broken_links(page: &Source, read: impl Fn(&Path) -> Option<String>) -> Vec<String> {
     let folder = Path::new(&page.path).parent().unwrap_or(Path::new(""));
     let broken = |link: Link| {

@@ -23,7 +23,7 @@ pub(super) const KINDS: [&str; 2] = ["read in place", "memcpy"];
 /// Reads between two looks at the clock.
 const READS_PER_LOOK: usize = 32;
 
-/// Medians over the rounds of one of [`KINDS`].
+/// Medians over the rounds of one of `KINDS`.
 #[derive(Clone, Debug, Serialize)]
 pub struct NearReport {
     /// Its name.

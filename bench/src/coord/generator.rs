@@ -14,9 +14,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use hdrhistogram::Histogram;
-use rustix::buffer::spare_capacity;
-use rustix::event::{Timespec, epoll};
-use rustix::fd::OwnedFd;
 use serde::Serialize;
 
 use super::link::{Link, Received, Target};
@@ -25,6 +22,7 @@ use super::session::{Outcome, Refusal, SESSION_TIMEOUT_MS, Sent};
 use super::system::System;
 use crate::load::Latency;
 use crate::machine;
+use crate::sockets::{Poll, WAIT_NS, latencies};
 
 /// Most connections of one run. Guessed: far above what one thread can keep busy.
 pub const CONNECTIONS_MAX: usize = 1024;
@@ -33,10 +31,6 @@ pub const OUTSTANDING_MAX: usize = 65_536;
 /// A run without any reply for this long has failed. Guessed: longer than a full collection of a
 /// large heap, or the stall of a busy disk.
 const SILENCE_NS_MAX: u64 = 30_000_000_000;
-/// Longest latency that is told apart.
-const LATENCY_NS_MAX: u64 = 60_000_000_000;
-/// Longest sleep: how late the end of a run without traffic is noticed.
-const WAIT_NS: i64 = 50_000_000;
 /// Time without a request after which a session is kept alive by a ping: a third of its timeout, as
 /// ZooKeeper's clients do.
 const PING_AFTER_NS: u64 = SESSION_TIMEOUT_MS as u64 * 1_000_000 / 3;
@@ -143,8 +137,6 @@ struct Lane {
     depth: usize,
     /// When it last had something to send.
     sent_ns: u64,
-    /// Whether epoll watches for room to write.
-    watches_out: bool,
 }
 
 /// What was answered.
@@ -177,7 +169,7 @@ struct Generator<'a, 'b> {
     load: &'a Load<'a>,
     operations: &'b mut dyn Iterator<Item = Operation>,
     is_exhausted: bool,
-    epoll: OwnedFd,
+    poll: Poll,
     lanes: Vec<Lane>,
     buffer: Vec<u8>,
     origin: Instant,
@@ -191,7 +183,7 @@ impl<'a, 'b> Generator<'a, 'b> {
         load: &'a Load<'a>,
         operations: &'b mut dyn Iterator<Item = Operation>,
     ) -> Result<Generator<'a, 'b>> {
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("create an epoll")?;
+        let poll = Poll::new()?;
         let mut buffer = Vec::new();
         let count = load.connections.min(load.outstanding);
         let mut lanes = Vec::with_capacity(count);
@@ -205,17 +197,15 @@ impl<'a, 'b> Generator<'a, 'b> {
             let link = Link::open(&target, None, load.values, &mut buffer)
                 .with_context(|| format!("open connection {index} to {}", target.address))?;
             link.stream.set_nonblocking(true)?;
-            let data = epoll::EventData::new_u64(index as u64);
-            epoll::add(&epoll, &link.stream, data, epoll::EventFlags::IN)
-                .context("watch a socket")?;
+            poll.add(&link.stream, index)?;
             let depth = load.outstanding / count + usize::from(index < load.outstanding % count);
-            lanes.push(Lane { link, depth, sent_ns: 0, watches_out: false });
+            lanes.push(Lane { link, depth, sent_ns: 0 });
         }
         Ok(Generator {
             load,
             operations,
             is_exhausted: false,
-            epoll,
+            poll,
             lanes,
             buffer,
             origin: Instant::now(),
@@ -224,8 +214,7 @@ impl<'a, 'b> Generator<'a, 'b> {
                 answered: 0,
                 operations: 0,
                 refused: BTreeMap::new(),
-                latency: Histogram::new_with_bounds(1, LATENCY_NS_MAX, 3)
-                    .context("create a histogram")?,
+                latency: latencies(),
             },
             begin: Reading::default(),
             end: Reading::default(),
@@ -262,7 +251,7 @@ impl<'a, 'b> Generator<'a, 'b> {
             if phase == Phase::Drain && in_flight == 0 {
                 return Ok(());
             }
-            self.wait(&mut events)?;
+            self.poll.wait(&mut events, WAIT_NS)?;
             for event in events.drain(..) {
                 self.serve(event.data.u64() as usize)?;
             }
@@ -291,14 +280,6 @@ impl<'a, 'b> Generator<'a, 'b> {
         Ok(Reading { server_cpu_s, client_cpu_s: machine::thread_cpu_s(), at_ns: self.now_ns() })
     }
 
-    fn wait(&mut self, events: &mut Vec<epoll::Event>) -> Result<()> {
-        let timeout = Timespec { tv_sec: 0, tv_nsec: WAIT_NS };
-        match epoll::wait(&self.epoll, spare_capacity(events), Some(&timeout)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-            Err(error) => Err(error).context("wait for replies"),
-        }
-    }
-
     /// Takes what has arrived on a connection, and sends what there is room for.
     fn serve(&mut self, index: usize) -> Result<()> {
         let (tally, origin) = (&mut self.tally, self.origin);
@@ -318,8 +299,7 @@ impl<'a, 'b> Generator<'a, 'b> {
         let now = self.now_ns();
         let lane = &mut self.lanes[index];
         let values = self.load.values;
-        while !self.is_exhausted && lane.link.in_flight() < lane.depth && lane.link.has_room(values)
-        {
+        while !self.is_exhausted && lane.link.in_flight() < lane.depth && lane.link.has_room() {
             let Some(operation) = self.operations.next() else {
                 self.is_exhausted = true;
                 break;
@@ -331,16 +311,9 @@ impl<'a, 'b> Generator<'a, 'b> {
     }
 
     fn flush(&mut self, index: usize) -> Result<()> {
-        let lane = &mut self.lanes[index];
-        let is_blocked = lane.link.flush().with_context(|| format!("on connection {index}"))?;
-        if is_blocked != lane.watches_out {
-            lane.watches_out = is_blocked;
-            let mut flags = epoll::EventFlags::IN;
-            flags.set(epoll::EventFlags::OUT, is_blocked);
-            let data = epoll::EventData::new_u64(index as u64);
-            epoll::modify(&self.epoll, &lane.link.stream, data, flags).context("watch a socket")?;
-        }
-        Ok(())
+        let link = &mut self.lanes[index].link;
+        link.settle()?;
+        self.poll.flush(index, &link.stream, &mut link.out)
     }
 
     /// Pings on connections that have had nothing to send for long.
@@ -362,19 +335,12 @@ impl<'a, 'b> Generator<'a, 'b> {
         let Tally { operations, refused, latency, .. } = self.tally;
         let seconds = (self.end.at_ns - self.begin.at_ns) as f64 / 1e9;
         let server_cpu_s = (self.end.server_cpu_s - self.begin.server_cpu_s).max(0.0);
-        let at = |quantile| latency.value_at_quantile(quantile) as f64 / 1e3;
         let per = |value: f64, by: f64| if by > 0.0 { value / by } else { 0.0 };
         Ok(Measurement {
             operations,
             seconds,
             operations_per_s: per(operations as f64, seconds),
-            latency: Latency {
-                p50_us: at(0.5),
-                p90_us: at(0.9),
-                p99_us: at(0.99),
-                p999_us: at(0.999),
-                max_us: latency.max() as f64 / 1e3,
-            },
+            latency: Latency::of(&latency),
             client_cpu_s: self.end.client_cpu_s - self.begin.client_cpu_s,
             server_cpu_s,
             server_cpu_s_per_100k: per(server_cpu_s, operations as f64 / 1e5),

@@ -4,7 +4,7 @@
 //! Owns the way from bytes to answers, for the load generator, which never blocks, and for those
 //! that ask one thing at a time. Opening always blocks, and ends when requests may be sent.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::operation::{Operation, Values};
 use super::session::{Exchange, Identity, Outcome, Pending, Sent, Session};
 use super::system::System;
+use crate::sockets::Outbox;
 
 /// Most bytes taken from a socket at once. Derived: half of the smallest usual L2 cache.
 pub(crate) const RECEIVE_SIZE: usize = 256 << 10;
@@ -48,8 +49,7 @@ pub(crate) struct Link {
     pending: Pending,
     /// The start of a message that is not complete.
     carry: Vec<u8>,
-    out: Vec<u8>,
-    out_start: usize,
+    pub(crate) out: Outbox,
 }
 
 impl Link {
@@ -74,10 +74,9 @@ impl Link {
             session: Session::new(target.system, target.address, target.session_ms, identity),
             pending: Pending::default(),
             carry: Vec::new(),
-            out: Vec::with_capacity(16 << 10),
-            out_start: 0,
+            out: Outbox::new(),
         };
-        link.session.greet(&mut link.out);
+        link.session.greet(&mut link.out.bytes);
         while !link.session.is_ready() {
             link.flush()?;
             link.wait(values, buffer, &mut |_, _| {}).context("wait for the greeting")?;
@@ -97,8 +96,8 @@ impl Link {
     }
 
     /// Whether the server takes another request now.
-    pub(crate) fn has_room(&self, values: &Values) -> bool {
-        self.session.has_room(values)
+    pub(crate) fn has_room(&mut self) -> bool {
+        self.session.has_room()
     }
 
     /// Queues a request.
@@ -112,30 +111,29 @@ impl Link {
         values: &Values,
     ) -> Result<()> {
         let sent = Sent { operation, at_ns };
-        self.session.request(sent, values, &mut self.pending, &mut self.out)
+        self.session.request(sent, values, &mut self.pending, &mut self.out.bytes)
     }
 
     /// Queues what keeps an idle session alive.
     pub(crate) fn ping(&mut self) {
-        self.session.ping(&mut self.out);
+        self.session.ping(&mut self.out.bytes);
     }
 
-    /// Writes what the socket takes: whether something is left.
+    /// Writes what is queued; true if the socket takes no more for now.
     ///
     /// # Errors
     /// If the connection is broken.
     pub(crate) fn flush(&mut self) -> Result<bool> {
-        while self.out_start < self.out.len() {
-            match self.stream.write(&self.out[self.out_start..]) {
-                Ok(length) => self.out_start += length,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(true),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error).context("send requests"),
-            }
-        }
-        self.out.clear();
-        self.out_start = 0;
-        Ok(false)
+        self.settle()?;
+        self.out.flush(&self.stream)
+    }
+
+    /// Queues what the protocol still has to send.
+    ///
+    /// # Errors
+    /// If the server has ended the connection.
+    pub(crate) fn settle(&mut self) -> Result<()> {
+        self.session.settle(&mut self.out.bytes)
     }
 
     /// Reads once, and tells `done` of each request that was answered. What the protocol has to
@@ -163,7 +161,7 @@ impl Link {
         };
         buffer[..start].copy_from_slice(&self.carry);
         let bytes = &buffer[..start + length];
-        let (pending, out) = (&mut self.pending, &mut self.out);
+        let (pending, out) = (&mut self.pending, &mut self.out.bytes);
         let mut exchange = Exchange { values, pending, out, done };
         let used = self.session.receive(bytes, &mut exchange)?;
         self.carry.clear();
@@ -195,7 +193,7 @@ impl Link {
         values: &Values,
         buffer: &mut Vec<u8>,
     ) -> Result<Outcome> {
-        ensure!(self.has_room(values), "the server takes no request");
+        ensure!(self.has_room(), "the server takes no request");
         self.request(operation, 0, values)?;
         let mut outcome = None;
         while outcome.is_none() {
@@ -212,7 +210,7 @@ impl Link {
     }
 
     fn take_leave(&mut self) -> Result<()> {
-        if !self.session.farewell(&self.pending, &mut self.out) {
+        if !self.session.farewell(&self.pending, &mut self.out.bytes) {
             return Ok(());
         }
         self.stream.set_nonblocking(false)?;

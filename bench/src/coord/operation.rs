@@ -7,10 +7,9 @@
 
 use std::fmt::Write as _;
 
-use anyhow::{Context, Result};
 use serde::Serialize;
 
-/// Longest value in bytes. Derived: a request has to fit in one HTTP/2 frame of 16 KiB.
+/// Longest value in bytes. Guessed: a request still fits in one HTTP/2 frame of 16 KiB.
 pub const VALUE_LENGTH_MAX: usize = 15 << 10;
 
 /// What one request does.
@@ -120,17 +119,6 @@ impl Workload {
             Workload::Mixed => "mixed",
         }
     }
-
-    /// The workload of this name.
-    ///
-    /// # Errors
-    /// Naming those there are.
-    pub fn from_name(name: &str) -> Result<Workload> {
-        let found = Workload::ALL.into_iter().find(|workload| workload.name() == name);
-        found.with_context(|| {
-            format!("there is no workload {name:?}; use create, set, get or mixed")
-        })
-    }
 }
 
 /// The endless sequence of a workload's operations.
@@ -201,13 +189,5 @@ mod tests {
         assert_eq!(values.of(Key::Kept(3)), Values::new(128, 1).of(Key::Kept(3)));
         assert_ne!(values.of(Key::Kept(3)), values.of(Key::Kept(4)));
         assert_eq!(values.of(Key::Fresh(4_000_000_000)).len(), 128);
-    }
-
-    #[test]
-    fn names_lead_back_to_workloads() {
-        for workload in Workload::ALL {
-            assert_eq!(Workload::from_name(workload.name()).unwrap(), workload);
-        }
-        assert!(Workload::from_name("scan").is_err());
     }
 }

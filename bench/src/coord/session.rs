@@ -161,27 +161,38 @@ impl Session {
     pub(crate) fn greet(&self, out: &mut Vec<u8>) {
         match self {
             Session::ZooKeeper(session) => session.greet(out),
-            Session::Etcd(_) => Etcd::greet(out),
+            Session::Etcd(_) => {}
         }
     }
 
-    /// Whether the server has answered the greeting, so that requests may be sent.
+    /// True if requests may be sent: ZooKeeper's only behind the answer to the greeting.
     pub(crate) fn is_ready(&self) -> bool {
         match self {
             Session::ZooKeeper(session) => session.is_ready(),
-            Session::Etcd(session) => session.is_ready(),
+            Session::Etcd(_) => true,
         }
     }
 
     /// Whether the server takes another request now, by the flow control of the protocol.
-    pub(crate) fn has_room(&self, values: &Values) -> bool {
+    pub(crate) fn has_room(&mut self) -> bool {
         match self {
             Session::ZooKeeper(_) => true,
-            Session::Etcd(session) => session.has_room(values.length()),
+            Session::Etcd(session) => session.has_room(),
         }
     }
 
-    /// Appends a request and notes it.
+    /// Appends what the protocol still has to send: called before bytes are written.
+    ///
+    /// # Errors
+    /// If the server has ended the connection.
+    pub(crate) fn settle(&mut self, out: &mut Vec<u8>) -> Result<()> {
+        match self {
+            Session::ZooKeeper(_) => Ok(()),
+            Session::Etcd(session) => session.settle(out),
+        }
+    }
+
+    /// Notes a request, and appends it then or in [`Session::settle`].
     ///
     /// # Errors
     /// If the connection has used its numbers up.
@@ -195,7 +206,7 @@ impl Session {
         let number = pending.push(sent);
         match self {
             Session::ZooKeeper(session) => session.request(number, sent.operation, values, out),
-            Session::Etcd(session) => session.request(number, sent.operation, values, out),
+            Session::Etcd(session) => session.request(number, sent.operation, values),
         }
     }
 

@@ -60,15 +60,6 @@ impl System {
         }
     }
 
-    /// The rival of this name.
-    ///
-    /// # Errors
-    /// Naming those there are.
-    pub fn from_name(name: &str) -> Result<System> {
-        let found = System::RIVALS.into_iter().find(|rival| rival.name() == name);
-        found.with_context(|| format!("there is no rival {name:?}; use zookeeper or etcd"))
-    }
-
     /// What the program says of its version, in one line.
     ///
     /// # Errors
@@ -314,11 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn names_lead_back_to_rivals() {
-        for rival in System::RIVALS {
-            assert_eq!(System::from_name(rival.name()).unwrap(), rival);
-        }
-        assert!(System::from_name("consul").is_err());
+    fn replicas_are_odd() {
         assert!(System::check_replicas(2).is_err() && System::check_replicas(3).is_ok());
     }
 }

@@ -5,11 +5,11 @@
 //! ends with an error.
 
 use std::collections::VecDeque;
-use std::io::{ErrorKind, Write};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::address::Stream;
+use crate::sockets::Outbox;
 use crate::wire::Step;
 
 /// Stands for a key that has been answered.
@@ -49,10 +49,7 @@ pub(super) struct Connection<S> {
     pub(super) head: Vec<u8>,
     pub(super) payload: Vec<u8>,
     /// Requests not written yet.
-    pub(super) out: Vec<u8>,
-    out_start: usize,
-    /// Whether epoll watches for room to write.
-    pub(super) watches_out: bool,
+    pub(super) out: Outbox,
     slots: Vec<Slot>,
     keys: Vec<u64>,
     batch: usize,
@@ -72,9 +69,7 @@ impl<S: Default> Connection<S> {
             left: 0,
             head: Vec::new(),
             payload: Vec::new(),
-            out: Vec::with_capacity(16 << 10),
-            out_start: 0,
-            watches_out: false,
+            out: Outbox::new(),
             slots: vec![Slot::default(); depth],
             keys: vec![ANSWERED; depth * batch],
             batch,
@@ -161,20 +156,5 @@ impl<S: Default> Connection<S> {
     pub(super) fn starts_ns(&self) -> impl Iterator<Item = u64> {
         let busy = self.slots.iter().filter(|slot| slot.key_count > 0);
         busy.map(|slot| slot.start_ns)
-    }
-
-    /// Writes what the socket takes: whether something is left.
-    pub(super) fn flush(&mut self) -> Result<bool> {
-        while self.out_start < self.out.len() {
-            match self.stream.write(&self.out[self.out_start..]) {
-                Ok(length) => self.out_start += length,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(true),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error).context("send requests"),
-            }
-        }
-        self.out.clear();
-        self.out_start = 0;
-        Ok(false)
     }
 }

@@ -9,9 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use hdrhistogram::Histogram;
-use rustix::buffer::spare_capacity;
-use rustix::event::{Timespec, epoll};
-use rustix::fd::OwnedFd;
+use rustix::event::epoll;
 
 use super::connection::{Connection, Incoming};
 use super::schedule::Schedule;
@@ -19,16 +17,13 @@ use super::{Check, LoadOptions, Measured};
 use crate::address::{Address, Stream};
 use crate::keys::Keys;
 use crate::machine;
+use crate::sockets::{Poll, WAIT_NS, latencies};
 use crate::wire::{HEAD_LENGTH_MAX, Step, Wire};
 
 /// Most bytes taken from a socket at once. Derived: half of the smallest usual L2 cache.
 const RECEIVE_SIZE: usize = 256 << 10;
 /// A run without any reply for this long has failed.
 const SILENCE_NS_MAX: u64 = 10_000_000_000;
-/// Longest latency that is told apart.
-const LATENCY_NS_MAX: u64 = 60_000_000_000;
-/// Longest sleep in epoll: how late the end of a run without traffic is noticed.
-const WAIT_NS: i64 = 50_000_000;
 /// Longest time an empty poll is taken to last. Guessed: one takes less than 1 µs, so that a longer
 /// one was interrupted by other work, whose time is not that of this thread.
 const IDLE_POLL_NS_MAX: u64 = 5_000;
@@ -58,7 +53,7 @@ pub(super) struct Generator<'a, W: Wire> {
     wire: &'a mut W,
     keys: &'a mut Keys,
     options: &'a LoadOptions<'a>,
-    epoll: OwnedFd,
+    poll: Poll,
     connections: Vec<Connection<W::Stage>>,
     buffer: Vec<u8>,
     scratch: Vec<u8>,
@@ -90,22 +85,21 @@ impl<'a, W: Wire> Generator<'a, W> {
         keys: &'a mut Keys,
         options: &'a LoadOptions<'a>,
     ) -> Result<Self> {
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("create an epoll")?;
+        let poll = Poll::new()?;
         let lanes = wire.lanes();
         let mut connections = Vec::with_capacity(options.connections);
         for index in 0..options.connections {
             let lane = index % lanes;
             let stream = connect(wire, &addresses[lane])
                 .with_context(|| format!("open connection {index} to {}", addresses[lane]))?;
-            let data = epoll::EventData::new_u64(index as u64);
-            epoll::add(&epoll, &stream, data, epoll::EventFlags::IN).context("watch a socket")?;
+            poll.add(&stream, index)?;
             connections.push(Connection::new(stream, lane, options.depth, options.batch));
         }
         Ok(Generator {
             wire,
             keys,
             options,
-            epoll,
+            poll,
             connections,
             buffer: vec![0; RECEIVE_SIZE + HEAD_LENGTH_MAX],
             scratch: Vec::new(),
@@ -126,8 +120,7 @@ impl<'a, W: Wire> Generator<'a, W> {
             requests: 0,
             reads: 0,
             bytes: 0,
-            latency: Histogram::new_with_bounds(1, LATENCY_NS_MAX, 3)
-                .context("create a histogram")?,
+            latency: latencies(),
         })
     }
 
@@ -159,7 +152,7 @@ impl<'a, W: Wire> Generator<'a, W> {
             if self.phase == Phase::Drain && self.is_drained(now, end_ns) {
                 break;
             }
-            self.wait(&mut events)?;
+            self.poll.wait(&mut events, if self.spins() { 0 } else { WAIT_NS })?;
             let idle = events.is_empty();
             for event in events.drain(..) {
                 self.serve(event.data.u64() as usize, event.flags)?;
@@ -194,15 +187,6 @@ impl<'a, W: Wire> Generator<'a, W> {
             client_cpu_s: machine::thread_cpu_s(),
             at_ns: self.now_ns(),
         })
-    }
-
-    /// Sleeps until a socket is ready, or only asks whether one is.
-    fn wait(&mut self, events: &mut Vec<epoll::Event>) -> Result<()> {
-        let timeout = Timespec { tv_sec: 0, tv_nsec: if self.spins() { 0 } else { WAIT_NS } };
-        match epoll::wait(&self.epoll, spare_capacity(events), Some(&timeout)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-            Err(error) => Err(error).context("wait for replies"),
-        }
     }
 
     /// An open loop never sleeps: a timer would delay its sends.
@@ -437,7 +421,7 @@ impl<'a, W: Wire> Generator<'a, W> {
         }
         let connection = &mut self.connections[index];
         let slot = connection.take_slot(&self.request, start_ns, W::IN_ORDER);
-        self.wire.encode(slot, &self.request, &mut connection.out);
+        self.wire.encode(slot, &self.request, &mut connection.out.bytes);
         self.in_flight += 1;
         true
     }
@@ -461,16 +445,7 @@ impl<'a, W: Wire> Generator<'a, W> {
 
     fn flush(&mut self, index: usize) -> Result<()> {
         let connection = &mut self.connections[index];
-        let blocked = connection.flush().with_context(|| format!("on connection {index}"))?;
-        if blocked != connection.watches_out {
-            connection.watches_out = blocked;
-            let mut flags = epoll::EventFlags::IN;
-            flags.set(epoll::EventFlags::OUT, blocked);
-            let data = epoll::EventData::new_u64(index as u64);
-            epoll::modify(&self.epoll, &connection.stream, data, flags)
-                .context("watch a socket")?;
-        }
-        Ok(())
+        self.poll.flush(index, &connection.stream, &mut connection.out)
     }
 
     fn measured(&mut self, end_ns: u64) -> Measured {

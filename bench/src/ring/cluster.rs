@@ -3,7 +3,7 @@
 //! Keys are numbers that are mixed well, as those of real members are. Blocks are those of files,
 //! so that their hashes come about as real ones do.
 
-use millrace_proto::ring::{Member, Ring, weight_of};
+use millrace_proto::ring::{Ring, RingMember, weight_of};
 use millrace_proto::{FileId, placement};
 use serde::Serialize;
 
@@ -52,7 +52,7 @@ impl Weights {
 pub(super) struct Rings {
     pub(super) weights: Weights,
     /// Members of the cluster, and last the one that joins.
-    pub(super) members: Vec<Member<'static>>,
+    pub(super) members: Vec<RingMember<'static>>,
     /// Index of the member that leaves.
     pub(super) leaver: usize,
     pub(super) before: Ring,
@@ -63,12 +63,12 @@ pub(super) struct Rings {
 impl Rings {
     pub(super) fn new(weights: Weights, count: usize, seed: u64) -> Rings {
         let start = placement::mix(seed);
-        let member = |index: usize| Member {
+        let member = |index: usize| RingMember {
             key: placement::mix(start.wrapping_add(index as u64)),
             weight: weights.weight(index),
             zone: ZONES[index % ZONES.len()],
         };
-        let members: Vec<Member<'static>> = (0..=count).map(member).collect();
+        let members: Vec<RingMember<'static>> = (0..=count).map(member).collect();
         let leaver = count / 2;
         let mut stayed = members[..count].to_vec();
         stayed[leaver].weight = 0;

@@ -7,7 +7,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use millrace_proto::placement;
-use millrace_proto::ring::{Member, Ring};
+use millrace_proto::ring::{Ring, RingMember};
 
 use super::cluster::Rings;
 use super::findings::Decision;
@@ -25,7 +25,7 @@ const PERIOD: Duration = Duration::from_millis(20);
 
 /// Measures a ring, round after round.
 pub(super) struct Stopwatch<'a> {
-    members: &'a [Member<'static>],
+    members: &'a [RingMember<'static>],
     ring: &'a Ring,
     hashes: Vec<u64>,
     owner_ns: Vec<f64>,

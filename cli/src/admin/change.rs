@@ -1,5 +1,5 @@
-//! Changes of a cluster: drains and mounts. The master carries them out; that everybody has seen them
-//! is waited for here.
+//! Changes of a cluster: drains and mounts. The master carries them out; the verbs wait until all
+//! members have seen them.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -12,12 +12,12 @@ use crate::output::{self, Activity};
 
 /// How often progress is looked at.
 pub(super) const LOOK: Duration = Duration::from_millis(200);
-/// Longest wait for everybody to see a change.
+/// Longest wait for all members to see a change.
 pub(super) const SEEN_WAIT: Duration = Duration::from_secs(30);
 
-/// Have a node give its blocks to the others, so that it can be stopped
+/// Have a node hand its blocks to the others, so that it can be stopped
 ///
-/// Waits until the others have taken over what it had. Its reads go on meanwhile and afterwards; it
+/// Waits until the others have taken over what it had. Its reads go on meanwhile and afterwards. It
 /// stays in the cluster, and owns nothing, until it is undrained or stopped.
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -44,7 +44,7 @@ pub(super) struct UndrainArgs {
     node_id: String,
 }
 
-/// Mount a source below a path, or change how it is
+/// Mount a source below a path, or change a mount
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -79,7 +79,7 @@ pub(super) async fn drain(client: &Client, args: &DrainArgs) -> Result<(), Failu
     let statuses = client.statuses().await;
     let reached = statuses.iter().filter_map(|(_, status)| status.as_ref().ok());
     let given_up_before = given_up(&reached.map(Progress::of).collect::<Vec<_>>());
-    client.drain(id, false).await?;
+    client.drain(id).await?;
     let epoch = wait_for(client, "the others know that it drains", |client| {
         let cluster = client.cluster()?;
         let drains = cluster.members.iter().all(|member| member.id != *id || !member.is_active);
@@ -113,13 +113,13 @@ pub(super) async fn drain(client: &Client, args: &DrainArgs) -> Result<(), Failu
     if given_up_after > given_up_before {
         output::print(&format!(
             "not every node has taken over what {id} has (see their logs; with handover_rate 0 none \
-             does): the rest is read from the source when somebody asks for it\n"
+             does): the rest is read from the source when a client asks for it\n"
         ))?;
     }
     output::print(&format!("{id} is drained: it owns nothing and can be stopped\n"))
 }
 
-/// How far a node is with taking over.
+/// How far a node has taken over its blocks.
 struct Progress {
     epoch: u64,
     sources: u64,
@@ -143,7 +143,7 @@ impl Progress {
 
 pub(super) async fn undrain(client: &Client, args: &UndrainArgs) -> Result<(), Failure> {
     let id = &args.node_id;
-    client.drain(id, true).await?;
+    client.undrain(id).await?;
     wait_for(client, "it takes part again", |client| {
         let cluster = client.cluster()?;
         let drains = cluster.members.iter().any(|member| member.id == *id && !member.is_active);
@@ -154,12 +154,8 @@ pub(super) async fn undrain(client: &Client, args: &UndrainArgs) -> Result<(), F
 }
 
 pub(super) async fn mount(client: &Client, args: &MountArgs) -> Result<(), Failure> {
-    let mount = MountInfo {
-        prefix: prefix(&args.path).to_owned(),
-        source: source(&args.source)?,
-        replicas: args.replicas,
-    };
-    client.change_mount(mount.clone(), false).await?;
+    let mount = MountInfo::new(prefix(&args.path), source(&args.source)?, args.replicas);
+    client.mount(&mount).await?;
     wait_for(client, "it is mounted", |client| {
         client.cluster()?.mounts.contains(&mount).then_some(())
     })
@@ -169,13 +165,11 @@ pub(super) async fn mount(client: &Client, args: &MountArgs) -> Result<(), Failu
 
 pub(super) async fn unmount(client: &Client, args: &UnmountArgs) -> Result<(), Failure> {
     let prefix = prefix(&args.path);
-    let mounts = cluster(client)?.mounts;
-    let mount = mounts.into_iter().find(|mount| mount.prefix == prefix);
-    let Some(mount) = mount else {
+    if cluster(client)?.mounts.iter().all(|mount| mount.prefix != prefix) {
         return Err(Failure::new(format!("nothing is mounted at /{prefix}"))
             .with_hint("`millrace admin mounts` lists what is"));
-    };
-    client.change_mount(mount, true).await?;
+    }
+    client.unmount(prefix).await?;
     wait_for(client, "it is gone", |client| {
         let is_gone = client.cluster()?.mounts.iter().all(|mount| mount.prefix != prefix);
         is_gone.then_some(())
@@ -188,7 +182,7 @@ fn prefix(path: &str) -> &str {
     path.trim_matches('/')
 }
 
-/// A source as the cluster names it. A plain path is one on every node.
+/// Returns a source as the cluster names it. A plain path means this path on every node.
 fn source(text: &str) -> Result<String, Failure> {
     if text.contains("://") {
         return Ok(text.to_owned());
@@ -196,7 +190,7 @@ fn source(text: &str) -> Result<String, Failure> {
     if Path::new(text).is_absolute() {
         return Ok(format!("file://{text}"));
     }
-    Err(Failure::usage(format!("{text:?} is no source: write file:///DIR")))
+    Err(Failure::usage(format!("{text:?} is not a source: write file:///DIR")))
 }
 
 /// Waits until this client has seen a change.

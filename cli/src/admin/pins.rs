@@ -11,8 +11,8 @@ use crate::output;
 
 /// Keep the blocks of a file, or of all files below a directory, from being evicted
 ///
-/// Holds on every node, up to the share of its memory that pin_percent says; what is beyond it is cached
-/// like anything else. Pinning reads nothing: `millrace fs load -r` brings files in, before or afterwards.
+/// Holds on every node, up to the share of its memory that pin_percent says; beyond it blocks are cached
+/// like any others. Pinning reads nothing: `millrace fs load -r` brings files in, before or afterwards.
 /// `millrace fs free` still drops what is pinned.
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -43,7 +43,7 @@ Examples:
   millrace admin pins
   millrace admin pins --json | jq -r '.[]'")]
 pub(super) struct PinsArgs {
-    /// JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
@@ -59,27 +59,30 @@ pub(super) async fn pins(client: &Client, args: &PinsArgs) -> Result<(), Failure
 }
 
 pub(super) async fn pin(client: &Client, args: &PinArgs) -> Result<(), Failure> {
-    let path = change(client, &args.path, false).await?;
+    cluster(client)?;
+    let path = args.path.trim_matches('/');
+    client.pin(path).await?;
+    wait_for(client, path, true).await?;
     output::print(&format!("/{} is pinned\n", output::visible(path)))
 }
 
 pub(super) async fn unpin(client: &Client, args: &UnpinArgs) -> Result<(), Failure> {
-    let path = change(client, &args.path, true).await?;
+    cluster(client)?;
+    let path = args.path.trim_matches('/');
+    client.unpin(path).await?;
+    wait_for(client, path, false).await?;
     output::print(&format!("/{} is not pinned any more\n", output::visible(path)))
 }
 
-/// Has the master change a pin and waits until the node that is asked knows; returns the path.
-async fn change<'a>(client: &Client, path: &'a str, undo: bool) -> Result<&'a str, Failure> {
-    cluster(client)?;
-    let path = path.trim_matches('/');
-    client.pin(path, undo).await?;
+/// Waits until the node that is asked knows whether a path is pinned.
+async fn wait_for(client: &Client, path: &str, is_pinned: bool) -> Result<(), Failure> {
     let start = Instant::now();
-    while client.pins().await?.iter().any(|pin| pin == path) == undo {
+    while client.pins().await?.iter().any(|pin| pin == path) != is_pinned {
         if start.elapsed() > SEEN_WAIT {
             let message = "it was changed, but the node that was asked has not seen it in time";
             return Err(Failure::new(message).with_hint("look at `millrace admin status`"));
         }
         tokio::time::sleep(LOOK / 4).await;
     }
-    Ok(path)
+    Ok(())
 }

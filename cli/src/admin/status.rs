@@ -1,4 +1,4 @@
-//! What is in a cluster, and how it does.
+//! The members of a cluster and how they are.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::output::{self, Align, Sizes, Table};
 
 /// How often `--watch` looks again.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
-/// Clears a terminal and goes to its beginning: ECMA-48, ED and CUP.
+/// Clears a terminal and moves to its beginning: ECMA-48, ED and CUP.
 const CLEAR: &str = "\x1b[2J\x1b[H";
 
 /// Show nodes, master, usage and what is being handed over
@@ -25,10 +25,10 @@ pub(super) struct StatusArgs {
     /// Look again every second
     #[arg(long)]
     watch: bool,
-    /// Exact sizes
+    /// Print exact sizes
     #[arg(long)]
     bytes: bool,
-    /// JSON; with --watch a line each time
+    /// Print JSON; with --watch one line each time
     #[arg(long, conflicts_with = "bytes")]
     json: bool,
 }
@@ -40,7 +40,7 @@ Examples:
   millrace admin nodes
   millrace admin nodes --json | jq -r '.[].address'")]
 pub(super) struct NodesArgs {
-    /// JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
@@ -52,7 +52,7 @@ Examples:
   millrace admin mounts
   millrace admin mounts --json")]
 pub(super) struct MountsArgs {
-    /// JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
@@ -87,7 +87,7 @@ struct Report {
     master: Option<String>,
     capacity_bytes: u64,
     used_bytes: u64,
-    /// Reads from memory in percent, once there was one.
+    /// Percentage of reads that memory answered, once there was a read.
     hit_percent: Option<u64>,
     nodes: Vec<NodeReport>,
 }
@@ -289,16 +289,15 @@ mod tests {
 
     #[test]
     fn a_cluster_is_a_table_that_names_its_master() {
-        let member = |id: &str, is_active| MemberInfo {
-            id: id.into(),
-            address: "10.0.0.1:7070".into(),
-            shards: Vec::new(),
-            zone: String::new(),
-            is_active,
-            weight: 64,
-            capacity: 1 << 30,
-            server: "millrace/0".into(),
-            is_suspect: false,
+        let member = |id: &str, is_active| {
+            let mut member = MemberInfo::default();
+            member.id = id.into();
+            member.address = "10.0.0.1:7070".into();
+            member.is_active = is_active;
+            member.weight = 64;
+            member.capacity = 1 << 30;
+            member.server = "millrace/0".into();
+            member
         };
         let report = Report {
             cluster: "c".into(),

@@ -22,16 +22,16 @@ const KILLS_MAX: usize = 1000;
 ///
 /// Starts every service that is installed, each replica with a directory of its own on the same
 /// disk and the service's own default durability, and loads one after the other in rounds with the
-/// same load generator. ZooKeeper and Millrace get the same zoo.cfg. Every reply is compared with
-/// the only one that is right. What counts is the median of the ratios of each round.
+/// same load generator. ZooKeeper and Millrace get the same zoo.cfg and are asked in ZooKeeper's
+/// protocol, etcd in gRPC as by its own clients. Every reply is compared with the only one that is
+/// right. What counts is the median of the ratios of each round.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   millrace bench coord
   millrace bench coord --replicas 1 --outstanding 256 --workloads set,get --rivals zookeeper
   millrace bench coord --memory
-  millrace bench coord --failover --kills 20 --json
-  millrace bench coord --stores")]
+  millrace bench coord --failover --kills 20 --json")]
 pub(super) struct Args {
     /// Measure the memory of one replica with a million keys instead
     #[arg(long, conflicts_with = "failover")]
@@ -39,9 +39,6 @@ pub(super) struct Args {
     /// Measure the time from killing the leader of three replicas to the next write instead
     #[arg(long)]
     failover: bool,
-    /// Measure reads of our state in memory beside reads straight from LMDB instead, in this process
-    #[arg(long, conflicts_with_all = ["memory", "failover"])]
-    stores: bool,
     /// Services to compare with; what is not installed is named and left out
     #[arg(long, value_delimiter = ',', value_parser = rivals(), default_value = "zookeeper,etcd")]
     rivals: Vec<System>,
@@ -69,7 +66,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "BYTES", value_parser = counts(VALUE_LENGTH_MAX),
         allow_negative_numbers = true, default_value_t = CoordOptions::default().value_length)]
     value: usize,
-    /// Keys that are kept [default: 10000, with --memory and --stores 1000000]
+    /// Keys that are kept [default: 10000, with --memory 1000000]
     #[arg(long, value_name = "COUNT", allow_negative_numbers = true,
         value_parser = RangedU64ValueParser::<u32>::new().range(1..=u64::from(ZNODES_MAX)))]
     znodes: Option<u32>,
@@ -156,10 +153,9 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
     for (flag, cpu) in cpus {
         cpu.map_or(Ok(()), |cpu| check_cpu(flag, cpu))?;
     }
-    let question = match (args.memory, args.failover, args.stores) {
-        (true, _, _) => Question::Memory,
-        (_, true, _) => Question::Failover,
-        (_, _, true) => Question::Stores,
+    let question = match (args.memory, args.failover) {
+        (true, _) => Question::Memory,
+        (_, true) => Question::Failover,
         _ => Question::Speed,
     };
     let json = args.json;
@@ -223,7 +219,6 @@ mod tests {
     #[test]
     fn what_makes_no_sense_is_refused() {
         assert!(parse(&["--memory", "--failover"]).is_err());
-        assert!(parse(&["--stores", "--memory"]).is_err());
         assert!(parse(&["--rivals", "consul"]).is_err());
         assert!(parse(&["--kills", "3"]).is_err());
         assert!(parse(&["--value", "1MiB"]).is_err() && parse(&["--znodes", "0"]).is_err());

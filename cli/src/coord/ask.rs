@@ -1,7 +1,7 @@
 //! Asking a running replica: one request of HTTP/1.1 over its socket, or over TCP.
 //!
-//! Owns the flags that say which replica. Commands go through the socket in the data directory
-//! alone, so whoever may read that directory's socket is who may give them.
+//! Owns the flags that say which replica. Commands go only through the socket in the data directory, so
+//! every user who may open that socket may give commands.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -42,7 +42,7 @@ impl Replica {
     /// Asks for a page.
     ///
     /// # Errors
-    /// Nobody answers, or not with this page.
+    /// If no replica answers, or it does not have this page.
     pub(super) fn page(&self, path: &str) -> Result<String, Failure> {
         let request = format!("GET {path} HTTP/1.1\r\nHost: replica\r\n\r\n");
         let (answer, from) = match (&self.directory, &self.admin) {
@@ -71,7 +71,7 @@ impl DataDir {
     /// Gives a command and waits for its result.
     ///
     /// # Errors
-    /// Nobody answers, or the replica says no.
+    /// If no replica answers, or it refuses.
     pub(super) fn command(&self, path: &str, argument: &Value) -> Result<String, Failure> {
         let stream = connect(&self.directory).map_err(|error| nobody(&self.directory, &error))?;
         command(stream, &self.directory, path, argument)
@@ -107,7 +107,7 @@ fn command(
         "POST {path} HTTP/1.1\r\nHost: replica\r\nContent-Type: application/json\r\n\
          Content-Length: {length}\r\n\r\n{body}"
     );
-    // The replica has limits of its own, and a backup takes as long as it takes.
+    // The replica has limits of its own, and a backup may take any time.
     let answer = exchange(Stream::Unix(stream), &request, None);
     let (status, body) = answer.map_err(|error| broken(&from, &error))?;
     let fields: Value = serde_json::from_str(&body).unwrap_or_default();
@@ -140,7 +140,7 @@ fn connect_tcp(address: &str) -> Result<TcpStream, Failure> {
         .with_hint("start the replica with --admin IP:PORT, or use --data DIR on its machine"))
 }
 
-/// Whether no replica runs in a directory.
+/// True if no replica runs in a directory.
 fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused)
 }
@@ -152,7 +152,7 @@ fn nobody(directory: &Path, error: &io::Error) -> Failure {
             Failure::new(format!("the replica in {shown} may not be asked: {error}"))
                 .with_hint("be the user that it runs as")
         }
-        _ if !directory.is_dir() => Failure::new(format!("{shown} is no directory"))
+        _ if !directory.is_dir() => Failure::new(format!("{shown} is not a directory"))
             .with_hint("check --data: the data_dir of the replica, dataDir in zoo.cfg"),
         _ if is_absent(error) => Failure::new(format!("no replica runs in {shown}"))
             .with_hint("check --data, or start it: millrace coord --data DIR"),
@@ -185,11 +185,11 @@ fn exchange(stream: Stream, request: &str, time: Option<Duration>) -> io::Result
         }
     }
     parse(&answer).ok_or_else(|| {
-        io::Error::new(ErrorKind::InvalidData, "what it sent is no whole answer of HTTP")
+        io::Error::new(ErrorKind::InvalidData, "it sent an incomplete answer of HTTP")
     })
 }
 
-/// Status and body of an answer that is as long as it says.
+/// Returns status and body of an answer that is as long as it says.
 fn parse(answer: &[u8]) -> Option<(u16, String)> {
     let text = std::str::from_utf8(answer).ok()?;
     let (head, body) = text.split_once("\r\n\r\n")?;
@@ -206,7 +206,7 @@ fn parse(answer: &[u8]) -> Option<(u16, String)> {
     }
 }
 
-/// What an answer says, for people: its error if it has one.
+/// Returns what an answer says, for people: its error if it has one.
 fn told(body: &str) -> String {
     let fields: Value = serde_json::from_str(body).unwrap_or_default();
     fields["error"].as_str().unwrap_or(body.trim()).to_owned()

@@ -1,6 +1,6 @@
 //! Verbs that change a running ensemble: `add`, `remove`, `transfer`, `snapshot`.
 //!
-//! Owns the flags; the ensemble judges what is asked. All go through the socket in a replica's data
+//! Owns the flags; the ensemble judges what is asked. All verbs go through the socket in a replica's data
 //! directory.
 
 use clap::value_parser;
@@ -13,11 +13,11 @@ use super::ask::DataDir;
 use crate::failure::Failure;
 use crate::output;
 
-/// Add members to the ensemble, or change what is known of them.
+/// Add members to the ensemble, or change their addresses or roles.
 ///
-/// Start the new replica first, with --join, an empty data directory and the new list of members:
-/// it waits until it is added and then takes its state from the others. A member that is named
-/// again gets the new addresses or role.
+/// Start the new replica first, with --join, an empty data directory and the new list of members: it
+/// waits until it is added and then copies its state from the others. A member that is named again gets
+/// the new addresses or role.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -27,15 +27,19 @@ Examples:
 pub(super) struct AddArgs {
     #[command(flatten)]
     replica: DataDir,
-    /// server.ID=HOST:PORT:PORT[:observer];[HOST:]PORT, as in zoo.cfg
-    #[arg(value_name = "MEMBER", required = true)]
+    // `help` and not a comment, because rustdoc takes brackets for links.
+    #[arg(
+        value_name = "MEMBER",
+        required = true,
+        help = "server.ID=HOST:PORT:PORT[:observer];[HOST:]PORT, as in zoo.cfg"
+    )]
     members: Vec<String>,
 }
 
 /// Remove members from the ensemble.
 ///
-/// The rest goes on without them, so most of the rest has to run. A removed replica serves nobody any
-/// more: stop it. To join again, it needs a new directory.
+/// The other members go on without them, so most of those have to run. A removed replica no longer
+/// serves clients: stop it. To join again, it needs a new directory.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -51,7 +55,7 @@ pub(super) struct RemoveArgs {
 
 /// Hand leadership to another replica.
 ///
-/// To be asked of the leader. Clients notice nothing but a short pause.
+/// Send this to the leader. Clients notice only a short pause.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -60,7 +64,7 @@ Examples:
 pub(super) struct TransferArgs {
     #[command(flatten)]
     replica: DataDir,
-    /// To which; without it, to the one that is furthest
+    /// Id of the new leader [default: the replica with the most of the log]
     #[arg(value_name = "ID", value_parser = id())]
     to: Option<u64>,
 }
@@ -98,8 +102,8 @@ fn reconfigure(replica: &DataDir, change: &serde_json::Value) -> Result<(), Fail
     output::print(&format!("{}\n", output::visible_lines(members.trim_end())))
 }
 
-/// Adds what to do to the refusals that an operator meets; the ensemble names them by the codes of
-/// the protocol.
+/// Adds advice to the refusals that an operator meets; the ensemble names them by the codes of the
+/// protocol.
 fn explain(failure: Failure) -> Failure {
     let Failure::Told { text, hint: None, .. } = &failure else { return failure };
     let Some((_, code)) = text.rsplit_once("error ") else { return failure };

@@ -1,7 +1,7 @@
 //! Verbs that copy data: `backup` and `restore`.
 //!
-//! A backup is taken by the replica itself where one runs, else from its directory. Always holds:
-//! a file or a directory has its name only when it is whole.
+//! A running replica writes its backup itself; without one, the backup is made from the directory.
+//! Always holds: a file or a directory has its name only when it is whole.
 
 use std::path::{Path, PathBuf};
 
@@ -18,9 +18,9 @@ use crate::output;
 
 /// Write a copy of the whole state into a new file.
 ///
-/// A running replica writes the file itself, as its own user, and goes on serving meanwhile. Where
-/// none runs the copy is made from the data directory, which stays as it is. Sessions are part of
-/// the copy. Every part of the file has a checksum; `millrace coord dump FILE` verifies them.
+/// A running replica writes the file itself, as its own user, and goes on serving meanwhile. If none
+/// runs, the copy is made from the data directory, which stays as it is. Sessions are part of the copy.
+/// Every part of the file has a checksum; `millrace coord dump FILE` verifies them.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -36,9 +36,9 @@ pub(super) struct BackupArgs {
 
 /// Make a data directory from a backup.
 ///
-/// What comes out is a new replica by itself, with a new identity: it does not belong to the
-/// ensemble that the backup is of, whose members must not run any more. With --member it is the
-/// first member of a new ensemble; start the others with --join and `millrace coord add` them.
+/// The result is a new replica by itself, with a new identity. It does not belong to the ensemble of the
+/// backup, whose members must not run any more. With --member it is the first member of a new ensemble;
+/// start the others with --join and `millrace coord add` them.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -48,19 +48,24 @@ pub(super) struct RestoreArgs {
     /// File that `millrace coord backup` wrote
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Data directory to make; it may exist if it is empty, or has a myid alone
+    /// Data directory to make; it may exist if it is empty, or has only a myid
     #[arg(long = "data", visible_alias = "data-dir", value_name = "DIR")]
     directory: PathBuf,
     /// Id of the replica [default: that of --member, else of the myid in DIR, else 1]
     #[arg(long, value_name = "ID", value_parser = value_parser!(u64).range(1..=REPLICA_ID_MAX))]
     replica_id: Option<u64>,
-    /// Begin a new ensemble of this member: server.ID=HOST:PORT:PORT;[HOST:]PORT
-    #[arg(long, value_name = "MEMBER", conflicts_with = "replica_id")]
+    // `help` and not a comment, because rustdoc takes brackets for links.
+    #[arg(
+        long,
+        value_name = "MEMBER",
+        conflicts_with = "replica_id",
+        help = "Begin a new ensemble of this member: server.ID=HOST:PORT:PORT;[HOST:]PORT"
+    )]
     member: Option<String>,
 }
 
 pub(super) fn backup(args: &BackupArgs) -> Result<(), Failure> {
-    // The replica has a directory of its own.
+    // The replica has another working directory.
     let file = std::path::absolute(&args.file)
         .map_err(|error| Failure::new(format!("{}: {error}", args.file.display())))?;
     let Some(path) = file.to_str() else {
@@ -79,7 +84,7 @@ pub(super) fn backup(args: &BackupArgs) -> Result<(), Failure> {
     output::print(&format!("{} holds the state up to entry {index}\n", output::visible(path)))
 }
 
-/// What is left out of what is shown or copied.
+/// Returns the line about entries that are left out of what is shown or copied.
 pub(super) fn unsettled(count: u64) -> String {
     format!(
         "millrace: left out: {} of the log, of which this replica does not know whether the \
@@ -128,12 +133,12 @@ fn member(line: &str) -> Result<Member, Failure> {
     match member.role {
         millrace_coord::config::Role::Participant => Ok(member),
         millrace_coord::config::Role::Observer => {
-            Err(usage("the first member has to vote, so it is no observer".to_owned()))
+            Err(usage("the first member has to vote, so it cannot be an observer".to_owned()))
         }
     }
 }
 
-/// The id in the directory's `myid`, if there is one.
+/// Returns the id in the directory's `myid`, if there is one.
 fn my_id(directory: &Path) -> Result<Option<u64>, Failure> {
     let file = directory.join("myid");
     let text = match std::fs::read_to_string(&file) {
@@ -143,11 +148,11 @@ fn my_id(directory: &Path) -> Result<Option<u64>, Failure> {
     };
     let id = text.trim().parse().ok().filter(|id| (1..=REPLICA_ID_MAX).contains(id));
     id.map(Some).ok_or_else(|| {
-        Failure::new(format!("{}: `{}` is no id from 1 to 65535", file.display(), text.trim()))
+        Failure::new(format!("{}: `{}` is not an id from 1 to 65535", file.display(), text.trim()))
     })
 }
 
-/// Why a directory or a backup cannot be used; names it where the reason does not.
+/// Returns why a directory or a backup cannot be used; names it where the reason does not.
 pub(super) fn unusable(path: &Path, error: &OfflineError) -> Failure {
     let text = error.to_string();
     let shown = path.display().to_string();

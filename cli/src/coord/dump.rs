@@ -1,7 +1,7 @@
 //! `millrace coord dump`: what a data directory or a backup holds, without a replica.
 //!
-//! Owns the form of the lines. Always holds: everything was verified before the first line is
-//! printed; what cannot be trusted is not shown.
+//! Owns the form of the lines. Always holds: everything is verified before the first line is printed,
+//! and what cannot be trusted is not shown.
 
 use std::path::PathBuf;
 
@@ -13,17 +13,17 @@ use super::data::{unsettled, unusable};
 use crate::failure::Failure;
 use crate::output;
 
-/// Bytes of lines that are printed at once.
+/// Bytes of lines that are printed together.
 const PRINT_BYTES: usize = 64 << 10;
 /// Most bytes of a node's data in a line for people.
 const PREVIEW_BYTES: usize = 60;
 
 /// Show what a data directory or a backup holds, after verifying every checksum.
 ///
-/// Works offline: on a directory that no process uses, or on a file that `millrace coord backup`
-/// wrote. Prints a line for each session and for each node, and what they add up to. Ends with 1 and
-/// names what is damaged if anything is. Entries of the log that are known to be committed are part
-/// of what is shown.
+/// Works offline: on a directory that no process uses, or on a file that `millrace coord backup` wrote.
+/// Prints a line for each session and for each node, and their totals. If anything is damaged it is
+/// named, and the exit code is 1. Entries of the log that are known to be committed are part of what is
+/// shown.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -41,7 +41,7 @@ pub(super) struct Args {
         conflicts_with = "directory"
     )]
     file: Option<PathBuf>,
-    /// One JSON document on each line
+    /// Print one JSON document on each line
     #[arg(long)]
     json: bool,
 }
@@ -114,7 +114,7 @@ fn node_line(node: &Node<'_>) -> String {
     )
 }
 
-/// The length of data, and how it begins if it is text.
+/// Returns the length of data, and how it begins if it is text.
 fn preview(data: &[u8]) -> String {
     let length = output::counted(data.len() as u64, "byte");
     let Ok(text) = std::str::from_utf8(data) else { return length };

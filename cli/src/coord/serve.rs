@@ -26,11 +26,11 @@ use crate::{log, output};
 
 /// Name of the argument without a flag.
 const ZOO_CFG: &str = "zoo_cfg";
-/// What a template has where the data directory has to be.
+/// What a template has in place of the data directory.
 const DATA_DIR_EXAMPLE: &str = "/var/lib/millrace-coord";
 /// Longest wait for an answer of the replica's own loop.
 const REPORT_WAIT: Duration = Duration::from_secs(5);
-/// How often the replica is asked whether it serves: at first, and where it takes long.
+/// How often the replica is asked whether it serves: at first, and when it takes long.
 const SERVING_POLL: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
 
 /// The flags of a replica.
@@ -118,7 +118,7 @@ impl FromArgMatches for Args {
             zoo_cfg: matches.get_one(ZOO_CFG).cloned(),
             config: matches.get_one("config").cloned(),
             properties: properties
-                // As for java, a name by itself has the empty value.
+                // As for java, a name alone has the empty value.
                 .map(|property| property.split_once('=').unwrap_or((property, "")))
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .collect(),
@@ -149,7 +149,7 @@ impl Args {
         Config::load(source, &self.values).map_err(|error| self.refused(&error))
     }
 
-    /// What is wrong with a configuration is a matter of how the program was called.
+    /// Returns a mistake in the configuration as a mistake in how the program was called.
     fn refused(&self, error: &ConfigError) -> Failure {
         let failure = Failure::usage(error.to_string());
         match (error, &self.zoo_cfg) {
@@ -163,7 +163,7 @@ impl Args {
     }
 }
 
-/// Serves until a signal, or until the replica cannot.
+/// Serves until a signal, or until the replica cannot go on.
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     if args.print_config {
         return print_config(args);
@@ -202,8 +202,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Says on stdout that clients are served, as soon as there is a leader. A replica whose starter
-/// went away serves all the same.
+/// Prints on stdout that clients are served, as soon as there is a leader. A replica whose starter went
+/// away still serves.
 fn announce(coord: &Coord, operator: &Operator, is_told: &AtomicBool) {
     let (mut pause, pause_max) = SERVING_POLL;
     while !is_told.load(Ordering::Relaxed) {
@@ -213,7 +213,7 @@ fn announce(coord: &Coord, operator: &Operator, is_told: &AtomicBool) {
                 // It ended: `wait` says why.
                 return;
             }
-            // A slow pass: the disk is busy, or the machine is.
+            // The pass was slow: the disk or the machine is busy.
             continue;
         };
         if report.snapshot.mode != Mode::NotServing {
@@ -255,15 +255,15 @@ fn print_config(args: &Args) -> Result<(), Failure> {
         }
         return output::print(&as_file(&config, false));
     }
-    // A template is wanted: all but the data directory has a default.
+    // A template is asked for: every key but the data directory has a default.
     let mut flags = args.values.clone();
     flags.push(("data_dir".to_owned(), DATA_DIR_EXAMPLE.to_owned()));
     let config = Config::load(Source::None, &flags).map_err(|error| args.refused(&error))?;
     output::print(&as_file(&config, true))
 }
 
-/// The settings as a file that [`Config::load`] reads, without the secret one and, where there is
-/// none, without a data directory.
+/// Returns the settings as a file that [`Config::load`] reads, without the secret and, if there is none,
+/// without a data directory.
 fn as_file(config: &Config, directory_is_example: bool) -> String {
     let lines = KEYS.iter().map(|key| {
         let is_hidden = key.name == "super_digest" && config.super_digest.is_some();

@@ -1,4 +1,4 @@
-//! `millrace coord status` and `members`: how a replica and its ensemble stand.
+//! `millrace coord status` and `members`: the state of a replica and of its ensemble.
 //!
 //! Owns their presentation; the figures are the replica's.
 
@@ -14,13 +14,13 @@ use crate::output::{self, Align, Table, count, size, visible};
 
 /// How often `--watch` looks.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
-/// To the upper left corner, and clears from there: what is drawn again does not flicker.
+/// Moves to the upper left corner and clears from there, so that what is drawn again does not flicker.
 const CLEAR: &str = "\u{1b}[H\u{1b}[J";
 
-/// Show how a replica stands.
+/// Show the state of a replica.
 ///
-/// The leader alone knows how far the others are: LAG is how many entries of its log they lack.
-/// Figures count from the start of the replica.
+/// Only the leader knows how far the others are: LAG is how many entries of its log they lack. Figures
+/// count from the start of the replica.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -30,7 +30,7 @@ Examples:
 pub(super) struct StatusArgs {
     #[command(flatten)]
     replica: Replica,
-    /// One JSON document
+    /// Print one JSON document
     #[arg(long)]
     json: bool,
     /// Look again every second, until it is interrupted
@@ -47,7 +47,7 @@ Examples:
 pub(super) struct MembersArgs {
     #[command(flatten)]
     replica: Replica,
-    /// One JSON document
+    /// Print one JSON document
     #[arg(long)]
     json: bool,
 }

@@ -1,7 +1,7 @@
 //! `millrace fs load` and `millrace fs free`: what is in the cache.
 //!
-//! Owns the two verbs for single files and for trees. One file that fails does not stop the others:
-//! it is named, and the exit code tells. The source is never written to.
+//! Owns the two verbs for single files and for trees. A file that fails does not stop the others: it is
+//! named, and the exit code is 1. The source is never written to.
 
 use std::time::Instant;
 
@@ -21,8 +21,8 @@ const NAMED_MAX: usize = 10;
 
 /// Bring every block of a file, or with -r of all files below a directory, into the cache.
 ///
-/// Blocks that are there already cost nothing. What does not fit the memory of the node pushes out
-/// what was used least.
+/// Blocks that are there already cost nothing. If the node's memory is too small, the blocks that were
+/// used least leave it.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -36,8 +36,8 @@ pub(super) struct LoadArgs {
 
 /// Drop every block of a file, or with -r of all files below a directory, from the cache.
 ///
-/// The files themselves are not touched: the next read brings them back from the source. It is asked at the
-/// administration socket of a node, see `millrace admin --help`.
+/// The files themselves are not touched: the next read brings them back from the source. The request
+/// goes to the administration socket of a node, see `millrace admin --help`.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -52,13 +52,13 @@ pub(super) struct FreeArgs {
 struct What {
     /// File or directory
     path: String,
-    /// All files below a directory
+    /// Include all files below a directory
     #[arg(short, long)]
     recursive: bool,
-    /// Exact sizes
+    /// Print exact sizes
     #[arg(long)]
     bytes: bool,
-    /// One JSON document
+    /// Print one JSON document
     #[arg(long, conflicts_with = "bytes")]
     json: bool,
 }
@@ -135,7 +135,7 @@ pub(super) async fn free(client: &Client, args: &FreeArgs) -> Result<(), Failure
     judge(total.failed_count, "freed")
 }
 
-/// Runs an operation on every file asked for; tells how many paths failed.
+/// Runs an operation on every file asked for; returns how many paths failed.
 async fn for_files<R, F>(
     client: &Client,
     what: &What,
@@ -174,7 +174,7 @@ where
     result.map(|()| failed_count as u64)
 }
 
-/// Names a path that failed, if not too many were named before.
+/// Names a path that failed, unless too many were named before.
 fn tell(bar: &ProgressBar, failed_count: &mut usize, path: &str, reason: &str) {
     if *failed_count < NAMED_MAX {
         bar.suspend(|| output::note(&format!("millrace: {}: {reason}", shown(path))));

@@ -1,7 +1,7 @@
 //! `millrace fs cat`: a file, or a range of it, to stdout.
 //!
-//! Owns the syntax of ranges and the window of blocks in flight: pieces are asked for ahead and
-//! written in order, so memory is bounded and the network never waits for the reader alone.
+//! Owns the syntax of ranges and the window of blocks in flight: pieces are asked for ahead and written
+//! in order. So memory is bounded, and the network never waits for the reader alone.
 
 use std::collections::VecDeque;
 use std::str::FromStr;
@@ -38,7 +38,7 @@ pub(super) struct Args {
     /// last 100
     #[arg(long, value_name = "FIRST-LAST", allow_hyphen_values = true)]
     range: Option<Span>,
-    /// Do not judge the bytes against the node's checksums
+    /// Do not compare the bytes with the node's checksums
     #[arg(long)]
     pub(super) no_verify: bool,
 }
@@ -46,14 +46,14 @@ pub(super) struct Args {
 /// Bytes of a file whose length is not known yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Span {
-    /// From an offset, at most so many.
+    /// From an offset, at most this many.
     From { offset: u64, length: u64 },
-    /// At most so many before the end.
+    /// The last bytes, at most this many.
     Last(u64),
 }
 
 impl Span {
-    /// Offset and length within a file of `file_length` bytes.
+    /// Returns offset and length within a file of `file_length` bytes.
     fn within(self, file_length: u64) -> (u64, u64) {
         let (offset, length) = match self {
             Span::From { offset, length } => (offset.min(file_length), length),
@@ -145,7 +145,7 @@ fn failure(file: &File, error: &millrace_client::Error) -> Failure {
 }
 
 /// Cuts a range at block borders, so that no request needs two blocks.
-pub(super) fn pieces(
+pub(crate) fn pieces(
     offset: u64,
     length: u64,
     block_size: u64,

@@ -1,8 +1,8 @@
 //! `millrace fs get`: copies a file or a tree out of the cache.
 //!
-//! Owns the target files. Always holds: a file appears under its final name whole or not at all; it
-//! is written beside that name and renamed at the end, and removed when anything goes wrong first.
-//! A file that changes meanwhile is begun anew once.
+//! Owns the target files. Always holds: a file appears under its final name whole or not at all; it is
+//! written beside that name and renamed at the end, and removed when anything goes wrong first. A file
+//! that changes meanwhile is copied once more from the start.
 
 use std::fs::{File as Target, Permissions};
 use std::io;
@@ -46,13 +46,13 @@ pub(super) struct Args {
     source: String,
     /// Where to put it
     target: PathBuf,
-    /// All files below a directory
+    /// Include all files below a directory
     #[arg(short, long)]
     recursive: bool,
-    /// Do not judge the bytes against the node's checksums
+    /// Do not compare the bytes with the node's checksums
     #[arg(long)]
     pub(super) no_verify: bool,
-    /// One JSON document
+    /// Print one JSON document
     #[arg(long)]
     json: bool,
 }
@@ -75,7 +75,7 @@ enum Trouble {
 }
 
 impl Trouble {
-    /// The failure of the whole command, if no other file would do better.
+    /// Returns the failure of the whole command, if the other files would fail too.
     fn fatal(&self, path: &str) -> Option<Failure> {
         match self {
             Trouble::Read(error) if is_about_path(error) => None,
@@ -170,7 +170,7 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The path of a file relative to the directory that was asked for.
+/// Returns the path of a file relative to the directory that was asked for.
 fn below<'a>(directory: &str, path: &'a str) -> &'a str {
     match path.strip_prefix(directory) {
         Some(rest) => rest.trim_start_matches('/'),
@@ -178,7 +178,7 @@ fn below<'a>(directory: &str, path: &'a str) -> &'a str {
     }
 }
 
-/// Where one file goes: below the target if that is a directory.
+/// Returns where one file goes: below the target if that is a directory.
 fn target_of_file(target: &Path, path: &str) -> PathBuf {
     let name = path.rsplit('/').next().unwrap_or(path);
     if target.is_dir() || target.as_os_str().as_encoded_bytes().ends_with(b"/") {
@@ -194,7 +194,7 @@ fn make_directory(path: &Path) -> Result<(), Failure> {
     })
 }
 
-/// Copies one file and tells its length; once more if it changes meanwhile.
+/// Copies one file, once more if it changes meanwhile, and returns its length.
 async fn copy(
     client: &Client,
     file: &File,
@@ -237,7 +237,7 @@ async fn copy_version(
         }
         Err(step) => {
             outcome = Err(step);
-            // Ends the loop; what it was is in `outcome`.
+            // This ends the loop; the reason is in `outcome`.
             Err(Failure::Reported)
         }
     };
@@ -265,8 +265,8 @@ enum Step {
     Short,
 }
 
-/// A file beside the target that is removed unless it gets its name; `umask` judges its
-/// permissions.
+/// Creates a file beside the target that is removed unless it gets its name; its permissions follow
+/// `umask`.
 fn part_file(target: &Path) -> io::Result<NamedTempFile> {
     let directory = match target.parent() {
         Some(parent) if parent != Path::new("") => parent,
@@ -291,7 +291,7 @@ async fn write(part: Arc<NamedTempFile>, bytes: Bytes, offset: u64) -> io::Resul
     tokio::task::spawn_blocking(write).await.map_err(io::Error::other)?
 }
 
-/// Runs file operations where they hold up nothing else.
+/// Runs file operations where they block no other work.
 async fn blocking<T: Send + 'static>(
     target: &Path,
     call: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,

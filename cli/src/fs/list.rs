@@ -25,21 +25,21 @@ pub(super) struct LsArgs {
     /// Directory or file
     #[arg(default_value = "/")]
     path: String,
-    /// Also size and time of the last change (UTC)
+    /// Also print size and time of the last change (UTC)
     #[arg(short, long)]
     long: bool,
-    /// Also everything below
+    /// Also list everything below
     #[arg(short = 'R', long)]
     recursive: bool,
-    /// Exact sizes
+    /// Print exact sizes
     #[arg(long)]
     bytes: bool,
-    /// One JSON document on a line for each entry
+    /// Print one JSON document on a line for each entry
     #[arg(long, conflicts_with_all = ["long", "bytes"])]
     json: bool,
 }
 
-/// Tell all about one file or directory.
+/// Show all that is known of one file or directory.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -48,10 +48,10 @@ Examples:
 pub(super) struct StatArgs {
     /// File or directory
     path: String,
-    /// Exact sizes
+    /// Print exact sizes
     #[arg(long)]
     bytes: bool,
-    /// One JSON document
+    /// Print one JSON document
     #[arg(long, conflicts_with = "bytes")]
     json: bool,
 }
@@ -71,7 +71,7 @@ struct Document<'a> {
     block_count: Option<u64>,
 }
 
-/// `file` or `directory`.
+/// Returns `file` or `directory`.
 fn kind_name(kind: Kind) -> &'static str {
     match kind {
         Kind::File => "file",
@@ -116,7 +116,7 @@ async fn ls_file(client: &Client, path: &str, args: &LsArgs) -> Result<(), Failu
 async fn ls_tree(client: &Client, path: &str, args: &LsArgs) -> Result<(), Failure> {
     let mut walk = Walk::new(client, path);
     let mut failed_count = 0;
-    while let Some(step) = walk.next(|_| true).await? {
+    while let Some(step) = walk.next().await? {
         match step {
             Step::Directory { path, entries } if args.json => {
                 for entry in &entries {
@@ -126,7 +126,7 @@ async fn ls_tree(client: &Client, path: &str, args: &LsArgs) -> Result<(), Failu
             Step::Directory { path, entries } => {
                 output::print(&lines(&entries, args, |entry| walk::join(&path, &entry.name)))?;
             }
-            // It is listed as a name of its parent; what is below it was listed before.
+            // The directory is listed as a name of its parent, and its content was listed before.
             Step::Circle => {}
             Step::Unreadable { path, reason } => {
                 output::note(&format!("millrace: {}: {reason}", shown(&path)));
@@ -141,7 +141,7 @@ async fn ls_tree(client: &Client, path: &str, args: &LsArgs) -> Result<(), Failu
     Ok(())
 }
 
-/// Entries as text, each under the name that `label` gives it.
+/// Formats entries as text, each under the name that `label` gives it.
 fn lines(entries: &[Entry], args: &LsArgs, label: impl Fn(&Entry) -> String) -> String {
     let mut text = String::new();
     for entry in entries {

@@ -1,7 +1,7 @@
 //! `millrace fs status`: the counters of a node.
 //!
-//! Owns their presentation and the one number derived from them, the share of reads from memory.
-//! Which counters there are is the node's matter: unknown ones are shown as they come.
+//! Owns their presentation and the one number derived from them, the share of reads from memory. The
+//! node decides which counters there are: unknown ones are shown as they come.
 
 use millrace_client::{Client, NodeStatus};
 use serde::Serialize;
@@ -19,10 +19,10 @@ Examples:
   millrace fs status
   millrace fs status --json | jq .counters.hit_count")]
 pub(super) struct Args {
-    /// Exact sizes
+    /// Print exact sizes
     #[arg(long)]
     bytes: bool,
-    /// One JSON document
+    /// Print one JSON document
     #[arg(long, conflicts_with = "bytes")]
     json: bool,
 }
@@ -69,7 +69,7 @@ fn describe(status: &NodeStatus, sizes: Sizes) -> String {
     format!("{server}, up {uptime}, {shards}{memory}\n\n{}", table.render())
 }
 
-/// Reads that did not wait for the source, in percent, once there was a read.
+/// Returns the percentage of reads that did not wait for the source, once there was a read.
 fn hit_percent(status: &NodeStatus) -> Option<u64> {
     let hit_count = status.counter("hit_count")?;
     let count = hit_count.checked_add(status.counter("miss_count")?)?;
@@ -86,17 +86,14 @@ mod tests {
 
     #[test]
     fn counters_are_shown_by_their_unit() {
-        let counter = |name: &str, value| Counter { name: name.to_owned(), value };
-        let status = NodeStatus {
-            server: "millrace 0.1.0".to_owned(),
-            uptime: Duration::from_secs(3700),
-            shard_count: 2,
-            counters: vec![
-                counter("hit_count", 1_999),
-                counter("miss_count", 1),
-                counter("used_bytes", 1 << 20),
-            ],
-        };
+        let counter = |(name, value): (&str, u64)| Counter { name: name.to_owned(), value };
+        let mut status = NodeStatus::default();
+        status.server = "millrace 0.1.0".to_owned();
+        status.uptime = Duration::from_secs(3700);
+        status.shard_count = 2;
+        status.counters = [("hit_count", 1_999), ("miss_count", 1), ("used_bytes", 1 << 20)]
+            .map(counter)
+            .to_vec();
         let expect = "millrace 0.1.0, up 1 h 1 min, 2 shards, 99 % of reads from memory\n\n\
                       hit_count   1,999\nmiss_count      1\nused_bytes  1 MiB\n";
         assert_eq!(describe(&status, Sizes::Human), expect);

@@ -1,11 +1,11 @@
-//! The form of log lines: text for people, or JSON for programs, one object a line.
+//! The form of log lines: text for people, or JSON for programs, one object on each line.
 //!
 //! ```text
 //!  {"timestamp":"2026-11-29T09:00:00.000000Z", "level":"INFO","target":"..","message":"..","fields":{}}
 //! ```
 //!
-//! Always holds: in both forms the time comes first and ends at the first blank of the line, by which
-//! `repeats` tells what comes again.
+//! Always holds: in both forms the time comes first and ends at the first blank of the line, so
+//! `repeats` can compare the rest.
 
 use std::fmt;
 
@@ -23,7 +23,7 @@ pub(crate) enum LogFormat {
     /// A line for people.
     #[default]
     Text,
-    /// A JSON object a line.
+    /// A JSON object on each line.
     Json,
 }
 
@@ -36,7 +36,7 @@ impl LogFormat {
         }
     }
 
-    /// Returns what a person is told, as a line of the log.
+    /// Returns a message for people as a line of the log.
     pub(super) fn note(self, text: &str) -> String {
         match self {
             LogFormat::Text => format!("{text}\n"),
@@ -54,10 +54,10 @@ pub(super) fn with_others(line: &str, others: u64) -> String {
     }
 }
 
-/// The time now, without a blank.
+/// Returns the time now, without a blank.
 fn now() -> String {
     let mut time = String::new();
-    // Without the time it is as good a line.
+    // A line without the time is still useful.
     let _ = SystemTime.format_time(&mut Writer::new(&mut time));
     time
 }

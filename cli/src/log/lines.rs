@@ -1,7 +1,7 @@
-//! Lines that wait to be written: a bounded buffer between those who log and the one thread that writes.
+//! Lines that wait to be written: a bounded buffer between the threads that log and the one that writes.
 //!
-//! Always holds: adding a line waits for no write; memory is bounded; lines that are written are whole and
-//! in order, but for one that the system cut, behind which a new line begins.
+//! Always holds: adding a line waits for no write; memory is bounded; written lines are whole and in
+//! order. A line that the system cut is followed by a line break.
 
 use std::io::{self, ErrorKind};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -12,7 +12,7 @@ use super::repeats::{Kind, Repeats};
 
 /// Bytes that may wait. Guessed: some thousand lines, what a busy start or a cluster's trouble brings.
 const BYTES_MAX: usize = 256 << 10;
-/// How often it is tried whether writing works again, to tell how much was lost.
+/// How often a write is tried again, to log how much was lost.
 const RETRY: Duration = Duration::from_secs(1);
 /// Pause before a write is tried again that the system neither did nor refused.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -22,9 +22,9 @@ const PAUSE: Duration = Duration::from_millis(10);
 pub(super) struct Lines {
     format: LogFormat,
     state: Mutex<State>,
-    /// There is something to write.
+    /// Wakes the writer: there is something to write.
     added: Condvar,
-    /// Something was written.
+    /// Wakes `flush`: something was written.
     written: Condvar,
 }
 
@@ -32,11 +32,11 @@ pub(super) struct Lines {
 struct State {
     waiting: Vec<u8>,
     repeats: Repeats,
-    /// Lines that came after those that wait and found no room.
+    /// Lines that were dropped because too many waited.
     dropped_count: u64,
-    /// The thread has taken lines, and not written them yet.
+    /// True if the thread has taken lines and not written them yet.
     is_writing: bool,
-    /// Held lines are wanted at once.
+    /// True if held lines are to be written at once.
     is_ending: bool,
 }
 
@@ -49,7 +49,7 @@ impl State {
         }
     }
 
-    /// Puts held lines to those that wait, if their time has come.
+    /// Moves held lines to those that wait, if their time has come.
     fn release(&mut self, now: Instant) {
         let mut due = Vec::new();
         self.repeats.release(now, self.is_ending, |line| due.push(line.to_vec()));
@@ -58,17 +58,17 @@ impl State {
 }
 
 impl Lines {
-    /// No lines yet; those about lines are of this form.
+    /// Creates a buffer without lines; the lines that it adds itself have this form.
     pub(super) fn new(format: LogFormat) -> Lines {
         Lines { format, ..Lines::default() }
     }
 
-    /// Adds what a person is told.
+    /// Adds a message for people.
     pub(super) fn note(&self, text: &str) {
         self.add(self.format.note(text).as_bytes());
     }
 
-    /// A line about lines.
+    /// Returns the line that says how many lines were lost.
     fn missing(&self, count: u64) -> String {
         let lines = if count == 1 { "line" } else { "lines" };
         let message = format!("{count} {lines} missing here: could not be written");
@@ -86,7 +86,7 @@ impl Lines {
         self.added.notify_one();
     }
 
-    /// Adds a line unless its kind comes too often; then it is told later, with a count.
+    /// Adds a line unless its kind comes too often; then it is written later, with a count.
     pub(super) fn add_limited(&self, kind: &Kind, line: &[u8]) {
         let now = Instant::now();
         let mut state = self.state();
@@ -97,7 +97,7 @@ impl Lines {
         self.added.notify_one();
     }
 
-    /// Waits until everything is written, at most so long.
+    /// Waits until everything is written, at most for `timeout`.
     pub(super) fn flush(&self, timeout: Duration) {
         let end = Instant::now() + timeout;
         let mut state = self.state();
@@ -116,10 +116,10 @@ impl Lines {
         }
     }
 
-    /// Writes what is added, for ever. `write` does as write(2).
+    /// Writes what is added, without end. `write` does as write(2).
     pub(super) fn write_all_to(&self, write: impl FnMut(&[u8]) -> io::Result<usize>) {
         let mut out = Out { write, is_torn: false };
-        // Lines that could not be written since that was last told.
+        // Lines that could not be written since the log last said so.
         let mut failed_count = 0;
         loop {
             let (lines, dropped_count) = self.take(failed_count > 0);
@@ -137,8 +137,8 @@ impl Lines {
         }
     }
 
-    /// Waits for lines, and takes them and the count of those that found no room behind them. With
-    /// `is_owed` it waits for a while only.
+    /// Waits for lines, and takes them and the number of lines that were dropped after them. With
+    /// `is_owed` it waits only for a while.
     fn take(&self, is_owed: bool) -> (Vec<u8>, u64) {
         let mut state = self.state();
         let retry = is_owed.then(|| Instant::now() + RETRY);
@@ -166,12 +166,12 @@ impl Lines {
 /// Where lines go.
 struct Out<W> {
     write: W,
-    /// The line before was cut.
+    /// True if the last line was cut.
     is_torn: bool,
 }
 
 impl<W: FnMut(&[u8]) -> io::Result<usize>> Out<W> {
-    /// Writes a line; false if that could not be done.
+    /// Writes a line. True if that could be done.
     fn line(&mut self, line: &[u8]) -> bool {
         if self.is_torn && !self.all(b"\n") {
             return false;
@@ -206,8 +206,8 @@ mod tests {
 
     use super::*;
 
-    /// A thread that writes what is added to a place that the test gives out in pieces: a piece is how
-    /// many bytes are taken, or an error.
+    /// A thread that writes what is added to a place that takes it in pieces: each piece is how many
+    /// bytes are taken, or an error.
     struct Rig {
         lines: Arc<Lines>,
         pieces: mpsc::Sender<io::Result<usize>>,
@@ -231,7 +231,7 @@ mod tests {
     }
 
     impl Rig {
-        /// From now on all is taken; returns what was written.
+        /// Takes everything from now on, and returns what was written.
         fn finish(self) -> String {
             drop(self.pieces);
             self.lines.flush(Duration::from_secs(60));
@@ -268,7 +268,7 @@ mod tests {
     fn a_write_that_fails_costs_its_line_and_a_cut_line_is_ended() {
         let rig = rig();
         let full = || Err(io::Error::from(ErrorKind::StorageFull));
-        // "lost" is refused, of "torn" four bytes are taken, and then all is well.
+        // "lost" is refused, four bytes of "torn" are taken, and then all writes succeed.
         rig.pieces.send(full()).unwrap();
         rig.lines.add(b"lost\n");
         rig.lines.flush(Duration::from_secs(60));

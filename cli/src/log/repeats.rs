@@ -1,8 +1,9 @@
-//! What is held of lines that come again and again: one a second of a kind, and how many there were.
+//! Limits lines that come again and again: one a second of each kind, and how many there were.
 //!
 //! A kind is a place in the code that logs. Some different lines of a kind pass at once, as when three
-//! mounts fail; a line that is like the one before is held at once. The last line that was held is told a
-//! second after the one before, with the count of the others, so that what happened last is always told.
+//! mounts fail; a line that is like the one before is held at once. A second after the last line that
+//! was written, the last held line is written with the count of the others, so that the log always has
+//! what happened last.
 
 use std::time::{Duration, Instant};
 
@@ -11,12 +12,12 @@ use super::form::with_others;
 /// A place in the code that logs.
 pub(super) type Kind = tracing::callsite::Identifier;
 
-/// How far lines of a kind that come on and on are apart.
+/// Shortest time between lines of a kind that comes on and on.
 const APART: Duration = Duration::from_secs(1);
 /// Different lines of a kind that may come at once. Guessed: members and mounts of a small cluster.
 const AT_ONCE: u32 = 8;
 
-/// What is known of the kinds that have logged: at most as many as places in the code.
+/// The kinds that have logged: at most as many as places in the code.
 #[derive(Default)]
 pub(super) struct Repeats {
     kinds: Vec<(Kind, Held)>,
@@ -26,9 +27,9 @@ pub(super) struct Repeats {
 struct Held {
     /// Lines that may still pass at once; one more after each second.
     allowance: u32,
-    /// When the last line was told, or the allowance last grew.
+    /// When the last line was written, or the allowance last grew.
     at: Instant,
-    /// The last line that was told, without its time.
+    /// The last line that was written, without its time.
     told: Vec<u8>,
     /// Lines that were held since then.
     count: u64,
@@ -36,14 +37,14 @@ struct Held {
     last: Vec<u8>,
 }
 
-/// A line without its time, which stands first.
+/// Returns a line without its time, which stands first.
 fn text(line: &[u8]) -> &[u8] {
     let start = line.iter().position(|byte| *byte == b' ').unwrap_or(0);
     &line[start..]
 }
 
 impl Repeats {
-    /// True if the line is to be told now; else it is held.
+    /// True if the line is to be written now; else it is held.
     pub(super) fn admit(&mut self, now: Instant, kind: &Kind, line: &[u8]) -> bool {
         let place = self.kinds.iter().position(|(other, _)| other == kind);
         let place = place.unwrap_or_else(|| {
@@ -86,7 +87,7 @@ impl Repeats {
         }
     }
 
-    /// When the next held line is to be told.
+    /// Returns when the next held line is to be written.
     pub(super) fn due(&self) -> Option<Instant> {
         let held = self.kinds.iter().filter(|(_, held)| held.count > 0);
         held.map(|(_, held)| held.at + APART).min()

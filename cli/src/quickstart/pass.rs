@@ -4,22 +4,24 @@
 //!  batch ≤ 64 MiB    read, 32 at once │ clock stops │ compare with the source │ next batch
 //! ```
 //!
-//! Owns the clock and the comparison. Always holds: no read of the source is inside the measured
-//! time, and memory is bounded by a batch. Files of a live directory change: one that does is
-//! looked up and read again once, and if it changes again it is named and left out. Bytes that
-//! differ while the file did not change are a mismatch, and no second try hides one.
+//! Owns the list of files, the clock and the comparison. Always holds: no read of the source is
+//! inside the measured time, and memory is bounded by a batch. Files of a live directory change:
+//! one that does is named and left out. Bytes that differ while the file did not change are a
+//! mismatch, and no second try hides one.
 
-use std::fs::File as Source;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hdrhistogram::Histogram;
-use indicatif::ProgressBar;
 use millrace_client::{Client, Error, File, Kind};
+use serde::Serialize;
 
 use crate::failure::{Failure, is_about_path};
+use crate::fs::cat::pieces;
+use crate::walk::{Step, Walk};
 use crate::{jobs, output};
 
 /// Most reads at once.
@@ -31,59 +33,84 @@ const BYTES_AT_ONCE: u64 = 64 << 20;
 const BATCH_BYTES: u64 = 64 << 20;
 /// Most reads of a batch. Guessed, for the same reasons.
 const BATCH_READS: usize = 8192;
-
 /// Longest latency that is told apart: an hour in nanoseconds.
 const LATENCY_MAX_NS: u64 = 3600 * 1_000_000_000;
 
-/// One file that is read.
-#[derive(Debug)]
-pub(super) struct Sample {
-    pub(super) file: File,
-    pub(super) state: State,
+/// What the node lists.
+#[derive(Default)]
+pub(super) struct Found {
+    pub(super) samples: Vec<Sample>,
+    /// Directories that could not be listed, with the reason.
+    pub(super) unreadable: Vec<(String, String)>,
+    /// Entries that the source has and the node does not list: links that lead out of the directory
+    /// or nowhere, sockets and the like, names that are not UTF-8.
+    pub(super) skipped_count: u64,
 }
 
-/// What is known of a file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum State {
-    /// Every byte so far was that of the source.
-    Good,
-    /// It keeps changing while it is read.
-    Changing,
+/// One file that is read, and what is wrong with it: nothing while every byte was that of the source.
+pub(super) struct Sample {
+    pub(super) file: File,
+    pub(super) trouble: Option<Trouble>,
+}
+
+/// What is wrong with a file.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Trouble {
+    /// It changed while it was read.
+    Changed,
     /// It cannot be read, for this reason.
     Unreadable(String),
     /// The cache gave another byte than the source at this offset.
-    Mismatch(u64),
+    Differs(u64),
 }
 
 /// What a pass measured.
-#[derive(Debug)]
+#[derive(Serialize)]
 pub(super) struct Pass {
     pub(super) name: &'static str,
     /// Files whose every byte matched.
     pub(super) file_count: u64,
     /// Reads with the clock running.
-    pub(super) read_count: u64,
+    read_count: u64,
     /// Bytes of those reads.
     pub(super) total_bytes: u64,
     /// Time with the clock running.
-    pub(super) elapsed: Duration,
-    /// Of each read, in nanoseconds.
-    pub(super) latency: Histogram<u64>,
+    pub(super) seconds: f64,
+    pub(super) gb_per_s: f64,
+    pub(super) reads_per_s: f64,
+    pub(super) p50_us: f64,
+    pub(super) p99_us: f64,
 }
 
 /// At most a block of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Piece {
-    sample_index: usize,
+    index: usize,
     offset: u64,
     length: u64,
 }
 
-/// A piece that was asked for.
-struct Outcome {
-    piece: Piece,
-    result: Result<Bytes, Error>,
-    latency: Duration,
+/// Lists everything below the directory through the node.
+///
+/// # Errors
+/// If the node is lost.
+pub(super) async fn find(client: &Client, root: &Path) -> Result<Found, Failure> {
+    let mut found = Found::default();
+    let mut walk = Walk::new(client, "");
+    while let Some(step) = walk.next().await? {
+        match step {
+            Step::Directory { path, entries } => {
+                let there = std::fs::read_dir(root.join(&path)).map_or(0, Iterator::count);
+                found.skipped_count += there.saturating_sub(entries.len()) as u64;
+                let files = entries.iter().filter(|entry| entry.kind == Kind::File);
+                let sample = |entry| Sample { file: client.file(&path, entry), trouble: None };
+                found.samples.extend(files.map(sample));
+            }
+            Step::Circle => {}
+            Step::Unreadable { path, reason } => found.unreadable.push((path, reason)),
+        }
+    }
+    Ok(found)
 }
 
 /// Reads and compares all files that are good so far.
@@ -96,269 +123,169 @@ pub(super) async fn run(
     root: &Path,
     samples: &mut [Sample],
 ) -> Result<Pass, Failure> {
-    let good = |samples: &[Sample]| -> Vec<usize> {
-        let indexes = 0..samples.len();
-        indexes.filter(|index| samples[*index].state == State::Good).collect()
-    };
-    let all = good(samples);
-    let total_bytes = all.iter().map(|index| samples[*index].file.length).sum();
-    let bar = output::bytes_bar(name, total_bytes);
-    let mut pass = Pass {
-        name,
-        file_count: 0,
-        read_count: 0,
-        total_bytes: 0,
-        elapsed: Duration::ZERO,
-        latency: Histogram::new_with_bounds(1, LATENCY_MAX_NS, 3)
-            .expect("bounds and digits are allowed"),
-    };
-    // Files that changed, in the order of their indexes and each once.
-    let mut changed = Vec::new();
-    for batch in batches(&all, samples) {
-        let outcomes = read_batch(client, samples, &batch, &mut pass, &bar).await?;
-        judge_batch(client, root, samples, outcomes, &mut changed).await?;
-    }
-    changed.dedup();
-    for index in changed {
-        let sample = &mut samples[index];
-        if sample.state == State::Good {
-            sample.state = again(client, root, &mut sample.file).await?;
+    let pieces = pieces_of(samples);
+    let bar = output::bytes_bar(name, pieces.iter().map(|piece| piece.length).sum());
+    let (mut elapsed, mut read_count, mut total_bytes) = (Duration::ZERO, 0, 0);
+    let mut latency = Histogram::<u64>::new_with_bounds(1, LATENCY_MAX_NS, 3)
+        .expect("bounds and digits are allowed");
+    let mut rest = &pieces[..];
+    while !rest.is_empty() {
+        let (batch, behind) = rest.split_at(batch_length(rest));
+        rest = behind;
+        let mut outcomes = Vec::with_capacity(batch.len());
+        let start = |piece: Piece| {
+            let (client, file) = (client.clone(), samples[piece.index].file.clone());
+            async move {
+                let started = Instant::now();
+                let result = client.read(&file, piece.offset, piece.length).await;
+                (piece, result, started.elapsed())
+            }
+        };
+        let done = |outcome: (Piece, Result<Bytes, Error>, Duration)| {
+            bar.inc(outcome.0.length);
+            outcomes.push(outcome);
+            Ok(())
+        };
+        let largest = batch.iter().map(|piece| piece.length).max().unwrap_or(0);
+        let at_once = jobs::window(BYTES_AT_ONCE, largest, 4, READS_AT_ONCE);
+        let started = Instant::now();
+        jobs::for_each(batch.iter().copied(), at_once, start, done).await?;
+        elapsed += started.elapsed();
+        // From here on the clock stands still.
+        for (piece, result, took) in outcomes {
+            if let Ok(bytes) = &result {
+                read_count += 1;
+                total_bytes += bytes.len() as u64;
+                latency.saturating_record(took.as_nanos() as u64);
+            }
+            let Sample { file, trouble } = &mut samples[piece.index];
+            if trouble.is_none() {
+                *trouble = judge(client, root, file, piece, result).await?;
+            }
         }
     }
-    pass.file_count = good(samples).len() as u64;
     bar.finish_and_clear();
-    Ok(pass)
+    let seconds = elapsed.as_secs_f64();
+    let rate = |value: f64| if seconds > 0.0 { value / seconds } else { 0.0 };
+    Ok(Pass {
+        name,
+        file_count: samples.iter().filter(|sample| sample.trouble.is_none()).count() as u64,
+        read_count,
+        total_bytes,
+        seconds,
+        gb_per_s: rate(total_bytes as f64 / 1e9),
+        reads_per_s: rate(read_count as f64),
+        p50_us: latency.value_at_quantile(0.5) as f64 / 1e3,
+        p99_us: latency.value_at_quantile(0.99) as f64 / 1e3,
+    })
 }
 
-/// Cuts files into pieces of a block, and those into batches. An empty file is one empty piece,
-/// which is compared and not read.
-fn batches(indexes: &[usize], samples: &[Sample]) -> Vec<Vec<Piece>> {
-    let mut batches = vec![Vec::new()];
-    let mut batch_bytes = 0;
-    for &sample_index in indexes {
-        let File { length, block_size, .. } = samples[sample_index].file;
-        let mut offset = 0;
-        loop {
-            let piece_length = (length - offset).min(block_size.into());
-            let is_full = batch_bytes >= BATCH_BYTES;
-            if is_full || batches.last().is_some_and(|batch| batch.len() >= BATCH_READS) {
-                batches.push(Vec::new());
-                batch_bytes = 0;
-            }
-            if let Some(batch) = batches.last_mut() {
-                batch.push(Piece { sample_index, offset, length: piece_length });
-            }
-            batch_bytes += piece_length;
-            offset += piece_length;
-            if offset >= length {
-                break;
-            }
-        }
-    }
-    batches
+/// Cuts the files that are good so far into pieces of a block; an empty file has none.
+fn pieces_of(samples: &[Sample]) -> Vec<Piece> {
+    let good = samples.iter().enumerate().filter(|(_, sample)| sample.trouble.is_none());
+    good.flat_map(|(index, Sample { file, .. })| {
+        let ranges = pieces(0, file.length, file.block_size.into());
+        ranges.map(move |(offset, length)| Piece { index, offset, length })
+    })
+    .collect()
 }
 
-/// Reads a batch with the clock running.
-async fn read_batch(
-    client: &Client,
-    samples: &[Sample],
-    batch: &[Piece],
-    pass: &mut Pass,
-    bar: &ProgressBar,
-) -> Result<Vec<Outcome>, Failure> {
-    let (empty, pieces): (Vec<Piece>, Vec<Piece>) =
-        batch.iter().partition(|piece| piece.length == 0);
-    let mut outcomes: Vec<Outcome> = empty
-        .into_iter()
-        .map(|piece| Outcome { piece, result: Ok(Bytes::new()), latency: Duration::ZERO })
-        .collect();
-    let largest = pieces.iter().map(|piece| piece.length).max().unwrap_or(0);
-    let in_flight_max = jobs::window(BYTES_AT_ONCE, largest, 4, READS_AT_ONCE);
-    let start = |piece: Piece| {
-        let (client, file) = (client.clone(), samples[piece.sample_index].file.clone());
-        async move {
-            let started = Instant::now();
-            let result = client.read(&file, piece.offset, piece.length).await;
-            Outcome { piece, result, latency: started.elapsed() }
-        }
+/// How many of the pieces become one batch.
+fn batch_length(pieces: &[Piece]) -> usize {
+    let mut bytes = 0;
+    let fits = |piece: &&Piece| {
+        let fits = bytes < BATCH_BYTES;
+        bytes += piece.length;
+        fits
     };
-    let done = |outcome: Outcome| {
-        if let Ok(bytes) = &outcome.result {
-            bar.inc(bytes.len() as u64);
-        }
-        outcomes.push(outcome);
-        Ok(())
-    };
-    let started = Instant::now();
-    jobs::for_each(pieces, in_flight_max, start, done).await?;
-    pass.elapsed += started.elapsed();
-    for outcome in &outcomes {
-        if let (Ok(bytes), 1..) = (&outcome.result, outcome.piece.length) {
-            pass.read_count += 1;
-            pass.total_bytes += bytes.len() as u64;
-            pass.latency.saturating_record(outcome.latency.as_nanos() as u64);
-        }
-    }
-    outcomes.sort_by_key(|outcome| (outcome.piece.sample_index, outcome.piece.offset));
-    Ok(outcomes)
+    pieces.iter().take(BATCH_READS).take_while(fits).count()
 }
 
-/// Compares a batch with the source; the clock stands still.
-async fn judge_batch(
+/// Compares a piece with the source.
+async fn judge(
     client: &Client,
     root: &Path,
-    samples: &mut [Sample],
-    outcomes: Vec<Outcome>,
-    changed: &mut Vec<usize>,
-) -> Result<(), Failure> {
-    let mut open: Option<(usize, Original)> = None;
-    for Outcome { piece, result, .. } in outcomes {
-        let index = piece.sample_index;
-        let Sample { file, state } = &mut samples[index];
-        if *state != State::Good || changed.last() == Some(&index) {
-            continue;
-        }
-        let verdict = match result {
-            Ok(bytes) => {
-                let original = match open.take() {
-                    Some((open_index, original)) if open_index == index => original,
-                    _ => Original::open(root, file),
-                };
-                let verdict = original.compare(file, piece.offset, piece.length, &bytes);
-                open = Some((index, original));
-                verdict
+    file: &File,
+    piece: Piece,
+    result: Result<Bytes, Error>,
+) -> Result<Option<Trouble>, Failure> {
+    let offset = match result {
+        Ok(bytes) => match difference(&root.join(&*file.path), piece, &bytes) {
+            Ok(None) => return Ok(None),
+            Ok(Some(offset)) => offset,
+            Err(error) => {
+                return Ok(Some(Trouble::Unreadable(format!("at the source: {error}"))));
             }
-            Err(error) => verdict_of(file, &error)?,
-        };
-        match confirm(client, file, verdict).await? {
-            Verdict::Same => {}
-            Verdict::Changed => changed.push(index),
-            Verdict::Unreadable(reason) => *state = State::Unreadable(reason),
-            Verdict::Differs(offset) => *state = State::Mismatch(offset),
-        }
-    }
-    Ok(())
-}
-
-/// What a comparison found.
-enum Verdict {
-    Same,
-    /// The file is not the one that was looked up.
-    Changed,
-    Unreadable(String),
-    /// The first byte that differs.
-    Differs(u64),
-}
-
-fn verdict_of(file: &File, error: &Error) -> Result<Verdict, Failure> {
-    match error {
-        Error::Stale { .. } => Ok(Verdict::Changed),
+        },
         // The node's bytes were damaged twice: no proof could fail more clearly.
-        Error::Corrupt { offset, .. } => Ok(Verdict::Differs(*offset)),
-        error if is_about_path(error) => Ok(Verdict::Unreadable(error.to_string())),
+        Err(Error::Corrupt { offset, .. }) => offset,
+        Err(error) => return trouble_of(file, &error).map(Some),
+    };
+    // Perhaps the file changed since it was read, which the node sees when it looks again.
+    match client.stat(&file.path).await {
+        Ok(now) if now.version == file.version => Ok(Some(Trouble::Differs(offset))),
+        Ok(_) => Ok(Some(Trouble::Changed)),
+        Err(error) => trouble_of(file, &error).map(Some),
+    }
+}
+
+/// What an error says of a file; a failure if it says more.
+fn trouble_of(file: &File, error: &Error) -> Result<Trouble, Failure> {
+    match error {
+        Error::Stale { .. } => Ok(Trouble::Changed),
+        error if is_about_path(error) => Ok(Trouble::Unreadable(error.to_string())),
         error => Err(Failure::at_path(&file.path, error)),
     }
 }
 
-/// Asks the node whether a file that differs is still the version that was read.
-async fn confirm(client: &Client, file: &File, verdict: Verdict) -> Result<Verdict, Failure> {
-    let Verdict::Differs(offset) = verdict else {
-        return Ok(verdict);
-    };
-    match client.stat(&file.path).await {
-        Ok(now) if now.version == file.version && now.kind == Kind::File => {
-            Ok(Verdict::Differs(offset))
-        }
-        Ok(_) => Ok(Verdict::Changed),
-        Err(error) => verdict_of(file, &error),
+/// Offset of the first byte that is another one in the file at `path`, or is missing there.
+fn difference(path: &Path, piece: Piece, bytes: &[u8]) -> io::Result<Option<u64>> {
+    let mut expected = vec![0; piece.length as usize];
+    match std::fs::File::open(path)?.read_exact_at(&mut expected, piece.offset) {
+        Ok(()) if expected == bytes => return Ok(None),
+        Err(error) if error.kind() != ErrorKind::UnexpectedEof => return Err(error),
+        _ => {}
     }
-}
-
-/// Looks a file up again and reads it whole, without the clock.
-async fn again(client: &Client, root: &Path, file: &mut File) -> Result<State, Failure> {
-    let verdict = match client.stat(&file.path).await {
-        Ok(now) if now.kind == Kind::File => {
-            *file = now;
-            let verdict = compare_whole(client, root, file).await?;
-            confirm(client, file, verdict).await?
-        }
-        Ok(_) => Verdict::Changed,
-        Err(error) => verdict_of(file, &error)?,
-    };
-    Ok(match verdict {
-        Verdict::Same => State::Good,
-        Verdict::Changed => State::Changing,
-        Verdict::Unreadable(reason) => State::Unreadable(reason),
-        Verdict::Differs(offset) => State::Mismatch(offset),
-    })
-}
-
-async fn compare_whole(client: &Client, root: &Path, file: &File) -> Result<Verdict, Failure> {
-    let original = Original::open(root, file);
-    let mut offset = 0;
-    loop {
-        let length = (file.length - offset).min(file.block_size.into());
-        let verdict = match client.read(file, offset, length).await {
-            Ok(bytes) => original.compare(file, offset, length, &bytes),
-            Err(error) => verdict_of(file, &error)?,
-        };
-        offset += length;
-        if !matches!(verdict, Verdict::Same) || offset >= file.length {
-            return Ok(verdict);
-        }
-    }
-}
-
-/// A file as the file system has it.
-struct Original(std::io::Result<Source>);
-
-impl Original {
-    fn open(root: &Path, file: &File) -> Original {
-        Original(Source::open(root.join(&*file.path)))
-    }
-
-    /// Compares what the cache gave for a piece.
-    fn compare(&self, file: &File, offset: u64, length: u64, bytes: &[u8]) -> Verdict {
-        let source = match &self.0 {
-            Ok(source) => source,
-            Err(error) => return Verdict::Unreadable(format!("at the source: {error}")),
-        };
-        if bytes.len() as u64 != length || !is_version(source, file) {
-            return Verdict::Changed;
-        }
-        let mut expected = vec![0; bytes.len()];
-        match source.read_exact_at(&mut expected, offset) {
-            Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
-                return Verdict::Changed;
-            }
-            Err(error) => return Verdict::Unreadable(format!("at the source: {error}")),
-        }
-        if expected == bytes {
-            return Verdict::Same;
-        }
-        let same = expected.iter().zip(bytes).take_while(|(a, b)| a == b).count();
-        // It may have changed between the two reads, which the time of its change tells.
-        if is_version(source, file) {
-            Verdict::Differs(offset + same as u64)
-        } else {
-            Verdict::Changed
-        }
-    }
-}
-
-/// Whether the source is, by length and time of change, what the node looked up.
-fn is_version(source: &Source, file: &File) -> bool {
-    let Ok(metadata) = source.metadata() else {
-        return false;
-    };
-    let modified_ms = metadata.modified().ok().map(|time| match time.duration_since(UNIX_EPOCH) {
-        Ok(after) => after.as_millis() as i64,
-        // Before 1970 times are rounded down: whole seconds, and milliseconds after them.
-        Err(before) => -(before.duration().as_nanos().div_ceil(1_000_000) as i64),
-    });
-    metadata.len() == file.length && modified_ms == Some(file.modified_ms)
+    let same = expected.iter().zip(bytes).take_while(|(a, b)| a == b).count();
+    Ok(Some(piece.offset + same as u64))
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use millrace_client::FileId;
+
+    use super::*;
+
+    fn sample(length: u64) -> Sample {
+        let (path, id, kind) = ("f".into(), FileId(1), Kind::File);
+        let file = File { path, id, version: 1, length, block_size: 1 << 20, kind, modified_ms: 0 };
+        Sample { file, trouble: None }
+    }
+
+    #[test]
+    fn batches_end_at_their_bytes_or_their_reads() {
+        let large = pieces_of(&[sample(0), sample(1), sample((200 << 20) + 1)]);
+        assert_eq!(large.len(), 202);
+        // One byte, and blocks of 1 MiB until 64 MiB are reached.
+        assert_eq!(batch_length(&large), 65);
+        assert_eq!(batch_length(&large[200..]), 2);
+        let small: Vec<Sample> = (0..BATCH_READS + 1).map(|_| sample(10)).collect();
+        assert_eq!(batch_length(&pieces_of(&small)), BATCH_READS);
+    }
+
+    #[test]
+    fn one_wrong_byte_is_found_at_its_offset() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("f");
+        std::fs::write(&path, "0123456789").unwrap();
+        let piece = |offset, length| Piece { index: 0, offset, length };
+        let check = |offset, length, bytes: &[u8]| difference(&path, piece(offset, length), bytes);
+        assert_eq!(check(0, 10, b"0123456789").unwrap(), None);
+        assert_eq!(check(4, 3, b"456").unwrap(), None);
+        assert_eq!(check(4, 3, b"4x6").unwrap(), Some(5));
+        assert_eq!(check(4, 3, b"45").unwrap(), Some(6), "too few bytes");
+        assert!(check(4, 9, b"456789abc").unwrap().is_some(), "the source is shorter");
+        std::fs::remove_file(&path).unwrap();
+        assert!(check(0, 1, b"0").is_err());
+    }
+}

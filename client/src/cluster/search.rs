@@ -90,11 +90,11 @@ async fn ask(board: &Board, mut addresses: Vec<Arc<str>>) -> bool {
         addresses.retain(|address| *address != main.address);
     }
     let known = topology.cluster.clone();
-    let members = known.iter().flat_map(|view| &view.members);
+    let members = known.iter().flat_map(|view| &view.layout.members);
     let dead: HashSet<&str> = members.map(|told| told.address.as_str()).collect();
     addresses.sort_by_key(|address| dead.contains(address.as_ref()));
     addresses.truncate(SEEDS_MAX);
-    let ways = addresses.iter().map(|address| -> race::Way<'_, ()> {
+    let ways = addresses.iter().map(|address| -> race::Course<'_, ()> {
         Box::pin(ask_one(board, address, known.as_deref()))
     });
     race(ways.collect(), board.config().race_step()).await.is_ok()

@@ -141,7 +141,7 @@ impl Driver {
         let ways = self
             .addresses
             .iter()
-            .map(|address| -> race::Way<'_, Opened> { Box::pin(self.open_address(address)) });
+            .map(|address| -> race::Course<'_, Opened> { Box::pin(self.open_address(address)) });
         let opened = race(ways.collect(), self.config.attempt_timeout).await;
         let lost = |mut errors: Vec<Error>| errors.pop().unwrap_or(Error::DeadlineExceeded);
         opened.map(|won| won.value).map_err(lost)

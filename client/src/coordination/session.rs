@@ -36,7 +36,7 @@ pub(super) async fn members(
     let mut reason: Arc<str> = format!("no answer within {}", duration_text(wait)).into();
     loop {
         // What another server would tell as well ends the race.
-        let ways = servers.iter().map(|server| -> race::Way<'_, Result<Vec<Arc<str>>, Error>> {
+        let ways = servers.iter().map(|server| -> race::Course<'_, Result<Vec<Arc<str>>, Error>> {
             Box::pin(async move {
                 match ask(place, server, wait.min(SERVER_TIMEOUT_MAX)).await {
                     Ok(records) => Ok(addresses(place, &records)),

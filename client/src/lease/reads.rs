@@ -214,7 +214,7 @@ impl Client {
         let total: u64 = extents.iter().map(|extent| u64::from(extent.length)).sum();
         let is_inside = extents.iter().all(|extent| attachment.memory.contains(extent));
         let tag = match reply.header.covers_identity() {
-            true => checksum::tag(file.id, file.version, piece.block() as u32),
+            true => checksum::tag(file.id.into(), file.version, piece.block() as u32),
             false => 0,
         };
         let ends_at_ns = asked_at_ns + u64::from(lease.lease_ms.to_native()) * 1_000_000;
@@ -280,7 +280,7 @@ fn release(topology: &Topology, blocks: &[&LeasedBlock], deadline: tokio::time::
     let mut ranges: HashMap<Place, Vec<Range>> = HashMap::new();
     for block in blocks {
         let number = block.start / u64::from(topology.hello.block_size);
-        let hash = placement::block_hash(block.file, number);
+        let hash = placement::block_hash(block.file.into(), number);
         if let Some(place) = topology.place_of(&block.attachment, hash) {
             ranges.entry(place).or_default().push(block.range());
         }

@@ -2,10 +2,10 @@
 
 use std::os::fd::OwnedFd;
 
-use millrace_proto::message::Kind;
 use rustix::fs::{MemfdFlags, SealFlags};
 
 use super::*;
+use crate::file::Kind;
 use crate::memory::NodeMemory;
 
 const PAGE: u32 = PAGE_SIZE;

@@ -1,6 +1,7 @@
 //! The client against a mock node that breaks the rules one at a time.
 
 mod mock;
+mod reader;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -116,7 +117,7 @@ async fn read_of_many_blocks_asks_each_owner_at_its_own_address() {
     let reads = mock.world.reads.lock().unwrap();
     assert_eq!(reads.len(), 40);
     for (listener_index, range) in reads.iter() {
-        let hash = placement::block_hash(file.id, range.offset / BLOCK);
+        let hash = placement::block_hash(file.id.into(), range.offset / BLOCK);
         let shard = placement::shard_of(hash, 3) as usize;
         assert_eq!(*listener_index, shard + 1);
     }

@@ -477,7 +477,7 @@ impl Cluster {
         let members: Vec<_> = told
             .iter()
             .enumerate()
-            .map(|(index, told)| millrace_proto::ring::Member {
+            .map(|(index, told)| millrace_proto::ring::RingMember {
                 key: told.key,
                 weight: if is_member(index) { told.weight } else { 0 },
                 zone: "",

@@ -525,7 +525,7 @@ async fn a_node_outside_of_a_cluster_is_not_asked_about_one() {
     assert!(client.cluster().is_none());
     let statuses = client.statuses().await;
     assert_eq!((statuses.len(), &*statuses[0].0), (1, &*fake.address));
-    let error = client.drain("n1", false).await.unwrap_err();
+    let error = client.drain("n1").await.unwrap_err();
     assert!(matches!(error, Error::InvalidArgument(_)), "{error}");
     // One that offers it and does not keep to that is as one that does not.
     let fake = Fake::start("odd", feature::ALL & !feature::LEASES).await;
@@ -559,17 +559,16 @@ async fn changes_are_asked_for_at_one_place_after_the_other() {
     let client = connect_to_change(&cluster).await;
     let freed = client.free("a").await.unwrap();
     assert_eq!((freed.block_count, freed.byte_count), (3, 30), "it asks the others by itself");
-    client.drain("n2", false).await.unwrap();
+    client.drain("n2").await.unwrap();
     assert_eq!(cluster.counts(Op::Drain), [1, 0, 0]);
     // Another one is elected; the epoch stays.
     for fake in &cluster.fakes {
         fake.state.ring.send_modify(|ring| ring.master = "n1".to_owned());
     }
-    let prefix = "x".to_owned();
-    let mount = MountInfo { prefix, source: "file:///x".to_owned(), replicas: 2 };
-    client.change_mount(mount.clone(), false).await.unwrap();
+    let mount = MountInfo::new("x", "file:///x", 2);
+    client.mount(&mount).await.unwrap();
     assert_eq!(cluster.counts(Op::Mount), [1, 1, 0]);
-    let error = client.change_mount(MountInfo { replicas: 9, ..mount }, false).await.unwrap_err();
+    let error = client.mount(&MountInfo::new("x", "file:///x", 9)).await.unwrap_err();
     assert!(matches!(error, Error::InvalidArgument(_)), "{error}");
 }
 
@@ -580,8 +579,8 @@ async fn the_master_pins_and_any_member_tells_what_is_pinned() {
     for fake in &cluster.fakes {
         fake.state.ring.send_modify(|ring| ring.master = "n1".to_owned());
     }
-    client.pin("x", false).await.unwrap();
-    client.pin("x", true).await.unwrap();
+    client.pin("x").await.unwrap();
+    client.unpin("x").await.unwrap();
     assert_eq!(cluster.counts(Op::Pin)[1], 2);
     assert_eq!(client.pins().await.unwrap(), ["x"]);
 }
@@ -594,19 +593,17 @@ async fn a_removal_that_may_have_been_made_is_not_missing_afterwards() {
         cluster.fakes[0].state.decisions.lock().unwrap().extend(status);
     };
     decide(&[Status::Fenced, Status::NotFound]);
-    client.pin("x", true).await.unwrap();
-    let prefix = "x".to_owned();
-    let mount = MountInfo { prefix, source: "file:///x".to_owned(), replicas: 1 };
+    client.unpin("x").await.unwrap();
     decide(&[Status::Fenced, Status::NotFound]);
-    client.change_mount(mount, true).await.unwrap();
+    client.unmount("x").await.unwrap();
     // What was never tried, or surely not done, is missing; and so is what a drain names.
     for told in [&[Status::NotFound][..], &[Status::NotMaster, Status::NotFound]] {
         decide(told);
-        let error = client.pin("x", true).await.unwrap_err();
+        let error = client.unpin("x").await.unwrap_err();
         assert_eq!(error.status(), Some(Status::NotFound));
     }
     decide(&[Status::Fenced, Status::NotFound]);
-    let error = client.drain("n7", true).await.unwrap_err();
+    let error = client.undrain("n7").await.unwrap_err();
     assert_eq!(error.status(), Some(Status::NotFound));
 }
 
@@ -620,7 +617,7 @@ async fn a_master_is_not_looked_for_past_the_deadline() {
     cluster.fakes[0].kill().await;
     let start = Instant::now();
     let hasty = client.with_deadline(Duration::from_millis(300));
-    let error = hasty.pin("x", false).await.unwrap_err();
+    let error = hasty.pin("x").await.unwrap_err();
     assert!(matches!(error, Error::Connect { .. } | Error::ConnectionLost { .. }), "{error}");
     assert!(start.elapsed() < GUARD / 4, "each of the others would take two seconds");
 }

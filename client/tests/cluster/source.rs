@@ -24,7 +24,10 @@ async fn without_members_the_source_is_read_if_it_may_be() {
     }
     let file = client.stat("dir/c").await.unwrap();
     let source = format!("file://{}", directory.path().display());
-    assert_eq!(file.id, millrace_proto::source::file_id(&source, "dir/c"));
+    assert_eq!(
+        millrace_proto::FileId::from(file.id),
+        millrace_proto::source::file_id(&source, "dir/c")
+    );
     assert_eq!((file.length, file.block_size), (LENGTH as u64, BLOCK_SIZE));
     assert!(client.read(&file, 0, u64::MAX).await.unwrap() == content("dir/c"));
     let many = client.read_many(&[(&file, 5, 10), (&file, 70_000, 1)]).await;
@@ -100,7 +103,7 @@ async fn a_file_is_not_read_from_another_source_than_it_was_looked_up_in() {
     // Found in the second source, and by its number taken for one of the first.
     let second = client.stat("a").await.unwrap();
     assert!(client.read(&second, 0, 10).await.is_ok());
-    let file = File { id: millrace_proto::source::file_id("file:///first", "a"), ..second };
+    let file = File { id: millrace_proto::source::file_id("file:///first", "a").into(), ..second };
     let error = client.read(&file, 0, 10).await.unwrap_err();
     assert!(matches!(error, Error::Stale { .. }), "{error}");
 }

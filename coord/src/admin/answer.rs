@@ -1,4 +1,4 @@
-//! From a request to its answer: pages for all, commands for operators.
+//! From a request to its answer: pages for all clients, commands for operators.
 //!
 //! A command is a POST with a JSON object, and is answered with `{"result": ".."}` or
 //! `{"error": ".."}`:
@@ -28,11 +28,11 @@ use crate::replica::AdminRequest;
 use crate::report::{Effect, Wanted, page};
 use crate::runtime::Report;
 
-/// How long the loop may take to say how it stands.
+/// Longest time that the loop may take for a report.
 const REPORT_TIME: Duration = Duration::from_secs(5);
-/// How long a command may take; the replica itself gives up before.
+/// Longest time of a command; the replica itself gives up before.
 const COMMAND_TIME: Duration = Duration::from_secs(100);
-/// How long a backup may take. Guessed: terabytes.
+/// Longest time of a backup. Guessed: enough for terabytes.
 const BACKUP_TIME: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[derive(Deserialize)]
@@ -70,7 +70,7 @@ pub(super) fn answer(
         Method::Get | Method::Head => show(door, &request.path, config, operator),
         Method::Post if door == Door::Socket => command(request, operator),
         Method::Post => {
-            Response::refusal(403, &format!("Commands are taken by {SOCKET} in the data directory"))
+            Response::refusal(403, &format!("Send commands to {SOCKET} in the data directory"))
         }
     };
     response.is_head = request.method == Method::Head;
@@ -91,7 +91,7 @@ fn show(door: Door, path: &str, config: &Config, operator: &Operator) -> Respons
     let page = page(path, &report.snapshot, door != Door::Metrics);
     if page.effect != Effect::None {
         if door != Door::Socket {
-            let reason = format!("This is taken by {SOCKET} in the data directory alone");
+            let reason = format!("Send this to {SOCKET} in the data directory");
             return Response::refusal(403, &reason);
         }
         operator.reset(page.effect);
@@ -122,11 +122,11 @@ fn command(request: &Request, operator: &Operator) -> Response {
     answered.unwrap_or_else(|refusal| refusal)
 }
 
-/// The object in the body of a command; nothing is an empty one.
+/// Reads the object in the body of a command; an empty body is an empty object.
 fn body<T: DeserializeOwned>(request: &Request) -> Result<T, Response> {
     let bytes: &[u8] = if request.body.is_empty() { b"{}" } else { &request.body };
     serde_json::from_slice(bytes)
-        .map_err(|error| refusal(400, &format!("the body is not what is needed: {error}")))
+        .map_err(|error| refusal(400, &format!("the body is wrong: {error}")))
 }
 
 fn wait(answer: &Receiver<Result<String, String>>, time: Duration) -> Response {

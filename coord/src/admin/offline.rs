@@ -1,11 +1,11 @@
-//! Data that no process uses: looked at, copied, and made anew from a copy.
+//! Data that no process uses: inspected, copied, and restored from a copy.
 //!
-//! Owns no format: stores and states read themselves, and verify every byte as they do. Always
-//! holds: nothing that is looked at is changed; what is restored appears as a whole or not at all.
+//! Owns no format: stores and states read themselves, and verify every byte. Always holds: inspection
+//! changes nothing; a restored directory appears as a whole or not at all.
 //!
-//! A data directory is a state and the log behind it. Entries that are known to be committed are
-//! part of what is loaded; a member that was cut off may hold others, whose fate the rest of the
-//! ensemble decides, and those are only counted.
+//! A data directory is a state and the log behind it. Entries known to be committed are loaded with the
+//! state. A member that was cut off may have others. Those are counted and not applied, because the rest of
+//! the ensemble decides whether they are committed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -32,17 +32,17 @@ mod tests;
 
 /// Bytes of entries that are in memory at a time.
 const ENTRIES_BYTES_MAX: u64 = 16 << 20;
-/// The part of a directory without which the rest is refused.
+/// The part of a directory that must be there.
 const STATE: &str = "state";
-/// What says that a directory was used once.
+/// The file of a directory that was used before.
 const LOCK: &str = "lock";
-/// Where a directory is made before it gets its name.
+/// The folder in which a directory is made before it gets its name.
 const RESTORING: &str = "restoring";
-/// What an empty data directory may have in it: `myid` belongs to the configuration, the lock to
-/// whoever looked for data here before.
+/// What an empty data directory may contain: `myid` belongs to the configuration, and the lock to an
+/// earlier look for data.
 const NOT_DATA: [&str; 4] = ["myid", LOCK, "lost+found", RESTORING];
 
-/// Why data cannot be used.
+/// The reason that data cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum OfflineError {
     #[error(transparent)]
@@ -57,28 +57,28 @@ pub enum OfflineError {
     Members(#[from] crate::config::MemberError),
 }
 
-/// What a data directory or a backup holds, verified.
+/// The verified content of a data directory or a backup.
 pub struct Offline {
-    /// Whose it is; `None` for a backup.
+    /// The owner of the data; `None` for a backup.
     pub identity: Option<Identity>,
-    /// The last entry that the state holds, and its term.
+    /// The last entry in the state, and its term.
     pub index: u64,
     pub term: u64,
     pub state: State,
-    /// First and last entry of the log; `None` where there are none.
+    /// First and last entry of the log; `None` if there are none.
     pub log: Option<(u64, u64)>,
-    /// Entries of the log behind `index` that may or may not be committed.
+    /// Entries of the log behind `index` that may not be committed.
     pub unsettled_count: u64,
 }
 
 /// Loads a data directory.
 ///
 /// # Errors
-/// [`OfflineError::NoData`]; [`StoreError::Locked`] if a process uses it, [`StoreError::Corrupt`]
-/// or others if it is damaged.
+/// [`OfflineError::NoData`]; [`StoreError::Locked`] if a process uses it; [`StoreError::Corrupt`] or others
+/// if it is damaged.
 pub fn open(directory: &Path) -> Result<Offline, OfflineError> {
     let no_data = || OfflineError::NoData { path: directory.to_owned() };
-    // Opening leaves a lock file, which has no business in other people's directories.
+    // Opening leaves a lock file, which must not happen in other people's directories.
     if !directory.join(STATE).is_dir() && !directory.join(LOCK).is_file() {
         return Err(no_data());
     }
@@ -100,7 +100,7 @@ pub fn open(directory: &Path) -> Result<Offline, OfflineError> {
 /// Loads a backup.
 ///
 /// # Errors
-/// As [`StateStore::install_from`], or [`StoreError::Corrupt`] if its records make no state.
+/// As [`StateStore::install_from`], or [`StoreError::Corrupt`] if its records do not make a state.
 pub fn open_backup(file: &Path) -> Result<Offline, OfflineError> {
     let mut store = MemoryDisk::new(0).state();
     store.install_from(file)?;
@@ -111,7 +111,7 @@ pub fn open_backup(file: &Path) -> Result<Offline, OfflineError> {
 }
 
 impl Offline {
-    /// Reads the whole log, and applies what is committed and not in the state yet.
+    /// Reads the whole log, and applies the committed entries that the state lacks.
     fn follow_log(&mut self, stores: &Stores, applied: &Applied) -> Result<(), StoreError> {
         let reader = stores.log.reader();
         let log = reader.initial()?;
@@ -120,7 +120,7 @@ impl Offline {
             return Ok(());
         }
         self.log = Some((first, last));
-        // The log of before a snapshot, which was installed but not followed by a new log.
+        // The log is older than an installed snapshot, and no new log has followed.
         let is_obsolete =
             store::continuity(reader.as_ref(), applied)? == store::Continuity::Replaced;
         let own = stores.identity.replica_id;
@@ -138,7 +138,7 @@ impl Offline {
                     continue;
                 }
                 if entry.get_entry_type() != EntryType::EntryNormal {
-                    // From here on others may have a say.
+                    // From here on other voters may decide.
                     committed = log.hard_state.commit.max(entry.index);
                 }
                 self.apply(entry)?;
@@ -158,7 +158,7 @@ impl Offline {
             EntryType::EntryConfChangeV2 => decode_members(entry).context,
             other => return Err(unreadable(entry, format!("it is of kind {}", other.value()))),
         };
-        // The first entry of a term, or the end of a change of members.
+        // The entry is the first of a term, or the end of a change of members.
         if data.is_empty() {
             return Ok(());
         }
@@ -166,13 +166,13 @@ impl Offline {
         let (time_ms, rules) = (batch.time_ms, batch.rules);
         let mut changes = Changes::default();
         while let Some(command) = batch.next_command().map_err(|error| unreadable(entry, error))? {
-            // A refused command is one whose client was told so.
+            // A refused command was refused when its client sent it too.
             let _ = self.state.apply(time_ms, rules, &command, &mut changes);
         }
         Ok(())
     }
 
-    /// Writes it into a new file, as a running replica would. The file has its name only when it is
+    /// Writes the state to a new file, as a running replica would. The file has its name only when it is
     /// complete.
     ///
     /// # Errors
@@ -191,12 +191,12 @@ impl Offline {
         Ok(())
     }
 
-    /// Makes a data directory that holds this state, for a replica with a new identity: by itself,
-    /// or as the one `member` of a new ensemble that others can be added to. `directory` may have
-    /// been created, and may have a `myid`.
+    /// Makes a data directory with this state, for a replica with a new identity: by itself, or as the one
+    /// `member` of a new ensemble that others can be added to. `directory` may exist already, and may have
+    /// a `myid`.
     ///
     /// # Errors
-    /// [`OfflineError::NotEmpty`], or as the system says; `directory` is then as it was but for a
+    /// [`OfflineError::NotEmpty`], or the error of the system; `directory` is then as before, except for a
     /// folder `restoring`.
     pub fn restore(
         mut self,
@@ -236,7 +236,7 @@ impl Offline {
         fs::remove_dir_all(&fresh).map_err(fail("clear"))
     }
 
-    /// Replaces the replicated list of members, if it has to change.
+    /// Replaces the replicated list of members, if it must change.
     fn set_members(&mut self, member: Option<&Member>) -> Result<(), OfflineError> {
         let text = member.map(std::slice::from_ref).map(config_lines).unwrap_or_default();
         if text.is_empty() && self.state.config_text().is_empty() {
@@ -257,14 +257,14 @@ impl Offline {
     ) -> Result<(), StoreError> {
         let mut records = Vec::new();
         self.state.all_records(&mut |key, value| records.push((key.to_vec(), value.to_vec())));
-        // The cheapest order for the store.
+        // This is the cheapest order for the store.
         records.sort_unstable();
         let mut changes = records.iter().map(|(key, value)| (&key[..], Some(&value[..])));
         store.commit(&mut changes, &Applied { index: self.index, term: self.term, conf_state })
     }
 }
 
-/// Whether a directory that may be missing has nothing that counts.
+/// Checks that a directory, which may be missing, has nothing that counts.
 fn check_empty(directory: &Path) -> Result<(), OfflineError> {
     if !directory.exists() {
         return Ok(());
@@ -276,7 +276,7 @@ fn check_empty(directory: &Path) -> Result<(), OfflineError> {
     }
 }
 
-/// The names in a directory.
+/// Lists the names in a directory.
 fn list(directory: &Path) -> Result<Vec<String>, OfflineError> {
     let fail = |error| OfflineError::Io { doing: "list", path: directory.to_owned(), error };
     let entries = fs::read_dir(directory).map_err(fail)?;

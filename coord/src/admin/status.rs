@@ -1,7 +1,7 @@
-//! How a replica stands, as one JSON document: what `millrace coord status` shows.
+//! The state of a replica as one JSON document, which `millrace coord status` shows.
 //!
-//! Numbers only; what to make of them is left to the reader. A replica that does not lead knows how
-//! far itself is, and of the others only whether it reaches them.
+//! It has only numbers, and the reader draws the conclusions. A replica that does not lead knows its own
+//! progress, and of the others only whether it reaches them.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,12 +15,11 @@ use crate::runtime::Report;
 pub struct Status {
     pub version: String,
     pub replica: u64,
-    /// ZooKeeper's word: `leader`, `follower`, `observer`, `standalone`, `read-only`, or
-    /// `not serving`.
+    /// A word of ZooKeeper: `leader`, `follower`, `observer`, `standalone`, `read-only`, or `not serving`.
     pub mode: String,
-    /// Why no client is served, where that has to do with the members.
+    /// The reason that no client is served, if it has to do with the members.
     pub waits_for: Option<String>,
-    /// 0 for none.
+    /// Id of the leader; 0 for none.
     pub leader: u64,
     pub term: u64,
     pub uptime_ms: u64,
@@ -32,9 +31,9 @@ pub struct Status {
     pub data_dir: String,
     /// Connections of clients to this replica.
     pub connections: u64,
-    /// Their requests in flight.
+    /// Requests in progress of these clients.
     pub outstanding: u64,
-    /// Their watches.
+    /// Watches of these clients.
     pub watches: u64,
     /// Sessions of the ensemble.
     pub sessions: u64,
@@ -45,13 +44,13 @@ pub struct Status {
     pub state_disk_bytes: u64,
     pub log_disk_bytes: u64,
     pub memory_bytes: u64,
-    /// Reads, writes, log syncs, checkpoints.
+    /// Durations of reads, writes, log syncs and checkpoints.
     pub latencies: Vec<LatencyStatus>,
-    /// Empty for a replica by itself.
+    /// The members; empty for a replica by itself.
     pub members: Vec<MemberStatus>,
 }
 
-/// How long something took, since the start or since figures were set back.
+/// Durations of one kind, since the start or the last reset of figures.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LatencyStatus {
     pub name: String,
@@ -72,15 +71,15 @@ pub struct MemberStatus {
     pub peer_address: String,
     pub client_address: Option<String>,
     pub is_leader: bool,
-    /// Whether the asked replica reaches it and is reached by it; true for itself.
+    /// True if the asked replica and this member reach each other; true for itself.
     pub is_connected: bool,
-    /// Entries of the leader's log that it does not have yet; `None` where that is not known.
+    /// Entries of the leader's log that it lacks; `None` if unknown.
     pub lag_entries: Option<u64>,
-    /// Why it is not connected.
+    /// The reason that it is not connected.
     pub trouble: Option<String>,
 }
 
-/// `config` has the address that is really served.
+/// Builds the status. `config` has the address that is really served.
 pub(super) fn status(report: &Report, config: &Config) -> Status {
     let snapshot = &report.snapshot;
     let raft = &snapshot.raft;
@@ -126,7 +125,7 @@ fn latency(name: &str, latency: &Latency) -> LatencyStatus {
         average_ms: latency.average_ms(),
         p50_ms: latency.quantile_ms(0.5),
         p99_ms: latency.quantile_ms(0.99),
-        // In microseconds still, where `Latency::max_ms` is whole.
+        // This is still exact to microseconds, where `Latency::max_ms` is whole.
         max_ms: latency.quantile_ms(1.0),
     }
 }

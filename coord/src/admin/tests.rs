@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::Coord;
 
-/// How long a test waits for what must come.
+/// The time that a test waits for what must happen.
 const PATIENCE: Duration = Duration::from_secs(90);
 
 struct Asked {
@@ -54,10 +54,10 @@ impl Asked {
         stream
     }
 
-    /// Sends bytes and gives the status and the body of the answer; 0 for none.
+    /// Sends bytes and returns the status and the body of the answer; 0 for none.
     fn exchange(&self, door: Door, request: &[u8]) -> (u16, String) {
         let mut stream = self.open(door);
-        // It may be refused before it is read to the end.
+        // The request may be refused before it is read to the end.
         let _ = stream.write_all(request);
         answer_of(stream.as_mut())
     }
@@ -76,7 +76,7 @@ impl Asked {
 
 fn answer_of(stream: &mut dyn http::Stream) -> (u16, String) {
     let mut bytes = Vec::new();
-    // What was sent before a reset counts.
+    // Bytes before a reset count.
     let _ = stream.read_to_end(&mut bytes);
     let text = String::from_utf8(bytes).unwrap();
     let Some((head, body)) = text.split_once("\r\n\r\n") else { return (0, text) };
@@ -196,12 +196,12 @@ fn idle_connections_keep_nobody_out_for_long() {
     let asked = Asked::start();
     let start = Instant::now();
     let mut idle: Vec<_> = (0..CONNECTIONS_MAX).map(|_| asked.open(Door::Admin)).collect();
-    // All places are taken once the last of them is; then one more is closed at once.
+    // All places are taken when the last one is. Then one more connection is closed at once.
     while asked.get(Door::Admin, "/health").0 != 0 {
         assert!(start.elapsed() < PATIENCE, "places do not run out");
     }
     assert_eq!(asked.get(Door::Socket, "/health").0, 200, "other doors have places of their own");
-    assert_eq!(answer_of(idle[0].as_mut()).0, 408, "who says nothing is sent away");
+    assert_eq!(answer_of(idle[0].as_mut()).0, 408, "a silent client is sent away");
     while asked.get(Door::Admin, "/health").0 != 200 {
         assert!(start.elapsed() < PATIENCE, "places do not come back");
         std::thread::sleep(Duration::from_millis(50));
@@ -211,7 +211,7 @@ fn idle_connections_keep_nobody_out_for_long() {
 #[test]
 fn the_socket_is_the_owners_and_a_dead_ones_is_replaced() {
     let root = tempfile::tempdir().unwrap();
-    // Longer than the address of a socket may be.
+    // The path is longer than the address of a socket may be.
     let directory = root.path().join("d".repeat(150));
     fs::create_dir(&directory).unwrap();
     assert_eq!(connect(&directory).unwrap_err().kind(), io::ErrorKind::NotFound);

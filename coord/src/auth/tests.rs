@@ -19,7 +19,7 @@ fn check(scheme: &str, auth: &str, expect: Result<&[(&str, &str)], ()>) {
 #[test]
 fn a_digest_is_of_user_and_password_together() {
     check("digest", "u:p", Ok(&[("digest", "u:Jq7wMyA/w2Vd5WIDAKdu4OIIFEQ=")]));
-    // Without a colon the whole text is the user; with two the password has one.
+    // Without a colon the whole text is the user. With two colons the password contains one.
     let id = |text: &str| digest_id(text);
     assert!(id("alone").starts_with("alone:"));
     assert!(id("u:p:q").starts_with("u:") && id("u:p:q") != id("u:p"));

@@ -1,7 +1,6 @@
-//! The one table of what can be set: name, help, default, range, and how text becomes a field.
+//! The one table of settings: name, help, default, range, and how text becomes a field.
 //!
-//! A value that a key takes is given back by it as text that it takes again; the secret alone is
-//! not shown.
+//! Each key writes its value as text that it accepts again, except the secret, which is not shown.
 
 use std::path::PathBuf;
 
@@ -17,7 +16,7 @@ pub(super) const GIB: u64 = 1 << 30;
 const TIB: u64 = 1 << 40;
 const HOUR_MS: u64 = 3_600_000;
 
-/// A key whose number lives in the field of its name. The range is checked before the cast.
+/// Builds a key whose number is in the field of its name. The range is checked before the cast.
 macro_rules! number {
     (
         $kind:ident, $name:ident, $value:literal, $range:expr, $default:literal,
@@ -39,7 +38,7 @@ macro_rules! number {
     };
 }
 
-/// A key that is on or off.
+/// Builds a key that is on or off.
 macro_rules! flag {
     ($name:ident, $default:literal, $help:literal) => {
         Key {
@@ -56,7 +55,7 @@ macro_rules! flag {
     };
 }
 
-/// A key of the two directories.
+/// Builds a key of one of the two directories.
 macro_rules! directory {
     ($name:ident, $default:literal, $help:literal) => {
         Key {
@@ -77,7 +76,7 @@ macro_rules! directory {
     };
 }
 
-/// A key of an endpoint that may be off.
+/// Builds a key of an endpoint that may be off.
 macro_rules! endpoint {
     ($name:ident, $help:literal, $example:literal) => {
         Key {
@@ -121,7 +120,15 @@ pub const KEYS: &[Key] = &[
             get: |config| config.client_address.to_string(),
         },
     },
-    number!(Count, replica_id, "ID", 1..=REPLICA_ID_MAX, "1", "Which of `members` this is", "2"),
+    number!(
+        Count,
+        replica_id,
+        "ID",
+        1..=REPLICA_ID_MAX,
+        "1",
+        "Id of this replica among `members`",
+        "2"
+    ),
     Key {
         name: "members",
         value: "LIST",
@@ -144,7 +151,7 @@ pub const KEYS: &[Key] = &[
     flag!(peer_listen_all, "false", "Listen for peers on every interface"),
     endpoint!(
         peer_listen,
-        "Where to listen for peers, if that differs from what members says; else off",
+        "Address to listen for peers at, if it differs from the one in members, or off",
         "0.0.0.0:2888"
     ),
     number!(Count, tick_ms, "MS", 10..=HOUR_MS, "2000", "Unit of session time-outs", "500"),
@@ -172,7 +179,7 @@ pub const KEYS: &[Key] = &[
         "COUNT",
         0..=1_000_000,
         "60",
-        "Most connections from one address; 0 for as many as there may be",
+        "Most connections from one address; 0 for no such limit",
         "1000"
     ),
     number!(
@@ -232,7 +239,7 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "four_letter_whitelist",
         value: "WORDS",
-        default: "all that only tell, but for hash: not crst and srst",
+        default: "all that only report, except hash: not crst and srst",
         help: "Four-letter words that are answered, with commas; * for all, empty for none",
         example: "ruok,srvr,mntr",
         access: Access::Text {
@@ -246,12 +253,16 @@ pub const KEYS: &[Key] = &[
         },
     },
     flag!(read_only_mode, "false", "Serve reads without a leader to clients that ask for it"),
-    flag!(reconfig_enabled, "false", "Take reconfig requests of clients that may write the node"),
+    flag!(
+        reconfig_enabled,
+        "false",
+        "Accept reconfig from clients that may write /zookeeper/config"
+    ),
     Key {
         name: "super_digest",
         value: "USER:DIGEST",
         default: "none",
-        help: "Who shows the credentials of this digest passes every ACL",
+        help: "A client with the credentials of this digest passes every ACL",
         example: "super:D/InIHSb7yEEbrWz8b9l71RjZJU=",
         access: Access::Text {
             allowed: "user, colon and the base64 of a SHA-1, or nothing",
@@ -265,21 +276,21 @@ pub const KEYS: &[Key] = &[
         },
     },
     flag!(skip_acl, "false", "Do not check ACLs"),
-    flag!(enforce_quota, "false", "Refuse what exceeds a hard quota"),
-    flag!(ttl_nodes, "true", "Take nodes with a time to live"),
+    flag!(enforce_quota, "false", "Refuse writes that exceed a hard quota"),
+    flag!(ttl_nodes, "true", "Accept nodes with a time to live"),
     number!(
         Count,
         container_check_ms,
         "MS",
         10..=24 * HOUR_MS,
         "60000",
-        "How often empty containers and TTL nodes that are due are looked for",
+        "Time between searches for empty containers and expired TTL nodes",
         "10000"
     ),
     endpoint!(admin, "Address of the admin endpoint (HTTP, JSON), or off", "127.0.0.1:8080"),
     endpoint!(
         metrics,
-        "Address of Prometheus /metrics and of /health alone, or off",
+        "Address for only /metrics (Prometheus) and /health, or off",
         "0.0.0.0:7000"
     ),
     number!(
@@ -315,7 +326,7 @@ pub const KEYS: &[Key] = &[
         "SIZE",
         64 * KIB..=TIB,
         "16MiB",
-        "Bytes of changes after which a checkpoint is due anyhow; they wait in memory",
+        "Bytes of changes in memory after which a checkpoint is due at once",
         "64MiB"
     ),
     number!(
@@ -342,7 +353,7 @@ pub const KEYS: &[Key] = &[
         "MS",
         5..=10_000,
         "50",
-        "How often a leader shows that it lives",
+        "Time between two heartbeats of the leader",
         "100"
     ),
 ];

@@ -1,5 +1,5 @@
-//! The members of the ensemble as text: `server.N` lines, the data of `/zookeeper/config`, and what
-//! a reconfig request asks for.
+//! The members of the ensemble as text: `server.N` lines, the data of `/zookeeper/config`, and the text of
+//! a reconfig request.
 //!
 //! ```text
 //!  server.3 = host : 2888 : 3888 [: participant | : observer] [; [clienthost :] 2181]
@@ -7,8 +7,8 @@
 //!              └───────┴ where its peers reach it
 //! ```
 //!
-//! A set of members is only ever handed out checked: ids and addresses once each, and somebody who
-//! votes. Where two addresses are given with `|`, the first counts.
+//! A set of members is always checked before it is handed out: each id and address is there once, and at
+//! least one member votes. If an address has alternatives with `|`, the first counts.
 
 use std::fmt;
 use std::hash::Hasher;
@@ -19,10 +19,10 @@ use twox_hash::XxHash3_64;
 
 use super::properties;
 
-/// Highest id of a member. ZooKeeper stops at 254 where TTL nodes are on, as it builds session ids
-/// from it; ours do not hold it. Guessed: far above what anybody counts to, and short in a name.
+/// Highest id of a member. ZooKeeper stops at 254 if TTL nodes are on, because its session ids contain the
+/// id; ours do not. Guessed: far above any count of servers, and short in a name.
 pub const REPLICA_ID_MAX: u64 = 65_535;
-/// Most members of an ensemble. Guessed: far more than anybody votes with.
+/// Most members of an ensemble. Guessed: far more than an ensemble needs.
 pub const MEMBERS_MAX: usize = 64;
 
 /// Whether a member votes.
@@ -35,7 +35,7 @@ pub enum Role {
 }
 
 impl Role {
-    /// The word in a `server.N` line.
+    /// Returns the word in a `server.N` line.
     pub fn name(self) -> &'static str {
         match self {
             Role::Participant => "participant",
@@ -49,17 +49,17 @@ impl Role {
 pub struct Member {
     /// From 1 to [`REPLICA_ID_MAX`].
     pub id: u64,
-    /// Where its peers reach it, `host:port`; an IPv6 host is in brackets.
+    /// Address that its peers dial, `host:port`; an IPv6 host is in brackets.
     pub peer_address: String,
-    /// ZooKeeper's third port, kept so that the text comes back as it was.
+    /// ZooKeeper's third port, kept so that the text can be written back.
     pub election_port: u16,
     pub role: Role,
-    /// Where clients reach it, `host:port`; `None` where the text did not say.
+    /// Address that clients use, `host:port`; `None` if the text has none.
     pub client_address: Option<String>,
 }
 
 impl Member {
-    /// Reads what stands after `server.N=`.
+    /// Reads the text after `server.N=`.
     ///
     /// # Errors
     /// [`MemberError::Server`].
@@ -72,7 +72,7 @@ impl Member {
             Some((peer, client)) => (peer, Some(client.trim())),
             None => (text, None),
         };
-        // More addresses of the same member may follow.
+        // Alternative addresses of the same member may follow.
         let peer = peer.split('|').next().unwrap_or_default().trim();
         let (peer, role) = match peer.rsplit_once(':') {
             Some((rest, word)) if word.eq_ignore_ascii_case("observer") => (rest, Role::Observer),
@@ -98,7 +98,7 @@ impl Member {
         Ok(Member { id, peer_address, election_port, role, client_address })
     }
 
-    /// Reads `server.N=..`, as reconfig requests have it; `N=..` will do.
+    /// Reads `server.N=..`, as in reconfig requests, or `N=..`.
     ///
     /// # Errors
     /// [`MemberError::Server`].
@@ -113,26 +113,26 @@ impl Member {
         Member::parse(id, value.trim())
     }
 
-    /// Host of the peer address, without brackets.
+    /// Returns the host of the peer address, without brackets.
     pub fn peer_host(&self) -> &str {
         split_host_port(&self.peer_address).map_or("", |(host, _)| host)
     }
 
-    /// Port of the peer address.
+    /// Returns the port of the peer address.
     pub fn peer_port(&self) -> u16 {
         split_host_port(&self.peer_address).map_or(0, |(_, port)| port)
     }
 
-    /// Host and election port, as ZooKeeper shows them.
+    /// Returns host and election port, as ZooKeeper shows them.
     pub fn election_address(&self) -> String {
         join_host_port(self.peer_host(), self.election_port)
     }
 }
 
 impl Member {
-    /// True if `self`, as one list spells it, is what `other` names: the same id, role and places.
-    /// A member that calls its own host "any address" is known by its port; an election port is
-    /// never used, and a list need not say where clients are served.
+    /// True if `self`, as one list spells it, is the same member as `other`: same id, role and addresses. A
+    /// member that calls its own host "any address" is known by its port. The election port is never used,
+    /// and a list may leave out the client address.
     pub fn is_same(&self, other: &Member) -> bool {
         let is_client_same = match (&self.client_address, &other.client_address) {
             (Some(one), Some(two)) => one == two,
@@ -143,7 +143,7 @@ impl Member {
             && is_client_same
     }
 
-    /// True if both say that the others reach the member at one place; see [`Member::is_same`].
+    /// True if both have the same address for the other members; see [`Member::is_same`].
     pub fn is_place_same(&self, other: &Member) -> bool {
         let is_any = |member: &Member| matches!(member.peer_host(), "0.0.0.0" | "::");
         let has_any = is_any(self) || is_any(other);
@@ -152,8 +152,8 @@ impl Member {
     }
 }
 
-/// A number that all who hold the same list of members come to, whatever names they have for each
-/// other's hosts: a replica may call its own host `0.0.0.0`.
+/// Computes a hash that is equal for equal lists of members, whatever names they have for hosts, because a
+/// replica may call its own host `0.0.0.0`.
 pub fn list_hash(members: &[Member]) -> u64 {
     let mut lines: Vec<(u64, u16, &str)> =
         members.iter().map(|member| (member.id, member.peer_port(), member.role.name())).collect();
@@ -168,7 +168,7 @@ pub fn list_hash(members: &[Member]) -> u64 {
 }
 
 impl fmt::Display for Member {
-    /// The line without its end (`QuorumServer.toString`).
+    /// Writes the line without its end (`QuorumServer.toString`).
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Member { id, peer_address, election_port, role, client_address } = self;
         write!(out, "server.{id}={peer_address}:{election_port}:{}", role.name())?;
@@ -179,15 +179,15 @@ impl fmt::Display for Member {
     }
 }
 
-/// Why members cannot be these.
+/// The reason that members are refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MemberError {
-    /// A member's text is not understood.
-    #[error("`{text}` is no member; expected {allowed}")]
+    /// A member's text cannot be read.
+    #[error("`{text}` is not a member; expected {allowed}")]
     Server {
         /// The text.
         text: String,
-        /// What it should look like.
+        /// The form that is expected.
         allowed: &'static str,
     },
     /// Two members have one id or one address.
@@ -200,37 +200,37 @@ pub enum MemberError {
         /// What they share.
         what: &'static str,
     },
-    /// Nobody would vote.
-    #[error("no member is a participant: nobody could lead")]
+    /// No member would vote.
+    #[error("no member is a participant, so none can lead")]
     NoParticipant,
     /// More than [`MEMBERS_MAX`].
     #[error("{count} members; {MEMBERS_MAX} are allowed")]
     TooMany {
-        /// How many.
+        /// Their count.
         count: usize,
     },
-    /// A member that joins does not say where clients reach it.
+    /// A joining member has no client address.
     #[error("server.{id} joins without a client address: end it with ;port or ;host:port")]
     NoClientAddress {
         /// Its id.
         id: u64,
     },
-    /// What shall leave is no id.
-    #[error("`{text}` cannot leave: it is no id of a server")]
+    /// A member to remove is not an id.
+    #[error("`{text}` cannot leave: it is not the id of a server")]
     Leaving {
-        /// What was given.
+        /// The text.
         text: String,
     },
     /// The text of a configuration has no version, or a bad one.
-    #[error("`{text}` is no version: expected version= and hexadecimal digits")]
+    #[error("`{text}` is not a version: expected version= and hexadecimal digits")]
     Version {
-        /// What was found.
+        /// The text.
         text: String,
     },
 }
 
 impl MemberError {
-    /// The code for the client that asked (ZooKeeper 3.8 fails to read a bad id of a leaver).
+    /// Returns the code for the client (ZooKeeper 3.8 fails to read a bad id of a member to remove).
     pub fn reply(&self) -> Error {
         match self {
             MemberError::Leaving { .. } => Error::MarshallingError,
@@ -239,7 +239,7 @@ impl MemberError {
     }
 }
 
-/// Checks a set of members; none at all is allowed and means a replica by itself.
+/// Checks a set of members. An empty one is allowed and means a replica by itself.
 ///
 /// # Errors
 /// [`MemberError::Twice`], [`MemberError::NoParticipant`], [`MemberError::TooMany`].
@@ -265,18 +265,18 @@ pub fn check_members(members: &[Member]) -> Result<(), MemberError> {
     Ok(())
 }
 
-/// The data of `/zookeeper/config` (`QuorumMaj.toString`): a line for each member, then the
-/// version, the zxid of the change that made it.
+/// Writes the data of `/zookeeper/config` (`QuorumMaj.toString`): a line for each member, then the version,
+/// which is the zxid of the change that made it.
 pub fn config_text(members: &[Member], version: i64) -> String {
     format!("{}version={version:x}", config_lines(members))
 }
 
-/// [`config_text`] without the version, which is known when it is applied.
+/// Writes [`config_text`] without the version, which is known only when it is applied.
 pub fn config_lines(members: &[Member]) -> String {
     members.iter().map(|member| format!("{member}\n")).collect()
 }
 
-/// Reads what [`config_text`] writes. Lines of weights and groups are passed over.
+/// Reads the text of [`config_text`]. Ignores lines of weights and groups.
 ///
 /// # Errors
 /// [`MemberError`].
@@ -308,10 +308,10 @@ pub fn parse_version(digits: &str) -> Result<i64, MemberError> {
         .ok_or_else(|| MemberError::Version { text: digits.to_owned() })
 }
 
-/// The members after a reconfig request: `new_members` alone where it is given, else `current` with
-/// those of `joining` put in (a known id is replaced) and those of `leaving` taken out, unknown
-/// ones being gone already (`PrepRequestProcessor`). Sorted by id. Members that join have to say
-/// where they serve clients, unless an operator asks: a `zoo.cfg` need not say so either.
+/// Returns the members after a reconfig request, sorted by id (`PrepRequestProcessor`). `new_members`
+/// replaces all if given. Otherwise `joining` members are added to `current` or replace those with their
+/// ids, and `leaving` ones are removed; unknown ids among these are ignored. A joining member must have a
+/// client address, unless an operator asks, because a `zoo.cfg` need not have one either.
 ///
 /// # Errors
 /// [`MemberError`]; [`MemberError::reply`] is the code to answer.
@@ -324,7 +324,7 @@ pub fn reconfigure(
 ) -> Result<Vec<Member>, MemberError> {
     let mut members = Vec::new();
     if let Some(text) = new_members.filter(|text| !text.trim().is_empty()) {
-        // ZooKeeper reads the list as a properties file with lines for commas.
+        // ZooKeeper reads the list as a properties file, with commas for line ends.
         let lines = text.replace(',', "\n");
         let properties = properties::parse(&lines)
             .map_err(|_| MemberError::Server { text: text.to_owned(), allowed: "plain text" })?;

@@ -1,10 +1,10 @@
 //! Java's properties syntax, as ZooKeeper reads its configuration (`java.util.Properties.load`).
 //!
-//! Keys and values come out in the order of the file with the line each starts on. Comments start
-//! with `#` or `!`; a key ends at the first `=`, `:` or blank that has no backslash; a backslash at
-//! the end of a line goes on with the next one.
+//! Keys and values have the order of the file, each with the line it starts on. Comments start with `#` or
+//! `!`. A key ends at the first `=`, `:` or blank without a backslash before it. A backslash at the end of
+//! a line continues with the next one.
 
-/// One `key = value` of a file; both without blanks around them, as ZooKeeper trims them.
+/// One `key = value` of a file, both without blanks around them, because ZooKeeper trims them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Property {
     /// Line where it starts, from 1.
@@ -13,10 +13,10 @@ pub(super) struct Property {
     pub(super) value: String,
 }
 
-/// All properties of a file; a key may come twice, then the later one counts.
+/// Reads all properties of a file. If a key comes twice, the later one counts.
 ///
 /// # Errors
-/// The line of a `\u` that four hexadecimal digits do not follow: all else is some property.
+/// The line of a `\u` without four hexadecimal digits after it. No other text is an error.
 pub(super) fn parse(text: &str) -> Result<Vec<Property>, usize> {
     let mut properties = Vec::new();
     let mut lines = text.lines().enumerate();

@@ -1,8 +1,8 @@
-//! Sources of the configuration: what each takes, refuses and warns about.
+//! The sources of the configuration: what each accepts, refuses and warns about.
 
 use super::*;
 
-/// A directory with a `zoo.cfg` in it; DIR in its text becomes the directory.
+/// A directory with a `zoo.cfg`; DIR in its text becomes the directory.
 struct Place {
     dir: tempfile::TempDir,
 }
@@ -47,7 +47,7 @@ fn zoo(text: &str) -> Config {
     Place::new().zoo(text, &[]).expect(text)
 }
 
-/// A `zoo.cfg` with these lines is refused, and the message has all these parts.
+/// Checks that a `zoo.cfg` with these lines is refused, with a message that has all these parts.
 fn check_refused(lines: &str, parts: &[&str]) {
     let text = format!("dataDir=DIR\nclientPort=2181\n{lines}");
     let place = Place::new();

@@ -2,8 +2,7 @@
 
 use millrace_ops::size;
 
-/// Reads digits, with `_` between them where wanted, or hexadecimal after `0x`, as Java reads
-/// properties.
+/// Reads digits, with optional `_` between them, or hexadecimal after `0x`, as Java reads properties.
 pub(super) fn parse_count(text: &str) -> Option<u64> {
     if let Some(digits) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         let is_hex = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_hexdigit());

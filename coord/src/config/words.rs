@@ -17,13 +17,13 @@ pub enum Word {
     Envi,
     /// The trace mask; there is none.
     Gtmk,
-    /// Digest of the state, which takes a look at every znode.
+    /// Digest of the state, which reads every znode.
     Hash,
-    /// Whether writes are taken: `rw`, `ro` or `null`.
+    /// Access for writes: `rw`, `ro` or `null`.
     Isro,
     /// All figures, a line each.
     Mntr,
-    /// Whether the process runs: `imok`.
+    /// Health of the process: `imok`.
     Ruok,
     /// Resets the figures of the server.
     Srst,
@@ -35,7 +35,7 @@ pub enum Word {
     Wchc,
     /// Watches by path.
     Wchp,
-    /// How many watches.
+    /// Count of watches.
     Wchs,
 }
 
@@ -61,7 +61,7 @@ impl Word {
         Word::Wchs,
     ];
 
-    /// The four letters.
+    /// Returns the four letters.
     pub fn name(self) -> &'static str {
         match self {
             Word::Conf => "conf",
@@ -84,26 +84,26 @@ impl Word {
         }
     }
 
-    /// The word of these bytes, such as the first four of a connection.
+    /// Finds the word of these bytes, such as the first four of a connection.
     pub fn parse(bytes: &[u8]) -> Option<Word> {
         Word::ALL.into_iter().find(|word| word.name().as_bytes() == bytes)
     }
 
-    /// Whether it only tells.
+    /// True if it only reports.
     pub fn is_read_only(self) -> bool {
         !matches!(self, Word::Crst | Word::Srst)
     }
 
-    /// What a replica answers unless it is told otherwise: words that only tell, but for the digest.
-    /// Anybody who reaches a client's port may ask, and while it is computed nobody else is served.
+    /// Returns the default words: all that only report, except the digest. Every client may ask for it, and
+    /// while it is computed no other client is served.
     pub fn harmless() -> Vec<Word> {
         let is_harmless = |word: &Word| word.is_read_only() && *word != Word::Hash;
         Word::ALL.into_iter().filter(is_harmless).collect()
     }
 }
 
-/// Words of a list with commas, `*` for all; the names that are no words come second. `stmk`
-/// of ZooKeeper sets what does not exist here and counts as known.
+/// Reads a list with commas, `*` for all. Returns the words, then the unknown names. ZooKeeper's `stmk` has
+/// nothing to set here, and counts as known.
 pub(super) fn parse_words(text: &str) -> (Vec<Word>, Vec<&str>) {
     let mut words = Vec::new();
     let mut unknown = Vec::new();
@@ -120,7 +120,7 @@ pub(super) fn parse_words(text: &str) -> (Vec<Word>, Vec<&str>) {
     (words, unknown)
 }
 
-/// The list as [`parse_words`] reads it.
+/// Writes the list that [`parse_words`] reads.
 pub(super) fn format_words(words: &[Word]) -> String {
     words.iter().map(|word| word.name()).collect::<Vec<_>>().join(",")
 }

@@ -1,9 +1,9 @@
 //! ZooKeeper's own configuration: `zoo.cfg`, a dynamic file, `myid` and Java's system properties.
 //!
-//! [`ZOO_KEYS`] says what becomes of each name. As in ZooKeeper any name of `zoo.cfg` may also be a
-//! property with `zookeeper.` before it, and the file wins over properties. What has no meaning
-//! here and costs nothing is passed over; what was relied on and is missing is warned about; a bad
-//! value is an error that names file, line and what is allowed.
+//! [`ZOO_KEYS`] has the effect of each name. As in ZooKeeper, any name of `zoo.cfg` may also be a property
+//! with the prefix `zookeeper.`, and the file wins over properties. A name without meaning here is ignored
+//! if its loss costs nothing, and gives a warning if users rely on it. A bad value is an error that names
+//! file, line and the allowed values.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -17,21 +17,21 @@ use super::text::{parse_count, parse_flag};
 use super::words::parse_words;
 use super::{ConfigError, Draft, read_file};
 
-/// What becomes of a name.
+/// The effect of a name.
 enum Effect {
     /// Sets this key of ours.
     Key(&'static str),
     /// Sets this key of ours, but a negative number stands for the default.
     KeyOrDefault(&'static str),
-    /// Anything else.
+    /// Calls this function.
     Special(fn(&mut Zoo, &mut Draft, &Setting) -> Result<(), ConfigError>),
-    /// Nothing: it tunes what does not exist here.
+    /// Has no effect, because it tunes what does not exist here.
     Ignored,
-    /// A warning, unless the value turns it off.
+    /// Gives a warning, unless the value turns it off.
     Unsupported(&'static str),
 }
 
-/// A name of `zoo.cfg`; one that ends with a dot stands for all that begin with it.
+/// A name of `zoo.cfg`. A name that ends with a dot stands for all that begin with it.
 struct ZooKey {
     name: &'static str,
     effect: Effect,
@@ -44,11 +44,11 @@ const fn zoo(name: &'static str, effect: Effect) -> ZooKey {
 use Effect::{Ignored, Key, KeyOrDefault, Special, Unsupported};
 
 const NO_TLS: &str = "TLS is not supported yet: only plain connections are served";
-const NO_SASL: &str = "SASL is not supported: clients show themselves with digest or ip";
+const NO_SASL: &str = "SASL is not supported: clients authenticate with digest or ip";
 const NO_LOCAL_SESSIONS: &str = "all sessions are replicated";
 const NO_GROUPS: &str = "each participant has one vote";
 
-/// Every name that is known.
+/// Every known name.
 const ZOO_KEYS: &[ZooKey] = &[
     zoo("tickTime", Key("tick_ms")),
     zoo("dataDir", Key("data_dir")),
@@ -149,8 +149,7 @@ const ZOO_KEYS: &[ZooKey] = &[
     zoo("admin.", Ignored),
 ];
 
-/// Properties that ZooKeeper reads without `zookeeper.` before them; all other bare names are
-/// Java's.
+/// Properties that ZooKeeper reads without the prefix `zookeeper.`. All other bare names are Java's.
 const BARE_PROPERTIES: [&str; 3] =
     ["readonlymode.enabled", "jute.maxbuffer", "znode.container.checkIntervalMs"];
 
@@ -193,7 +192,7 @@ impl Setting {
     }
 }
 
-/// What a `zoo.cfg` says that becomes a value only together with the rest of it.
+/// Settings of a `zoo.cfg` that become values only together with others.
 #[derive(Default)]
 pub(super) struct Zoo {
     client_port: Option<Setting>,
@@ -209,7 +208,7 @@ pub(super) struct Zoo {
     members: Vec<Member>,
 }
 
-/// Reads properties and the file into `draft`; flags may follow before [`Zoo::complete`].
+/// Reads properties and the file into `draft`. Flags may follow before [`Zoo::complete`].
 pub(super) fn read(
     draft: &mut Draft,
     file: &Path,
@@ -233,7 +232,7 @@ pub(super) fn read(
     if let Some(dynamic) = zoo.dynamic_file.clone() {
         if !zoo.members.is_empty() {
             return Err(ConfigError::Rule(format!(
-                "{}: server.N lines belong into {} alone, since dynamicConfigFile names it",
+                "{}: server.N lines belong only in {}, because dynamicConfigFile names it",
                 file.display(),
                 dynamic.display()
             )));
@@ -255,7 +254,7 @@ fn read_properties(file: &Path) -> Result<Vec<Property>, ConfigError> {
 
 impl Zoo {
     fn apply(&mut self, draft: &mut Draft, setting: &Setting) -> Result<(), ConfigError> {
-        // Exact names stand before prefixes that they begin with.
+        // Exact names come before the prefixes that they begin with.
         let name = setting.name.strip_prefix("zookeeper.").unwrap_or(&setting.name);
         let exact = ZOO_KEYS.iter().find(|key| key.name == name);
         let known = exact.or_else(|| {
@@ -297,7 +296,7 @@ impl Zoo {
     }
 
     fn connections_max(&mut self, draft: &mut Draft, setting: &Setting) -> Result<(), ConfigError> {
-        // 0 is ZooKeeper's word for no limit; ours has a highest one.
+        // ZooKeeper's 0 means no limit; our highest limit stands for it.
         let value = if setting.value == "0" { "1000000" } else { &setting.value };
         draft.set("max_client_connections", value, setting.place.clone())
     }
@@ -332,7 +331,7 @@ impl Zoo {
     }
 
     fn version(&mut self, _: &mut Draft, setting: &Setting) -> Result<(), ConfigError> {
-        // Only checked: the ensemble counts its changes itself.
+        // The version is only checked, because the ensemble counts its changes itself.
         parse_version(&setting.value).map(|_| ()).map_err(ConfigError::Members)
     }
 
@@ -353,7 +352,7 @@ impl Zoo {
     fn whitelist(&mut self, draft: &mut Draft, setting: &Setting) -> Result<(), ConfigError> {
         let (words, unknown) = parse_words(&setting.value);
         if !unknown.is_empty() {
-            let warning = format!("{}: no such words: {}", setting.place, unknown.join(", "));
+            let warning = format!("{}: unknown words: {}", setting.place, unknown.join(", "));
             draft.config.warnings.push(warning);
         }
         let names: Vec<&str> = words.iter().map(|word| word.name()).collect();
@@ -395,7 +394,7 @@ impl Zoo {
     fn metrics_class(&mut self, draft: &mut Draft, setting: &Setting) -> Result<(), ConfigError> {
         self.is_prometheus = setting.value.ends_with("PrometheusMetricsProvider");
         if !self.is_prometheus && !setting.value.ends_with("DefaultMetricsProvider") {
-            let reason = "Prometheus is the one provider there is";
+            let reason = "Prometheus is the only provider";
             draft.config.warnings.push(format!("{} is ignored: {reason}", setting.place));
         }
         Ok(())
@@ -411,7 +410,7 @@ impl Zoo {
         Ok(())
     }
 
-    /// Puts together what several names say, where no flag has said otherwise.
+    /// Combines the settings of several names, where no flag has set the value.
     pub(super) fn complete(self, draft: &mut Draft) -> Result<(), ConfigError> {
         if !draft.is_set("members") {
             draft.config.members.clone_from(&self.members);
@@ -444,7 +443,7 @@ impl Zoo {
         Ok(())
     }
 
-    /// From `clientPort`, or from what this server's own line says after the semicolon.
+    /// Returns the address from `clientPort`, or from the end of this server's own line.
     fn client_address(&self, draft: &Draft) -> Result<SocketAddr, ConfigError> {
         let listed = draft.config.own_member().and_then(|own| own.client_address.as_deref());
         let listed = listed.and_then(split_host_port);
@@ -482,7 +481,7 @@ fn address_of(
     })
 }
 
-/// Reads `myid`; only a member of an ensemble needs one.
+/// Reads `myid`, which only a member of an ensemble needs.
 fn read_my_id(draft: &mut Draft) -> Result<(), ConfigError> {
     let file = draft.config.data_dir.join("myid");
     match std::fs::read_to_string(&file) {

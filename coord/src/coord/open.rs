@@ -4,11 +4,11 @@
 //!  directory        configuration
 //!  has a state      any                       continue, if its list of members may be taken over
 //!  empty            a list without others     a replica by itself: the first state
-//!  empty            a list, or told to join   nothing, index 0: how it goes on the replica decides
+//!  empty            a list, or --join         nothing, index 0: the replica decides how to continue
 //! ```
 //!
-//! Always holds: what a first start made up is durable before anybody hears of this replica; the
-//! log begins at or before the state it belongs to; only what has a state belongs to a cluster.
+//! Always holds: what a first start invents is durable before any peer hears from this replica; the log
+//! begins at or before its state; only a replica with a state belongs to an ensemble.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -26,7 +26,7 @@ use crate::store::{
     self, Append, Applied, Continuity, Identity, LogStore, Sizes, StateStore, Stores,
 };
 
-/// What a replica starts from.
+/// What a replica continues from.
 pub(super) struct Opened {
     pub(super) stores: Stores,
     pub(super) known: Known,
@@ -49,7 +49,7 @@ pub(super) fn open(config: &Config, joins: bool) -> Result<Opened, StartError> {
     let (applied, state) = match load(&stores.state, seed)? {
         Some(loaded) => loaded,
         None if joins || !is_alone => {
-            // What it heard of before, and got nothing from, does not bind it.
+            // A replica without data is not bound to an ensemble that it met before.
             known.begin(joins).map_err(peers_file)?;
             (Applied::default(), State::with_seed(seed))
         }
@@ -79,13 +79,13 @@ pub(super) fn open(config: &Config, joins: bool) -> Result<Opened, StartError> {
     Ok(Opened { stores, known, applied, state })
 }
 
-/// Makes the log one that continues from `applied`; gives its last index.
+/// Makes the log continue from `applied`. Returns its last index.
 fn begin_log(config: &Config, stores: &mut Stores, applied: &Applied) -> Result<u64, StartError> {
     let reader = stores.log.reader();
     let log = reader.initial()?;
     match store::continuity(reader.as_ref(), applied)? {
         Continuity::Whole => Ok(log.last_index),
-        // A first start, or one that stopped between the install of a snapshot and this.
+        // This is a first start, or the last one stopped after a snapshot was installed and before this.
         Continuity::Replaced => {
             let reset = Some((applied.index, applied.term));
             stores.log.append(&[Append { reset, ..Append::default() }])?;
@@ -99,7 +99,7 @@ fn begin_log(config: &Config, stores: &mut Stores, applied: &Applied) -> Result<
     }
 }
 
-/// The state that a replica by itself begins with, as if entry 1 of term 1 had made it.
+/// Builds the first state of a replica by itself, as if entry 1 of term 1 had made it.
 fn first_state(
     config: &Config,
     stores: &mut Stores,
@@ -115,14 +115,14 @@ fn first_state(
     Ok((applied, state))
 }
 
-/// A number that nobody can guess and that is not 0.
+/// Returns a number that cannot be guessed and that is not 0.
 pub(super) fn random_id() -> io::Result<u64> {
     let mut bytes = [0; 8];
     random(&mut bytes)?;
     Ok(u64::from_le_bytes(bytes).max(1))
 }
 
-/// Fills `bytes` from the kernel's source of chance.
+/// Fills `bytes` with the kernel's random numbers.
 pub(super) fn random(bytes: &mut [u8]) -> io::Result<()> {
     File::open("/dev/urandom")?.read_exact(bytes)
 }

@@ -15,7 +15,7 @@ use super::*;
 use crate::config::{Member, Role};
 use crate::report::Mode;
 
-/// How long a test waits for what must come.
+/// The time that a test waits for what must happen.
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A client that waits for each answer.
@@ -25,7 +25,7 @@ struct Client {
 }
 
 impl Client {
-    /// A new session; an error when the replica closes instead.
+    /// Opens a session. Fails if the replica closes the connection.
     fn open(address: SocketAddr) -> io::Result<Client> {
         let mut stream = TcpStream::connect(address)?;
         stream.set_read_timeout(Some(PATIENCE))?;
@@ -45,7 +45,7 @@ impl Client {
         Ok(Client { stream, xid: 0 })
     }
 
-    /// The error code and the body of the reply.
+    /// Sends a request and returns the error code and body of the reply.
     fn ask(&mut self, request: &Request<'_>) -> io::Result<(i32, Vec<u8>)> {
         self.xid += 1;
         let mut message = Vec::new();
@@ -87,7 +87,7 @@ fn receive(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     Ok(message)
 }
 
-/// Tries until it succeeds: leaders are elected, streams are opened.
+/// Tries until it succeeds, because leaders are elected and streams are opened.
 fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
     let began = Instant::now();
     loop {
@@ -163,7 +163,7 @@ fn a_digest_and_the_last_checkpoint_are_told() {
     let report = |coord: &Coord, wanted| {
         coord.operator().report(wanted).recv_timeout(PATIENCE).unwrap().snapshot
     };
-    assert_eq!(report(&coord, Wanted::default()).digest, None, "it is computed for who asks");
+    assert_eq!(report(&coord, Wanted::default()).digest, None, "it is computed only on request");
     let wanted = Wanted::for_page("/commands/hash", &Config::tiny("unused".into()));
     let digest = report(&coord, wanted).digest.expect("a digest");
     let text = coord.operator().ask(AdminRequest::Digest).recv_timeout(PATIENCE).unwrap().unwrap();
@@ -227,11 +227,11 @@ fn an_operator_is_answered() {
     operator.stop();
     coord.wait().unwrap();
     let late = operator.ask(AdminRequest::Digest).recv_timeout(PATIENCE);
-    assert!(late.is_err(), "nobody is there to answer");
+    assert!(late.is_err(), "the replica has stopped");
 }
 
-/// Members at ports that were free a moment ago; below those that the kernel gives to clients, who
-/// could take them in the meantime.
+/// Lists members at ports that were free a moment ago. They are below the kernel's range for clients, which
+/// could take one in the meantime.
 fn members(count: u64) -> Vec<Member> {
     let listen = |_| {
         std::iter::repeat_with(|| fastrand::u16(12_000..32_000))
@@ -289,7 +289,7 @@ fn three_replicas_go_on_without_one_and_take_it_back() {
             let mut client = Client::open(coords[next].as_ref()?.client_address()).ok()?;
             client.create(&format!("{path}/two"), b"with two").ok()
         });
-        // An attempt whose answer was lost may have created it.
+        // An attempt with a lost answer may have created it.
         assert!([0, -110].contains(&written), "{written}");
         coords[gone] = start(gone);
         let back = coords[gone].as_ref().unwrap();
@@ -345,7 +345,7 @@ fn a_replica_that_joins_gets_the_state_when_it_is_added() {
         eventually("the state", || Client::open(second.client_address()).ok()?.get("/a").ok()?);
     assert_eq!(data, b"data");
     second.stop().unwrap();
-    // It is a member now, and comes back as one.
+    // It is a member now, and returns as one.
     let second = Coord::start(config(2, &members, &directories[1])).unwrap();
     let data = eventually("the state again", || {
         Client::open(second.client_address()).ok()?.get("/a").ok()?
@@ -353,13 +353,13 @@ fn a_replica_that_joins_gets_the_state_when_it_is_added() {
     assert_eq!(data, b"data");
 }
 
-/// Starts replicas with these ids on one list.
+/// Starts the replicas with these ids on one list.
 fn start(ids: &[u64], list: &[Member], directories: &[TempDir]) -> Vec<Option<Coord>> {
     let start = |&id: &u64| Coord::start(config(id, list, &directories[id as usize - 1])).unwrap();
     ids.iter().map(|id| Some(start(id))).collect()
 }
 
-/// Why a replica serves no client, if it serves none.
+/// Says why a replica serves no client; `None` if it serves.
 fn waits_for(coord: &Coord) -> Option<String> {
     let report = coord.operator().report(Wanted::default()).recv_timeout(PATIENCE).unwrap();
     report.snapshot.waits_for
@@ -369,12 +369,12 @@ fn directories(count: usize) -> Vec<TempDir> {
     (0..count).map(|_| tempfile::tempdir().unwrap()).collect()
 }
 
-/// Waits until a replica reads what is at a path, which it must not say is missing.
+/// Waits until a replica reads the data at a path. It must not say that the path is missing.
 fn reads(coord: &Coord, path: &str) -> Vec<u8> {
     eventually("a read", || Client::open(coord.client_address()).ok()?.get(path).ok()).unwrap()
 }
 
-/// Long enough for two replicas to elect each other, and more.
+/// Long enough for two replicas to elect a leader, and more.
 const A_WHILE: Duration = Duration::from_millis(2500);
 
 #[test]
@@ -383,7 +383,7 @@ fn a_replica_by_itself_becomes_the_first_of_three_data_and_all() {
     let first = Coord::start(config(1, &[], &directories[0])).unwrap();
     assert_eq!(client(&first).create("/old", b"data").unwrap(), 0);
     first.stop().unwrap();
-    // The two without data come first: they are a majority, and begin nothing.
+    // The two without data come first. They are a majority, and begin nothing.
     let mut coords = start(&[2, 3], &list, &directories);
     std::thread::sleep(A_WHILE);
     for coord in coords.iter().flatten() {
@@ -401,7 +401,7 @@ fn a_replica_by_itself_becomes_the_first_of_three_data_and_all() {
         });
         assert_eq!(data, b"two");
     }
-    // All of them vote: any one may go.
+    // All of them vote, so any one may stop.
     let all_vote = || {
         coords.iter().flatten().any(|coord| {
             let report = coord.operator().report(Wanted::default());
@@ -460,7 +460,7 @@ fn a_majority_that_lost_its_data_does_not_outvote_the_one_that_has_it() {
     for coord in coords.iter().flatten() {
         assert_eq!(reads(coord, "/old"), b"data");
     }
-    // Whichever is left, also the one that would begin an ensemble among the lost.
+    // This works with each survivor, even if the one that would begin an ensemble is lost.
     for lost in [[1, 2], [0, 1]] {
         for coord in &mut coords {
             coord.take().unwrap().stop().unwrap();
@@ -508,7 +508,7 @@ fn a_member_that_lost_its_data_serves_again_when_it_was_removed_and_added() {
         assert!(answer.is_ok(), "{answer:?}");
     };
     ask(None, Some(id.to_string()));
-    // Its directory has no data, so it need not be another one.
+    // Its directory has no data, so the same one may be used.
     ask(Some(list[lost].to_string()), None);
     assert_eq!(reads(coords[lost].as_ref().unwrap(), "/old"), b"data");
 }
@@ -519,7 +519,7 @@ fn an_edited_list_is_taken_over_through_the_leader() {
     let mut coords = start(&[1, 2, 3], &list[..3], &directories);
     assert_eq!(client(coords[0].as_ref().unwrap()).create("/old", b"data").unwrap(), 0);
     coords.extend(start(&[4, 5], &list, &directories));
-    // A rolling restart, of one of the old members at first: that is enough.
+    // A rolling restart begins with one of the old members, which is enough.
     let restart = |coords: &mut Vec<Option<Coord>>, index: usize, list: &[Member]| {
         coords[index].take().unwrap().stop().unwrap();
         coords[index] = start(&[index as u64 + 1], list, &directories).remove(0);
@@ -530,7 +530,7 @@ fn an_edited_list_is_taken_over_through_the_leader() {
     }
     restart(&mut coords, 1, &list);
     assert_eq!(reads(coords[1].as_ref().unwrap(), "/old"), b"data");
-    // One leaves by a list; who was not restarted follows all the same.
+    // One leaves by a list. A replica that was not restarted still follows.
     let smaller = [&list[..3], &list[4..]].concat();
     restart(&mut coords, 1, &smaller);
     let four = coords[3].take().unwrap();
@@ -558,7 +558,7 @@ fn a_list_that_keeps_no_majority_ends_the_start_and_names_the_way() {
     assert!(text.contains("millrace coord add") && text.contains("remove"), "{text}");
     let text = refused(&[]);
     assert!(text.contains("names no members") && text.contains("coord remove"), "{text}");
-    // Nothing has come of it: the old list serves.
+    // The start changed nothing, so the old list still serves.
     coords[0] = start(&[1], &list[..3], &directories).remove(0);
     assert_eq!(reads(coords[0].as_ref().unwrap(), "/old"), b"data");
 }

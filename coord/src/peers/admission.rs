@@ -1,8 +1,8 @@
-//! Who may speak to this replica, and to whom it speaks: one judgement for both ends of a stream.
+//! Admission between replicas: one judgement for both ends of a stream.
 //!
-//! Always holds: a replica without data belongs to no cluster but the first that speaks to it, and
-//! to that only as long as this process lives, until it has its data; a replica that votes and
-//! comes back without data is refused by all who met it before, and by all who did not.
+//! Always holds: a replica without data belongs only to the first ensemble that it meets, and only until
+//! this process ends or it has its data; a voting replica that returns without data is refused by all
+//! replicas, even by those that never met it.
 
 use std::collections::BTreeMap;
 
@@ -10,29 +10,29 @@ use super::hello::{Hello, IS_EMPTY};
 use super::known::{Known, Listed};
 use crate::replica::Company;
 
-/// Our own identity, and what is remembered of others.
+/// The identity of this replica, and what it remembers of others.
 #[derive(Debug)]
 pub struct Admission {
-    /// 0 until a replica without data has met a cluster.
+    /// 0 until a replica without data has met an ensemble.
     cluster_id: u64,
     replica_id: u64,
     store_id: u64,
     known: Known,
-    /// Whether it waits to join a cluster, and would begin none.
+    /// True if it waits to join an ensemble, and would not begin one.
     joins: bool,
     is_empty: bool,
-    /// Whether it begins a cluster, and belongs to no other meanwhile.
+    /// True if it begins an ensemble, and joins no other meanwhile.
     is_founding: bool,
-    /// Ids of the others that are of the ensemble, or become so now, as far as this replica knows.
+    /// Ids of the others that are in the ensemble, or are being added, as far as this replica knows.
     members: Vec<u64>,
-    /// Those of them that vote.
+    /// Ids of the members that vote.
     voters: Vec<u64>,
-    /// The stores of guests that were let in, for when they become members.
+    /// The stores of admitted guests, for when they become members.
     met: BTreeMap<u64, u64>,
 }
 
 impl Admission {
-    /// `cluster_id` 0: this replica has no data, and has not met a cluster.
+    /// Builds the admission of a replica. `cluster_id` is 0 if it has no data and has not met an ensemble.
     pub fn new(cluster_id: u64, replica_id: u64, store_id: u64, known: Known) -> Admission {
         Admission {
             cluster_id,
@@ -48,22 +48,22 @@ impl Admission {
         }
     }
 
-    /// The cluster that this replica belongs to; 0 for none.
+    /// Returns the id of the ensemble that this replica belongs to; 0 for none.
     pub fn cluster_id(&self) -> u64 {
         self.cluster_id
     }
 
-    /// What is remembered of others.
+    /// Returns what is remembered of others.
     pub fn known(&self) -> &Known {
         &self.known
     }
 
-    /// Gives up what is remembered, for the next start.
+    /// Returns what is remembered, for the next start.
     pub fn into_known(self) -> Known {
         self.known
     }
 
-    /// What we say to `receiver`.
+    /// Builds the hello to `receiver`.
     pub fn hello(&self, receiver: u64) -> Hello {
         Hello {
             features: if self.is_empty { IS_EMPTY } else { 0 },
@@ -74,8 +74,8 @@ impl Admission {
         }
     }
 
-    /// Takes the others as they are now. The store of one that left is forgotten: it may come back
-    /// with another.
+    /// Takes the current other replicas. Forgets the store of one that left, because it may return with
+    /// another one.
     pub fn set_company(&mut self, company: &Company) {
         let ids = company.members.iter().map(|member| member.id);
         self.members = ids.filter(|id| !company.guests.contains(id)).collect();
@@ -94,10 +94,10 @@ impl Admission {
         }
     }
 
-    /// Begins a cluster: see [`crate::replica::Action::Found`].
+    /// Begins an ensemble: see [`crate::replica::Action::Found`].
     ///
     /// # Errors
-    /// That it could not be remembered; then it must not begin.
+    /// Fails if this could not be stored; then the ensemble must not begin.
     pub fn found(&mut self, cluster_id: Option<u64>) -> Result<(), String> {
         self.is_founding = cluster_id.is_none();
         self.cluster_id = 0;
@@ -107,18 +107,18 @@ impl Admission {
         }
     }
 
-    /// Remembers which part of the configured list is the ensemble's.
+    /// Remembers which part of the configured list the ensemble has taken over.
     pub fn set_listed(&mut self, listed: Listed) {
         if let Err(error) = self.known.set_listed(listed) {
-            // The next start finds changes that are made already, and makes none.
+            // The next start finds the changes made already, and makes none.
             tracing::warn!(%error, "the list of members cannot be noted in `peers`");
         }
     }
 
-    /// Decides whether the replica that said `hello` is who it must be; remembers it if so.
+    /// Checks the hello of a replica, and remembers the replica if it is accepted.
     ///
     /// # Errors
-    /// Why it is refused, as a sentence for both logs.
+    /// The reason for a refusal, as a sentence for both logs.
     pub fn judge(&mut self, hello: &Hello) -> Result<(), String> {
         let Admission { replica_id, store_id, cluster_id, .. } = *self;
         let Hello { sender, receiver, .. } = *hello;
@@ -164,7 +164,7 @@ impl Admission {
         Ok(())
     }
 
-    /// Why one of another cluster is refused.
+    /// Explains why a replica of another ensemble is refused.
     fn is_foreign(&self, hello: &Hello) -> String {
         let Admission { replica_id, cluster_id, is_empty, .. } = *self;
         let Hello { sender, cluster_id: theirs, .. } = *hello;
@@ -174,7 +174,7 @@ impl Admission {
                  when the addresses are right"
             }
             false => {
-                "both have data, and an ensemble has the data of one. If one of them is to take \
+                "both have data, and an ensemble has the data of one. If one of them should take \
                  the other's, back it up first (millrace coord backup), and start it with a new \
                  data directory"
             }
@@ -185,7 +185,7 @@ impl Admission {
         )
     }
 
-    /// Whether the sender comes with the data directory that it had.
+    /// Checks that the sender has the data directory that it had before.
     fn judge_store(&mut self, hello: &Hello) -> Result<(), String> {
         let Hello { sender, store_id, .. } = *hello;
         let has_lost = || {
@@ -196,8 +196,8 @@ impl Admission {
             )
         };
         let is_member = self.members.contains(&sender);
-        // A replica without data does not vote: it had some. That its store is the one we know does
-        // not help, for we may have met that one while we knew it as no member yet.
+        // A replica without data cannot vote, so this one had data and lost it. A known store id does not
+        // help, because it may have been noted before the replica was a member.
         if is_member && hello.is_empty() && self.voters.contains(&sender) {
             return Err(has_lost());
         }

@@ -21,7 +21,6 @@ use crate::socket::Cut;
 const MAGIC: [u8; 8] = *b"mr-coord";
 /// Version of greeting and frames. A replica of another version is refused.
 const VERSION: u32 = 1;
-/// Size of a hello in bytes.
 pub(crate) const HELLO_SIZE: usize = 56;
 /// Longest refusal in bytes.
 const REASON_SIZE_MAX: usize = 1024;
@@ -29,35 +28,33 @@ const REASON_SIZE_MAX: usize = 1024;
 pub(crate) const ANSWER_SIZE_MAX: usize = HELLO_SIZE + 4 + REASON_SIZE_MAX;
 /// Bytes before the payload of a frame.
 const FRAME_HEADER_SIZE: usize = 8;
-/// Largest payload of a frame: a message of entries that are as large as a request may be.
+/// Largest payload of a frame in bytes: a message with entries as large as a request may be.
 pub(crate) const PAYLOAD_SIZE_MAX: usize = 64 * 1024 * 1024;
 
-/// The bit of [`Hello::features`] that says that the sender has no data.
+/// The bit of [`Hello::features`] for a sender without data.
 pub(crate) const IS_EMPTY: u32 = 1;
 
-/// Who speaks, and to whom.
+/// The identity of the sender, and the intended receiver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hello {
-    /// [`IS_EMPTY`], and bits that a newer version sets; those that both sides know may be used.
+    /// [`IS_EMPTY`], and bits of newer versions. Bits that both sides know may be used.
     pub(crate) features: u32,
-    /// 0: the sender has no cluster, and takes the other's.
+    /// 0 if the sender has no ensemble, and takes the other's.
     pub(crate) cluster_id: u64,
-    /// Id of the replica that speaks.
+    /// Id of the sender.
     pub(crate) sender: u64,
-    /// Which data directory the sender has.
+    /// Id of the sender's data directory.
     pub(crate) store_id: u64,
-    /// Id of the replica that is meant.
+    /// Id of the intended receiver.
     pub(crate) receiver: u64,
 }
 
 impl Hello {
-    /// True if the sender has no data. Data belongs to a cluster, so one without a cluster has none,
-    /// whatever else it says.
+    /// True if the sender has no data. Data belongs to an ensemble, so a sender without one has none.
     pub(crate) fn is_empty(&self) -> bool {
         self.features & IS_EMPTY != 0 || self.cluster_id == 0
     }
 
-    /// Appends the hello.
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         let start = out.len();
         out.extend_from_slice(&MAGIC);
@@ -75,10 +72,12 @@ impl Hello {
     /// Reads a hello.
     ///
     /// # Errors
-    /// What is wrong with it, for the log and the sender.
+    /// The mistake, for the log and the sender.
     pub(crate) fn decode(bytes: &[u8; HELLO_SIZE]) -> Result<Hello, String> {
         if bytes[..8] != MAGIC {
-            return Err("this is the port between replicas, and that was not one speaking".into());
+            return Err(
+                "this is the port between replicas, and the greeting is not from a replica".into(),
+            );
         }
         if number(bytes, HELLO_SIZE - 4) != crc32fast::hash(&bytes[..HELLO_SIZE - 4]) {
             return Err("the greeting was damaged on its way".into());
@@ -108,16 +107,16 @@ fn long(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes were taken"))
 }
 
-/// What the replica that was dialled says.
+/// The reply of the replica that was dialled.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
     pub(crate) hello: Hello,
-    /// Why not, when it refuses.
+    /// The reason of a refusal.
     pub(crate) refusal: Option<String>,
 }
 
 impl Answer {
-    /// The bytes of the answer. A long reason is cut.
+    /// Writes the answer. Cuts a long reason.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(ANSWER_SIZE_MAX);
         self.hello.encode(&mut out);
@@ -131,7 +130,7 @@ impl Answer {
     /// Reads an answer, `None` while it is incomplete.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The mistake.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Option<Answer>, String> {
         let Some((head, rest)) = bytes.split_first_chunk::<HELLO_SIZE>() else { return Ok(None) };
         let hello = Hello::decode(head)?;
@@ -152,7 +151,6 @@ impl Answer {
     }
 }
 
-/// Appends a frame.
 pub(crate) fn frame(out: &mut Vec<u8>, payload: &[u8]) {
     debug_assert!(payload.len() <= PAYLOAD_SIZE_MAX);
     out.extend_from_slice(&(payload.len() as u32).to_le_bytes());
@@ -160,10 +158,10 @@ pub(crate) fn frame(out: &mut Vec<u8>, payload: &[u8]) {
     out.extend_from_slice(payload);
 }
 
-/// Hands the payload of each whole frame in `bytes` to `handle`; not those that are empty.
+/// Hands the payload of each whole frame in `bytes` to `handle`, except empty ones.
 ///
 /// # Errors
-/// The stream is damaged: nothing after it can be trusted.
+/// The stream is damaged, and nothing after this can be trusted.
 pub(crate) fn unframe(bytes: &[u8], mut handle: impl FnMut(&[u8])) -> Result<Cut, String> {
     let mut consumed = 0;
     loop {

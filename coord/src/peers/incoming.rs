@@ -8,20 +8,20 @@ use super::admission::Admission;
 use super::hello::{self, Answer, HELLO_SIZE, Hello};
 use crate::socket::{self, Cut, Inbox, Received};
 
-/// A stream that said nothing for so long is closed: its sender sends at least an empty frame each
+/// Milliseconds of silence after which a stream is closed. Its sender sends at least an empty frame each
 /// second.
 const SILENCE_MS_MAX: u64 = 10_000;
-/// How long a new stream may take to say hello.
+/// Milliseconds that a new stream has for its hello.
 const GREETING_MS: u64 = 5000;
 
-/// See the module.
+/// A stream that was dialled to us; see the module.
 #[derive(Debug)]
 pub(super) struct Incoming {
     stream: TcpStream,
     pub(super) address: SocketAddr,
-    /// Who it is, once it has said so and was accepted.
+    /// Id of the peer, once it is accepted.
     pub(super) peer: Option<u64>,
-    /// The socket has news.
+    /// True if the socket has news.
     pub(super) ready: bool,
     inbox: Inbox,
     deadline_ms: u64,
@@ -39,15 +39,15 @@ impl Incoming {
         }
     }
 
-    /// When the stream has been silent for too long.
+    /// Returns the time at which the stream has been silent for too long.
     pub(super) fn deadline_ms(&self) -> u64 {
         self.deadline_ms
     }
 
-    /// Receives once; `handle` gets each message. True when more may wait.
+    /// Receives once and hands each message to `handle`. True if more may wait.
     ///
     /// # Errors
-    /// Why the stream must be closed.
+    /// The reason that the stream must be closed.
     pub(super) fn receive(
         &mut self,
         now_ms: u64,
@@ -80,7 +80,7 @@ impl Incoming {
     }
 }
 
-/// Takes the hello if it is still to come, then frames.
+/// Takes the hello if it has not come yet, then frames.
 fn cut(
     bytes: &[u8],
     peer: &mut Option<u64>,
@@ -102,7 +102,7 @@ fn cut(
     Ok(Cut { consumed: start + done.consumed, needed: done.needed })
 }
 
-/// Answers a hello; the id of the sender when it is accepted.
+/// Answers a hello. Returns the id of an accepted sender.
 fn greet(
     stream: &TcpStream,
     admission: &mut Admission,
@@ -113,14 +113,14 @@ fn greet(
         Ok(hello.sender)
     });
     let answer = Answer {
-        // Read after the judgement: a replica that joins has its cluster from it.
+        // This comes after the judgement, because that gives a joining replica its ensemble.
         hello: admission.hello(judged.as_ref().copied().unwrap_or_default()),
         refusal: judged.as_ref().err().cloned(),
     };
     let answer = answer.encode();
     match socket::send(stream, &answer) {
         Ok(sent) if sent == answer.len() => judged,
-        // A new socket has room for this, so the other side is not one of ours.
+        // A new socket has room for this, so the other side is not a replica of ours.
         Ok(_) => Err("does not take our answer".into()),
         Err(error) => Err(error.to_string()),
     }

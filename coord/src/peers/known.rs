@@ -1,14 +1,12 @@
-//! What is remembered about the other replicas, in the small text file `peers` of the data
-//! directory.
+//! The text file `peers` in the data directory: what a replica remembers of the others.
 //!
-//! Each replica's data directory has a random store id. A replica that comes back with another one
-//! has lost its data, and with them the votes it gave and the entries it acknowledged: counting it
-//! as the same replica could undo acknowledged writes. So the first store id that is seen for a
-//! member is written here, durably before the first message passes, and another one is refused
-//! until the replica was removed from the members and added again. A replica that joins a cluster
-//! that runs notes that here too, and which cluster it was once it has met it; so does one that
-//! begins a cluster. Beside it stands the list of members of its configuration as far as the
-//! ensemble has taken it over, which tells a list that was edited from one that is merely old.
+//! Each data directory has a random store id. A replica that returns with another one has lost its data,
+//! and with it the votes it gave and the entries it acknowledged. Counting it as the same replica could
+//! undo acknowledged writes. So the first store id of a member is written here, durably before the first
+//! message passes, and another one is refused until the replica was removed and added again. A joining
+//! replica notes that here too, with its ensemble once it has met it, and so does one that begins an
+//! ensemble. The file also has the configured list of members as far as the ensemble has taken it over,
+//! which distinguishes an edited list from an old one.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -17,39 +15,39 @@ use std::path::{Path, PathBuf};
 
 use crate::config::Member;
 
-/// Replicas that are remembered at most: as many as a cluster may have members.
+/// Most replicas to remember: as many as an ensemble may have members.
 const STORES_MAX: usize = 1024;
 const HEAD: &str = "# What this replica remembers of the others. Written by millrace coord.\n";
 
 /// The content of the file.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Known {
-    /// `None` keeps it in memory alone, for simulation.
+    /// `None` keeps it in memory only, for simulation.
     path: Option<PathBuf>,
     joined: Option<u64>,
     stores: BTreeMap<u64, u64>,
     listed: Option<Listed>,
 }
 
-/// As much of the configured list of members as the ensemble has taken over.
+/// The part of the configured list of members that the ensemble has taken over.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Listed {
-    /// In order of their ids.
+    /// The members, in the order of their ids.
     pub members: Vec<Member>,
-    /// Whether too few of the list were members, when last looked at, for the ensemble to serve.
+    /// True if too few of the list were members at the last look, so the ensemble does not serve yet.
     pub is_forming: bool,
 }
 
 impl Known {
-    /// Remembers nothing yet, and has no file.
+    /// Builds this with nothing remembered, and without a file.
     pub fn in_memory() -> Known {
         Known { path: None, joined: None, stores: BTreeMap::new(), listed: None }
     }
 
-    /// Reads the file `peers` in `directory`; it need not exist.
+    /// Reads the file `peers` in `directory`, if it exists.
     ///
     /// # Errors
-    /// As the file system's, or `InvalidData` that names the line.
+    /// Fails as the file system does, or with `InvalidData` that names the line.
     pub(crate) fn load(directory: &Path) -> io::Result<Known> {
         let path = directory.join("peers");
         let text = match fs::read_to_string(&path) {
@@ -93,22 +91,22 @@ impl Known {
         Some(())
     }
 
-    /// The cluster that this replica joined or began, 0 while it waits to join one; `None` for a
+    /// Returns the ensemble that this replica joined or began, 0 while it waits to join one. `None` for a
     /// replica by itself, and for one that would begin an ensemble with others.
     pub fn joined(&self) -> Option<u64> {
         self.joined
     }
 
-    /// The configured members that the ensemble has taken over; `None` before it took any.
+    /// Returns the configured members that the ensemble has taken over; `None` before it took any.
     pub fn listed(&self) -> Option<&Listed> {
         self.listed.as_ref()
     }
 
-    /// Forgets everything, because this replica has no data: it belongs to no cluster, and what an
-    /// earlier life knew of lists and stores went with the data. `joins` notes that it waits to join.
+    /// Forgets everything, because this replica has no data: it belongs to no ensemble, and the lists and
+    /// stores of an earlier life are out of date. `joins` notes that it waits to join.
     ///
     /// # Errors
-    /// As the file system's; then nothing was forgotten.
+    /// Fails as the file system does; then nothing was forgotten.
     pub fn begin(&mut self, joins: bool) -> io::Result<()> {
         let path = self.path.clone();
         let fresh = Known { path, joined: joins.then_some(0), ..Known::in_memory() };
@@ -119,24 +117,24 @@ impl Known {
         self.save().inspect_err(|_| *self = before)
     }
 
-    /// Remembers the configured members that the ensemble has taken over, durably.
+    /// Remembers durably the configured members that the ensemble has taken over.
     ///
     /// # Errors
-    /// As the file system's; then nothing was remembered.
+    /// Fails as the file system does; then nothing was remembered.
     pub fn set_listed(&mut self, listed: Listed) -> io::Result<()> {
         let before = self.listed.replace(listed);
         self.save().inspect_err(|_| self.listed = before)
     }
 
-    /// The store id that is remembered for a replica.
+    /// Returns the remembered store id of a replica.
     pub(crate) fn store_id(&self, replica: u64) -> Option<u64> {
         self.stores.get(&replica).copied()
     }
 
-    /// Remembers, durably, which cluster this replica belongs to: see [`Known::joined`].
+    /// Remembers durably which ensemble this replica belongs to: see [`Known::joined`].
     ///
     /// # Errors
-    /// As the file system's; then nothing was remembered.
+    /// Fails as the file system does; then nothing was remembered.
     pub(crate) fn join(&mut self, cluster_id: Option<u64>) -> io::Result<()> {
         if self.joined == cluster_id {
             return Ok(());
@@ -145,10 +143,10 @@ impl Known {
         self.save().inspect_err(|_| self.joined = before)
     }
 
-    /// Remembers the store of a replica, durably.
+    /// Remembers the store of a replica durably.
     ///
     /// # Errors
-    /// As the file system's; then nothing was remembered.
+    /// Fails as the file system does; then nothing was remembered.
     pub(crate) fn remember(&mut self, replica: u64, store_id: u64) -> io::Result<()> {
         if self.stores.len() >= STORES_MAX {
             return Err(io::Error::other("too many replicas are remembered"));
@@ -159,9 +157,8 @@ impl Known {
         })
     }
 
-    /// Forgets the replicas that `keep` does not want. The file follows with the next one that is
-    /// remembered, or here when it can be written; an old line would only refuse a replica that
-    /// was removed and added again.
+    /// Forgets the replicas that `keep` refuses. If the file cannot be written now, the next change writes
+    /// it. Until then an old line would only refuse a replica that was removed and added again.
     pub(crate) fn forget(&mut self, keep: impl Fn(u64) -> bool) {
         let before = self.stores.len();
         self.stores.retain(|replica, _| keep(*replica));
@@ -174,7 +171,7 @@ impl Known {
         }
     }
 
-    /// Replaces the file as a whole: a crash leaves the old one or the new one.
+    /// Replaces the whole file, so that a crash leaves the old one or the new one.
     fn save(&self) -> io::Result<()> {
         let Some(path) = &self.path else { return Ok(()) };
         let mut text = HEAD.to_owned();

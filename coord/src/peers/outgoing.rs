@@ -1,4 +1,4 @@
-//! Our stream to one other replica: dialled, greeted, filled, and dialled again when it broke.
+//! Our stream to one other replica: dialled, greeted, filled, and dialled again when it breaks.
 //!
 //! ```text
 //!  waiting ──► resolving ──► greeting ──► open
@@ -6,8 +6,8 @@
 //!     └────────────┴─────────────┴──────────┘  after a pause that grows with each failure
 //! ```
 //!
-//! Always holds: what is queued is sent in order or the stream breaks; at most
-//! [`QUEUE_SIZE_MAX`] bytes and one message wait.
+//! Always holds: queued messages are sent in order, or the stream breaks; at most [`QUEUE_SIZE_MAX`] bytes
+//! and one message wait.
 
 use std::io::{self, Read};
 use std::net::SocketAddr;
@@ -22,19 +22,19 @@ use super::hello::{self, ANSWER_SIZE_MAX, Answer};
 use super::resolver::Resolver;
 use crate::socket::{Outbox, RateLimit};
 
-/// Bytes that may wait for one peer. A peer that is so far behind is better served from the log.
+/// Most bytes that wait for one peer. A peer that lags more gets entries from the log faster.
 const QUEUE_SIZE_MAX: usize = 64 * 1024 * 1024;
-/// Pauses between dials: the first, and the longest. Each has up to half of it added by chance.
+/// Milliseconds between dials: the first, and the longest. Chance adds up to half of it.
 const PAUSE_MS_MIN: u64 = 50;
 const PAUSE_MS_MAX: u64 = 1000;
-/// How long a connect may take. Short, because after a partition a new attempt gets through
-/// sooner than the next retransmission of an old one.
+/// Milliseconds that a connect may take. Short, because after a partition a new attempt succeeds sooner
+/// than the next retransmission of an old one.
 const CONNECT_MS: u64 = 1000;
-/// How long the other side may take to answer our hello.
+/// Milliseconds that the other side has to answer our hello.
 const GREETING_MS: u64 = 5000;
-/// A stream on which nothing was sent for so long carries an empty frame.
+/// Milliseconds without a message after which an empty frame is sent.
 pub(super) const KEEP_ALIVE_MS: u64 = 1000;
-/// How long sent bytes may stay without acknowledgement until the kernel breaks the stream.
+/// Longest time that sent bytes stay without acknowledgement before the kernel breaks the stream.
 const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(3);
 
 #[derive(Debug)]
@@ -45,25 +45,25 @@ enum Phase {
     Open { stream: TcpStream },
 }
 
-/// What became of a stream.
+/// A change of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Change {
     Nothing,
     Connected,
-    /// It was open and is not any more.
+    /// The stream was open and broke.
     Lost,
 }
 
-/// See the module.
+/// Our stream to one peer; see the module.
 #[derive(Debug)]
 pub(super) struct Outgoing {
     pub(super) peer: u64,
-    /// `host:port` of the last dial, looked up again for each.
+    /// `host:port` of the last dial. Each dial looks the name up again.
     pub(super) address: String,
-    /// Where it may be, in turn: first where the ensemble has it.
+    /// The addresses to dial in turn. The first is the one in the ensemble.
     addresses: Vec<String>,
     pub(super) token: Token,
-    /// The socket has news.
+    /// True if the socket has news.
     pub(super) ready: bool,
     phase: Phase,
     outbox: Outbox,
@@ -75,7 +75,7 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
-    /// `addresses` are one or more.
+    /// Builds a stream that is not dialled yet. `addresses` has one or more.
     pub(super) fn new(peer: u64, addresses: Vec<String>, token: Token) -> Outgoing {
         Outgoing {
             peer,
@@ -93,15 +93,15 @@ impl Outgoing {
         }
     }
 
-    /// Takes the addresses as they are now. False if the one in use is not among them: then this is
-    /// not a stream to that peer any more.
+    /// Takes the current addresses. True if the one in use is among them. If not, this stream does not lead
+    /// to that peer any more.
     pub(super) fn set_addresses(&mut self, addresses: Vec<String>) -> bool {
         let is_known = addresses.contains(&self.address);
         self.addresses = addresses;
         is_known
     }
 
-    /// True if the peer was dialled at another address than the ensemble has.
+    /// True if the peer was dialled at another address than the one in the ensemble.
     pub(super) fn is_elsewhere(&self) -> bool {
         self.address != self.addresses[0]
     }
@@ -110,7 +110,7 @@ impl Outgoing {
         matches!(self.phase, Phase::Open { .. })
     }
 
-    /// Why there is no stream, or why the last one ended.
+    /// Says why there is no stream, or why the last one ended.
     pub(super) fn trouble(&self) -> Option<&str> {
         self.trouble.as_deref()
     }
@@ -119,7 +119,7 @@ impl Outgoing {
         self.outbox.len()
     }
 
-    /// When [`Outgoing::drive`] has something to do without news from the socket.
+    /// Returns the time of the next [`Outgoing::drive`] if the socket has no news before.
     pub(super) fn deadline_ms(&self) -> u64 {
         match &self.phase {
             Phase::Waiting { until_ms } => *until_ms,
@@ -129,7 +129,7 @@ impl Outgoing {
         }
     }
 
-    /// Does what is due: dials, greets, notices the end, keeps alive.
+    /// Does what is due: dials, greets, notices the end, keeps the stream alive.
     pub(super) fn drive(
         &mut self,
         now_ms: u64,
@@ -187,7 +187,6 @@ impl Outgoing {
         self.fail(now_ms, "too many names wait to be looked up".into())
     }
 
-    /// Takes the outcome of a look-up.
     pub(super) fn resolved(
         &mut self,
         now_ms: u64,
@@ -218,7 +217,7 @@ impl Outgoing {
         registry: &Registry,
         admission: &Admission,
     ) -> Change {
-        // Of a name that has several, another one each time that the name has its turn.
+        // If a name has several addresses, each turn of the name tries another one.
         let address = addresses[self.dials / self.addresses.len() % addresses.len()];
         match open(address, registry, self.token) {
             Ok(stream) => {
@@ -233,7 +232,7 @@ impl Outgoing {
         }
     }
 
-    /// Goes on with the greeting; true when it has ended well.
+    /// Continues the greeting. True if it has succeeded.
     fn greet(&mut self, now_ms: u64, admission: &mut Admission) -> Result<bool, String> {
         let Phase::Greeting { stream, connected, answer, deadline_ms } = &mut self.phase else {
             return Ok(false);
@@ -276,10 +275,10 @@ impl Outgoing {
         }
     }
 
-    /// Queues a message. On a stream that is not open it is dropped: the sender was told.
+    /// Queues a message. Drops it if the stream is not open, which the sender knows.
     ///
     /// # Errors
-    /// The stream must break: too much waits.
+    /// The stream must break, because too much waits.
     pub(super) fn send(&mut self, message: &[u8]) -> Result<(), String> {
         if !self.is_open() {
             return Ok(());
@@ -294,7 +293,6 @@ impl Outgoing {
         Ok(())
     }
 
-    /// Sends what was queued.
     pub(super) fn flush(&mut self, now_ms: u64) -> Change {
         let Phase::Open { stream } = &self.phase else { return Change::Nothing };
         if self.outbox.len() == 0 {
@@ -331,11 +329,11 @@ fn open(address: SocketAddr, registry: &Registry, token: Token) -> io::Result<Tc
     Ok(stream)
 }
 
-/// Why an open stream has ended, if it has: nothing is ever received on it.
+/// Says why an open stream has ended, if it has. Nothing is ever received on it.
 fn ended(mut stream: &TcpStream) -> Option<String> {
     match stream.read(&mut [0; 1]) {
         Ok(0) => Some("closed by the other side".into()),
-        Ok(_) => Some("the other side sent on a stream that is ours".into()),
+        Ok(_) => Some("the other side sent bytes on our stream".into()),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
         Err(error) => Some(error.to_string()),
     }

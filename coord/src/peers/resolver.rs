@@ -1,19 +1,18 @@
-//! A thread that looks up names, because a look-up may take as long as it likes.
+//! A thread that looks up names, because a look-up may take any time.
 //!
-//! It ends by itself when its [`Resolver`] is dropped and the look-up at hand has ended; nobody
-//! waits for it.
+//! It ends by itself when its [`Resolver`] is dropped and its look-up has ended. Nothing waits for it.
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 
-/// Names that wait at most: one for each member of a large cluster.
+/// Most names that wait: one for each member of a large ensemble.
 const WAITING_MAX: usize = 64;
 
 /// The outcome of a look-up.
 #[derive(Debug)]
 pub(crate) struct Resolved {
     pub(crate) peer: u64,
-    /// What was looked up, `host:port`.
+    /// The address that was looked up, `host:port`.
     pub(crate) address: String,
     pub(crate) result: io::Result<Vec<SocketAddr>>,
 }
@@ -25,10 +24,10 @@ pub(crate) struct Resolver {
 }
 
 impl Resolver {
-    /// Starts the thread; each outcome is handed to `answer`.
+    /// Starts the thread. It hands each outcome to `answer`.
     ///
     /// # Errors
-    /// The thread could not be started.
+    /// Fails if the thread could not be started.
     pub(crate) fn start(answer: impl Fn(Resolved) + Send + 'static) -> io::Result<Resolver> {
         let (names, waiting) = flume::bounded::<(u64, String)>(WAITING_MAX);
         std::thread::Builder::new().name("coord-names".into()).spawn(move || {
@@ -40,7 +39,7 @@ impl Resolver {
         Ok(Resolver { names })
     }
 
-    /// Asks for the addresses of `address`; false when too many names wait.
+    /// Asks for the addresses of `address`. True if there was room for it.
     pub(crate) fn ask(&self, peer: u64, address: &str) -> bool {
         self.names.try_send((peer, address.to_owned())).is_ok()
     }

@@ -13,7 +13,7 @@ use crate::config::{Member, Role};
 use crate::socket;
 
 const TOKENS: Tokens = Tokens { listener: Token(2), outgoing: 1 << 32, incoming: 2 << 32 };
-/// How long a test waits for what must come.
+/// The time that a test waits for what must happen.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One replica's end, with a clock of its own that runs faster than the real one.
@@ -57,7 +57,7 @@ fn member(id: u64, port: u16) -> Member {
     }
 }
 
-/// These as members that vote, seen by one with data.
+/// Builds the company of these as voting members, for a replica with data.
 fn company(members: &[Member]) -> Company {
     let voters = members.iter().map(|member| member.id).collect();
     Company { members: members.to_vec(), voters, ..Company::default() }
@@ -118,7 +118,7 @@ fn connected(one: &mut End, two: &mut End) {
     });
 }
 
-/// A hello over a socket of our own; the stream, and what was answered.
+/// Sends a hello over a socket of our own. Returns the stream, and the answer.
 fn greet(end: &mut End, hello: &[u8]) -> (TcpStream, Option<Answer>) {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, end.port)).unwrap();
     stream.write_all(hello).unwrap();
@@ -142,7 +142,7 @@ fn hello(cluster_id: u64, sender: u64, store_id: u64, receiver: u64) -> Vec<u8> 
     out
 }
 
-/// Whether the other side has closed a stream.
+/// True if the other side has closed the stream.
 fn is_closed(mut stream: TcpStream) -> bool {
     stream.set_nonblocking(false).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -237,7 +237,7 @@ fn a_replica_that_lost_its_data_is_refused_until_it_is_added_again() {
     assert_eq!(refusal(&mut two, &hello(9, 1, 11, 2)), "");
     let why = refusal(&mut two, &hello(9, 1, 12, 2));
     assert!(why.contains("replica 1 has lost its data"), "{why}");
-    // Also by a process that starts later.
+    // A process that starts later refuses it too.
     let directory = std::mem::replace(&mut two.directory, one_directory());
     drop(two);
     let mut two = end_in(directory, 0, 9, 2, 22);
@@ -257,10 +257,10 @@ fn a_replica_that_votes_and_comes_without_data_is_refused_by_those_it_never_met(
     two.peers.set_company(&Company { voters: vec![1], guests, ..company(&members) });
     let why = refusal(&mut two, &hello(0, 1, 11, 2));
     assert!(why.contains("replica 1 has lost its data"), "{why}");
-    // One that is to join has none yet, and may lose its directory once more before it has.
+    // A joining replica has no data yet, and may lose its directory once more before it has.
     assert_eq!(refusal(&mut two, &hello(0, 3, 33, 2)), "");
     assert_eq!(refusal(&mut two, &hello(0, 3, 34, 2)), "");
-    // From when it is a member on, the last one counts.
+    // From its membership on, the last directory counts.
     two.peers.set_company(&company(&members));
     let why = refusal(&mut two, &hello(9, 3, 33, 2));
     assert!(why.contains("replica 3 has lost its data"), "{why}");
@@ -271,7 +271,7 @@ fn a_replica_that_votes_and_comes_without_data_is_refused_by_those_it_never_met(
 fn a_replica_that_votes_and_lost_its_data_is_refused_also_with_a_store_that_was_met() {
     let mut two = end(9, 2, 22);
     let members = [member(1, 1)];
-    // Met before the replica knew it as a member: what is met then is taken for its store.
+    // The replica was met before it was known as a member. The directory of then is its store.
     two.peers.set_company(&Company { voters: vec![], guests: vec![1], ..company(&members) });
     assert_eq!(refusal(&mut two, &hello(0, 1, 11, 2)), "");
     two.peers.set_company(&company(&members));
@@ -293,7 +293,7 @@ fn a_replica_that_votes_and_names_no_cluster_has_lost_its_data_whatever_it_says(
 #[test]
 fn replicas_without_data_talk_and_none_takes_a_cluster_from_the_other() {
     let (mut one, mut two) = (end(0, 1, 11), end(0, 2, 22));
-    // Where there is no data, no member is known to vote.
+    // A replica without data knows no voters.
     let guest = |id, port| Company {
         voters: Vec::new(),
         guests: vec![id],
@@ -387,7 +387,7 @@ fn a_silent_stream_is_closed_and_a_living_one_is_not() {
     introduce(&mut one, &mut two);
     connected(&mut one, &mut two);
     let (silent, _) = greet(&mut two, &hello(9, 3, 33, 2));
-    // Nobody sends a message for more than ten seconds of their clocks.
+    // No message is sent for more than ten seconds of their clocks.
     let end_ms = two.now_ms + 15_000;
     until(&mut [&mut one, &mut two], |ends| ends[1].now_ms > end_ms);
     assert!(is_closed(silent));

@@ -1,4 +1,4 @@
-//! What the crate `raft` has to say, passed on to `tracing`.
+//! Passes the log lines of the crate `raft` on to `tracing`.
 
 use slog::{Drain, Level, Logger, Never, OwnedKVList, Record};
 
@@ -9,7 +9,7 @@ impl Drain for ToTracing {
     type Err = Never;
 
     fn log(&self, record: &Record<'_>, _values: &OwnedKVList) -> Result<(), Never> {
-        // Its information is one line a message: debugging for us.
+        // The crate logs a line of level info for each message, which is level debug for us.
         match record.level() {
             Level::Critical | Level::Error => {
                 tracing::error!(target: "millrace_coord::raft", "{}", record.msg());
@@ -24,7 +24,7 @@ impl Drain for ToTracing {
     }
 }
 
-/// A logger for one Raft node.
+/// Builds a logger for one Raft node.
 pub(super) fn logger() -> Logger {
     Logger::root(ToTracing, slog::o!())
 }

@@ -1,9 +1,9 @@
-//! The end of the Raft log in memory, and the way to what lies before it.
+//! The end of the Raft log in memory, and access to the entries before it.
 //!
-//! What the crate `raft` calls its storage. Entries are here from the moment they are handed to the
-//! log thread, so replication never reads the disk; older ones, which only a follower that is far
-//! behind asks for, come through [`LogReader`]. An entry leaves memory once it is durable, applied
-//! and out of the budget; so what the reader is asked for is never overwritten.
+//! The crate `raft` calls this its storage. Entries are here as soon as the log thread gets them, so
+//! replication never reads the disk. Older ones, which only a follower that is far behind asks for, come
+//! through [`LogReader`]. An entry leaves memory once it is durable, applied and beyond the budget, so the
+//! reader never returns an entry that is replaced later.
 
 use std::collections::VecDeque;
 
@@ -12,11 +12,11 @@ use ::raft::{Error, GetEntriesContext, RaftState, Storage, StorageError};
 
 use crate::store::{self, Applied, Continuity, LogReader, StoreError};
 
-/// Bytes of durable, applied entries kept in memory for followers that lag a little.
+/// Most bytes of durable, applied entries kept in memory, for followers that lag a little.
 const WINDOW_BYTES_MAX: usize = 32 << 20;
-/// Bytes of entries between two marks that tell how much log lies behind an index.
+/// Bytes of entries between two marks, which say how much log lies behind an index.
 const MARK_BYTES: u64 = 1 << 20;
-/// What an entry costs beside its data, estimated.
+/// Estimated bytes that an entry costs beside its data.
 const ENTRY_OVERHEAD: usize = 96;
 
 /// The log as Raft sees it.
@@ -28,10 +28,10 @@ pub(super) struct Window {
     /// Consecutive entries up to the last of the log.
     entries: VecDeque<Entry>,
     bytes: usize,
-    /// Bytes of all entries ever taken, and where each mebibyte of them ended.
+    /// Bytes of all entries ever taken, and the index at the end of each mebibyte of them.
     taken_bytes: u64,
     marks: VecDeque<(u64, u64)>,
-    /// What a snapshot would hold: the durable state.
+    /// The durable state, which a snapshot would hold.
     checkpoint: Applied,
     reader: Box<dyn LogReader>,
 }
@@ -45,11 +45,11 @@ fn store_error(error: StoreError) -> Error {
 }
 
 impl Window {
-    /// Opens the log behind `reader`, whose state was applied up to `applied`.
+    /// Opens the log behind `reader`, for a state that is applied up to `applied`.
     pub(super) fn open(reader: Box<dyn LogReader>, applied: Applied) -> Result<Window, StoreError> {
         let initial = reader.initial()?;
         let mut hard_state = initial.hard_state;
-        // The state is durable, so what it holds was committed, whether or not the log knows it.
+        // The state is durable, so its entries were committed, even if the log does not say it.
         hard_state.commit = hard_state.commit.max(applied.index);
         let mut window = Window {
             hard_state,
@@ -62,13 +62,13 @@ impl Window {
             checkpoint: applied.clone(),
             reader,
         };
-        // A snapshot that was installed replaces the log, also when the crash came in between: the
-        // log then ends before it, or holds other entries that were not agreed on.
+        // An installed snapshot replaces the log, even if a crash came in between. Then the log ends before
+        // the snapshot, or holds other entries that were never agreed on.
         if store::continuity(window.reader.as_ref(), &applied)? != Continuity::Whole {
             window.compacted = (applied.index, applied.term);
         } else {
-            // With the last entry applied, which nothing replaces: memory always knows where the log
-            // ends.
+            // The last applied entry is kept, because nothing replaces it. So memory always knows the end
+            // of the log.
             let first = applied.index.max(initial.compacted_index + 1);
             let entries = window.reader.entries(first, initial.last_index + 1, u64::MAX)?;
             window.bytes = entries.iter().map(size_of).sum();
@@ -81,7 +81,7 @@ impl Window {
         Ok(window)
     }
 
-    /// Index of the last entry that is not in the log any more.
+    /// Returns the index of the last entry that left the log.
     pub(super) fn compacted_index(&self) -> u64 {
         self.compacted.0
     }
@@ -113,12 +113,12 @@ impl Window {
         }
     }
 
-    /// The first index that memory holds, or would hold next.
+    /// Returns the first index that memory holds, or would hold next.
     fn memory_first(&self) -> u64 {
         self.entries.front().map_or(self.compacted.0 + 1, |entry| entry.index)
     }
 
-    /// Takes entries, which replace those from the first one's index on.
+    /// Takes entries. They replace all from the first one's index on.
     pub(super) fn append(&mut self, entries: &[Entry]) {
         let Some(first) = entries.first() else { return };
         while self.entries.back().is_some_and(|entry| entry.index >= first.index) {
@@ -140,7 +140,7 @@ impl Window {
         }
     }
 
-    /// Forgets everything: a snapshot took its place.
+    /// Forgets everything, because a snapshot replaced it.
     pub(super) fn reset(&mut self, applied: Applied) {
         self.entries.clear();
         self.marks.clear();
@@ -150,9 +150,9 @@ impl Window {
         self.checkpoint = applied;
     }
 
-    /// Gives memory back: entries up to `index` are durable and applied.
+    /// Frees memory. The entries up to `index` are durable and applied.
     pub(super) fn shrink(&mut self, index: u64) {
-        // The entry at `index` stays: those behind it may all be replaced.
+        // The entry at `index` stays, because all behind it may be replaced.
         while self.bytes > WINDOW_BYTES_MAX {
             if self.entries.front().is_none_or(|entry| entry.index >= index) {
                 return;
@@ -162,15 +162,15 @@ impl Window {
         }
     }
 
-    /// The last index that is at least `bytes` behind the end of the log; 0 if none is known.
+    /// Returns the last index that is at least `bytes` behind the end of the log; 0 if none is known.
     pub(super) fn index_behind(&self, bytes: u64) -> u64 {
         let end = self.taken_bytes.saturating_sub(bytes);
         let behind = self.marks.partition_point(|&(_, marked)| marked <= end);
         behind.checked_sub(1).map_or(0, |place| self.marks[place].0)
     }
 
-    /// Forgets entries up to `index`. Gives the term of that entry, or `None` when it is unknown
-    /// or was forgotten before.
+    /// Forgets entries up to `index`. Returns the term of that entry, or `None` if it is unknown or already
+    /// forgotten.
     pub(super) fn compact(&mut self, index: u64) -> Option<u64> {
         if index <= self.compacted.0 || index > self.last() {
             return None;

@@ -1,21 +1,21 @@
-//! What an operator asks of a replica.
+//! Requests of an operator.
 
 use millrace_proto::zookeeper::{Request, Writer, opcode};
 
 use super::{Action, AdminRequest, Now, Replica, SLOT_BITS, slot_of};
 use crate::command::{Act, Command, Identity};
 
-/// The slot of a tag that belongs to an operator and not to a client.
+/// The slot in the tags of operators, which no client has.
 const ADMIN_SLOT: u64 = (1 << SLOT_BITS) - 1;
 
-/// True if a tag belongs to an operator, of whichever replica, or to a replica's own configuration.
+/// True if a tag belongs to an operator at any replica, or to a replica's own configuration.
 pub(super) fn is_admin_tag(tag: u64) -> bool {
     slot_of(tag) as u64 == ADMIN_SLOT
 }
 
-/// How long an answer may take.
+/// Milliseconds that an answer may take.
 const PATIENCE_MS: u64 = 15_000;
-/// How long a change of members may take: new participants connect and catch up.
+/// Milliseconds that a change of members may take: new participants connect and catch up.
 const RECONFIGURE_PATIENCE_MS: u64 = 90_000;
 
 /// An operator that waits.
@@ -27,7 +27,7 @@ pub(super) struct Waiting {
 
 enum What {
     Transfer,
-    /// Until the state is durable up to this index.
+    /// Waits until the state is durable up to this index.
     Checkpoint {
         index: u64,
     },
@@ -81,7 +81,7 @@ impl Replica {
         self.admin_waiting.push(Waiting { ticket, deadline_ms: now.ms + patience_ms, what });
     }
 
-    /// Asks the leader for a change, with an operator's rights; gives the tag of the answer.
+    /// Asks the leader for a change, with an operator's rights. Returns the tag of the answer.
     pub(super) fn admin_reconfigure(
         &mut self,
         joining: Option<&str>,
@@ -92,7 +92,7 @@ impl Replica {
         tag
     }
 
-    /// Makes the command of a change with an operator's rights, and its tag.
+    /// Builds the command of a change with an operator's rights, and its tag.
     pub(super) fn operator_change(
         &mut self,
         joining: Option<&str>,
@@ -108,7 +108,7 @@ impl Replica {
             tag,
             session: 0,
             attach: 0,
-            // Whoever reaches the admin endpoint is an operator.
+            // Every caller of the admin endpoint is an operator.
             identities: vec![Identity { scheme: "super", id: "operator" }],
             act: Act::Request { code: opcode::RECONFIG, record: &record },
         };
@@ -117,7 +117,7 @@ impl Replica {
         (tag, encoded)
     }
 
-    /// Notes the end of an operator's change; `false` when the tag is a client's.
+    /// Notes the end of an operator's change. True if the tag is an operator's.
     fn admin_answer(&mut self, wanted: u64, result: Result<String, String>) -> bool {
         if !is_admin_tag(wanted) {
             return false;
@@ -147,7 +147,7 @@ impl Replica {
         self.admin_answer(tag, Ok(text))
     }
 
-    /// Answers the operators whose wish came true, or whose time is up.
+    /// Answers the operators whose request is done, or whose time is up.
     pub(super) fn answer_admin(&mut self, now: Now, actions: &mut Vec<Action>) {
         if self.admin_waiting.is_empty() {
             return;

@@ -1,4 +1,4 @@
-//! Committed entries into the state, and out to whoever waits for them.
+//! Applies committed entries to the state, and answers what waits for them.
 
 use ::raft::eraftpb::Entry;
 use millrace_proto::zookeeper::record::PASSWORD_SIZE;
@@ -14,7 +14,7 @@ use crate::raft;
 use crate::state::Outcome;
 use crate::state::read::read;
 
-/// What a client that waits is told of its command.
+/// The answer to a waiting client's command.
 type Answer = Result<Outcome, Error>;
 
 impl Replica {
@@ -46,11 +46,10 @@ impl Replica {
         }
     }
 
-    /// Applies a change of members.
     pub(super) fn apply_members(&mut self, now: Now, entry: &Entry, actions: &mut Vec<Action>) {
         let change = raft::decode_members(entry);
         self.consensus.apply_members(&change);
-        // Leaving a joint configuration carries no text: the members stay as they are.
+        // An entry that leaves a joint configuration has no text, because the members stay the same.
         if !change.context.is_empty() {
             let mut context = entry.clone();
             context.data = change.context;
@@ -60,12 +59,12 @@ impl Replica {
         self.leave_if_removed(actions);
     }
 
-    /// Takes over who the members are from the replicated configuration.
+    /// Reads the members from the replicated configuration.
     pub(super) fn read_members(&mut self, actions: &mut Vec<Action>) {
         let text = self.state.config_text();
         if text.is_empty() {
-            // A replica by itself has no such text, ever. One that joins, or begins with others, has
-            // none yet: it speaks to those that its own configuration names.
+            // A replica by itself never has such a text. A replica that joins, or begins with others, has
+            // none yet, so it connects to the members of its own configuration.
             self.members.clone_from(&self.config.members);
             return self.tell_peers(actions);
         }
@@ -74,14 +73,14 @@ impl Replica {
                 self.leaving.append(&mut self.members);
                 (self.members, self.members_version) = (members, version);
             }
-            // Written by a leader that had parsed it.
+            // A leader parsed the text before it wrote it.
             Err(error) => panic!("the replicated configuration is readable: {error}"),
         }
         self.follow_lists(actions);
         self.tell_peers(actions);
     }
 
-    /// Tells the watchers of everything that was just applied.
+    /// Sends the watch events of everything that was just applied.
     fn deliver_events(&mut self) {
         if self.watches.counts().watches == 0 {
             self.changes.clear_events();
@@ -113,7 +112,7 @@ impl Replica {
         self.changes.clear_events();
     }
 
-    /// What a command means for sessions, wherever their clients are.
+    /// Follows what a command does to its session, wherever the client is.
     fn follow_session(
         &mut self,
         now: Now,
@@ -127,7 +126,7 @@ impl Replica {
             }
             (Act::Attach { .. }, Ok(Outcome::Attached { timeout_ms, .. })) => {
                 self.watch_session(command.session, *timeout_ms, now);
-                // The session moved: its older connection, if it is here, speaks for it no more.
+                // The session moved, so its older connection, if it is here, is closed.
                 self.close_session_client(command, actions);
             }
             (Act::CloseSession, Ok(_)) => {
@@ -145,7 +144,7 @@ impl Replica {
         }
     }
 
-    /// Closes the client of the command's session, unless it is the one that asked.
+    /// Closes the client of the command's session, unless that client sent the command.
     fn close_session_client(&mut self, command: &Command<'_>, actions: &mut Vec<Action>) {
         let Some(&id) = self.sessions_here.get(&command.session) else { return };
         let asked = command.origin == self.origin
@@ -155,7 +154,7 @@ impl Replica {
         }
     }
 
-    /// Gives the client that waits for this command its answer.
+    /// Answers the client that waits for this command.
     fn complete(
         &mut self,
         now: Now,
@@ -192,7 +191,7 @@ impl Replica {
         answer: Answer,
         actions: &mut Vec<Action>,
     ) {
-        // Its client is connected elsewhere; whatever it is told here would be out of order.
+        // The client is connected to another replica, so an answer from here would be out of order.
         if matches!(answer, Err(Error::SessionMoved)) {
             self.close_client(id, actions);
             return;
@@ -223,7 +222,7 @@ impl Replica {
             client.reply(header, |writer| writer.raw(&body));
             let is_waiting = !client.pending.is_empty();
             self.queue_send(id);
-            // Reads behind it see this write and not the client's next, which may be in the
+            // Reads behind this write see it, and do not see the client's next write, which may be in the
             // same entry.
             if is_waiting {
                 self.serve_client(now, id, actions);
@@ -243,7 +242,7 @@ impl Replica {
         }
     }
 
-    /// The reply of a reconfig: the data and Stat of `/zookeeper/config`.
+    /// Writes the reply of a reconfig: the data and Stat of `/zookeeper/config`.
     fn write_config(&self, body: &mut Vec<u8>) -> i32 {
         let request = Request::GetData { path: "/zookeeper/config", watch: false };
         let mut writer = millrace_proto::zookeeper::Writer::new(body);
@@ -253,7 +252,7 @@ impl Replica {
         }
     }
 
-    /// A password that nobody can guess: the digest of a secret, the process and a counter.
+    /// Makes a password that cannot be guessed: the digest of a secret, the process and a counter.
     pub(super) fn new_password(&mut self, tag: u64) -> [u8; PASSWORD_SIZE] {
         use sha1::{Digest, Sha1};
         let mut digest = Sha1::new();
@@ -265,9 +264,9 @@ impl Replica {
         password
     }
 
-    /// Answers what a client asked before its write that is about to be applied, which must not show
-    /// in those answers. A sync among them is due: the write entered the log after the sync was
-    /// asked, so everything that the sync is to see lies before it.
+    /// Answers the requests of a client before its write that is applied next, because the answers must not
+    /// show that write. A sync among them is due: the write entered the log after the sync was asked, so
+    /// all that the sync must see lies before the write.
     fn serve_earlier(&mut self, now: Now, tag: u64, actions: &mut Vec<Action>) {
         let Some(Some(client)) = self.clients.get_mut(slot_of(tag)) else { return };
         let is_this = |pending: &Pending| matches!(pending, Pending::Write { tag: other, .. } if *other == tag);
@@ -284,14 +283,14 @@ impl Replica {
         self.serve_client(now, id, actions);
     }
 
-    /// Answers the clients whose requests came to the front.
+    /// Answers the clients whose first request may have become ready.
     pub(super) fn serve_unblocked(&mut self, now: Now, actions: &mut Vec<Action>) {
         for id in std::mem::take(&mut self.unblocked) {
             self.serve_client(now, id, actions);
         }
     }
 
-    /// Answers what stands at the front of a client's requests and waits for nothing more.
+    /// Answers the requests at the front of a client's queue that are ready.
     fn serve_client(&mut self, now: Now, id: ClientId, actions: &mut Vec<Action>) {
         let zxid = self.state.zxid();
         while let Some(client) = self.client_mut(id) {
@@ -324,10 +323,10 @@ impl Replica {
     }
 }
 
-/// Gives a reply that had to wait the zxid of the moment at which it leaves, as ZooKeeper does: the
-/// zxid that a client is shown never goes back.
+/// Gives a reply that had to wait the zxid of the moment when it leaves, as ZooKeeper does: the zxid that a
+/// client sees never goes back.
 fn redate(mut reply: Vec<u8>, zxid: i64) -> Vec<u8> {
-    // Behind the length and the xid.
+    // The zxid is behind the length and the xid.
     reply[8..16].copy_from_slice(&zxid.to_be_bytes());
     reply
 }

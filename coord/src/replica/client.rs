@@ -1,8 +1,8 @@
-//! One client connection as the replica sees it: where its session stands, what waits, what to send.
+//! One client connection as the replica sees it: its session, its waiting requests, its output.
 //!
-//! Replies leave in the order of the requests. A request that cannot be answered yet (a write on
-//! its way through the log, a sync) stands in `pending`, and everything behind it waits there too;
-//! a read is answered when it comes to the front, so it sees every earlier write of its client.
+//! Replies leave in the order of the requests. A request that cannot be answered yet (a write on its way
+//! through the log, a sync) waits in `pending`, and everything behind it waits there too. A read is
+//! answered when it reaches the front, so it sees every earlier write of its client.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -12,27 +12,26 @@ use millrace_proto::zookeeper::{Error, ReplyHeader, Writer, jute, opcode};
 use super::event::ClientId;
 use crate::auth::Identities;
 
-/// Requests of one client that may wait; above it, its socket is not read.
+/// Most requests of one client that wait; above this its socket is not read.
 const PENDING_MAX: usize = 1024;
-/// Bytes of them.
+/// Most bytes of these requests.
 const PENDING_BYTES_MAX: usize = 4 << 20;
-/// Bytes to send above which no further request of the client is taken.
+/// Most bytes of output; above this no further request of the client is taken.
 const OUTPUT_BYTES_MAX: usize = 4 << 20;
 /// Capacity that an empty output buffer keeps.
 const OUTPUT_KEPT: usize = 64 << 10;
 
-/// How far a connection has come.
+/// The stage of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// Nothing has been heard yet.
+    /// No message has come yet.
     New,
     /// The handshake is on its way through the log.
     Connecting,
-    /// Requests are served.
     Open,
-    /// A session that exists here alone, without a leader: reads only.
+    /// A session that exists only here, without a leader: reads only.
     ReadOnly,
-    /// Nothing more is taken or told.
+    /// No more messages are taken or sent.
     Closed,
 }
 
@@ -43,17 +42,18 @@ pub(super) enum Pending {
     Connect { tag: u64, read_only: Option<bool> },
     /// A write on its way through the log.
     Write { tag: u64, xid: i32, code: i32, since_ms: u64 },
-    /// A write behind a change of members, which does not go through the log with the others.
+    /// A write behind a change of members. The change does not go through the log with the writes, so the
+    /// write is held back.
     Held { message: Box<[u8]>, since_ms: u64 },
     /// A reply that is ready, with its length.
     Done { reply: Vec<u8> },
-    /// Any request that needs nothing but its turn.
+    /// Any request that only waits for its turn.
     Read { message: Box<[u8]>, since_ms: u64 },
-    /// A sync, answered when the state is as new as it was anywhere when it was asked.
+    /// A sync. It is answered when the state is as new as the newest one at the time of asking.
     Sync { ticket: u64, xid: i32, path: Box<str>, is_due: bool },
 }
 
-/// What a connection has done, for operators.
+/// The figures of a connection, for operators.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Usage {
     pub received: u64,
@@ -66,7 +66,7 @@ pub(super) struct Usage {
     pub latency_max_ms: u64,
     pub latency_sum_ms: u64,
     pub latency_last_ms: u64,
-    /// Requests whose latencies these are.
+    /// Count of the requests with these latencies.
     pub answered: u64,
 }
 
@@ -88,25 +88,24 @@ impl Default for Usage {
     }
 }
 
-/// A client.
 #[derive(Debug)]
 pub(super) struct Client {
     pub id: ClientId,
     pub address: SocketAddr,
     pub phase: Phase,
     pub session: i64,
-    /// The attachment under which the session asks.
+    /// The attachment that the session's requests carry.
     pub attach: i64,
     pub timeout_ms: i32,
     pub identities: Identities,
     pub pending: VecDeque<Pending>,
     pub pending_bytes: usize,
     pub output: Vec<u8>,
-    /// Whether a `Send` for it stands in the list already.
+    /// True if the list has a `Send` for it already.
     pub is_send_queued: bool,
-    /// Whether it ever asked for a change of members.
+    /// True if it ever asked for a change of members.
     pub has_reconfigured: bool,
-    /// Whether it was heard of since the last report of signs of life.
+    /// True if it was active since the last report of active sessions.
     pub is_touched: bool,
     pub opened_ms: u64,
     pub usage: Usage,
@@ -133,7 +132,7 @@ impl Client {
         }
     }
 
-    /// Whether the next message may be handed in.
+    /// True if the next message may be handed in.
     pub(super) fn accepts(&self) -> bool {
         match self.phase {
             Phase::New => true,
@@ -146,18 +145,17 @@ impl Client {
         }
     }
 
-    /// Appends a reply.
     pub(super) fn reply(&mut self, header: ReplyHeader, body: impl FnOnce(&mut Writer<'_>)) {
         self.usage.sent += 1;
         write_reply(&mut self.output, header, body);
     }
 
-    /// Appends a reply that is an error and nothing else.
+    /// Appends a reply that has only an error.
     pub(super) fn reply_error(&mut self, xid: i32, zxid: i64, error: Error) {
         self.reply(ReplyHeader { xid, zxid, error: error.code() }, |_| {});
     }
 
-    /// Puts a request at the end of those that wait.
+    /// Adds a request to the end of the waiting ones.
     pub(super) fn wait(&mut self, pending: Pending) {
         if let Pending::Read { message, .. } | Pending::Held { message, .. } = &pending {
             self.pending_bytes += message.len();
@@ -165,7 +163,7 @@ impl Client {
         self.pending.push_back(pending);
     }
 
-    /// The waiting request with this tag.
+    /// Finds the waiting request with this tag.
     pub(super) fn tagged(&mut self, wanted: u64) -> Option<&mut Pending> {
         self.pending.iter_mut().find(|pending| match pending {
             Pending::Connect { tag, .. } | Pending::Write { tag, .. } => *tag == wanted,
@@ -173,12 +171,12 @@ impl Client {
         })
     }
 
-    /// Whether a change of members that it asked for is under way.
+    /// True if a change of members that it asked for is under way.
     pub(super) fn is_reconfiguring(&self) -> bool {
         self.pending.iter().any(|it| matches!(it, Pending::Write { code: opcode::RECONFIG, .. }))
     }
 
-    /// The first write that is held though nothing holds it any more: its place and message.
+    /// Returns the first write that is held for no reason any more: its place, message and time.
     pub(super) fn next_held(&self) -> Option<(usize, Box<[u8]>, u64)> {
         for (place, pending) in self.pending.iter().enumerate() {
             match pending {
@@ -192,7 +190,7 @@ impl Client {
         None
     }
 
-    /// Turns a waiting write into the error that answers it.
+    /// Replaces a waiting write with the error that answers it.
     pub(super) fn refuse_write(&mut self, tag: u64, zxid: i64, error: i32) {
         if let Some(pending) = self.tagged(tag)
             && let Pending::Write { xid, .. } = *pending
@@ -203,7 +201,7 @@ impl Client {
         }
     }
 
-    /// Whether one of its writes has a number of at most `number`.
+    /// True if one of its writes has a number of at most `number`.
     pub(super) fn has_write_up_to(&self, number: u64) -> bool {
         self.pending.iter().any(|pending| match pending {
             Pending::Connect { tag, .. } | Pending::Write { tag, .. } => {
@@ -223,7 +221,7 @@ impl Client {
         self.usage.latency_max_ms = self.usage.latency_max_ms.max(ms);
     }
 
-    /// Gives the memory of a large, empty output buffer back.
+    /// Frees the memory of a large, empty output buffer.
     pub(super) fn trim_output(&mut self) {
         if self.output.is_empty() && self.output.capacity() > OUTPUT_KEPT {
             self.output = Vec::new();
@@ -231,7 +229,7 @@ impl Client {
     }
 }
 
-/// Appends a reply with its length to any buffer.
+/// Appends a reply, after its length, to any buffer.
 pub(super) fn write_reply(
     out: &mut Vec<u8>,
     header: ReplyHeader,

@@ -1,4 +1,4 @@
-//! What other replicas say, and who they are.
+//! Messages of other replicas, and the streams to them.
 
 use ::raft::eraftpb::{Message, MessageType};
 
@@ -7,13 +7,13 @@ use super::{Action, Company, Now, OUTBOX_BYTES_MAX, Replica};
 use crate::config::members::parse_config_text;
 use crate::raft::is_snapshot;
 
-/// Bytes of others' commands that the leader keeps while Raft takes none; above it the sender is
-/// told to send its clients away.
+/// Most bytes of other replicas' commands that the leader keeps while Raft takes none. Above this the
+/// sender is refused and closes its clients.
 const FORWARDED_BYTES_MAX: usize = 4 * OUTBOX_BYTES_MAX;
 
 impl Replica {
-    /// Says which streams to keep: to every member, to those about to join, and to those that the
-    /// configured list wants.
+    /// Asks for streams to every member, to those about to join, and to those that the configured list
+    /// adds.
     pub(super) fn tell_peers(&mut self, actions: &mut Vec<Action>) {
         let own = self.identity.replica_id;
         let state = self.consensus.conf_state();
@@ -26,13 +26,13 @@ impl Replica {
             is_in_raft(member.id) && !self.members.iter().any(|known| known.id == member.id)
         });
         let mut company = Company {
-            // Those of both configurations while the members change.
+            // While the members change, these are the voters of both configurations.
             voters: state.voters.iter().chain(&state.voters_outgoing).copied().collect(),
             is_empty: self.founding.is_some(),
             ..Company::default()
         };
         let joining = self.joining_members();
-        // One that was away while the members changed may know none of those that lead now.
+        // A replica that was away while the members changed may know none of the current voters.
         let configured = match self.is_lost {
             true => [&self.config.members[..], &self.told_members].concat(),
             false => Vec::new(),
@@ -48,7 +48,7 @@ impl Replica {
         let is_joining = |id: u64| joining.iter().any(|member| member.id == id);
         let guests = all.iter().map(|member| member.id);
         company.guests = guests.filter(|&id| !is_in_raft(id) && !is_joining(id)).collect();
-        // Where a member calls itself "any address", only our own configuration knows which.
+        // If a member calls itself "any address", only our own configuration knows which address.
         for member in &mut all {
             let own_line = self.config.members.iter().find(|line| line.id == member.id);
             if let Some(line) = own_line
@@ -62,8 +62,8 @@ impl Replica {
         actions.push(Action::Peers { company });
     }
 
-    /// Looks whether this replica has lost touch: without a leader for long, or with one that is no
-    /// member as far as it knows. Then it turns to those of its own configuration, too.
+    /// Notes whether this replica has lost touch: it had no leader for long, or its leader is not a member
+    /// as far as it knows. Then it connects to the members of its own configuration too.
     pub(super) fn look_for_others(&mut self, now: Now, actions: &mut Vec<Action>) {
         let own = self.identity.replica_id;
         let is_stranger = self.leader != 0
@@ -85,12 +85,12 @@ impl Replica {
             let message = PeerMessage::Members { text: &text }.encode();
             actions.push(Action::SendPeer { peer, message });
         }
-        // Even if there is some: what was told over an earlier stream may have been lost.
+        // Sent even if there is room, because a message of an earlier stream may be lost.
         self.tell_room(peer, actions);
     }
 
-    /// What grows the state is refused before it is in the log, at each replica, so all have to
-    /// know of the one without room.
+    /// Notes whether our stores are full, and informs the peers. Every replica refuses writes that grow the
+    /// state before they are in the log, so each must know of a full one.
     pub(super) fn room_changed(&mut self, is_full: bool, actions: &mut Vec<Action>) {
         self.is_full = is_full;
         for &peer in &self.connected {
@@ -103,7 +103,7 @@ impl Replica {
         actions.push(Action::SendPeer { peer, message });
     }
 
-    /// Whether this replica and all that it is connected to have room for more state.
+    /// True if this replica and all that it is connected to have room for more state.
     pub(super) fn has_room(&self) -> bool {
         !self.is_full && self.full_peers.is_empty()
     }
@@ -117,7 +117,7 @@ impl Replica {
         self.forget_holding(peer);
         self.consensus.report_unreachable(peer);
         self.stop_sending_snapshot(peer, actions);
-        // What was forwarded over the stream may never have arrived.
+        // Writes forwarded over this stream may never have arrived.
         if peer == self.leader {
             self.close_dispatched(actions);
         }
@@ -138,7 +138,7 @@ impl Replica {
             }
         };
         match message {
-            // Whoever is not who the stream says is not listened to.
+            // A message is dropped if its sender is not the peer of the stream.
             PeerMessage::Raft(message) if message.from == peer => {
                 self.hear_raft(message, actions);
             }
@@ -146,7 +146,7 @@ impl Replica {
             PeerMessage::Forward { term, place, commands } => {
                 self.take_forwarded(peer, term, place, commands, actions);
             }
-            // What was sent in earlier epochs is given up already.
+            // Writes of earlier epochs are given up already.
             PeerMessage::Refused { epoch } if epoch == self.place.epoch => {
                 self.close_dispatched(actions);
             }
@@ -174,8 +174,8 @@ impl Replica {
         }
     }
 
-    /// Notes whom another replica has as members, to be turned to when touch is lost. What the log
-    /// says counts; this tells only where those that write it may be.
+    /// Notes the members that another replica names, to connect to them when touch is lost. The log alone
+    /// decides which they are; this only says where its writers may be.
     fn take_members(&mut self, text: &str, actions: &mut Vec<Action>) {
         let Ok((told, _)) = parse_config_text(text) else { return };
         if told != self.told_members {
@@ -186,25 +186,28 @@ impl Replica {
         }
     }
 
-    /// Takes a message of Raft. One that asks for a vote is dropped while there is no data: the
-    /// crate `raft` gives a vote also where it knows no members, and the vote of a member that lost
-    /// its disk would bring a candidate to power that lacks what this one had acknowledged.
+    /// Takes a message of Raft. While there is no data, a request for a vote is dropped. The crate `raft`
+    /// votes even if it knows no members, and the vote of a member that lost its disk could elect a
+    /// candidate without the entries that this one had acknowledged.
     fn hear_raft(&mut self, message: Message, actions: &mut Vec<Action>) {
         let kind = message.msg_type;
         let asks = matches!(kind, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
         if asks && self.founding.is_some() {
-            tracing::debug!(peer = message.from, "asks for a vote, and there is no data here");
+            tracing::debug!(
+                peer = message.from,
+                "a request for a vote is dropped: there is no data here"
+            );
             return;
         }
         if self.consensus.has_lost(&message) {
-            // The crate `raft` would end the process here.
+            // The crate `raft` would panic here.
             self.is_failed = true;
             let (own, leader) = (self.identity.replica_id, message.from);
             let reason = format!(
                 "the data directory is older than what replica {own} acknowledged: it ends with entry \
-                 {}, and replica {leader} knows of entry {} here. Bring the newer directory back; or \
-                 keep this one, and let the others have this replica again with a new directory \
-                 (millrace coord remove, then add)",
+                 {}, and replica {leader} has seen entry {} here. Bring the newer directory back. Or \
+                 keep this one, remove this replica from the others and add it again with a new \
+                 directory (millrace coord remove, then add)",
                 self.consensus.last_index(),
                 message.commit
             );
@@ -213,8 +216,8 @@ impl Replica {
         self.consensus.step(message);
     }
 
-    /// Takes the writes of another replica's clients, if they are meant for this term of ours and
-    /// none before them is missing. Otherwise their sender closes the clients who asked.
+    /// Takes the writes of another replica's clients, if they are for this term of ours and none before
+    /// them is missing. Otherwise their sender closes the clients of these writes.
     fn take_forwarded(
         &mut self,
         peer: u64,
@@ -228,7 +231,7 @@ impl Replica {
         let is_meant = is_leader && term == self.consensus.term();
         let is_next = place.follows(self.forwards.get(&peer).copied().unwrap_or_default());
         if !is_meant || !is_next || is_full {
-            // What follows a message without room is not next, as long as that one is not taken.
+            // After a message without room, the next ones are out of order until that one is taken.
             let epoch = place.epoch;
             let message = PeerMessage::Refused { epoch }.encode();
             actions.push(Action::SendPeer { peer, message });
@@ -239,7 +242,7 @@ impl Replica {
         self.forwarded.push_back(commands.to_vec());
     }
 
-    /// Sends Raft's messages; a snapshot goes its own way.
+    /// Sends Raft's messages. Snapshots are sent in chunks instead.
     pub(super) fn send_raft(&mut self, messages: Vec<Message>, actions: &mut Vec<Action>) {
         for message in messages {
             let peer = message.to;
@@ -254,8 +257,8 @@ impl Replica {
         }
     }
 
-    /// A replica that is no member any more has nothing to do. Said once, when it applies its
-    /// removal: one that was asked back in the meantime goes on when it is started again.
+    /// Stops this replica when it applies its own removal, because a removed member has nothing to do. If
+    /// it was added again in the meantime, it continues after the next start.
     pub(super) fn leave_if_removed(&mut self, actions: &mut Vec<Action>) {
         if !self.is_member() {
             let own = self.identity.replica_id;
@@ -264,7 +267,7 @@ impl Replica {
         }
     }
 
-    /// True if this replica is part of the ensemble of its data; also while there is none.
+    /// True if this replica is a member of the ensemble of its data, or there is no ensemble.
     pub(super) fn is_member(&self) -> bool {
         let own = self.identity.replica_id;
         let state = self.consensus.conf_state();
@@ -275,8 +278,8 @@ impl Replica {
         is_in_raft || self.consensus.applied() == 0
     }
 
-    /// The durable state has caught up: the log before it may go, but for what followers that
-    /// lag a little still need.
+    /// Shortens the log, because the durable state has caught up. Keeps what followers that lag a little
+    /// still need.
     pub(super) fn checkpoint_durable(
         &mut self,
         applied: crate::store::Applied,

@@ -1,19 +1,19 @@
-//! How an ensemble begins: once, and never beside data.
+//! The birth of an ensemble, which happens once and never beside data.
 //!
 //! ```text
-//!  no data, not told to join ─► says so to all that its list names, over and over
+//!  no data, no --join ─► sends that to all that its list names, over and over
 //!     the first participant of the list, when every other one said the same, with the same list:
 //!        a state without nodes, of which it alone is a member ─► takes the others in (`lists`)
 //!     any other one: waits until it is taken in
 //! ```
 //!
-//! Always holds: one replica alone decides that an ensemble begins, so it begins once. It waits for
-//! every listed replica and not for a majority, because one that does not answer may be the one
-//! with the data, and a majority without must never outvote it. Once a replica with data has spoken
-//! to it, a replica begins nothing. Until it has a state it has no vote: Raft knows no members.
+//! Always holds: one replica alone decides that an ensemble begins, so it begins once. It waits for every
+//! listed replica and not for a majority, because a silent one may have the data, and a majority without
+//! data must never outvote it. Once a replica with data has spoken to it, a replica begins nothing. Until
+//! it has a state it has no vote, because Raft knows no members.
 //!
-//! ZooKeeper and etcd begin with a majority: two fresh servers of three outvote the third, unless
-//! the operator has said otherwise (`zookeeper.db.autocreate=false`, `initial-cluster-state`).
+//! ZooKeeper and etcd begin with a majority: two fresh servers of three outvote the third, unless the
+//! operator configured otherwise (`zookeeper.db.autocreate=false`, `initial-cluster-state`).
 
 use std::collections::BTreeMap;
 
@@ -22,24 +22,24 @@ use super::{Action, Checkpoint, Now, Replica};
 use crate::config::Role;
 use crate::store::Applied;
 
-/// Milliseconds between two words of one that has no data. Guessed: soon beside a start, and
-/// nothing beside Raft's heartbeats.
+/// Milliseconds between two messages of a replica without data. Guessed: short beside a start, and cheap
+/// beside Raft's heartbeats.
 const TELL_MS: u64 = 100;
-/// Milliseconds between two lines about the same reason to wait.
+/// Milliseconds between two log lines about the same reason to wait.
 const LOG_MS: u64 = 30_000;
 
-/// What a replica without data knows of the others.
+/// What a replica without data knows about the others.
 pub(super) struct Founding {
-    /// Hash of its list; `None` for one that is told to join, which begins nothing.
+    /// Hash of its list; `None` for a replica that joins, because it begins nothing.
     list: Option<u64>,
-    /// What each said last.
+    /// The last message of each replica.
     others: BTreeMap<u64, Holding>,
-    /// One with data that spoke to it, whether listed or not.
+    /// A replica with data that sent a message, listed or not.
     data_at: Option<u64>,
-    /// Whether the first state is on its way to the disk.
+    /// True if the first state is on its way to the disk.
     is_writing: bool,
     tell_at_ms: u64,
-    /// Why it waits, and when that was logged.
+    /// The reason to wait, and when it was logged.
     waits: Option<(String, u64)>,
 }
 
@@ -57,7 +57,7 @@ impl Founding {
 }
 
 impl Replica {
-    /// What this replica says of itself.
+    /// Returns what this replica says about itself.
     fn holding(&self) -> Holding {
         match &self.founding {
             None => Holding::Data,
@@ -69,13 +69,13 @@ impl Replica {
         }
     }
 
-    /// Says what this replica has.
+    /// Sends a peer what this replica has.
     pub(super) fn tell_holding(&self, peer: u64, actions: &mut Vec<Action>) {
         let message = PeerMessage::Holds(self.holding()).encode();
         actions.push(Action::SendPeer { peer, message });
     }
 
-    /// Takes what another one says of itself; one that has no data is answered.
+    /// Takes what another replica says about itself. A replica without data is answered.
     pub(super) fn take_holding(&mut self, peer: u64, holding: Holding, actions: &mut Vec<Action>) {
         if let Some(founding) = &mut self.founding {
             founding.others.insert(peer, holding);
@@ -87,14 +87,14 @@ impl Replica {
         }
     }
 
-    /// What was said over a stream that broke counts no more.
+    /// Forgets what a peer said, because its stream broke.
     pub(super) fn forget_holding(&mut self, peer: u64) {
         if let Some(founding) = &mut self.founding {
             founding.others.remove(&peer);
         }
     }
 
-    /// Tells the others that there is no data here, and begins an ensemble if that is due.
+    /// Sends the others that there is no data here, and begins an ensemble if it is time.
     pub(super) fn drive_founding(&mut self, now: Now, actions: &mut Vec<Action>) {
         let Some(founding) = &mut self.founding else { return };
         if founding.is_writing || self.receiving.is_some() {
@@ -112,12 +112,12 @@ impl Replica {
         }
     }
 
-    /// Why this replica begins no ensemble yet; `None` when it shall.
+    /// Says why this replica begins no ensemble yet; `None` if it must begin one.
     fn why_not_found(&self) -> Option<String> {
         let founding = self.founding.as_ref()?;
         let own = self.identity.replica_id;
         let Some(list) = founding.list else {
-            return Some("it was told to join: add it to an ensemble (millrace coord add)".into());
+            return Some("it waits to join: add it to an ensemble (millrace coord add)".into());
         };
         if let Some(peer) = founding.data_at {
             return Some(format!(
@@ -126,12 +126,12 @@ impl Replica {
                  a member before, remove it first"
             ));
         }
-        // Also of one that our list does not name.
+        // The other replica may be one that our list does not name.
         let disagrees =
             |holding| matches!(holding, Holding::Nothing { list: theirs } if theirs != list);
         if let Some((peer, _)) = founding.others.iter().find(|(_, holding)| disagrees(**holding)) {
             return Some(format!(
-                "replica {peer} has another list of members: make the server lines of all the same"
+                "replica {peer} has another list of members: give all replicas the same server lines"
             ));
         }
         let mut silent = Vec::new();
@@ -158,8 +158,8 @@ impl Replica {
         }
         if !silent.is_empty() {
             return Some(format!(
-                "a new ensemble begins when every listed member has said that it has no data, for \
-                 one that does not answer may have it; waiting for {}",
+                "a new ensemble begins when every listed member has said that it has no data, \
+                 because a silent one may have it; waiting for {}",
                 silent.join(", ")
             ));
         }
@@ -184,7 +184,7 @@ impl Replica {
         }
     }
 
-    /// Begins an ensemble whose one member is this replica: first on the disk, then for Raft.
+    /// Begins an ensemble with this replica as its one member: first on the disk, then for Raft.
     fn found(&mut self, actions: &mut Vec<Action>) {
         tracing::info!(replica = self.identity.replica_id, "a new ensemble begins here");
         actions.push(Action::Found { cluster_id: None });
@@ -202,19 +202,19 @@ impl Replica {
         }
     }
 
-    /// Where the state of a new ensemble stands: as if entry 1 of term 1 had made it.
+    /// Returns the position of a new ensemble's state: as if entry 1 of term 1 had made it.
     fn first_applied(&self) -> Applied {
         let mut applied = Applied { index: 1, term: 1, ..Applied::default() };
         applied.conf_state.voters.push(self.identity.replica_id);
         applied
     }
 
-    /// True while the first state is on its way to the disk.
+    /// True if the first state is on its way to the disk.
     pub(super) fn is_founding(&self) -> bool {
         self.founding.as_ref().is_some_and(|founding| founding.is_writing)
     }
 
-    /// The state is durable: if it is the first one, Raft begins with it.
+    /// Gives the first state to Raft, once it is durable. True if there was one.
     pub(super) fn found_durable(&mut self, actions: &mut Vec<Action>) -> bool {
         if !self.is_founding() {
             return false;
@@ -225,12 +225,12 @@ impl Replica {
         true
     }
 
-    /// Raft took the first state, or one that was received: there is nothing to found any more.
+    /// Ends the founding, because Raft took the first state or a received one. True if it was the first.
     pub(super) fn end_founding(&mut self) -> bool {
         self.founding.take().is_some_and(|founding| founding.is_writing)
     }
 
-    /// Says what is to be done where this replica was removed from the ensemble of its data.
+    /// Says what to do with a replica that was removed from the ensemble of its data.
     pub(super) fn removed_text(&self) -> String {
         let own = self.identity.replica_id;
         let members: Vec<String> = self.members.iter().map(|it| it.id.to_string()).collect();
@@ -241,7 +241,7 @@ impl Replica {
         )
     }
 
-    /// Why this replica serves no client, if it has no data or is about to take others in.
+    /// Says why this replica serves no client, if it has no data or has not taken its list in yet.
     pub(super) fn waits_for(&self) -> Option<String> {
         let founding = self.founding.as_ref().map(|founding| &founding.waits);
         match founding {

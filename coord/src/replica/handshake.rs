@@ -1,4 +1,4 @@
-//! A client comes, gets or takes up a session, and goes.
+//! The life of a client: it connects, gets a session or returns to one, and leaves.
 
 use std::net::SocketAddr;
 
@@ -21,7 +21,7 @@ impl Replica {
         self.client_count += 1;
     }
 
-    /// The client's connection is gone; its session lives on until it expires.
+    /// Forgets a client whose connection is gone. Its session lives until it expires.
     pub(super) fn forget_client(&mut self, id: ClientId) {
         let Some(client) = self.client_mut(id) else { return };
         let (session, is_closed) = (client.session, client.phase == Phase::Closed);
@@ -34,7 +34,7 @@ impl Replica {
         }
     }
 
-    /// Ends a connection after what stands in its output was sent.
+    /// Ends a connection after its output is sent.
     pub(super) fn close_client(&mut self, id: ClientId, actions: &mut Vec<Action>) {
         let Some(client) = self.client_mut(id) else { return };
         if client.phase == Phase::Closed {
@@ -58,13 +58,13 @@ impl Replica {
         self.watches.drop_client(id.slot);
     }
 
-    /// A tag for the next write of a client.
+    /// Returns a tag for the next write of a client.
     pub(super) fn next_tag(&mut self, id: ClientId) -> u64 {
         self.writes_issued += 1;
         self.writes_issued << SLOT_BITS | u64::from(id.slot)
     }
 
-    /// The time-out a client gets that asks for `asked_ms`.
+    /// Returns the time-out for a client that asks for `asked_ms`.
     fn granted_timeout(&self, asked_ms: i32) -> i32 {
         let Config { min_session_timeout_ms: min, max_session_timeout_ms: max, .. } = self.config;
         let granted = u64::try_from(asked_ms).unwrap_or(0).clamp(min, max);
@@ -80,7 +80,7 @@ impl Replica {
         actions: &mut Vec<Action>,
     ) {
         let Ok(request) = ConnectRequest::decode(message) else {
-            tracing::debug!("a client's first message is no handshake");
+            tracing::debug!("a client's first message is not a handshake");
             return self.close_client(id, actions);
         };
         let has_leader = self.has_leader(now);
@@ -88,8 +88,8 @@ impl Replica {
             return self.close_client(id, actions);
         }
         if !has_leader {
-            // What is there before the ensemble is formed is no old state of it, but nothing, or the
-            // data of one of several that were given one list.
+            // Before the ensemble is formed there is no old state of it to read: there is no data, or the
+            // data of one of several replicas with one common list.
             let may_read = self.config.read_only_mode && self.is_formed();
             if may_read && request.read_only == Some(true) {
                 return self.connect_read_only(id, &request);
@@ -97,19 +97,19 @@ impl Replica {
             return self.close_client(id, actions);
         }
         let timeout_ms = self.granted_timeout(request.timeout_ms);
-        // The client has seen a later state than this replica has: another must serve it.
-        // One that is still replaying its log will have seen it before the handshake is through.
+        // The client has seen a later state than this replica has, so another replica must serve it. A
+        // replica that still replays its log will have that state before the handshake is through.
         let is_current = self.consensus.applied_term() == self.consensus.term();
         if is_current && request.last_zxid_seen > self.state.zxid() {
             return self.close_client(id, actions);
         }
-        // As ZooKeeper, before the password is looked at: whoever comes back must not meet the
-        // connection that it lost.
+        // As in ZooKeeper, this comes before the check of the password: a client that returns must not
+        // compete with the connection that it lost.
         if let Some(&older) = self.sessions_here.get(&request.session) {
             self.close_client(older, actions);
         }
         let tag = self.next_tag(id);
-        // Its client is heard of, though its connection does not speak for it yet.
+        // The session is active, though this connection does not have it yet.
         if request.session != 0 {
             self.touched.push(request.session);
         }
@@ -135,21 +135,20 @@ impl Replica {
         let Some(client) = self.client_mut(id) else { return };
         client.phase = Phase::Connecting;
         client.timeout_ms = timeout_ms;
-        // Known from now on, so that the session's fate finds this client while it waits.
+        // Set now, so that the end of the session finds this client while it waits.
         client.session = request.session;
         client.wait(Pending::Connect { tag, read_only: request.read_only });
     }
 
     /// Serves old state to a client that asked for it, while there is no leader
-    /// (`ReadOnlyZooKeeperServer`). The session exists here alone and cannot be taken elsewhere.
+    /// (`ReadOnlyZooKeeperServer`). A new session exists only here and cannot move to another replica.
     fn connect_read_only(&mut self, id: ClientId, request: &ConnectRequest<'_>) {
         let (session, tag) = match request.session {
             0 => {
                 let tag = self.next_tag(id);
                 (i64::MIN | (self.writes_issued as i64) << 8 | 1, tag)
             }
-            // A session of better days goes on being the client's; it is checked when there is
-            // a leader again.
+            // The client keeps a session that it had before. It is checked when there is a leader again.
             session => (session, 0),
         };
         let password = match request.password.and_then(|password| password.try_into().ok()) {
@@ -171,7 +170,7 @@ impl Replica {
         self.queue_send(id);
     }
 
-    /// Tells a client that its session is gone, and closes.
+    /// Answers that the session is gone, and closes the client.
     fn refuse_session(&mut self, id: ClientId, read_only: Option<bool>, actions: &mut Vec<Action>) {
         let response = ConnectResponse {
             timeout_ms: 0,
@@ -185,7 +184,7 @@ impl Replica {
         self.close_client(id, actions);
     }
 
-    /// The handshake came through the log.
+    /// Completes a handshake that came through the log.
     pub(super) fn connected(
         &mut self,
         now: Now,

@@ -1,18 +1,18 @@
-//! The configured list of members beside the ensemble's own: what an edited list asks for, and how
-//! that comes about.
+//! The configured list of members beside the ensemble's list: what an edited list asks for, and how the
+//! ensemble takes it over.
 //!
-//! Three lists are compared: the ensemble's, which is replicated; the one that the configuration
-//! has now; and the one that it had when it was last taken over, which the data directory keeps.
-//! What the last two differ in is a wanted change. A configuration that was not edited wants
-//! nothing, however old it has become: changes by `coord add` and `remove` are the ensemble's.
+//! Three lists are compared: the ensemble's, which is replicated; the current configured one; and the
+//! configured one that was last taken over, which the data directory keeps. The difference of the last two
+//! is what to change. A configuration that was not edited asks for nothing, however old it is, because
+//! changes by `coord add` and `remove` belong to the ensemble.
 //!
 //! ```text
 //!  wanted ─► one change at a time ─► the leader ─► Raft ─► the ensemble's list ─► noted as taken over
 //! ```
 //!
-//! A new member is asked for when it is there. A replica that was by itself, or had no data, serves
-//! no client before most of the participants of its list vote together: else two that have data of
-//! their own and were given one list would both serve.
+//! A new member is asked for when it is connected. A replica that was by itself, or had no data, serves no
+//! client before most participants of its list vote together. Otherwise two replicas with data of their own
+//! and one common list would both serve.
 
 use std::collections::BTreeSet;
 
@@ -21,15 +21,15 @@ use super::{Action, Now, Replica};
 use crate::config::{Config, Member, Role, members};
 use crate::peers::Listed;
 
-/// Milliseconds until a change that was refused, or not answered, is asked for again. Guessed: soon
-/// for one that waits, and few lines in the log of the leader.
+/// Milliseconds until a change that was refused, or not answered, is asked for again. Guessed: short for a
+/// waiting change, and long enough for few lines in the leader's log.
 const AGAIN_MS: u64 = 1000;
-/// Milliseconds after which an answer is not waited for any more: it may be lost with a stream, and a
-/// leader that is still at it refuses the next question and goes on.
+/// Milliseconds that an answer is waited for. It may be lost with a stream. A leader that still works on
+/// the change refuses the next question and continues.
 const ANSWER_MS: u64 = 5000;
-/// Milliseconds that an ensemble which forms waits for the rest of its list once most of it follow,
-/// before it serves: those that are there vote from the beginning then, and any minority may fail.
-/// Guessed: longer than streams take to be opened.
+/// Milliseconds that a forming ensemble waits for the rest of its list once most of the list follows. Then
+/// those that are connected vote from the start, so any minority may fail. Guessed: longer than it takes to
+/// open streams.
 const FORM_MS: u64 = 2000;
 
 /// A change that the configured list asks for.
@@ -37,13 +37,13 @@ const FORM_MS: u64 = 2000;
 pub enum Wanted {
     /// A new member.
     Add(Member),
-    /// Other addresses or another role of a member.
+    /// Other addresses, or another role, of a member.
     Change(Member),
-    /// The member with this id leaves.
+    /// The member with this id must leave.
     Remove(u64),
 }
 
-/// Why a list cannot be taken over.
+/// The reason that a list cannot be taken over.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ListError {
     #[error(
@@ -61,8 +61,8 @@ pub enum ListError {
     )]
     Majority { kept: usize, of: usize, members: String },
     #[error(
-        "this replica has data and is the first member of what its list names, but the list calls \
-         it an observer: {own}. Let it be a participant"
+        "this replica has data, so it is the first member of the ensemble in its list, but the \
+         list has it as an observer: {own}. Make it a participant"
     )]
     Observer { own: Box<Member> },
     #[error(
@@ -73,9 +73,9 @@ pub enum ListError {
     Conflict { listed: Box<Member>, known: Box<Member> },
 }
 
-/// What the configured list asks for, in the order in which it is asked.
+/// Returns what the configured list asks for, in the order of asking.
 ///
-/// `before` is the list as it was last taken over. `current` are the ensemble's members.
+/// `before` is the list that was last taken over. `current` are the members of the ensemble.
 pub fn wanted(before: &[Member], listed: &[Member], current: &[Member]) -> Vec<Wanted> {
     let find = |list: &[Member], id| list.iter().find(|member| member.id == id).cloned();
     let mut wanted = Vec::new();
@@ -98,7 +98,7 @@ pub fn wanted(before: &[Member], listed: &[Member], current: &[Member]) -> Vec<W
     wanted
 }
 
-/// As much of the configured list as is taken over, for the next start to compare with.
+/// Returns the part of the configured list that is taken over; the next start compares with it.
 fn taken_over(before: &[Member], listed: &[Member], current: &[Member]) -> Vec<Member> {
     let pending = wanted(before, listed, current);
     let is_pending = |id: u64| {
@@ -114,10 +114,10 @@ fn taken_over(before: &[Member], listed: &[Member], current: &[Member]) -> Vec<M
     all
 }
 
-/// Checks at a start that what the configured list asks for can be done by the ensemble itself.
+/// Checks at a start that the ensemble itself can do what the configured list asks for.
 ///
 /// # Errors
-/// Why not, and what to do instead.
+/// Each error says why not, and what to do instead.
 pub fn check(
     config: &Config,
     before: Option<&[Member]>,
@@ -140,7 +140,7 @@ pub fn check(
     {
         return Err(ListError::Observer { own: Box::new(listed.clone()) });
     }
-    // One that was by itself, and one that never had a list taken over.
+    // There is nothing to compare for a replica that was by itself, or never took a list over.
     let Some(before) = before.filter(|_| !current.is_empty()) else { return Ok(()) };
     let changes = wanted(before, &config.members, current);
     for change in &changes {
@@ -162,29 +162,28 @@ pub fn check(
     Ok(())
 }
 
-/// How far the configured list is taken over.
+/// The part of the configured list that is taken over.
 pub(super) struct Lists {
-    /// The list as it was last taken over; `None` before it ever was.
+    /// The list that was last taken over; `None` before the first time.
     before: Option<Vec<Member>>,
-    /// Whether too few of the list were ever members together for the ensemble to serve.
+    /// True if too few of the list were ever members together, so the ensemble does not serve yet.
     pub(super) is_forming: bool,
-    /// Since when most of its participants are.
+    /// The time since which most participants of the list are members.
     majority_since_ms: Option<u64>,
-    /// The tag of the change that was asked for, and until when its answer is waited for.
+    /// The tag of the change that was asked for, and when waiting for its answer ends.
     asked: Option<(u64, u64)>,
     again_at_ms: u64,
-    /// Ids of members that were told of in the log: asked for, and not there.
+    /// Ids of members that the log has mentioned: they are asked for, and not connected.
     told: BTreeSet<u64>,
-    /// Ids of members that were reached where the configured list has them, not where the ensemble
-    /// has.
+    /// Ids of members that were reached at their address in the configured list, not in the ensemble.
     pub(super) moved: BTreeSet<u64>,
-    /// Changes that were refused since one was made; the next one is asked for instead.
+    /// Count of changes that were refused since the last one was made. It selects the next to ask for.
     refused: usize,
 }
 
 impl Lists {
-    /// `listed` as the data directory has it. `is_alone` says that this replica has data and votes
-    /// alone, so it may be one of several that were given one list.
+    /// Builds this from `listed`, which the data directory keeps. `is_alone` says that this replica has
+    /// data and votes alone, so it may be one of several with one common list.
     pub(super) fn new(
         config: &Config,
         listed: Option<Listed>,
@@ -197,15 +196,15 @@ impl Lists {
             .iter()
             .any(|member| member.id != own && member.role == Role::Participant);
         let is_new = match &listed {
-            // One that is told to join serves the ensemble that it joins, if it has no data yet.
+            // A replica that joins serves its ensemble as soon as it has data.
             None => is_alone || !joins,
-            // A list of its own line alone is no more than none.
+            // A list with only its own line counts as none.
             Some(Listed { members, is_forming }) => {
                 *is_forming || (is_alone && members.iter().all(|member| member.id == own))
             }
         };
         Lists {
-            // Without others there is nothing to wait for: the list was taken back.
+            // Without other members there is nothing to wait for, because the list was taken back.
             is_forming: is_new && has_others,
             before: listed.map(|listed| listed.members),
             majority_since_ms: None,
@@ -217,7 +216,7 @@ impl Lists {
         }
     }
 
-    /// Why no client is served yet.
+    /// Says why no client is served yet.
     pub(super) fn forming_text(&self, listed: &[Member]) -> String {
         let needed = participants(listed) / 2 + 1;
         format!(
@@ -226,12 +225,12 @@ impl Lists {
         )
     }
 
-    /// Gives up the change that was asked for: its leader is gone.
+    /// Forgets the change that was asked for, because its leader is gone.
     pub(super) fn forget_asked(&mut self) {
         self.asked = None;
     }
 
-    /// True if `tag` was ours: it is answered.
+    /// True if `tag` was the tag of our change, which is then answered.
     pub(super) fn answered(&mut self, tag: u64, is_done: bool) -> bool {
         let is_ours = self.asked.is_some_and(|(asked, _)| asked == tag);
         if is_ours {
@@ -252,7 +251,7 @@ fn participants(members: &[Member]) -> usize {
 }
 
 impl Replica {
-    /// What the configured list asks for still. Nothing where there is no ensemble yet.
+    /// Lists what the configured list still asks for. This is empty while there is no ensemble.
     fn wanted(&self) -> Vec<Wanted> {
         match &self.lists.before {
             Some(before) if !self.state.config_text().is_empty() => {
@@ -262,7 +261,7 @@ impl Replica {
         }
     }
 
-    /// Members that are to be reached although they are none yet: the configured list wants them.
+    /// Lists the members to connect to before they are members, because the configured list adds them.
     pub(super) fn wanted_members(&self) -> Vec<Member> {
         let add = |wanted| match wanted {
             Wanted::Add(member) => Some(member),
@@ -271,7 +270,7 @@ impl Replica {
         self.wanted().into_iter().filter_map(add).collect()
     }
 
-    /// Where members may be that the configured list has moved: id and address.
+    /// Lists id and address of the members that may be where the configured list has moved them.
     pub(super) fn moved_members(&self) -> Vec<(u64, String)> {
         let own = self.identity.replica_id;
         let moved = |wanted| match wanted {
@@ -283,14 +282,14 @@ impl Replica {
         self.wanted().into_iter().filter_map(moved).collect()
     }
 
-    /// True if the list has a member at another place than the ensemble.
+    /// True if the list has this member at another address than the ensemble.
     fn is_move(&self, member: &Member) -> bool {
         let known = self.members.iter().find(|known| known.id == member.id);
         known.is_some_and(|known| !known.is_place_same(member))
     }
 
-    /// True if a change can be asked for: a new member is there, and so is one that moved. One that
-    /// still is where it was would be cut off by its new address.
+    /// True if a change can be asked for: a new or moved member must be connected at its new address. A new
+    /// address would cut off a member that still is at the old one.
     fn is_due(&self, wanted: &Wanted) -> bool {
         match wanted {
             Wanted::Add(member) => self.connected.contains(&member.id),
@@ -311,7 +310,7 @@ impl Replica {
         let now = match &self.lists.before {
             Some(before) => taken_over(before, listed, &self.members),
             None if self.lists.is_forming && is_alone => taken_over(&[], listed, &self.members),
-            // One that was taken in by others, or whose list was never compared: theirs counts.
+            // If others took this replica in, or its list was never compared, their list counts.
             None => listed.clone(),
         };
         if self.lists.before.as_ref() != Some(&now) {
@@ -326,8 +325,7 @@ impl Replica {
         actions.push(Action::Listed { listed });
     }
 
-    /// Looks whether the ensemble may serve, if that was not seen yet: all of our list vote, or most
-    /// do and the others had their time.
+    /// Notes that the ensemble may serve: all of our list vote, or most do and the others had their time.
     fn look_whether_formed(&mut self, now: Now, actions: &mut Vec<Action>) {
         if !self.lists.is_forming || self.state.config_text().is_empty() {
             return;
@@ -376,11 +374,11 @@ impl Replica {
                 tracing::info!(
                     %member,
                     "the configured list has a new member, or another address of one: waiting until \
-                     it is there"
+                     it is connected"
                 );
             }
         }
-        // One that is refused does not keep the others from being made: they may be what it lacks.
+        // A refused change does not block the others, because one of them may be what it needs first.
         let Some(next) = self.lists.refused.checked_rem(due.len()) else { return };
         let (joining, leaving) = match &due[next] {
             Wanted::Add(member) | Wanted::Change(member) => (Some(member.to_string()), None),
@@ -397,8 +395,8 @@ impl Replica {
         self.lists.again_at_ms = now.ms + AGAIN_MS;
     }
 
-    /// Tells all that are reached where this replica is, if its own line was edited so and it hears
-    /// of no leader: the leader may be dialling the old address. Those that do not lead refuse it.
+    /// Sends the address of this replica to all connected ones, if its own line was edited and it knows no
+    /// leader: the leader may be dialling the old address. Replicas that do not lead refuse it.
     fn tell_own_move(&mut self, now: Now, actions: &mut Vec<Action>) {
         let own = self.identity.replica_id;
         let is_own_move =
@@ -419,11 +417,11 @@ impl Replica {
     }
 }
 
-/// The members that a state names; none for a replica by itself.
+/// Reads the members from the text of a state; none for a replica by itself.
 pub fn members_of(text: &str) -> Vec<Member> {
     match members::parse_config_text(text) {
         Ok((members, _)) => members,
-        // An empty text, or one that the replica will refuse.
+        // The text is empty, or the replica will refuse it.
         Err(_) => Vec::new(),
     }
 }

@@ -1,9 +1,9 @@
-//! Which sessions have been silent for too long: kept by the leader alone.
+//! The sessions that were silent for too long. Only the leader keeps this.
 //!
-//! Replicated state says which sessions there are; when their clients were last heard of is known
-//! only here, in memory, and a new leader gives every session its whole time-out again. What other
-//! replicas hear is told here a little later, so that much is added to each time-out. Deadlines are
-//! rounded up to buckets, as ZooKeeper's `ExpiryQueue` does with a width of `tickTime`.
+//! The replicated state has the sessions. The time when each client was last active is only here,
+//! in memory, so a new leader gives every session its whole time-out again. Other replicas report
+//! active sessions a little later, so that delay is added to each time-out. Deadlines are rounded
+//! up to buckets, as ZooKeeper's `ExpiryQueue` does with a width of `tickTime`.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -12,7 +12,7 @@ use super::timers::ALIVE_MS;
 /// Width of a bucket in milliseconds: how much later than its time-out a session may expire.
 const BUCKET_MS: u64 = 100;
 
-/// The bucket of a session that was heard of now.
+/// Returns the bucket of a session that is active now.
 fn bucket(timeout_ms: u64, now_ms: u64) -> u64 {
     (now_ms + timeout_ms + ALIVE_MS) / BUCKET_MS + 1
 }
@@ -35,7 +35,7 @@ impl Liveness {
         self.buckets.clear();
     }
 
-    /// Watches over a session from now on, or starts its time anew.
+    /// Watches a session from now on, or restarts its time-out.
     pub(super) fn insert(&mut self, session: i64, timeout_ms: u64, now_ms: u64) {
         self.remove(session);
         let bucket = bucket(timeout_ms, now_ms);
@@ -57,7 +57,7 @@ impl Liveness {
         }
     }
 
-    /// A session was heard of. Unknown ones are ignored: they are closed.
+    /// Notes that a session is active. Ignores unknown ones, because they are closed.
     pub(super) fn touch(&mut self, session: i64, now_ms: u64) {
         let Some(entry) = self.sessions.get_mut(&session) else { return };
         let bucket = bucket(entry.timeout_ms, now_ms);
@@ -68,17 +68,17 @@ impl Liveness {
         }
     }
 
-    /// When the next session expires, if nothing is heard of it: milliseconds.
+    /// Returns the time in milliseconds at which the next session expires, if it stays silent.
     pub(super) fn next_ms(&self) -> Option<u64> {
         self.buckets.keys().next().map(|bucket| bucket * BUCKET_MS)
     }
 
-    /// When this session expires, if nothing is heard of it.
+    /// Returns the time in milliseconds at which this session expires, if it stays silent.
     pub(super) fn expires_ms(&self, session: i64) -> Option<u64> {
         self.sessions.get(&session).map(|entry| entry.bucket * BUCKET_MS)
     }
 
-    /// Takes the sessions that have expired, in the order of their ids within a bucket.
+    /// Removes and returns the expired sessions, in the order of their ids within a bucket.
     pub(super) fn expired(&mut self, now_ms: u64) -> Vec<i64> {
         let mut expired = Vec::new();
         while let Some(first) = self.buckets.first_entry() {

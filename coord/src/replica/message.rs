@@ -1,9 +1,9 @@
-//! What replicas tell each other: Raft's messages, forwarded writes, signs of life, snapshots.
+//! Messages between replicas: Raft's messages, forwarded writes, active sessions, snapshots.
 //!
-//! The transport has framed and checked the bytes; a message that does not decode all the same is
-//! from a version that speaks differently, and is refused. The layout is big endian as everywhere
-//! in this service. Raft's messages are written by hand and not as protocol buffers: the entries
-//! are copied once, and nothing that a peer sends reaches a parser that recurses.
+//! The transport has framed and checked the bytes. A message that still does not decode comes from another
+//! version of the protocol and is refused. The layout is big endian, as everywhere in this service. Raft's
+//! messages are written by hand and not as protocol buffers, so that entries are copied once and no peer's
+//! bytes reach a parser that recurses.
 
 use ::raft::eraftpb::{ConfState, Entry, EntryType, Message, MessageType};
 use bytes::Bytes;
@@ -12,20 +12,20 @@ use protobuf::ProtobufEnum;
 
 use crate::store::Applied;
 
-/// Where forwarded writes stand among those of their sender. They are taken in order and without
-/// a gap, so that of each client's writes a beginning takes effect, whatever becomes of messages.
+/// The position of forwarded writes among those of their sender. They are taken in order and without a gap,
+/// so that only a first part of each client's writes takes effect, even if messages are lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Place {
-    /// The sender's process.
+    /// The process of the sender.
     pub origin: u64,
-    /// Grows whenever the sender gives up all that it has forwarded, with the clients who asked.
+    /// Grows when the sender gives up everything that it has forwarded, and closes the clients of it.
     pub epoch: u64,
     /// Counts the messages of the epoch, from 0.
     pub sequence: u64,
 }
 
 impl Place {
-    /// Whether a message at this place comes next after what was taken or refused up to `next`.
+    /// True if a message at this place is the next after what was taken or refused up to `next`.
     pub(super) fn follows(self, next: Place) -> bool {
         let is_known = (self.origin, self.epoch) == (next.origin, next.epoch);
         let is_new = self.origin != next.origin || self.epoch > next.epoch;
@@ -33,72 +33,70 @@ impl Place {
     }
 }
 
-/// What a replica has, as far as the birth of an ensemble goes.
+/// What a replica has, for the birth of an ensemble.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Holding {
-    /// No data, and a list of members with this hash: it would begin a new ensemble with them.
+    /// No data, and a list of members with this hash: the replica would begin a new ensemble with them.
     Nothing { list: u64 },
-    /// No data, but this other replica said that it has some: no ensemble begins here.
+    /// No data, but this other replica reported that it has some, so no ensemble begins here.
     Met { data_at: u64 },
     /// The data of an ensemble.
     Data,
-    /// No data, and none of its own to begin with: it waits to join an ensemble that runs.
+    /// No data, and no list to begin with: the replica waits to join an ensemble.
     Joins,
 }
 
-/// A message between two replicas.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum PeerMessage<'a> {
-    /// Raft's own. A snapshot message carries no data: that comes in chunks.
+    /// A message of Raft. A snapshot message has no data, because that comes in chunks.
     Raft(Message),
-    /// Writes of our clients, for the leader of this term to propose: encoded commands, one after
+    /// Writes of our clients that the leader of this term must propose: encoded commands, one after
     /// another.
     Forward {
         term: u64,
         place: Place,
         commands: &'a [u8],
     },
-    /// The answer to `Forward` or `Reconfigure` of one that does not take it: lost is what was sent
-    /// in this epoch.
+    /// Refuses a `Forward` or `Reconfigure`. All that was sent in this epoch is lost.
     Refused {
         epoch: u64,
     },
-    /// Sessions whose clients were heard of, for the leader that watches over them.
+    /// Sessions that were active, for the leader that watches them.
     Alive {
         sessions: Vec<i64>,
     },
-    /// A snapshot follows: the message that Raft will be given when it has been installed.
+    /// A snapshot follows. Raft gets this message after the installation.
     SnapshotBegin(Message),
     SnapshotChunk {
         chunk: &'a [u8],
     },
     SnapshotEnd,
-    /// A chunk was stored: send another.
+    /// A chunk was stored, so the next may come.
     SnapshotMore,
     /// The snapshot took effect, or was refused.
     SnapshotDone {
         is_installed: bool,
     },
-    /// A change of members that one of our clients asks for: its command, encoded.
+    /// A change of members that one of our clients asks for: its encoded command.
     Reconfigure {
         epoch: u64,
         command: &'a [u8],
     },
-    /// The leader's no to the change with this tag.
+    /// The leader refuses the change with this tag.
     ReconfigureRefused {
         tag: u64,
         error: i32,
     },
-    /// Whether the sender has no room for more state; it has until it says otherwise.
+    /// Whether the sender's stores are full. This holds until its next message of this kind.
     Room {
         is_full: bool,
     },
-    /// The members as the sender has them, the text of `/zookeeper/config`: one that was away while
-    /// they changed may know of no address of the leader that it hears.
+    /// The members as the sender has them: the text of `/zookeeper/config`. A replica that was away while
+    /// they changed may not know the address of its leader.
     Members {
         text: &'a str,
     },
-    /// Said by a replica without data over and over, and by the others in answer.
+    /// Sent by a replica without data again and again, and by the others as the answer.
     Holds(Holding),
 }
 
@@ -297,7 +295,7 @@ fn read_raft(reader: &mut Reader<'_>) -> Result<Message, JuteError> {
     Ok(message)
 }
 
-/// Makes `message` speak of the snapshot that holds `applied`.
+/// Makes `message` name the snapshot that holds `applied`.
 pub(super) fn set_snapshot(message: &mut Message, applied: Applied) {
     let metadata = message.mut_snapshot().mut_metadata();
     metadata.index = applied.index;
@@ -409,7 +407,7 @@ mod tests {
             let bytes = message.encode();
             assert_eq!(PeerMessage::decode(&bytes), Ok(message));
             for length in 0..bytes.len() {
-                // Cut short it may be refused or be another message, but nothing panics.
+                // A shortened message may be refused or be another message, but nothing panics.
                 let _ = PeerMessage::decode(&bytes[..length]);
             }
         }

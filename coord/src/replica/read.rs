@@ -1,4 +1,4 @@
-//! What is answered from this replica's state: reads, watches, and the sync that waits for news.
+//! Requests that this replica answers from its own state: reads, watches, and syncs.
 
 use std::collections::VecDeque;
 
@@ -15,17 +15,17 @@ use crate::raft::Consensus;
 use crate::state::read::read;
 use crate::watch::{TooManyWatches, WatchLists, WatchTable};
 
-/// Syncs on their way: each turn's go to the leader as one question (Raft thesis, 6.4).
+/// Syncs on their way. Those of one turn go to the leader as one question (Raft thesis, 6.4).
 pub(super) struct Syncs {
-    /// Of this process. The leader tells questions apart by their bytes alone: without it, that of
-    /// one replica would be taken for that of another, or for one of an earlier process.
+    /// The origin of this process. The leader distinguishes questions only by their bytes, so without this
+    /// it would confuse questions of two replicas, or of two processes of one replica.
     origin: u64,
     issued: u64,
-    /// Asked since the last question.
+    /// Syncs since the last question.
     fresh: Vec<(ClientId, u64)>,
-    /// Questions whose answer has not come: their number, when asked, and who waits.
+    /// Questions without an answer yet.
     asked: VecDeque<Question>,
-    /// Answered: who waits for the state to reach which index.
+    /// Answered questions: the index that the state must reach, and the syncs that wait for it.
     answered: Vec<(u64, Vec<(ClientId, u64)>)>,
     number: u64,
 }
@@ -54,7 +54,7 @@ impl Syncs {
         self.issued
     }
 
-    /// Asks the leader; again when an answer does not come, since Raft may drop a question.
+    /// Asks the leader. Asks again when an answer does not come, because Raft may drop a question.
     pub(super) fn ask(&mut self, now: Now, patience_ms: u64, consensus: &mut Consensus) {
         while let Some(oldest) = self.asked.front() {
             if now.ms < oldest.asked_ms + patience_ms {
@@ -73,7 +73,7 @@ impl Syncs {
         self.asked.push_back(Question { number: self.number, asked_ms: now.ms, waiting });
     }
 
-    /// A new leader knows nothing of questions put to the old one.
+    /// Marks all questions to be asked again, because a new leader does not have the old one's.
     pub(super) fn ask_again(&mut self) {
         for question in self.asked.drain(..) {
             self.fresh.extend(question.waiting);
@@ -97,7 +97,7 @@ impl Syncs {
         }
     }
 
-    /// Takes those whose index the state has reached.
+    /// Removes and returns the syncs whose index the state has reached.
     fn due(&mut self, applied: u64) -> Vec<(ClientId, u64)> {
         let mut due = Vec::new();
         self.answered.retain_mut(|(index, waiting)| {
@@ -123,7 +123,7 @@ impl Replica {
     ) {
         let path = match Request::decode(opcode::SYNC, record) {
             Ok(Request::Sync { path }) => path,
-            // Answered like any read that makes no sense.
+            // An unreadable sync is answered like an unreadable read.
             _ => {
                 let Some(client) = self.client_mut(id) else { return };
                 if client.pending.is_empty() {
@@ -154,7 +154,7 @@ impl Replica {
         }
     }
 
-    /// Answers a request that needs nothing but this replica.
+    /// Answers a request that needs only this replica.
     pub(super) fn serve_read(
         &mut self,
         now: Now,
@@ -177,7 +177,7 @@ impl Replica {
             Ok(request) => request,
             Err(error) => {
                 let error = error_of(code, error);
-                // As ZooKeeper: an operation nobody knows ends the connection.
+                // As in ZooKeeper, an unknown operation ends the connection.
                 if error == Error::Unimplemented {
                     client.reply_error(request_xid, -1, error);
                     return self.close_client(id, actions);
@@ -190,7 +190,7 @@ impl Replica {
             let events;
             (events, watched) = set_watches(&mut self.watches, &self.state, id.slot, &request);
             for event in &events {
-                // No write is told here, but what had changed: there is no zxid to tell.
+                // These events report past changes and no write of now, so there is no zxid to send.
                 let header = ReplyHeader { xid: xid::NOTIFICATION, zxid: -1, error: 0 };
                 client.reply(header, |writer| event.encode(writer));
             }
@@ -198,9 +198,9 @@ impl Replica {
         let start = client.output.len();
         client.output.extend_from_slice(&[0; 4]);
         let mut writer = Writer::new(&mut client.output);
-        // A ping is answered with its own xid, whatever was sent (`FinalRequestProcessor`).
+        // A ping is answered with the xid of pings, whatever was sent (`FinalRequestProcessor`).
         let xid = if code == opcode::PING { xid::PING } else { request_xid };
-        // As ZooKeeper answers it: that reply carries no zxid.
+        // As in ZooKeeper, this reply has no zxid.
         let zxid = if code == opcode::SASL { 0 } else { zxid };
         ReplyHeader { xid, zxid, error: 0 }.encode(&mut writer);
         let body_start = start + 4 + REPLY_HEADER_SIZE;
@@ -250,7 +250,7 @@ impl View<'_> {
                     _ => return Err(Error::MarshallingError),
                 };
                 self.watches.add_persistent(self.slot, path, is_recursive).map_err(full)?;
-                // The reply is the record that carries an error elsewhere, with none in it.
+                // The reply is the record that elsewhere has an error; here the error is 0.
                 writer.int(0);
                 Ok(())
             }
@@ -276,7 +276,7 @@ impl View<'_> {
                 });
                 Ok(())
             }
-            // As a ZooKeeper that is not set up for it: no token, no error, nothing more shown.
+            // As a ZooKeeper without SASL answers: no token and no error.
             Request::Sasl { .. } => {
                 writer.buffer(None);
                 Ok(())
@@ -294,7 +294,7 @@ impl View<'_> {
         let answer = read(self.state, request, self.session, &identities, self.skip_acl, writer);
         let is_ok = answer.is_ok();
         match *request {
-            // The watch of `exists` is set on what is not there, too.
+            // The watch of `exists` is set on missing nodes too.
             Request::Exists { path, watch: true } if is_ok || answer == Err(Error::NoNode) => {
                 self.watches.add_data(self.slot, path).map_err(full)?;
             }
@@ -313,12 +313,12 @@ impl View<'_> {
     }
 }
 
-/// A client has as many watches as it may have.
+/// Returns the error for a client with as many watches as it may have.
 fn full(_: TooManyWatches) -> Error {
     Error::ThrottledOp
 }
 
-/// Sets a reconnected client's watches again; gives what it missed.
+/// Sets a reconnected client's watches again, and returns the events that it missed.
 fn set_watches<'a>(
     watches: &mut WatchTable,
     state: &crate::state::State,

@@ -1,10 +1,9 @@
-//! A change of members: asked by `reconfig` or an operator, decided by the leader, made by Raft.
+//! A change of members: `reconfig` or an operator asks, the leader decides, Raft makes it.
 //!
-//! New participants are connected, then follow without a vote, then get it (Raft thesis, 4.2.1):
-//! the change itself is proposed when a majority of the participants to be has what the leader
-//! has, so it never stops the ensemble by itself; participants that are not as far get their vote
-//! when they are. Several changes at once go through a joint
-//! configuration, in which both the old and the new majority must agree.
+//! New participants are connected, then follow without a vote, then get it (Raft thesis, 4.2.1). The change
+//! is proposed when a majority of the future participants has caught up with the leader, so the change
+//! never stops the ensemble. The other participants get their vote when they have caught up. Several
+//! changes at once go through a joint configuration, in which both the old and the new majority must agree.
 
 use std::collections::BTreeSet;
 
@@ -17,13 +16,13 @@ use super::{Action, Now, Replica, slot_of};
 use crate::command::{Act, Command, begin_batch};
 use crate::config::{Member, Role, members};
 
-/// How long the leader waits for new participants to connect.
+/// Milliseconds that the leader waits for new participants to connect.
 const CONNECT_PATIENCE_MS: u64 = 10_000;
-/// How long it waits for them to catch up, once they follow. A snapshot of a large state takes
-/// seconds; whoever is slower can be tried again.
+/// Milliseconds that it waits for them to catch up, once they follow. A snapshot of a large state takes
+/// seconds; a slower participant can be added again.
 const CATCH_UP_PATIENCE_MS: u64 = 60_000;
-/// Entries that a participant which came late may lack when it gets its vote. Guessed: what a
-/// busy ensemble has on its way.
+/// Entries that a late participant may lack when it gets its vote. Guessed: the number on its way in a busy
+/// ensemble.
 const PROMOTE_LAG_MAX: u64 = 1000;
 /// The node that holds the members.
 const CONFIG_PATH: &str = "/zookeeper/config";
@@ -32,17 +31,17 @@ const CONFIG_PATH: &str = "/zookeeper/config";
 pub(super) struct Reconfigure {
     members: Vec<Member>,
     text: String,
-    /// The command that asked, encoded, and the replica that waits for its outcome.
+    /// The encoded command, and the replica that waits for its outcome.
     command: Vec<u8>,
     peer: u64,
-    /// The epoch in which it asked.
+    /// The epoch of that replica when it asked.
     epoch: u64,
     deadline_ms: u64,
-    /// The index that new participants are to reach, once they follow.
+    /// The index that new participants must reach, once they follow.
     catch_up_to: Option<u64>,
 }
 
-/// How many of the participants to be are ready, and whether others will be.
+/// How many of the future participants are ready, and whether more are on the way.
 #[derive(Default)]
 struct Readiness {
     count: usize,
@@ -67,14 +66,14 @@ fn is_participant(member: &Member) -> bool {
 }
 
 impl Replica {
-    /// Sends a reconfig to the leader: it does not go through the log as other writes do.
+    /// Sends a reconfig to the leader. It does not go through the log as other writes do.
     pub(super) fn ask_reconfigure(&mut self, command: Vec<u8>) {
         self.reconfigures_asked.push(command);
     }
 
-    /// Hands the asked changes to the leader.
+    /// Gives the waiting changes to the leader.
     pub(super) fn flush_reconfigures(&mut self, now: Now, actions: &mut Vec<Action>) {
-        // What is sent while there is no stream is lost.
+        // Without a stream a message would be lost.
         let is_reached = self.consensus.is_leader() || self.connected.contains(&self.leader);
         if self.reconfigures_asked.is_empty() || self.leader == 0 || !is_reached {
             return;
@@ -92,12 +91,12 @@ impl Replica {
         self.writes_dispatched = self.writes_issued;
     }
 
-    /// Members that are not part of the ensemble yet but are to be connected to.
+    /// Lists the members to connect to although they are not part of the ensemble yet.
     pub(super) fn joining_members(&self) -> Vec<Member> {
         self.reconfigure.as_ref().map(|change| change.members.clone()).unwrap_or_default()
     }
 
-    /// The leader's part: checks a change and waits for its participants.
+    /// Checks a change, as the leader, and waits for its participants.
     pub(super) fn begin_reconfigure(
         &mut self,
         now: Now,
@@ -128,9 +127,9 @@ impl Replica {
         }
     }
 
-    /// What the members would be (`PrepRequestProcessor`, its case `reconfig`).
+    /// Returns the members after the change (`PrepRequestProcessor`, its case `reconfig`).
     fn check_change(&self, asked: &Command<'_>) -> Result<(Vec<Member>, String), Error> {
-        // A list that this leader, or one before it, has put into the log is not seen yet.
+        // This leader, or one before it, has put a list into the log that is not applied yet.
         let is_behind = self.consensus.applied() < self.list_index
             || self.consensus.applied_term() != self.consensus.term();
         if self.reconfigure.is_some() || self.consensus.is_changing_members() || is_behind {
@@ -144,7 +143,7 @@ impl Replica {
         else {
             return Err(Error::MarshallingError);
         };
-        // A single server has no members to change.
+        // A replica by itself has no members to change.
         if self.members.is_empty() {
             return Err(Error::Unimplemented);
         }
@@ -157,7 +156,7 @@ impl Replica {
         let members =
             members::reconfigure(&self.members, joining, leaving, new_members, is_operator)
                 .map_err(|error| error.reply())?;
-        // Last, as in ZooKeeper: what is wrong with a change is told to anybody.
+        // The rights are checked last, as in ZooKeeper, so any client learns what is wrong with a change.
         let may_write =
             self.config.skip_acl || self.state.allows(CONFIG_PATH, perms::WRITE, &asked.identities);
         if !may_write {
@@ -167,11 +166,11 @@ impl Replica {
         Ok((members, text))
     }
 
-    /// Takes the waiting change a step further: new participants follow once a majority is
-    /// connected, and vote once a majority has caught up.
+    /// Takes the waiting change a step further: new participants follow once a majority is connected, and
+    /// vote once a majority has caught up.
     pub(super) fn check_reconfigure(&mut self, now: Now, actions: &mut Vec<Action>) {
         let Some(change) = &self.reconfigure else { return };
-        // The step before is not done yet.
+        // The last step is still under way.
         if self.consensus.is_changing_members() {
             return;
         }
@@ -199,7 +198,7 @@ impl Replica {
         let change = self.reconfigure.take().expect("it was there");
         let Ok(asked) = Command::decode(&mut Reader::new(&change.command)) else { return };
         let command = Command { act: Act::SetConfig { text: &change.text }, ..asked };
-        // Those that came late have their own turn: one change less at a time.
+        // Late participants get their vote in a change of their own, so this one stays small.
         let is_late = |id| self.members.iter().any(|old| old.id == id && is_participant(old));
         let catch_up_to = change.catch_up_to.unwrap_or_default();
         let ready = |id| !is_late(id) && self.has_caught_up(id, catch_up_to);
@@ -207,8 +206,8 @@ impl Replica {
         let mut context = Vec::new();
         begin_batch(&mut context, now.wall_ms, self.rules());
         command.encode(&mut context);
-        // Addresses alone, or one that came late: Raft does not care. It is an entry of this leader
-        // all the same, for after another change its list would be an old one.
+        // Raft has nothing to do for new addresses, or for a late participant. The change is still an entry
+        // of this leader, because after another change its list would be an old one.
         let is_proposed = if changes.is_empty() {
             self.consensus.propose(context)
         } else {
@@ -223,7 +222,7 @@ impl Replica {
         }
     }
 
-    /// Which of the participants to be are connected, and have caught up if they are to.
+    /// Counts the future participants that are connected, and have caught up if they follow.
     fn readiness(&self, change: &Reconfigure) -> Readiness {
         let voters = &self.consensus.conf_state().voters;
         let progress = self.consensus.progress();
@@ -243,7 +242,7 @@ impl Replica {
         readiness
     }
 
-    /// The change that lets new participants follow.
+    /// Returns the changes that let new participants follow.
     fn learners_to_be(&self, members: &[Member]) -> Vec<ConfChangeSingle> {
         let state = self.consensus.conf_state();
         let is_new = |id| !state.voters.contains(&id) && !state.learners.contains(&id);
@@ -251,7 +250,7 @@ impl Replica {
         new.map(|member| single(member.id, ConfChangeType::AddLearnerNode)).collect()
     }
 
-    /// What Raft has to change to get from its members to these. Participants that are not `ready`
+    /// Returns what Raft must change to get from its members to these. Participants that are not `ready`
     /// follow without a vote.
     fn raft_changes(
         &self,
@@ -287,9 +286,9 @@ impl Replica {
         self.connected.contains(&id) && matched.is_some_and(|(_, matched, _)| *matched >= index)
     }
 
-    /// The leader's part: gives their vote to participants that were not there, or not as far, when
-    /// they became members. Always holds so: no member votes that never had data, so one that votes
-    /// and has none has lost it.
+    /// Gives their vote, as the leader, to participants that were not connected, or had not caught up, when
+    /// they became members. Always holds: no member votes that never had data, so a voter without data has
+    /// lost it.
     pub(super) fn promote_late(&mut self) {
         let is_busy = self.reconfigure.is_some() || self.consensus.is_changing_members();
         if !self.consensus.is_leader() || is_busy {
@@ -306,7 +305,7 @@ impl Replica {
                 && self.has_caught_up(member.id, index)
         };
         if let Some(member) = self.members.iter().find(is_late) {
-            tracing::info!(peer = member.id, "a member that came late may vote now");
+            tracing::info!(peer = member.id, "a late member may vote now");
             let change = conf_change(vec![single(member.id, ConfChangeType::AddNode)]);
             self.consensus.propose_members(change);
         }
@@ -314,7 +313,7 @@ impl Replica {
 
     fn refuse_waiting(&mut self, error: Error, actions: &mut Vec<Action>) {
         let Some(change) = self.reconfigure.take() else { return };
-        // Those that followed already are let go; the next change would do it, too.
+        // Members that follow already are removed; otherwise the next change would do so.
         let left_over = self.raft_changes(&self.members, |_| false);
         if !left_over.is_empty() {
             self.consensus.propose_members(conf_change(left_over));
@@ -325,7 +324,8 @@ impl Replica {
         self.tell_peers(actions);
     }
 
-    /// Leadership is lost: whoever asked closes its client, which asks again elsewhere.
+    /// Refuses the waiting change, because leadership is lost. The replica that asked closes its client,
+    /// which asks again elsewhere.
     pub(super) fn refuse_reconfigure(&mut self, actions: &mut Vec<Action>) {
         let Some(change) = self.reconfigure.take() else { return };
         if change.peer != self.identity.replica_id {
@@ -344,7 +344,7 @@ impl Replica {
         }
     }
 
-    /// The leader said no to a change that one of ours asked for.
+    /// Answers a client of ours whose change the leader refused.
     pub(super) fn reconfigure_refused(&mut self, tag: u64, error: i32) {
         if self.admin_refused(tag, error) {
             return;

@@ -1,4 +1,4 @@
-//! How a replica stands, for operators and their tools.
+//! The state of a replica, for operators and their tools.
 
 use super::client::{Client, Phase};
 use super::{Now, Replica};
@@ -8,8 +8,8 @@ use crate::report::{
 };
 
 impl Replica {
-    /// The figures of this moment, and what is wanted beside them. What the process and the disk know
-    /// is left to the caller.
+    /// Returns the current figures, and what `wanted` names beside them. The caller adds what the process
+    /// and the disk know.
     pub fn report(&self, now: Now, wanted: Wanted) -> Snapshot {
         let counts = self.state.counts();
         let mut snapshot = Snapshot::new(self.config.clone());
@@ -46,7 +46,7 @@ impl Replica {
         snapshot
     }
 
-    /// Sets figures back, as some four-letter words ask.
+    /// Resets figures, as some four-letter words ask.
     pub fn reset(&mut self, effect: Effect) {
         match effect {
             Effect::None => {}

@@ -1,4 +1,4 @@
-//! A client's messages after the handshake: which can be answered, which wait, which are writes.
+//! A client's messages after the handshake, sorted into reads, waiting requests and writes.
 
 use millrace_proto::zookeeper::{Error, JuteError, Reader, ReplyHeader, Request, opcode};
 
@@ -6,7 +6,7 @@ use super::client::{Pending, Phase};
 use super::{Action, ClientId, Now, Replica};
 use crate::command::{Act, Command};
 
-/// The operations that go through the log.
+/// True if the operation goes through the log.
 fn is_write(code: i32) -> bool {
     matches!(
         code,
@@ -24,8 +24,8 @@ fn is_write(code: i32) -> bool {
     )
 }
 
-/// Whether a write may make the state larger. What only deletes is taken even when there is no
-/// room, since it makes some.
+/// True if a write may make the state larger. A write that only deletes is taken even without room, because
+/// it makes some.
 fn may_grow(code: i32, record: &[u8]) -> bool {
     match code {
         opcode::DELETE | opcode::CLOSE_SESSION | opcode::RECONFIG => false,
@@ -40,7 +40,6 @@ fn may_grow(code: i32, record: &[u8]) -> bool {
 }
 
 impl Replica {
-    /// Takes one message of a client.
     pub(super) fn client_message(
         &mut self,
         now: Now,
@@ -71,7 +70,7 @@ impl Replica {
         }
         let Some(client) = self.client_mut(id) else { return };
         if client.phase == Phase::ReadOnly && (is_write(code) || code == opcode::SYNC) {
-            // A session of this replica alone ends without the others.
+            // A session that exists only here ends without the others.
             if code == opcode::CLOSE_SESSION {
                 let zxid = self.state.zxid();
                 let Some(client) = self.client_mut(id) else { return };
@@ -97,8 +96,8 @@ impl Replica {
         }
     }
 
-    /// Puts a write on its way. One that makes no sense goes it, too: it takes a zxid and is
-    /// answered in its turn, as in ZooKeeper.
+    /// Sends a write to the log. An unreadable one goes there too, because in ZooKeeper it takes a zxid and
+    /// is answered in its turn.
     fn write(
         &mut self,
         since_ms: u64,
@@ -106,7 +105,7 @@ impl Replica {
         (request_xid, code): (i32, i32),
         record: &[u8],
     ) {
-        // But for a reconfig, which ZooKeeper reads before it counts it.
+        // A reconfig is the exception, because ZooKeeper reads it before it counts it.
         if code == opcode::RECONFIG
             && let Err(error) = Request::decode(code, record)
         {
@@ -142,7 +141,7 @@ impl Replica {
         }
     }
 
-    /// Puts the writes on their way that waited for a change of members.
+    /// Sends the writes that waited for a change of members.
     pub(super) fn release_held(&mut self, id: ClientId) {
         while let Some(client) = self.client_mut(id)
             && let Some((place, message, since_ms)) = client.next_held()
@@ -150,7 +149,7 @@ impl Replica {
             client.pending_bytes -= message.len();
             let (request_xid, code, record) = split(&message).expect("it was split before");
             self.write(since_ms, id, (request_xid, code), record);
-            // It was put at the end, since something waits: the one that it replaces.
+            // The write went to the end, because others wait. It must replace its held form.
             let Some(client) = self.client_mut(id) else { return };
             let write = client.pending.pop_back().expect("a write was put there");
             client.pending[place] = write;
@@ -171,8 +170,8 @@ impl Replica {
         client.wait(Pending::Done { reply });
     }
 
-    /// Adds an identity to a connection, or closes it (`ZooKeeperServer.processPacket`). The reply
-    /// carries zxid 0; a record that cannot be read gets none.
+    /// Adds an identity to a connection, or closes it (`ZooKeeperServer.processPacket`). The reply has zxid
+    /// 0. An unreadable record gets no reply.
     fn authenticate(
         &mut self,
         id: ClientId,
@@ -197,7 +196,7 @@ impl Replica {
     }
 }
 
-/// Header and record of a message.
+/// Splits a message into xid, operation and record.
 pub(super) fn split(message: &[u8]) -> Option<(i32, i32, &[u8])> {
     let mut reader = Reader::new(message);
     let request_xid = reader.int().ok()?;
@@ -205,13 +204,13 @@ pub(super) fn split(message: &[u8]) -> Option<(i32, i32, &[u8])> {
     Some((request_xid, code, reader.rest()))
 }
 
-/// What a client is told of a record that cannot be read.
+/// Returns the error that a client gets for an unreadable record.
 pub(super) fn error_of(code: i32, error: JuteError) -> Error {
     match error {
         JuteError::Operation(unknown) if unknown == code && code != opcode::MULTI_READ => {
             Error::Unimplemented
         }
-        // One that may not stand inside a multi is a bad record.
+        // An operation that may not be inside a multi makes the record bad.
         JuteError::Operation(_) | JuteError::Short | JuteError::Length(_) => {
             Error::MarshallingError
         }

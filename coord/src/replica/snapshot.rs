@@ -1,8 +1,9 @@
-//! A follower that is too far behind for the log gets the whole state, in chunks, beside the log.
+//! Snapshots: a follower that is too far behind for the log gets the whole state in chunks.
 //!
-//! The chunks come from a consistent view of the leader's durable state, so nothing waits for them.
-//! The receiver stores them apart from its own state; when all are there, they take its place, and
-//! only then Raft is told. Between the two nothing is applied, for what would it be applied to.
+//! The chunks come from a consistent view of the leader's durable state, so nothing waits for them. The
+//! receiver stores them apart from its own state. When all chunks are there, they replace the state, and
+//! only then Raft gets the snapshot. In between nothing is applied, because the state is newer than Raft
+//! knows.
 
 use ::raft::eraftpb::Message;
 
@@ -11,31 +12,31 @@ use super::{Action, Replica};
 use crate::state::{Changes, State};
 use crate::store::Applied;
 
-/// Chunks on their way to a follower that it has not stored yet.
+/// Most chunks on their way to a follower that it has not stored yet.
 const CHUNKS_IN_FLIGHT_MAX: u32 = 4;
 
 /// A snapshot on its way to a follower.
 pub(super) struct Sending {
-    /// What Raft wants the follower to be given.
+    /// The message that Raft sends the follower.
     message: Message,
     chunks_in_flight: u32,
-    /// Whether the view is being read.
+    /// True if the view is being read.
     is_reading: bool,
     is_at_end: bool,
 }
 
-/// A snapshot that is coming in.
+/// A snapshot on its way from a leader.
 pub(super) struct Receiving {
     peer: u64,
     message: Message,
-    /// Whether all of it is there and takes the state's place.
+    /// True if all chunks are there and are replacing the state.
     is_installing: bool,
-    /// The new state, between its installation and Raft's consent.
+    /// The new state, after its installation and before Raft takes it.
     installed: Option<(Applied, State)>,
 }
 
 impl Replica {
-    /// Whether the state on disk is being replaced.
+    /// True if the state on disk is being replaced.
     pub(super) fn is_installing(&self) -> bool {
         self.receiving
             .as_ref()
@@ -73,7 +74,7 @@ impl Replica {
         let Some(sending) = self.sending.get_mut(&peer) else {
             return actions.push(Action::CloseSnapshot { peer });
         };
-        // The durable state may have moved on since Raft asked: newer is as good.
+        // The durable state may be newer than what Raft asked for, which is as good.
         set_snapshot(&mut sending.message, applied);
         sending.is_reading = true;
         let message = PeerMessage::SnapshotBegin(sending.message.clone());
@@ -145,7 +146,7 @@ impl Replica {
         message: Message,
         actions: &mut Vec<Action>,
     ) {
-        // One that is taking the state's place already is not disturbed, nor is a first state.
+        // A snapshot that is replacing the state is not disturbed, and a first state is not either.
         let is_first = self.is_founding();
         if is_first || self.receiving.as_ref().is_some_and(|receiving| receiving.is_installing) {
             return self.send_peer(
@@ -154,7 +155,7 @@ impl Replica {
                 actions,
             );
         }
-        // A leader of the past has nothing to give.
+        // A leader of an earlier term is ignored.
         if message.term < self.consensus.term() {
             return self.send_peer(
                 peer,
@@ -164,7 +165,7 @@ impl Replica {
         }
         let index = message.get_snapshot().get_metadata().index;
         if message.from != peer || index <= self.consensus.committed() {
-            // Nothing to gain from it; Raft tells the leader how far we are.
+            // The snapshot brings nothing new. Raft reports to the leader how far this replica is.
             self.consensus.step(message);
             return self.send_peer(
                 peer,
@@ -190,8 +191,8 @@ impl Replica {
         }
     }
 
-    /// Lets a peer that sends us a snapshot begin again: our answers to it were lost, or another
-    /// leader's has taken its place. One that is whole takes the state's place undisturbed.
+    /// Lets a peer that sends us a snapshot begin again, because our answers to it were lost or another
+    /// leader has replaced it. A complete snapshot is still installed.
     pub(super) fn refuse_snapshot_of(&mut self, peer: u64, actions: &mut Vec<Action>) {
         if let Some(receiving) = self.receiving.take_if(|receiving| receiving.peer == peer)
             && receiving.is_installing
@@ -213,7 +214,7 @@ impl Replica {
         }
         let index = receiving.message.get_snapshot().get_metadata().index;
         if index <= self.consensus.committed() {
-            // The log brought us further in the meantime: the state on disk must not go back.
+            // The log brought this replica further in the meantime, and the state on disk must not go back.
             self.receiving = None;
             let message = PeerMessage::SnapshotDone { is_installed: true };
             return self.send_peer(peer, &message, actions);
@@ -235,14 +236,14 @@ impl Replica {
         let mut message = receiving.message.clone();
         set_snapshot(&mut message, applied.clone());
         receiving.installed = Some((applied, state));
-        // Raft's answer may come from a later term, but what a majority has agreed on stays so:
-        // the snapshot is taken in whoever leads now.
+        // Raft may have reached a later term. The snapshot is still right, because what a majority has
+        // agreed on stays, so it is taken whichever replica leads now.
         message.term = message.term.max(self.consensus.term());
         self.consensus.step(message);
         if !self.consensus.has_snapshot() {
-            // The state on disk is the snapshot's, whose entries are all committed: starting
-            // from it is safe, going on with the one in memory is not.
-            let reason = "a snapshot was installed that Raft does not want; start again".to_owned();
+            // The state on disk is the snapshot's, and its entries are all committed. So starting from it
+            // is safe, and continuing with the state in memory is not.
+            let reason = "Raft refused an installed snapshot: start the replica again".to_owned();
             actions.push(Action::Stop { reason });
             self.is_failed = true;
             return;
@@ -256,7 +257,7 @@ impl Replica {
         self.send_peer(peer, &PeerMessage::SnapshotDone { is_installed: false }, actions);
     }
 
-    /// Raft took a snapshot, or the first state of an ensemble that begins here.
+    /// Replaces the state, because Raft took a snapshot or the first state of a new ensemble.
     pub(super) fn take_restored(&mut self, applied: &Applied, actions: &mut Vec<Action>) {
         let had_none = self.founding.is_some();
         if self.end_founding() {
@@ -265,7 +266,7 @@ impl Replica {
         } else {
             self.take_installed(applied, actions);
         }
-        // One that has heard that there is no data here must not count on that any more.
+        // The peers were sent that there is no data here, which is not true any more.
         if had_none {
             for &peer in &self.connected {
                 self.tell_holding(peer, actions);
@@ -273,15 +274,15 @@ impl Replica {
         }
     }
 
-    /// A received state is ours from here on.
+    /// Makes a received state this replica's own.
     fn take_installed(&mut self, applied: &Applied, actions: &mut Vec<Action>) {
         let installed = self.receiving.take().and_then(|receiving| receiving.installed);
         let (installed_at, state) = installed.expect("Raft restores what was installed before");
         assert!(installed_at.index == applied.index, "Raft restores what was installed");
         self.state = state;
         self.changes = Changes::default();
-        // What our clients watch may have changed without an event: they set their watches
-        // again when they reconnect, and learn of it then.
+        // What our clients watch may have changed without an event. They reconnect and set their watches
+        // again, and so get the events.
         let all: Vec<_> = self.clients.iter().flatten().map(|client| client.id).collect();
         for client in all {
             self.close_client(client, actions);

@@ -156,7 +156,7 @@ impl Ensemble {
         }
     }
 
-    /// Lets everything that can happen now happen.
+    /// Runs everything that can happen now.
     fn settle(&mut self) {
         loop {
             let mut is_quiet = true;
@@ -231,7 +231,7 @@ impl Ensemble {
         self.replicas[replica].output(client).map(std::mem::take).unwrap_or_default()
     }
 
-    /// Hands requests in at once, lets the world run, gives what came back.
+    /// Hands requests in at once, runs the ensemble, and returns the answers.
     fn ask(&mut self, connection: &mut Connection, requests: &[Request<'_>]) -> Vec<Answer> {
         for request in requests {
             connection.xid += 1;
@@ -298,7 +298,7 @@ impl Answer {
         Reader::new(&self.body).buffer().unwrap().unwrap_or_default().to_vec()
     }
 
-    /// Kind and path, if this is a watch event.
+    /// Returns kind and path of a watch event; `None` for other answers.
     fn event(&self) -> Option<(i32, String)> {
         if self.header.xid != xid::NOTIFICATION {
             return None;
@@ -458,7 +458,7 @@ fn a_write_behind_a_change_of_members_waits_for_it() {
         let mut client = ensemble.new_session(replica);
         let path = format!("/behind{replica}");
         let requests = [
-            // Somebody who never connects, so not even a majority of the new ones does.
+            // Replica 4 never connects, so not even a majority of the new participants does.
             Request::Reconfig {
                 joining: Some("server.4=10.0.0.4:2888:3888;2181"),
                 leaving: Some("1,2,3"),

@@ -1,5 +1,5 @@
-//! What a replica does because time passes: Raft's ticks, expiry of sessions, signs of life,
-//! containers that are due, clients without a leader.
+//! What a replica does by the clock: Raft's ticks, expiry of sessions, reports of active sessions, removal
+//! of due containers, closing of clients without a leader.
 
 use super::client::Phase;
 use super::{Action, ClientId, Now, PeerMessage, Replica, TICK_MS};
@@ -7,17 +7,17 @@ use crate::command::{Act, Command};
 use crate::config::Member;
 use crate::config::members::config_lines;
 
-/// Ticks made up for at once after a pause: more would only start elections.
+/// Most ticks to catch up on at once after a pause, because more would only start elections.
 const TICKS_AT_ONCE_MAX: u64 = 3;
-/// Milliseconds between two reports of signs of life to the leader.
+/// Milliseconds between two reports of active sessions to the leader.
 pub(super) const ALIVE_MS: u64 = 200;
-/// Containers and TTL nodes removed in one go.
+/// Most containers and TTL nodes to remove at once.
 const CONTAINERS_MAX: usize = 256;
-/// Election time-outs without a leader after which clients are sent away to look for another
-/// server, as ZooKeeper does at once.
+/// Election time-outs without a leader after which clients are closed, so that they look for another
+/// server. ZooKeeper does this at once.
 const LEADERLESS_TIMEOUTS: u64 = 4;
 
-/// When each is next due: monotonic milliseconds.
+/// The times when each is due next, in monotonic milliseconds.
 #[derive(Debug)]
 pub(super) struct Timers {
     tick_ms: u64,
@@ -66,8 +66,7 @@ impl Replica {
         deadline
     }
 
-    /// Whether there is a leader, or there was one so lately that there will be again; and the
-    /// ensemble is formed that it leads.
+    /// True if the formed ensemble has a leader, or lost one so recently that a new one is likely.
     pub(super) fn has_leader(&self, now: Now) -> bool {
         if !self.is_formed() {
             return false;
@@ -76,7 +75,7 @@ impl Replica {
         self.leaderless_since_ms.is_none_or(|since| now.ms < since + patience)
     }
 
-    /// The leader's part: silent sessions are closed, empty containers and old nodes removed.
+    /// Closes silent sessions and removes empty containers and old nodes, as the leader.
     fn watch_sessions(&mut self, now: Now) {
         for session in std::mem::take(&mut self.touched) {
             self.untouch(session);
@@ -86,8 +85,8 @@ impl Replica {
             let Some(view) = self.state.session(session) else { continue };
             tracing::info!(session = format_args!("{session:#x}"), "session expired");
             self.metrics.sessions_expired += 1;
-            // The attachment says which life of the session was silent: if its client comes back
-            // before this is applied, it is refused.
+            // The attachment says which connection of the session was silent. If the client comes back
+            // before this is applied, the command is refused.
             self.push_own(session, view.attach, Act::CloseSession);
         }
         if now.ms >= self.timers.containers_ms {
@@ -98,7 +97,7 @@ impl Replica {
         }
     }
 
-    /// Proposes a command for which no client waits.
+    /// Proposes a command that no client waits for.
     fn push_own(&mut self, session: i64, attach: i64, act: Act<'_>) {
         let identities = Vec::new();
         self.outbox.push(&Command { origin: 0, tag: 0, session, attach, identities, act });
@@ -112,7 +111,7 @@ impl Replica {
         }
     }
 
-    /// A follower's part: tells the leader which sessions were heard of here.
+    /// Reports the sessions that were active here to the leader, as a follower.
     fn report_alive(&mut self, actions: &mut Vec<Action>) {
         if self.leader == 0 || self.touched.is_empty() || !self.connected.contains(&self.leader) {
             return;
@@ -125,7 +124,7 @@ impl Replica {
         actions.push(Action::SendPeer { peer: self.leader, message });
     }
 
-    /// Closes all clients but those that are content with reading old state.
+    /// Closes all clients except those that accept old state.
     fn send_clients_away(&mut self, actions: &mut Vec<Action>) {
         let away: Vec<ClientId> = self
             .clients
@@ -139,7 +138,7 @@ impl Replica {
         }
     }
 
-    /// Closes the clients that were content with old state: there is a leader again.
+    /// Closes the clients that accepted old state, because there is a leader again.
     pub(super) fn close_read_only(&mut self, actions: &mut Vec<Action>) {
         let ended: Vec<ClientId> = self
             .clients
@@ -153,7 +152,7 @@ impl Replica {
         }
     }
 
-    /// Every session gets its whole time-out from a new leader.
+    /// Gives every session its whole time-out, as a new leader.
     pub(super) fn begin_leading(&mut self, now: Now) {
         self.liveness.clear();
         self.list_index = 0;
@@ -166,8 +165,8 @@ impl Replica {
             self.liveness.insert(session, timeout_ms, now.ms);
         }
         self.timers.containers_ms = now.ms + self.config.container_check_ms;
-        // The first leader of all tells how it spells the members. One that was by itself, or has
-        // just begun, is the only one so far; it takes the others of its list in.
+        // The very first leader writes down the members. A replica that was by itself, or has just begun,
+        // is the only member so far; it takes the others of its list in.
         if self.state.config_text().is_empty() && !self.config.members.is_empty() {
             let state = self.consensus.conf_state();
             let is_member = |member: &&Member| {

@@ -1,11 +1,10 @@
 //! The sockets of clients: accepted, received from, sent to, closed.
 //!
-//! What always holds: a socket is received from at most once a pass, so none starves another; a
-//! message is handed to the replica where the kernel put it; each client gets at most one write a
-//! turn; while the replica does not accept a client's next message its socket is left alone, and
-//! the client's own sending stops; a client's slot is given out again under a new generation.
-//! What a client may hold here is bounded: one message and one receive that came, and
-//! `output_max_bytes` that it does not read.
+//! What always holds: a socket is read at most once a pass, so none starves another; a message is handed to
+//! the replica where the kernel put it; each client gets at most one write a turn; while the replica does
+//! not accept a client's next message its socket is not read, so the client itself must stop sending; a
+//! client's slot is reused with a new generation. A client's memory here is bounded: one message, one
+//! receive, and `output_max_bytes` of replies that it does not read.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -20,46 +19,46 @@ use super::{ClientId, Event};
 use crate::metrics::Metrics;
 use crate::socket::{self, Cut, Inbox, Outbox, RateLimit, Received};
 
-/// A client has so long for its first message. ZooKeeper has no such limit.
+/// Milliseconds that a client has for its first message. ZooKeeper has no such limit.
 const GREETING_MS: u64 = 10_000;
-/// A closed client has so long to take what is still to be sent to it.
+/// Milliseconds that a closed client has to take its last bytes.
 const FAREWELL_MS: u64 = 5_000;
 /// Most clients that are accepted in one pass.
 const ACCEPTS_PER_PASS: usize = 256;
-/// How long to wait when the process has no descriptors left.
+/// Milliseconds to wait when the process has no descriptors left.
 const ACCEPT_PAUSE_MS: u64 = 100;
-/// Calls that empty a socket before it is closed, so that a client which sends on cannot keep us.
+/// Most reads that empty a socket before it is closed, so that a client which keeps sending cannot hold us
+/// up.
 const UNREAD_READS_MAX: usize = 64;
-/// `0xfff4fffd`, what telnet sends for an interrupt: a person wants to leave.
+/// `0xfff4fffd`, which telnet sends when a user interrupts it.
 const TELNET_CLOSE: [u8; 4] = [0xff, 0xf4, 0xff, 0xfd];
 
-/// What clients may do.
+/// The limits of clients.
 #[derive(Debug, Clone)]
 pub(crate) struct Limits {
     /// Longest message in bytes (`jute.maxbuffer`).
     pub(crate) message_max_bytes: usize,
-    /// Connections of one address; 0 is any number.
+    /// Most connections of one address; 0 for no such limit.
     pub(crate) per_address_max: u32,
-    /// Connections together.
+    /// Most connections.
     pub(crate) total_max: u32,
-    /// Bytes that may wait for one client.
+    /// Most bytes that wait for one client.
     pub(crate) output_max_bytes: usize,
 }
 
-/// Where a connection stands.
+/// The stage of a connection.
 #[derive(Debug)]
 enum Phase {
-    /// Not four bytes have come: it may become a client or a four-letter word.
+    /// Fewer than four bytes have come: it may become a client or a four-letter word.
     New,
     /// The replica knows it.
     Open,
-    /// Asked a four-letter word, answered soon.
+    /// It sent a four-letter word and will be answered soon.
     Asked,
-    /// Only what is in the outbox is still sent.
+    /// Only the rest of the outbox is sent.
     Leaving(Outbox),
 }
 
-/// One connection.
 #[derive(Debug)]
 struct Client {
     id: ClientId,
@@ -67,43 +66,41 @@ struct Client {
     stream: TcpStream,
     phase: Phase,
     inbox: Inbox,
-    /// The socket may hold bytes.
+    /// True if the socket may have bytes.
     is_readable: bool,
-    /// The other side has sent its last byte.
+    /// True if the other side has sent its last byte.
     has_ended: bool,
-    /// Stands in the list of those to look at.
+    /// True if the list of clients to look at has it.
     is_listed: bool,
-    /// The replica did not accept its next message.
+    /// True if the replica did not accept its next message.
     is_held: bool,
-    /// The kernel did not take all of its output.
+    /// True if the kernel did not take all of its output.
     is_full: bool,
 }
 
-/// How a look at a client ended.
+/// The outcome of a look at a client.
 #[derive(Debug)]
 enum Look {
     /// Nothing waits there.
     Idle,
     /// More may wait.
     More,
-    /// The replica must accept first.
+    /// The replica must accept it first.
     Held,
-    /// A four-letter word.
     Word([u8; 4]),
-    /// It has left, or is to be left.
+    /// It has left, or must be closed.
     Gone,
     /// A message of an impossible length.
     Length(i32),
 }
 
-/// All clients of a replica.
 #[derive(Debug)]
 pub(crate) struct Clients {
     limits: Limits,
     registry: Registry,
     listener: TcpListener,
     first_token: usize,
-    /// The listener may hold connections.
+    /// True if the listener may have connections.
     has_waiting: bool,
     paused_until_ms: u64,
     slots: Vec<Option<Client>>,
@@ -112,23 +109,23 @@ pub(crate) struct Clients {
     per_address: HashMap<IpAddr, u32>,
     /// Slots to look at in the next pass.
     listed: Vec<u32>,
-    /// New connections and leaving ones, with their deadlines in order.
+    /// New and leaving connections, with their deadlines in order.
     new: VecDeque<(u64, ClientId)>,
     leaving: VecDeque<(u64, ClientId)>,
     /// Four-letter words to answer.
     pub(super) words: Vec<(ClientId, [u8; 4])>,
-    /// What is counted here, in the fields of these names.
+    /// The figures counted here, in the fields of their names.
     pub(super) metrics: Metrics,
-    /// Bytes received and sent when it was last looked at.
+    /// Bytes received and sent at the last look.
     moved_seen: u64,
     log: RateLimit,
 }
 
 impl Clients {
-    /// Accepts clients from `listener`; they get tokens from `first_token` on.
+    /// Accepts clients from `listener` and gives them tokens from `first_token` on.
     ///
     /// # Errors
-    /// The listener cannot be polled.
+    /// Fails if the listener cannot be polled.
     pub(crate) fn new(
         limits: Limits,
         registry: Registry,
@@ -158,12 +155,12 @@ impl Clients {
         })
     }
 
-    /// Connections that are open.
+    /// Returns the count of open connections.
     pub(crate) fn count(&self) -> usize {
         self.slots.len() - self.free.len()
     }
 
-    /// Whether anything went to or came from clients since this was last asked.
+    /// True if bytes were sent or received since the last call.
     pub(crate) fn take_active(&mut self) -> bool {
         let moved = self.metrics.bytes_received + self.metrics.bytes_sent;
         std::mem::replace(&mut self.moved_seen, moved) != moved
@@ -174,7 +171,7 @@ impl Clients {
         self.has_waiting = true;
     }
 
-    /// Notes that the poll has news of a client.
+    /// Notes that the poll has news about a client.
     pub(crate) fn ready(&mut self, token: Token, readable: bool, has_ended: bool) {
         let slot = token.0 - self.first_token;
         let Some(Some(client)) = self.slots.get_mut(slot) else { return };
@@ -190,7 +187,7 @@ impl Clients {
         self.slots.get_mut(id.slot as usize)?.as_mut().filter(|client| client.id == id)
     }
 
-    /// Accepts, up to a limit. True when more may wait.
+    /// Accepts, up to a limit. True if more may wait.
     pub(crate) fn accept(&mut self, now_ms: u64) -> bool {
         if !self.has_waiting || now_ms < self.paused_until_ms {
             return false;
@@ -208,7 +205,8 @@ impl Clients {
                 }
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
-                    // No descriptors or no memory. Trying at once would only burn a processor.
+                    // There are no descriptors, or no memory. Another try at once would only burn a
+                    // processor.
                     tracing::warn!(%error, "cannot accept clients");
                     self.paused_until_ms = now_ms + ACCEPT_PAUSE_MS;
                     return false;
@@ -236,7 +234,7 @@ impl Clients {
         stream.set_nodelay(true)?;
         let slot = self.free.last().copied().unwrap_or(self.slots.len() as u32);
         let token = Token(self.first_token + slot as usize);
-        // Both at once and for good: edges of `WRITABLE` come only after a write fell short.
+        // Both are registered once and for all. Edges of `WRITABLE` come only after a write fell short.
         self.registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
         if self.free.pop().is_none() {
             self.slots.push(None);
@@ -269,7 +267,7 @@ impl Clients {
         }
     }
 
-    /// Looks once at every client that has news. True when more waits than one look took.
+    /// Looks once at every client with news. True if one look did not take all.
     pub(crate) fn pass(&mut self, shared: &mut [u8], world: &mut World<'_, impl Machine>) -> bool {
         let mut more = false;
         let mut listed = std::mem::take(&mut self.listed);
@@ -299,7 +297,7 @@ impl Clients {
         more
     }
 
-    /// Whether the replica now accepts a client that had to wait.
+    /// True if the replica now accepts a client that had to wait.
     pub(crate) fn may_go_on(&self, machine: &impl Machine) -> bool {
         self.listed.iter().any(|slot| {
             let client = self.slots[*slot as usize].as_ref();
@@ -307,7 +305,6 @@ impl Clients {
         })
     }
 
-    /// Sends a client's output.
     pub(crate) fn send(&mut self, id: ClientId, world: &mut World<'_, impl Machine>) {
         let limit = self.limits.output_max_bytes;
         let Some(Some(client)) = self.slots.get_mut(id.slot as usize) else { return };
@@ -327,7 +324,7 @@ impl Clients {
         self.drop_client(id, world);
     }
 
-    /// Sends what is in a client's output, then closes it. The replica has given it up already.
+    /// Sends the output of a client that the replica has given up, then closes it.
     pub(crate) fn close(&mut self, id: ClientId, now_ms: u64, machine: &mut impl Machine) {
         let rest = machine.output(id).map(std::mem::take).unwrap_or_default();
         self.leave(id, now_ms, rest);
@@ -352,7 +349,7 @@ impl Clients {
         self.metrics.bytes_sent += bytes as u64;
     }
 
-    /// Closes a client and tells the replica, if that knows it.
+    /// Closes a client, and reports it to the replica if that knows the client.
     fn drop_client(&mut self, id: ClientId, world: &mut World<'_, impl Machine>) {
         if self.get(id).is_some_and(|client| matches!(client.phase, Phase::Open)) {
             world.handle(Event::ClientClosed { client: id });
@@ -377,7 +374,7 @@ impl Clients {
         }
     }
 
-    /// Closes those whose time is over. Gives the next time to look.
+    /// Closes clients whose time is over. Returns the time of the next call.
     pub(crate) fn run_timers(&mut self, now_ms: u64) -> u64 {
         while let Some((_, id)) = self.new.pop_front_if(|(deadline, _)| *deadline <= now_ms) {
             if self.get(id).is_some_and(|client| matches!(client.phase, Phase::New)) {
@@ -392,8 +389,8 @@ impl Clients {
         accept.min(first(&self.new)).min(first(&self.leaving))
     }
 
-    /// Closes everybody at the end of the replica. Waits up to `patience` for what they have not
-    /// taken yet.
+    /// Closes all clients at the end of the replica. Waits up to `patience` while they take their last
+    /// output.
     pub(super) fn close_all(
         &mut self,
         now_ms: u64,
@@ -462,7 +459,7 @@ impl Client {
             self.is_readable = more;
         }
         match (look, received) {
-            // Nobody waits for the replies any more.
+            // Nothing waits for the replies any more.
             (Look::Held, _) if self.has_ended => Look::Gone,
             (Look::Idle, Err(_) | Ok(Received::End)) => Look::Gone,
             (Look::Idle, Ok(Received::Bytes { more, .. })) if more || self.has_ended => Look::More,
@@ -470,7 +467,7 @@ impl Client {
         }
     }
 
-    /// Sends output; the bytes that still wait.
+    /// Sends output. Returns the bytes that still wait.
     fn flush(&mut self, metrics: &mut Metrics, machine: &mut impl Machine) -> io::Result<usize> {
         let Some(output) = machine.output(self.id) else { return Ok(0) };
         let sent = socket::send(&self.stream, output)?;
@@ -485,8 +482,8 @@ impl Client {
         Ok(0)
     }
 
-    /// Ends the connection so that the last bytes arrive: a socket that is closed with bytes
-    /// unread resets the connection, and the other side may lose what it was sent.
+    /// Ends the connection so that the last bytes arrive. A socket closed with unread bytes resets the
+    /// connection, and then the other side may lose what it was sent.
     fn take_leave(&self) {
         use std::io::Read as _;
         let _ = self.stream.shutdown(std::net::Shutdown::Write);

@@ -1,10 +1,10 @@
-//! What the state thread does with each thing that it is asked, without the thread.
+//! The work of the state thread, without the thread.
 //!
-//! Owns the durable state, the changes that wait for their commit, the views that are being sent
-//! and the snapshot that comes in. Each thing is begun, which writes, and ended, which says what
-//! to tell the replica: a real disk has the bytes when [`Keeper::begin`] returns, a simulated one
-//! may crash in between. Always holds: a checkpoint of a state that was replaced is never written.
-//! Leaves to its callers time, threads and figures.
+//! Owns the durable state, the changes that wait for their commit, the views on their way to peers and the
+//! incoming snapshot. Each piece of work has two steps: the first writes, and the second returns the event
+//! for the replica. A real disk has the bytes when [`Keeper::begin`] returns; a simulated one may crash in
+//! between. Always holds: a checkpoint of a state that was replaced is never written. Leaves time, threads
+//! and figures to its callers.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -14,10 +14,10 @@ use crate::state::{Loader, State};
 use crate::store::checkpoint::{self, Limits};
 use crate::store::{Applied, SnapshotReader, StateStore, StoreError};
 
-/// Loads the state out of a store; `None` when nothing was ever committed there.
+/// Loads the state from a store; `None` if nothing was ever committed there.
 ///
 /// # Errors
-/// As [`StateStore::load`], or [`StoreError::Corrupt`] when the records make no state.
+/// As [`StateStore::load`], or [`StoreError::Corrupt`] if the records do not make a state.
 pub fn load(store: &dyn StateStore, seed: u64) -> Result<Option<(Applied, State)>, StoreError> {
     let wrong = |error: crate::state::LoadError| StoreError::Corrupt {
         what: "the state".into(),
@@ -31,47 +31,47 @@ pub fn load(store: &dyn StateStore, seed: u64) -> Result<Option<(Applied, State)
     }
 }
 
-/// What was begun, and what is left to do once its bytes are on the disk.
+/// Work that was begun, and what is left to do once its bytes are on the disk.
 #[derive(Debug)]
 pub enum Begun {
-    /// Nothing that the replica waits for.
+    /// The replica waits for nothing.
     Nothing,
-    /// This is to be told.
+    /// The replica gets this event.
     Tell(Event<'static>),
     /// The merged changes up to this point were written.
     Committed {
-        /// What the state holds now.
+        /// The point that the state has reached.
         applied: Applied,
-        /// The zxid that belongs to it.
+        /// The zxid of this point.
         zxid: i64,
     },
-    /// A received snapshot took the state's place, and is to be loaded.
+    /// A received snapshot replaced the state, and must be loaded.
     Installed {
         /// The replica that sent it.
         peer: u64,
     },
 }
 
-/// See the module.
+/// The durable state and its changes; see the module.
 pub struct Keeper {
     store: Box<dyn StateStore>,
-    /// Decides the order inside hash tables, and nothing else.
+    /// Decides only the order inside hash tables.
     seed: u64,
-    /// Bytes of one chunk of a snapshot.
+    /// Most bytes of one chunk of a snapshot.
     chunk_size: usize,
     merged: checkpoint::Checkpoint,
-    /// What the last merged checkpoint belongs to.
+    /// The point of the last merged checkpoint.
     merged_to: Applied,
     merged_zxid: i64,
-    /// Views that are being sent, by peer.
+    /// Views on their way, by peer.
     snapshots: HashMap<u64, Box<dyn SnapshotReader>>,
-    /// Whether the snapshot that is being received can still be installed.
+    /// The reason that the incoming snapshot cannot be installed, if there is one.
     install: Result<(), String>,
     is_broken: bool,
 }
 
 impl Keeper {
-    /// Keeps the state of `store`; `limits` say when a commit is due.
+    /// Builds a keeper of the state in `store`; `limits` say when a commit is due.
     pub fn new(store: Box<dyn StateStore>, limits: Limits, seed: u64, chunk_size: usize) -> Keeper {
         Keeper {
             store,
@@ -86,26 +86,25 @@ impl Keeper {
         }
     }
 
-    /// True if what is merged has to be committed before `action` is begun: what is merged may be
-    /// what a peer lacks.
+    /// True if the merged changes must be committed before `action` begins, because a peer may lack them.
     pub fn commits_before(action: &Action) -> bool {
         matches!(action, Action::OpenSnapshot { .. })
     }
 
-    /// When the next commit is due, in the caller's milliseconds; `None` if nothing waits.
+    /// Returns when the next commit is due, in the caller's milliseconds; `None` if nothing waits.
     pub fn due_ms(&self) -> Option<u64> {
         self.merged.due_ms()
     }
 
-    /// Bytes in use, bytes that wait for their commit, and bytes that the store can grow to.
+    /// Returns the bytes in use, those that wait for their commit, and those that the store may grow to.
     pub fn room(&self) -> (u64, u64, u64) {
         (self.store.used_bytes(), self.merged.bytes() as u64, self.store.limit_bytes())
     }
 
-    /// Begins one of the actions that are about the durable state.
+    /// Begins an action on the durable state.
     ///
     /// # Panics
-    /// If the action is about something else.
+    /// Panics if the action is another one.
     pub fn begin(&mut self, action: Action, now_ms: u64) -> Begun {
         if self.is_broken {
             return Begun::Nothing;
@@ -135,7 +134,7 @@ impl Keeper {
         }
     }
 
-    /// Begins to make durable what was merged.
+    /// Begins to make the merged changes durable.
     pub fn commit(&mut self) -> Begun {
         if self.is_broken {
             return Begun::Nothing;
@@ -149,7 +148,7 @@ impl Keeper {
         }
     }
 
-    /// Ends what was begun, when its bytes are on the disk; gives what to tell the replica.
+    /// Ends begun work when its bytes are on the disk. Returns the event for the replica.
     pub fn end(&mut self, begun: Begun) -> Option<Event<'static>> {
         match begun {
             Begun::Nothing => None,
@@ -160,13 +159,13 @@ impl Keeper {
                     Event::SnapshotInstalled { peer, applied, state: Box::new(state) }
                 }
                 Ok(None) => unreachable!("a state was installed a moment ago"),
-                // The old state is gone and the new one does not make sense.
+                // The old state is gone, and the new one cannot be read.
                 Err(error) => self.fail(&error),
             }),
         }
     }
 
-    /// Takes nothing more: the store has failed. Gives what to tell the replica.
+    /// Takes no more work, because the store has failed. Returns the event for the replica.
     pub fn fail(&mut self, error: &StoreError) -> Event<'static> {
         self.is_broken = true;
         self.merged.clear();
@@ -190,8 +189,8 @@ impl Keeper {
         Begun::Nothing
     }
 
-    /// Tells apart what is wrong: an error of a snapshot is the snapshot's alone, any other is the
-    /// store's end, which is to be told.
+    /// Sorts errors: an error of a snapshot affects only the snapshot. Any other one ends the store, and
+    /// its event is returned.
     fn note<T>(
         &mut self,
         result: Result<T, StoreError>,
@@ -217,7 +216,7 @@ impl Keeper {
             }
             Ok(Err(error)) => {
                 tracing::warn!(peer, error, "no snapshot for a peer");
-                // The end at once: the peer finds it incomplete and says so.
+                // The snapshot ends at once. The peer finds it incomplete and reports that.
                 Event::SnapshotChunk { peer, chunk: None }
             }
         };
@@ -249,7 +248,7 @@ impl Keeper {
                 Ok(stored) => self.install = stored,
             }
         }
-        // A bad one is refused at the end; until then the peer goes on.
+        // A bad chunk makes the end fail; until then the peer continues.
         Begun::Tell(Event::SnapshotStored { peer })
     }
 
@@ -263,7 +262,7 @@ impl Keeper {
             Err(failed) => Begun::Tell(*failed),
             Ok(Err(error)) => Begun::Tell(Event::SnapshotRefused { peer, error }),
             Ok(Ok(_)) => {
-                // At once: it belongs to the state that was replaced.
+                // These changes belong to the state that was replaced.
                 self.merged.clear();
                 Begun::Installed { peer }
             }

@@ -1,9 +1,9 @@
 //! The thread that writes the Raft log.
 //!
-//! It takes all appends that wait and makes them durable in one commit: the longer a commit takes,
-//! the more the next one carries. Always holds: an append is called durable after its commit, and
-//! appends become durable in order; after a store error nothing more is written. Forgets old
-//! entries in small steps while no append waits; a log that is full is compacted at once.
+//! It takes all waiting appends and makes them durable in one commit, so the longer a commit takes, the
+//! more the next one carries. Always holds: an append is reported durable after its commit, and in order;
+//! after a store error nothing more is written. Forgets old entries in small steps while no append waits. A
+//! full log is compacted at once.
 
 use std::io;
 use std::path::Path;
@@ -16,11 +16,11 @@ use super::room::FreeSpace;
 use super::{Disk, Event, Letter, Mailbox};
 use crate::store::{Append, LogStore, StoreError};
 
-/// Appends that wait at most. Each turn of the loop makes one at most, and the replica stops taking
-/// requests long before; a loop that gets here waits for the disk.
+/// Most appends that wait. Each turn of the loop makes at most one, and the replica stops taking requests
+/// long before this. A loop that reaches it waits for the disk.
 const APPENDS_MAX: usize = 4096;
 
-/// How often room is looked for while there is none.
+/// Time between two checks for room while there is none.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 enum Work {
@@ -36,10 +36,10 @@ pub(crate) struct LogThread {
 }
 
 impl LogThread {
-    /// Starts the thread; the file system to be looked at is that of `directory`.
+    /// Starts the thread. It watches the file system of `directory`.
     ///
     /// # Errors
-    /// It could not be started.
+    /// Fails if the thread could not be started.
     pub(crate) fn start(
         store: Box<dyn LogStore>,
         mailbox: Mailbox,
@@ -64,24 +64,24 @@ impl LogThread {
         Ok(LogThread { work: sender, thread, last_append: 0 })
     }
 
-    /// Queues an append; waits while too many do.
+    /// Queues an append. Waits while too many do.
     pub(super) fn append(&mut self, append: Append) {
         self.last_append = append.number;
         self.send(Work::Append(append));
     }
 
-    /// The number of the append that was queued last; 0 for none.
+    /// Returns the number of the last queued append; 0 for none.
     pub(super) fn last_append(&self) -> u64 {
         self.last_append
     }
 
-    /// Asks for the entries up to `index` to be forgotten, sometime.
+    /// Asks the thread to forget the entries up to `index` later.
     pub(super) fn compact(&self, index: u64, term: u64) {
         self.send(Work::Compact { index, term });
     }
 
     fn send(&self, work: Work) {
-        // A thread that ended has said so with `StorageFailed`.
+        // A thread that ended has reported it with `StorageFailed`.
         let _ = self.work.send(work);
     }
 
@@ -103,7 +103,7 @@ struct Writer {
     work: Receiver<Work>,
     /// Appends of the next commit.
     batch: Vec<Append>,
-    /// Up to where entries are to be forgotten: index and term.
+    /// Index and term of the last entry to forget.
     compaction: Option<(u64, u64)>,
     is_broken: bool,
 }
@@ -111,7 +111,7 @@ struct Writer {
 impl Writer {
     fn run(mut self) {
         loop {
-            // With entries to forget, only look whether something more important waits.
+            // With entries to forget, the thread only looks whether more important work waits.
             let next = match self.compaction {
                 Some(_) => {
                     self.work.try_recv().map_err(|it| it == flume::TryRecvError::Disconnected)
@@ -176,7 +176,7 @@ impl Writer {
         self.free_space.look(&self.disk.room);
     }
 
-    /// One step of forgetting.
+    /// Forgets some entries.
     fn compact(&mut self) {
         let Some((index, term)) = self.compaction.take().filter(|_| !self.is_broken) else {
             return;
@@ -184,7 +184,7 @@ impl Writer {
         match self.store.compact(index, term) {
             Ok(reached) if reached < index => self.compaction = Some((index, term)),
             Ok(_) => {}
-            // Room comes back by itself; nothing is lost by keeping entries.
+            // Room comes back by itself, and keeping entries loses nothing.
             Err(error @ StoreError::Full { .. }) => tracing::warn!(%error, "compacting the log"),
             Err(error) => self.fail(&error),
         }

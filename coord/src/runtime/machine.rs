@@ -1,4 +1,4 @@
-//! What the loop drives: a replica. A trait, so that the tests of the sockets drive one of theirs.
+//! What the loop drives: a replica. It is a trait so that tests of the sockets can drive another one.
 
 use crate::replica::{Action, ClientId, Event, Now, Replica};
 use crate::report::{Effect, Snapshot, Wanted};
@@ -16,7 +16,7 @@ pub(crate) trait Machine {
     fn may_stop(&self) -> bool;
 }
 
-/// A machine in one pass: the time, and where its actions go.
+/// A machine in one pass: the time, and the list for its actions.
 pub(crate) struct World<'a, M> {
     pub(crate) now: Now,
     pub(crate) machine: &'a mut M,

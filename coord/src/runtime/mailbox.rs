@@ -1,8 +1,8 @@
-//! How other threads reach the loop: letters, and a bell that rings only when the loop sleeps.
+//! The way from other threads to the loop: letters, and a bell that rings only if the loop sleeps.
 //!
-//! Waking a thread costs microseconds on both sides, so a loop that is awake is not woken: it looks
-//! into the mailbox in each pass anyway. Always holds: what was put here before the loop slept is
-//! seen before it sleeps, and what is put here while it sleeps wakes it.
+//! Waking a thread costs microseconds on both sides. A loop that is awake is not woken, because it looks
+//! into the mailbox in each pass. Always holds: what was put here before the loop sleeps is seen before it
+//! sleeps, and what is put here while it sleeps wakes it.
 
 use std::io;
 use std::sync::Arc;
@@ -12,9 +12,9 @@ use mio::{Registry, Token, Waker};
 
 use super::Letter;
 
-/// Letters that wait at most. Guessed: our threads have few under way each.
+/// Most letters that wait. Guessed: each of our threads has few under way.
 const LETTERS_MAX: usize = 1024;
-/// Letters that wait at most when an operator's is taken. Lower, so that operators cannot keep our
+/// Most letters that wait when an operator's is taken. This is lower, so that operators cannot keep our
 /// threads from writing.
 const LETTERS_OFFERED_MAX: usize = 256;
 const _: () = assert!(LETTERS_OFFERED_MAX < LETTERS_MAX / 2);
@@ -22,19 +22,19 @@ const _: () = assert!(LETTERS_OFFERED_MAX < LETTERS_MAX / 2);
 struct Bell {
     is_asleep: AtomicBool,
     waker: Waker,
-    /// The last append that is durable. Not a letter: one is enough for all before it, and the
-    /// log thread then never waits for the loop, so the loop may wait for the log thread.
+    /// The last durable append. This is not a letter, because one number stands for all before it. So the
+    /// log thread never waits for the loop, and the loop may wait for the log thread.
     durable: AtomicU64,
 }
 
-/// Where other threads write to the loop. Cheap to clone.
+/// The other threads' end of the mailbox. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Mailbox {
     letters: flume::Sender<Letter>,
     bell: Arc<Bell>,
 }
 
-/// The loop's end of it.
+/// The loop's end of the mailbox.
 pub(crate) struct Letters {
     letters: flume::Receiver<Letter>,
     bell: Arc<Bell>,
@@ -43,7 +43,7 @@ pub(crate) struct Letters {
 /// Makes a mailbox whose bell is `token`.
 ///
 /// # Errors
-/// No eventfd could be made.
+/// Fails if no eventfd could be made.
 pub(crate) fn mailbox(registry: &Registry, token: Token) -> io::Result<(Mailbox, Letters)> {
     let (sender, receiver) = flume::bounded(LETTERS_MAX);
     let bell = Arc::new(Bell {
@@ -56,19 +56,19 @@ pub(crate) fn mailbox(registry: &Registry, token: Token) -> io::Result<(Mailbox,
 }
 
 impl Mailbox {
-    /// Puts a letter in; waits while the mailbox is full. False when the loop has ended.
+    /// Adds a letter. Waits while the mailbox is full. True if the loop still runs.
     pub(crate) fn send(&self, letter: Letter) -> bool {
         let is_sent = self.letters.send(letter).is_ok();
         self.ring();
         is_sent
     }
 
-    /// As [`Mailbox::send`], but the letter is dropped when too many wait.
+    /// Adds a letter, or drops it if too many wait. True if it was added and the loop still runs.
     pub(crate) fn offer(&self, letter: Letter) -> bool {
         self.letters.len() < LETTERS_OFFERED_MAX && self.send(letter)
     }
 
-    /// Says that appends up to `number` are durable.
+    /// Notes that appends up to `number` are durable.
     pub(crate) fn log_durable(&self, number: u64) {
         self.bell.durable.store(number, Ordering::SeqCst);
         self.ring();
@@ -85,7 +85,7 @@ impl Mailbox {
 }
 
 impl Letters {
-    /// Says that the loop is about to sleep; false when something came and it must not.
+    /// Announces that the loop will sleep. True if it may, because nothing came.
     pub(crate) fn may_sleep(&self, durable_seen: u64) -> bool {
         self.bell.is_asleep.store(true, Ordering::SeqCst);
         if !self.has_news(durable_seen) {
@@ -95,22 +95,22 @@ impl Letters {
         false
     }
 
-    /// Whether something came since the loop looked.
+    /// True if something came since the loop looked.
     pub(crate) fn has_news(&self, durable_seen: u64) -> bool {
         !self.letters.is_empty() || self.durable() != durable_seen
     }
 
-    /// Says that the loop is awake.
+    /// Notes that the loop is awake.
     pub(crate) fn woke(&self) {
         self.bell.is_asleep.store(false, Ordering::SeqCst);
     }
 
-    /// The last append that is durable.
+    /// Returns the number of the last durable append.
     pub(crate) fn durable(&self) -> u64 {
         self.bell.durable.load(Ordering::SeqCst)
     }
 
-    /// The next letter.
+    /// Returns the next letter.
     pub(crate) fn next(&self) -> Option<Letter> {
         self.letters.try_recv().ok()
     }

@@ -1,5 +1,4 @@
-//! What a replica tells about itself: the snapshot that it makes, and what the loop and its threads
-//! add to it.
+//! Reports of a replica: its snapshot, and what the loop and its threads add to it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -8,7 +7,7 @@ use super::{Machine, Now, Report, Runtime};
 use crate::metrics::Latency;
 use crate::report::{self, Effect, Process, Wanted};
 
-/// What the threads that write to the disk count. Shared: they write, the loop reads.
+/// The figures of the threads that write to the disk. They write these, and the loop reads them.
 #[derive(Debug, Default)]
 pub(super) struct DiskFigures {
     /// Durable commits of the log.
@@ -25,25 +24,25 @@ pub(super) struct DiskFigures {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Disk {
     figures: Arc<Mutex<DiskFigures>>,
-    /// Whether they have room for more.
+    /// Whether the stores have room.
     pub(super) room: Room,
 }
 
 impl Disk {
-    /// Notes what the state on disk holds; see [`DiskFigures::checkpoint`].
+    /// Notes the checkpoint on disk; see [`DiskFigures::checkpoint`].
     pub(crate) fn note_checkpoint(&self, checkpoint: Option<(i64, i64)>) {
         self.figures().checkpoint = checkpoint;
     }
 
-    /// The figures, for a moment.
+    /// Locks the figures.
     pub(super) fn figures(&self) -> MutexGuard<'_, DiskFigures> {
-        // Plain numbers: a thread that panicked left nothing half done that matters.
+        // These are plain numbers, so a thread that panicked did no harm here.
         self.figures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<M: Machine> Runtime<M> {
-    /// How the replica stands, with what is wanted beside the figures.
+    /// Reports the state of the replica, and what `wanted` names beside the figures.
     pub(super) fn report(&self, now: Now, wanted: Wanted) -> Report {
         let mut snapshot = self.machine.report(now, wanted);
         let counted = &self.clients.metrics;
@@ -83,7 +82,7 @@ impl<M: Machine> Runtime<M> {
         }
     }
 
-    /// Sets figures back.
+    /// Resets figures.
     pub(super) fn reset(&mut self, effect: Effect) {
         if effect == Effect::ResetServer {
             self.clients.metrics.reset();

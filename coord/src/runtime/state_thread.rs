@@ -1,10 +1,9 @@
 //! The thread that keeps the durable state: checkpoints, snapshots, copies.
 //!
-//! The loop never waits for it while there is room in the queue between them: what finds the thread
-//! busy waits in [`StateThread`], checkpoints merged, and only above [`WAITING_BYTES_MAX`] the loop
-//! waits too. Always holds: the thread does what it is asked in the order of asking; a checkpoint
-//! that is not durable yet is lost with the process, and the log has its entries. What each thing
-//! means is the [`Keeper`]'s.
+//! The loop never waits for it while the queue between them has room. Work for a busy thread waits in
+//! [`StateThread`], with checkpoints merged, and only above [`WAITING_BYTES_MAX`] the loop waits too.
+//! Always holds: work is done in the order of asking; a checkpoint that is not durable yet is lost with the
+//! process, and the log has its entries. The work itself is in [`Keeper`].
 
 use std::collections::VecDeque;
 use std::io;
@@ -20,39 +19,38 @@ use crate::replica::Checkpoint;
 use crate::store::StateStore;
 use crate::store::checkpoint::Limits;
 
-/// Work between the loop and the thread. Small: the rest waits on the loop's side, where
-/// checkpoints are merged.
+/// Most pieces of work in the queue. Small, because the rest waits on the loop's side, where checkpoints
+/// are merged.
 const QUEUE_MAX: usize = 64;
-/// Bytes of changes that wait for a busy thread until the loop waits as well: minutes of an
-/// ordinary disk's stall at an ordinary rate of writes, seconds at the highest.
+/// Bytes of changes that wait for a busy thread before the loop waits too. They last for minutes of an
+/// ordinary disk's stall at an ordinary rate of writes, and seconds at the highest.
 const WAITING_BYTES_MAX: usize = 256 << 20;
-/// How soon a queue that was full is tried again.
+/// Milliseconds until a full queue is tried again.
 const RETRY_MS: u64 = 5;
 /// Bytes of one chunk of a snapshot.
 const CHUNK_SIZE: usize = 256 << 10;
 
 enum Work {
-    /// One of the actions that are about the durable state.
+    /// An action on the durable state.
     Act(Action),
-    /// Write a copy into a new file.
+    /// A copy to write to a new file.
     Backup(PathBuf, Answer),
 }
 
 /// The loop's end of the thread.
 pub(crate) struct StateThread {
     work: Sender<Work>,
-    /// With the bytes of each.
+    /// Work with its bytes.
     waiting: VecDeque<(Work, usize)>,
     waiting_bytes: usize,
     thread: JoinHandle<()>,
 }
 
 impl StateThread {
-    /// Starts the thread; changes are durable after about `interval_ms`, or when they are
-    /// `bytes_max`.
+    /// Starts the thread. Changes become durable after about `interval_ms`, or when they reach `bytes_max`.
     ///
     /// # Errors
-    /// The thread could not be started.
+    /// Fails if the thread could not be started.
     pub(crate) fn start(
         store: Box<dyn StateStore>,
         interval_ms: u64,
@@ -71,7 +69,7 @@ impl StateThread {
         Ok(StateThread { work: sender, waiting: VecDeque::new(), waiting_bytes: 0, thread })
     }
 
-    /// Queues an action that is about the durable state.
+    /// Queues an action on the durable state.
     pub(super) fn ask(&mut self, action: Action) {
         if let Action::Checkpoint { checkpoint } = action {
             return self.merge(checkpoint);
@@ -84,7 +82,7 @@ impl StateThread {
         self.waiting.push_back((Work::Backup(path, answer), 0));
     }
 
-    /// A checkpoint that follows one which still waits becomes part of it.
+    /// Adds a checkpoint to one that still waits.
     fn merge(&mut self, next: Checkpoint) {
         let added = size(&next);
         self.waiting_bytes += added;
@@ -107,7 +105,7 @@ impl StateThread {
     /// Hands over what the queue has room for.
     pub(super) fn push_on(&mut self) {
         while let Some((work, bytes)) = self.waiting.pop_front() {
-            // A thread that ended has said so with `StorageFailed`.
+            // A thread that ended has reported it with `StorageFailed`.
             match self.work.try_send(work) {
                 Err(TrySendError::Full(work)) if self.waiting_bytes <= WAITING_BYTES_MAX => {
                     return self.waiting.push_front((work, bytes));
@@ -119,7 +117,7 @@ impl StateThread {
         }
     }
 
-    /// When [`StateThread::push_on`] should be tried again.
+    /// Returns the time of the next [`StateThread::push_on`].
     pub(super) fn deadline_ms(&self, now_ms: u64) -> u64 {
         if self.waiting.is_empty() { u64::MAX } else { now_ms + RETRY_MS }
     }
@@ -164,7 +162,7 @@ impl Worker {
             match next {
                 Ok(Work::Act(action)) => self.act(action),
                 Ok(Work::Backup(path, answer)) => {
-                    // Whoever asked may have left.
+                    // The operator may have left.
                     let _ = answer.send(self.backup(&path));
                 }
                 Err(RecvTimeoutError::Timeout) => {}
@@ -189,7 +187,7 @@ impl Worker {
         self.end(begun);
     }
 
-    /// Makes durable what was merged.
+    /// Makes the merged changes durable.
     fn commit(&mut self) {
         let began = Instant::now();
         let begun = self.keeper.commit();
@@ -199,11 +197,11 @@ impl Worker {
             figures.checkpoint_latency.record(began.elapsed().as_micros() as u64);
             figures.state_bytes = self.keeper.room().0;
             drop(figures);
-            // Else what waited for this commit would count until the next write, which may be
-            // refused because of it.
+            // Otherwise what waited for this commit would count until the next write, which may be refused
+            // because of it.
             self.note_room();
         }
-        // Last: a client that is answered because of it finds the figures as they are now.
+        // This comes last, because it may answer a client, which must find these figures.
         self.end(begun);
     }
 

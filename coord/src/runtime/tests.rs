@@ -1,4 +1,4 @@
-//! The parts of the loop, each with what it touches made real: sockets, threads, the poll.
+//! The parts of the loop, each with real sockets, threads and poll.
 
 mod clients;
 mod threads;

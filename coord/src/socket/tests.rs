@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use super::*;
 
-/// A connected pair: what the test writes, what the code under test reads.
+/// Returns a connected pair: the test writes the first, the code under test reads the second.
 fn pair() -> (std::net::TcpStream, TcpStream) {
     let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let ours = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -14,7 +14,7 @@ fn pair() -> (std::net::TcpStream, TcpStream) {
     (ours, TcpStream::from_std(theirs))
 }
 
-/// Cuts messages that are a length and as many bytes.
+/// Cuts messages of a length and that many bytes.
 fn cut(bytes: &[u8], messages: &mut Vec<Vec<u8>>) -> Cut {
     let mut consumed = 0;
     loop {

@@ -1,8 +1,8 @@
-//! Access control lists: which ones a client may set, whom they let in, and one copy of each.
+//! Access control lists: which ones a client may set, what they allow, and one copy of each.
 //!
-//! Nearly all nodes have the open ACL, key 0, which costs neither memory nor time. Of every other
-//! list there is one copy with a count of the nodes that have it; it goes with the last of them.
-//! The lists of a new tree have fixed keys, so they need not be stored.
+//! Nearly all nodes have the open ACL, key 0, which costs neither memory nor time. Every other list has one
+//! copy with a count of its nodes, which is removed with the last of them. The lists of a new tree have
+//! fixed keys, so they need not be stored.
 //!
 //! Rules are those of ZooKeeper's `PrepRequestProcessor.fixupACL` and `ZooKeeperServer.checkACL`.
 
@@ -15,11 +15,11 @@ use millrace_proto::zookeeper::{Acl, Error, perms};
 
 use crate::command::Identity;
 
-/// Key of the open ACL: anyone may do anything.
+/// Key of the open ACL: every client may do everything.
 pub(super) const OPEN: u32 = 0;
-/// Key of the ACL of `/zookeeper/config`: anyone may read.
+/// Key of the ACL of `/zookeeper/config`: every client may read.
 pub(super) const READ_ONLY: u32 = 1;
-/// Keys below this are always taken, and not counted.
+/// Keys below this are always in use, and not counted.
 pub(super) const FIXED_COUNT: u32 = 2;
 
 /// An entry that lives as long as its list.
@@ -36,11 +36,10 @@ impl Entry {
     }
 }
 
-/// One list.
 #[derive(Debug)]
 pub(super) struct AclList {
     entries: Box<[Entry]>,
-    /// What anyone may do.
+    /// Permissions of every client.
     world: i32,
 }
 
@@ -59,7 +58,7 @@ impl AclList {
         self.entries.iter().map(Entry::borrow)
     }
 
-    /// Whether one of `identities` may do one of `perms` (ZooKeeper's `checkACL`).
+    /// True if one of `identities` has one of the permissions `perms` (ZooKeeper's `checkACL`).
     pub(super) fn allows(&self, perms: i32, identities: &[Identity<'_>]) -> bool {
         self.world & perms != 0
             || identities.iter().any(|identity| identity.scheme == "super")
@@ -70,7 +69,7 @@ impl AclList {
     }
 }
 
-/// A list as it was at one moment, whatever becomes of its node.
+/// A list as it was at one moment, even if its node changes.
 #[derive(Debug, Clone)]
 pub(super) struct AclHandle(Option<Arc<AclList>>);
 
@@ -92,19 +91,19 @@ fn matches(acl: &Acl<'_>, identity: &Identity<'_>) -> bool {
         }
 }
 
-/// An address of version 4, the only one that ACLs of ZooKeeper 3.8 know, as a number.
+/// Reads an address of version 4, the only one that ACLs of ZooKeeper 3.8 know, as a number.
 fn address(text: &str) -> Option<u32> {
     let mut parts = text.split('.');
     let mut value = 0;
     for _ in 0..4 {
-        // As Java's parseInt: leading zeros and a plus sign are fine.
+        // As with Java's parseInt, leading zeros and a plus sign are accepted.
         let part: i32 = parts.next()?.parse().ok()?;
         value = value << 8 | u32::from(u8::try_from(part).ok()?);
     }
     parts.next().is_none().then_some(value)
 }
 
-/// Reads `address` or `address/bits`: the network's number and how many bits count.
+/// Reads `address` or `address/bits`: the number of the network, and the count of its bits.
 fn network(text: &str) -> Option<(u32, u32)> {
     let (base, bits) = text.split_once('/').map_or((text, None), |(base, bits)| (base, Some(bits)));
     let bits = bits.map_or(Some(32), |bits| bits.parse().ok().filter(|bits| *bits <= 32))?;
@@ -117,19 +116,18 @@ fn is_in_network(text: &str, acl_id: &str) -> bool {
     prefix(value) == prefix(base)
 }
 
-/// Whether the id of a digest is `user:digest` as Java's `split(":")` sees it, which ignores colons
-/// at the end.
+/// True if the id of a digest is `user:digest` for Java's `split(":")`, which ignores colons at the end.
 fn is_digest(id: &str) -> bool {
     id.trim_end_matches(':').split(':').count() == 2
 }
 
-/// Checks and completes the list that a client asks for (ZooKeeper's `fixupACL`): repetitions go,
-/// scheme `auth` becomes the identities that the client has proved.
+/// Checks and completes the list that a client sends (ZooKeeper's `fixupACL`): removes repetitions, and
+/// replaces the scheme `auth` with the identities that the client has proved.
 ///
 /// # Errors
 ///
-/// `InvalidAcl` for a null or empty list, an unknown scheme, an id that its scheme does not
-/// know, and `auth` from a client that has proved nothing.
+/// `InvalidAcl` for a null or empty list, an unknown scheme, an id that does not fit its scheme, and `auth`
+/// from a client that has proved nothing.
 pub(super) fn fix<'a>(
     acl: Option<&[Acl<'a>]>,
     identities: &[Identity<'a>],
@@ -167,7 +165,7 @@ pub(super) fn fix<'a>(
     if fixed.is_empty() { Err(Error::InvalidAcl) } else { Ok(fixed) }
 }
 
-/// Whether an identity of this scheme took a secret: an address does not.
+/// True if an identity of this scheme took a secret, which an address does not.
 fn is_proof(scheme: &str) -> bool {
     scheme == "digest"
 }
@@ -175,12 +173,12 @@ fn is_proof(scheme: &str) -> bool {
 #[derive(Debug)]
 struct Interned {
     list: Arc<AclList>,
-    /// How many nodes have it; means nothing for a fixed key.
+    /// Count of its nodes; without meaning for a fixed key.
     references: u32,
     hash: u64,
 }
 
-/// One copy of every list that is in use.
+/// One copy of every list in use.
 #[derive(Debug)]
 pub(super) struct AclTable {
     lists: Vec<Option<Interned>>,
@@ -189,7 +187,7 @@ pub(super) struct AclTable {
 }
 
 fn hash<'a>(acl: impl Iterator<Item = Acl<'a>>) -> u64 {
-    // SipHash: unlike the paths, few lists are hashed, and nobody should make them collide.
+    // This uses SipHash because no client must make lists collide. Unlike paths, few lists are hashed.
     let mut hasher = DefaultHasher::new();
     acl.for_each(|acl| acl.hash(&mut hasher));
     hasher.finish()
@@ -203,7 +201,7 @@ impl AclTable {
         table
     }
 
-    /// The key of a list, with one reference more, and whether it is new.
+    /// Adds a reference to a list. Returns its key, and whether it is new.
     pub(super) fn retain(&mut self, acl: &[Acl<'_>]) -> (u32, bool) {
         if *acl == [OPEN_ACL] {
             return (OPEN, false);
@@ -246,7 +244,7 @@ impl AclTable {
         entry.expect("every list is in the index").remove();
     }
 
-    /// Gives a reference back; whether the list went with it.
+    /// Removes a reference. True if the list was removed with it.
     pub(super) fn release(&mut self, key: u32) -> bool {
         if key < FIXED_COUNT {
             return false;
@@ -261,7 +259,7 @@ impl AclTable {
         true
     }
 
-    /// The list under a key that a node has.
+    /// Returns the list under a key that a node has.
     pub(super) fn list(&self, key: u32) -> &AclList {
         self.get(key).expect("a node's list is there")
     }
@@ -270,7 +268,7 @@ impl AclTable {
         self.lists.get(key as usize)?.as_ref().map(|interned| &*interned.list)
     }
 
-    /// Keys of all lists but the fixed ones.
+    /// Lists the keys of all lists, except the fixed ones.
     pub(super) fn keys(&self) -> impl Iterator<Item = u32> {
         (FIXED_COUNT..self.lists.len() as u32).filter(|key| self.get(*key).is_some())
     }
@@ -282,14 +280,14 @@ impl AclTable {
         }
     }
 
-    /// Whether one of `identities` may do one of `perms` where the list `key` is.
+    /// True if the list `key` gives one of `identities` one of the permissions `perms`.
     pub(super) fn allows(&self, key: u32, perms: i32, identities: &[Identity<'_>]) -> bool {
         debug_assert!(perms & perms::ALL != 0);
         key == OPEN || self.list(key).allows(perms, identities)
     }
 
-    /// For loading: puts a list at a key that is not fixed, without references; whether there was
-    /// neither such a key nor an equal list.
+    /// Puts a loaded list, without references, at a key that is not fixed. True if there was neither such a
+    /// key nor an equal list.
     pub(super) fn place(&mut self, key: u32, acl: &[Acl<'_>]) -> bool {
         let is_same = |other: &u32| self.list(*other).entries().eq(acl.iter().copied());
         let is_new = self.index.find(hash(acl.iter().copied()), is_same).is_none();
@@ -300,7 +298,7 @@ impl AclTable {
         true
     }
 
-    /// Counts a node more that has the list `key`; whether there is such a list.
+    /// Adds a node to the count of the list `key`. True if there is such a list.
     pub(super) fn count(&mut self, key: u32) -> bool {
         match self.lists.get_mut(key as usize) {
             Some(Some(interned)) => {
@@ -311,7 +309,7 @@ impl AclTable {
         }
     }
 
-    /// For loading: finds the free keys, and a list that no node has.
+    /// Finds the free keys after loading, and returns a list that no node has, if any.
     pub(super) fn finish(&mut self) -> Option<u32> {
         let is_free = |key: &u32| self.lists[*key as usize].is_none();
         self.free = (0..self.lists.len() as u32).rev().filter(is_free).collect();

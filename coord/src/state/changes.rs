@@ -1,8 +1,7 @@
-//! What commands changed since it was last asked: events for watches, and records to store.
+//! What commands changed since the last call: events for watches, and records to store.
 //!
-//! One buffer is used again and again. The events of a command stand in the order in which
-//! ZooKeeper's `DataTree` triggers watches; those of a failed multi are taken back. Which client
-//! watches what is left to the watch table.
+//! One buffer is reused. The events of a command have the order in which ZooKeeper's `DataTree` triggers
+//! watches. Those of a failed multi are removed. The watch table knows which client watches what.
 
 use millrace_proto::zookeeper::perms;
 
@@ -29,7 +28,7 @@ struct Entry {
     acl: AclHandle,
 }
 
-/// See the module.
+/// The events and the touched records; see the module.
 #[derive(Debug, Default)]
 pub struct Changes {
     events: Vec<Entry>,
@@ -38,20 +37,20 @@ pub struct Changes {
     touched: Vec<Touched>,
 }
 
-/// Something happened to a node.
+/// A change of a node.
 #[derive(Debug, Clone, Copy)]
 pub struct Event<'a> {
     /// One of `millrace_proto::zookeeper::event`.
     pub kind: i32,
     pub path: &'a str,
-    /// The zxid of the command that did it.
+    /// The zxid of the command that made the change.
     pub zxid: i64,
     acl: &'a AclHandle,
 }
 
 impl Event<'_> {
-    /// Whether these identities might read the node at the time of the event: the node that
-    /// changed, or, for a change of children, the parent (CVE-2024-23944).
+    /// True if these identities could read the node at the time of the event: the changed node or, for a
+    /// change of children, the parent (CVE-2024-23944).
     pub fn may_read(&self, identities: &[Identity<'_>]) -> bool {
         self.acl.allows(perms::READ, identities)
     }
@@ -62,7 +61,7 @@ impl Changes {
         Changes::default()
     }
 
-    /// The events since they were last cleared.
+    /// Lists the events since they were last cleared.
     pub fn events(&self) -> impl Iterator<Item = Event<'_>> {
         self.events.iter().map(|entry| Event {
             kind: entry.kind,
@@ -87,7 +86,7 @@ impl Changes {
         self.events.len()
     }
 
-    /// Takes back all events but the first `count`.
+    /// Removes all events except the first `count`.
     pub(super) fn truncate_events(&mut self, count: usize) {
         if let Some(first) = self.events.get(count) {
             self.paths.truncate(first.path_start);
@@ -101,7 +100,7 @@ impl Changes {
         }
     }
 
-    /// What was touched since the last call, each once.
+    /// Returns what was touched since the last call, each once.
     pub(super) fn take_touched(&mut self) -> Vec<Touched> {
         let mut touched = std::mem::take(&mut self.touched);
         touched.sort_unstable();
@@ -109,7 +108,7 @@ impl Changes {
         touched
     }
 
-    /// Gives the buffer of [`Changes::take_touched`] back.
+    /// Takes the buffer of [`Changes::take_touched`] back.
     pub(super) fn reuse(&mut self, mut touched: Vec<Touched>) {
         touched.clear();
         self.touched = touched;

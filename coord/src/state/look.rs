@@ -1,25 +1,24 @@
-//! What the service itself wants to know of the state, beside what clients read.
+//! Reads of the state for the service itself, beside those of clients.
 
 use super::State;
 use super::path;
 use crate::command::Identity;
 
 impl State {
-    /// The data of `/zookeeper/config`: the members. Empty for a replica by itself.
+    /// Returns the data of `/zookeeper/config`: the members. Empty for a replica by itself.
     pub fn config_text(&self) -> String {
         let slot = self.tree.find(path::CONFIG).expect("it cannot be deleted");
         let data = self.tree.node(slot).data().unwrap_or_default();
         String::from_utf8_lossy(data).into_owned()
     }
 
-    /// When the data and the children of a node last changed: `mzxid` and `pzxid`.
+    /// Returns the zxids of the last changes of a node's data and children: `mzxid` and `pzxid`.
     pub fn zxids(&self, path: &str) -> Option<(i64, i64)> {
         let stat = self.tree.stat(self.tree.find(path)?);
         Some((stat.mzxid, stat.pzxid))
     }
 
-    /// Whether the ACL of a node lets these identities do what `perms` says; `false` without a
-    /// node.
+    /// True if there is a node and its ACL gives these identities the permissions `perms`.
     pub fn allows(&self, path: &str, perms: i32, identities: &[Identity<'_>]) -> bool {
         self.tree.find(path).is_some_and(|slot| {
             let acl = self.tree.node(slot).meta.acl;

@@ -1,18 +1,18 @@
-//! What a command came to, and the reply record that says so.
+//! The outcome of a command, and its reply record.
 
 use millrace_proto::zookeeper::record::PASSWORD_SIZE;
 use millrace_proto::zookeeper::{Error, MultiHeader, Stat, Writer, opcode};
 
-/// What a command that succeeded came to.
+/// The outcome of a successful command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// Nothing to tell: a delete, or the end of a session.
+    /// A delete, or the end of a session: the reply has no record.
     Nothing,
-    /// The node that was created.
+    /// The created node.
     Path(String),
     PathAndStat(String, Stat),
     Stat(Stat),
-    /// One result for each operation; when one failed, all are errors and nothing changed.
+    /// One result for each operation. If one failed, all are errors and nothing changed.
     Multi(Vec<MultiResult>),
     /// A session was opened.
     Session {
@@ -21,14 +21,14 @@ pub enum Outcome {
         password: [u8; PASSWORD_SIZE],
         attach: i64,
     },
-    /// A client came back to its session.
+    /// A client connected to its session again.
     Attached {
         timeout_ms: i32,
         attach: i64,
     },
 }
 
-/// What one operation of a multi came to.
+/// The outcome of one operation of a multi.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MultiResult {
     Create(String),
@@ -36,12 +36,12 @@ pub enum MultiResult {
     Delete,
     SetData(Stat),
     Check,
-    /// A code of [`Error`], or 0 for what would have succeeded before the one that failed.
+    /// A code of [`Error`]; 0 for an operation before the failed one, which would have succeeded.
     Error(i32),
 }
 
 impl MultiResult {
-    /// The results of a multi of `count` operations of which that at `index` failed.
+    /// Returns the results of a multi of `count` operations, of which the one at `index` failed.
     pub(super) fn failed(count: usize, index: usize, error: Error) -> Vec<MultiResult> {
         let code = |position: usize| match position.cmp(&index) {
             std::cmp::Ordering::Less => 0,
@@ -76,8 +76,8 @@ impl MultiResult {
 }
 
 impl Outcome {
-    /// Appends the reply record, without a header. Sessions are told in the handshake, which has
-    /// a record of its own: nothing is appended for them.
+    /// Appends the reply record, without a header. Appends nothing for sessions, because the handshake has
+    /// a record of its own.
     pub fn encode(&self, writer: &mut Writer<'_>) {
         match self {
             Outcome::Path(path) => writer.string(path),

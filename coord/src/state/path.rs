@@ -1,15 +1,15 @@
-//! Which paths are well formed, which are reserved, and how a path splits.
+//! The rules for paths: which are valid, which are reserved, and how a path splits.
 //!
-//! Paths here are what clients sent: any string. The rules are those of ZooKeeper's `PathUtils` and
-//! `PrepRequestProcessor`, including that a create splits its path before it checks it.
+//! A path here is any string that a client sent. The rules are those of ZooKeeper's `PathUtils` and
+//! `PrepRequestProcessor`, which also splits the path of a create before it checks it.
 
 use millrace_proto::zookeeper::Error;
 
-/// Parent of what the service keeps for itself.
+/// Parent of the service's own nodes.
 pub(super) const SYSTEM: &str = "/zookeeper";
 /// Where quotas are set.
 pub(super) const QUOTA: &str = "/zookeeper/quota";
-/// Holds the members of the cluster.
+/// Has the members of the ensemble as its data.
 pub(super) const CONFIG: &str = "/zookeeper/config";
 
 /// Refuses a path that no node may have.
@@ -31,11 +31,11 @@ pub(super) fn validate(path: &str) -> Result<(), Error> {
 }
 
 fn is_allowed(character: char) -> bool {
-    // Java looks at UTF-16 units: the surrogates D800 to DFFF stand for everything above FFFF.
+    // Java checks UTF-16 units: the surrogates D800 to DFFF stand for everything above FFFF.
     !matches!(u32::from(character), 0..=0x1f | 0x7f..=0x9f | 0xd800..=0xf8ff | 0xfff0..)
 }
 
-/// The path of the parent, empty for a child of the root. The path need not be valid otherwise.
+/// Returns the path of the parent, empty for a child of the root. The path need not be valid otherwise.
 ///
 /// # Errors
 ///
@@ -47,12 +47,12 @@ pub(super) fn parent(path: &str) -> Result<&str, Error> {
     }
 }
 
-/// Whether nobody may delete the node (ZooKeeper's `DataTree.isSpecialPath`).
+/// True if no client may delete the node (ZooKeeper's `DataTree.isSpecialPath`).
 pub(super) fn is_reserved(path: &str) -> bool {
     matches!(path, "/" | SYSTEM | QUOTA | CONFIG)
 }
 
-/// The path and all its ancestors below the root, longest first.
+/// Lists the path and all its ancestors below the root, longest first.
 pub(super) fn prefixes(path: &str) -> impl Iterator<Item = &str> {
     std::iter::successors(Some(path), |path| Some(path.rsplit_once('/')?.0))
         .take_while(|prefix| !prefix.is_empty())

@@ -1,31 +1,31 @@
-//! Quotas: where they are set, what they count, and whether a write exceeds one.
+//! Quotas: where they are set, what they count, and which writes exceed them.
 //!
-//! A quota on `/a` is two nodes, `/zookeeper/quota/a/zookeeper_limits`, whose text a client writes,
-//! and `zookeeper_stats` beside it, whose text is kept here. A write counts for the nearest quota
-//! above it. Text that makes no sense is a quota without limits, and is not kept up to date.
-//! Rules are those of ZooKeeper's `Quotas`, `StatsTrack`, `PathTrie` and `checkQuota`.
+//! A quota on `/a` has two nodes: `/zookeeper/quota/a/zookeeper_limits`, with text from a client, and
+//! `zookeeper_stats` beside it, with text from here. A write counts for the nearest quota above it.
+//! Unreadable text is a quota without limits and is not updated. The rules are those of ZooKeeper's
+//! `Quotas`, `StatsTrack`, `PathTrie` and `checkQuota`.
 
 use super::path::{QUOTA, prefixes};
 use super::tree::Tree;
 use super::{Error, State};
 
-/// Name of the node that holds limits.
+/// Name of the node with the limits.
 pub(super) const LIMITS: &str = "zookeeper_limits";
-/// Name of the node that holds what is used.
+/// Name of the node with the use.
 const STATS: &str = "zookeeper_stats";
 
-/// The path whose quota the node `path` is a part of, when it is the part with this `name`.
+/// Returns the path whose quota has the node `path`, if that is the node with this `name`.
 fn subject<'a>(path: &'a str, name: &str) -> Option<&'a str> {
     let subject = path.strip_prefix(QUOTA)?.strip_suffix(name)?.strip_suffix('/')?;
     subject.starts_with('/').then_some(subject)
 }
 
-/// The path whose quota begins and ends with the node `path`.
+/// Returns the path whose quota begins and ends with the node `path`.
 pub(super) fn subject_of_limits(path: &str) -> Option<&str> {
     subject(path, LIMITS)
 }
 
-/// The path whose use is told in the node `path`.
+/// Returns the path whose use is in the node `path`.
 pub(super) fn subject_of_stats(path: &str) -> Option<&str> {
     subject(path, STATS)
 }
@@ -39,7 +39,7 @@ pub(super) struct Use {
 
 /// The text of a quota node: `count=4,bytes=5=;countHardLimit=10;byteHardLimit=10`.
 ///
-/// The sign after the bytes is how ZooKeeper hides new fields from its own old versions.
+/// ZooKeeper writes the sign after the bytes to hide new fields from its own old versions.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Track {
     count: Option<i64>,
@@ -86,14 +86,14 @@ impl Track {
         self.others.iter().find(|(key, _)| key == name).map(|(_, value)| *value)
     }
 
-    /// Adds to what is used; a missing number counts from -1, as in ZooKeeper.
+    /// Adds to the use. A missing number counts from -1, as in ZooKeeper.
     pub(super) fn add(&mut self, more: Use) {
         self.count = Some(self.count.unwrap_or(-1).wrapping_add(more.count));
         self.bytes = Some(self.bytes.unwrap_or(-1).wrapping_add(more.bytes));
     }
 }
 
-/// The text for what the subtree of `subject` uses, 0 where there is none.
+/// Writes the use of the subtree of `subject`; 0 if there is none.
 pub(super) fn stats_of(tree: &Tree, subject: &str) -> String {
     let mut sum = Use { count: 0, bytes: 0 };
     if let Some(top) = tree.find(subject) {
@@ -107,7 +107,7 @@ pub(super) fn stats_of(tree: &Tree, subject: &str) -> String {
 }
 
 impl State {
-    /// The nearest path with a quota, from `path` upwards.
+    /// Finds the nearest path with a quota, from `path` upwards.
     pub(super) fn quota_above<'a>(&self, path: &'a str) -> Option<&'a str> {
         if self.quotas.is_empty() {
             return None;
@@ -115,12 +115,12 @@ impl State {
         prefixes(path).find(|prefix| self.quotas.contains(*prefix))
     }
 
-    /// The node that tells what the quota of `subject` has used.
+    /// Finds the node with the use of the quota of `subject`.
     pub(super) fn stats_node(&self, subject: &str) -> Option<u32> {
         self.tree.find(&format!("{QUOTA}{subject}/{STATS}"))
     }
 
-    /// Refuses what exceeds a hard limit of the nearest quota.
+    /// Refuses a write that exceeds a hard limit of the nearest quota.
     ///
     /// # Errors
     ///

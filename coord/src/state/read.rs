@@ -1,8 +1,8 @@
-//! Reads: from the state straight into the reply.
+//! Reads: from the state directly into the reply.
 //!
-//! Nothing is written unless the read succeeds. Watches are left to the caller. As in ZooKeeper no
-//! read looks whether its path is well formed: where there is no node, there is none. Checks are
-//! those of ZooKeeper's `FinalRequestProcessor` 3.8.0, where `exists` needs no permission.
+//! A failed read writes nothing. The caller sets watches. As in ZooKeeper, no read checks that its path is
+//! valid, because an invalid path has no node. The checks are those of ZooKeeper's `FinalRequestProcessor`
+//! 3.8.0, where `exists` needs no permission.
 
 use std::borrow::Cow;
 
@@ -16,7 +16,7 @@ use crate::command::Identity;
 ///
 /// # Errors
 ///
-/// What ZooKeeper would answer; `Unimplemented` for a request that is no read of the state.
+/// ZooKeeper's answer; `Unimplemented` for a request that is not a read of the state.
 pub fn read(
     state: &State,
     request: &Request<'_>,
@@ -46,7 +46,7 @@ pub fn read(
     }
 }
 
-/// Who reads.
+/// The session that reads, and its identities.
 struct Reader<'a> {
     state: &'a State,
     identities: &'a [Identity<'a>],
@@ -59,7 +59,7 @@ impl Reader<'_> {
         self.skip_acl || self.state.acls.allows(acl, perms, self.identities)
     }
 
-    /// The node at `path` if one of `perms` is allowed.
+    /// Finds the node at `path`, if one of `perms` is allowed.
     fn find(&self, path: &str, perms: i32) -> Result<u32, Error> {
         let slot = self.state.tree.find(path).ok_or(Error::NoNode)?;
         if self.may(slot, perms) { Ok(slot) } else { Err(Error::NoAuth) }
@@ -91,7 +91,8 @@ impl Reader<'_> {
         Ok(slot)
     }
 
-    /// The ACL; who may not change it does not see digests, which can be attacked offline.
+    /// Writes the ACL. Hides digests from a client that may not change it, because they can be attacked
+    /// offline.
     fn acl(&self, path: &str, writer: &mut Writer<'_>) -> Result<(), Error> {
         let slot = self.find(path, perms::READ | perms::ADMIN)?;
         let is_admin = self.may(slot, perms::ADMIN);
@@ -113,7 +114,7 @@ impl Reader<'_> {
     fn descendants(&self, path: &str, writer: &mut Writer<'_>) -> Result<(), Error> {
         let slot = self.find(path, perms::READ)?;
         let count = match slot {
-            // ZooKeeper counts keys that start with `path` and a slash: with "" all of them do.
+            // ZooKeeper counts keys that start with `path` and a slash. With "" all keys do.
             ROOT if path.is_empty() => self.state.tree.node_count(),
             ROOT => self.state.tree.node_count() - 1,
             _ => {
@@ -125,7 +126,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// One result for each read, each with an error of its own.
+    /// Writes one result for each read; each may be an error of its own.
     fn multi(&self, operations: &[Request<'_>], writer: &mut Writer<'_>) -> Result<(), Error> {
         let is_read = |operation: &Request<'_>| {
             matches!(operation, Request::GetData { .. } | Request::GetChildren { .. })
@@ -163,10 +164,10 @@ impl Reader<'_> {
     }
 }
 
-/// The session's ephemeral nodes whose path begins with `prefix`; a blank prefix or "/" means all.
+/// Writes the session's ephemeral nodes whose path begins with `prefix`; a blank prefix or "/" means all.
 fn ephemerals(state: &State, session: i64, prefix: &str, writer: &mut Writer<'_>) {
     let mut paths = state.ephemerals(session);
-    // As Java trims: whatever is not above a space.
+    // Java trims all characters up to a space.
     let trimmed = prefix.trim_matches(|character| character <= ' ');
     if !matches!(trimmed, "" | "/") {
         paths.retain(|path| path.starts_with(prefix));

@@ -1,9 +1,9 @@
-//! The state as records, a key and a value each: what the store keeps and snapshots carry.
+//! The state as records, each a key and a value. The store keeps them, and snapshots have them.
 //!
-//! A key is a letter and an id. Data has records of its own, so creating a child does not write its
-//! parent's data again. A state is loaded from records in any order. The nodes and ACLs of a fresh
-//! state need no records until they change. Integers are big endian, strings and lists as in the
-//! protocol. Whether bytes are as they were written is left to the store.
+//! A key is a letter and an id. Data has its own records, so a new child does not write its parent's data
+//! again. A state can be loaded from records in any order. The nodes and ACLs of a fresh state need no
+//! records until they change. Integers are big endian; strings and lists are as in the protocol. The store
+//! checks that bytes are as they were written.
 //!
 //! ```text
 //!  key                      value
@@ -26,7 +26,7 @@ use super::changes::{Changes, Touched};
 use super::tree::{Life, Meta, NODES_MAX, NONE, ROOT};
 use super::{Session, State, path};
 
-/// Why records are no state.
+/// The reason that records do not make a state.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("record {record}: {problem}")]
 pub struct LoadError {
@@ -35,10 +35,10 @@ pub struct LoadError {
     pub problem: &'static str,
 }
 
-/// Takes a key and its value, `None` for a record that is gone.
+/// Takes a key and its value, `None` for a deleted record.
 pub type PutRecord<'a> = dyn FnMut(&[u8], Option<&[u8]>) + 'a;
 
-/// Lists are told from each other by their keys: more of them than nodes make no sense.
+/// Lists differ in their keys, and there cannot be more of them than nodes.
 const ACLS_MAX: u32 = NODES_MAX as u32;
 
 pub(super) fn write_meta(meta: &Meta, writer: &mut Writer<'_>) {
@@ -101,8 +101,8 @@ fn number(kind: u8, number: u32, writer: &mut Writer<'_>) {
 }
 
 impl State {
-    /// Hands out the current record of everything that commands touched since the last call, each
-    /// key once; `None` when there is no such record any more.
+    /// Hands out the current record of everything that commands touched since the last call, each key once;
+    /// `None` for a deleted record.
     pub fn records(&self, changes: &mut Changes, put: &mut PutRecord<'_>) {
         let touched = changes.take_touched();
         let (mut key, mut value) = (Vec::new(), Vec::new());
@@ -135,7 +135,7 @@ impl State {
         }
     }
 
-    /// Writes the value of a record; whether there is one.
+    /// Writes the value of a record. True if there is one.
     fn record(&self, touched: Touched, writer: &mut Writer<'_>) -> bool {
         match touched {
             Touched::Zxid => writer.long(self.zxid),
@@ -164,7 +164,7 @@ impl State {
     }
 }
 
-/// Which of a node's records have come.
+/// The records of a node that have come.
 #[derive(Debug, Clone, Copy, Default)]
 struct Seen {
     node: bool,
@@ -190,7 +190,7 @@ impl Loader {
         Loader::with_seed(0)
     }
 
-    /// See [`State::with_seed`].
+    /// Builds a loader for [`State::with_seed`].
     pub fn with_seed(seed: u64) -> Loader {
         let state = State::with_seed(seed);
         let seen = vec![Seen { node: true, data: true }; state.tree.slot_count() as usize];
@@ -201,7 +201,7 @@ impl Loader {
     ///
     /// # Errors
     ///
-    /// A key of no known kind, or a value that is not what its key says.
+    /// Fails for a key of an unknown kind, or a value that does not fit its key.
     pub fn push(&mut self, key: &[u8], value: &[u8]) -> Result<(), LoadError> {
         let error = |problem| LoadError { record: describe(key), problem };
         let touched = parse_key(key).ok_or_else(|| error("its kind is unknown"))?;
@@ -213,7 +213,7 @@ impl Loader {
         if reader.rest().is_empty() { Ok(()) } else { Err(error("its value is too long")) }
     }
 
-    /// Reads one value; the inner result is about what it says.
+    /// Reads one value. The inner result is about its meaning.
     fn read(
         &mut self,
         touched: Touched,
@@ -280,11 +280,11 @@ impl Loader {
         self.seen.get_mut(index)
     }
 
-    /// The state, if the records make one.
+    /// Returns the state, if the records make one.
     ///
     /// # Errors
     ///
-    /// A record that contradicts another, or lacks one.
+    /// A record that contradicts another one, or needs a missing one.
     pub fn finish(mut self) -> Result<State, LoadError> {
         if let Some(slot) = self.seen.iter().position(|seen| seen.node != seen.data) {
             let key = Touched::Node(slot as u32);
@@ -317,7 +317,7 @@ impl Loader {
     }
 }
 
-/// Whether a node agrees with the rest, whose ACL it counts.
+/// Checks that a node fits the rest, and counts it for its ACL.
 fn check(state: &mut State, slot: u32) -> Result<(), &'static str> {
     let node = state.tree.node(slot);
     let meta = node.meta;
@@ -355,7 +355,7 @@ fn parse_key(key: &[u8]) -> Option<Touched> {
     }
 }
 
-/// A key for people: its letter, and its id as a number or text.
+/// Writes a key for people: its letter, and its id as a number or text.
 fn describe(key: &[u8]) -> String {
     match parse_key(key) {
         Some(Touched::Acl(number)) => format!("a {number}"),

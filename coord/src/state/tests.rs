@@ -1,4 +1,4 @@
-//! The state as clients and replicas see it: each test is a claim, one theme a file.
+//! The state as clients and replicas see it: each test is a claim, and each file a theme.
 
 mod access;
 mod containers;
@@ -25,7 +25,7 @@ pub(super) const ADDRESS: Identity<'static> = Identity { scheme: "ip", id: "127.
 pub(super) const ANNA: Identity<'static> = Identity { scheme: "digest", id: "anna:4kzx=" };
 pub(super) const SUPER: Identity<'static> = Identity { scheme: "super", id: "" };
 
-/// A replica without a network: what it applies it also stores.
+/// A replica without a network. It stores what it applies.
 pub(super) struct Replica {
     pub(super) state: State,
     pub(super) changes: Changes,
@@ -33,7 +33,7 @@ pub(super) struct Replica {
     pub(super) time_ms: i64,
     pub(super) rules: Rules,
     pub(super) identities: Vec<Identity<'static>>,
-    /// Events as `kind path`, since last taken.
+    /// Events as `kind path`, since the last call.
     told: Vec<String>,
 }
 
@@ -84,7 +84,6 @@ impl Replica {
         self.apply(&Command { origin: 1, tag: 2, session, attach, identities, act })
     }
 
-    /// Opens a session.
     pub(super) fn connect(&mut self) -> i64 {
         let act = Act::CreateSession { timeout_ms: 6000, password: PASSWORD };
         match self.act(0, 0, act) {
@@ -97,7 +96,7 @@ impl Replica {
         self.act(session, 0, Act::CloseSession)
     }
 
-    /// A write of `session`, 0 for none.
+    /// Applies a write of `session`, 0 for none.
     pub(super) fn write(&mut self, session: i64, request: &Request<'_>) -> Result<Outcome, Error> {
         let attach = self.state.session(session).map_or(0, |session| session.attach);
         let mut record = Vec::new();
@@ -120,7 +119,7 @@ impl Replica {
         Ok(out)
     }
 
-    /// What `exists` answers.
+    /// Returns the answer of `exists`.
     #[track_caller]
     pub(super) fn stat(&self, path: &str) -> Stat {
         let reply = self.read(0, &Request::Exists { path, watch: false }).expect(path);
@@ -141,7 +140,7 @@ impl Replica {
         String::from_utf8(self.data(path).expect("data")).expect("text")
     }
 
-    /// Names, sorted.
+    /// Lists the names, sorted.
     pub(super) fn children(&self, path: &str) -> Vec<String> {
         let request = Request::GetChildren { path, watch: false };
         let reply = self.read(0, &request).expect(path);
@@ -157,7 +156,7 @@ impl Replica {
         std::mem::take(&mut self.told)
     }
 
-    /// The state that the stored records make.
+    /// Builds the state from the stored records.
     pub(super) fn reload(&self) -> State {
         let mut loader = Loader::with_seed(7);
         for (key, value) in &self.store {
@@ -167,7 +166,7 @@ impl Replica {
     }
 }
 
-/// A create by the plain operation.
+/// Builds a create by the plain operation.
 pub(super) fn create(path: &str, flags: i32) -> Request<'_> {
     create_as(CreateKind::Create, path, flags, 0)
 }
@@ -191,7 +190,7 @@ pub(super) fn set<'a>(path: &'a str, data: &'a str) -> Request<'a> {
     Request::SetData { path, data: Some(data.as_bytes()), version: -1 }
 }
 
-/// The path that a create answered.
+/// Returns the path in the answer of a create.
 #[track_caller]
 pub(super) fn created(outcome: Result<Outcome, Error>) -> String {
     match outcome {
@@ -200,7 +199,7 @@ pub(super) fn created(outcome: Result<Outcome, Error>) -> String {
     }
 }
 
-/// The results of a multi.
+/// Returns the results of a multi.
 #[track_caller]
 pub(super) fn results(outcome: Result<Outcome, Error>) -> Vec<MultiResult> {
     match outcome {

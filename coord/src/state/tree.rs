@@ -4,10 +4,10 @@
 //! 1. Slot 0 is the root and always taken. A slot is free exactly when it is in `free`.
 //! 2. Every other taken slot is in the index once, under the hash of its full path, and in its
 //!    parent's list of children once; names among siblings differ.
-//! 3. Slots are given back last in, first out: undoing steps in reverse finds its slots again.
+//! 3. Freed slots are reused last in, first out, so undoing steps in reverse finds its slots again.
 //!
-//! Nothing here recurses, and listing children allocates nothing. What a change means (versions,
-//! sessions, quotas) is left to `write`.
+//! Nothing here recurses, and listing children allocates nothing. The meaning of a change (versions,
+//! sessions, quotas) is in `write`.
 //!
 //! ```text
 //!  index: hash of full path ─► slot      nodes[slot]
@@ -26,9 +26,9 @@ use twox_hash::XxHash3_64;
 
 /// Slot of "/".
 pub(super) const ROOT: u32 = 0;
-/// No slot.
+/// Stands for no slot.
 pub(super) const NONE: u32 = u32::MAX;
-/// Most nodes of a tree: 30 GB of slab, far beyond what one machine should keep in memory.
+/// Most nodes of a tree: 30 GB of slab, which is far more than one machine should keep in memory.
 pub(super) const NODES_MAX: usize = 1 << 28;
 
 /// Owner of a container node (ZooKeeper's `EphemeralType.CONTAINER_EPHEMERAL_OWNER`).
@@ -42,22 +42,22 @@ pub(super) const TTL_MAX_MS: i64 = (1 << 40) - 1;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Life {
     Persistent,
-    /// Goes with its session.
+    /// Removed with its session.
     Ephemeral,
-    /// Goes when its last child has gone.
+    /// Removed after its last child.
     Container,
-    /// Goes when it had no child and no change for so long.
+    /// Removed when it had no child and no change for this long.
     Ttl {
         ttl_ms: i64,
     },
 }
 
-/// The owner field of a TTL node.
+/// Returns the owner field of a TTL node.
 pub(super) fn owner_of_ttl(ttl_ms: i64) -> i64 {
     OWNER_TTL | ttl_ms
 }
 
-/// A node's numbers, as ZooKeeper's `StatPersisted` has them.
+/// The numbers of a node, as in ZooKeeper's `StatPersisted`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Meta {
     pub(super) czxid: i64,
@@ -70,7 +70,7 @@ pub(super) struct Meta {
     /// A session, 0, or a mark of a container or TTL node.
     pub(super) owner: i64,
     pub(super) version: i32,
-    /// Counts the creates of children; on the wire it looks different, see [`Tree::stat`].
+    /// Count of created children; clients see another number, see [`Tree::stat`].
     pub(super) cversion: i32,
     pub(super) aversion: i32,
     /// Key of the ACL in the table of ACLs.
@@ -88,12 +88,12 @@ impl Meta {
     }
 }
 
-/// Name and data in one allocation: a small node costs one header of the allocator, not two.
+/// Name and data in one allocation, so that a small node costs one header of the allocator.
 #[derive(Debug, Default)]
 pub(super) struct Body {
     bytes: Box<[u8]>,
     name_size: u32,
-    /// Null data and empty data are two things.
+    /// True if there is data, which may be empty; false for null.
     has_data: bool,
 }
 
@@ -146,7 +146,7 @@ impl Node {
         Node { meta, body, hash, parent, first_child, next, previous, child_count: 0 }
     }
 
-    /// What a free slot holds.
+    /// Builds the content of a free slot.
     fn vacant() -> Node {
         Node::new(Meta::default(), Body::default(), 0, NONE)
     }
@@ -172,25 +172,25 @@ impl Node {
     }
 }
 
-/// See the module.
+/// The znodes; see the module.
 #[derive(Debug)]
 pub(super) struct Tree {
     nodes: Vec<Node>,
     free: Vec<u32>,
     index: HashTable<u32>,
-    /// Makes hashes unlike those of other processes: nobody can prepare paths that collide.
+    /// Makes hashes differ between processes, so that no client can prepare paths that collide.
     seed: u64,
     /// Bytes of all paths and data.
     bytes: u64,
 }
 
-/// All 64 bits that a table wants, from the 32 that a node keeps.
+/// Spreads the 32 bits that a node keeps over the 64 that a table needs.
 fn spread(hash: u32) -> u64 {
     u64::from(hash) * 0x1_0000_0001
 }
 
 impl Tree {
-    /// A tree with nothing but its root, whose data is empty.
+    /// Builds a tree with only the root, whose data is empty.
     pub(super) fn new(seed: u64) -> Tree {
         let root = Node::new(Meta::default(), Body::new(b"", Some(b"")), 0, NONE);
         Tree { nodes: vec![root], free: Vec::new(), index: HashTable::new(), seed, bytes: 1 }
@@ -204,12 +204,12 @@ impl Tree {
         self.bytes
     }
 
-    /// One more than the highest slot ever taken.
+    /// Returns one more than the highest slot ever taken.
     pub(super) fn slot_count(&self) -> u32 {
         self.nodes.len() as u32
     }
 
-    /// A taken slot.
+    /// Returns the node in a taken slot.
     pub(super) fn node(&self, slot: u32) -> &Node {
         &self.nodes[slot as usize]
     }
@@ -218,7 +218,7 @@ impl Tree {
         &mut self.nodes[slot as usize].meta
     }
 
-    /// The node in `slot`, `None` for a free slot.
+    /// Returns the node in `slot`; `None` for a free slot.
     pub(super) fn get(&self, slot: u32) -> Option<&Node> {
         let node = self.nodes.get(slot as usize)?;
         (slot == ROOT || node.parent != NONE).then_some(node)
@@ -228,7 +228,7 @@ impl Tree {
         (XxHash3_64::oneshot_with_seed(self.seed, path.as_bytes()) >> 32) as u32
     }
 
-    /// The node with exactly this path; "" is another name of the root, as in ZooKeeper.
+    /// Finds the node with exactly this path; "" is another name of the root, as in ZooKeeper.
     pub(super) fn find(&self, path: &str) -> Option<u32> {
         if path.len() <= 1 && (path.is_empty() || path == "/") {
             return Some(ROOT);
@@ -238,7 +238,7 @@ impl Tree {
         self.index.find(spread(hash), is_it).copied()
     }
 
-    /// Whether this is the whole path of the node; compares from the last name to the first.
+    /// True if this is the whole path of the node. Compares from the last name to the first.
     pub(super) fn has_path(&self, mut slot: u32, path: &str) -> bool {
         let mut rest = path.as_bytes();
         while slot != ROOT {
@@ -251,7 +251,7 @@ impl Tree {
         rest.is_empty()
     }
 
-    /// Appends the path of a node, without a slash at the end: nothing for the root.
+    /// Appends the path of a node, without a slash at the end, and so nothing for the root.
     pub(super) fn push_path(&self, slot: u32, path: &mut String) {
         let mut names = Vec::new();
         let mut current = slot;
@@ -294,7 +294,7 @@ impl Tree {
         std::iter::successors(first, move |slot| taken(self.node(*slot).next))
     }
 
-    /// The metadata as clients see it (ZooKeeper's `DataNode.copyStat`).
+    /// Returns the metadata as clients see it (ZooKeeper's `DataNode.copyStat`).
     pub(super) fn stat(&self, slot: u32) -> Stat {
         let node = self.node(slot);
         let meta = &node.meta;
@@ -305,7 +305,7 @@ impl Tree {
             ctime: meta.ctime,
             mtime: meta.mtime,
             version: meta.version,
-            // Creates and deletes both have to show: twice the creates, less what is left.
+            // Creates and deletes must both show: twice the creates, less the children that are left.
             cversion: meta.cversion.wrapping_mul(2).wrapping_sub(child_count),
             aversion: meta.aversion,
             ephemeral_owner: if meta.life() == Life::Ephemeral { meta.owner } else { 0 },
@@ -315,7 +315,7 @@ impl Tree {
         }
     }
 
-    /// Adds the node `path` below `parent`, which has no such child. `None` when the tree is full.
+    /// Adds the node `path` below `parent`, which has no such child. Returns `None` if the tree is full.
     pub(super) fn insert(
         &mut self,
         parent: u32,
@@ -341,7 +341,7 @@ impl Tree {
         Some(slot)
     }
 
-    /// Takes out a node without children.
+    /// Removes a node without children.
     pub(super) fn remove(&mut self, slot: u32) -> Node {
         let gone = self.path_size(slot) + self.node(slot).data_size();
         self.bytes -= gone as u64;
@@ -350,7 +350,7 @@ impl Tree {
         mem::replace(&mut self.nodes[slot as usize], Node::vacant())
     }
 
-    /// Undoes the latest [`Tree::remove`] that is not undone, which took `node` out of `slot`.
+    /// Undoes the latest [`Tree::remove`] not undone yet, which took `node` from `slot`.
     pub(super) fn put_back(&mut self, slot: u32, node: Node) {
         assert_eq!(self.free.pop(), Some(slot), "removals are undone in reverse");
         self.nodes[slot as usize] = node;
@@ -358,7 +358,7 @@ impl Tree {
         self.bytes += (self.path_size(slot) + self.node(slot).data_size()) as u64;
     }
 
-    /// Puts a node into the index and among its siblings.
+    /// Adds a node to the index and to its siblings.
     fn link(&mut self, slot: u32) {
         let Node { hash, parent, .. } = self.nodes[slot as usize];
         self.link_sibling(slot, parent);
@@ -366,7 +366,7 @@ impl Tree {
         self.index.insert_unique(spread(hash), slot, hash_of);
     }
 
-    /// Puts a node in front of its siblings.
+    /// Puts a node before its siblings.
     fn link_sibling(&mut self, slot: u32, parent: u32) {
         let above = &mut self.nodes[parent as usize];
         above.child_count += 1;
@@ -392,7 +392,7 @@ impl Tree {
         entry.expect("every node is in the index").remove();
     }
 
-    /// Replaces the data, and hands back what was there.
+    /// Replaces the data and returns the old one.
     pub(super) fn set_data(&mut self, slot: u32, data: Option<&[u8]>) -> Body {
         let body = Body::new(self.node(slot).name(), data);
         self.set_body(slot, body)
@@ -411,13 +411,13 @@ impl Tree {
         Walk { tree: self, top, last: None, path: String::new() }
     }
 
-    /// For loading: puts a node into `slot`, without links, keeping data that is there.
+    /// Puts a loaded node into `slot`, without links; keeps data that is there.
     pub(super) fn place(&mut self, slot: u32, parent: u32, name: &[u8], meta: Meta) {
         let body = Body::new(name, self.reserve(slot).body.data());
         self.nodes[slot as usize] = Node::new(meta, body, 0, parent);
     }
 
-    /// For loading: gives `slot` its data, keeping the name that is there.
+    /// Gives `slot` its loaded data; keeps the name that is there.
     pub(super) fn place_data(&mut self, slot: u32, data: Option<&[u8]>) {
         let node = self.reserve(slot);
         node.body = Body::new(node.body.name(), data);
@@ -435,7 +435,7 @@ impl Tree {
     ///
     /// # Errors
     ///
-    /// The slot that does not fit, and why.
+    /// The slot that does not fit, and the reason.
     pub(super) fn relink(&mut self) -> Result<(), (u32, &'static str)> {
         self.free.clear();
         for slot in (1..self.slot_count()).rev() {
@@ -477,7 +477,7 @@ impl Tree {
         Err((lost, "it is not below the root"))
     }
 
-    /// Makes every parent's list of children from the children's parents.
+    /// Rebuilds every list of children from the children's parents.
     fn clear_links(&mut self) {
         for node in &mut self.nodes {
             (node.first_child, node.child_count) = (NONE, 0);
@@ -496,12 +496,12 @@ pub(super) struct Walk<'a> {
     tree: &'a Tree,
     top: u32,
     last: Option<u32>,
-    /// Path of the last node below the top: empty for the top itself.
+    /// Path of the last node below the top; empty for the top itself.
     path: String,
 }
 
 impl Walk<'_> {
-    /// The next node and its path below the top.
+    /// Returns the next node and its path below the top.
     pub(super) fn next(&mut self) -> Option<(u32, &str)> {
         let slot = match self.last {
             None => self.top,

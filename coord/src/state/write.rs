@@ -1,9 +1,8 @@
-//! Writes: every check of ZooKeeper in ZooKeeper's order, and then the change.
+//! Writes: every check of ZooKeeper in ZooKeeper's order, then the change.
 //!
-//! One operation checks everything first and then cannot fail. A multi applies its operations one
-//! after the other, so each sees those before it, and takes them back in reverse when one fails.
-//! The order of checks is that of ZooKeeper's `PrepRequestProcessor`, the changes are those of
-//! its `DataTree`.
+//! A single operation checks everything first and then cannot fail. A multi applies its operations in turn,
+//! so each sees those before it, and undoes them in reverse when one fails. The order of checks is that in
+//! ZooKeeper's `PrepRequestProcessor`; the changes are those in its `DataTree`.
 
 use std::mem;
 
@@ -17,8 +16,8 @@ use super::tree::{Body, Life, Meta, Node, OWNER_CONTAINER, TTL_MAX_MS, owner_of_
 use super::{MultiResult, Outcome, State, acl, path};
 use crate::command::{Command, Identity, Rules};
 
-/// How to take back one step of a multi. An ACL of a removed node is given back when the multi
-/// is done, so that it is still there to come back.
+/// One step of a multi to undo. The ACL of a removed node loses its reference only at the end of the multi,
+/// so that it is still there if the node comes back.
 #[derive(Debug)]
 enum Undo {
     Created { slot: u32, parent: Meta },
@@ -26,7 +25,7 @@ enum Undo {
     Changed { slot: u32, body: Body, meta: Meta },
 }
 
-/// What a client asks to create.
+/// What a create asks for.
 #[derive(Debug, Clone, Copy)]
 struct Create<'a> {
     kind: CreateKind,
@@ -37,7 +36,7 @@ struct Create<'a> {
     ttl_ms: i64,
 }
 
-/// One command at work.
+/// The work of one command.
 pub(super) struct Write<'a> {
     state: &'a mut State,
     changes: &'a mut Changes,
@@ -45,12 +44,12 @@ pub(super) struct Write<'a> {
     rules: Rules,
     session: i64,
     identities: &'a [Identity<'a>],
-    /// Steps to take back; `None` outside a multi, where nothing has to be.
+    /// Steps to undo; `None` outside a multi, where nothing is undone.
     undo: Option<Vec<Undo>>,
 }
 
 impl<'a> Write<'a> {
-    /// The zxid is that of the state: each command has advanced it.
+    /// Begins a command. Its zxid is the state's, because each command has advanced it.
     pub(super) fn new(
         state: &'a mut State,
         time_ms: i64,
@@ -62,9 +61,9 @@ impl<'a> Write<'a> {
         Write { state, changes, time_ms, rules, session, identities, undo: None }
     }
 
-    /// A client's write.
+    /// Applies a client's write.
     pub(super) fn request(&mut self, code: i32, record: &[u8]) -> Result<Outcome, Error> {
-        // The service's own: from a client it makes no sense.
+        // This is a command of the service. From a client it is an error.
         if code == opcode::DELETE_CONTAINER {
             return Err(Error::BadArguments);
         }
@@ -88,7 +87,7 @@ impl<'a> Write<'a> {
                 self.set_acl(path, acl.as_deref(), *version).map(Outcome::Stat)
             }
             Request::Multi(operations) => self.multi(operations),
-            // It is asked of the leader, and stands here only where that is not allowed.
+            // The leader takes a reconfig. It reaches this place only if that is not allowed.
             Request::Reconfig { .. } => Err(Error::ReconfigDisabled),
             _ => Err(Error::Unimplemented),
         }
@@ -115,7 +114,7 @@ impl<'a> Write<'a> {
         self.allow(parent, perms::CREATE)?;
         let above = self.state.tree.node(parent).meta;
         let path = if is_sequential(create.flags) {
-            // The counter is signed and wraps: clients have met -2147483648.
+            // The counter is signed and wraps, so clients have seen -2147483648.
             format!("{}{:010}", create.path, above.cversion)
         } else {
             create.path.to_owned()
@@ -143,7 +142,7 @@ impl<'a> Write<'a> {
         Ok((path, stat))
     }
 
-    /// Who will own the node, for valid flags. As in ZooKeeper the flags say whether a node is
+    /// Returns the owner of a new node, for valid flags. As in ZooKeeper, the flags say whether a node is
     /// ephemeral, but the operation says whether it is a container.
     fn owner(&self, create: &Create<'_>) -> Result<i64, Error> {
         let &Create { kind, flags, ttl_ms, .. } = create;
@@ -174,7 +173,7 @@ impl<'a> Write<'a> {
         })
     }
 
-    /// Adds a node that may be added.
+    /// Adds a node after all checks.
     fn insert(
         &mut self,
         parent: u32,
@@ -237,7 +236,7 @@ impl<'a> Write<'a> {
         Ok(())
     }
 
-    /// The parent of a path that may be deleted.
+    /// Returns the parent of a path that may be deleted.
     fn deletable_below(&self, path: &str) -> Result<u32, Error> {
         let parent_path = path::parent(path)?;
         if path::is_reserved(path) {
@@ -281,7 +280,7 @@ impl<'a> Write<'a> {
         self.changes.event(kind, path, self.state.zxid, acl);
     }
 
-    /// Adds to what the nearest quota counts. The node that tells it keeps version and times.
+    /// Adds to the count of the nearest quota. The node with the count keeps its version and times.
     fn count(&mut self, path: &str, more: Use) {
         let Some(subject) = self.state.quota_above(path) else { return };
         let Some(slot) = self.state.stats_node(subject) else { return };
@@ -291,7 +290,7 @@ impl<'a> Write<'a> {
         }
     }
 
-    /// Changes the data of a node, and what `edit` does to its numbers.
+    /// Changes the data of a node, and its numbers with `edit`.
     fn change(&mut self, slot: u32, data: Option<&[u8]>, edit: impl FnOnce(&mut Meta)) {
         self.state.unschedule(slot);
         let body = self.state.tree.set_data(slot, data);
@@ -456,7 +455,7 @@ impl<'a> Write<'a> {
         }
     }
 
-    /// Deletes the session and its nodes, by path, so that all replicas tell it in one order.
+    /// Deletes the session and its nodes, sorted by path so that all replicas report it in one order.
     pub(super) fn close_session(&mut self) {
         for path in self.state.ephemerals(self.session) {
             if let Some(slot) = self.state.tree.find(&path) {
@@ -487,8 +486,8 @@ impl<'a> Write<'a> {
         Ok(Outcome::Nothing)
     }
 
-    /// Makes `members` and the zxid the data of `/zookeeper/config`. Its data version is always -1
-    /// (`DataTree.setData` is told so), and clients take its `mzxid` for the version of the members.
+    /// Makes `members` and the zxid the data of `/zookeeper/config`. Its data version is always -1, as in
+    /// `DataTree.setData`, and clients take its `mzxid` as the version of the members.
     pub(super) fn set_config(&mut self, members: &str) -> Result<Outcome, Error> {
         let slot = self.find(path::CONFIG)?;
         let text = match members.is_empty() {
@@ -511,12 +510,12 @@ fn is_ttl(flags: i32) -> bool {
     matches!(flags, create_mode::PERSISTENT_TTL | create_mode::PERSISTENT_SEQUENTIAL_TTL)
 }
 
-/// Which create a multi's operation is. ZooKeeper 3.8.0 forgets the operation's code when it reads
-/// a multi and goes by the flags alone, so a create2 answers as a create does (ZOOKEEPER-4026).
+/// Returns the kind of create of a multi's operation. ZooKeeper 3.8.0 drops the operation's code when it
+/// reads a multi and uses only the flags, so a create2 answers as a create does (ZOOKEEPER-4026).
 ///
 /// # Errors
 ///
-/// `MarshallingError` for TTL flags in a record without a time to live, which spoils the multi.
+/// `MarshallingError` for TTL flags in a record without a time to live, which makes the multi unreadable.
 fn kind_in_multi(kind: CreateKind, flags: i32) -> Result<CreateKind, Error> {
     match flags {
         create_mode::CONTAINER => Ok(CreateKind::Container),
@@ -526,8 +525,8 @@ fn kind_in_multi(kind: CreateKind, flags: i32) -> Result<CreateKind, Error> {
     }
 }
 
-/// Compares with the version that the client expects, and gives the one after it. That is never
-/// -1, which expects nothing (ZOOKEEPER-4743).
+/// Compares with the version that the client expects, and returns the next one. It is never -1, because
+/// that expects nothing (ZOOKEEPER-4743).
 ///
 /// # Errors
 ///

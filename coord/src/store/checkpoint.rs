@@ -1,23 +1,23 @@
 //! Changes of the state on their way to disk: merged by key, so that many batches become one
 //! commit.
 //!
-//! Pure beside the store: time and the decision when to look are the caller's. Always holds: what
-//! waits is what a commit now would make durable, in one transaction, up to the last batch added.
-//! Losing it loses nothing: the log holds the entries after the last commit.
+//! Apart from the store this is pure: the caller has the time, and decides when to look. Always holds: a
+//! commit now would make everything durable that waits, in one transaction, up to the last batch. Losing
+//! what waits loses nothing, because the log has the entries after the last commit.
 
 use std::collections::BTreeMap;
 
 use super::{Applied, StateStore, StoreError};
 
-/// Bytes that a waiting record costs beside its key and value (a guess at the tree's overhead).
+/// Estimated bytes that a waiting record costs beside its key and value, for the overhead of the tree.
 const RECORD_COST: usize = 96;
 
-/// When a commit is due. Whatever comes first.
+/// When a commit is due: at the first of these limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Milliseconds that the oldest waiting change may wait.
     pub wait_ms_max: u64,
-    /// Bytes that may wait; with one batch more, this is also what a checkpoint holds at most.
+    /// Bytes that may wait. A checkpoint has at most this much and one batch more.
     pub bytes_max: usize,
 }
 
@@ -25,11 +25,11 @@ pub struct Limits {
 #[derive(Debug)]
 pub struct Checkpoint {
     limits: Limits,
-    /// In order of the keys, which is the cheapest order for the store.
+    /// The records, in the order of their keys, which is the cheapest order for the store.
     records: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
     bytes: usize,
     applied: Option<Applied>,
-    /// When the oldest batch came, in the caller's milliseconds.
+    /// The time of the oldest batch, in the caller's milliseconds.
     since_ms: u64,
 }
 
@@ -42,7 +42,7 @@ impl Checkpoint {
     /// key replaces an earlier one, `None` deletes it.
     ///
     /// # Panics
-    /// If `applied` goes back, or if a commit is due because of bytes: commit first.
+    /// Panics if `applied` goes back, or if a commit is due because of bytes: commit first.
     pub fn add(&mut self, records: Vec<(Vec<u8>, Option<Vec<u8>>)>, applied: Applied, now_ms: u64) {
         assert!(self.bytes < self.limits.bytes_max, "a checkpoint is full and was not committed");
         match &self.applied {
@@ -59,7 +59,7 @@ impl Checkpoint {
         self.applied = Some(applied);
     }
 
-    /// When the next commit is due, in the caller's milliseconds: now if there are many bytes,
+    /// Returns when the next commit is due, in the caller's milliseconds: now if there are many bytes,
     /// `None` if nothing waits.
     pub fn due_ms(&self) -> Option<u64> {
         self.applied.as_ref()?;
@@ -69,18 +69,18 @@ impl Checkpoint {
         }
     }
 
-    /// Whether a commit is due.
+    /// True if a commit is due.
     pub fn is_due(&self, now_ms: u64) -> bool {
         self.due_ms().is_some_and(|due_ms| due_ms <= now_ms)
     }
 
-    /// Bytes that wait.
+    /// Returns the count of waiting bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Makes durable what waits, and gives the index up to which it now is; `None` if nothing
-    /// waited. After an error everything still waits.
+    /// Makes durable what waits, and returns the index that is now durable; `None` if nothing waited. After
+    /// an error everything still waits.
     ///
     /// # Errors
     /// As [`StateStore::commit`].
@@ -93,7 +93,7 @@ impl Checkpoint {
         Ok(Some(index))
     }
 
-    /// Forgets what waits: a snapshot replaced the state.
+    /// Forgets what waits, because a snapshot replaced the state.
     pub fn clear(&mut self) {
         self.records.clear();
         self.bytes = 0;

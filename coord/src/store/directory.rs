@@ -1,9 +1,9 @@
-//! The data directory: who may use it, whose it is, and that both halves are there.
+//! The data directory: its lock, its owner, and its two halves.
 //!
-//! The log is created first, then the state; nothing is stored before both have the identity. So a
-//! directory where the state is missing and the log is untouched is one whose creation was cut
-//! short, and is created again; with anything in the log it has lost its state, and is refused. A
-//! replica that lost its log or state and started empty would break promises it made.
+//! The log is created first, then the state. Nothing is stored before both have the identity. If the state
+//! is missing and the log is untouched, the creation was cut short, so the directory is created again. If
+//! the log has anything, the state is lost and the directory is refused, because a replica that lost its
+//! log or state and started empty would break its promises.
 
 use std::fs;
 use std::path::Path;
@@ -19,7 +19,7 @@ use super::{Identity, StoreError};
 const LOG: &str = "log";
 const STATE: &str = "state";
 
-/// How far the two stores may grow, in bytes. For the state this is also address space.
+/// Limits of the two stores, in bytes. For the state this is also address space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sizes {
     pub log_bytes_max: u64,
@@ -32,7 +32,7 @@ impl Default for Sizes {
     }
 }
 
-/// Both stores of a directory, open. The directory is locked while either of them is.
+/// Both stores of a directory, open. The directory is locked while either of them is open.
 pub struct Stores {
     pub identity: Identity,
     pub log: Wal,
@@ -40,13 +40,13 @@ pub struct Stores {
 }
 
 impl Stores {
-    /// Gives a replica that was created with cluster id 0 its cluster, for good.
+    /// Sets the cluster id of a replica that was created with cluster id 0, for good.
     ///
     /// # Errors
     /// As [`super::LogStore::append`].
     ///
     /// # Panics
-    /// If it has another cluster already.
+    /// Panics if it has another cluster id already.
     pub fn adopt(&mut self, cluster_id: u64) -> Result<(), StoreError> {
         self.log.adopt(cluster_id)?;
         self.state.adopt(cluster_id)?;
@@ -55,8 +55,8 @@ impl Stores {
     }
 }
 
-/// Opens the directory of the replica `wanted`, or creates it if it is missing or empty; only then
-/// `wanted.store_id` is used. With `wanted.cluster_id` 0 it may be of any cluster.
+/// Opens the directory of the replica `wanted`. Creates it if it is missing or empty; only then
+/// `wanted.store_id` is used. With `wanted.cluster_id` 0 it may have any cluster id.
 ///
 /// # Errors
 /// [`StoreError::Locked`], [`StoreError::Foreign`], [`StoreError::Incomplete`],
@@ -86,7 +86,7 @@ pub fn open(directory: &Path, wanted: Identity, sizes: Sizes) -> Result<Stores, 
     Ok(stores)
 }
 
-/// Opens a directory whoever it belongs to; creates nothing. For tools that work offline.
+/// Opens a directory of any owner, and creates nothing. For tools that work offline.
 ///
 /// # Errors
 /// As [`open`]; [`StoreError::Incomplete`] if there is no data.
@@ -100,7 +100,7 @@ fn open_any(
     sizes: Sizes,
 ) -> Result<Stores, StoreError> {
     let lock = Arc::new(Lock::take(directory)?);
-    // A snapshot that was not installed before the process ended.
+    // This snapshot was not installed before the process ended.
     remove_directory(&LmdbState::incoming(&directory.join(STATE)))?;
     let log_path = directory.join(LOG);
     let state_path = directory.join(STATE);
@@ -153,7 +153,7 @@ fn agree(directory: &Path, mut log: Wal, mut state: LmdbState) -> Result<Stores,
     match (of_log.cluster_id, of_state.cluster_id) {
         _ if !is_same_store => {}
         (ours, theirs) if ours == theirs => return Ok(Stores { identity: of_log, log, state }),
-        // Adopting a cluster was cut short: the other half follows.
+        // Adopting a cluster id was cut short, so the other half follows.
         (ours, 0) => {
             state.adopt(ours)?;
             return Ok(Stores { identity: of_log, log, state });
@@ -195,7 +195,7 @@ fn create(
     let log = Wal::create(log_path, identity, sizes.log_bytes_max, lock.clone())?;
     let (state, _) = Environment::open(state_path, sizes.state_bytes_max, lock.clone())?;
     let state = LmdbState::create(state, StateHeader::new(identity))?;
-    // The names of the files, then those of their directories, then the directory's own.
+    // First the names of the files are synced, then those of their directories, then the directory's own.
     let directory = log_path.parent().unwrap_or(Path::new("/"));
     for path in [log_path, state_path, directory] {
         sync_directory(path)?;

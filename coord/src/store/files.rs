@@ -1,4 +1,4 @@
-//! What the stores do with files and directories: make, remove, make durable, lock.
+//! Operations of the stores on files and directories: make, remove, make durable, lock.
 
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use rustix::fs::FlockOperation;
 
 use super::StoreError;
 
-/// Removes a file; it need not be there.
+/// Removes a file, if it exists.
 pub(super) fn remove_if_there(path: &Path) -> Result<(), StoreError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -17,12 +17,12 @@ pub(super) fn remove_if_there(path: &Path) -> Result<(), StoreError> {
     }
 }
 
-/// Makes a directory that is not there.
+/// Makes a directory that does not exist.
 pub(super) fn create_directory(path: &Path) -> Result<(), StoreError> {
     fs::create_dir(path).map_err(|error| StoreError::io("create", path, error))
 }
 
-/// Removes a directory with all that is in it; it need not be there.
+/// Removes a directory with its content, if it exists.
 pub(super) fn remove_directory(path: &Path) -> Result<(), StoreError> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -32,21 +32,21 @@ pub(super) fn remove_directory(path: &Path) -> Result<(), StoreError> {
     }
 }
 
-/// Makes durable which files a directory has.
+/// Makes the list of a directory's files durable.
 pub(super) fn sync_directory(path: &Path) -> Result<(), StoreError> {
     let synced = File::open(path).and_then(|directory| directory.sync_all());
     synced.map_err(|error| StoreError::io("sync the directory", path, error))
 }
 
-/// That no other process, and no other part of this one, uses the directory.
+/// Ensures that no other process, and no other part of this one, uses the directory.
 #[derive(Debug)]
 pub(super) struct Lock {
     pub(super) file: File,
 }
 
 impl Drop for Lock {
-    /// Closing is not enough: a process that was just forked, and has not yet begun its program,
-    /// still has the file open, and with it the lock.
+    /// Unlocks the directory. Closing is not enough: a process that was just forked, and has not begun its
+    /// program yet, still has the file open, and with it the lock.
     fn drop(&mut self) {
         if let Err(error) = rustix::fs::flock(&self.file, FlockOperation::Unlock) {
             tracing::warn!("cannot unlock a data directory: {error}");
@@ -69,9 +69,9 @@ impl Lock {
     }
 }
 
-/// Whether all bytes are zero.
+/// True if all bytes are zero.
 pub(super) fn is_zero(bytes: &[u8]) -> bool {
-    // In steps that become wide compares.
+    // Steps of this size become wide compares.
     let (chunks, rest) = bytes.as_chunks::<64>();
     chunks.iter().all(|chunk| *chunk == [0; 64]) && rest.iter().all(|byte| *byte == 0)
 }

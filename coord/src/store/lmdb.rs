@@ -1,10 +1,9 @@
 //! One LMDB environment: opened after its pages were verified, written by one writer at a time.
 //!
-//! Owns the only unsafe calls of the store, the errors of LMDB, and the latch: after a write or
-//! sync failed, every later write is refused with the same reason. Always holds: a commit that
-//! returned `Ok` is on stable storage (data by `fdatasync`, then the meta page through an `O_DSYNC`
-//! descriptor), and the header record of each commit names the transaction that wrote it. Leaves
-//! keys and values to its users.
+//! Owns the only unsafe calls of the store, the errors of LMDB, and the latch: after a write or sync
+//! failed, every later write is refused with the same reason. Always holds: after `Ok` a commit is on
+//! stable storage (data by `fdatasync`, then the meta page through an `O_DSYNC` descriptor), and the header
+//! record of each commit names the transaction that wrote it. Leaves keys and values to its users.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -19,25 +18,24 @@ use super::files::{Lock, remove_if_there};
 use super::pages::{self, Damage, View};
 use super::record::{self, HEADER_KEY};
 
-/// The unnamed database of the environment, which holds all records.
+/// The unnamed database of the environment, with all records.
 pub(super) type Records = Database<Bytes, Bytes>;
 /// A view that may move between threads and keeps the environment open.
 pub(super) type OwnedView = RoTxn<'static, WithoutTls>;
 /// A view that may not outlive its environment.
 pub(super) type BorrowedView<'e> = RoTxn<'e, WithoutTls>;
 
-/// Readers at a time: the open snapshots, of a state and those it replaced.
+/// Most readers at a time: the open snapshots of a state, and of the states it replaced.
 const READERS_MAX: u32 = 126;
-/// Bytes of LMDB's two meta pages, all that a file has before its first commit.
+/// Bytes of LMDB's two meta pages. A file has only these before its first commit.
 const META_BYTES: u64 = 2 * 4096;
-/// How long a close waits for calls that are just reading. They are bounded, in milliseconds.
+/// Longest wait of a close for calls that are reading. These take milliseconds.
 const CLOSE_WAIT: Duration = Duration::from_secs(10);
 
-/// An open environment.
 pub(super) struct Environment {
     env: Env<WithoutTls>,
     records: Records,
-    /// Names it in errors: what it is and where.
+    /// Its name in errors: what it is and where.
     name: String,
     path: PathBuf,
     limit_bytes: u64,
@@ -48,9 +46,8 @@ pub(super) struct Environment {
 }
 
 impl Environment {
-    /// Opens the environment in the directory `path`, which must exist, after verifying its file;
-    /// an empty directory becomes a new environment. Gives the value of the header, if there is
-    /// one.
+    /// Opens the environment in the directory `path`, which must exist, after verifying its file. An empty
+    /// directory becomes a new environment. Returns the value of the header, if there is one.
     ///
     /// # Errors
     /// [`StoreError::Corrupt`] if the file cannot be what LMDB wrote.
@@ -65,7 +62,7 @@ impl Environment {
             0 => None,
             _ => read_header(path, &name, limit_bytes)?,
         };
-        // Readers that a crash left behind, and nobody reads: the directory is locked.
+        // A crash may have left these readers. Nothing reads, because the directory is locked.
         remove_if_there(&path.join("lock.mdb"))?;
         let mut options = EnvOpenOptions::new().read_txn_without_tls();
         options.map_size(limit_bytes as usize).max_readers(READERS_MAX);
@@ -74,7 +71,7 @@ impl Environment {
         unsafe {
             options.flags(EnvFlags::NO_READ_AHEAD)
         };
-        // SAFETY: the map is sound while the file has the structure that LMDB wrote and nobody else
+        // SAFETY: the map is sound while the file has the structure that LMDB wrote and no other process
         // writes it: its pages were verified above, and `lock` keeps other processes out.
         #[expect(unsafe_code, reason = "LMDB maps a file")]
         let env = unsafe { options.open(path) }
@@ -103,28 +100,28 @@ impl Environment {
         self.limit_bytes
     }
 
-    /// Bytes of the pages that hold records.
+    /// Returns the bytes of the pages with records.
     pub(super) fn used_bytes(&self) -> u64 {
         let stat = self.env.stat();
         let pages = stat.branch_pages + stat.leaf_pages + stat.overflow_pages;
         pages as u64 * u64::from(stat.page_size)
     }
 
-    /// A view of the last commit.
+    /// Opens a view of the last commit.
     pub(super) fn view(&self) -> Result<BorrowedView<'_>, StoreError> {
         self.env.read_txn().map_err(|error| self.error(error))
     }
 
-    /// A view that does not borrow the environment.
+    /// Opens a view that does not borrow the environment.
     pub(super) fn owned_view(&self) -> Result<OwnedView, StoreError> {
         self.env.clone().static_read_txn().map_err(|error| self.error(error))
     }
 
     /// Runs `change` in a transaction and commits it durably, all or nothing. `change` gets the
-    /// transaction's number, for the header that it has to write.
+    /// transaction's number, for the header that it must write.
     ///
     /// # Errors
-    /// Those of `change`; [`StoreError::Full`]; [`StoreError::Failed`], now and from now on.
+    /// Errors of `change`; [`StoreError::Full`]; [`StoreError::Failed`], from then on for every write.
     pub(super) fn write<T>(
         &self,
         change: impl FnOnce(&mut RwTxn<'_>, Records, u64) -> Result<T, StoreError>,
@@ -140,13 +137,13 @@ impl Environment {
         attempt().inspect_err(|error| {
             if matches!(error, StoreError::Failed { .. }) {
                 tracing::error!("{error}");
-                // Only the first reason is kept; there is one writer, so this is it.
+                // Only the first reason is kept. There is one writer, so this is the first.
                 let _ = self.failed.set(error.clone());
             }
         })
     }
 
-    /// What an error of LMDB means.
+    /// Converts an error of LMDB.
     pub(super) fn error(&self, error: heed::Error) -> StoreError {
         let what = self.name.clone();
         match error {
@@ -160,22 +157,22 @@ impl Environment {
         }
     }
 
-    /// The error for damage that was found after opening.
+    /// Builds the error for damage that was found after opening.
     pub(super) fn corrupt(&self, at: impl Into<String>) -> StoreError {
         StoreError::corrupt(&self.name, at)
     }
 
-    /// What it is and where, for errors.
+    /// Returns its name in errors: what it is and where.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// The reason why it takes no writes, if one failed.
+    /// Fails with the error of the first failed write, if there is one.
     pub(super) fn check(&self) -> Result<(), StoreError> {
         self.failed.get().map_or(Ok(()), |error| Err(error.clone()))
     }
 
-    /// Closes it, if no view is open any more, and waits until that is done.
+    /// Closes it, if no view is open any more, and waits until it is closed.
     pub(super) fn close(self) -> Result<(), StoreError> {
         let Environment { env, path, .. } = self;
         if env.prepare_for_closing().wait_timeout(CLOSE_WAIT) {
@@ -187,14 +184,14 @@ impl Environment {
 }
 
 fn open_records(env: &Env<WithoutTls>) -> Result<Records, heed::Error> {
-    // The unnamed database is always there; a view suffices to open it, once.
+    // The unnamed database always exists, so a view is enough to open it, once.
     let view = env.read_txn()?;
     let records = env.open_database(&view, None)?;
     view.commit()?;
     Ok(records.expect("LMDB has its unnamed database in every file"))
 }
 
-/// Bytes of the data file in `path` if it may hold a commit, otherwise 0.
+/// Returns the bytes of the data file in `path` if it may have a commit, otherwise 0.
 pub(super) fn data_bytes(path: &Path) -> Result<u64, StoreError> {
     let file = path.join("data.mdb");
     match fs::metadata(&file) {
@@ -205,8 +202,8 @@ pub(super) fn data_bytes(path: &Path) -> Result<u64, StoreError> {
     }
 }
 
-/// Verifies the data file in `path` and gives its header. Both meta pages must lead to a header
-/// that its transaction wrote: a changed meta page leads to another one, or to none.
+/// Verifies the data file in `path` and returns its header. Both meta pages must lead to a header that
+/// their transaction wrote, because a changed meta page leads to another one, or to none.
 fn read_header(path: &Path, name: &str, limit_bytes: u64) -> Result<Option<Vec<u8>>, StoreError> {
     let path = path.join("data.mdb");
     let corrupt = |at: &str| StoreError::corrupt(name, format!("{at} (file {})", path.display()));
@@ -228,10 +225,10 @@ fn read_header(path: &Path, name: &str, limit_bytes: u64) -> Result<Option<Vec<u
     Ok(report.newest.first.map(|(_, value)| value))
 }
 
-/// Whether the first record that a transaction sees is a header which it wrote itself.
+/// Checks that the first record that a transaction sees is a header which it wrote itself.
 fn check_view(view: &View) -> Result<(), &'static str> {
     let Some((key, value)) = &view.first else {
-        // Every commit leaves a header, so an empty file never had one.
+        // Every commit writes a header, so a file without one had no commit.
         return if view.transaction == 0 { Ok(()) } else { Err("its header is missing") };
     };
     if key != HEADER_KEY {

@@ -1,10 +1,10 @@
 //! Both stores in memory, for simulation: deterministic, with a disk that can be crashed.
 //!
-//! A write becomes part of the disk's image when it is synced. Normally that is at once; with
-//! [`MemoryDisk::hold`] writes wait until [`MemoryDisk::sync`], are seen by no reader before, and
-//! are dropped by [`MemoryDisk::crash`]. Always holds: the image is what the durable ones,
-//! [`super::Wal`] and [`super::LmdbState`], would hold after the same calls. Leaves time to
-//! the simulator: how long a sync takes is when it calls `sync`.
+//! A write becomes part of the disk's image when it is synced, which normally is at once. With
+//! [`MemoryDisk::hold`] writes wait until [`MemoryDisk::sync`], no reader sees them before, and
+//! [`MemoryDisk::crash`] drops them. Always holds: the image is what [`super::Wal`] and
+//! [`super::LmdbState`] would have on disk after the same calls. The simulator decides how long a sync
+//! takes, because it calls `sync`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
@@ -20,7 +20,7 @@ use super::{
     Push, SnapshotReader, StateStore, StoreError,
 };
 
-/// Which of the two stores.
+/// One of the two stores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     Log,
@@ -42,30 +42,30 @@ struct Disk {
 }
 
 impl MemoryDisk {
-    /// An empty disk; `store_id` only tells its snapshots from those of others.
+    /// Builds an empty disk. `store_id` only distinguishes its snapshots from others.
     pub fn new(store_id: u64) -> MemoryDisk {
         MemoryDisk { inner: Arc::default(), store_id }
     }
 
-    /// The log on this disk. As with a directory, there should be one at a time.
+    /// Opens the log on this disk. As with a directory, there should be one at a time.
     pub fn log(&self) -> MemoryLog {
         MemoryLog { disk: self.clone() }
     }
 
-    /// The state on this disk.
+    /// Opens the state on this disk.
     pub fn state(&self) -> MemoryState {
         MemoryState { disk: self.clone(), incoming: None }
     }
 
-    /// Whether writes wait for [`MemoryDisk::sync`]. Turning it off syncs nothing.
+    /// Makes writes wait for [`MemoryDisk::sync`], or not. Turning it off syncs nothing.
     pub fn hold(&self, is_held: bool) {
         self.lock().is_held = is_held;
     }
 
-    /// Makes durable what was written to a part.
+    /// Makes the writes to a part durable.
     ///
     /// # Errors
-    /// [`StoreError::Failed`] if the part failed before, or if this is the sync that was to fail.
+    /// [`StoreError::Failed`] if the part failed before, or if this sync was set to fail.
     pub fn sync(&self, part: Part) -> Result<(), StoreError> {
         let mut disk = self.lock();
         match part {
@@ -74,8 +74,8 @@ impl MemoryDisk {
         }
     }
 
-    /// Lets the `nth` sync of a part from now on fail (1 is the next). Nothing it was to make
-    /// durable is, and the part takes no more writes.
+    /// Makes the `nth` sync of a part from now on fail (1 is the next). It makes nothing durable, and the
+    /// part takes no more writes.
     pub fn fail_sync(&self, part: Part, nth: u64) {
         let mut disk = self.lock();
         match part {
@@ -84,7 +84,7 @@ impl MemoryDisk {
         }
     }
 
-    /// Drops what was not synced, and what failed works again: the machine starts anew. Stores and
+    /// Drops what was not synced, and repairs what failed, as a restart of the machine does. Stores and
     /// readers of the time before must not be used any more.
     pub fn crash(&self) {
         let mut disk = self.lock();
@@ -162,7 +162,7 @@ impl<T> Device<T> {
 struct LogImage {
     hard_state: HardState,
     compacted: (u64, u64),
-    /// The first is the one after the compacted.
+    /// The entries after the compacted one.
     entries: VecDeque<Entry>,
 }
 
@@ -196,7 +196,7 @@ impl LogImage {
     }
 
     fn compact(&mut self, to: u64, term: u64) {
-        // What was written in between may have reset the log to a later entry.
+        // A write in between may have reset the log to a later entry.
         while self.compacted.0 < to
             && let Some(entry) = self.entries.pop_front()
         {
@@ -239,7 +239,7 @@ impl LogStore for MemoryLog {
         let step = to.min(image.compacted.0 + COMPACT_ENTRIES_MAX);
         let Some(term) = (if step == to { Some(term) } else { image.get(step).map(|e| e.term) })
         else {
-            // Held back behind writes that are not in the image: try again after the sync.
+            // The compaction waits behind writes that are not in the image: try again after the sync.
             return Ok(image.compacted.0);
         };
         disk.log.write(disk.is_held, move |image| image.compact(step, term))?;
@@ -305,7 +305,7 @@ type Records = BTreeMap<Vec<u8>, Bytes>;
 
 #[derive(Debug, Default)]
 struct StateImage {
-    /// Shared with snapshots; copied when it changes while one is open.
+    /// Shared with snapshots, and copied when it changes while one is open.
     records: Arc<Records>,
     applied: Option<Applied>,
 }
@@ -319,7 +319,7 @@ pub struct MemoryState {
 
 impl StateStore for MemoryState {
     fn load(&self, push: &mut Push<'_>) -> Result<Option<Applied>, StoreError> {
-        // Not under the lock: `push` may do anything.
+        // `push` may do anything, so the lock is not held.
         let (records, applied) = {
             let disk = self.disk.lock();
             (disk.state.image.records.clone(), disk.state.image.applied.clone())
@@ -402,7 +402,7 @@ fn not_begun() -> StoreError {
     StoreError::Snapshot { reason: "its installation was not begun, or failed".to_owned() }
 }
 
-/// A snapshot of a state in memory. It stays readable when the state is replaced.
+/// A snapshot of a state in memory. It stays readable after the state is replaced.
 struct MemorySnapshot {
     records: Arc<Records>,
     applied: Applied,

@@ -1,7 +1,7 @@
-//! Reads an LMDB data file before LMDB does, and refuses one whose structure is impossible.
+//! Reads an LMDB data file before LMDB does, and refuses one with an impossible structure.
 //!
-//! LMDB trusts its pages: a damaged offset or page number makes it read or write anywhere. So at
-//! each open this walks everything that the newest transaction reaches, with bounds checked:
+//! LMDB trusts its pages, so a damaged offset or page number makes it read or write anywhere. Each open
+//! therefore walks everything that the newest transaction reaches, and checks all bounds:
 //!
 //! ```text
 //!  page 0, 1   meta pages, written in turn; the newer one has the roots of two trees
@@ -9,13 +9,13 @@
 //!  free tree   the same; its values are lists of pages that may be used again
 //! ```
 //!
-//! After a walk that found nothing: every page is in one tree at one place, or in one free list, or
-//! lost (harmless); every node lies inside its page and apart from the others; keys ascend, within
-//! the bounds that the branch above gives; the counts in the meta page are right. Values are not
-//! judged here, they carry their own checksums. The older meta page is walked down to its first
-//! record only: with it the caller can tell a meta page that was changed from one that was written.
+//! After a walk without findings: every page is in one tree at one place, or in one free list, or lost
+//! (harmless); every node is inside its page and apart from the others; keys ascend, within the bounds of
+//! the branch above; the counts in the meta page are right. Values are not checked here, because they have
+//! their own checksums. The older meta page is walked only down to its first record. With that the caller
+//! can distinguish a changed meta page from a written one.
 //!
-//! The layout is that of LMDB 0.9, data version 1, on a little-endian machine, as in `mdb.c`
+//! The layout is the one of LMDB 0.9, data version 1, on a little-endian machine, as in `mdb.c`
 //! (`MDB_meta`, `MDB_db`, `MDB_page`, `MDB_node`). Only its main database is expected, with plain
 //! keys: no named databases, no duplicates.
 
@@ -32,11 +32,11 @@ const MAGIC: u32 = 0xBEEF_C0DE;
 const DATA_VERSION: u32 = 1;
 /// Bytes before a page's content.
 const HEADER_SIZE: usize = 16;
-/// Bytes of a meta page that mean something: the header and `MDB_meta`.
+/// Bytes of a meta page that are used: the header and `MDB_meta`.
 const META_SIZE: usize = HEADER_SIZE + 136;
 /// The root of an empty tree.
 const NO_PAGE: u64 = u64::MAX;
-/// `CURSOR_STACK` in `mdb.c`: no tree is deeper.
+/// `CURSOR_STACK` in `mdb.c`, which no tree exceeds.
 const DEPTH_MAX: u16 = 32;
 /// `MDB_INTEGERKEY`, the only flag that the free tree has.
 const INTEGER_KEY: u16 = 0x08;
@@ -44,11 +44,11 @@ const INTEGER_KEY: u16 = 0x08;
 const KEY_SIZE_MAX: usize = 511;
 const PAGE_SIZES: std::ops::RangeInclusive<usize> = 4096..=32768;
 
-/// Why a file cannot be used.
+/// The reason that a file cannot be used.
 #[derive(Debug)]
 pub(super) enum Damage {
     Io(io::Error),
-    /// What is wrong, and in which page.
+    /// The mistake, and its page.
     Page {
         number: u64,
         reason: String,
@@ -73,11 +73,11 @@ pub(super) struct View {
     pub(super) first: Option<(Vec<u8>, Vec<u8>)>,
 }
 
-/// What a sound file holds.
+/// The content of a sound file.
 #[derive(Debug)]
 pub(super) struct Report {
     pub(super) newest: View,
-    /// The transaction before it, if there was one.
+    /// The transaction before the newest, if there was one.
     pub(super) older: Option<View>,
     /// Pages in the two trees.
     pub(super) used_pages: u64,
@@ -85,13 +85,13 @@ pub(super) struct Report {
     pub(super) free_pages: u64,
 }
 
-/// Walks the file, which nobody else may write meanwhile. `map_bytes` is the size it may grow to.
+/// Walks the file, which must not be written meanwhile. `map_bytes` is the size it may grow to.
 pub(super) fn verify(file: &File, map_bytes: u64) -> Result<Report, Damage> {
     let file_bytes = file.metadata()?.len();
     let [first, second] = read_metas(file)?;
     let (newest, older) =
         if second.transaction > first.transaction { (second, first) } else { (first, second) };
-    // Transaction N writes meta page N mod 2, so the two are neighbours. A new file has 0 twice.
+    // Transaction N writes meta page N mod 2, so the two are neighbours. In a new file both are 0.
     let expected = newest.transaction.saturating_sub(1);
     if older.transaction != expected || newest.number != newest.transaction % 2 {
         let reason = format!(
@@ -100,8 +100,8 @@ pub(super) fn verify(file: &File, map_bytes: u64) -> Result<Report, Damage> {
         );
         return damage(newest.number, reason);
     }
-    // The walk goes in key order, which is any order in the file.
-    // Advice only: where it is refused, reads are slower.
+    // The walk goes in key order, which is any order in the file. This is only advice: if it is refused,
+    // reads are slower.
     let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::WillNeed);
     let source = Source { file, page_size: newest.page_size, file_bytes };
     let pages_max = map_bytes.max(file_bytes) / newest.page_size as u64;
@@ -124,7 +124,7 @@ pub(super) fn verify(file: &File, map_bytes: u64) -> Result<Report, Damage> {
     })
 }
 
-/// `MDB_db`: a tree.
+/// A tree, `MDB_db` in LMDB.
 #[derive(Debug)]
 struct Tree {
     flags: u16,
@@ -152,9 +152,9 @@ impl Tree {
     }
 }
 
-/// `MDB_meta`.
+/// A meta page, `MDB_meta` in LMDB.
 struct Meta {
-    /// Which page it is, 0 or 1.
+    /// The number of the page, 0 or 1.
     number: u64,
     page_size: usize,
     free: Tree,
@@ -179,7 +179,7 @@ impl Meta {
         if u32_at(fields, 0) != MAGIC || u32_at(fields, 4) != DATA_VERSION {
             return damage(number, "it is not of an LMDB file that this program knows");
         }
-        // The page size is kept in a field of the free tree that has no other use.
+        // The page size is in a field of the free tree that has no other use.
         let page_size = u32_at(fields, 24) as usize;
         let free = Tree::read(&fields[24..]);
         let main = Tree::read(&fields[24 + Tree::SIZE..]);
@@ -215,7 +215,7 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// Fills `bytes` from `offset` on inside page `number`. Overflow values go on into later pages.
+    /// Fills `bytes` from `offset` on inside page `number`. Overflow values continue in later pages.
     fn read(&self, number: u64, offset: usize, bytes: &mut [u8]) -> Result<(), Damage> {
         let start = number.checked_mul(self.page_size as u64).and_then(|at| {
             let start = at.checked_add(offset as u64)?;
@@ -227,7 +227,7 @@ impl Source<'_> {
         }
     }
 
-    /// Page `number`, checked by itself.
+    /// Reads page `number` and checks it by itself.
     fn page(&self, number: u64, buffer: Vec<u8>, tree: TreeKind) -> Result<Page, Damage> {
         let mut bytes = buffer;
         bytes.resize(self.page_size, 0);
@@ -235,7 +235,8 @@ impl Source<'_> {
         Page::new(bytes, number, tree).or_else(|reason| damage(number, reason))
     }
 
-    /// How many pages the value of `value_size` bytes that begins in overflow page `number` has.
+    /// Returns the count of pages of the value with `value_size` bytes that begins in overflow page
+    /// `number`.
     fn overflow(&self, number: u64, value_size: usize) -> Result<u64, Damage> {
         let mut header = [0; HEADER_SIZE];
         self.read(number, 0, &mut header)?;
@@ -253,20 +254,20 @@ impl Source<'_> {
         Ok(pages)
     }
 
-    /// The whole value of node `index` of a leaf.
+    /// Reads the whole value of node `index` of a leaf.
     fn value(&self, leaf: &Page, index: usize) -> Result<Vec<u8>, Damage> {
         let node = leaf.node(index);
         let Some(overflow) = node.overflow else {
             return Ok(leaf.bytes(node.value).to_vec());
         };
-        // Refuses a value that is larger than the file: nothing huge is allocated.
+        // This refuses a value that is larger than the file, so nothing huge is allocated.
         self.overflow(overflow, node.value_size)?;
         let mut value = vec![0; node.value_size];
         self.read(overflow, HEADER_SIZE, &mut value)?;
         Ok(value)
     }
 
-    /// The first record that a transaction sees: down the first child of each branch.
+    /// Finds the first record that a transaction sees, down the first child of each branch.
     fn view(&self, meta: &Meta) -> Result<View, Damage> {
         let transaction = meta.transaction;
         if meta.main.root == NO_PAGE {
@@ -288,7 +289,7 @@ impl Source<'_> {
     }
 }
 
-/// Which of the two trees.
+/// One of the two trees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum TreeKind {
     /// Keys of bytes.
@@ -297,7 +298,7 @@ enum TreeKind {
     Free,
 }
 
-/// What was met so far.
+/// The pages met so far.
 struct Walk<'a> {
     source: &'a Source<'a>,
     last_page: u64,
@@ -309,7 +310,7 @@ struct Walk<'a> {
     leaf_pages: u64,
     overflow_pages: u64,
     entries: u64,
-    /// Page buffers to use again, at most one for each level.
+    /// Page buffers for reuse, at most one for each level.
     buffers: Vec<Vec<u8>>,
 }
 
@@ -330,12 +331,12 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Notes that page `number` has a place; it must be a page, and have none yet.
+    /// Notes that page `number` has a place. It must be a page, and must not have one yet.
     fn claim(&mut self, number: u64) -> Result<(), Damage> {
         if number < 2 || number > self.last_page {
             return damage(number, "a tree or free list has it, but there is no such page");
         }
-        // Within the bitmap, which has a bit for each page up to the last.
+        // The bitmap has a bit for each page up to the last.
         let word = &mut self.seen[(number / 64) as usize];
         let bit = 1 << (number % 64);
         if *word & bit != 0 {
@@ -371,7 +372,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Walks the pages below and with `number`, whose keys must be in `lower..upper`.
+    /// Walks page `number` and the pages below it, whose keys must be in `lower..upper`.
     fn subtree(
         &mut self,
         kind: TreeKind,
@@ -409,7 +410,7 @@ impl<'a> Walk<'a> {
         for index in 0..leaf.count() {
             let node = leaf.node(index);
             if let Some(first) = node.overflow {
-                // Also a value that says it has more pages than there are ends here, soon.
+                // A value that claims more pages than there are also ends here, soon.
                 let pages = self.source.overflow(first, node.value_size)?;
                 for number in first..first.saturating_add(pages) {
                     self.claim(number)?;
@@ -424,7 +425,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// A free list: how many, then so many page numbers, descending. It may have room for more.
+    /// Reads a free list: a count, then this many page numbers, descending. The value may be longer.
     fn free_list(&mut self, number: u64, list: &[u8]) -> Result<(), Damage> {
         let mut words = list.chunks_exact(8).map(|word| u64_at(word, 0));
         let Some(count) = words.next().filter(|count| *count <= words.len() as u64) else {

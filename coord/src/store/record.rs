@@ -1,7 +1,7 @@
 //! The bytes of keys and values of the state, each value under a CRC-32.
 //!
 //! ```text
-//!  key 00                the header: who the data is, and what it must add up to
+//!  key 00                the header: the owner of the data, and the sum of its records
 //!  key 01 key            a record
 //!
 //!  value of a record     ┌ crc ┬ value ┐
@@ -16,19 +16,19 @@ use raft::eraftpb::ConfState;
 
 use super::{Applied, Identity};
 
-/// Bytes that the key of a state record may have. LMDB takes 511.
+/// Most bytes of a state record's key. LMDB takes 511.
 pub const KEY_SIZE_MAX: usize = 256;
-/// The key of the header; sorts before all others.
+/// The key of the header, which sorts before all others.
 pub(super) const HEADER_KEY: &[u8] = &[0];
-/// What the key of every record begins with.
+/// The first byte of every record's key.
 pub(super) const RECORD_PREFIX: u8 = 1;
 /// The only layout so far.
 const VERSION: u8 = 1;
 
-/// The key of a state record inside the environment.
+/// Returns the key of a state record inside the environment.
 ///
 /// # Panics
-/// If `key` is empty or longer than [`KEY_SIZE_MAX`].
+/// Panics if `key` is empty or longer than [`KEY_SIZE_MAX`].
 pub(super) fn state_key(key: &[u8]) -> Vec<u8> {
     assert!(!key.is_empty() && key.len() <= KEY_SIZE_MAX, "a state key of {} bytes", key.len());
     let mut stored = Vec::with_capacity(key.len() + 1);
@@ -37,7 +37,7 @@ pub(super) fn state_key(key: &[u8]) -> Vec<u8> {
     stored
 }
 
-/// The CRC-32 of a state record.
+/// Computes the CRC-32 of a state record.
 pub(super) fn record_crc(key: &[u8], value: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(key);
@@ -45,7 +45,7 @@ pub(super) fn record_crc(key: &[u8], value: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-/// Writes a state record's value into `stored`, and gives what the record adds to [`Tally`].
+/// Writes a state record's value to `stored`. Returns what the record adds to [`Tally`].
 pub(super) fn write_state(key: &[u8], value: &[u8], stored: &mut Vec<u8>) -> u64 {
     let crc = record_crc(key, value);
     stored.clear();
@@ -54,7 +54,7 @@ pub(super) fn write_state(key: &[u8], value: &[u8], stored: &mut Vec<u8>) -> u64
     mark(crc, value.len())
 }
 
-/// The value of the state record `key`, and what it adds to [`Tally`]; or what is wrong with it.
+/// Reads the value of the state record `key`. Returns it with what it adds to [`Tally`], or the mistake.
 pub(super) fn read_state<'a>(
     key: &[u8],
     stored: &'a [u8],
@@ -75,7 +75,7 @@ pub(super) fn mark(crc: u32, value_size: usize) -> u64 {
     bits ^ (bits >> 31)
 }
 
-/// What all records of a state add up to, in any order.
+/// The sum of all records of a state, in any order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Tally {
     pub(super) count: u64,
@@ -88,7 +88,7 @@ impl Tally {
         self.sum = self.sum.wrapping_add(mark);
     }
 
-    /// Takes a record out again. `None` if there cannot be such a record.
+    /// Subtracts a record. Returns `None` if there cannot be such a record.
     pub(super) fn remove(&mut self, mark: u64) -> Option<()> {
         self.count = self.count.checked_sub(1)?;
         self.sum = self.sum.wrapping_sub(mark);
@@ -96,7 +96,7 @@ impl Tally {
     }
 }
 
-/// What every header begins with.
+/// The beginning of every header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Origin {
     /// The LMDB transaction that wrote it.
@@ -104,7 +104,6 @@ pub(super) struct Origin {
     pub(super) identity: Identity,
 }
 
-/// The header of the state.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct StateHeader {
     pub(super) identity: Identity,
@@ -151,7 +150,7 @@ pub(super) fn write_applied(applied: &Applied, value: &mut Vec<u8>) {
         .expect("a configuration has no required field, and a vector takes it");
 }
 
-/// Takes all that is left of `fields`.
+/// Reads the rest of `fields`.
 pub(super) fn read_applied(mut fields: &[u8]) -> Option<Applied> {
     let index = fields.try_get_u64_le().ok()?;
     let term = fields.try_get_u64_le().ok()?;
@@ -174,7 +173,7 @@ fn end_header(mut value: Vec<u8>) -> Vec<u8> {
     value
 }
 
-/// What `value` begins with if it is a header, and the rest of it.
+/// Reads the beginning of a header. Returns it with the rest of `value`.
 pub(super) fn read_origin(value: &[u8]) -> Result<(Origin, &[u8]), &'static str> {
     const ORIGIN_SIZE: usize = 4 + 1 + 4 * 8;
     if value.len() < ORIGIN_SIZE {

@@ -1,4 +1,4 @@
-//! The chunks that a snapshot travels in, and the file that a backup is: the same chunks in a row.
+//! The chunks of a snapshot, and the file of a backup, which has the same chunks in a row.
 //!
 //! ```text
 //!  chunk     ┌ crc ┬ kind ┬ number ┬ stream ┬ content ┐   crc: CRC-32 of what follows it
@@ -10,8 +10,8 @@
 //!  file      "MILLRACE STATE\n\0", then each chunk behind its size (u32)
 //! ```
 //!
-//! `stream` is the same in all chunks of a snapshot and says which state it is of, so that chunks
-//! of two cannot be mixed. Numbers are little-endian.
+//! `stream` is the same in all chunks of a snapshot and differs between states, so that chunks of two
+//! cannot be mixed. Numbers are little-endian.
 
 use std::fs::{self, File};
 use std::io::{BufReader, BufWriter, Read, Write};
@@ -28,14 +28,14 @@ const VERSION: u8 = 1;
 const KIND_BEGIN: u8 = 1;
 const KIND_RECORDS: u8 = 2;
 const KIND_END: u8 = 3;
-/// What a backup begins with.
+/// The first bytes of a backup.
 const FILE_MAGIC: &[u8; 16] = b"MILLRACE STATE\n\0";
 /// Bytes of a chunk in a file.
 const FILE_CHUNK_BYTES: usize = 1 << 20;
-/// The largest chunk a file may have: one huge record. Larger sizes are damage.
+/// The largest chunk of a file: one huge record. Larger sizes are damage.
 const FILE_CHUNK_BYTES_MAX: u32 = 1 << 30;
 
-/// What comes next.
+/// The next kind of chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Begin,
@@ -55,24 +55,24 @@ pub(super) struct Encoder {
 }
 
 impl Encoder {
-    /// For the state of `store_id` after entry `index`: there is only one such state.
+    /// Builds an encoder for the state of `store_id` after entry `index`. There is only one such state.
     pub(super) fn new(store_id: u64, index: u64) -> Encoder {
         let stream = store_id ^ index.rotate_left(32);
         let tally = Tally::default();
         Encoder { stage: Stage::Begin, number: 0, stream, last_key: Vec::new(), tally }
     }
 
-    /// The key behind which the records of the next chunk begin; empty for the very first.
+    /// Returns the key behind which the records of the next chunk begin; empty for the very first.
     pub(super) fn last_key(&self) -> &[u8] {
         &self.last_key
     }
 
-    /// What all records added up to, once the last chunk is made.
+    /// Returns the sum of all records, once the last chunk is made.
     pub(super) fn finished(&self) -> Option<Tally> {
         (self.stage == Stage::Done).then_some(self.tally)
     }
 
-    /// The next chunk, `None` after the last. `records` has those after [`Encoder::last_key`].
+    /// Makes the next chunk, `None` after the last. `records` has those after [`Encoder::last_key`].
     pub(super) fn next<'a, R>(
         &mut self,
         applied: &Applied,
@@ -115,7 +115,7 @@ impl Encoder {
         chunk.put_u64_le(self.stream);
     }
 
-    /// Adds records while there is room, but at least one if there is one.
+    /// Adds records while there is room, and at least one if there is one.
     fn fill<'a, R>(
         &mut self,
         chunk: &mut Vec<u8>,
@@ -143,7 +143,7 @@ impl Encoder {
     }
 }
 
-/// Takes chunks in order and gives their records.
+/// Takes chunks in order and returns their records.
 #[derive(Debug, Default)]
 pub(super) struct Decoder {
     number: u32,
@@ -158,7 +158,7 @@ impl Decoder {
     /// Reads the next chunk and hands its records to `push`.
     ///
     /// # Errors
-    /// [`StoreError::Snapshot`] if it is damaged or not the next one; errors of `push`.
+    /// [`StoreError::Snapshot`] if the chunk is damaged or not the next one; errors of `push`.
     pub(super) fn accept(
         &mut self,
         chunk: &[u8],
@@ -191,7 +191,7 @@ impl Decoder {
         Ok(())
     }
 
-    /// What the complete snapshot belongs to, and what its records add up to.
+    /// Returns the point that the complete snapshot belongs to, and the sum of its records.
     ///
     /// # Errors
     /// [`StoreError::Snapshot`] if the last chunk is missing.
@@ -202,7 +202,7 @@ impl Decoder {
         }
     }
 
-    /// Kind and content of a chunk that is the next one of this stream.
+    /// Returns kind and content of a chunk that is the next one of this stream.
     fn open<'c>(&mut self, chunk: &'c [u8]) -> Result<(u8, &'c [u8]), StoreError> {
         if chunk.len() < HEAD_SIZE {
             return refuse("a chunk is too short");
@@ -260,11 +260,11 @@ fn refuse<T>(reason: impl Into<String>) -> Result<T, StoreError> {
     Err(StoreError::Snapshot { reason: reason.into() })
 }
 
-/// Writes all chunks of a snapshot into a new file, durably. It has its name only when it is
-/// complete. This can be done in another thread than the one that owns the store.
+/// Writes all chunks of a snapshot to a new file, durably. The file has its name only when it is complete.
+/// This may run in another thread than the store's.
 ///
 /// # Errors
-/// [`StoreError::Io`] if the file exists or cannot be written; those of `reader`.
+/// [`StoreError::Io`] if the file exists or cannot be written; errors of `reader`.
 pub fn write_backup(reader: &mut dyn SnapshotReader, path: &Path) -> Result<(), StoreError> {
     if path.exists() {
         return Err(StoreError::io("write", path, "it exists already"));
@@ -315,7 +315,7 @@ pub(super) fn read_backup(
             return refuse(format!("{} has a chunk of {size} bytes", path.display()));
         }
         chunk.clear();
-        // Grows with what is really there, whatever the size says.
+        // The memory grows with the bytes that are there, whatever the size says.
         let read = file.by_ref().take(u64::from(size)).read_to_end(&mut chunk).map_err(fail)?;
         if read as u64 != u64::from(size) {
             return refuse(format!("{} ends too early", path.display()));

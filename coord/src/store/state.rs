@@ -1,10 +1,10 @@
 //! The applied state in LMDB: one record for each key, and the header.
 //!
-//! Always holds, in every commit: the header has the number of records and the sum of their marks,
-//! so a record that is missing or old shows when the state is loaded. A snapshot is received into
-//! an environment of its own beside the state; when it is complete its file takes the name of the
-//! state's file, which is one step for the file system: there is the old state or the new one.
-//! Leaves to [`super::directory`] to remove what was received and never installed.
+//! Always holds, in every commit: the header has the number of records and the sum of their marks, so a
+//! missing or old record is noticed when the state is loaded. A snapshot is received into an environment of
+//! its own beside the state. When it is complete its file takes the name of the state's file, which is one
+//! step for the file system, so there is the old state or the new one. [`super::directory`] removes a
+//! received snapshot that was never installed.
 
 use std::fs;
 use std::ops::Bound;
@@ -22,14 +22,14 @@ use super::{
     Applied, Changes, Identity, Push, SNAPSHOTS_MAX, SnapshotReader, StateStore, StoreError,
 };
 
-/// The view of a snapshot; taken away when the state is replaced.
+/// The view of a snapshot; `None` after the state is replaced.
 type SharedView = Mutex<Option<OwnedView>>;
 
-/// The state of a replica. One writer.
+/// The state of a replica, with one writer.
 pub struct LmdbState {
-    /// `None` after the state was replaced but could not be opened again.
+    /// `None` if the state was replaced and could not be opened again.
     environment: Option<Environment>,
-    /// As in the last commit.
+    /// The header of the last commit.
     header: StateHeader,
     incoming: Option<Incoming>,
     snapshots: Vec<Weak<SharedView>>,
@@ -42,7 +42,7 @@ struct Incoming {
 }
 
 impl LmdbState {
-    /// Writes the first header into a new environment.
+    /// Writes the first header to a new environment.
     pub(super) fn create(
         environment: Environment,
         header: StateHeader,
@@ -51,7 +51,7 @@ impl LmdbState {
         Ok(LmdbState::new(environment, header))
     }
 
-    /// Takes over an environment with a header. Records are verified by [`StateStore::load`].
+    /// Opens an environment with a header. [`StateStore::load`] verifies the records.
     pub(super) fn open(environment: Environment, header: &[u8]) -> Result<LmdbState, StoreError> {
         let header = StateHeader::read(header).map_err(|reason| environment.corrupt(reason))?;
         Ok(LmdbState::new(environment, header))
@@ -61,18 +61,18 @@ impl LmdbState {
         LmdbState { environment: Some(environment), header, incoming: None, snapshots: Vec::new() }
     }
 
-    /// Where a snapshot for the state in `path` is received.
+    /// Returns the directory for a snapshot that will replace the state in `path`.
     pub(super) fn incoming(path: &Path) -> PathBuf {
         path.with_extension("incoming")
     }
 
-    /// Sets the cluster of a state that has none yet, durably.
+    /// Sets the cluster id of a state that has none yet, durably.
     ///
     /// # Errors
     /// As [`StateStore::commit`].
     ///
     /// # Panics
-    /// If it has another cluster already.
+    /// Panics if it has another cluster id already.
     pub fn adopt(&mut self, cluster_id: u64) -> Result<(), StoreError> {
         let current = self.header.identity.cluster_id;
         assert!(current == 0 || current == cluster_id, "a state changes its cluster");
@@ -83,12 +83,12 @@ impl LmdbState {
         Ok(())
     }
 
-    /// Whose state it is.
+    /// Returns the owner of the state.
     pub fn identity(&self) -> Identity {
         self.header.identity
     }
 
-    /// A view of the last commit, to look single records up.
+    /// Opens a view of the last commit, to look single records up.
     ///
     /// # Errors
     /// [`StoreError::Failed`] if too many are open, or the state could not be opened again.
@@ -97,10 +97,10 @@ impl LmdbState {
         Ok(StateView { environment, view: environment.view()? })
     }
 
-    /// When it was last changed, in milliseconds since 1970.
+    /// Returns the time of the last change, in milliseconds since 1970.
     ///
     /// # Errors
-    /// [`StoreError::Io`] if its file cannot be looked at.
+    /// [`StoreError::Io`] if its file cannot be read.
     pub fn changed_ms(&self) -> Result<i64, StoreError> {
         let file = self.environment()?.path().join("data.mdb");
         let changed = fs::metadata(&file).and_then(|metadata| metadata.modified());
@@ -116,7 +116,7 @@ impl LmdbState {
         })
     }
 
-    /// Puts the received file in the place of the state's, and opens it.
+    /// Replaces the state's file with the received one, and opens it.
     fn replace(&mut self, incoming: Environment) -> Result<(), StoreError> {
         let incoming_path = incoming.path().to_owned();
         incoming.close()?;
@@ -142,21 +142,20 @@ impl LmdbState {
     }
 }
 
-/// The state as one commit left it. Replicas read from memory; this is here to measure what that
-/// is better than.
+/// The state as one commit left it. Replicas read from memory; this exists for comparison in benchmarks.
 pub struct StateView<'s> {
     environment: &'s Environment,
     view: BorrowedView<'s>,
 }
 
 impl StateView<'_> {
-    /// The value of a record, if there is one.
+    /// Returns the value of a record, if there is one.
     ///
     /// # Errors
     /// [`StoreError::Corrupt`] if it is damaged.
     ///
     /// # Panics
-    /// As [`StateStore::commit`] for a key that is too long.
+    /// Panics for a key that is too long, as [`StateStore::commit`] does.
     pub fn get(&self, key: &[u8]) -> Result<Option<&[u8]>, StoreError> {
         let (environment, inner) = (self.environment, record::state_key(key));
         let found = environment.records().get(&self.view, &inner);
@@ -262,7 +261,7 @@ impl StateStore for LmdbState {
         create_directory(&path)?;
         let (limit_bytes, lock) = (current.limit_bytes(), current.lock().clone());
         let (environment, _) = Environment::open(&path, limit_bytes, lock)?;
-        // First, so that records can be put behind it.
+        // The header comes first, so that records can follow it.
         write_header(&environment, &StateHeader::new(self.header.identity))?;
         self.incoming = Some(Incoming { environment, decoder: Decoder::default() });
         Ok(())
@@ -270,7 +269,7 @@ impl StateStore for LmdbState {
 
     fn install_chunk(&mut self, chunk: &[u8]) -> Result<(), StoreError> {
         let identity = self.header.identity;
-        // Taken out: it comes back only if all went well.
+        // The incoming snapshot is put back only if all went well.
         let mut incoming = self.incoming.take().ok_or_else(not_begun)?;
         let Incoming { environment, decoder } = &mut incoming;
         environment.write(|transaction, records, number| {
@@ -311,7 +310,7 @@ fn not_begun() -> StoreError {
     StoreError::Snapshot { reason: "its installation was not begun, or failed".to_owned() }
 }
 
-/// Commits a header and nothing else.
+/// Commits only a header.
 fn write_header(environment: &Environment, header: &StateHeader) -> Result<(), StoreError> {
     environment.write(|transaction, records, number| {
         put_header(environment, transaction, records, &header.write(number))
@@ -328,7 +327,7 @@ fn put_header(
     put.map_err(|error| environment.error(error))
 }
 
-/// Key, value and mark of a stored record.
+/// Returns key, value and mark of a stored record.
 fn read_record<'v>(
     (inner, stored): (&'v [u8], &'v [u8]),
 ) -> Result<(&'v [u8], &'v [u8], u64), &'static str> {
@@ -355,13 +354,13 @@ fn describe_tally(found: Tally, expected: Tally) -> String {
 /// A snapshot that is being read.
 struct LmdbSnapshot {
     records: Records,
-    /// Of the environment, for errors.
+    /// Name of the environment, for errors.
     name: String,
     view: Arc<SharedView>,
     applied: Applied,
     tally: Tally,
     encoder: Encoder,
-    /// Dropped after the view: the directory is ours while it is read.
+    /// Dropped after the view, because the directory must stay locked while it is read.
     _lock: Arc<Lock>,
 }
 

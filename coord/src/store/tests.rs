@@ -1,4 +1,4 @@
-//! What both kinds of stores promise, and what only the one on disk can break.
+//! The promises of both kinds of stores, and what only the one on disk can break.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -23,7 +23,7 @@ mod state;
 const IDENTITY: Identity = Identity { cluster_id: 7, replica_id: 3, store_id: 0x5eed };
 const SIZES: Sizes = Sizes { log_bytes_max: 256 << 20, state_bytes_max: 256 << 20 };
 
-/// With small segments, so that there are some.
+/// Small segments, so that there are several.
 const SMALL: Sizes = Sizes { log_bytes_max: 24 << 20, ..SIZES };
 
 /// The two stores of a replica that can be stopped and started again.
@@ -68,7 +68,7 @@ struct OnDisk {
     stores: Option<Stores>,
 }
 
-/// A directory in memory where there is one: thousands of durable commits then need no disk.
+/// Makes a directory in memory if possible, because thousands of durable commits then need no disk.
 fn scratch() -> TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
@@ -92,7 +92,7 @@ impl OnDisk {
         self.stores.as_mut().unwrap()
     }
 
-    /// Closes the stores and leaves the directory.
+    /// Closes the stores and keeps the directory.
     fn close(mut self) -> TempDir {
         self.stores = None;
         self.directory
@@ -127,7 +127,7 @@ fn entry(index: u64, term: u64, data: &[u8]) -> Entry {
     entry
 }
 
-/// Entries from `first` to `last`, each with data of its own.
+/// Builds the entries from `first` to `last`, each with data of its own.
 fn entries(first: u64, last: u64, term: u64) -> Vec<Entry> {
     let data = |index: u64| format!("entry {index} of term {term}").into_bytes();
     (first..=last).map(|index| entry(index, term, &data(index))).collect()
@@ -148,7 +148,7 @@ fn applied(index: u64) -> Applied {
     Applied { index, term: 1 + index / 10, conf_state }
 }
 
-/// Everything between the compacted and the last entry.
+/// Reads everything from the first to the last entry.
 fn whole_log(log: &dyn LogStore) -> Result<Vec<Entry>, StoreError> {
     let reader = log.reader();
     let state = reader.initial()?;
@@ -174,7 +174,7 @@ fn commit(state: &mut dyn StateStore, changes: &[(&str, Option<&str>)], index: u
     state.commit(&mut changes, &applied(index)).unwrap();
 }
 
-/// All chunks of a snapshot.
+/// Returns all chunks of a snapshot.
 fn chunks(state: &mut dyn StateStore, bytes_max: usize) -> Vec<Vec<u8>> {
     let mut reader = state.snapshot().unwrap();
     let mut chunks = Vec::new();
@@ -185,7 +185,7 @@ fn chunks(state: &mut dyn StateStore, bytes_max: usize) -> Vec<Vec<u8>> {
     chunks
 }
 
-/// A value of up to some pages, mostly short.
+/// Draws a value of up to some pages, mostly short.
 fn random_value(random: &mut fastrand::Rng) -> Vec<u8> {
     let size = match random.u8(..20) {
         0 => random.usize(2000..20_000),

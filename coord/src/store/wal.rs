@@ -1,18 +1,18 @@
-//! The Raft log: segments that are written at their end, with one flush for each append.
+//! The Raft log: segments that are appended to, with one flush for each append.
 //!
 //! ```text
 //!  append ─► Builder ─► write ─► sync ─► Mark ─► Index ─► readers
 //!            a batch    into a segment   not synced       see it
 //! ```
 //!
-//! Always holds: a batch is durable before the index has it, so before anybody sees it; an entry
-//! that is replaced stays where it is, and a reader that found it before reads the old one; a
-//! segment that no entry is in is removed. Every segment repeats at its beginning what else there
-//! is to know, so the first ones can go. After a failed write or sync nothing more is written: the
-//! batch that failed may be found whole at the next open, which Raft allows.
+//! Always holds: a batch is durable before it is in the index, and so before any reader sees it; a replaced
+//! entry stays where it is, so a reader that found it before reads the old one; a segment without entries
+//! is removed. Every segment repeats at its beginning all other facts about the log, so the first segments
+//! can be removed. After a failed write or sync nothing more is written. The next open may find the failed
+//! batch complete, which Raft allows.
 //!
-//! Not in LMDB: there a commit is two flushes and some pages of a tree (measured: 2.5 times the
-//! time of one small append). Leaves to [`recover`] what a crash or a bad disk makes of it.
+//! LMDB is not used here, because its commit is two flushes and some pages of a tree (measured: 2.5 times
+//! the time of one small append). [`recover`] handles the results of a crash or a bad disk.
 
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -37,23 +37,23 @@ use reader::WalReader;
 use recover::Recovered;
 use segment::{Mark, Pace, Segment, Spare};
 
-/// Bytes of a segment at most, unless one batch needs more: at 25 MB/s one in three seconds.
+/// Most bytes of a segment, unless one batch needs more: at 25 MB/s it fills in three seconds.
 const SEGMENT_BYTES_MAX: u64 = 64 << 20;
-/// Bytes of the first segment: each is twice as large as the one before.
+/// Bytes of the first segment. Each is twice as large as the one before.
 const SEGMENT_BYTES_FIRST: u64 = 256 << 10;
-/// Segments that a log has room for at least, so that compaction frees some of it.
+/// Segments that a log always has room for, so that compaction frees some of it.
 const SEGMENTS_MIN: u64 = 16;
-/// Entries at most: 96 MiB of memory for the index. A checkpoint comes long before.
+/// Most entries: 96 MiB of memory for the index. A checkpoint comes long before.
 const ENTRIES_MAX: usize = 4 << 20;
-/// Bytes of a batch at most; places in segments have 32 bits.
+/// Most bytes of a batch, because places in segments have 32 bits.
 const BATCH_BYTES_MAX: u64 = 1 << 30;
-/// Memory that is kept for the next batch, in bytes.
+/// Bytes of memory kept for the next batch.
 const BUILDER_BYTES_MAX: usize = 4 << 20;
 
-/// What the writer and its readers share.
+/// The part that the writer and its readers share.
 #[derive(Debug)]
 struct Shared {
-    /// Names it in errors: what it is and where.
+    /// Its name in errors: what it is and where.
     name: String,
     index: Mutex<Index>,
     /// Released with the last reader.
@@ -62,7 +62,7 @@ struct Shared {
 
 impl Shared {
     fn index(&self) -> MutexGuard<'_, Index> {
-        // The index is changed only by operations that were accepted before.
+        // The index changes only by operations that were accepted before.
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -72,39 +72,39 @@ impl Shared {
     }
 }
 
-/// The log of a replica. One writer.
+/// The log of a replica, with one writer.
 #[derive(Debug)]
 pub struct Wal {
-    /// The next segment; made while this one is written. The first field, so
-    /// that its thread has ended before the directory's lock is released.
+    /// The next segment, which is made while this one is written. This is the first field, so that its
+    /// thread ends before the directory's lock is released.
     spare: Option<Spare>,
     shared: Arc<Shared>,
     directory: PathBuf,
     limit_bytes: u64,
     segment_bytes_max: u64,
-    /// The segment that is written to, and where its batches end.
+    /// The current segment, and where its batches end.
     current: Arc<Segment>,
     offset: u64,
     mark: Mark,
-    /// The last batch.
+    /// The number of the last batch.
     number: u64,
     link: u32,
-    /// As in the last batch.
+    /// The header after the last batch.
     header: Header,
     builder: Builder,
     ops: Vec<Op>,
-    /// The first write that failed.
+    /// The error of the first failed write.
     failed: Option<StoreError>,
 }
 
-/// Why a batch is written when the log is full.
+/// The room that a batch may use when the log is nearly full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Need {
-    /// It is not: the last segment is for what compacts.
+    /// Not the last segment, which is kept for compaction.
     Room,
-    /// It is small, and room comes from it.
+    /// The last segment too, because the batch is small and makes room.
     Mark,
-    /// All other segments go.
+    /// Any room, because the batch removes all other segments.
     Reset,
 }
 
@@ -133,7 +133,7 @@ impl Wal {
         Ok(Wal::new(directory, recovered, limit_bytes, lock))
     }
 
-    /// Opens the log in a directory after reading all of it; `None` if there is none.
+    /// Opens the log in a directory and reads all of it; `None` if there is none.
     pub(super) fn open(
         directory: &Path,
         limit_bytes: u64,
@@ -169,30 +169,30 @@ impl Wal {
         }
     }
 
-    /// Whose log it is.
+    /// Returns the owner of the log.
     pub fn identity(&self) -> Identity {
         self.header.identity
     }
 
-    /// Whether nothing was ever stored.
+    /// True if nothing was ever stored.
     pub(super) fn is_pristine(&self) -> bool {
         self.header == Header::new(self.header.identity)
     }
 
-    /// Sets the cluster of a log that has none yet, durably.
+    /// Sets the cluster id of a log that has none yet, durably.
     ///
     /// # Errors
     /// As [`LogStore::append`].
     ///
     /// # Panics
-    /// If it has another cluster already.
+    /// Panics if it has another cluster id already.
     pub fn adopt(&mut self, cluster_id: u64) -> Result<(), StoreError> {
         self.begin()?;
         self.add(Op::Adopt(cluster_id));
         self.commit(Need::Mark)
     }
 
-    /// Begins a batch, if there can be one.
+    /// Begins a batch, if the log takes one.
     fn begin(&mut self) -> Result<(), StoreError> {
         if let Some(error) = &self.failed {
             return Err(error.clone());
@@ -225,7 +225,7 @@ impl Wal {
         Ok(())
     }
 
-    /// Whether there is room for one more segment, which begins with this batch.
+    /// Checks that there is room for one more segment, which begins with this batch.
     fn check_room(&self, need: Need) -> Result<(), StoreError> {
         let size = self.next_size(self.builder.size(true));
         let reserve = if need == Need::Room { self.segment_bytes_max } else { 0 };
@@ -238,17 +238,17 @@ impl Wal {
         StoreError::Full { what: self.shared.name.clone(), limit_bytes: self.limit_bytes }
     }
 
-    /// Bytes of the segments with batches.
+    /// Returns the bytes of the segments with batches.
     fn disk_bytes(&self) -> u64 {
         self.shared.index().segments.iter().map(|live| live.segment.size).sum()
     }
 
-    /// Bytes of the next segment if it is to hold a batch of `batch_size`.
+    /// Returns the size in bytes of the next segment, if it must hold a batch of `batch_size`.
     fn next_size(&self, batch_size: u64) -> u64 {
         (2 * self.current.size).min(self.segment_bytes_max).max(batch_size)
     }
 
-    /// Writes and syncs the batch, into the next segment if it `begins` one.
+    /// Writes and syncs the batch, to the next segment if it `begins` one.
     fn write(&mut self, begins: bool) -> io::Result<()> {
         if begins {
             self.current = Arc::new(self.next_segment(self.builder.size(true))?);
@@ -278,22 +278,22 @@ impl Wal {
         Ok(())
     }
 
-    /// The segment after the current one, with room for a batch of `batch_size`.
+    /// Returns the segment after the current one, with room for a batch of `batch_size`.
     fn next_segment(&mut self, batch_size: u64) -> io::Result<Segment> {
         match self.spare.take() {
             Some(spare) if spare.size >= batch_size => match spare.finish() {
                 Ok(segment) => return Ok(segment),
-                // Perhaps the disk was full then.
+                // The disk may have been full then.
                 Err(error) => tracing::warn!("making a segment of the log: {error}"),
             },
-            // Ends it; the larger one takes its name.
+            // Dropping it ends its thread. The larger segment takes its name.
             other => drop(other),
         }
         let size = self.next_size(batch_size);
         segment::make(&self.directory, self.current.number + 1, size, &[], &Pace::hurry())
     }
 
-    /// Starts to make the next segment if it will be needed and may be, or lets it be made faster.
+    /// Starts to make the next segment if it will be needed and is allowed, or speeds it up.
     fn prepare(&mut self) {
         let is_soon = self.offset >= self.current.size / 2;
         match &self.spare {
@@ -313,18 +313,18 @@ impl Wal {
         }
     }
 
-    /// Removes the segments that nothing is in.
+    /// Removes the segments without entries.
     fn remove_dead(&mut self) {
         let dead = self.shared.index().take_dead();
         for segment in dead {
-            // It takes room until it is removed at the next open, and says nothing.
+            // It only takes room until the next open removes it.
             if let Err(error) = segment.remove() {
                 tracing::warn!("removing a segment of the log: {error}");
             }
         }
     }
 
-    /// Keeps the reason why nothing more is written.
+    /// Keeps the reason that nothing more is written.
     fn fail(&mut self, error: &io::Error) -> StoreError {
         let (what, reason) = (self.shared.name.clone(), error.to_string());
         let error = StoreError::Failed { what, reason };

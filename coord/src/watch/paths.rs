@@ -1,6 +1,6 @@
 //! The watched paths: each kept once, under a small id, with the clients that watch it.
 //!
-//! A path is here exactly while somebody watches it; its id is used again after that.
+//! A path is here exactly while it has a watcher. Its id is reused after that.
 
 use hashbrown::HashTable;
 use twox_hash::XxHash3_64;
@@ -9,7 +9,7 @@ use twox_hash::XxHash3_64;
 #[derive(Default)]
 struct Slot {
     path: Box<str>,
-    /// Each once, in no order.
+    /// The clients, each once, in no order.
     watchers: Vec<u32>,
 }
 
@@ -57,7 +57,7 @@ impl Paths {
             self.slots[id as usize].watchers.push(client);
             return id;
         }
-        // Most paths have one watcher: no room for more until a second comes.
+        // Most paths have one watcher, so there is no spare room until a second comes.
         let slot = Slot { path: path.into(), watchers: vec![client] };
         let id = match self.free.pop() {
             Some(id) => {
@@ -84,12 +84,12 @@ impl Paths {
         self.put_watchers(id, watchers);
     }
 
-    /// Lends out the watchers; [`Paths::put_watchers`] has to follow.
+    /// Lends the watchers out; [`Paths::put_watchers`] must follow.
     pub(super) fn take_watchers(&mut self, id: u32) -> Vec<u32> {
         std::mem::take(&mut self.slots[id as usize].watchers)
     }
 
-    /// Puts back what is left of the watchers; none frees the id.
+    /// Puts the remaining watchers back. If there are none, the id is free.
     pub(super) fn put_watchers(&mut self, id: u32, watchers: Vec<u32>) {
         let slot = &mut self.slots[id as usize];
         slot.watchers = watchers;

@@ -1,4 +1,4 @@
-//! Claims about watches, and the table beside a model that is two plain sets as in ZooKeeper.
+//! Claims about watches, and the table beside a model of two plain sets as in ZooKeeper.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -217,7 +217,7 @@ impl ModelTable {
         self.0.len() < before
     }
 
-    /// Clients and paths, whatever the mode.
+    /// Lists clients and paths, whatever the mode.
     fn pairs(&self) -> BTreeSet<(u32, &str)> {
         self.0.iter().map(|(path, client, _)| (*client, path.as_str())).collect()
     }

@@ -8,7 +8,7 @@
 use std::hash::{BuildHasher, RandomState};
 
 use hashbrown::HashTable;
-use hashbrown::hash_table::Entry as Place;
+use hashbrown::hash_table::Entry as TableEntry;
 use millrace_proto::FileId;
 
 use super::Entry;
@@ -17,18 +17,18 @@ use super::Entry;
 const NONE: u32 = u32::MAX;
 
 #[derive(Clone, Copy)]
-struct Links {
+struct ChainLinks {
     previous: u32,
     next: u32,
 }
 
 /// Bytes for each entry: its links, and at most two places in the table.
-pub(super) const ENTRY_COST: usize = size_of::<Links>() + 2 * (size_of::<u32>() + 1);
+pub(super) const ENTRY_COST: usize = size_of::<ChainLinks>() + 2 * (size_of::<u32>() + 1);
 
 pub(super) struct Chains {
     /// The first entry of each file.
     heads: HashTable<u32>,
-    links: Vec<Links>,
+    links: Vec<ChainLinks>,
     hasher: RandomState,
 }
 
@@ -37,7 +37,7 @@ impl Chains {
     pub(super) fn new(capacity: usize) -> Chains {
         Chains {
             heads: HashTable::with_capacity(capacity),
-            links: vec![Links { previous: NONE, next: NONE }; capacity],
+            links: vec![ChainLinks { previous: NONE, next: NONE }; capacity],
             hasher: RandomState::new(),
         }
     }
@@ -76,12 +76,12 @@ impl Chains {
         };
         let mut next = NONE;
         match self.heads.entry(hash, |index| is_of(&entry_of, *index, file), hash_of) {
-            Place::Occupied(mut head) => next = std::mem::replace(head.get_mut(), index),
-            Place::Vacant(place) => {
+            TableEntry::Occupied(mut head) => next = std::mem::replace(head.get_mut(), index),
+            TableEntry::Vacant(place) => {
                 place.insert(index);
             }
         }
-        self.links[index as usize] = Links { previous: NONE, next };
+        self.links[index as usize] = ChainLinks { previous: NONE, next };
         if next != NONE {
             self.links[next as usize].previous = index;
         }
@@ -94,7 +94,7 @@ impl Chains {
         file: FileId,
         entry_of: impl Fn(u32) -> Option<&'a Entry>,
     ) {
-        let Links { previous, next } = self.links[index as usize];
+        let ChainLinks { previous, next } = self.links[index as usize];
         if next != NONE {
             self.links[next as usize].previous = previous;
         }

@@ -18,7 +18,7 @@ const SMALL_PERCENT: u64 = 10;
 
 /// Which queue an entry is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum QueuePlace {
     Small,
     Main,
     /// Evicted only when nothing else is left.
@@ -31,16 +31,16 @@ pub(super) enum Place {
     Doomed,
 }
 
-impl Place {
+impl QueuePlace {
     /// True if the block is kept from being evicted.
     pub(super) fn is_kept(self) -> bool {
-        matches!(self, Place::Kept | Place::HeldKept)
+        matches!(self, QueuePlace::Kept | QueuePlace::HeldKept)
     }
 
     /// True if something happens to the block with its last pin.
     #[inline]
     pub(super) fn waits_for_unpin(self) -> bool {
-        matches!(self, Place::Held | Place::HeldKept | Place::Doomed)
+        matches!(self, QueuePlace::Held | QueuePlace::HeldKept | QueuePlace::Doomed)
     }
 }
 
@@ -68,14 +68,14 @@ impl Queues {
         self.kept.page_count() + self.held_kept.page_count()
     }
 
-    fn get(&mut self, place: Place) -> &mut Queue {
+    fn get(&mut self, place: QueuePlace) -> &mut Queue {
         match place {
-            Place::Small => &mut self.small,
-            Place::Main => &mut self.main,
-            Place::Kept => &mut self.kept,
-            Place::Held => &mut self.held,
-            Place::HeldKept => &mut self.held_kept,
-            Place::Doomed => unreachable!("a doomed entry is in no queue"),
+            QueuePlace::Small => &mut self.small,
+            QueuePlace::Main => &mut self.main,
+            QueuePlace::Kept => &mut self.kept,
+            QueuePlace::Held => &mut self.held,
+            QueuePlace::HeldKept => &mut self.held_kept,
+            QueuePlace::Doomed => unreachable!("a doomed entry is in no queue"),
         }
     }
 }
@@ -88,12 +88,12 @@ impl Cache {
     }
 
     /// Puts an entry, which is in no queue, at the end of this one.
-    pub(super) fn push(&mut self, place: Place, index: u32, page_count: u32) {
+    pub(super) fn push(&mut self, place: QueuePlace, index: u32, page_count: u32) {
         self.entry_mut(index).place = place;
         self.queues.get(place).push(&mut self.entries, index, page_count);
     }
 
-    fn shift(&mut self, index: u32, place: Place) {
+    fn shift(&mut self, index: u32, place: QueuePlace) {
         let page_count = ShardMemory::pages_for(self.entry(index).block.length());
         self.unlink(index, page_count);
         self.push(place, index, page_count);
@@ -102,10 +102,10 @@ impl Cache {
     /// Goes on with a block that waited for its last pin.
     pub(super) fn on_last_unpin(&mut self, index: u32) {
         match self.entry(index).place {
-            Place::Doomed => self.free_entry(index),
-            Place::Held => self.shift(index, Place::Main),
-            Place::HeldKept => self.shift(index, Place::Kept),
-            Place::Small | Place::Main | Place::Kept => (),
+            QueuePlace::Doomed => self.free_entry(index),
+            QueuePlace::Held => self.shift(index, QueuePlace::Main),
+            QueuePlace::HeldKept => self.shift(index, QueuePlace::Kept),
+            QueuePlace::Small | QueuePlace::Main | QueuePlace::Kept => (),
         }
     }
 
@@ -133,12 +133,12 @@ impl Cache {
             if entry.pin_count > 0 {
                 // Also from small: a block in use is by that in use again.
                 self.entry_mut(index).reuse_count = 0;
-                self.shift(index, Place::Held);
+                self.shift(index, QueuePlace::Held);
             } else if reuse_count > 0 {
                 // From small it begins anew; in main it goes round once more.
                 let left = if from_small { 0 } else { reuse_count - 1 };
                 self.entry_mut(index).reuse_count = left;
-                self.shift(index, Place::Main);
+                self.shift(index, QueuePlace::Main);
             } else {
                 if from_small {
                     self.ghost.insert(hash);
@@ -159,7 +159,7 @@ impl Cache {
                 self.remove_entry(EntryIndex(index));
                 return true;
             }
-            self.shift(index, Place::HeldKept);
+            self.shift(index, QueuePlace::HeldKept);
         }
         false
     }

@@ -6,36 +6,36 @@
 //! public hash of a block will do, which others can foresee.
 
 /// Bytes for each entry.
-pub(super) const ENTRY_COST: usize = 2 * size_of::<Slot>();
+pub(super) const ENTRY_COST: usize = 2 * size_of::<GhostSlot>();
 
 #[derive(Clone, Copy)]
-struct Slot {
+struct GhostSlot {
     fingerprint: u32,
     /// Number of the eviction, from 1; 0 marks an empty slot.
     sequence: u32,
 }
 
 pub(super) struct Ghost {
-    slots: Vec<Slot>,
+    slots: Vec<GhostSlot>,
     sequence: u32,
 }
 
 impl Ghost {
     /// Room for `capacity` blocks, rounded up to a power of two.
     pub(super) fn new(capacity: usize) -> Ghost {
-        let slots = vec![Slot { fingerprint: 0, sequence: 0 }; capacity.next_power_of_two()];
+        let slots = vec![GhostSlot { fingerprint: 0, sequence: 0 }; capacity.next_power_of_two()];
         Ghost { slots, sequence: 0 }
     }
 
     /// Takes the memory of the table from the system, while it is empty.
     pub(super) fn populate(&mut self) {
-        self.slots.fill(Slot { fingerprint: 0, sequence: 0 });
+        self.slots.fill(GhostSlot { fingerprint: 0, sequence: 0 });
     }
 
     pub(super) fn insert(&mut self, hash: u64) {
         self.sequence = self.sequence.wrapping_add(1).max(1);
         let slot = self.slot(hash);
-        self.slots[slot] = Slot { fingerprint: (hash >> 32) as u32, sequence: self.sequence };
+        self.slots[slot] = GhostSlot { fingerprint: (hash >> 32) as u32, sequence: self.sequence };
     }
 
     /// Whether the block was evicted within the last `age_max` evictions.

@@ -270,9 +270,9 @@ fn a_block_that_returns_soon_goes_to_main() {
     assert!(cache.find(&key(1, 20)).is_none());
     // Evicted 20 insertions ago, more than the 16 blocks that fit: forgotten.
     let index = fill(&mut cache, key(1, 0), 1, 4096).unwrap();
-    assert_eq!(cache.entry(index.0).place, Place::Small);
+    assert_eq!(cache.entry(index.0).place, QueuePlace::Small);
     let index = fill(&mut cache, key(1, 20), 1, 4096).unwrap();
-    assert_eq!(cache.entry(index.0).place, Place::Main);
+    assert_eq!(cache.entry(index.0).place, QueuePlace::Main);
 }
 
 #[test]

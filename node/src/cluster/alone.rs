@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use millrace_proto::Status;
 use millrace_proto::cluster::Mount;
+use millrace_proto::layout::Layout;
 use serde::{Deserialize, Serialize};
 
 use super::identity::{self, Identity};
@@ -27,7 +28,7 @@ const FILE_BEFORE: &str = "coord";
 
 /// What is kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Kept {
+struct AloneRecord {
     epoch: u64,
     /// The source that the configuration named when the root was mounted.
     source: String,
@@ -36,7 +37,7 @@ struct Kept {
 }
 
 /// What it needs.
-pub(crate) struct Settings {
+pub(crate) struct AloneSettings {
     pub identity: Identity,
     /// What clients are told of this node.
     pub record: MemberRecord,
@@ -50,8 +51,8 @@ pub(crate) struct Settings {
 
 /// The task that answers for the cluster.
 pub(crate) struct Alone {
-    settings: Settings,
-    kept: Kept,
+    settings: AloneSettings,
+    kept: AloneRecord,
     begin: flume::Receiver<()>,
     requests: flume::Receiver<Request>,
     joined: flume::Sender<Result<(), String>>,
@@ -60,12 +61,12 @@ pub(crate) struct Alone {
 
 impl Alone {
     /// The task and its handle. [`Alone::run`] has to be awaited.
-    pub(crate) fn new(settings: Settings) -> (Alone, Handle) {
+    pub(crate) fn new(settings: AloneSettings) -> (Alone, Handle) {
         let (request_sender, requests) = flume::bounded(64);
         let (joined_sender, joined) = flume::bounded(1);
         let (leave_sender, leave) = flume::bounded(1);
         let (begin_sender, begin) = flume::bounded(1);
-        let kept = Kept::default();
+        let kept = AloneRecord::default();
         let alone = Alone { settings, kept, begin, requests, joined: joined_sender, leave };
         let handle =
             Handle { begin: begin_sender, requests: request_sender, joined, leave: leave_sender };
@@ -124,14 +125,14 @@ impl Alone {
         };
         let noted = self.settings.identity.join(&id);
         noted.map_err(|error| format!("note the cluster in the data directory: {error}"))?;
-        self.change(Kept { epoch: kept.epoch, source, mounts, pins })
+        self.change(AloneRecord { epoch: kept.epoch, source, mounts, pins })
             .map_err(|error| format!("keep what is mounted in the data directory: {error}"))
     }
 
-    fn load(&self) -> Result<Kept, String> {
+    fn load(&self) -> Result<AloneRecord, String> {
         let data = &self.settings.data;
         if data.as_os_str().is_empty() {
-            return Ok(Kept::default());
+            return Ok(AloneRecord::default());
         }
         let path = data.join(FILE);
         match fs::read(&path) {
@@ -145,28 +146,29 @@ impl Alone {
                         data.join(FILE_BEFORE).display()
                     );
                 }
-                Ok(Kept::default())
+                Ok(AloneRecord::default())
             }
             Err(error) => Err(format!("read {}: {error}", path.display())),
         }
     }
 
     /// Keeps a new state, as the next epoch, and tells it.
-    fn change(&mut self, kept: Kept) -> io::Result<()> {
-        let kept = Kept { epoch: kept.epoch + 1, ..kept };
+    fn change(&mut self, kept: AloneRecord) -> io::Result<()> {
+        let kept = AloneRecord { epoch: kept.epoch + 1, ..kept };
         if !self.settings.data.as_os_str().is_empty() {
             save(&self.settings.data, &write(&kept))?;
         }
         self.kept = kept;
-        let Settings { identity, record, views, mounts, .. } = &self.settings;
+        let AloneSettings { identity, record, views, mounts, .. } = &self.settings;
         let all = self.kept.mounts.iter().map(MountRecord::mount).collect();
         let members = vec![record.member(false)];
-        let mut view = View::new(identity.cluster(), self.kept.epoch, identity.id(), all, members);
+        let layout = Layout::new(identity.cluster().to_owned(), self.kept.epoch, all, members);
+        let mut view = View::new(layout, identity.id());
         view.pins.clone_from(&self.kept.pins);
         view.master = identity.id().to_owned();
         view.joined_at = 1;
-        if view.mounts != views.borrow().mounts || views.borrow().epoch == 0 {
-            mounts.set(view.mounts.clone());
+        if view.layout.mounts != views.borrow().layout.mounts || views.borrow().layout.epoch == 0 {
+            mounts.set(view.layout.mounts.clone());
         }
         views.send_replace(Arc::new(view));
         Ok(())
@@ -237,7 +239,7 @@ mod tests {
             server: String::new(),
             proof: String::new(),
         };
-        let settings = Settings {
+        let settings = AloneSettings {
             identity,
             record,
             source: Some(source.to_owned()),
@@ -275,14 +277,21 @@ mod tests {
         first.carry_out(&mount("x", "file:///b/x")).unwrap();
         first.carry_out(&Command::Pin { path: "x/hot".into(), undo: false }).unwrap();
         let before = view(&first);
-        assert_eq!((before.epoch, before.master.as_str(), before.is_fenced), (3, "me", false));
+        assert_eq!(
+            (before.layout.epoch, before.master.as_str(), before.is_fenced),
+            (3, "me", false)
+        );
         drop(first);
         let after = view(&begun(directory.path(), "file:///a"));
-        assert_eq!((&after.mounts, &after.pins), (&before.mounts, &before.pins));
-        assert_eq!((after.cluster.as_str(), after.epoch), (before.cluster.as_str(), 4));
+        assert_eq!((&after.layout.mounts, &after.pins), (&before.layout.mounts, &before.pins));
+        assert_eq!(
+            (after.layout.cluster.as_str(), after.layout.epoch),
+            (before.layout.cluster.as_str(), 4)
+        );
         // Another source in the configuration takes the place of the one before.
         let moved = view(&begun(directory.path(), "file:///b"));
-        let sources: Vec<_> = moved.mounts.iter().map(|mount| mount.source.as_str()).collect();
+        let sources: Vec<_> =
+            moved.layout.mounts.iter().map(|mount| mount.source.as_str()).collect();
         assert_eq!(sources, ["file:///b", "file:///b/x"]);
     }
 
@@ -293,17 +302,17 @@ mod tests {
         first.carry_out(&mount("", "file:///b")).unwrap();
         drop(first);
         let mut second = begun(directory.path(), "file:///a");
-        assert_eq!(view(&second).mounts[0].source, "file:///b");
-        let mount = view(&second).mounts[0].clone();
+        assert_eq!(view(&second).layout.mounts[0].source, "file:///b");
+        let mount = view(&second).layout.mounts[0].clone();
         second.carry_out(&Command::Mount { mount, remove: true }).unwrap();
         drop(second);
-        assert!(view(&begun(directory.path(), "file:///a")).mounts.is_empty());
+        assert!(view(&begun(directory.path(), "file:///a")).layout.mounts.is_empty());
     }
 
     #[test]
     fn what_cannot_be_is_refused_and_changes_nothing() {
         let mut alone = begun(Path::new(""), "file:///a");
-        let epoch = view(&alone).epoch;
+        let epoch = view(&alone).layout.epoch;
         let drain = |node: &str| Command::Drain { node: node.into(), undo: false };
         let refused = [
             (mount("x", "file:///etc"), Status::PermissionDenied),
@@ -315,7 +324,7 @@ mod tests {
         for (command, status) in refused {
             assert_eq!(alone.carry_out(&command).unwrap_err().status, status, "{command:?}");
         }
-        assert_eq!(view(&alone).epoch, epoch);
+        assert_eq!(view(&alone).layout.epoch, epoch);
     }
 
     #[test]

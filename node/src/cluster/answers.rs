@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use millrace_proto::Status;
 use millrace_proto::cluster::{
-    InventoryFile, InventoryReply, Mount, PAGE_BYTES_MAX, PinsReply, RingReply,
+    InventoryFile, InventoryReply, InventoryRequest, Mount, PAGE_BYTES_MAX, PinsReply, RingReply,
 };
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, sleep, timeout_at};
@@ -71,7 +71,7 @@ impl Cluster {
             let wait = budget.map_or(WAIT_MAX, |it| it.saturating_sub(WAIT_MARGIN)).min(WAIT_MAX);
             let end = Instant::now() + wait;
             let is_news = |view: &Arc<View>| {
-                view.epoch != epoch || view.is_fenced != was_fenced || view.is_over
+                view.layout.epoch != epoch || view.is_fenced != was_fenced || view.is_over
             };
             // At the end of the wait the same epoch is the answer.
             let _ = timeout_at(end, receiver.wait_for(is_news)).await;
@@ -103,10 +103,11 @@ impl Cluster {
         &self,
         shards: &Mailboxes,
         files: &FileTable,
-        (key, epoch, cursor): (u64, u64, u64),
+        request: InventoryRequest,
     ) -> Result<InventoryReply, Refusal> {
+        let InventoryRequest { key, epoch, cursor } = request;
         let view = self.view();
-        if view.epoch < epoch {
+        if view.layout.epoch < epoch {
             let message = "this node has not seen that epoch yet: try again";
             return Err(Refusal::new(Status::Busy, message));
         }
@@ -162,7 +163,7 @@ fn collect(
         let known = reply.files.iter_mut().rev().take(8);
         let mut known = known.filter(|it| it.id == block.file && it.version == *version);
         if let Some(file) = known.next() {
-            if view.owns(key, block, view.replicas(&file.path)) {
+            if view.owns(key, block, view.layout.replicas(&file.path)) {
                 if *size + size_of::<u32>() > PAGE_BYTES_MAX {
                     return Some(entry.number());
                 }
@@ -175,7 +176,7 @@ fn collect(
             // Forgotten, or about to be dropped.
             continue;
         };
-        if !view.owns(key, block, view.replicas(&record.path)) {
+        if !view.owns(key, block, view.layout.replicas(&record.path)) {
             continue;
         }
         let more = FILE_SIZE + record.path.len();
@@ -197,20 +198,20 @@ fn collect(
 /// The members from number `first` on, as many as fit.
 fn page(view: &View, first: u32) -> RingReply {
     let mut size = 0;
-    let members = view.members.iter().skip(first as usize).take_while(|member| {
+    let members = view.layout.members.iter().skip(first as usize).take_while(|member| {
         size += size_of_member(member);
         size <= PAGE_BYTES_MAX || size == size_of_member(member)
     });
     let members = members.cloned().collect();
-    let mounts: Vec<Mount> = if first == 0 { view.mounts.clone() } else { Vec::new() };
+    let mounts: Vec<Mount> = if first == 0 { view.layout.mounts.clone() } else { Vec::new() };
     RingReply {
-        cluster: view.cluster.clone(),
-        epoch: view.epoch,
+        cluster: view.layout.cluster.clone(),
+        epoch: view.layout.epoch,
         node: view.me.clone(),
         master: view.master.clone(),
         is_fenced: u8::from(view.is_fenced),
         mounts,
-        member_count: view.members.len() as u32,
+        member_count: view.layout.members.len() as u32,
         members,
     }
 }
@@ -218,6 +219,7 @@ fn page(view: &View, first: u32) -> RingReply {
 #[cfg(test)]
 mod tests {
     use millrace_proto::cluster::Member;
+    use millrace_proto::layout::Layout;
 
     use super::*;
     use crate::cluster::record::key_of;
@@ -243,7 +245,8 @@ mod tests {
     #[test]
     fn pages_tell_every_member_once_and_fit_a_body() {
         let members: Vec<_> = (0..1000).map(member).collect();
-        let view = View::new("c", 7, "node-00001", Vec::new(), members.clone());
+        let view =
+            View::new(Layout::new("c".to_owned(), 7, Vec::new(), members.clone()), "node-00001");
         let mut found = Vec::new();
         while found.len() < members.len() {
             let reply = page(&view, found.len() as u32);

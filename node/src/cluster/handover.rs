@@ -144,29 +144,34 @@ impl Progress {
 
 /// From whom this node has to pull because of a change from one view to the next.
 pub(crate) fn sources(old: &View, new: &View) -> Vec<String> {
-    let Some(me) = new.member(&new.me).filter(|member| member.is_active()) else {
+    let Some(me) = new.layout.member(&new.me).filter(|member| member.is_active()) else {
         return Vec::new();
     };
-    let was_active = |id: &str| old.member(id).is_some_and(Member::is_active);
+    let was_active = |id: &str| old.layout.member(id).is_some_and(Member::is_active);
     // Also after it was taken for dead: others have filled meanwhile what it owns now.
     let has_come = !was_active(&me.id) || old.joined_at != new.joined_at;
-    let has_grown = old.member(&me.id).is_some_and(|it| it.weight < me.weight);
-    let highest = |view: &View| view.mounts.iter().map(|mount| mount.replicas).max().unwrap_or(1);
+    let has_grown = old.layout.member(&me.id).is_some_and(|it| it.weight < me.weight);
+    let highest =
+        |view: &View| view.layout.mounts.iter().map(|mount| mount.replicas).max().unwrap_or(1);
     let replicas_before = |prefix: &str| {
-        old.mounts.iter().find(|mount| mount.prefix == prefix).map_or(0, |mount| mount.replicas)
+        old.layout
+            .mounts
+            .iter()
+            .find(|mount| mount.prefix == prefix)
+            .map_or(0, |mount| mount.replicas)
     };
-    let more_replicas = new.mounts.iter().any(|mount| {
+    let more_replicas = new.layout.mounts.iter().any(|mount| {
         let before = replicas_before(&mount.prefix);
         before > 0 && mount.replicas > before
     });
     // Where blocks have several owners, the others have what somebody who left had.
     let shares = highest(new) > 1
-        && old.members.iter().any(|member| {
-            member.is_active() && !new.member(&member.id).is_some_and(Member::is_active)
+        && old.layout.members.iter().any(|member| {
+            member.is_active() && !new.layout.member(&member.id).is_some_and(Member::is_active)
         });
     // Each begins with those that come after it, so that not all ask the same one first.
-    let place = new.members.partition_point(|member| member.id < new.me);
-    let (before, after) = new.members.split_at(place);
+    let place = new.layout.members.partition_point(|member| member.id < new.me);
+    let (before, after) = new.layout.members.split_at(place);
     let others = after.iter().chain(before).filter(|member| member.id != new.me);
     let others = others.filter(|member| {
         let drains = !member.is_active() && was_active(&member.id);
@@ -226,7 +231,7 @@ pub(crate) async fn run(
     let mut pace = Pace::new(rate);
     loop {
         let view = Arc::clone(&changes.borrow_and_update());
-        if view.epoch > 0 {
+        if view.layout.epoch > 0 {
             let new = sources(&seen, &view);
             if rate == 0 {
                 progress.given_up_count.fetch_add(new.len() as u64, Ordering::Relaxed);
@@ -237,11 +242,11 @@ pub(crate) async fn run(
                 queue.extend(new.into_iter().map(|id| Turn { id, count: 0, at }));
                 progress.ask_until(puller.now_ms());
             }
-            queue.retain(|turn| view.member(&turn.id).is_some());
+            queue.retain(|turn| view.layout.member(&turn.id).is_some());
             puller.keep(&view);
             progress.sources.store(queue.len() as u64, Ordering::Relaxed);
             // Last: who sees the epoch sees what it means.
-            progress.epoch.store(view.epoch, Ordering::Release);
+            progress.epoch.store(view.layout.epoch, Ordering::Release);
             seen = view;
         }
         let now = Instant::now();
@@ -281,11 +286,12 @@ async fn pull(puller: &impl Puller, progress: &Progress, source: &str, pace: &mu
     let (mut count, mut bytes, mut missing) = (0, 0, 0);
     loop {
         let view = puller.view();
-        let (Some(me), Some(member)) = (view.member(&view.me), view.member(source)) else {
+        let (Some(me), Some(member)) = (view.layout.member(&view.me), view.layout.member(source))
+        else {
             // Who is no member has nothing to give.
             return true;
         };
-        let request = InventoryRequest { key: me.key, epoch: view.epoch, cursor };
+        let request = InventoryRequest { key: me.key, epoch: view.layout.epoch, cursor };
         let page = match puller.peer(member) {
             Some(peer) => peer.inventory(request, INVENTORY_PATIENCE).await.ok(),
             None => None,
@@ -374,6 +380,7 @@ mod tests {
     use super::*;
     use crate::cluster::record::key_of;
     use millrace_proto::cluster::{MemberState, Mount};
+    use millrace_proto::layout::Layout;
 
     fn member(id: &str, state: MemberState) -> Member {
         Member {
@@ -396,7 +403,8 @@ mod tests {
         let mount = Mount { prefix: String::new(), source: String::new(), replicas };
         let active = active.iter().map(|id| member(id, MemberState::Active));
         let draining = draining.iter().map(|id| member(id, MemberState::Draining));
-        View::new("c", 1, "me", vec![mount], active.chain(draining).collect())
+        let members = active.chain(draining).collect();
+        View::new(Layout::new("c".to_owned(), 1, vec![mount], members), "me")
     }
 
     #[test]

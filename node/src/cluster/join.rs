@@ -12,7 +12,7 @@ use super::alone::{self, Alone};
 use super::answers::Cluster;
 use super::identity::Identity;
 use super::record::MemberRecord;
-use super::session::{Handle, Session, Settings};
+use super::session::{Handle, Session, SessionSettings};
 use super::{Task, View, Views};
 use crate::config::{Config, Coordination};
 use crate::store::contents::Contents;
@@ -73,7 +73,14 @@ pub(crate) fn limits(config: &Config) -> StoreLimits {
     }
 }
 
-/// Prepares the node's membership. `addresses` are those of the node and of its shards, with a host.
+/// Where others reach the node, with a host.
+pub(crate) struct PublicAddresses {
+    pub node: String,
+    /// In shard order.
+    pub shards: Vec<String>,
+}
+
+/// Prepares the node's membership.
 pub(crate) fn membership(
     config: &Config,
     identity: Identity,
@@ -81,7 +88,7 @@ pub(crate) fn membership(
     shared: &Shared,
     machine: &Arc<Machine>,
     stores: Arc<dyn RemoteStores>,
-    (address, shards): (String, Vec<String>),
+    addresses: PublicAddresses,
 ) -> Membership {
     let contents = Contents::new(config.memory, config.block_size);
     let (machine, roots) = (Arc::clone(machine), MountRoots::of(config));
@@ -100,8 +107,8 @@ pub(crate) fn membership(
         run: format!("{:016x}", shared.node),
         weight: ring::weight_of(capacity),
         zone: config.zone.clone(),
-        address,
-        shards,
+        address: addresses.node,
+        shards: addresses.shards,
         local: shared.local_addresses.clone(),
         machine: shared.machine.clone(),
         capacity,
@@ -110,7 +117,7 @@ pub(crate) fn membership(
     };
     let (task, handle): (Task, Handle) = match &config.coord {
         Coordination::Ensemble { servers, path } => {
-            let settings = Settings {
+            let settings = SessionSettings {
                 servers: servers.clone(),
                 path: path.clone(),
                 secret: shared.proofs.member.clone(),
@@ -127,7 +134,7 @@ pub(crate) fn membership(
             (Box::pin(session.run()), handle)
         }
         _ => {
-            let settings = alone::Settings {
+            let settings = alone::AloneSettings {
                 identity,
                 record,
                 source,

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use millrace_proto::cluster::{MEMBERS_MAX, MOUNTS_BYTES_MAX, MOUNTS_MAX, Mount, NAME_LENGTH_MAX};
+use millrace_proto::layout::Layout;
 use millrace_proto::proof::Secret;
 use zookeeper_client::{Client, Error, Stat};
 
@@ -269,7 +270,9 @@ impl Known {
         let members = self.members.iter();
         let members =
             members.map(|(id, (record, _))| record.member(self.drains.contains(id))).collect();
-        let mut view = View::new(cluster, self.epoch(), me, self.mounts.clone(), members);
+        let mounts = self.mounts.clone();
+        let layout = Layout::new(cluster.to_owned(), self.epoch(), mounts, members);
+        let mut view = View::new(layout, me);
         view.pins = self.pins.clone();
         // A record is written once.
         view.joined_at = self.members.get(me).map_or(0, |(_, zxid)| *zxid);

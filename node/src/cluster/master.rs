@@ -76,13 +76,19 @@ impl From<CheckWriteError> for Refusal {
     }
 }
 
+/// A node's place in the line of those that may be elected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Latch {
+    /// Where it is in coordination.
+    pub(crate) path: String,
+    /// The fencing token that it gives: its `czxid`.
+    pub(crate) token: i64,
+}
+
 /// The time in which this node is the master.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Term {
-    /// Path of the latch.
-    latch: String,
-    /// The fencing token: `czxid` of the latch.
-    token: i64,
+    latch: Latch,
     /// Version of [`path::TERM`] in this term.
     version: i32,
     /// Who may read and write what it creates.
@@ -98,11 +104,11 @@ impl Term {
         client: &Client,
         rights: Rights,
         me: &str,
-        (latch, token): (&str, i64),
+        latch: &Latch,
     ) -> Result<Term, Refusal> {
-        let record = TermRecord { node: me.to_owned(), token: token.to_string() };
+        let record = TermRecord { node: me.to_owned(), token: latch.token.to_string() };
         let data = write(&record);
-        let mut writer = client.new_check_writer(latch, Some(0))?;
+        let mut writer = client.new_check_writer(&latch.path, Some(0))?;
         let version = match client.get_data(path::TERM).await {
             Err(Error::NoNode) => {
                 writer.add_create(path::TERM, &data, &persistent(rights))?;
@@ -111,7 +117,7 @@ impl Term {
             Err(error) => return Err(error.into()),
             Ok((old, stat)) => {
                 let old: TermRecord = read(path::TERM, &old).unwrap_or_default();
-                if old.token() > token {
+                if old.token() > latch.token {
                     let message = format!("{} was elected meanwhile", old.node);
                     return Err(Refusal::new(Status::NotMaster, message));
                 }
@@ -120,17 +126,17 @@ impl Term {
             }
         };
         writer.commit().await?;
-        Ok(Term { latch: latch.to_owned(), token, version, rights })
+        Ok(Term { latch: latch.clone(), version, rights })
     }
 
     /// Path of the latch.
     pub(crate) fn latch(&self) -> &str {
-        &self.latch
+        &self.latch.path
     }
 
     /// A transaction of this term.
     fn writer<'a>(&self, client: &'a Client) -> Result<CheckWriter<'a>, Error> {
-        let mut writer = client.new_check_writer(&self.latch, Some(0))?;
+        let mut writer = client.new_check_writer(&self.latch.path, Some(0))?;
         writer.add_check_version(path::TERM, self.version)?;
         Ok(writer)
     }
@@ -199,7 +205,7 @@ impl Term {
             }
             writer.add_create(
                 &path,
-                self.token.to_string().as_bytes(),
+                self.latch.token.to_string().as_bytes(),
                 &persistent(self.rights),
             )?;
         }

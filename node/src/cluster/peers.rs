@@ -42,7 +42,7 @@ pub(crate) struct Wanted<'a> {
     pub(crate) replicas: usize,
 }
 
-struct Known {
+struct KnownPeer {
     run: u64,
     peer: Arc<Peer>,
     avoid_until: Option<Instant>,
@@ -53,7 +53,7 @@ pub(crate) struct Peers {
     block_size: u32,
     /// That of the cluster, which both sides of a connection prove to know.
     secret: Option<Secret>,
-    known: Mutex<HashMap<String, Known>>,
+    known: Mutex<HashMap<String, KnownPeer>>,
 }
 
 impl Peers {
@@ -82,14 +82,14 @@ impl Peers {
             false => &member.shards,
         };
         let mut all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = all.entry(member.id.clone()).or_insert_with(|| Known {
+        let known = all.entry(member.id.clone()).or_insert_with(|| KnownPeer {
             run: member.run,
             peer: self.connect(member, shards),
             avoid_until: None,
         });
         if known.run != member.run {
             let peer = self.connect(member, shards);
-            *known = Known { run: member.run, peer, avoid_until: None };
+            *known = KnownPeer { run: member.run, peer, avoid_until: None };
         }
         match known.avoid_until {
             Some(until) if Instant::now() < until => None,
@@ -113,7 +113,9 @@ impl Peers {
     /// Closes the connections to nodes that are not members any more.
     pub(crate) fn keep(&self, view: &View) {
         let mut all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|id, known| view.member(id).is_some_and(|member| member.run == known.run));
+        all.retain(|id, known| {
+            view.layout.member(id).is_some_and(|member| member.run == known.run)
+        });
     }
 
     /// Takes a block from the first of the likely members that has it; false if none does. Where it has
@@ -199,7 +201,8 @@ impl Peers {
     pub(crate) async fn pull(
         &self,
         member: &Member,
-        (key, version): (BlockKey, u64),
+        key: BlockKey,
+        version: u64,
         blank: &mut Blank,
     ) -> bool {
         let Some(peer) = self.get(member) else { return false };

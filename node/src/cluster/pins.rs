@@ -25,7 +25,7 @@ pub(crate) async fn run(
         let view = Arc::clone(&changes.borrow_and_update());
         let has_pins = !view.pins.is_empty() || !seen.pins.is_empty();
         // Another epoch may mean other owners, too.
-        if view.epoch != seen.epoch && has_pins {
+        if view.layout.epoch != seen.layout.epoch && has_pins {
             let was_unpinned = seen.pins.iter().any(|pin| !view.pins.contains(pin));
             sweep(shards, files, &view, was_unpinned).await;
         }

@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::stream::{self, StreamExt};
 use millrace_client::peer::Peer;
 use millrace_proto::cluster::Member;
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::answers::Cluster;
@@ -39,10 +39,10 @@ pub(crate) struct Own {
 }
 
 /// What a member told: values with their names.
-type Told = Vec<(String, u64)>;
+type ToldCounters = Vec<(String, u64)>;
 
 impl Own {
-    fn told(&self) -> Told {
+    fn told(&self) -> ToldCounters {
         let counters = metrics::sum(&self.counters).into_iter().chain(self.progress.values());
         counters.map(|(name, value)| (name.to_owned(), value)).collect()
     }
@@ -71,7 +71,7 @@ pub(crate) async fn run(cluster: &Cluster, peers: &Peers, own: Own) {
                     return;
                 }
                 let view = cluster.view();
-                let now = is_master(&view).then_some(view.epoch);
+                let now = is_master(&view).then_some(view.layout.epoch);
                 if now != seen && now.is_some() {
                     next = next.min(Instant::now() + AFTER_CHANGE);
                 }
@@ -87,36 +87,25 @@ fn is_master(view: &View) -> bool {
 
 /// Asks all members.
 async fn gather(view: &View, peers: &Peers, own: &Own) -> ReportRecord {
-    let mut tasks: JoinSet<(usize, Option<Told>)> = JoinSet::new();
-    let mut told: Vec<Option<Told>> = view.members.iter().map(|_| None).collect();
-    let mut members = view.members.iter().enumerate();
-    loop {
-        while tasks.len() < ASKED_MAX
-            && let Some((index, member)) = members.next()
-        {
-            if member.id == view.me {
-                told[index] = Some(own.told());
-                continue;
-            }
-            let peer = peers.get(member);
-            tasks.spawn(async move { (index, ask(peer).await) });
-        }
-        match tasks.join_next().await {
-            None => return add_up(&view.me, &view.members, &told),
-            Some(Ok((index, answer))) => told[index] = answer,
-            // It panicked, which ends the process.
-            Some(Err(_)) => (),
-        }
+    let asked = view.layout.members.iter().enumerate().map(|(index, member)| async move {
+        let is_me = member.id == view.me;
+        (index, if is_me { Some(own.told()) } else { ask(peers.get(member)).await })
+    });
+    let mut answers = stream::iter(asked).buffer_unordered(ASKED_MAX);
+    let mut told: Vec<Option<ToldCounters>> = view.layout.members.iter().map(|_| None).collect();
+    while let Some((index, answer)) = answers.next().await {
+        told[index] = answer;
     }
+    add_up(&view.me, &view.layout.members, &told)
 }
 
-async fn ask(peer: Option<Arc<Peer>>) -> Option<Told> {
+async fn ask(peer: Option<Arc<Peer>>) -> Option<ToldCounters> {
     let status = peer?.status(PATIENCE).await.ok()?;
     Some(status.counters.into_iter().map(|counter| (counter.name, counter.value)).collect())
 }
 
 /// The report of what was told.
-fn add_up(me: &str, members: &[Member], told: &[Option<Told>]) -> ReportRecord {
+fn add_up(me: &str, members: &[Member], told: &[Option<ToldCounters>]) -> ReportRecord {
     let mut report = ReportRecord { node: me.to_owned(), ..ReportRecord::default() };
     let mut zones: BTreeMap<String, ZoneReport> = BTreeMap::new();
     for (member, told) in members.iter().zip(told) {
@@ -167,7 +156,7 @@ mod tests {
         }
     }
 
-    fn told(used: u64) -> Option<Told> {
+    fn told(used: u64) -> Option<ToldCounters> {
         let counters = [("capacity_bytes", 96), ("used_bytes", used), ("cluster_epoch", 7)];
         Some(counters.map(|(name, value)| (name.to_owned(), value)).to_vec())
     }

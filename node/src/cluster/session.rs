@@ -20,7 +20,7 @@ use zookeeper_client::{
 use super::handover::Progress;
 use super::identity::Identity;
 use super::known::{Changes, Known, path};
-use super::master::{Command, Refusal, Term};
+use super::master::{Command, Latch, Refusal, Term};
 use super::record::{Bond, ClusterRecord, FORMAT, MemberRecord, read, size_of_member, write};
 use super::rights::{self, Readers, Rights};
 use super::{Views, identity, record};
@@ -57,7 +57,7 @@ pub(crate) struct Handle {
 }
 
 /// What a session needs.
-pub(crate) struct Settings {
+pub(crate) struct SessionSettings {
     /// Servers of coordination, and the cluster's path there.
     pub servers: String,
     pub path: String,
@@ -110,7 +110,7 @@ impl From<Refusal> for Ending {
 
 /// The task that keeps the node in the cluster.
 pub(crate) struct Session {
-    settings: Settings,
+    settings: SessionSettings,
     begin: flume::Receiver<()>,
     requests: flume::Receiver<Request>,
     joined: Option<flume::Sender<Result<(), String>>>,
@@ -126,8 +126,7 @@ pub(crate) struct Session {
 struct Live {
     client: Client,
     watcher: PersistentWatcher,
-    /// Path of this node's latch, and the fencing token it gives.
-    latch: (String, i64),
+    latch: Latch,
     term: Option<Term>,
 }
 
@@ -154,7 +153,7 @@ impl Live {
 
 impl Session {
     /// A session and its handle. [`Session::run`] has to be awaited.
-    pub(crate) fn new(settings: Settings) -> (Session, Handle) {
+    pub(crate) fn new(settings: SessionSettings) -> (Session, Handle) {
         let (request_sender, requests) = flume::bounded(64);
         let (joined_sender, joined) = flume::bounded(1);
         let (leave_sender, leave) = flume::bounded(1);
@@ -277,7 +276,7 @@ impl Session {
         let id = self.settings.identity.id().to_owned();
         let latch = rights.create(CreateMode::EphemeralSequential, Readers::Nodes);
         let (stat, sequence) = client.create(path::LATCH, id.as_bytes(), &latch).await?;
-        let latch = (format!("{}{sequence}", path::LATCH), stat.czxid);
+        let latch = Latch { path: format!("{}{sequence}", path::LATCH), token: stat.czxid };
         Ok(Live { client, watcher, latch, term: None })
     }
 
@@ -310,7 +309,7 @@ impl Session {
 
     /// Says more of what coordination did not allow.
     fn explain(&self, ending: Ending) -> Ending {
-        let Settings { servers, path, secret, .. } = &self.settings;
+        let SessionSettings { servers, path, secret, .. } = &self.settings;
         match ending {
             Ending::NotAllowed => Ending::Never(format!(
                 "zk://{servers}{path} was made {}: give every node the same --coord-secret, or take \
@@ -515,32 +514,32 @@ impl Session {
     fn publish(&mut self) -> Result<(), Ending> {
         let id = self.settings.identity.id();
         let view = self.known.view(&self.cluster, id);
-        if view.member(id).is_none() {
+        if view.layout.member(id).is_none() {
             // Somebody deleted the registration; a new session makes a new one.
             return Err(Ending::Anew("the registration of this node was deleted".to_owned()));
         }
         let old = Arc::clone(&self.settings.views.borrow());
-        if view.epoch < old.epoch {
+        if view.layout.epoch < old.layout.epoch {
             // A server that lags behind will tell what it does not know yet; one that was restored
             // from a backup will not.
             tracing::warn!(
                 "coordination is at {}, and was at {} before: not followed until it is there again; \
                  if it was restored from an old backup, restart the nodes",
-                view.epoch,
-                old.epoch
+                view.layout.epoch,
+                old.layout.epoch
             );
             return Ok(());
         }
         // With a source of its own it waits for the master to mount something.
         let is_ready = self.known.mounts().1.is_some() || self.settings.source.is_none();
-        if is_ready && (view.mounts != old.mounts || self.joined.is_some()) {
-            self.settings.mounts.set(view.mounts.clone());
+        if is_ready && (view.layout.mounts != old.layout.mounts || self.joined.is_some()) {
+            self.settings.mounts.set(view.layout.mounts.clone());
         }
-        if view.epoch != old.epoch {
+        if view.layout.epoch != old.layout.epoch {
             tracing::info!(
                 "epoch {}: {} members, master {}",
-                view.epoch,
-                view.members.len(),
+                view.layout.epoch,
+                view.layout.members.len(),
                 if view.master.is_empty() { "none" } else { &view.master }
             );
         }
@@ -562,17 +561,16 @@ impl Session {
     /// Begins a term when this node is the first in line, and ends it when it is not. False if it
     /// could not.
     async fn stand(&mut self, live: &mut Live) -> Result<bool, Error> {
-        let is_first = self.known.master().is_some_and(|(latch, _)| latch == live.latch.0);
+        let is_first = self.known.master().is_some_and(|(latch, _)| latch == live.latch.path);
         if !is_first {
             live.term = None;
             return Ok(true);
         }
-        if live.term.as_ref().is_none_or(|term| term.latch() != live.latch.0) {
+        if live.term.as_ref().is_none_or(|term| term.latch() != live.latch.path) {
             let id = self.settings.identity.id();
-            let latch = (live.latch.0.as_str(), live.latch.1);
-            match Term::begin(&live.client, self.rights(), id, latch).await {
+            match Term::begin(&live.client, self.rights(), id, &live.latch).await {
                 Ok(term) => {
-                    tracing::info!("elected as master, fencing token {}", live.latch.1);
+                    tracing::info!("elected as master, fencing token {}", live.latch.token);
                     live.term = Some(term);
                 }
                 Err(refusal) => {
@@ -651,7 +649,7 @@ impl Session {
         let path = format!("{}/{}", path::MEMBERS, self.settings.identity.id());
         let leaving = async {
             live.client.delete(&path, None).await?;
-            live.client.delete(&live.latch.0, None).await
+            live.client.delete(&live.latch.path, None).await
         };
         match timeout(self.settings.timeout, leaving).await {
             Ok(Ok(())) => tracing::info!("left the cluster"),

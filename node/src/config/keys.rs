@@ -75,8 +75,11 @@ pub const KEYS: &[Key] = &[
                 options_in(text).is_some()
             },
             get: |config| {
-                let options: Vec<_> =
-                    config.source_options.iter().map(|(key, value)| format!("{key}={value}")).collect();
+                let options: Vec<_> = config
+                    .source_options
+                    .iter()
+                    .map(|(key, value)| format!("{key}={value}"))
+                    .collect();
                 options.join(&LIST_SEPARATOR.to_string())
             },
         },

@@ -5,14 +5,14 @@ use tempfile::TempDir;
 use super::*;
 
 /// A machine with these settings.
-fn machine(files: &[(&str, &str)]) -> (TempDir, Settings) {
+fn machine(files: &[(&str, &str)]) -> (TempDir, SystemFiles) {
     let directory = tempfile::tempdir().unwrap();
     for (path, text) in files {
         let path = directory.path().join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, format!("{text}\n")).unwrap();
     }
-    let settings = Settings { root: directory.path().to_owned() };
+    let settings = SystemFiles { root: directory.path().to_owned() };
     (directory, settings)
 }
 

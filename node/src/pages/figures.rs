@@ -7,7 +7,7 @@ use millrace_ops::metrics::{Format, Text};
 
 use super::Sources;
 use crate::metrics::{Counters, Figure, Kind};
-use crate::timings::BOUNDS_S;
+use crate::timings::{self, BOUNDS_S, HIT_BOUNDS_S};
 
 /// Returns the text; while the node starts there is little to tell.
 pub(super) fn text(format: Format, sources: Option<&Sources>, is_ready: bool) -> String {
@@ -73,6 +73,12 @@ fn of_node(text: &mut Text, sources: &Sources) {
         let (counts, sum) = histogram.read();
         text.histogram(&BOUNDS_S, &counts, sum);
     }
+    let help = "Time of a hit in the node: from when its shard took the request up to the end of that turn \
+                of its loop, when the reply is ready for the kernel. Waits in the sockets, and behind \
+                replies that the client does not take, are not in it.";
+    text.family("millrace_hit_duration", "histogram", "seconds", help);
+    let (counts, sum) = timings::sum(&sources.hit_times);
+    text.histogram(&HIT_BOUNDS_S, &counts, sum);
     for (figure, value) in sources.progress.figures() {
         family(text, &figure);
         text.sample(&[], value);

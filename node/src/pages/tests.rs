@@ -13,14 +13,16 @@ fn told() -> Told {
 fn sources(progress: &Arc<Progress>) -> Sources {
     let address: SocketAddr = "127.0.0.1:7070".parse().unwrap();
     let (fills, lookups) = (flume::bounded(1).0, flume::bounded(1).0);
+    let cluster = flume::bounded(1).0;
     Sources {
         address,
         shard_addresses: vec![address],
         counters: Arc::new([Counters::default()]),
         progress: Arc::clone(progress),
         timings: Arc::default(),
+        hit_times: Arc::default(),
         mailboxes: Arc::new([Mailbox::new(1).unwrap().0]),
-        queue: SideQueue::for_tests(fills, lookups),
+        queue: SideQueue::for_tests(fills, lookups, cluster),
     }
 }
 

@@ -47,7 +47,7 @@ fn entries_that_found_no_room_are_submitted_later() {
     let eventfd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).unwrap();
     let mut ring = Ring::with(Setup::Deferred, &eventfd, 1).unwrap();
     let count = 3 * SUBMISSIONS as usize;
-    let entry = opcode::Nop::new().build().user_data(user_data(Kind::Tick, 0, 0));
+    let entry = opcode::Nop::new().build().user_data(user_data(Operation::Tick, 0, 0));
     ring.waiting.extend(std::iter::repeat_n(entry, count - 1));
     ring.tick();
     assert_eq!(ring.waiting.len(), count - SUBMISSIONS as usize * 2, "in order, behind the others");

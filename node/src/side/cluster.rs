@@ -3,24 +3,23 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use millrace_client::Error;
-use millrace_client::peer::{Order, Peer};
+use millrace_client::peer::{MasterOrder, Peer};
 use millrace_proto::Status;
 use millrace_proto::cluster::{DrainRequest, InventoryFile, Member, MountRequest, PinRequest};
 use millrace_proto::frame;
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::{Answer, Context, Failure, Lookup, LookupJob, encode};
+use super::lookups::Caller;
+use super::{Answer, ClusterLookup, Context, Failure, LookupJob, encode};
 use crate::cache::BlockKey;
 use crate::cluster::handover::{Brought, Puller};
 use crate::cluster::{Command, Refusal, View};
 use crate::connection::reply_header;
 use crate::files::FileRecord;
 use crate::mailbox::{Dropped, Ensured, FillFrom, Filling, Requester};
-use crate::owner::Ticket;
-use crate::store::StoreError;
 
 /// Inventories that are made at once: each goes over the entries of the shards.
 const INVENTORIES_MAX: usize = 4;
@@ -30,7 +29,7 @@ const COMMANDS_MAX: usize = 64;
 const COMMAND_TIME: Duration = Duration::from_secs(10);
 
 /// Answers what needs no source: however long sources take, it is answered.
-pub(super) async fn serve(context: Arc<Context>, jobs: flume::Receiver<LookupJob>) {
+pub(super) async fn serve(context: Arc<Context>, jobs: flume::Receiver<LookupJob<ClusterLookup>>) {
     let inventories = Arc::new(Semaphore::new(INVENTORIES_MAX));
     let commands = Arc::new(Semaphore::new(COMMANDS_MAX));
     while let Ok(LookupJob { requester, ticket, lookup }) = jobs.recv_async().await {
@@ -38,7 +37,7 @@ pub(super) async fn serve(context: Arc<Context>, jobs: flume::Receiver<LookupJob
             continue;
         }
         let slot = match &lookup {
-            Lookup::Command { .. } => Some(Arc::clone(&commands).try_acquire_owned()),
+            ClusterLookup::Command { .. } => Some(Arc::clone(&commands).try_acquire_owned()),
             // Waits for as long as nothing happens, and costs little meanwhile.
             _ => None,
         };
@@ -49,8 +48,9 @@ pub(super) async fn serve(context: Arc<Context>, jobs: flume::Receiver<LookupJob
             continue;
         };
         tokio::spawn(async move {
+            let caller = Caller { requester: &requester, ticket: &ticket };
             let answer = tokio::select! {
-                answer = context.answer_of((&requester, &ticket), lookup, &inventories) => answer,
+                answer = context.answer_of(caller, lookup, &inventories) => answer,
                 () = ticket.gone() => return,
             };
             context.answer(requester, answer).await;
@@ -62,29 +62,27 @@ pub(super) async fn serve(context: Arc<Context>, jobs: flume::Receiver<LookupJob
 impl Context {
     async fn answer_of(
         &self,
-        (requester, ticket): (&Requester, &Ticket),
-        lookup: Lookup,
+        Caller { requester, ticket }: Caller<'_>,
+        lookup: ClusterLookup,
         inventories: &Semaphore,
     ) -> Answer {
         let budget = self.budget(requester);
         match lookup {
-            Lookup::Ring { epoch, first, wait } => {
+            ClusterLookup::Ring { epoch, first, wait } => {
                 let reply = self.cluster.ring(epoch, first, wait, budget).await;
                 Ok(encode(requester, &reply))
             }
-            Lookup::Inventory { key, epoch, cursor } => {
+            ClusterLookup::Inventory(request) => {
                 let busy = || Failure::new(Status::Busy, "too many inventories at once: try again");
                 let _turn = ticket.turn().await.ok_or_else(busy)?;
                 let _slot = inventories.try_acquire().map_err(|_| busy())?;
-                let what = (key, epoch, cursor);
-                let reply = self.cluster.inventory(&self.shards, &self.files, what).await;
+                let reply = self.cluster.inventory(&self.shards, &self.files, request).await;
                 reply.map(|reply| encode(requester, &reply)).map_err(Failure::from)
             }
-            Lookup::Command { command, passes_on } => {
+            ClusterLookup::Command { command, passes_on } => {
                 self.command(requester, command, passes_on, budget).await
             }
-            Lookup::Pins => Ok(encode(requester, &self.cluster.pins())),
-            _ => unreachable!("only these come here"),
+            ClusterLookup::Pins => Ok(encode(requester, &self.cluster.pins())),
         }
     }
 
@@ -125,7 +123,7 @@ impl Context {
         patience: Duration,
     ) -> Result<(), Failure> {
         let view = self.cluster.view();
-        let master = view.member(&view.master).filter(|master| master.id != view.me);
+        let master = view.layout.member(&view.master).filter(|master| master.id != view.me);
         let Some(master) = master else { return Err(refusal.into()) };
         if !self.peers.has_secret() {
             let message = format!(
@@ -136,11 +134,13 @@ impl Context {
             return Err(Failure { status: Status::NotMaster, message });
         }
         let order = match command {
-            Command::Drain { node, undo } => Order::Drain(DrainRequest { node, undo: undo.into() }),
-            Command::Mount { mount, remove } => {
-                Order::Mount(MountRequest { mount, remove: remove.into() })
+            Command::Drain { node, undo } => {
+                MasterOrder::Drain(DrainRequest { node, undo: undo.into() })
             }
-            Command::Pin { path, undo } => Order::Pin(PinRequest { path, undo: undo.into() }),
+            Command::Mount { mount, remove } => {
+                MasterOrder::Mount(MountRequest { mount, remove: remove.into() })
+            }
+            Command::Pin { path, undo } => MasterOrder::Pin(PinRequest { path, undo: undo.into() }),
             // Of the master to itself.
             Command::Report(_) => return Err(refusal.into()),
         };
@@ -159,19 +159,19 @@ impl Context {
     ) -> Result<Dropped, Failure> {
         let view = self.cluster.view();
         let patience = budget.unwrap_or(COMMAND_TIME).min(COMMAND_TIME);
-        let mut tasks = JoinSet::new();
-        for member in view.members.iter().filter(|member| member.id != view.me) {
+        let mut frees = Vec::new();
+        for member in view.layout.members.iter().filter(|member| member.id != view.me) {
             let Some(peer) = self.peers.get(member) else {
                 let message =
                     format!("{} did not answer a moment ago: what it has stays", member.id);
                 return Err(Failure { status: Status::Busy, message });
             };
             let (id, path) = (member.id.clone(), Arc::clone(path));
-            tasks.spawn(async move { (id, peer.free(&path, patience).await) });
+            frees.push(async move { (id, peer.free(&path, patience).await) });
         }
+        let mut frees = FuturesUnordered::from_iter(frees);
         let mut total = Dropped::default();
-        while let Some(freed) = tasks.join_next().await {
-            let (id, freed) = freed.map_err(|error| StoreError::Failed(error.to_string()))?;
+        while let Some((id, freed)) = frees.next().await {
             let freed = match freed {
                 // It never had anything of it, and its source is gone or has it no more.
                 Err(Error::Status { status: Status::NotFound, .. }) => continue,
@@ -185,7 +185,7 @@ impl Context {
 
     /// Whether a member did not answer a moment ago.
     fn is_avoided(&self, id: &str) -> bool {
-        self.cluster.view().member(id).is_some_and(|member| self.peers.get(member).is_none())
+        self.cluster.view().layout.member(id).is_some_and(|member| self.peers.get(member).is_none())
     }
 
     /// The node's milliseconds.
@@ -240,32 +240,18 @@ impl Puller for Arc<Context> {
     }
 
     async fn bring(&self, source: &str, blocks: Vec<(BlockKey, u64)>) -> Vec<Brought> {
-        let source: Arc<str> = source.into();
-        let mut tasks = JoinSet::new();
-        for (key, version) in blocks {
-            let context = Arc::clone(self);
-            let source = Arc::clone(&source);
-            let from = FillFrom::Member(Arc::clone(&source));
-            tasks.spawn(async move {
-                let ensured = Arc::clone(&context).ensure(key, version, from, None).await;
-                match ensured {
-                    Ok(Ensured::Filled(Filling::Peer, length)) => Brought::Moved(length.into()),
-                    Ok(_) => Brought::Here,
-                    Err(failure)
-                        if failure.status == Status::NotCached && context.is_avoided(&source) =>
-                    {
-                        Brought::Failed((key, version))
-                    }
-                    // It has changed, or is gone: nobody wants it any more, or who does will ask.
-                    Err(_) => Brought::Here,
-                }
-            });
-        }
-        let mut brought = Vec::new();
-        while let Some(one) = tasks.join_next().await {
-            brought.extend(one.ok());
-        }
-        brought
+        let source: &Arc<str> = &source.into();
+        let bring = |(key, version)| async move {
+            let from = FillFrom::Member(Arc::clone(source));
+            match Arc::clone(self).ensure(key, version, from, None).await {
+                Ok(Ensured::Filled(Filling::Peer, length)) => Brought::Moved(length.into()),
+                Ok(Ensured::NotThere) if self.is_avoided(source) => Brought::Failed((key, version)),
+                Ok(_) => Brought::Here,
+                // It has changed, or is gone: a read that still wants it asks for it.
+                Err(_) => Brought::Here,
+            }
+        };
+        blocks.into_iter().map(bring).collect::<FuturesUnordered<_>>().collect().await
     }
 
     fn keep(&self, view: &View) {

@@ -15,9 +15,9 @@ use tokio::time::sleep;
 
 use super::{Context, FillJob};
 use crate::cluster::peers::Wanted;
-use crate::mailbox::{FillFrom, Filling, Mail};
+use crate::mailbox::{Arrival, FillFrom, Filling, Mail};
 use crate::memory::Blank;
-use crate::store::{Errand, Part, StoreError};
+use crate::store::{Errand, FillError, Part, StoreError};
 
 /// How often a fill that waits is looked at.
 const LOOK: Duration = Duration::from_millis(500);
@@ -60,16 +60,19 @@ impl Context {
         let result = match result {
             Ok(filling) => {
                 let (block, sums) = blank.freeze();
-                Ok((block, sums, filling))
+                Ok(Arrival { block, sums, filling })
             }
             Err(error) => Err((blank, error)),
         };
-        if matches!(&result, Err((_, error)) if error.is_version_gone()) {
-            self.forget(key.file, version).await;
-        }
-        if matches!(&result, Err((_, StoreError::Remounted))) {
-            // The same file may be mounted elsewhere, too: what is in memory of it stays.
-            self.files.forget(key.file);
+        match &result {
+            Err((_, FillError::Store(error))) if error.is_version_gone() => {
+                self.forget(key.file, version).await;
+            }
+            Err((_, FillError::Store(StoreError::Remounted))) => {
+                // The same file may be mounted elsewhere, too: what is in memory of it stays.
+                self.files.forget(key.file);
+            }
+            _ => (),
         }
         // Judged last, and nothing is awaited before it is in the mailbox's line: a pass that looks at
         // all blocks because the pins have changed since comes after it, and sees this one.
@@ -94,12 +97,12 @@ impl Context {
     /// Whether other nodes are asked for a block before the source is, if that is asked at all.
     fn asks_others(&self, job: &FillJob) -> bool {
         let view = self.cluster.view();
-        let replicas = view.replicas(&job.path);
+        let replicas = view.layout.replicas(&job.path);
         match job.from {
             FillFrom::Source => false,
             FillFrom::Member(_) => true,
             FillFrom::Anywhere => {
-                view.members.len() > 1
+                view.layout.members.len() > 1
                     && (replicas > 1
                         || self.progress.asks_holders(self.now_ms())
                         || !view.owns_itself(&job.key, replicas))
@@ -109,21 +112,21 @@ impl Context {
 
     /// Brings the bytes of a block: from a node that has it, where that is likely, else from the
     /// source. What is urgent does not wait for other nodes any longer.
-    async fn fill(&self, job: FillJob, others: &Semaphore) -> (Blank, Result<Filling, StoreError>) {
+    async fn fill(&self, job: FillJob, others: &Semaphore) -> (Blank, Result<Filling, FillError>) {
         let slot = if self.asks_others(&job) { others.try_acquire().ok() } else { None };
         let FillJob { key, version, path, offset, mut blank, from, errand, .. } = job;
         if self.store.identify(&path) != key.file {
-            return (blank, Err(StoreError::Remounted));
+            return (blank, Err(StoreError::Remounted.into()));
         }
         let (file, for_part) = (key.file, Arc::clone(&path));
         let part = Part { file, path: for_part, version, offset, is_settled: false };
         let view = self.cluster.view();
         match (&from, &slot) {
             (FillFrom::Member(id), Some(_)) => {
-                let member = view.member(id);
+                let member = view.layout.member(id);
                 let pull = async {
                     match member {
-                        Some(member) => self.peers.pull(member, (key, version), &mut blank).await,
+                        Some(member) => self.peers.pull(member, key, version, &mut blank).await,
                         None => false,
                     }
                 };
@@ -134,16 +137,16 @@ impl Context {
                 match is_here {
                     Some(true) => {
                         let result = self.store.compare(&part, &blank).map(|()| Filling::Peer);
-                        return (blank, result);
+                        return (blank, result.map_err(FillError::from));
                     }
-                    Some(false) => return (blank, Err(StoreError::NotCached)),
+                    Some(false) => return (blank, Err(FillError::NotThere)),
                     None => (),
                 }
             }
             // It is not wanted so much that it would wait, or be read from the source.
-            (FillFrom::Member(_), None) => return (blank, Err(StoreError::NotCached)),
+            (FillFrom::Member(_), None) => return (blank, Err(FillError::NotThere)),
             (_, Some(_)) => {
-                let replicas = view.replicas(&path);
+                let replicas = view.layout.replicas(&path);
                 let wanted = Wanted { key, version, path: &path, replicas };
                 let is_here = tokio::select! {
                     is_here = self.peers.fill(&view, wanted, &mut blank) => is_here,
@@ -151,7 +154,7 @@ impl Context {
                 };
                 if is_here {
                     let result = self.store.compare(&part, &blank).map(|()| Filling::Peer);
-                    return (blank, result);
+                    return (blank, result.map_err(FillError::from));
                 }
             }
             (_, None) => (),
@@ -169,22 +172,22 @@ impl Context {
         mut part: Part,
         mut blank: Blank,
         errand: &Arc<Errand>,
-    ) -> (Blank, Result<(), StoreError>) {
+    ) -> (Blank, Result<(), FillError>) {
         loop {
             let (back, result) = self.store.fill(part.clone(), blank, Arc::clone(errand)).await;
             // A file that settles was only looked at.
-            if let (Some(since), false) =
-                (errand.reading_since(), matches!(result, Err(StoreError::Settling(_))))
-            {
+            let settle = match &result {
+                Err(FillError::Store(StoreError::Settling(time))) => Some(*time),
+                _ => None,
+            };
+            if let (Some(since), None) = (errand.reading_since(), settle) {
                 self.timings.source.record(since.elapsed());
             }
-            let (Err(StoreError::Settling(time)), Ok(_place)) =
-                (&result, self.settling.try_acquire())
-            else {
+            let (Some(time), Ok(_place)) = (settle, self.settling.try_acquire()) else {
                 return (back, result);
             };
             errand.rest();
-            sleep(*time).await;
+            sleep(time).await;
             (part.is_settled, blank) = (true, back);
         }
     }

@@ -7,15 +7,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::stream::{self, StreamExt};
 use millrace_proto::message::LoadReply;
 use millrace_proto::{Status, placement};
-use tokio::task::JoinSet;
 
 use super::lookups::Caller;
 use super::{Answer, Context, Failure, encode};
 use crate::cache::BlockKey;
 use crate::mailbox::{Ensured, FillFrom, Filling, Mail};
-use crate::store::StoreError;
 
 /// Blocks of one file that a load has under way. Guessed: with 64 loads at once still within the
 /// default fill queue.
@@ -46,30 +45,18 @@ impl Context {
         let view = self.cluster.view();
         view.check_agreement()?;
         let entry = self.look_up_file(caller, &path).await?;
-        let replicas = view.replicas(&path);
+        let replicas = view.layout.replicas(&path);
         let blocks = 0..entry.length.div_ceil(u64::from(self.block_size)) as u32;
-        let mut owned = blocks
-            .map(|block| BlockKey { file: entry.id, block })
-            .filter(|key| view.owns_itself(key, replicas));
-        let mut tasks = JoinSet::new();
+        let (file, version, deadline) = (entry.id, entry.version, caller.requester.deadline);
+        let loads = blocks
+            .map(|block| BlockKey { file, block })
+            .filter(|key| view.owns_itself(key, replicas))
+            .map(|key| Arc::clone(self).ensure(key, version, FillFrom::Anywhere, deadline));
+        let mut loads = stream::iter(loads).buffer_unordered(LOAD_WINDOW);
         let (mut block_count, mut filled_count) = (0, 0);
-        loop {
-            while tasks.len() < LOAD_WINDOW
-                && let Some(key) = owned.next()
-            {
-                let (version, deadline) = (entry.version, caller.requester.deadline);
-                let from = FillFrom::Anywhere;
-                tasks.spawn(Arc::clone(self).ensure(key, version, from, deadline));
-                block_count += 1;
-            }
-            match tasks.join_next().await {
-                None => break,
-                Some(ensured) => {
-                    let ensured = ensured.map_err(|error| StoreError::Failed(error.to_string()))?;
-                    filled_count +=
-                        u64::from(matches!(ensured?, Ensured::Filled(Filling::Source, _)));
-                }
-            }
+        while let Some(ensured) = loads.next().await {
+            block_count += 1;
+            filled_count += u64::from(matches!(ensured?, Ensured::Filled(Filling::Source, _)));
         }
         Ok(encode(caller.requester, &LoadReply { entry, block_count, filled_count }))
     }
@@ -93,10 +80,10 @@ impl Context {
             let mail = Mail::Ensure { key, version, from: from.clone(), reply };
             self.shards[shard as usize].post_when_room(mail).await;
             match receiver.recv_async().await {
-                Ok(done @ (Ensured::Resident | Ensured::Filled(..))) => return Ok(done),
+                Ok(done @ (Ensured::Resident | Ensured::Filled(..) | Ensured::NotThere)) => {
+                    return Ok(done);
+                }
                 Ok(Ensured::Busy) => tokio::time::sleep(LOAD_RETRY).await,
-                // It waited for a pull, whose member has it no more: now it is brought in earnest.
-                Ok(Ensured::Failed(Status::NotCached, _)) if from == FillFrom::Anywhere => (),
                 Ok(Ensured::Failed(status, message)) => return Err(Failure { status, message }),
                 Err(_) => {
                     let message = "the node is shutting down".to_owned();

@@ -9,7 +9,7 @@ use millrace_proto::{FileId, Status};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use super::{Answer, Context, Failure, Lookup, LookupJob, encode};
+use super::{Answer, Context, Failure, LookupJob, PathLookup, encode};
 use crate::files::{FileRecord, Look, Noted};
 use crate::mailbox::{DropJob, Dropped, Mail, Requester};
 use crate::owner::{LoadLimits, Ticket};
@@ -25,7 +25,7 @@ const ENTRY_SIZE: usize = 64;
 /// Serves look-ups, each in a task of its own, at most `jobs_max` of each source.
 pub(super) async fn serve(
     context: Arc<Context>,
-    jobs: flume::Receiver<LookupJob>,
+    jobs: flume::Receiver<LookupJob<PathLookup>>,
     jobs_max: usize,
 ) {
     let slots = Arc::new(Semaphore::new(SOURCES_MAX * jobs_max));
@@ -36,7 +36,7 @@ pub(super) async fn serve(
         }
         // Loads take long and wait for look-ups of other clients to go on: they have slots of their own,
         // of which no client gets all, however many connections its machine has.
-        let is_load = matches!(lookup, Lookup::Load { .. });
+        let is_load = matches!(lookup, PathLookup::Load { .. });
         let (slots, message) = match is_load {
             true => (&context.loads, "as many loads as allowed are under way (load_concurrency)"),
             false => (&slots, "too many requests wait for sources (metadata_queue_max)"),
@@ -51,16 +51,14 @@ pub(super) async fn serve(
         tokio::spawn(async move {
             let caller = Caller { requester: &requester, ticket: &ticket };
             let answer = match lookup {
-                Lookup::Stat { path } => context.stat(caller, path).await,
-                Lookup::List { path, token, limit } => {
+                PathLookup::Stat { path } => context.stat(caller, path).await,
+                PathLookup::List { path, token, limit } => {
                     context.list(caller, path, token, limit).await
                 }
-                Lookup::Free { path, everywhere } => context.free(caller, path, everywhere).await,
-                Lookup::Load { path } => context.load(caller, path).await,
-                Lookup::Ring { .. }
-                | Lookup::Inventory { .. }
-                | Lookup::Pins
-                | Lookup::Command { .. } => unreachable!("taken elsewhere"),
+                PathLookup::Free { path, everywhere } => {
+                    context.free(caller, path, everywhere).await
+                }
+                PathLookup::Load { path } => context.load(caller, path).await,
             };
             context.answer(requester, answer).await;
             drop((slot, share));

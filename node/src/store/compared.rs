@@ -9,7 +9,7 @@ use millrace_proto::FileId;
 use millrace_proto::message::Kind;
 
 use super::contents::{Contents, Seen};
-use super::{Errand, Found, Page, Part, StoreError, StoreFuture, UnderStore};
+use super::{Errand, FillError, Found, Page, Part, StoreError, StoreFuture, UnderStore};
 use crate::memory::Blank;
 
 /// A store whose contents are compared.
@@ -22,7 +22,11 @@ pub(crate) struct Compared {
 
 impl Compared {
     /// Compares what comes from `inner` by what `contents` remembers.
-    pub(crate) fn new(inner: Arc<dyn UnderStore>, contents: &Arc<Contents>, name: &str) -> Compared {
+    pub(crate) fn new(
+        inner: Arc<dyn UnderStore>,
+        contents: &Arc<Contents>,
+        name: &str,
+    ) -> Compared {
         Compared { inner, contents: Arc::clone(contents), name: name.to_owned() }
     }
 
@@ -71,12 +75,12 @@ impl UnderStore for Compared {
         part: Part,
         blank: Blank,
         errand: Arc<Errand>,
-    ) -> StoreFuture<'_, (Blank, Result<(), StoreError>)> {
+    ) -> StoreFuture<'_, (Blank, Result<(), FillError>)> {
         Box::pin(async move {
             let version = self.contents.base(part.file, part.version);
             let base = Part { version, ..part.clone() };
             let (blank, result) = self.inner.fill(base, blank, errand).await;
-            let result = result.and_then(|()| self.compare(&part, &blank));
+            let result = result.and_then(|()| Ok(self.compare(&part, &blank)?));
             (blank, result)
         })
     }

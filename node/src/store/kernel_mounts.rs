@@ -14,10 +14,10 @@ const MOUNTINFO: &str = "/proc/self/mountinfo";
 /// The table, read again when it has changed.
 #[derive(Default)]
 pub(crate) struct KernelMounts {
-    known: Mutex<Option<Known>>,
+    known: Mutex<Option<MountTable>>,
 }
 
-struct Known {
+struct MountTable {
     file: File,
     /// Number of each mount by the path of its directory.
     mounts: BTreeMap<String, u64>,
@@ -65,20 +65,20 @@ impl KernelMounts {
 }
 
 /// Whether something was mounted or unmounted since the last look: the kernel tells by POLLPRI, once.
-fn has_changed(known: &Known) -> bool {
+fn has_changed(known: &MountTable) -> bool {
     let mut files = [PollFd::new(&known.file, PollFlags::PRI)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     rustix::event::poll(&mut files, Some(&now)).is_ok_and(|count| count > 0)
 }
 
-fn read(mut file: File) -> io::Result<Known> {
+fn read(mut file: File) -> io::Result<MountTable> {
     let mut text = Vec::new();
     file.rewind()?;
     file.read_to_end(&mut text)?;
     let text = String::from_utf8_lossy(&text);
     // Of several at one directory the last one is seen.
     let mounts = text.lines().filter_map(parse).collect();
-    Ok(Known { file, mounts })
+    Ok(MountTable { file, mounts })
 }
 
 /// Directory and number of a line: `36 35 98:0 /root /directory options`.

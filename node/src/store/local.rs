@@ -19,7 +19,9 @@ use rustix::io::Errno;
 use super::listing::{Name, Windows};
 use super::machine::Machine;
 use super::threads::LaneId;
-use super::{Errand, Found, Page, Part, StoreError, StoreFuture, UnderStore, check_path, file_id};
+use super::{
+    Errand, FillError, Found, Page, Part, StoreError, StoreFuture, UnderStore, check_path, file_id,
+};
 use crate::memory::Blank;
 
 /// A local directory.
@@ -81,7 +83,7 @@ impl UnderStore for LocalStore {
             let whole = self.directory.join(&*path).to_string_lossy().into_owned();
             // Asked here: the threads that list have low priority, and must not hold what others wait for.
             let mounted = machine.mounts.names_in(&whole);
-            let listed = Listed { path, whole, mounted };
+            let listed = ListedDirectory { path, whole, mounted };
             place.ask(move || list(&machine.windows, &root, rule, &listed, &after, limit)).await
         })
     }
@@ -91,22 +93,22 @@ impl UnderStore for LocalStore {
         wanted: Part,
         mut blank: Blank,
         errand: Arc<Errand>,
-    ) -> StoreFuture<'_, (Blank, Result<(), StoreError>)> {
+    ) -> StoreFuture<'_, (Blank, Result<(), FillError>)> {
         Box::pin(async move {
             if let Err(error) = check_path(&wanted.path) {
-                return (blank, Err(error));
+                return (blank, Err(error.into()));
             }
             let place = match self.machine.reads.enter(self.lane(&wanted.path)).await {
                 Ok(place) => place,
-                Err(error) => return (blank, Err(error)),
+                Err(error) => return (blank, Err(error.into())),
             };
             if !errand.begin(place.patience()) {
-                return (blank, Err(StoreError::Unwanted));
+                return (blank, Err(FillError::Unwanted));
             }
             let (root, rule) = (Arc::clone(&self.root), self.rule);
             let call = move || {
                 let result = fill(&root, rule, &wanted, &mut blank);
-                (blank, result)
+                (blank, result.map_err(FillError::from))
             };
             // The blank is part of the arena: it has to come back whatever happens, so a panic in the
             // thread is not turned into an error here but stops the node.
@@ -198,7 +200,7 @@ fn fill(root: &Root, rule: DeviceRule, wanted: &Part, blank: &mut Blank) -> Resu
 }
 
 /// A directory that is listed.
-struct Listed {
+struct ListedDirectory {
     path: Arc<str>,
     /// Its path with the root.
     whole: String,
@@ -210,7 +212,7 @@ fn list(
     windows: &Windows,
     root: &Root,
     rule: DeviceRule,
-    listed: &Listed,
+    listed: &ListedDirectory,
     after: &str,
     limit: usize,
 ) -> Result<Page, StoreError> {

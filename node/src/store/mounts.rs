@@ -18,8 +18,8 @@ use super::local::LocalStore;
 use super::machine::Machine;
 use super::roots::{Location, MountRoots};
 use super::{
-    Errand, Found, NoRemoteStores, Page, Part, RemoteStores, StoreError, StoreFuture, StoreLimits, UnderStore,
-    check_path, file_id,
+    Errand, FillError, Found, NoRemoteStores, Page, Part, RemoteStores, StoreError, StoreFuture,
+    StoreLimits, UnderStore, check_path, file_id,
 };
 use crate::config::MountOptions;
 use crate::memory::Blank;
@@ -49,7 +49,7 @@ pub(crate) struct Mounts {
 }
 
 /// A path within the source it leads to.
-struct Place {
+struct MountedPath {
     store: Store,
     rest: Arc<str>,
 }
@@ -138,9 +138,9 @@ impl Mounts {
 }
 
 impl Table {
-    fn place(&self, path: &str) -> Option<Place> {
+    fn place(&self, path: &str) -> Option<MountedPath> {
         let (index, rest) = mount_of(&self.mounts, path)?;
-        Some(Place { store: self.stores[index].clone(), rest: rest.into() })
+        Some(MountedPath { store: self.stores[index].clone(), rest: rest.into() })
     }
 
     /// The store of the file that a part is of, and its path there.
@@ -148,7 +148,7 @@ impl Table {
     /// # Errors
     /// [`StoreError::Remounted`] if the path leads elsewhere by now, and why the source cannot be used.
     fn place_of(&self, part: &Part) -> Result<(Arc<dyn UnderStore>, Arc<str>), StoreError> {
-        let Place { store, rest } = self.place(&part.path).ok_or(StoreError::Remounted)?;
+        let MountedPath { store, rest } = self.place(&part.path).ok_or(StoreError::Remounted)?;
         let store = store?;
         match store.identify(&rest) == part.file {
             true => Ok((store, rest)),
@@ -183,7 +183,7 @@ impl UnderStore for Mounts {
     fn identify(&self, path: &str) -> FileId {
         let table = self.table().unwrap_or_default();
         match table.place(path) {
-            Some(Place { store: Ok(store), rest }) => store.identify(&rest),
+            Some(MountedPath { store: Ok(store), rest }) => store.identify(&rest),
             _ => file_id("", path),
         }
     }
@@ -194,8 +194,8 @@ impl UnderStore for Mounts {
             let table = self.table()?;
             let found = match table.place(&path) {
                 None => Err(StoreError::NotFound),
-                Some(Place { store: Err(error), .. }) => Err(error),
-                Some(Place { store: Ok(store), rest }) => store.stat(rest).await,
+                Some(MountedPath { store: Err(error), .. }) => Err(error),
+                Some(MountedPath { store: Ok(store), rest }) => store.stat(rest).await,
             };
             match found {
                 Err(StoreError::NotFound) if table.leads_to_a_mount(&path) => Ok(directory()),
@@ -215,8 +215,8 @@ impl UnderStore for Mounts {
             let table = self.table()?;
             let page = match table.place(&path) {
                 None => Err(StoreError::NotFound),
-                Some(Place { store: Err(error), .. }) => Err(error),
-                Some(Place { store: Ok(store), rest }) => {
+                Some(MountedPath { store: Err(error), .. }) => Err(error),
+                Some(MountedPath { store: Ok(store), rest }) => {
                     store.list(rest, Arc::clone(&after), limit).await
                 }
             };
@@ -236,14 +236,14 @@ impl UnderStore for Mounts {
         part: Part,
         blank: Blank,
         errand: Arc<Errand>,
-    ) -> StoreFuture<'_, (Blank, Result<(), StoreError>)> {
+    ) -> StoreFuture<'_, (Blank, Result<(), FillError>)> {
         Box::pin(async move {
             let table = match self.table() {
                 Ok(table) => table,
-                Err(error) => return (blank, Err(error)),
+                Err(error) => return (blank, Err(error.into())),
             };
             match table.place_of(&part) {
-                Err(error) => (blank, Err(error)),
+                Err(error) => (blank, Err(error.into())),
                 Ok((store, rest)) => store.fill(Part { path: rest, ..part }, blank, errand).await,
             }
         })

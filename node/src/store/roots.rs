@@ -16,7 +16,8 @@ pub(crate) const FILE_SCHEME: &str = "file://";
 /// Longest name of a source in bytes.
 pub(crate) const SOURCE_LENGTH_MAX: usize = 4096;
 /// Why a source is not served.
-pub(super) const OUTSIDE: &str = "the source lies below none of this node's mount roots: start the node with --mount-root";
+pub(super) const OUTSIDE: &str =
+    "the source lies below none of this node's mount roots: start the node with --mount-root";
 
 /// The places below which sources may lie.
 #[derive(Clone, Debug, Default)]
@@ -102,8 +103,10 @@ pub(crate) fn normal(url: &str) -> Result<String, StoreError> {
         return refuse("the name of a source has at most 4096 bytes");
     }
     if url.chars().any(|it| it.is_control() || matches!(it, '?' | '#' | '\\')) {
-        return refuse("a source has no '?', '#', '\\' and no control characters: give options by \
-                       --source-option KEY=VALUE");
+        return refuse(
+            "a source has no '?', '#', '\\' and no control characters: give options by \
+                       --source-option KEY=VALUE",
+        );
     }
     let rest = rest.trim_end_matches('/');
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
@@ -111,7 +114,9 @@ pub(crate) fn normal(url: &str) -> Result<String, StoreError> {
         return refuse("the source names no bucket or host, as in s3://BUCKET/PREFIX");
     }
     if authority.split_once('@').is_some_and(|(user, _)| user.contains(':')) {
-        return refuse("a source carries no password: credentials belong into the node's environment");
+        return refuse(
+            "a source carries no password: credentials belong into the node's environment",
+        );
     }
     if !path.is_empty() && path.split('/').any(|part| matches!(part, "" | "." | "..")) {
         return refuse("a part of the source's path is empty, '.' or '..'");
@@ -131,8 +136,19 @@ mod tests {
         assert_eq!(form("https://host:8080").unwrap(), "https://host:8080");
         assert_eq!(form("abfss://box@it.example/x").unwrap(), "abfss://box@it.example/x");
         let refused = [
-            "/data", "s3:/b", "s3://", "s3:///x", "://b", "3s://b", "s3://b/a//c", "s3://b/../c",
-            "s3://b/./c", "https://h/?k=v", "https://h/#x", "https://me:secret@h/x", "s3://b/\n",
+            "/data",
+            "s3:/b",
+            "s3://",
+            "s3:///x",
+            "://b",
+            "3s://b",
+            "s3://b/a//c",
+            "s3://b/../c",
+            "s3://b/./c",
+            "https://h/?k=v",
+            "https://h/#x",
+            "https://me:secret@h/x",
+            "s3://b/\n",
         ];
         for url in refused {
             assert!(form(url).is_err(), "{url}");
@@ -147,7 +163,8 @@ mod tests {
         for source in ["file:///data/x", "s3://bucket/a", "s3://bucket/a/b", "https://host:1/x"] {
             assert!(is_served(source), "{source}");
         }
-        let outside = ["file:///etc", "s3://bucket/ab", "s3://bucket", "s3://bucket2/a", "gs://bucket/a"];
+        let outside =
+            ["file:///etc", "s3://bucket/ab", "s3://bucket", "s3://bucket2/a", "gs://bucket/a"];
         for source in outside {
             assert!(!is_served(source), "{source}");
         }

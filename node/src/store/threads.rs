@@ -121,7 +121,7 @@ impl Notices {
 }
 
 type Job = Box<dyn FnOnce() + Send>;
-type Reply = oneshot::Sender<Result<Place, StoreError>>;
+type Reply = oneshot::Sender<Result<CallPlace, StoreError>>;
 
 /// Calls of one lane.
 struct Lane {
@@ -165,7 +165,7 @@ impl Lane {
     }
 }
 
-struct State {
+struct PoolState {
     /// Threads there are.
     thread_count: usize,
     /// Those that have a call.
@@ -175,10 +175,10 @@ struct State {
     no_thread_until: Option<Instant>,
 }
 
-struct Shared {
+struct PoolShared {
     limits: PoolLimits,
     notices: Arc<Notices>,
-    state: Mutex<State>,
+    state: Mutex<PoolState>,
     /// Never holds more than there are threads: a place is one of them.
     jobs: flume::Sender<Job>,
     queue: flume::Receiver<Job>,
@@ -189,12 +189,12 @@ struct Shared {
 /// Threads of one kind.
 #[derive(Clone)]
 pub(crate) struct Pool {
-    shared: Arc<Shared>,
+    shared: Arc<PoolShared>,
 }
 
 /// The right to make one call; free again when it is dropped.
-pub(crate) struct Place {
-    shared: Arc<Shared>,
+pub(crate) struct CallPlace {
+    shared: Arc<PoolShared>,
     lane: LaneId,
     number: u64,
     /// The lane hangs, and this finds out whether it still does.
@@ -215,7 +215,7 @@ impl Pool {
     /// If the system does not give them.
     pub(crate) fn start(limits: PoolLimits, notices: Arc<Notices>) -> io::Result<Pool> {
         let (jobs, queue) = flume::bounded(limits.most);
-        let state = State {
+        let state = PoolState {
             thread_count: 0,
             busy_count: 0,
             next: 0,
@@ -223,7 +223,7 @@ impl Pool {
             no_thread_until: None,
         };
         let (state, began) = (Mutex::new(state), Notify::new());
-        let shared = Arc::new(Shared { limits, notices, state, jobs, queue, began });
+        let shared = Arc::new(PoolShared { limits, notices, state, jobs, queue, began });
         for _ in 0..shared.limits.kept {
             shared.spawn(false)?;
             shared.lock().thread_count += 1;
@@ -236,7 +236,7 @@ impl Pool {
     /// # Errors
     /// [`StoreError::Busy`] where too many wait, or the lane is silent; [`StoreError::Hangs`] where it
     /// has been for long.
-    pub(crate) async fn enter(&self, lane: LaneId) -> Result<Place, StoreError> {
+    pub(crate) async fn enter(&self, lane: LaneId) -> Result<CallPlace, StoreError> {
         let now = Instant::now();
         let (answer, number) = {
             let mut state = self.shared.lock();
@@ -246,7 +246,12 @@ impl Pool {
                 Verdict::Begin { is_try } => {
                     self.shared.begin(&mut state, &lane, number, now);
                     drop(state);
-                    return Ok(Place { shared: Arc::clone(&self.shared), lane, number, is_try });
+                    return Ok(CallPlace {
+                        shared: Arc::clone(&self.shared),
+                        lane,
+                        number,
+                        is_try,
+                    });
                 }
                 Verdict::Refuse(error) => return Err(error),
                 Verdict::Wait => {
@@ -284,7 +289,7 @@ impl Pool {
 
 /// Takes a call that waits out of its queue when the one who asked goes.
 struct Waits<'a> {
-    shared: &'a Shared,
+    shared: &'a PoolShared,
     lane: &'a LaneId,
     number: u64,
 }
@@ -299,7 +304,7 @@ impl Drop for Waits<'_> {
     }
 }
 
-impl State {
+impl PoolState {
     /// Forgets a lane in which nothing happens.
     fn let_go(&mut self, id: &LaneId) {
         let is_idle = |lane: &Lane| lane.running.is_empty() && lane.waiting.is_empty();
@@ -309,12 +314,12 @@ impl State {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl PoolShared {
+    fn lock(&self) -> MutexGuard<'_, PoolState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn judge(self: &Arc<Self>, state: &mut State, id: &LaneId, now: Instant) -> Verdict {
+    fn judge(self: &Arc<Self>, state: &mut PoolState, id: &LaneId, now: Instant) -> Verdict {
         let PoolLimits { lane_max, queue_max, queue_key, patience, .. } = self.limits;
         let Some(lane) = state.lanes.get(id) else {
             let has_thread = self.has_thread(state, 0, now);
@@ -348,7 +353,7 @@ impl Shared {
     }
 
     /// Whether a lane with so many calls gets one more thread. If none is free one is made.
-    fn has_thread(self: &Arc<Self>, state: &mut State, calls: usize, now: Instant) -> bool {
+    fn has_thread(self: &Arc<Self>, state: &mut PoolState, calls: usize, now: Instant) -> bool {
         // Of what may be had at all a lane leaves as much again as it takes: however many hang, another one
         // gets something.
         if 2 * calls >= self.limits.most - state.busy_count {
@@ -381,7 +386,7 @@ impl Shared {
         }
     }
 
-    fn begin(&self, state: &mut State, id: &LaneId, number: u64, now: Instant) {
+    fn begin(&self, state: &mut PoolState, id: &LaneId, number: u64, now: Instant) {
         let lane = state.lanes.entry(id.clone()).or_insert_with(|| Lane::new(now));
         lane.running.insert(number, now);
         state.busy_count += 1;
@@ -410,7 +415,7 @@ impl Shared {
     }
 
     /// The next call that may begin: of the lane that has fewest.
-    fn next(self: &Arc<Self>) -> Option<(Reply, Place)> {
+    fn next(self: &Arc<Self>) -> Option<(Reply, CallPlace)> {
         let mut state = self.lock();
         let now = Instant::now();
         let PoolLimits { lane_max, patience, .. } = self.limits;
@@ -425,7 +430,7 @@ impl Shared {
         }
         let (number, _, reply) = state.lanes.get_mut(&id)?.waiting.pop_front()?;
         self.begin(&mut state, &id, number, now);
-        Some((reply, Place { shared: Arc::clone(self), lane: id, number, is_try: false }))
+        Some((reply, CallPlace { shared: Arc::clone(self), lane: id, number, is_try: false }))
     }
 
     /// Tells of lanes that are silent, and sends away what waits in them.
@@ -479,7 +484,7 @@ fn silent(id: &LaneId) -> StoreError {
 }
 
 /// Makes calls until the pool is gone.
-fn work(queue: &flume::Receiver<Job>, shared: &Weak<Shared>, is_extra: bool) {
+fn work(queue: &flume::Receiver<Job>, shared: &Weak<PoolShared>, is_extra: bool) {
     loop {
         let job = match is_extra {
             false => queue.recv().map_err(|_| flume::RecvTimeoutError::Disconnected),
@@ -501,13 +506,13 @@ fn work(queue: &flume::Receiver<Job>, shared: &Weak<Shared>, is_extra: bool) {
     }
 }
 
-impl Place {
+impl CallPlace {
     /// For how long the answer may be waited for.
     pub(crate) fn patience(&self) -> Duration {
         if self.is_try { SILENT_AFTER } else { self.shared.limits.patience }
     }
 
-    /// As [`Place::run`], for at most as long as a call may take.
+    /// As [`CallPlace::run`], for at most as long as a call may take.
     ///
     /// # Errors
     /// [`StoreError::Hangs`] after that.
@@ -548,7 +553,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for CallPlace {
     fn drop(&mut self) {
         self.shared.end(&self.lane, self.number);
     }

@@ -38,14 +38,13 @@ static COUNTING: Counting = Counting;
 #[test]
 fn a_hit_allocates_nothing() {
     let mut node = Node::new(1, 512, 8);
-    let token = node.workers[0].accept(0, false).expect("room for one");
+    let token = node.workers[0].accept_far(0).expect("room for one");
     let requests: Vec<u8> =
         (0..4).flat_map(|sequence| read(sequence as u32, sequence, 0)).collect();
     let mut actions = Vec::with_capacity(16);
     let mut turn = |node: &mut Node| {
         node.workers[0].handle(0, super::Event::Received { token, bytes: &requests }, &mut actions);
-        actions.clear();
-        let batch = node.workers[0].next_batch(0, token);
+        let batch = super::tests::sent_at_end(&mut node.workers[0], &mut actions);
         let replies = batch.as_ref().map_or(0, |batch| batch.reply_count);
         if let Some(batch) = batch {
             node.workers[0].handle(

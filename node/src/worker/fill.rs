@@ -18,15 +18,15 @@ use crate::files::FileRecord;
 use crate::mailbox::{Arrival, DropJob, Ensured, FillFrom, Filling, Mail, Requester};
 use crate::memory::Blank;
 use crate::side::FillJob;
-use crate::store::{Errand, StoreError};
+use crate::store::{Errand, FillError, StoreError};
 use crate::token::Token;
 
 /// Who waits for a fill.
 enum Waiter {
     /// A client, for a range of the block.
     Reader { requester: Requester, offset: u32, length: u32 },
-    /// A load, for the block to be there.
-    Load(flume::Sender<Ensured>),
+    /// A load or a hand-over, for the block to be there.
+    Load { from: FillFrom, reply: flume::Sender<Ensured> },
 }
 
 /// A block on its way in.
@@ -46,11 +46,11 @@ enum Obstacle {
     /// There is no room for it at the moment.
     Later,
     /// It cannot be.
-    Refused(Refusal),
+    Refused(FillRefusal),
 }
 
 /// What the client is told.
-struct Refusal {
+struct FillRefusal {
     status: Status,
     message: Cow<'static, str>,
 }
@@ -61,23 +61,23 @@ const DROP_SLICE: u32 = 256;
 const FILLING_PERCENT: u64 = 50;
 
 const LATE: &str = "the deadline passed before the source had answered";
-const UNKNOWN: Refusal = Refusal {
+const UNKNOWN: FillRefusal = FillRefusal {
     status: Status::UnknownFile,
     message: Cow::Borrowed("the file id is not known: look the path up again"),
 };
-const STALE: Refusal = Refusal {
+const STALE: FillRefusal = FillRefusal {
     status: Status::StaleVersion,
     message: Cow::Borrowed("the file has changed: look it up again"),
 };
-const PAST_END: Refusal = Refusal {
+const PAST_END: FillRefusal = FillRefusal {
     status: Status::OutOfRange,
     message: Cow::Borrowed("the offset is at or past the end of the file"),
 };
-const ALL_PINNED: Refusal = Refusal {
+const ALL_PINNED: FillRefusal = FillRefusal {
     status: Status::Busy,
     message: Cow::Borrowed("all memory is being sent or filled: try again"),
 };
-const NOT_YET: Refusal = Refusal {
+const NOT_YET: FillRefusal = FillRefusal {
     status: Status::Busy,
     message: Cow::Borrowed("too many blocks are on their way in: try again"),
 };
@@ -88,8 +88,8 @@ pub(super) fn filling_max(capacity_bytes: u64) -> u64 {
 }
 
 /// Where a block may be taken from for this request. Another node that asks has asked others.
-fn from_for(requester: &Requester) -> FillFrom {
-    if requester.header.op == Op::Fetch as u8 { FillFrom::Source } else { FillFrom::Anywhere }
+fn from_for(requester: &Requester) -> &'static FillFrom {
+    if requester.header.op == Op::Fetch as u8 { &FillFrom::Source } else { &FillFrom::Anywhere }
 }
 
 impl Worker {
@@ -130,12 +130,13 @@ impl Worker {
     /// there is no room at the moment; answers it when there will be none.
     fn try_fill(&mut self, payer: Payer, miss: Miss, actions: &mut Vec<Action>) -> Option<Miss> {
         let Miss { requester, range, key, offset } = miss;
-        let waiter = Waiter::Reader { requester, offset, length: range.length };
-        let from = from_for(&requester);
-        match self.begin_fill(payer, key, range.version, Some(offset), from, waiter) {
-            Ok(()) => self.deadline_count += usize::from(requester.deadline.is_some()),
-            Err((Obstacle::Later, _)) => return Some(miss),
-            Err((Obstacle::Refused(refusal), _)) => {
+        match self.begin_fill(payer, key, range.version, Some(offset), from_for(&requester)) {
+            Ok(()) => {
+                self.deadline_count += usize::from(requester.deadline.is_some());
+                self.wait_for(key, Waiter::Reader { requester, offset, length: range.length });
+            }
+            Err(Obstacle::Later) => return Some(miss),
+            Err(Obstacle::Refused(refusal)) => {
                 self.fail(&requester, refusal.status, &refusal.message, actions);
             }
         }
@@ -187,79 +188,70 @@ impl Worker {
         reply: flume::Sender<Ensured>,
     ) {
         let resident = self.cache.find(&key).is_some_and(|(_, found)| found == version);
-        let answer = if resident {
-            Some((Ensured::Resident, reply))
+        let ensured = if resident {
+            Ensured::Resident
         } else if self.draining {
-            Some((
-                Ensured::Failed(Status::ShuttingDown, "the node is shutting down".to_owned()),
-                reply,
-            ))
+            Ensured::Failed(Status::ShuttingDown, "the node is shutting down".to_owned())
         } else {
-            match self.begin_fill(Payer::Loads, key, version, None, from, Waiter::Load(reply)) {
-                Ok(()) => None,
-                Err((
-                    Obstacle::Later | Obstacle::Refused(Refusal { status: Status::Busy, .. }),
-                    Waiter::Load(reply),
-                )) => Some((Ensured::Busy, reply)),
-                Err((Obstacle::Refused(refusal), Waiter::Load(reply))) => {
-                    Some((Ensured::Failed(refusal.status, refusal.message.into_owned()), reply))
-                }
-                Err((_, Waiter::Reader { .. })) => {
-                    unreachable!("the waiter comes back as it was given")
+            match self.begin_fill(Payer::Loads, key, version, None, &from) {
+                Ok(()) => return self.wait_for(key, Waiter::Load { from, reply }),
+                Err(
+                    Obstacle::Later | Obstacle::Refused(FillRefusal { status: Status::Busy, .. }),
+                ) => Ensured::Busy,
+                Err(Obstacle::Refused(refusal)) => {
+                    Ensured::Failed(refusal.status, refusal.message.into_owned())
                 }
             }
         };
-        if let Some((ensured, reply)) = answer {
-            // The load may have been given up; then nobody asks.
-            let _ = reply.try_send(ensured);
-        }
+        // The load may have been given up; then nobody asks.
+        let _ = reply.try_send(ensured);
     }
 
-    /// Adds a waiter to the block's fill, beginning one if need be. An obstacle gives the waiter back.
+    /// Adds a waiter to a fill that is under way.
+    fn wait_for(&mut self, key: BlockKey, waiter: Waiter) {
+        self.fills.get_mut(&key).expect("the fill has begun").waiters.push(waiter);
+    }
+
+    /// Begins to fill a block, for which something will wait, unless that has begun already.
     fn begin_fill(
         &mut self,
         payer: Payer,
         key: BlockKey,
         version: u64,
         offset: Option<u32>,
-        from: FillFrom,
-        waiter: Waiter,
-    ) -> Result<(), (Obstacle, Waiter)> {
+        from: &FillFrom,
+    ) -> Result<(), Obstacle> {
         if let Some(fill) = self.fills.get_mut(&key)
             && fill.version == version
         {
             if let Some(message) = &fill.overdue {
                 let refusal =
-                    Refusal { status: Status::SourceError, message: message.clone().into() };
-                return Err((Obstacle::Refused(refusal), waiter));
+                    FillRefusal { status: Status::SourceError, message: message.clone().into() };
+                return Err(Obstacle::Refused(refusal));
             }
-            if from == FillFrom::Source {
+            if *from == FillFrom::Source {
                 // Another node waits for it. What is asked of other nodes may in the end be asked of that
                 // one, which would wait for itself.
                 fill.errand.urge();
             }
             fill.errand.want(true);
-            fill.waiters.push(waiter);
             return Ok(());
         }
-        let (record, length) = match self.fillable(key, version, offset) {
-            Ok(found) => found,
-            Err(refusal) => return Err((Obstacle::Refused(refusal), waiter)),
-        };
+        let (record, length) = self.fillable(key, version, offset).map_err(Obstacle::Refused)?;
         let MapEntry::Vacant(place) = self.fills.entry(key) else {
             // The version before this one is still on its way in; it will find itself stale.
-            let refusal = Refusal { status: Status::Busy, ..STALE };
-            return Err((Obstacle::Refused(refusal), waiter));
+            let refusal = FillRefusal { status: Status::Busy, ..STALE };
+            return Err(Obstacle::Refused(refusal));
         };
         // Blocks that are asked for faster than the source gives them must not empty the cache.
         let is_full = self.filling_bytes > 0
             && self.filling_bytes + u64::from(length) > filling_max(self.cache.capacity_bytes());
         if is_full || !self.turns.has_room(payer, length) {
-            return Err((Obstacle::Later, waiter));
+            return Err(Obstacle::Later);
         }
         let Some(blank) = self.cache.allocate(length) else {
             self.counters().short_count.add(1);
-            return Err((Obstacle::Refused(ALL_PINNED), waiter));
+            return Err(Obstacle::Refused(ALL_PINNED));
         };
         let offset = u64::from(key.block) * u64::from(self.shared.block_size);
         let path = record.path;
@@ -272,16 +264,16 @@ impl Worker {
             path,
             offset,
             blank,
-            from,
+            from: from.clone(),
             errand: for_side,
         };
         if let Err(blank) = self.side.offer_fill(job) {
             self.cache.release_blank(blank);
-            return Err((Obstacle::Later, waiter));
+            return Err(Obstacle::Later);
         }
         self.filling_bytes += u64::from(length);
         self.turns.began(payer, length);
-        let waiters = SmallVec::from_iter([waiter]);
+        let waiters = SmallVec::new();
         place.insert(Fill { version, length, payer, waiters, errand, overdue: None });
         Ok(())
     }
@@ -292,7 +284,7 @@ impl Worker {
         key: BlockKey,
         version: u64,
         offset: Option<u32>,
-    ) -> Result<(FileRecord, u32), Refusal> {
+    ) -> Result<(FileRecord, u32), FillRefusal> {
         let record = self.shared.files.get(key.file).ok_or(UNKNOWN)?;
         if record.version != version {
             return Err(STALE);
@@ -311,7 +303,7 @@ impl Worker {
         key: BlockKey,
         version: u64,
         is_pinned: bool,
-        result: Result<Arrival, (Blank, StoreError)>,
+        result: Result<Arrival, (Blank, FillError)>,
         actions: &mut Vec<Action>,
     ) {
         let fill = self.fills.remove(&key).expect("a fill ends once");
@@ -320,63 +312,22 @@ impl Worker {
             self.filling_bytes -= u64::from(fill.length);
             self.turns.ended(fill.payer, fill.length);
         }
-        let mut is_unwanted = false;
         let outcome = match result {
-            Ok((block, sums, filling)) => {
-                let (counters, length) = (self.counters(), u64::from(block.length()));
-                match filling {
-                    Filling::Source => {
-                        counters.fill_count.add(1);
-                        counters.fill_bytes.add(length);
-                    }
-                    Filling::Peer => {
-                        counters.peer_fill_count.add(1);
-                        counters.peer_fill_bytes.add(length);
-                    }
-                }
-                let entry = self.cache.insert(key, version, block, &sums);
-                if is_pinned {
-                    self.cache.keep(entry, &key, true);
-                }
-                // While it was on its way a newer version may have been seen, and its drop gone by.
-                if self.shared.files.get(key.file).is_some_and(|record| record.version != version) {
-                    self.cache.remove(&key);
-                    Err((STALE.status, STALE.message.into_owned()))
-                } else {
-                    Ok(filling)
-                }
-            }
+            Ok(arrival) => self.take_in(key, version, is_pinned, arrival),
             Err((blank, error)) => {
                 self.cache.release_blank(blank);
-                if !matches!(error.status(), Status::NotCached | Status::Busy) {
-                    self.counters().fill_error_count.add(1);
+                if let FillError::Store(error) = &error {
+                    self.count_failure(error);
                 }
-                if error == StoreError::Differs {
-                    self.counters().unnoticed_change_count.add(1);
-                }
-                is_unwanted = error == StoreError::Unwanted;
-                // That a source hangs is told once, where that is found.
-                if let StoreError::Failed(error) = &error {
-                    tracing::warn!("fill a block: {error}");
-                }
-                Err((error.status(), error.to_string()))
+                Err(error)
             }
         };
         for waiter in fill.waiters {
-            let is_in_vain = is_unwanted || matches!(outcome, Err((Status::NotCached, _)));
-            if let (Waiter::Reader { requester, offset, length }, true) = (&waiter, is_in_vain) {
-                // It was to be pulled, or was not wanted for a moment, and is read in earnest now.
-                let (requester, offset) = (*requester, *offset);
+            if let Waiter::Reader { requester, .. } = &waiter {
                 self.deadline_count -= usize::from(requester.deadline.is_some());
-                let start = u64::from(key.block) * u64::from(self.shared.block_size);
-                let (file, at, length) = (key.file, start + u64::from(offset), *length);
-                let range = Range { file, version, offset: at, length };
-                self.on_miss(self.now, &requester, &range, key, offset, actions);
-                continue;
             }
             match (waiter, &outcome) {
                 (Waiter::Reader { requester, offset, length }, Ok(_)) => {
-                    self.deadline_count -= usize::from(requester.deadline.is_some());
                     // Looked up for each: the reply to the one before may have found it damaged.
                     match self.cache.find(&key) {
                         Some((entry, _)) => {
@@ -386,23 +337,79 @@ impl Worker {
                         None => self.fail_damaged(&requester, actions),
                     }
                 }
-                (Waiter::Reader { requester, .. }, Err((status, message))) => {
-                    self.deadline_count -= usize::from(requester.deadline.is_some());
-                    self.fail(&requester, *status, message, actions);
-                }
                 // A load that was given up has nobody who asks.
-                (Waiter::Load(reply), Ok(filling)) => {
+                (Waiter::Load { reply, .. }, Ok(filling)) => {
                     drop(reply.try_send(Ensured::Filled(*filling, fill.length)));
                 }
-                (Waiter::Load(reply), Err((Status::Busy, _))) => {
-                    drop(reply.try_send(Ensured::Busy));
+                (Waiter::Reader { requester, .. }, Err(FillError::Store(error))) => {
+                    self.fail(&requester, error.status(), &error.to_string(), actions);
                 }
-                (Waiter::Load(reply), Err((status, message))) => {
-                    drop(reply.try_send(Ensured::Failed(*status, message.clone())));
+                (Waiter::Load { reply, .. }, Err(FillError::Store(error))) => {
+                    drop(reply.try_send(match error.status() {
+                        Status::Busy => Ensured::Busy,
+                        status => Ensured::Failed(status, error.to_string()),
+                    }));
+                }
+                // What waits for this very pull is told. Everything else joined a pull, or a fill that was
+                // not wanted for a moment, and has the block brought in earnest now.
+                (Waiter::Load { from: FillFrom::Member(_), reply }, Err(FillError::NotThere)) => {
+                    drop(reply.try_send(Ensured::NotThere))
+                }
+                (Waiter::Load { from, reply }, Err(_)) => self.ensure(key, version, from, reply),
+                (Waiter::Reader { requester, offset, length }, Err(_)) => {
+                    let start = u64::from(key.block) * u64::from(self.shared.block_size);
+                    let at = start + u64::from(offset);
+                    let range = Range { file: key.file, version, offset: at, length };
+                    self.on_miss(self.now, &requester, &range, key, offset, actions);
                 }
             }
         }
         self.start_waiting(self.now, actions);
+    }
+
+    /// Takes a block in that has come.
+    fn take_in(
+        &mut self,
+        key: BlockKey,
+        version: u64,
+        is_pinned: bool,
+        Arrival { block, sums, filling }: Arrival,
+    ) -> Result<Filling, FillError> {
+        let (counters, length) = (self.counters(), u64::from(block.length()));
+        match filling {
+            Filling::Source => {
+                counters.fill_count.add(1);
+                counters.fill_bytes.add(length);
+            }
+            Filling::Peer => {
+                counters.peer_fill_count.add(1);
+                counters.peer_fill_bytes.add(length);
+            }
+        }
+        let entry = self.cache.insert(key, version, block, &sums);
+        if is_pinned {
+            self.cache.keep(entry, &key, true);
+        }
+        // While it was on its way a newer version may have been seen, and its drop gone by.
+        if self.shared.files.get(key.file).is_some_and(|record| record.version != version) {
+            self.cache.remove(&key);
+            return Err(StoreError::Changed.into());
+        }
+        Ok(filling)
+    }
+
+    fn count_failure(&self, error: &StoreError) {
+        let counters = self.counters();
+        if error.status() != Status::Busy {
+            counters.fill_error_count.add(1);
+        }
+        if *error == StoreError::Differs {
+            counters.unnoticed_change_count.add(1);
+        }
+        // That a source hangs is told once, where that is found.
+        if let StoreError::Failed(error) = error {
+            tracing::warn!("fill a block: {error}");
+        }
     }
 
     /// Answers all who wait for a block whose source hangs, and from now on all who ask for it. Its
@@ -429,7 +436,7 @@ impl Worker {
                     self.deadline_count -= usize::from(requester.deadline.is_some());
                     self.fail(&requester, Status::SourceError, &message, actions);
                 }
-                Waiter::Load(reply) => {
+                Waiter::Load { reply, .. } => {
                     drop(reply.try_send(Ensured::Failed(Status::SourceError, message.clone())));
                 }
             }
@@ -449,7 +456,7 @@ impl Worker {
                     deadlines += usize::from(is_gone && requester.deadline.is_some());
                     !is_gone
                 }
-                Waiter::Load(reply) => !reply.is_disconnected(),
+                Waiter::Load { reply, .. } => !reply.is_disconnected(),
             });
             if fill.waiters.len() < before && fill.waiters.is_empty() {
                 fill.errand.want(false);

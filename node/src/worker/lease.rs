@@ -127,7 +127,7 @@ impl Leases {
 
 impl Worker {
     /// Tells a client how to get at the memory; where it can, the memory goes with it.
-    pub(super) fn attach(&mut self, requester: &Requester, actions: &mut Vec<Action>) {
+    pub(super) fn attach(&mut self, requester: &Requester) {
         let has_leases = self.has_leases();
         let memory = self.cache.memory();
         let (memory_length, descriptor) = (memory.memory_length(), memory.memfd().as_raw_fd());
@@ -146,7 +146,7 @@ impl Worker {
             lease_ms: if is_passed { self.limits.lease_ms } else { 0 },
         };
         let header = reply_header(&requester.header, 0, Status::Ok);
-        self.push_head(requester, |head| frame::encode(head, header, &reply), actions);
+        self.push_head(requester, |head| frame::encode(head, header, &reply));
     }
 
     /// Whether the configuration allows leases.
@@ -251,16 +251,11 @@ impl Worker {
         self.counters().lease_count.add(1);
         let mut header = reply_header(&requester.header, requester.part, Status::Ok);
         header.flags |= flags;
-        self.push_head(requester, |head| frame::encode(head, header, &reply), actions);
+        self.push_head(requester, |head| frame::encode(head, header, &reply));
     }
 
     /// Takes a `Release`.
-    pub(super) fn release(
-        &mut self,
-        requester: Requester,
-        request: &ArchivedReadManyRequest,
-        actions: &mut Vec<Action>,
-    ) {
+    pub(super) fn release(&mut self, requester: Requester, request: &ArchivedReadManyRequest) {
         self.take(&requester);
         for range in request.ranges.iter() {
             let range = Range::from(range);
@@ -272,7 +267,7 @@ impl Worker {
             }
         }
         let header = reply_header(&requester.header, 0, Status::Ok);
-        self.push_head(&requester, |head| frame::encode_empty(head, header), actions);
+        self.push_head(&requester, |head| frame::encode_empty(head, header));
     }
 
     /// Ends a lease: the block may move or go, if nobody else needs it.

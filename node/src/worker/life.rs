@@ -20,23 +20,24 @@ const HALF_CLOSED_MS: u64 = 60_000;
 /// Connections of administrators when clients have all that they may have. Guessed.
 const ADMINISTRATORS_MAX: usize = 16;
 
+/// How a connection came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// By the network.
+    Tcp,
+    /// Over a Unix socket, of a client on this machine.
+    Local,
+    /// Over the administration socket.
+    Admin,
+}
+
 impl Worker {
-    /// Takes a new connection, or refuses it when a limit is reached.
-    pub(crate) fn accept(&mut self, now: u64, is_local: bool) -> Option<Token> {
-        self.accept_up_to(now, is_local, self.limits.connections_max)
-    }
-
-    /// Takes a connection of an administrator: there is room for some when clients have taken all.
-    pub(crate) fn accept_administrator(&mut self, now: u64) -> Option<Token> {
-        let token =
-            self.accept_up_to(now, false, self.limits.connections_max + ADMINISTRATORS_MAX)?;
-        self.entrust(token, Role::Administrator);
-        Some(token)
-    }
-
-    fn accept_up_to(&mut self, now: u64, is_local: bool, most: usize) -> Option<Token> {
+    /// Takes a new connection, whose loads count together with those of its machine, or refuses it when
+    /// a limit is reached. For administrators there is room when clients have taken all of it.
+    pub(crate) fn accept(&mut self, now: u64, way: Way, loads: Loads) -> Option<Token> {
+        let more = if way == Way::Admin { ADMINISTRATORS_MAX } else { 0 };
         let open = self.shared.connection_count.load(Ordering::Relaxed);
-        if open >= most || self.draining {
+        if open >= self.limits.connections_max + more || self.draining {
             self.counters().refused_count.add(1);
             return None;
         }
@@ -46,26 +47,16 @@ impl Worker {
             self.connections.len() as u32 - 1
         });
         let token = Token { index, generation: self.generations[index as usize] };
-        self.connections[index as usize] = Some(Connection::new(token, now, is_local));
+        let mut connection = Connection::new(token, now, way == Way::Local);
+        connection.loads_of_machine = loads;
+        connection.role = (way == Way::Admin).then_some(Role::Administrator);
+        self.connections[index as usize] = Some(connection);
         self.connection_count += 1;
         // Two shards that take the last place at once pass the limit by one each: it bounds memory.
         self.shared.connection_count.fetch_add(1, Ordering::Relaxed);
         self.counters().accepted_count.add(1);
         self.counters().connection_count.set(u64::from(self.connection_count));
         Some(token)
-    }
-
-    /// Has the loads of a connection count together with those of others of its machine.
-    pub(crate) fn share_loads(&mut self, token: Token, loads: Loads) {
-        if let Some(connection) = self.connection(token) {
-            connection.loads_of_machine = loads;
-        }
-    }
-
-    /// Whether this connection is still the one at its place.
-    pub(crate) fn is_open(&self, token: Token) -> bool {
-        let connection = self.connections.get(token.index as usize).and_then(Option::as_ref);
-        connection.is_some_and(|connection| connection.token == token)
     }
 
     pub(super) fn on_receive_ended(
@@ -194,7 +185,7 @@ impl Worker {
     }
 
     /// The connections that are open.
-    pub(crate) fn tokens(&self) -> Vec<Token> {
+    fn tokens(&self) -> Vec<Token> {
         self.connections.iter().flatten().map(|connection| connection.token).collect()
     }
 }

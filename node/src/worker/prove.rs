@@ -63,13 +63,6 @@ impl Nonces {
 }
 
 impl Worker {
-    /// Takes a connection for one of this role without a proof: the system has vouched for it.
-    pub(crate) fn entrust(&mut self, token: Token, role: Role) {
-        if let Some(connection) = self.connection(token) {
-            connection.role = Some(role);
-        }
-    }
-
     /// As whom a connection asks; None of one that has proved nothing.
     pub(super) fn role(&mut self, token: Token) -> Option<Role> {
         self.connection(token)?.role
@@ -120,7 +113,7 @@ impl Worker {
             return Ok(());
         };
         let header = reply_header(&requester.header, 0, Status::Ok);
-        self.push_head(requester, |head| frame::encode(head, header, &proof), actions);
+        self.push_head(requester, |head| frame::encode(head, header, &proof));
         Ok(())
     }
 
@@ -160,7 +153,7 @@ impl Worker {
         }
         let header = reply_header(&requester.header, 0, Status::Ok);
         let reply = ChallengeReply { nonce: answer };
-        self.push_head(requester, |head| frame::encode(head, header, &reply), actions);
+        self.push_head(requester, |head| frame::encode(head, header, &reply));
         Ok(())
     }
 
@@ -186,9 +179,11 @@ impl Worker {
             self.fail(requester, Status::PermissionDenied, message, actions);
             return Ok(());
         };
-        self.entrust(requester.token, role);
+        if let Some(connection) = self.connection(requester.token) {
+            connection.role = Some(role);
+        }
         let header = reply_header(&requester.header, 0, Status::Ok);
-        self.push_head(requester, |head| frame::encode(head, header, &Proof { mac }), actions);
+        self.push_head(requester, |head| frame::encode(head, header, &Proof { mac }));
         Ok(())
     }
 }

@@ -2,11 +2,12 @@
 
 use millrace_proto::message::{ArchivedRange, ArchivedReadManyRequest, Range};
 use millrace_proto::{FileId, Op, Status, frame, placement};
+use smallvec::SmallVec;
 
 use super::pressure::{IN_USE, Passage, held_bytes};
-use super::{Action, Hit, Worker, ask_to_send};
+use super::{Action, Hit, Worker, ask_to_send, find_connection};
 use crate::cache::{BlockKey, Damage, WARM_MAX};
-use crate::connection::{Pin, reply_header};
+use crate::connection::{Hold, Pin, reply_header};
 use crate::mailbox::{Mail, Requester, Served};
 
 impl Worker {
@@ -122,21 +123,10 @@ impl Worker {
                 return false;
             }
         }
-        if requester.shard != self.shard {
-            return self.serve_remote(requester, hit, offset, length, actions);
-        }
-        // Borrowed field by field: the connection gets what the cache describes.
-        let Some(connection) =
-            self.connections.get_mut(requester.token.index as usize).and_then(Option::as_mut)
-        else {
-            return false;
-        };
-        if connection.token != requester.token {
-            return false;
-        }
         self.checksums.clear();
         self.segments.clear();
         let (flags, mask) = requester.checksums(self.cache.tag(hit.entry));
+        // Borrowed field by field: the cache tells what it has.
         let pinned = self.cache.pin_range(
             hit.entry,
             offset,
@@ -148,55 +138,35 @@ impl Worker {
             self.fail_damaged(requester, actions);
             return false;
         }
+        if requester.shard != self.shard {
+            // The shard that has the connection is told where the bytes lie.
+            let served = Served {
+                requester: *requester,
+                entry: hit.entry,
+                owner: self.shard,
+                pinned: held_bytes(hit.block_length),
+                sums: SmallVec::from_slice(&self.checksums),
+                segments: SmallVec::from_slice(&self.segments),
+            };
+            actions.push(Action::Post(requester.shard, Mail::Served(served)));
+            return true;
+        }
+        let connection = find_connection(&mut self.connections, requester.token);
+        let Some(connection) = connection else {
+            self.cache.unpin(hit.entry);
+            return false;
+        };
         let mut header = reply_header(&requester.header, requester.part, Status::Ok);
         header.payload_length = length;
         header.flags |= flags;
         // Reads of one block that follow each other hold it once.
         let pin = Pin::Local(hit.entry);
         let is_held = connection.building.pins.last() == Some(&pin);
-        let pinned = if is_held { 0 } else { held_bytes(hit.block_length) };
-        connection.pinned += pinned;
-        connection.building.push_read(
-            header,
-            &self.checksums,
-            &self.segments,
-            (pin, pinned),
-            requester.asked,
-        );
-        ask_to_send(connection, actions);
-        true
-    }
-
-    /// Pins a range for another shard and tells it where the bytes lie.
-    fn serve_remote(
-        &mut self,
-        requester: &Requester,
-        hit: Hit,
-        offset: u32,
-        length: u32,
-        actions: &mut Vec<Action>,
-    ) -> bool {
-        let (_, mask) = requester.checksums(self.cache.tag(hit.entry));
-        let mut served = Served {
-            requester: *requester,
-            entry: hit.entry,
-            owner: self.shard,
-            pinned: held_bytes(hit.block_length),
-            sums: smallvec::SmallVec::new(),
-            segments: smallvec::SmallVec::new(),
-        };
-        let pinned = self.cache.pin_range(
-            hit.entry,
-            offset,
-            length,
-            |sum| served.sums.push(sum ^ mask),
-            |segment| served.segments.push(segment),
-        );
-        if let Err(Damage::Found) = pinned {
-            self.fail_damaged(requester, actions);
-            return false;
-        }
-        actions.push(Action::Post(requester.shard, Mail::Served(served)));
+        let hold = Hold { pin, bytes: if is_held { 0 } else { held_bytes(hit.block_length) } };
+        connection.pinned += hold.bytes;
+        let (checksums, segments) = (&self.checksums, &self.segments);
+        connection.building.push_read(header, checksums, segments, hold, requester.asked);
+        ask_to_send(connection, &mut self.to_send);
         true
     }
 
@@ -228,9 +198,9 @@ impl Worker {
             frame.extend_from_slice(&payload);
             let mail = Mail::Reply { requester: *requester, frame };
             actions.push(Action::Post(requester.shard, mail));
-        } else if let Some(connection) = self.connection(requester.token) {
+        } else if let Some(connection) = find_connection(&mut self.connections, requester.token) {
             connection.building.push_copy(header, &checksums, &payload, requester.asked);
-            ask_to_send(connection, actions);
+            ask_to_send(connection, &mut self.to_send);
             self.copied += u64::from(length);
         }
         self.counters().copied_bytes.add(u64::from(length));

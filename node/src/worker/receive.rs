@@ -58,7 +58,8 @@ impl Worker {
         }
     }
 
-    /// True if so many bytes of unread requests are stashed that no connection may pile up more.
+    /// True if so many bytes of unread requests are stashed that no connection may pile up more. The
+    /// runtime asks whenever it begins to receive, because by the end of the turn it would be late.
     pub(crate) fn is_crowded(&self) -> bool {
         let of_shard = STASHES_MAX / self.shared.counters.len();
         self.stashed > of_shard.max(STASHES_OF_SHARD_MIN)

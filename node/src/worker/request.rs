@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use millrace_proto::cluster::{
     ArchivedDrainRequest, ArchivedInventoryRequest, ArchivedMountRequest, ArchivedPinRequest,
-    ArchivedRingRequest,
+    ArchivedRingRequest, InventoryRequest,
 };
 use millrace_proto::frame::{self, Header};
 use millrace_proto::message::{
@@ -21,7 +21,7 @@ use crate::connection::{Rest, reply_header};
 use crate::mailbox::Requester;
 use crate::metrics;
 use crate::owner::Owner;
-use crate::side::{Lookup, LookupJob};
+use crate::side::{ClusterLookup, Lookup, LookupJob, PathLookup};
 use crate::token::Token;
 
 /// Requests in flight on one connection that are neither reads nor pings, as far as their replies are
@@ -78,7 +78,7 @@ impl Worker {
             Op::Lease => frame::body::<ArchivedReadManyRequest>(body)
                 .map(|request| self.lease(now, requester, request, actions)),
             Op::Release => frame::body::<ArchivedReadManyRequest>(body)
-                .map(|request| self.release(requester, request, actions)),
+                .map(|request| self.release(requester, request)),
             _ => {
                 if op != Op::Ping {
                     // Replies to these are made in the heap: few of them may wait unsent.
@@ -209,7 +209,7 @@ impl Worker {
     ) -> Result<(), FrameError> {
         // Who speaks for the whole cluster need not find the others.
         let is_administrator = self.role(requester.token) == Some(Role::Administrator);
-        let lookup = match op {
+        let lookup: Lookup = match op {
             Op::Hello => {
                 let request = frame::body::<ArchivedHelloRequest>(body)?;
                 let spoken = request.version_min <= VERSION && VERSION <= request.version_max;
@@ -221,69 +221,72 @@ impl Worker {
             Op::Ping => {
                 self.take(&requester);
                 let header = reply_header(&requester.header, 0, Status::Ok);
-                self.push_head(&requester, |head| frame::encode_empty(head, header), actions);
+                self.push_head(&requester, |head| frame::encode_empty(head, header));
                 return Ok(());
             }
             Op::Status => {
                 self.take(&requester);
                 let reply = self.status(now);
                 let header = reply_header(&requester.header, 0, Status::Ok);
-                self.push_head(&requester, |head| frame::encode(head, header, &reply), actions);
+                self.push_head(&requester, |head| frame::encode(head, header, &reply));
                 return Ok(());
             }
             Op::Attach => {
                 self.take(&requester);
-                self.attach(&requester, actions);
+                self.attach(&requester);
                 return Ok(());
             }
             Op::Stat => {
-                Lookup::Stat { path: text(&frame::body::<ArchivedStatRequest>(body)?.path) }
+                let path = text(&frame::body::<ArchivedStatRequest>(body)?.path);
+                PathLookup::Stat { path }.into()
             }
             Op::List => {
                 let request = frame::body::<ArchivedListRequest>(body)?;
                 let (path, token) = (text(&request.path), text(&request.token));
-                Lookup::List { path, token, limit: request.limit.to_native() }
+                PathLookup::List { path, token, limit: request.limit.to_native() }.into()
             }
             Op::Load => {
-                Lookup::Load { path: text(&frame::body::<ArchivedLoadRequest>(body)?.path) }
+                let path = text(&frame::body::<ArchivedLoadRequest>(body)?.path);
+                PathLookup::Load { path }.into()
             }
             Op::Free => {
                 let path = text(&frame::body::<ArchivedFreeRequest>(body)?.path);
-                Lookup::Free { path, everywhere: is_administrator }
+                PathLookup::Free { path, everywhere: is_administrator }.into()
             }
             Op::Ring => {
                 let request = frame::body::<ArchivedRingRequest>(body)?;
                 let (epoch, first) = (request.epoch.to_native(), request.first.to_native());
                 let may_wait = self.counts_ring(requester.token);
-                Lookup::Ring { epoch, first, wait: request.wait != 0 && may_wait }
+                ClusterLookup::Ring { epoch, first, wait: request.wait != 0 && may_wait }.into()
             }
             Op::Inventory => {
                 let request = frame::body::<ArchivedInventoryRequest>(body)?;
-                Lookup::Inventory {
+                let request = InventoryRequest {
                     key: request.key.to_native(),
                     epoch: request.epoch.to_native(),
                     cursor: request.cursor.to_native(),
-                }
+                };
+                ClusterLookup::Inventory(request).into()
             }
             Op::Drain => {
                 let request = frame::body::<ArchivedDrainRequest>(body)?;
                 let node = request.node.as_str().to_owned();
                 let command = Command::Drain { node, undo: request.undo != 0 };
-                Lookup::Command { command, passes_on: is_administrator }
+                ClusterLookup::Command { command, passes_on: is_administrator }.into()
             }
             Op::Mount => {
                 let request = frame::body::<ArchivedMountRequest>(body)?;
                 let mount = (&request.mount).into();
                 let command = Command::Mount { mount, remove: request.remove != 0 };
-                Lookup::Command { command, passes_on: is_administrator }
+                ClusterLookup::Command { command, passes_on: is_administrator }.into()
             }
             Op::Pin => {
                 let request = frame::body::<ArchivedPinRequest>(body)?;
                 let path = request.path.as_str().to_owned();
                 let command = Command::Pin { path, undo: request.undo != 0 };
-                Lookup::Command { command, passes_on: is_administrator }
+                ClusterLookup::Command { command, passes_on: is_administrator }.into()
             }
-            Op::Pins => Lookup::Pins,
+            Op::Pins => ClusterLookup::Pins.into(),
             Op::Challenge => return self.challenge(&requester, body, actions),
             Op::Vouch => return self.vouch(&requester, body, actions),
             Op::Prove => return self.prove(&requester, body, actions),
@@ -346,7 +349,7 @@ impl Worker {
             shards,
         };
         let header = reply_header(&requester.header, 0, Status::Ok);
-        self.push_head(requester, |head| frame::encode(head, header, &reply), actions);
+        self.push_head(requester, |head| frame::encode(head, header, &reply));
     }
 
     fn status(&self, now: u64) -> StatusReply {

@@ -7,9 +7,10 @@ use millrace_proto::{FileId, Op, checksum, placement};
 use super::*;
 use crate::connection::{Piece, RECEIVE_BUFFER_SIZE};
 use crate::files::FileRecord;
-use crate::mailbox::{DropJob, Dropped, Filling};
+use crate::mailbox::{Arrival, DropJob, Dropped, Filling};
 use crate::memory::{Arena, ShardMemory};
-use crate::side::{FillJob, LookupJob};
+use crate::owner::Loads;
+use crate::side::{ClusterLookup, FillJob, LookupJob, PathLookup};
 use crate::store::StoreError;
 
 mod abandoned;
@@ -30,7 +31,8 @@ pub(super) struct Node {
     pub(super) workers: Vec<Worker>,
     shared: Arc<Shared>,
     fills: flume::Receiver<FillJob>,
-    lookups: flume::Receiver<LookupJob>,
+    lookups: flume::Receiver<LookupJob<PathLookup>>,
+    _of_cluster: flume::Receiver<LookupJob<ClusterLookup>>,
     /// Sent bytes of each reply, with the connection's shard and token.
     pub(super) sent: Vec<(u32, Token, Vec<u8>)>,
     /// Sends are answered only when this is set: else the client reads nothing.
@@ -82,6 +84,7 @@ impl Node {
         let shared = Arc::new(Shared {
             files: Arc::new(files),
             counters: (0..shard_count).map(|_| Counters::default()).collect(),
+            hit_times: Arc::default(),
             shard_addresses: Vec::new(),
             local_addresses: Vec::new(),
             node: 1,
@@ -93,7 +96,8 @@ impl Node {
             block_size: BLOCK,
             connection_count: AtomicUsize::new(0),
         });
-        let side = SideQueue::for_tests(fill_sender, lookup_sender);
+        let (cluster_sender, of_cluster) = flume::bounded(8);
+        let side = SideQueue::for_tests(fill_sender, lookup_sender, cluster_sender);
         let workers = Arena::new(page_count)
             .unwrap()
             .cut(shard_count)
@@ -109,6 +113,7 @@ impl Node {
             shared,
             fills,
             lookups,
+            _of_cluster: of_cluster,
             sent: Vec::new(),
             reads: true,
             deaf: Vec::new(),
@@ -119,17 +124,34 @@ impl Node {
     fn event(&mut self, now: u64, shard: u32, event: Event<'_>) {
         let mut actions = Vec::new();
         self.workers[shard as usize].handle(now, event, &mut actions);
+        self.workers[shard as usize].handle(now, Event::TurnEnd, &mut actions);
         for action in actions {
             self.perform(now, shard, action);
         }
     }
 
+    /// The batch of a client that reads nothing, which the kernel has.
+    fn unread(&mut self, token: Token) -> Batch {
+        let is_its =
+            |(_, action): &(u32, Action)| matches!(action, Action::Send(to, _) if *to == token);
+        let place = self.actions.iter().position(is_its).expect("something was sent");
+        match self.actions.remove(place) {
+            (_, Action::Send(_, batch)) => batch,
+            (_, other) => panic!("{other:?}"),
+        }
+    }
+
+    /// Has a client read that read nothing.
+    fn begin_to_read(&mut self, now: u64, shard: u32, token: Token) {
+        self.deaf.retain(|deaf| *deaf != token);
+        let batch = self.unread(token);
+        self.perform(now, shard, Action::Send(token, batch));
+    }
+
     fn perform(&mut self, now: u64, shard: u32, action: Action) {
         match action {
             Action::Post(to, mail) => self.event(now, to, Event::Mail(mail)),
-            Action::Send(token) if self.reads && !self.deaf.contains(&token) => {
-                let batch = self.workers[shard as usize].next_batch(now, token);
-                let Some(batch) = batch else { return };
+            Action::Send(token, batch) if self.reads && !self.deaf.contains(&token) => {
                 self.sent.push((shard, token, bytes_of(&batch)));
                 self.event(now, shard, Event::Sent { token, batch, ok: true, is_last: true });
             }
@@ -162,9 +184,9 @@ impl Node {
                         })
                         .unwrap();
                     let (block, sums) = job.blank.freeze();
-                    Ok((block, sums, Filling::Source))
+                    Ok(Arrival { block, sums, filling: Filling::Source })
                 }
-                Err(error) => Err((job.blank, error)),
+                Err(error) => Err((job.blank, error.into())),
             };
             self.event(
                 now,
@@ -225,6 +247,27 @@ impl Node {
     }
 }
 
+impl Worker {
+    /// Takes a connection over TCP.
+    pub(super) fn accept_far(&mut self, now: u64) -> Option<Token> {
+        self.accept(now, Way::Tcp, Loads::default())
+    }
+
+    /// Takes a connection over a Unix socket.
+    fn accept_local(&mut self, now: u64) -> Option<Token> {
+        self.accept(now, Way::Local, Loads::default())
+    }
+}
+
+/// The batch that is sent when a turn ends now.
+pub(super) fn sent_at_end(worker: &mut Worker, actions: &mut Vec<Action>) -> Option<Batch> {
+    worker.handle(0, Event::TurnEnd, actions);
+    actions.drain(..).find_map(|action| match action {
+        Action::Send(_, batch) => Some(batch),
+        _ => None,
+    })
+}
+
 /// The bytes that the kernel would send. Test memory is this process's own, so it can be looked at
 /// through the arena's checksums only; the payload is made again from the block it belongs to.
 fn bytes_of(batch: &Batch) -> Vec<u8> {
@@ -258,7 +301,7 @@ fn a_hundred_readers_of_a_cold_block_cause_one_fill() {
     let mut node = Node::new(1, 512, 8);
     let mut tokens = Vec::new();
     for _ in 0..4 {
-        tokens.push(node.workers[0].accept(0, false).unwrap());
+        tokens.push(node.workers[0].accept_far(0).unwrap());
     }
     // 100 requests, 8 in flight on each of 4 connections: the rest waits in the connections.
     for sequence in 0..100 {
@@ -276,7 +319,7 @@ fn frames_cut_anywhere_are_the_same_frames() {
     let mut random = fastrand::Rng::with_seed(1);
     for _ in 0..200 {
         let mut node = Node::new(1, 512, 8);
-        let token = node.workers[0].accept(0, false).unwrap();
+        let token = node.workers[0].accept_far(0).unwrap();
         let stream: Vec<u8> =
             (0..6).flat_map(|sequence| read(sequence as u32 % 2, sequence, 0)).collect();
         let mut rest = &stream[..];
@@ -295,8 +338,7 @@ fn frames_cut_anywhere_are_the_same_frames() {
 #[test]
 fn a_block_of_another_shard_is_served_without_a_copy_and_released() {
     let mut node = Node::new(2, 1024, 16);
-    let tokens =
-        [node.workers[0].accept(0, false).unwrap(), node.workers[1].accept(0, false).unwrap()];
+    let tokens = [node.workers[0].accept_far(0).unwrap(), node.workers[1].accept_far(0).unwrap()];
     for round in 0..2 {
         for block in 0..8 {
             let owner = placement::shard_of(placement::block_hash(FILE, u64::from(block)), 2);
@@ -317,7 +359,7 @@ fn a_block_of_another_shard_is_served_without_a_copy_and_released() {
 #[test]
 fn a_client_that_does_not_read_is_not_read_from() {
     let mut node = Node::new(1, 512, 8);
-    let token = node.workers[0].accept(0, false).unwrap();
+    let token = node.workers[0].accept_far(0).unwrap();
     node.reads = false;
     for sequence in 0..20 {
         node.receive(0, 0, token, &read(1, sequence, 0));
@@ -326,8 +368,7 @@ fn a_client_that_does_not_read_is_not_read_from() {
     assert_eq!(node.counter("request_count"), 8);
     assert!(node.actions.iter().any(|(_, action)| matches!(action, Action::PauseReceive(_))));
     node.reads = true;
-    node.actions.clear();
-    node.perform(0, 0, Action::Send(token));
+    node.begin_to_read(0, 0, token);
     assert_eq!(node.replies().len(), 20);
     assert!(node.actions.iter().any(|(_, action)| matches!(action, Action::ResumeReceive(_))));
 }
@@ -335,11 +376,11 @@ fn a_client_that_does_not_read_is_not_read_from() {
 #[test]
 fn a_client_that_takes_nothing_is_disconnected_in_time() {
     let mut node = Node::new(1, 512, 8);
-    let token = node.workers[0].accept(0, false).unwrap();
+    let token = node.workers[0].accept_far(0).unwrap();
     node.reads = false;
     node.receive(0, 0, token, &read(1, 0, 0));
     node.end_fills(0, |_| Ok(()));
-    let batch = node.workers[0].next_batch(0, token).unwrap();
+    let batch = node.unread(token);
     assert!(node.workers[0].needs_ticks());
     node.event(1_000, 0, Event::Tick);
     assert!(!node.actions.iter().any(|(_, action)| matches!(action, Action::Close(_))));
@@ -354,7 +395,7 @@ fn a_client_that_takes_nothing_is_disconnected_in_time() {
 #[test]
 fn a_deadline_is_kept_while_the_fill_goes_on_for_others() {
     let mut node = Node::new(1, 512, 8);
-    let token = node.workers[0].accept(0, false).unwrap();
+    let token = node.workers[0].accept_far(0).unwrap();
     node.receive(100, 0, token, &read(1, 1, 50));
     node.receive(100, 0, token, &read(1, 2, 0));
     node.event(149, 0, Event::Tick);
@@ -371,7 +412,7 @@ fn a_deadline_is_kept_while_the_fill_goes_on_for_others() {
 #[test]
 fn a_full_fill_queue_and_pinned_memory_are_busy() {
     let mut node = Node::new(1, 512, 2);
-    let token = node.workers[0].accept(0, false).unwrap();
+    let token = node.workers[0].accept_far(0).unwrap();
     for block in 0..3 {
         node.receive(0, 0, token, &read(block, 0, 0));
     }
@@ -382,13 +423,13 @@ fn a_full_fill_queue_and_pinned_memory_are_busy() {
     assert!(node.replies().iter().all(|reply| reply.2 == Status::Ok));
     // Four blocks of 16 pages fit; at most half of the memory may be on its way in.
     let mut node = Node::new(1, 64, 8);
-    let token = node.workers[0].accept(0, false).unwrap();
+    let token = node.workers[0].accept_far(0).unwrap();
     for block in 0..3 {
         node.receive(0, 0, token, &read(block, 0, 0));
     }
     // A client has an eighth of the memory for its fills, and one fill whatever its length.
     assert_eq!(node.end_fills(0, |_| Ok(())), 1);
-    let other = node.workers[0].accept(0, false).unwrap();
+    let other = node.workers[0].accept_far(0).unwrap();
     node.receive(0, 0, other, &read(3, 0, 0));
     assert_eq!(node.end_fills(0, |_| Ok(())), 2);
     assert_eq!(node.end_fills(0, |_| Ok(())), 1);
@@ -407,7 +448,7 @@ fn a_full_fill_queue_and_pinned_memory_are_busy() {
 #[test]
 fn a_failed_fill_is_told_to_all_who_wait_and_tried_again_by_the_next() {
     let mut node = Node::new(1, 512, 8);
-    let token = node.workers[0].accept(0, false).unwrap();
+    let token = node.workers[0].accept_far(0).unwrap();
     node.receive(0, 0, token, &read(1, 1, 0));
     node.receive(0, 0, token, &read(1, 2, 0));
     node.end_fills(0, |_| Err(StoreError::Failed("disk".to_owned())));
@@ -421,7 +462,7 @@ fn a_failed_fill_is_told_to_all_who_wait_and_tried_again_by_the_next() {
 #[test]
 fn old_and_new_versions_are_never_mixed() {
     let mut node = Node::new(1, 512, 8);
-    let token = node.workers[0].accept(0, false).unwrap();
+    let token = node.workers[0].accept_far(0).unwrap();
     node.receive(0, 0, token, &read(1, 1, 0));
     node.end_fills(0, |_| Ok(()));
     node.receive(0, 0, token, &read(2, 1, 0));
@@ -441,7 +482,7 @@ fn old_and_new_versions_are_never_mixed() {
 #[test]
 fn unknown_files_and_bad_ranges_have_their_own_answers() {
     let mut node = Node::new(1, 512, 8);
-    let token = node.workers[0].accept(0, false).unwrap();
+    let token = node.workers[0].accept_far(0).unwrap();
     let mut id = 0;
     let mut check = |file, version, offset, length, expected| {
         id += 1;
@@ -461,7 +502,7 @@ fn unknown_files_and_bad_ranges_have_their_own_answers() {
 #[test]
 fn a_batch_is_answered_range_by_range() {
     let mut node = Node::new(1, 512, 8);
-    let token = node.workers[0].accept(0, false).unwrap();
+    let token = node.workers[0].accept_far(0).unwrap();
     let range = |file, length| Range { file, version: 1, offset: 0, length };
     let request =
         ReadManyRequest { ranges: vec![range(FILE, 100), range(FileId(1), 1), range(FILE, 5000)] };
@@ -485,7 +526,7 @@ fn a_batch_is_answered_range_by_range() {
 #[test]
 fn damaged_streams_end_and_damaged_bodies_do_not() {
     let mut node = Node::new(1, 512, 8);
-    let token = node.workers[0].accept(0, false).unwrap();
+    let token = node.workers[0].accept_far(0).unwrap();
     let mut bytes = read(1, 1, 0);
     bytes[HEADER_SIZE] ^= 1;
     node.receive(0, 0, token, &bytes);
@@ -499,11 +540,11 @@ fn damaged_streams_end_and_damaged_bodies_do_not() {
 #[test]
 fn shutdown_answers_what_is_in_flight_and_takes_nothing_new() {
     let mut node = Node::new(1, 512, 8);
-    let busy = node.workers[0].accept(0, false).unwrap();
-    let idle = node.workers[0].accept(0, false).unwrap();
+    let busy = node.workers[0].accept_far(0).unwrap();
+    let idle = node.workers[0].accept_far(0).unwrap();
     node.receive(0, 0, busy, &read(1, 1, 0));
     node.event(0, 0, Event::Mail(Mail::Shutdown));
-    assert!(node.workers[0].accept(0, false).is_none());
+    assert!(node.workers[0].accept_far(0).is_none());
     assert!(
         node.actions
             .iter()
@@ -523,7 +564,7 @@ fn shutdown_answers_what_is_in_flight_and_takes_nothing_new() {
 fn a_body_longer_than_configured_ends_the_stream() {
     let mut node = Node::new(1, 512, 8);
     node.workers[0].limits.body_length_max = 100;
-    let token = node.workers[0].accept(0, false).unwrap();
+    let token = node.workers[0].accept_far(0).unwrap();
     node.receive(0, 0, token, &read(1, 1, 0));
     node.end_fills(0, |_| Ok(()));
     assert_eq!(node.replies(), [(1001, 0, Status::Ok, 5000)]);
@@ -547,7 +588,7 @@ fn a_large_file_is_dropped_in_slices_with_others_served_in_between() {
     let mut node = Node::new(1, 600 * 16, 1024);
     let record = FileRecord { path: "f".into(), version: 1, length: 600 * u64::from(BLOCK) };
     node.shared.files.note(FILE, record);
-    let token = node.workers[0].accept(0, false).unwrap();
+    let token = node.workers[0].accept_far(0).unwrap();
     for block in 0..600 {
         node.receive(0, 0, token, &read(block, 1, 0));
         node.end_fills(0, |_| Ok(()));

@@ -1,8 +1,8 @@
 //! The listeners of pages: one thread accepts, and each request has a thread of its own.
 //!
-//! A request may take minutes, as a backup does, and a client may be slow. Always holds: connections and
-//! waiting are bounded; each listener has places of its own, so that one that is flooded leaves the
-//! others open.
+//! A request may take minutes, as a backup does, and a client may be slow. Always holds: the number of
+//! connections and the waiting are bounded. Each listener has places of its own, so a flood at one
+//! leaves the others open.
 
 use std::io;
 use std::net::TcpListener;
@@ -17,7 +17,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use super::{Request, Response, Stream, read_request};
 
-/// Requests of one listener that are answered at a time; further ones are closed. Guessed: tools
+/// Most requests of one listener that are answered at a time; further ones are closed. Guessed: tools
 /// ask one after another.
 pub const CONNECTIONS_MAX: usize = 16;
 /// How long to wait after a connection could not be accepted, most likely for lack of descriptors.
@@ -39,21 +39,22 @@ struct Entrance<D> {
     busy: Arc<AtomicUsize>,
 }
 
-/// What answers a request that came through a door.
+/// The function that answers a request that came through a door.
 type Answer<D> = dyn Fn(D, &Request) -> Response + Send + Sync;
 
 /// The pages of a service, open until this is dropped.
 pub struct Server {
-    /// Dropped to stop the thread.
+    /// Dropping it stops the thread.
     stop: Option<UnixStream>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Server {
-    /// Answers what comes through the listeners. Threads are named after `name` of at most 5 letters.
+    /// Starts to answer what comes through the listeners. Threads are named after `name`, which has at
+    /// most 5 letters.
     ///
     /// # Errors
-    /// If there is no descriptor or no thread to be had.
+    /// If no descriptor or no thread can be had.
     pub fn start<D: Copy + Send + Sync + 'static>(
         name: &'static str,
         listeners: Vec<(D, Listener)>,
@@ -156,7 +157,7 @@ fn serve<D: Copy + Send + 'static>(
     }
 }
 
-/// One of [`CONNECTIONS_MAX`], given back when dropped.
+/// One of [`CONNECTIONS_MAX`] places, given back when dropped.
 struct Place(Arc<AtomicUsize>);
 
 impl Place {

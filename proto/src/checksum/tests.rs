@@ -1,4 +1,4 @@
-//! Pieces tile every range, and the checksums of them find one flipped bit.
+//! Pieces tile every range, and their checksums find one flipped bit.
 
 use proptest::prelude::*;
 

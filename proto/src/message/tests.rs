@@ -24,7 +24,7 @@ where
     T: frame::Body + Archive + Debug + PartialEq,
     T::Archived: Portable + for<'a> CheckBytes<HighValidator<'a, Failure>>,
 {
-    // Something lies before the frame, so that no archive is aligned by chance.
+    // Some bytes lie before the frame, so that no archive is aligned by chance.
     let mut bytes = vec![7];
     // A body knows nothing of its op.
     frame::encode(&mut bytes, Header::request(Op::Stat, 1, 0).reply(Status::Ok), message);
@@ -42,7 +42,8 @@ pub(crate) fn text(archived: &ArchivedString) -> String {
     archived.as_str().to_owned()
 }
 
-/// Texts on both sides of what lies inline (8 bytes) and of what one byte of the mark counts (63).
+/// Draws texts on both sides of two limits: the length that lies inline (8 bytes) and the length that
+/// one byte of the mark counts (63).
 pub(crate) fn any_text() -> impl Strategy<Value = String> {
     prop_oneof!["[a-z/]{0,9}", "\\PC{0,4}", "[a-z/]{60,68}", "\\PC{0,100}"]
 }

@@ -12,8 +12,8 @@ fn key(index: usize) -> u64 {
     mix(index as u64 + 1)
 }
 
-fn cluster(count: usize) -> Vec<Member<'static>> {
-    (0..count).map(|index| Member { key: key(index), weight: 64, zone: "" }).collect()
+fn cluster(count: usize) -> Vec<RingMember<'static>> {
+    (0..count).map(|index| RingMember { key: key(index), weight: 64, zone: "" }).collect()
 }
 
 fn hashes(count: u64) -> impl Iterator<Item = u64> {
@@ -43,7 +43,7 @@ fn shares_follow_the_weights() {
     let members: Vec<_> = weights
         .iter()
         .enumerate()
-        .map(|(index, &weight)| Member { key: key(index), weight, zone: "" })
+        .map(|(index, &weight)| RingMember { key: key(index), weight, zone: "" })
         .collect();
     let shares = shares(&Ring::new(&members), weights.len(), 300_000);
     for (share, weight) in shares.iter().zip(weights) {
@@ -61,7 +61,7 @@ fn only_what_has_to_moves() {
         let (old, new) = (before.owner(hash).unwrap(), after.owner(hash).unwrap());
         if new == 29 {
             moved += 1;
-            // Whom it came from is who comes next.
+            // The member that the block came from is the one that comes next.
             let mut order = [0; 2];
             assert_eq!(after.owners(hash, 1, &mut order), 2);
             assert_eq!(order, [29, old as u32]);
@@ -87,7 +87,7 @@ fn weight_that_grows_takes_from_others_and_gives_to_none() {
 #[test]
 fn order_of_the_members_does_not_matter() {
     let members: Vec<_> = (0..50)
-        .map(|index| Member { key: key(index), weight: 10 + index as u32 % 3, zone: "" })
+        .map(|index| RingMember { key: key(index), weight: 10 + index as u32 % 3, zone: "" })
         .collect();
     let backwards: Vec<_> = members.iter().rev().copied().collect();
     let (first, second) = (Ring::new(&members), Ring::new(&backwards));
@@ -102,7 +102,7 @@ fn replicas_are_in_different_zones_while_there_are_some() {
     let members: Vec<_> = zones
         .iter()
         .enumerate()
-        .map(|(index, zone)| Member { key: key(index), weight: 10 + index as u32, zone })
+        .map(|(index, zone)| RingMember { key: key(index), weight: 10 + index as u32, zone })
         .collect();
     let ring = Ring::new(&members);
     for hash in hashes(5000) {
@@ -126,7 +126,7 @@ fn replicas_are_in_different_zones_while_there_are_some() {
     }
 }
 
-/// Two keys that score 0, the least there is, for the block that is the first one.
+/// Two keys that score 0, the lowest score, for the block that is the first one.
 const EQUALS: [u64; 2] = [0x89ec_d332_60d8_a974, 0xd5db_48bc_303d_77b9];
 
 #[test]
@@ -134,7 +134,8 @@ fn of_equals_the_lower_key_wins() {
     // Weights above the largest are the largest: these two are alike.
     for weights in [[7, 7], [WEIGHT_MAX, u32::MAX], [u32::MAX, WEIGHT_MAX]] {
         for keys in [EQUALS, [EQUALS[1], EQUALS[0]]] {
-            let members = [0, 1].map(|at| Member { key: keys[at], weight: weights[at], zone: "" });
+            let members =
+                [0, 1].map(|at| RingMember { key: keys[at], weight: weights[at], zone: "" });
             let owner = Ring::new(&members).owner(EQUALS[0]);
             assert_eq!(owner.map(|owner| keys[owner]), Some(EQUALS[0]), "{weights:?} {keys:x?}");
         }
@@ -147,8 +148,8 @@ fn of_equal_costs_for_the_weight_the_lower_key_wins() {
     let cases = [(0, 1 << 32, 0), (0x966d_bfc1_6913_c5d2, 0x966d_bfc0_6913_c5d2, 1)];
     for (light, heavy, winner) in cases {
         let members = [
-            Member { key: light, weight: 1, zone: "" },
-            Member { key: heavy, weight: 2, zone: "" },
+            RingMember { key: light, weight: 1, zone: "" },
+            RingMember { key: heavy, weight: 2, zone: "" },
         ];
         assert_eq!(Ring::new(&members).owner(heavy), Some(winner));
     }
@@ -160,8 +161,8 @@ fn a_ring_of_none_and_of_one() {
     assert!(none.is_empty());
     assert_eq!((none.owner(1), none.owners(1, 3, &mut [0; 3])), (None, 0));
     let one = Ring::new(&[
-        Member { key: 0, weight: 0, zone: "" },
-        Member { key: 1, weight: 1, zone: "" },
+        RingMember { key: 0, weight: 0, zone: "" },
+        RingMember { key: 1, weight: 1, zone: "" },
     ]);
     assert_eq!((one.owner(7), one.len()), (Some(1), 1));
     let mut out = [9; 3];
@@ -202,13 +203,13 @@ fn weights_are_rounded_to_few_values() {
     }
 }
 
-/// The rule as it is published, without a thought for speed.
-fn model_best(members: &[(usize, Member<'_>)], hash: u64) -> Option<usize> {
-    let score = |member: &Member<'_>| {
+/// Finds the best member by the rule as it is published, without a thought for speed.
+fn model_best(members: &[(usize, RingMember<'_>)], hash: u64) -> Option<usize> {
+    let score = |member: &RingMember<'_>| {
         let product = u128::from(hash ^ member.key) * u128::from(mix(member.key) | 1);
         (product >> 64) as u64 ^ product as u64
     };
-    let mut firsts: BTreeMap<u32, (usize, Member<'_>)> = BTreeMap::new();
+    let mut firsts: BTreeMap<u32, (usize, RingMember<'_>)> = BTreeMap::new();
     for (index, member) in members {
         let first = firsts.entry(member.weight.min(WEIGHT_MAX)).or_insert((*index, *member));
         let order = score(&first.1).cmp(&score(member));
@@ -216,7 +217,7 @@ fn model_best(members: &[(usize, Member<'_>)], hash: u64) -> Option<usize> {
             *first = (*index, *member);
         }
     }
-    let side = |own: &Member<'_>, other: &Member<'_>| {
+    let side = |own: &RingMember<'_>, other: &RingMember<'_>| {
         u128::from(cost(score(own))) * u128::from(other.weight.min(WEIGHT_MAX))
     };
     let found = firsts.into_values().min_by(|(_, first), (_, second)| {
@@ -225,13 +226,13 @@ fn model_best(members: &[(usize, Member<'_>)], hash: u64) -> Option<usize> {
     found.map(|(index, _)| index)
 }
 
-fn model_order(members: &[Member<'_>], hash: u64, replicas: usize) -> Vec<usize> {
+fn model_order(members: &[RingMember<'_>], hash: u64, replicas: usize) -> Vec<usize> {
     let mut left: Vec<_> = members.iter().copied().enumerate().collect();
     left.retain(|(_, member)| member.weight > 0);
     let mut order: Vec<usize> = Vec::new();
     while !left.is_empty() {
         let is_apart =
-            |member: &Member<'_>| order.iter().all(|&it| members[it].zone != member.zone);
+            |member: &RingMember<'_>| order.iter().all(|&it| members[it].zone != member.zone);
         let apart: Vec<_> = left.iter().copied().filter(|(_, it)| is_apart(it)).collect();
         let spread = order.len() < replicas && !apart.is_empty();
         let best = model_best(if spread { &apart } else { &left }, hash).unwrap();
@@ -256,7 +257,7 @@ proptest! {
         let zones = ["", "a", "b", "c"];
         let members: Vec<_> = members
             .into_iter()
-            .map(|(key, weight, zone)| Member { key, weight, zone: zones[zone] })
+            .map(|(key, weight, zone)| RingMember { key, weight, zone: zones[zone] })
             .collect();
         // The hash that is a key scores 0 for it.
         let hash = members.first().map_or(hash, |first| if own_hash { first.key } else { hash });

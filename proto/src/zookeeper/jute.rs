@@ -11,12 +11,12 @@ pub enum JuteError {
     /// A length is below -1 or runs past the end of the record.
     #[error("length {0} is negative or runs past the end of the record")]
     Length(i32),
-    /// An operation code nobody knows, or one that may not stand here.
+    /// An operation code that does not exist, or one that may not stand here.
     #[error("operation {0} is unknown or may not stand here")]
     Operation(i32),
 }
 
-/// What a string reads as that is not UTF-8. Java puts U+FFFD where it cannot decode; no path and no
+/// What a string reads as if it is not UTF-8. Java puts U+FFFD where it cannot decode. No path and no
 /// credential may hold that character, so one stands for all of them.
 const NOT_TEXT: &str = "/\u{fffd}";
 
@@ -31,12 +31,12 @@ impl<'a> Reader<'a> {
         Reader { rest: record }
     }
 
-    /// What has not been read yet.
+    /// Returns what has not been read yet.
     pub fn rest(&self) -> &'a [u8] {
         self.rest
     }
 
-    /// The next `length` bytes.
+    /// Takes the next `length` bytes.
     pub fn take(&mut self, length: usize) -> Result<&'a [u8], JuteError> {
         let (taken, rest) = self.rest.split_at_checked(length).ok_or(JuteError::Short)?;
         self.rest = rest;
@@ -61,7 +61,7 @@ impl<'a> Reader<'a> {
         self.array::<1>().map(|[byte]| byte != 0)
     }
 
-    /// A length prefix; `None` is null.
+    /// Reads a length prefix; `None` is null.
     fn length(&mut self) -> Result<Option<usize>, JuteError> {
         match self.int()? {
             -1 => Ok(None),
@@ -79,17 +79,17 @@ impl<'a> Reader<'a> {
         Ok(Some(std::str::from_utf8(bytes).unwrap_or(NOT_TEXT)))
     }
 
-    /// A path: a string that may not be null.
+    /// Reads a path: a string that may not be null.
     pub fn path(&mut self) -> Result<&'a str, JuteError> {
         self.string()?.ok_or(JuteError::Length(-1))
     }
 
-    /// A string for which null reads as empty.
+    /// Reads a string for which null reads as empty.
     pub fn text(&mut self) -> Result<&'a str, JuteError> {
         Ok(self.string()?.unwrap_or_default())
     }
 
-    /// A list; null reads as `None`.
+    /// Reads a list; null reads as `None`.
     pub fn list<T>(
         &mut self,
         mut item: impl FnMut(&mut Reader<'a>) -> Result<T, JuteError>,
@@ -99,7 +99,7 @@ impl<'a> Reader<'a> {
             -1 => return Ok(None),
             count => usize::try_from(count).unwrap_or(0),
         };
-        // A count is a claim: an item takes at least a byte, so the rest bounds what is reserved.
+        // A count is only a claim. An item takes at least a byte, so the rest bounds what is reserved.
         if count > self.rest.len() {
             return Err(JuteError::Length(count as i32));
         }
@@ -134,7 +134,7 @@ impl<'a> Writer<'a> {
         self.out.push(u8::from(value));
     }
 
-    /// Bytes as they are, without a length.
+    /// Appends bytes as they are, without a length.
     pub fn raw(&mut self, bytes: &[u8]) {
         self.out.extend_from_slice(bytes);
     }
@@ -157,7 +157,7 @@ impl<'a> Writer<'a> {
         self.buffer(value.map(str::as_bytes));
     }
 
-    /// A list, never null.
+    /// Appends a list, never null.
     pub fn list<T>(&mut self, items: &[T], mut item: impl FnMut(&mut Writer<'_>, &T)) {
         self.int(items.len() as i32);
         for value in items {
@@ -166,7 +166,7 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// Appends one message, its length filled in after `body` wrote it.
+/// Appends one message, and fills in its length after `body` wrote it.
 pub fn message(out: &mut Vec<u8>, body: impl FnOnce(&mut Writer<'_>)) {
     let start = out.len();
     out.extend_from_slice(&[0; 4]);

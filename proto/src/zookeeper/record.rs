@@ -1,4 +1,4 @@
-//! Records both sides exchange: handshake, headers, Stat, ACL, events.
+//! Records that both sides exchange: handshake, headers, Stat, ACL, events.
 
 use super::jute::{JuteError, Reader, Writer};
 
@@ -11,7 +11,7 @@ pub struct ConnectRequest<'a> {
     pub protocol_version: i32,
     /// Highest zxid the client has seen: a server that is behind it must not accept it.
     pub last_zxid_seen: i64,
-    /// Asked session timeout in milliseconds.
+    /// Session timeout in milliseconds that the client asks for.
     pub timeout_ms: i32,
     /// 0 asks for a new session.
     pub session: i64,
@@ -175,7 +175,7 @@ impl<'a> Acl<'a> {
     }
 }
 
-/// What a watch tells: sent with xid -1, its zxid in the header.
+/// What a watch reports: sent with xid -1, its zxid in the header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WatchEvent<'a> {
     /// A kind of [`super::event`].

@@ -136,7 +136,7 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// The operation code. The older code is used where two have the same record.
+    /// Returns the operation code. The older code is used where two have the same record.
     pub fn code(&self) -> i32 {
         match self {
             Request::Create { kind: CreateKind::Create, .. } => opcode::CREATE,
@@ -264,13 +264,13 @@ fn paths<'a>(reader: &mut Reader<'a>) -> Result<Vec<&'a str>, JuteError> {
     reader.list(|reader| reader.path())?.ok_or(JuteError::Length(-1))
 }
 
-/// The writes, and the check, that a multi may hold.
+/// True if a multi may hold this write or check.
 fn is_write_of_multi(code: i32) -> bool {
     use opcode::{CHECK, CREATE, CREATE_CONTAINER, CREATE_TTL, CREATE2, DELETE, SET_DATA};
     [CREATE, CREATE2, CREATE_CONTAINER, CREATE_TTL, DELETE, SET_DATA, CHECK].contains(&code)
 }
 
-/// The reads that a multiRead may hold.
+/// True if a multiRead may hold this read.
 fn is_read_of_multi(code: i32) -> bool {
     code == opcode::GET_DATA || code == opcode::GET_CHILDREN
 }

@@ -11,7 +11,7 @@ fn unhex(text: &str) -> Vec<u8> {
         .collect()
 }
 
-/// The message `hex` is `request` with `xid`, in both directions. Bytes from kazoo 2.11.
+/// Checks that the message `hex` is `request` with `xid`, in both directions. Bytes from kazoo 2.11.
 #[track_caller]
 fn check(hex: &str, xid: i32, request: Request<'_>) {
     let bytes = unhex(hex);
@@ -123,7 +123,7 @@ fn bad_records_are_refused() {
 proptest::proptest! {
     #[test]
     fn no_record_panics(code in -12..110i32, record in proptest::collection::vec(0u8.., 0..200)) {
-        // Decoding is total: whatever it accepts, it can write and read again.
+        // Decoding is total: what it accepts, it can write and read again.
         if let Ok(request) = Request::decode(code, &record) {
             let mut out = Vec::new();
             request.encode(&mut Writer::new(&mut out));

@@ -26,20 +26,20 @@ const fn counted(first: u8) -> [u8; 32] {
     bytes
 }
 
-/// The secret of the vectors.
+/// Returns the secret of the vectors.
 pub(crate) fn secret() -> Secret {
     Secret::parse(SECRET.as_bytes()).expect("long enough")
 }
 
 pub(crate) const SECRET: &str = "a secret that is known to all";
 
-/// The exchange of the vectors.
+/// Returns the exchange of the vectors.
 pub(crate) fn exchange() -> Exchange {
     let role = Role::Member as u8;
     Exchange { role, node: NODE, client: CLIENT_NONCE, answer: NODE_NONCE }
 }
 
-/// The block of 70000 bytes that reads of the vectors are of.
+/// Returns the code of the block of 70000 bytes that the reads of the vectors ask for.
 pub(crate) fn block_mac() -> BlockMac {
     let bytes: Vec<u8> = (0..70_000).map(byte).collect();
     let mut mac = BlockMac::new(&secret(), ID, 1, 0, bytes.len() as u32);

@@ -16,7 +16,7 @@ pub(crate) trait Message {
     fn kind(&self) -> &'static str;
     fn frame(&self, header: Header) -> Vec<u8>;
     fn json(&self) -> String;
-    /// Whether `body` is an archive of an equal value.
+    /// Reads `body` as an archive. True if its value equals this one.
     fn is_in(&self, body: &[u8]) -> Result<bool, FrameError>;
 }
 
@@ -366,7 +366,7 @@ pub(crate) fn text(archived: &rkyv::string::ArchivedString) -> String {
     archived.as_str().to_owned()
 }
 
-/// JSON of a text without control characters.
+/// Writes a text without control characters as JSON.
 pub(crate) fn string(text: &str) -> String {
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
 }
@@ -427,7 +427,7 @@ fn member_json(member: &Member) -> String {
     ])
 }
 
-/// Hex digits; `-` for none, since no line ends in a space.
+/// Writes hex digits; `-` for no bytes, because no line ends in a space.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     if bytes.is_empty() {
         return "-".to_owned();
@@ -575,12 +575,12 @@ pub(crate) fn range(offset: u64, length: u32) -> Range {
     Range { file: ID, version: 0x0123_4567_89ab_cdef, offset, length }
 }
 
-/// Byte `index` of the block that all vectors use.
+/// Returns byte `index` of the block that all vectors use.
 pub(crate) fn byte(index: usize) -> u8 {
     (index ^ (index >> 8) ^ (index >> 16)) as u8
 }
 
-/// A reply with bytes of a file of 70000 bytes that lies in one block.
+/// Builds a reply with bytes of a file of 70000 bytes that lies in one block.
 pub(crate) fn read_reply(
     name: &'static str,
     about: &'static str,

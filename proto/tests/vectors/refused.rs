@@ -20,7 +20,7 @@ struct Refused {
     frame: Vec<u8>,
 }
 
-/// What a node does with the bytes, in the order that the specification gives.
+/// Decides what a node does with the bytes, in the order that the specification gives.
 fn judge(bytes: &[u8], message: &str) -> Result<(), (&'static str, Status, bool)> {
     let failed = |error: FrameError| {
         let name = match error {
@@ -55,7 +55,7 @@ fn judge(bytes: &[u8], message: &str) -> Result<(), (&'static str, Status, bool)
     valid.map_err(failed)
 }
 
-/// A frame around arbitrary body bytes, with right lengths and checksums.
+/// Returns a frame around arbitrary body bytes, with right lengths and checksums.
 fn raw(header: Header, body: &[u8]) -> Vec<u8> {
     let header =
         Header { body_length: body.len() as u32, body_checksum: checksum::of(body), ..header };
@@ -151,7 +151,7 @@ fn refused_frames() -> Vec<Refused> {
         ),
         refused(
             "version",
-            "A version that nobody speaks yet; the frame is skipped by its lengths.",
+            "A version that no program speaks yet; the frame is skipped by its lengths.",
             "UnsupportedVersion",
             "None",
             raw(Header { version: 2, ..request(Op::Stat, 1) }, b"unknown"),

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use millrace_proto::placement::mix;
-use millrace_proto::ring::{Member, Ring, WEIGHT_MAX, weight_of};
+use millrace_proto::ring::{Ring, RingMember, WEIGHT_MAX, weight_of};
 
 use crate::format::*;
 
-/// Members of an order that are told.
+/// Most members of an order that the file lists.
 const ORDER_MAX: usize = 5;
 
-/// A ring, and the blocks that it is asked for.
+/// A ring, and the blocks whose owners are asked for.
 struct Asked {
     name: &'static str,
     about: &'static str,
@@ -29,11 +29,11 @@ fn asked(name: &'static str, about: &'static str, members: &[(u32, &str)]) -> As
 }
 
 impl Asked {
-    fn members(&self) -> Vec<Member<'_>> {
+    fn members(&self) -> Vec<RingMember<'_>> {
         let made_up = (0..).map(|number| mix(number + 0xbeef));
         let keys = self.keys.iter().copied().chain(made_up.skip(self.keys.len()));
         let members = self.members.iter().zip(keys);
-        members.map(|((weight, zone), key)| Member { key, weight: *weight, zone }).collect()
+        members.map(|((weight, zone), key)| RingMember { key, weight: *weight, zone }).collect()
     }
 }
 
@@ -103,7 +103,7 @@ fn rings() -> Vec<Asked> {
     ]
 }
 
-/// More zones than are told apart: those after the 128th count as the first.
+/// Has more zones than are distinguished: those after the 128th count as the first.
 fn zones_many() -> Asked {
     let mut many = asked("zones_many", "130 zones: the last two count as the first.", &[]);
     many.members = (0..130).map(|zone| (64, format!("z{zone:03}"))).collect();
@@ -118,7 +118,7 @@ fn zones_many() -> Asked {
     many
 }
 
-/// Numbers with spaces between; `-` for none.
+/// Joins numbers by spaces; `-` for none.
 fn spaced<T: ToString>(numbers: &[T]) -> String {
     let texts: Vec<String> = numbers.iter().map(T::to_string).collect();
     if texts.is_empty() { "-".to_owned() } else { texts.join(" ") }
@@ -133,7 +133,7 @@ fn order(ring: &Ring, hash: u64, replicas: usize) -> String {
 #[test]
 fn ring_is_as_published() {
     let mut built = format!(
-        "{FORMAT}# Who owns a block. `members` are key, weight and zone (`-` for the empty \
+        "{FORMAT}# The owners of a block. `members` are key, weight and zone (`-` for the empty \
          one); they are\n# numbered from 0. For each of `hashes`: the owner (`-` for none), and \
          the order with 1, 2 and 3\n# replicas, the first {ORDER_MAX} of it. The last vector: \
          weights of capacities in bytes.\n"
@@ -144,7 +144,7 @@ fn ring_is_as_published() {
         let ring = Ring::new(&members);
         let texts: Vec<String> = members
             .iter()
-            .map(|Member { key, weight, zone }| {
+            .map(|RingMember { key, weight, zone }| {
                 format!("{key:016x} {weight} {}", if zone.is_empty() { "-" } else { zone })
             })
             .collect();
@@ -184,12 +184,12 @@ fn ring_is_as_published() {
 /// Asks a ring that was read from the file.
 fn check_stored(stored: &BTreeMap<String, String>) {
     let number = |text: &str| u64::from_str_radix(text, 16).expect("hex digits");
-    let members: Vec<Member<'_>> = stored["members"]
+    let members: Vec<RingMember<'_>> = stored["members"]
         .split(", ")
         .map(|member| {
             let fields: Vec<&str> = member.split(' ').collect();
             let weight = fields[1].parse().expect("a number");
-            Member { key: number(fields[0]), weight, zone: fields[2].trim_matches('-') }
+            RingMember { key: number(fields[0]), weight, zone: fields[2].trim_matches('-') }
         })
         .collect();
     let ring = Ring::new(&members);

@@ -10,7 +10,7 @@ use super::{
     CONTAINER, EPHEMERAL, OPEN, PERSISTENT, connect, connect_to, event, exists, make, story, until,
 };
 
-/// A client of one replica.
+/// Connects a client to one replica.
 async fn connect_one(ensemble: &Ensemble, index: usize) -> Client {
     connect_to(&ensemble.replicas[index].address().to_string()).await
 }
@@ -47,15 +47,19 @@ fn contenders_at_two_replicas_never_hold_a_lock_together() {
         let waiting = tokio::spawn(async move { two.lock(prefix(), b"", OPEN).await.map(|_| ()) });
         until(async || one.list_children("/locks").await.expect("list").len() == 3).await;
         assert!(!waiting.is_finished(), "the lock is held");
-        one.delete(lock.lock_path(), None).await.expect("somebody breaks it");
+        one.delete(lock.lock_path(), None).await.expect("break the lock");
         assert_eq!(waiting.await.expect("it ends"), Ok(()));
         let late = lock.create("/late", b"", &PERSISTENT).await.map(|_| ());
-        assert_eq!(late, Err(Error::RuntimeInconsistent), "who lost the lock writes nothing");
+        assert_eq!(
+            late,
+            Err(Error::RuntimeInconsistent),
+            "a client that lost the lock writes nothing"
+        );
         assert!(!exists(&one, "/late").await);
     });
 }
 
-/// Index of the replica that serves a session, if one does.
+/// Returns the index of the replica that serves a session, if one does.
 fn serving(ensemble: &Ensemble, session: SessionId) -> Option<usize> {
     let mark = format!("sid={session},");
     let serves = |text: String| text.contains(&mark);
@@ -83,7 +87,7 @@ fn a_session_survives_the_death_of_each_replica_that_serves_it() {
         let private = CreateMode::Persistent.with_acls(Acls::creator_all());
         make(&client, "/private", &private).await.expect("create");
         for round in 1..=3 {
-            let server = serving(&ensemble, id).expect("somebody serves it");
+            let server = serving(&ensemble, id).expect("a replica serves it");
             let data = format!("round {round}");
             let kept = client.set_data("/kept", data.as_bytes(), None).await.expect("set");
             let (_, _, watcher) = client.get_and_watch_data("/kept").await.expect("watch");
@@ -164,7 +168,8 @@ fn the_ensemble_is_read_watched_and_changed() {
         joined.sync("/").await.expect("sync");
         assert_eq!(joined.get_config().await, Ok((config.clone(), stat)));
 
-        // Neither the leader nor who serves this client, so that the reply comes for certain.
+        // This is neither the leader nor the replica of this client, so that the reply comes for
+        // certain.
         let leaving = if ensemble.wait_leader() == 2 { "server.2=" } else { "server.3=" };
         let text = String::from_utf8(config).expect("text");
         let servers = text.lines().filter(|line| line.starts_with("server."));

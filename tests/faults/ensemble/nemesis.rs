@@ -1,4 +1,4 @@
-//! Who makes the faults: one at a time, each undone before the next, with a pause between.
+//! Makes the faults: one at a time, each undone before the next, with a pause between.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What is judged when all faults are over: ephemeral nodes, and that all replicas hold one tree.
+//! The checks when all faults are over: of ephemeral nodes, and that all replicas hold one tree.
 
 use std::collections::BTreeMap;
 use std::sync::PoisonError;
@@ -12,8 +12,8 @@ use super::{SESSION_MS, Shared, Worker};
 /// How long a session may outlive its time-out: buckets of expiry, and the last election.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Nodes of sessions that live are there, at every replica; those of all other sessions are gone
-/// when the time of the last one is over.
+/// Checks that the nodes of living sessions are there, at every replica, and that all others are gone
+/// when the time of the last session is over.
 ///
 /// # Errors
 /// One that should not be there is, or the other way round.
@@ -71,7 +71,7 @@ fn read_tree(client: &mut Client, path: &str) -> Result<BTreeMap<String, Node>, 
     let mut left = vec![path.to_owned()];
     while let Some(path) = left.pop() {
         let (data, stat) = match client.get(&path, false) {
-            // Containers and TTL nodes are not used here, so nothing goes by itself.
+            // Containers and TTL nodes are not used here, so no node goes by itself.
             Err(failure) if failure.is(Error::NoNode) => continue,
             read => read?,
         };
@@ -84,7 +84,7 @@ fn read_tree(client: &mut Client, path: &str) -> Result<BTreeMap<String, Node>, 
     Ok(tree)
 }
 
-/// Every replica holds the same nodes, to the last field.
+/// Checks that every replica holds the same nodes, to the last field.
 ///
 /// # Errors
 /// The first difference.

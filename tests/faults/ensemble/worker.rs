@@ -11,9 +11,9 @@ use millrace_tests::coord::{Client, Failure, Session};
 use super::{SESSION_MS, Shared, ZNODES, znode};
 use crate::history::{Attempt, Operation, Record, State};
 
-/// Longest wait for an answer; later its fate is unknown, and another server is asked.
+/// Longest wait for an answer; after that its fate is unknown, and another server is asked.
 const PATIENCE: Duration = Duration::from_millis(1500);
-/// How long nobody may serve, all faults together.
+/// How long all servers may fail to serve, all faults together.
 const DESPAIR: Duration = Duration::from_secs(90);
 
 const NO_SESSION: Session = Session { id: 0, password: [0; 16], timeout_ms: SESSION_MS, zxid: 0 };
@@ -37,7 +37,7 @@ pub(super) struct Worker {
     seen: Vec<State>,
 }
 
-/// Whether the connection goes on, or what must not be.
+/// Either the connection goes on, or this must not happen.
 type Step = Result<Result<(), Failure>, String>;
 
 impl Worker {
@@ -70,7 +70,7 @@ impl Worker {
         self.expired
     }
 
-    /// The client of its living session, and the session's ephemeral node.
+    /// Returns the client of its living session, and the session's ephemeral node.
     pub(super) fn living(&mut self) -> Option<(&mut Client, &str)> {
         Some((self.client.as_mut()?, self.ephemeral.as_deref()?))
     }
@@ -94,7 +94,7 @@ impl Worker {
         Ok(self)
     }
 
-    /// A connection that ended is given up; its session is taken up by the next one.
+    /// Gives up a connection that ended; its session is taken up by the next one.
     fn after(&mut self, done: Result<(), Failure>) {
         if done.is_err() {
             self.keep_session();
@@ -108,7 +108,7 @@ impl Worker {
         }
     }
 
-    /// Sees to it that there is a connection.
+    /// Connects, if there is no connection.
     fn connect(&mut self) -> Result<(), String> {
         let start = Instant::now();
         while self.client.is_none() {
@@ -132,7 +132,7 @@ impl Worker {
                 }
                 Err(failure) => {
                     if start.elapsed() > DESPAIR {
-                        return Err(format!("nobody serves for {DESPAIR:?}: {failure:?}"));
+                        return Err(format!("no server serves for {DESPAIR:?}: {failure:?}"));
                     }
                     std::thread::sleep(Duration::from_millis(self.random.u64(5..50)));
                 }
@@ -141,7 +141,7 @@ impl Worker {
         Ok(())
     }
 
-    /// The session is no more, or left alone: the next one is a new one.
+    /// Leaves the session, which is gone or abandoned: the next one is a new one.
     fn leave_session(&mut self) {
         self.client = None;
         // What this client has seen, its next session must see as well.
@@ -162,11 +162,11 @@ impl Worker {
         match self.random.u16(..1000) {
             0..3 => self.close(),
             3..5 => {
-                // Left alone without a word: its node must go when its time is over.
+                // The session is abandoned without a word, so its node must go when its time is over.
                 self.keep_session();
                 let path = self.ephemeral.clone().unwrap_or_default();
                 self.leave_session();
-                // Nobody knows when, but not before its time: only the end is judged.
+                // The moment is not known, but it is not before its time: only the end is judged.
                 self.gone.retain(|other| *other != path);
                 Ok(Ok(()))
             }
@@ -187,7 +187,7 @@ impl Worker {
         let path = self.own_path();
         match self.call(&create(&path, b"", create_mode::EPHEMERAL)) {
             Err(failure) => return Ok(Err(failure)),
-            // The one before, of unknown fate, took effect.
+            // The create before this one, of unknown fate, took effect.
             Ok(reply) if [0, Error::NodeExists.code()].contains(&reply.header.error) => {}
             Ok(reply) => return Err(format!("create {path}: error {}", reply.header.error)),
         }
@@ -203,7 +203,7 @@ impl Worker {
         Ok(Ok(()))
     }
 
-    /// The node of a session that is served is there.
+    /// Checks that the node of a session that is served is there.
     fn check_own(&mut self) -> Step {
         let Some(path) = self.ephemeral.clone() else { return Ok(Ok(())) };
         let reply = match self.call(&Request::Exists { path: &path, watch: false }) {
@@ -258,7 +258,7 @@ impl Worker {
         Ok(Ok(()))
     }
 
-    /// What to try with a znode, going by what was last seen of it.
+    /// Returns what to try with a znode, going by what was last seen of it.
     fn attempt(&mut self, index: usize) -> Attempt {
         self.values += 1;
         let value = self.values << 8 | self.number as u64;
@@ -292,7 +292,7 @@ impl Worker {
         }
     }
 
-    /// Two znodes in one multi: both are written or none.
+    /// Writes two znodes in one multi: both are written or none.
     fn write_two(&mut self) -> Step {
         let first = self.random.usize(..ZNODES);
         let second = (first + 1 + self.random.usize(..ZNODES - 1)) % ZNODES;
@@ -316,7 +316,7 @@ impl Worker {
         if codes.len() != 2 {
             return Err(format!("a multi of two has {} results", codes.len()));
         }
-        // Where one failed the other was not done: its code is 0 before, and "not tried" after.
+        // If one fails the other is not carried out: its code is 0 before, and "not tried" after.
         let is_done = codes.iter().all(|code| *code == 0);
         for ((index, attempt), code) in attempts.into_iter().zip(codes) {
             let untried = code == 0 || code == Error::RuntimeInconsistency.code();
@@ -382,7 +382,7 @@ fn request<'a>(attempt: Attempt, path: &'a str, data: &'a [u8]) -> Request<'a> {
     }
 }
 
-/// Value and version of a znode that was read.
+/// Returns value and version of a znode that was read.
 fn decode(reply: &Reply) -> Result<(u64, i32), String> {
     let mut reader = reply.reader();
     let data = reader.buffer().ok().flatten();
@@ -390,6 +390,6 @@ fn decode(reply: &Reply) -> Result<(u64, i32), String> {
     let stat = Stat::decode(&mut reader).ok();
     match (value, stat) {
         (Some(value), Some(stat)) => Ok((value, stat.version)),
-        _ => Err(format!("nobody wrote what was read: {reply:?}")),
+        _ => Err(format!("no client wrote what was read: {reply:?}")),
     }
 }

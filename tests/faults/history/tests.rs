@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Whether one znode's history, with its operations one after the other, is found linearizable.
+/// Checks whether one znode's history, with its operations one after the other, is found linearizable.
 #[track_caller]
 fn check(operations: &[Operation], expected: bool) {
     let mut record = Record::new(Instant::now(), 1);

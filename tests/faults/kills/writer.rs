@@ -1,4 +1,4 @@
-//! One writer: its nodes, what it sent, what of that was acknowledged, and what is left of it.
+//! One writer: its nodes, what it sent, which of it was acknowledged, and what is left of it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -43,14 +43,14 @@ pub(super) struct Writer {
     random: fastrand::Rng,
     session: Session,
     client: Option<Client>,
-    /// After all that was acknowledged.
+    /// The nodes after all that was acknowledged.
     nodes: Nodes,
-    /// After all that was sent.
+    /// The nodes after all that was sent.
     nodes_sent: Nodes,
     unanswered: VecDeque<Write>,
     created: u64,
     pub(super) acknowledged: u64,
-    /// Writes that were under way when the replica died, and those of them that it did.
+    /// How many writes were under way when the replica died, and how many of them it carried out.
     pub(super) unknown: u64,
     pub(super) unknown_done: u64,
 }
@@ -183,7 +183,7 @@ impl Writer {
         Ok(())
     }
 
-    /// False when no reply comes any more.
+    /// Takes the next reply; false if none comes any more.
     fn take_reply(&mut self, client: &mut Client) -> Result<bool, String> {
         let Ok(reply) = client.receive() else { return Ok(false) };
         let write = self.unanswered.pop_front().ok_or("a reply to nothing")?;

@@ -1,9 +1,9 @@
-//! A small blocking client of the ZooKeeper protocol, for tests that want to see every byte's worth.
+//! A small blocking client of the ZooKeeper protocol, for tests that look at every reply.
 //!
-//! Requests may be sent ahead; replies come in their order, events whenever they come and are kept
-//! apart. Always holds: after the first trouble with a connection every call fails with
-//! [`Failure::Lost`], and what was asked but not answered has no known fate. Nothing is retried and
-//! nothing is sent that the test did not ask for, no ping either.
+//! Requests may be sent ahead. Replies come in their order; events come at any time and are kept apart.
+//! Always holds: after the first trouble with a connection every call fails with [`Failure::Lost`], and
+//! the fate of unanswered requests is unknown. Nothing is retried and nothing is sent that the test did
+//! not ask for, no ping either.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
@@ -26,16 +26,17 @@ const RECEIVE_SIZE: usize = 64 << 10;
 /// Why a call has no answer, or a bad one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
-    /// The server said no, with this code.
+    /// The server refused, with this code.
     Refused(i32),
-    /// The connection ended or the server was silent: whether it was done is not known.
+    /// The connection ended or the server was silent: it is not known whether the request was carried
+    /// out.
     Lost(String),
     /// The session is gone.
     Expired,
 }
 
 impl Failure {
-    /// Whether the server said exactly this.
+    /// True if the server refused with exactly this error.
     pub fn is(&self, error: Error) -> bool {
         *self == Failure::Refused(error.code())
     }
@@ -60,7 +61,7 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// The reply, if it is not an error.
+    /// Returns the reply, if it is not an error.
     ///
     /// # Errors
     /// [`Failure::Refused`].
@@ -71,12 +72,12 @@ impl Reply {
         }
     }
 
-    /// A reader of the record.
+    /// Returns A reader of the record.
     pub fn reader(&self) -> Reader<'_> {
         Reader::new(&self.body)
     }
 
-    /// The codes of a multi's results, 0 for those that are no errors.
+    /// Returns the codes of a multi's results, 0 for those that are not errors.
     ///
     /// # Panics
     /// If the record is none.
@@ -111,7 +112,7 @@ fn skip_result(reader: &mut Reader<'_>, operation: i32) {
 /// A watch event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// From the header: of the change that it tells.
+    /// From the header: the zxid of the change that it reports.
     pub zxid: i64,
     /// A kind of [`millrace_proto::zookeeper::event`].
     pub kind: i32,
@@ -188,17 +189,17 @@ impl Client {
         Ok(client)
     }
 
-    /// The session, to be taken up elsewhere.
+    /// Returns the session, to be taken up elsewhere.
     pub fn session(&self) -> Session {
         self.session
     }
 
-    /// The connection, for what no client would send.
+    /// Returns the connection, for bytes that no client would send.
     pub fn stream(&self) -> &TcpStream {
         &self.stream
     }
 
-    /// Whether every call will fail.
+    /// True if every call will fail.
     pub fn is_lost(&self) -> bool {
         self.lost.is_some()
     }
@@ -216,7 +217,7 @@ impl Client {
             .map_err(|error| self.lose(format!("send: {error}")))
     }
 
-    /// Sends a request and does not wait; gives its xid.
+    /// Sends a request, does not wait and returns its xid.
     ///
     /// # Errors
     /// [`Failure::Lost`].
@@ -241,7 +242,7 @@ impl Client {
         Ok(request_xid)
     }
 
-    /// The next message without its length.
+    /// Receives the next message, without its length.
     fn frame(&mut self, deadline: Instant) -> Result<Vec<u8>, Failure> {
         loop {
             if let Some(head) = self.inbox.first_chunk::<4>() {
@@ -303,7 +304,7 @@ impl Client {
         Ok(())
     }
 
-    /// The next reply.
+    /// Receives the next reply.
     ///
     /// # Errors
     /// [`Failure::Lost`].
@@ -325,7 +326,7 @@ impl Client {
         Ok(reply)
     }
 
-    /// The next event, `None` if none comes within `wait`.
+    /// Receives the next event, `None` if none comes within `wait`.
     ///
     /// # Errors
     /// [`Failure::Lost`] if the connection ended.
@@ -335,7 +336,7 @@ impl Client {
             match self.take_message(deadline) {
                 Ok(()) => {}
                 Err(_) if Instant::now() >= deadline => {
-                    // Silence was no trouble here.
+                    // Silence is not an error here.
                     self.lost = None;
                     break;
                 }
@@ -368,7 +369,7 @@ impl Client {
         self.call(&Request::Auth { scheme: "digest", auth })?.ok().map(drop)
     }
 
-    /// Creates a node that anybody may use; `mode` is one of [`create_mode`]. Gives its path.
+    /// Creates a node that any client may use; `mode` is one of [`create_mode`]. Returns its path.
     ///
     /// # Errors
     /// See [`Failure`].
@@ -413,7 +414,7 @@ impl Client {
         Ok((data, Stat::decode(&mut reader).expect("a Stat")))
     }
 
-    /// The Stat of a node.
+    /// Reads the Stat of a node.
     ///
     /// # Errors
     /// See [`Failure`].
@@ -422,7 +423,7 @@ impl Client {
         Ok(Stat::decode(&mut reply.reader()).expect("a Stat"))
     }
 
-    /// The names of a node's children, sorted.
+    /// Reads the names of a node's children, sorted.
     ///
     /// # Errors
     /// See [`Failure`].
@@ -435,7 +436,7 @@ impl Client {
         Ok(names)
     }
 
-    /// Waits until this server has what was written anywhere before.
+    /// Waits until this server has all earlier writes to any server.
     ///
     /// # Errors
     /// See [`Failure`].
@@ -443,7 +444,7 @@ impl Client {
         self.call(&Request::Sync { path: "/" })?.ok().map(|_| ())
     }
 
-    /// Says that the client lives.
+    /// Reports that the client lives.
     ///
     /// # Errors
     /// See [`Failure`].
@@ -460,7 +461,7 @@ impl Client {
     }
 }
 
-/// A plain create, without a time to live, of a node that anybody may use.
+/// Returns a plain create, without a time to live, of a node that any client may use.
 pub fn create<'a>(path: &'a str, data: &'a [u8], mode: i32) -> Request<'a> {
     let kind = match mode {
         create_mode::CONTAINER => CreateKind::Container,

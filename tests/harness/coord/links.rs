@@ -1,10 +1,10 @@
 //! Links between replicas that can be cut, in either direction, without a privilege.
 //!
-//! A proxy stands where all replicas are told to find each one, so they agree on their members; the
-//! replica itself listens beside it, at [`behind`]. Who speaks is read from the greeting that
-//! passes. Each replica dials every other one and sends over that stream alone, so a stream is one
-//! direction of a link. Always holds: bytes that pass are passed whole and in order; a link that is
-//! cut passes nothing, not even the end of a stream.
+//! A proxy listens at the address that all replicas know of each one, so they agree on their members.
+//! The replica itself listens beside it, at [`behind`]. The proxy reads the sender of a stream from the
+//! greeting. Each replica dials every other one and sends over that stream alone, so a stream is one
+//! direction of a link. Always holds: bytes that pass are passed whole and in order; a link that is cut
+//! passes nothing, not even the end of a stream.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -55,7 +55,7 @@ struct Shared {
     is_over: AtomicBool,
 }
 
-/// Where the replica listens whose proxy is at `port`: another address of this machine.
+/// Returns where the replica listens whose proxy is at `port`: another address of this machine.
 pub fn behind(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::new(127, 0, 0, 2), port))
 }
@@ -67,7 +67,7 @@ pub struct Links {
 }
 
 impl Links {
-    /// Stands before the replicas with ids from 1 that listen at these ports.
+    /// Listens before the replicas with ids from 1 that listen at these ports.
     ///
     /// # Errors
     /// A port cannot be listened at.
@@ -109,7 +109,7 @@ impl Links {
         }
     }
 
-    /// Holds every chunk of bytes back for so long, in every direction.
+    /// Holds every chunk of bytes back for this long, in every direction.
     pub fn delay(&self, delay_ms: u64) {
         for link in &self.shared.links {
             link.delay_ms.store(delay_ms, Ordering::Relaxed);
@@ -152,7 +152,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>, receiver: u64, target: S
     }
 }
 
-/// Passes one stream, after its greeting has told whose it is.
+/// Passes one stream, after its greeting has shown whose it is.
 fn pass(
     mut source: TcpStream,
     shared: &Arc<Shared>,
@@ -180,7 +180,7 @@ fn pass(
     Ok(())
 }
 
-/// Waits while the link is stalled; false if it is broken or all is over.
+/// Waits while the link is stalled. True if the link is open then, and not broken or gone.
 fn wait_while_stalled(shared: &Shared, link: &Link) -> bool {
     while link.is(LinkState::Stalled) && !shared.is_over.load(Ordering::Relaxed) {
         std::thread::sleep(LOOK);

@@ -104,7 +104,7 @@ fn a_search_that_takes_too_long_says_so() {
     assert_eq!(check(&Registers, INITIAL, &history, 10_000), Verdict::Undecided);
 }
 
-/// Histories made by a register that works are accepted, and refused with one answer changed.
+/// Accepts histories of a register that works, and refuses them with one answer changed.
 #[test]
 fn random_histories_are_told_apart() {
     let mut random = fastrand::Rng::with_seed(7);

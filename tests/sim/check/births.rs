@@ -3,7 +3,7 @@
 
 use crate::observe::{Check, Seen};
 
-/// The cluster that serves, and who began one.
+/// The cluster that serves, and the replicas that began one.
 #[derive(Default)]
 pub(super) struct Births {
     serving: Option<(u64, usize)>,

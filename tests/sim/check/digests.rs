@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 
 use crate::observe::{Check, Seen};
 
-/// Every so many indices are looked at, and the first of each life.
+/// Every fifth index is looked at, and the first of each life.
 const SAMPLE: u64 = 5;
 
 /// The digest of the state after each entry, where some replica ended a turn.
 #[derive(Default)]
 pub(super) struct Digests {
-    /// By index: the digest and who showed it first.
+    /// By index: the digest and the replica that showed it first.
     digests: BTreeMap<u64, (u64, usize)>,
     /// By replica: life and last index.
     applied: BTreeMap<usize, (u32, u64)>,
@@ -24,7 +24,7 @@ impl Check for Digests {
 
     fn see(&mut self, _at_us: u64, seen: &Seen<'_>) -> Result<(), String> {
         let Seen::Turned { node, life, replica } = seen else { return Ok(()) };
-        // One that has no data, or waits for others to follow it, may be of another ensemble.
+        // A replica that has no data, or waits for others to follow it, may be of another ensemble.
         if !replica.is_formed() {
             return Ok(());
         }
@@ -36,7 +36,7 @@ impl Check for Digests {
             if applied < before {
                 return Err(format!("replica {} goes from {before} to {applied}", node + 1));
             }
-            // A digest takes long; entries that some turn of every replica ends with are plenty.
+            // A digest takes long, and the last entries of the turns of every replica are plenty.
             if applied == before || !applied.is_multiple_of(SAMPLE) {
                 return Ok(());
             }

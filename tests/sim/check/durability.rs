@@ -1,5 +1,5 @@
-//! What was acknowledged is there at the end, and what was refused or never asked for is not:
-//! Jepsen's "set" test, here for nodes; registers have a check of their own.
+//! What was acknowledged is there at the end, and what was refused or never asked for is not. This is
+//! Jepsen's "set" test for nodes; registers have a check of their own.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ use crate::observe::{Check, Ending, Seen, What};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
-    /// Asked, no answer yet or ever.
+    /// Asked for, without an answer.
     Unknown,
     Acknowledged,
     Refused,
@@ -31,7 +31,7 @@ fn children(state: &State, path: &str) -> Vec<String> {
     let mut record = Vec::new();
     let request = Request::GetChildren { path, watch: false };
     read::read(state, &request, 0, &[], true, &mut Writer::new(&mut record))
-        .expect("nobody deletes what all runs begin with");
+        .expect("no client deletes what all runs begin with");
     let names = Reader::new(&record).list(Reader::path).expect("a reply is readable");
     names.unwrap_or_default().into_iter().map(|name| format!("{path}/{name}")).collect()
 }
@@ -93,7 +93,7 @@ impl Check for Durability {
         }
         for path in children(ending.state, "/log") {
             if !self.journal.contains_key(&path) {
-                return Err(format!("{path} is there and nobody asked for it"));
+                return Err(format!("{path} is there and no client asked for it"));
             }
         }
         let is_lost = |path: &&String| !self.deleted.contains(*path) && !exists(ending.state, path);

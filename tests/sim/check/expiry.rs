@@ -21,7 +21,7 @@ const CALM_US: u64 = 1_000_000;
 /// See the module.
 pub(super) struct Expiry {
     timeout_us: u64,
-    /// By session: where it was heard of, in which term, and when; the latest last.
+    /// By session: the replica that heard of it, the term and the time; the latest last.
     heard: BTreeMap<i64, VecDeque<(usize, u64, u64)>>,
     /// By replica: the last disturbance.
     disturbed_us: Vec<u64>,
@@ -45,9 +45,9 @@ impl Expiry {
         }
     }
 
-    /// Notes when the leader's list of members changes. A replica that left the list sends
-    /// its reports to a leader that does not take them, and does not know that: nothing is claimed of it
-    /// until it is listed again.
+    /// Notes when the leader's list of members changes. A replica that left the list sends its reports
+    /// to a leader that does not take them, and does not know that, so nothing is claimed of it until it
+    /// is listed again.
     fn lists(&mut self, at_us: u64, leader: usize, replica: &Replica) {
         let zxid = replica.state().zxids("/zookeeper/config").map_or(0, |(mzxid, _)| mzxid);
         if std::mem::replace(&mut self.listed_zxid[leader], zxid) == zxid {
@@ -100,7 +100,7 @@ impl Check for Expiry {
             Seen::Heard { node, session } => {
                 let heard = self.heard.entry(*session).or_default();
                 heard.push_back((*node, self.leading[*node].0, at_us));
-                // Older ones say nothing that these do not.
+                // Older entries add nothing to these.
                 while heard.front().is_some_and(|(.., old_us)| old_us + self.timeout_us < at_us) {
                     heard.pop_front();
                 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::observe::{Check, Seen};
 
-/// Who leads or led in each term.
+/// The replicas that lead or led in each term.
 #[derive(Default)]
 pub(super) struct Leaders {
     terms: BTreeMap<u64, usize>,
@@ -18,7 +18,7 @@ impl Check for Leaders {
     fn see(&mut self, _at_us: u64, seen: &Seen<'_>) -> Result<(), String> {
         let Seen::Turned { node, replica, .. } = seen else { return Ok(()) };
         let (term, leads) = replica.leadership();
-        // One that forms an ensemble leads itself alone, and another may do so, too.
+        // A replica that forms an ensemble leads only itself, and another one may do the same.
         if !leads || !replica.is_formed() {
             return Ok(());
         }

@@ -1,8 +1,8 @@
 //! Order as each client sees it: ZooKeeper's "Consistency Guarantees" (Programmer's Guide).
 //!
 //! Replies come in the order of the requests; the zxid that a session is shown never goes back, on
-//! whatever replicas it is; a session sees its own writes; of the writes that a client sent over
-//! one connection a beginning takes effect, and nothing behind one that was lost.
+//! whatever replicas it is; a session sees its own writes; of the writes that a client sent over one
+//! connection the first ones take effect, and none after a lost one.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -11,7 +11,7 @@ use millrace_proto::zookeeper::{Error, Request, Writer};
 
 use crate::observe::{Answer, Asked, Check, Ending, Seen, What};
 
-/// A journal node asked for over a link, and whether the answer was a definite no.
+/// A journal node asked for over a link, and whether it was definitely refused.
 struct Step {
     path: String,
     is_refused: bool,
@@ -77,7 +77,7 @@ impl Order {
     }
 }
 
-/// Whether a node is there.
+/// True if a node is there.
 pub(super) fn exists(state: &State, path: &str) -> bool {
     let mut record = Vec::new();
     let request = Request::Exists { path, watch: false };
@@ -93,7 +93,7 @@ impl Check for Order {
         match seen {
             Seen::Asked { link, asked, .. } => {
                 self.waiting.entry(*link).or_default().push_back((*asked).clone());
-                // A transaction may be refused when it is applied: it says nothing about others.
+                // A transaction may be refused when it is applied, which says nothing about others.
                 if let What::Journal { path } = &asked.what {
                     let step = Step { path: path.clone(), is_refused: false };
                     self.steps.entry(*link).or_default().push(step);
@@ -103,7 +103,7 @@ impl Check for Order {
             Seen::Answered { client, link, session, asked, answer } => {
                 self.answered(*client, *link, *session, asked, answer)
             }
-            // What `setWatches` makes up for carries no zxid.
+            // An event that makes up for a missed one after `setWatches` carries no zxid.
             Seen::Notified { zxid: -1, .. } => Ok(()),
             Seen::Notified { session, zxid, path, .. } => {
                 let last = self.zxids.entry(*session).or_insert(0);

@@ -1,9 +1,9 @@
-//! Writes, conditional writes and reads behind a sync are linearizable, for each register: Herlihy
-//! and Wing, 1990. (ZooKeeper's guide promises it of writes; that a read behind a sync is, too, our
-//! `sync` promises, which asks a majority.)
+//! Writes, conditional writes and reads behind a sync are linearizable, for each register: Herlihy and
+//! Wing, 1990. ZooKeeper's guide promises it of writes. Our `sync` asks a majority, so it also promises
+//! it of a read behind a sync.
 //!
-//! A write of unknown fate can take effect only until its client is served again: what the session
-//! asked over an older connection is refused from then on.
+//! A write of unknown fate can take effect only until its client is served again: requests of the
+//! session over an older connection are refused from then on.
 
 use std::collections::BTreeMap;
 
@@ -78,7 +78,7 @@ impl Registers {
         }
     }
 
-    /// What a client asked before has happened by now, or never will.
+    /// Closes what a client asked before: it has happened by now, or never will.
     fn close(&mut self, at_us: u64, client: usize) {
         for (register, place) in self.open.remove(&client).unwrap_or_default() {
             if let Some(history) = self.histories.get_mut(&register) {

@@ -1,8 +1,8 @@
 //! A client that watches learns of a change before it sees it: ZooKeeper's Programmer's Guide,
 //! "What ZooKeeper Guarantees about Watches". It holds across reconnects, for watches set again.
 //!
-//! Persistent recursive watches lose events while their client is away, so for those the claim is
-//! about one connection: whatever a read shows that is newer than the watch was told of before.
+//! Persistent recursive watches lose events while their client is away, so for those the claim is about
+//! one connection: what a read shows that is newer than the watch was reported before.
 
 use std::collections::BTreeMap;
 
@@ -102,7 +102,7 @@ impl Watching {
         Ok(())
     }
 
-    /// A read showed the data of a node as of `mzxid`.
+    /// Checks a read that showed the data of a node as of `mzxid`.
     fn looked(&self, link: u64, path: &str, mzxid: i64) -> Result<(), String> {
         if let Some(seen) = self.data.get(path)
             && mzxid > *seen

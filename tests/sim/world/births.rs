@@ -102,7 +102,7 @@ impl World {
         }
     }
 
-    /// The longer lists come one replica after another, or two at a time from two operators.
+    /// Plans the longer lists: one replica after another, or two at a time from two operators.
     fn plan_lists(&mut self) {
         let all: Vec<u64> = (1..=5).collect();
         if self.options.beginning == Beginning::ThreeToFive {
@@ -141,8 +141,8 @@ impl World {
         self.push(at_us, Event::Start { node });
     }
 
-    /// Faults have ended: disks come back where they must, lists are mended, operators do what is
-    /// left to them.
+    /// Brings disks back where they must be after the faults, mends lists, and lets operators do what is
+    /// left.
     pub(super) fn mend_births(&mut self) {
         match self.options.beginning {
             Beginning::MajorityReplaced => {
@@ -163,7 +163,7 @@ impl World {
         }
     }
 
-    /// An operator looks at the members and asks for what is left to do.
+    /// Lets an operator look at the members and ask for what is left to do.
     pub(super) fn operate(&mut self) {
         self.push(self.now_us + OPERATE_US, Event::Operate);
         let Some(leader) = self.leader() else { return };
@@ -185,13 +185,13 @@ impl World {
         self.ask_operator(leader, request);
     }
 
-    /// A member that came back without data and is still to be removed.
+    /// Returns a member that came back without data and is still to be removed.
     fn lost(&self) -> Option<u64> {
         let lost = self.nodes.iter().find(|node| node.is_wiped() && !node.has_data());
         lost.map(|node| node.id)
     }
 
-    /// A replica begins an ensemble: the streams to it are greeted anew.
+    /// Begins an ensemble at a replica: the streams to it are greeted again.
     pub(super) fn found(&mut self, node: usize, cluster_id: Option<u64>) {
         let Some(admission) = &mut self.nodes[node].admission else { return };
         admission.found(cluster_id).expect("nothing fails in memory");
@@ -212,7 +212,8 @@ impl World {
         }
     }
 
-    /// A list was refused at a start. Where that is right, the operator takes it back: true.
+    /// Handles a list that was refused at a start. True if that is right, and the operator takes the
+    /// list back.
     pub(super) fn take_back(&mut self, node: usize) -> bool {
         let is_right = self.options.beginning == Beginning::MajorityMoved && node < 3;
         if is_right {
@@ -222,8 +223,8 @@ impl World {
         is_right
     }
 
-    /// The canary's part: forges the word of those that a replica without data does not hear, once
-    /// most of its list are up and have none either.
+    /// Plays the canary's part: forges the word of members that a replica without data does not hear,
+    /// once most of its list are up and have no data either.
     pub(super) fn forge_holdings(&mut self, node: usize) {
         if !self.has_canary(Canary::FoundsByMajority)
             || !self.nodes[node].is_up()
@@ -240,7 +241,7 @@ impl World {
         if new.len() * 2 <= list.len() {
             return;
         }
-        // As `PeerMessage::Holds` is written: a kind, what it has, the hash of its list.
+        // The bytes are as `PeerMessage::Holds` is written: a kind, what it has, the hash of its list.
         let mut word = vec![13, 0];
         word.extend(list_hash(&list).to_be_bytes());
         for peer in others.iter().map(|member| member.id) {
@@ -249,12 +250,12 @@ impl World {
         }
     }
 
-    /// The cluster that a replica belongs to.
+    /// Returns the cluster that a replica belongs to.
     pub(super) fn cluster_id(&self, node: usize) -> u64 {
         self.nodes[node].admission.as_ref().map_or(0, |admission| admission.cluster_id())
     }
 
-    /// Whether the ensemble has the members that lists and operators want in the end.
+    /// True if the ensemble has the members that lists and operators want in the end.
     pub(super) fn has_all_members(&self, text: &str) -> bool {
         // Of two with data, one stays out.
         let needed = match self.options.beginning {

@@ -30,7 +30,7 @@ impl World {
         self.push(next_us, Event::ClientWakes { client });
     }
 
-    /// An open client asks something, or shows that it lives.
+    /// Lets an open client ask something, or show that it lives.
     fn talk(&mut self, client: usize) {
         let now_us = self.now_us;
         let batch = if self.is_quiet {
@@ -162,7 +162,7 @@ impl World {
         }
     }
 
-    /// The replica has bytes for a client.
+    /// Sends the bytes that the replica has for a client.
     pub(super) fn send(&mut self, node: usize, id: ClientId) {
         let Some(number) = self.nodes[node].slots.get(id.slot as usize).copied().flatten() else {
             return;
@@ -198,7 +198,7 @@ impl World {
         }
     }
 
-    /// The replica closes a connection: what it has for the client is sent first.
+    /// Closes a connection at the replica's side: what it has for the client is sent first.
     pub(super) fn close_client(&mut self, node: usize, id: ClientId) {
         self.send(node, id);
         let Some(slot) = self.nodes[node].slots.get_mut(id.slot as usize) else { return };
@@ -209,7 +209,7 @@ impl World {
         }
     }
 
-    /// The client will learn that its connection is closed, behind what was sent before.
+    /// Plans that the client learns that its connection is closed, behind what was sent before.
     fn close_to_client(&mut self, number: u64) {
         let delay_us = self.network.delay_us(self.now_us, &mut self.random);
         let Some(link) = self.links.get_mut(&number) else { return };
@@ -220,7 +220,7 @@ impl World {
         self.push(at_us, Event::LinkClosed { client, link: number });
     }
 
-    /// The replica learns that the client's end is gone.
+    /// Shows the replica that the client's end is gone.
     pub(super) fn link_lost(&mut self, number: u64) {
         let Some(link) = self.links.remove(&number) else { return };
         let Some(id) = link.id else { return };
@@ -230,7 +230,7 @@ impl World {
         }
     }
 
-    /// A replica is gone, and with it its end of all connections.
+    /// Drops a replica's end of all connections, because it is gone.
     pub(super) fn drop_links(&mut self, node: usize) {
         let here = |link: &Link| link.node == node;
         let numbers: Vec<u64> =
@@ -242,7 +242,7 @@ impl World {
 
     // The client's side of a link.
 
-    /// A client gives its connection up.
+    /// Gives a client's connection up.
     pub(super) fn cut(&mut self, client: usize) {
         let Some(number) = self.clients[client].link else { return };
         let delay_us = self.network.delay_us(self.now_us, &mut self.random);
@@ -349,7 +349,7 @@ impl World {
     }
 }
 
-/// The messages of a stream of bytes, without their lengths.
+/// Returns the messages of a stream of bytes, without their lengths.
 fn cut(mut bytes: &[u8]) -> Vec<&[u8]> {
     let mut messages = Vec::new();
     while let Some((length, rest)) = bytes.split_first_chunk::<4>() {

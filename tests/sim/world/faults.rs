@@ -10,7 +10,7 @@ use crate::observe::Seen;
 use crate::options::Fault;
 
 impl World {
-    /// Something breaks, and something will again.
+    /// Makes one fault and plans the next.
     pub(super) fn fault(&mut self) {
         if self.is_healing {
             return;
@@ -92,7 +92,8 @@ impl World {
         }
     }
 
-    /// What is not durable is gone; a sync under way may have reached the disk all the same.
+    /// Crashes a replica: what is not durable is gone, but a sync under way may still have reached the
+    /// disk.
     pub(super) fn crash(&mut self, node: usize) {
         if !self.nodes[node].is_up() {
             return;
@@ -129,7 +130,7 @@ impl World {
         target.is_stopping = true;
     }
 
-    /// One direction carries nothing for a while; if that takes long, its stream breaks.
+    /// Lets one direction carry nothing for a while; if that takes long, its stream breaks.
     fn partition(&mut self, from: usize, to: usize, until_us: u64) {
         self.network.block(from, to, until_us);
         let breaks_us = self.now_us + self.random.u64(200_000..1_500_000);
@@ -160,7 +161,7 @@ impl World {
         self.ask_operator(leader, request);
     }
 
-    /// No faults any more: everybody is up, everything arrives.
+    /// Ends all faults: every replica is up, everything arrives.
     pub(super) fn heal(&mut self) {
         self.note(format_args!("all faults end"));
         self.is_healing = true;

@@ -86,14 +86,14 @@ impl World {
         }
     }
 
-    /// The process ends by itself: what is queued for the disk is written first, if the disk works.
+    /// Ends a process by itself: what is queued for the disk is written first, if the disk works.
     fn stop(&mut self, node: usize) {
         let reason = self.nodes[node].failure.clone().unwrap_or_default();
         self.note(format_args!("replica {} stops: {reason}", node + 1));
         let now_ms = self.now_us / 1000;
         self.nodes[node].finish(now_ms);
         self.crash(node);
-        // Somebody starts it again.
+        // An operator starts it again.
         let delay_us = self.random.u64(100_000..2_000_000);
         self.push(self.now_us + delay_us, Event::Start { node });
     }
@@ -175,7 +175,7 @@ impl World {
     pub(super) fn synced(&mut self, node: usize) {
         let event = self.nodes[node].end_sync();
         match event {
-            // Told already.
+            // The canary has reported it already.
             Some(Told::LogDurable { .. }) if self.has_canary(Canary::EarlyDurable) => {}
             Some(event) => self.handle(node, event),
             None => {}
@@ -217,7 +217,7 @@ impl World {
         }
     }
 
-    /// Has both sides judge each other, as at the beginning of each stream.
+    /// Makes both sides check each other, as at the beginning of each stream.
     fn greet(&mut self, from: usize, to: usize) -> Result<(), String> {
         let (from_id, to_id) = (self.nodes[from].id, self.nodes[to].id);
         let admission = |node: &mut Node| node.admission.take().ok_or("it is down".to_owned());
@@ -234,7 +234,7 @@ impl World {
         self.dial_within(from, to, 100_000);
     }
 
-    /// Dials one that refused us: not as often.
+    /// Dials a replica that refused us, less often.
     fn dial_later(&mut self, from: usize, to: usize) {
         self.dial_within(from, to, 1_500_000);
     }
@@ -276,7 +276,7 @@ impl World {
         let to = self.index_of(peer);
         let stream = self.network.stream(from, to);
         let to_life = stream.to_life;
-        // That the stream broke was told then.
+        // The sender learned then that the stream broke.
         if !stream.is_open {
             return;
         }

@@ -1,6 +1,6 @@
 // Trials of Curator's own operations: create, read, write, delete and transactions. An operation
 // whose answer a dying server took along is retried by Curator and may then find its own work
-// done; every trial here tells that case from somebody else's work.
+// done; every trial here distinguishes that case from another client's work.
 
 import static java.nio.charset.StandardCharsets.UTF_8;
 
@@ -50,7 +50,7 @@ final class Data {
                         .forPath(path, bytes(name));
                 trial.checkEqual(made, path, "the path of a created node");
             } catch (KeeperException.NodeExistsException error) {
-                trial.check(trial.kills(), "nobody else creates " + path);
+                trial.check(trial.kills(), "no other client creates " + path);
             }
             created.add(path);
         });
@@ -182,13 +182,13 @@ final class Data {
                 try {
                     client.create().creatingParentsIfNeeded().forPath(top + leaf);
                 } catch (KeeperException.NodeExistsException retried) {
-                    trial.check(trial.kills(), "nobody else creates " + top + leaf);
+                    trial.check(trial.kills(), "no other client creates " + top + leaf);
                 }
             }
             try {
                 client.delete().deletingChildrenIfNeeded().forPath(top);
             } catch (KeeperException.NoNodeException retried) {
-                trial.check(trial.kills(), "nobody else deletes " + top);
+                trial.check(trial.kills(), "no other client deletes " + top);
             }
             client.sync().forPath(top);
             trial.check(client.checkExists().forPath(top) == null, top + " is deleted");
@@ -197,7 +197,7 @@ final class Data {
         trial.checkEqual(builder.getChildren().forPath(trial.root), List.of("kept"),
                 "what is left");
         trial.check(builder.checkExists().forPath(trial.root + "/kept/child") != null,
-                "what nobody deleted is there");
+                "what no client deleted is there");
     }
 
     /** A transaction moves one unit between two accounts and leaves a marker: all three or none. */

@@ -85,7 +85,7 @@ final class Locks {
                 trial.eventually("the servers know " + left + " candidates and leader " + id, () ->
                         latches.get(leader).getParticipants().size() == left
                                 && latches.get(leader).getLeader().getId().equals(id));
-                trial.check(haveLed.add(leader), "who closed its latch does not lead");
+                trial.check(haveLed.add(leader), "a client that closed its latch does not lead");
                 latches.get(leader).close();
             }
         } finally {
@@ -118,7 +118,7 @@ final class Locks {
         return count;
     }
 
-    /** Leadership goes round, one leader at a time; who loses its server gives it up. */
+    /** Leadership goes round, one leader at a time; a client that loses its server gives it up. */
     static void leaderSelector(Trial trial) throws Exception {
         int count = 3;
         Guard guard = new Guard(trial, 1);
@@ -159,7 +159,7 @@ final class Locks {
         for (int candidate = 0; candidate < before.length; candidate++) {
             before[candidate] = terms.get(candidate);
         }
-        trial.eventually("everybody has led three times more", () -> {
+        trial.eventually("every client has led three times more", () -> {
             for (int candidate = 0; candidate < before.length; candidate++) {
                 if (terms.get(candidate) < before[candidate] + 3) {
                     return false;
@@ -291,7 +291,7 @@ final class Locks {
     }
 
     /**
-     * Nobody goes in before all have come, nobody goes out before all want to. The server dies
+     * No client goes in before all have come, and none goes out before all want to. The server dies
      * while all are inside: the recipe itself gives up with ConnectionLoss when it waits.
      */
     static void doubleBarrier(Trial trial) throws Exception {
@@ -309,7 +309,7 @@ final class Locks {
                 Thread.sleep(50L * member);
                 arrived.incrementAndGet();
                 trial.check(barriers.get(member).enter(PATIENCE_S, SECONDS), "a member enters");
-                trial.checkEqual(arrived.get(), members, "the count of who came");
+                trial.checkEqual(arrived.get(), members, "the count of clients that came");
             });
             if (turn == 1) {
                 trial.strike();
@@ -319,7 +319,7 @@ final class Locks {
                 Thread.sleep(50L * member);
                 leaving.incrementAndGet();
                 trial.check(barriers.get(member).leave(PATIENCE_S, SECONDS), "a member leaves");
-                trial.checkEqual(leaving.get(), members, "the count of who wants to leave");
+                trial.checkEqual(leaving.get(), members, "the count of clients that want to leave");
             });
             trial.settle();
         }

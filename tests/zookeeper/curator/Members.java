@@ -60,7 +60,7 @@ final class Members {
                 () -> observer.checkExists().forPath(path) == null);
     }
 
-    /** Strikes; until everything is well again, none of the nodes goes or is made anew. */
+    /** Strikes; until all servers run again, none of the nodes goes or is made again. */
     private static void stays(Trial trial, CuratorFramework observer, List<String> paths)
             throws Exception {
         observer.sync().forPath("/");
@@ -77,7 +77,7 @@ final class Members {
                     for (String path : paths) {
                         Stat stat = observer.checkExists().forPath(path);
                         if (stat == null || stat.getCzxid() != created.get(path)) {
-                            flickers.add(path + (stat == null ? " is gone" : " was made anew"));
+                            flickers.add(path + (stat == null ? " is gone" : " was made again"));
                         }
                     }
                     looks.incrementAndGet();
@@ -90,14 +90,14 @@ final class Members {
         looking.start();
         trial.strikeAndSettle();
         int before = looks.get();
-        trial.eventually("somebody looks once more",
+        trial.eventually("a client looks once more",
                 () -> looks.get() > before + 1 || !looking.isAlive());
         isOver.set(true);
         looking.join();
         trial.checkEqual(flickers, List.of(), "the list of nodes that flickered");
     }
 
-    /** Stays longer than its time to live while it is touched, and goes when nobody does. */
+    /** Stays longer than its time to live while it is touched, and goes when no client does. */
     static void persistentTtlNode(Trial trial) throws Exception {
         CuratorFramework owner = trial.client();
         CuratorFramework observer = trial.client();
@@ -166,7 +166,7 @@ final class Members {
         }
     }
 
-    /** Services stay registered, and who looks for them finds all that live. */
+    /** Services stay registered, and a client that looks for them finds all that live. */
     static void serviceDiscovery(Trial trial) throws Exception {
         List<CuratorFramework> clients = trial.clients(3);
         List<ServiceDiscovery<String>> discoveries = new ArrayList<>();
@@ -189,7 +189,7 @@ final class Members {
             trial.strikeAndSettle();
             found(trial, seeking, cache, ids);
             ServiceInstance<String> chosen = provider.getInstance();
-            trial.check(chosen != null && ids.contains(chosen.getId()), "somebody is chosen");
+            trial.check(chosen != null && ids.contains(chosen.getId()), "a service is chosen");
             discoveries.get(1).updateService(instance(1, "changed"));
             trial.eventually("a changed instance is found", () -> {
                 ServiceInstance<String> instance = seeking.queryForInstance(SERVICE, "instance-1");

@@ -126,7 +126,7 @@ final class Shared {
         }
     }
 
-    @SuppressWarnings("deprecation") // By CuratorCache; those who used it still do.
+    @SuppressWarnings("deprecation") // By CuratorCache; programs that used it still do.
     static void treeCache(Trial trial) throws Exception {
         try (TreeCache cache = new TreeCache(trial.client(), trial.root)) {
             cache.start();
@@ -205,7 +205,7 @@ final class Shared {
 
     /**
      * A persistent watch tells every change once, in order, and is there again after a reconnect.
-     * What changed while the watcher was away is told by nobody; so nothing changes then.
+     * No event reports what changed while the watcher was away, so nothing changes then.
      */
     static void persistentWatcher(Trial trial) throws Exception {
         // One client each: before ZooKeeper 3.9 a client has one kind of watch on a path.
@@ -316,7 +316,7 @@ final class Shared {
         trial.checkBetween(missing.size(), 0, trial.unanswered(consumers), "items lost");
         trial.checkBetween(taken.size() - different.size(), 0, trial.unanswered(producers),
                 "items taken twice");
-        trial.check(offered.containsAll(different), "nothing is taken that nobody offered");
+        trial.check(offered.containsAll(different), "nothing is taken that no client offered");
     }
 
     /**
@@ -354,7 +354,7 @@ final class Shared {
         trial.eventually("every acknowledged item is consumed",
                 () -> consumed.containsAll(acknowledged));
         last.close();
-        trial.check(acknowledged.containsAll(consumed), "nothing is consumed that nobody put");
+        trial.check(acknowledged.containsAll(consumed), "nothing is consumed that no client put");
     }
 
     private static DistributedQueue<String> queue(Trial trial, CuratorFramework client,

@@ -36,7 +36,7 @@ final class Trial {
         boolean holds() throws Exception;
     }
 
-    /** Long beside an election, short beside a trial: who loses a session here was forgotten. */
+    /** Long beside an election, short beside a trial: a client that loses a session here was forgotten. */
     static final int SESSION_TIMEOUT_MS = 15_000;
     private static final int CONNECTION_TIMEOUT_MS = 15_000;
     /** How long a dead server stays dead: an election takes place meanwhile. */
@@ -128,7 +128,7 @@ final class Trial {
 
     private int choose(CuratorFramework client) throws Exception {
         int[] found = {-1};
-        eventually("somebody leads before the kill", () -> {
+        eventually("a client leads before the kill", () -> {
             found[0] = ensemble.leader();
             return found[0] >= 0;
         });
@@ -331,7 +331,7 @@ final class Trial {
         return stack.toString();
     }
 
-    /** Leaves nothing behind: no client, and nobody who starts a server later. */
+    /** Leaves nothing behind: no client, and no thread that starts a server later. */
     void end() throws InterruptedException {
         if (restarter != null) {
             restarter.join();

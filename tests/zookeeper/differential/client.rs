@@ -1,8 +1,8 @@
 //! One client of both servers: its two connections, its session, and what it waits for.
 //!
-//! Everything is done on both sides before anything is read, so that the servers work at the same
-//! time. A list of what was said ends with the answer to a ping, which shows that nothing is still
-//! under way, or with the end of the connection.
+//! Everything is done on both sides before anything is read, so that the servers work at the same time.
+//! A list of what was received ends with the answer to a ping, which shows that nothing is still under
+//! way, or with the end of the connection.
 
 use std::net::SocketAddr;
 
@@ -16,7 +16,7 @@ use crate::item::{Item, Kind};
 use crate::link::Link;
 use crate::op::{Op, Then};
 
-/// What both servers said.
+/// What both servers sent.
 pub(crate) type Said = [Vec<Item>; 2];
 
 /// A session as one server knows it.
@@ -33,7 +33,7 @@ pub(crate) struct Client {
     next_xid: i32,
     /// Zxid of the last reply, from each server.
     pub(crate) seen: [i64; 2],
-    /// Whether events may come: only then is it asked after others wrote.
+    /// True if events may come: only then is it asked after others wrote.
     pub(crate) may_watch: bool,
 }
 
@@ -86,7 +86,7 @@ impl Client {
         Ok(())
     }
 
-    /// Reads what is said after `ops` were sent. Detaches when the connections ended.
+    /// Reads what is sent after `ops`. Detaches when the connections ended.
     pub(crate) fn receive(&mut self, ops: &[Op]) -> Result<Said> {
         let Some(links) = &mut self.links else { return Ok(Said::default()) };
         let closes = ops.iter().any(|op| op.then == Then::Closes);

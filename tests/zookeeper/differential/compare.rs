@@ -1,8 +1,8 @@
 //! Whether two servers said the same.
 //!
 //! Owns what was learnt about values that the servers choose themselves: zxids are equal by rank,
-//! session ids by who got them, times by the transaction they belong to. What is learnt binds: a
-//! zxid that was paired once must come in the same pair ever after. Knowledge lasts a round.
+//! session ids by the client that got them, times by the transaction they belong to. What is learnt
+//! binds: a zxid that was paired once must come in the same pair ever after. Knowledge lasts a round.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::SystemTime;
@@ -38,7 +38,7 @@ pub(crate) struct Comparer {
     /// Time of each transaction, left and right, in milliseconds.
     times: [HashMap<i64, i64>; 2],
     pub(crate) exceptions: Exceptions,
-    /// Allows [`Exception::LastZxid`].
+    /// True if [`Exception::LastZxid`] is allowed.
     pub(crate) sparse_zxids: bool,
 }
 
@@ -52,19 +52,19 @@ impl Comparer {
         }
     }
 
-    /// A new session was given these ids.
+    /// Pairs the ids that a new session was given.
     pub(crate) fn pair_sessions(&mut self, left: i64, right: i64) {
         self.sessions.push((left, right));
     }
 
-    /// A pair of zxids, `fraction` of the way (0 to 1) from the oldest known to the newest.
+    /// Returns a pair of zxids, `fraction` of the way (0 to 1) from the oldest known to the newest.
     pub(crate) fn zxid_pair(&self, fraction: f64) -> (i64, i64) {
         let index = (fraction * self.zxids.len() as f64) as usize;
         self.zxids.iter().nth(index).map_or((0, 0), |(left, right)| (*left, *right))
     }
 
-    /// Compares what both servers said on one connection. `seen` are the zxids of the last reply
-    /// before. With `learn` new pairs are believed, without they are differences.
+    /// Compares what both servers said on one connection. `seen` are the zxids of the last reply before.
+    /// With `learn` new pairs are believed; without it they are differences.
     pub(crate) fn lists(
         &mut self,
         [left, right]: [&[Item]; 2],
@@ -189,7 +189,7 @@ impl Comparer {
         fits && learn
     }
 
-    /// Whether both servers had applied the same of the transactions that are known.
+    /// True if both servers had applied the same of the transactions that are known.
     fn last_zxid(&mut self, left: i64, right: i64, learn: bool) -> bool {
         let applied = self.zxids.range(..=left).next_back();
         let not_applied = self.zxids.range(left + 1..).next();
@@ -207,7 +207,7 @@ impl Comparer {
         (left == 0 && right == 0) || self.sessions.contains(&(left, right))
     }
 
-    /// A transaction has one time, and it is about now; what was there from the start has none.
+    /// True if a transaction has one time, and it is about now; what was there from the start has none.
     fn time(&mut self, side: usize, zxid: i64, ms: i64, learn: bool) -> bool {
         if let Some(known_ms) = self.times[side].get(&zxid) {
             return *known_ms == ms;
@@ -278,12 +278,12 @@ impl Comparer {
     }
 }
 
-/// The zxid of the first reply after `index`.
+/// Returns the zxid of the first reply after `index`.
 fn next_zxid(items: &[Item], index: usize) -> Option<i64> {
     items[index..].iter().find_map(reply_zxid)
 }
 
-/// The zxid in a reply's header. Some have none: answers to credentials.
+/// Returns the zxid in a reply's header. Some have none: answers to credentials.
 pub(crate) fn reply_zxid(item: &Item) -> Option<i64> {
     item.number("zxid").filter(|zxid| *zxid > 0)
 }

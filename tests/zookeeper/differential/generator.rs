@@ -1,9 +1,9 @@
 //! Chooses what to do next: seeded, dense, and mostly sensible.
 //!
-//! Owns the chance of a round and what is known of its tree. It learns from the left server's
-//! answers, so that most operations meet nodes that exist and a round is the same again only while
-//! the left server answers the same. Modules in reading order: `world` knows the tree, `watches`
-//! who watches, `requests` makes requests that a client may send, `rude` what none should.
+//! Owns the chance of a round and what is known of its tree. It learns from the left server's answers,
+//! so that most operations meet nodes that exist and a round is the same again only while the left
+//! server answers the same. Modules in reading order: `world` knows the tree, `watches` which clients
+//! watch, `requests` makes requests that a client may send, `rude` what none should.
 
 mod requests;
 mod rude;
@@ -40,7 +40,7 @@ pub(crate) enum Asked {
     New,
     Own,
     OwnWithPassword(Option<Vec<u8>>),
-    /// A session that nobody ever had.
+    /// A session that never existed.
     Unknown(i64),
     /// The last session of any client that was closed.
     Closed,
@@ -54,12 +54,12 @@ pub(crate) struct Handshake {
     pub(crate) read_only: Option<bool>,
     /// Last zxid seen, for each server.
     pub(crate) seen: [i64; 2],
-    /// Sends only so many bytes of the record, with a length that says so.
+    /// Sends only this many bytes of the record, with a length that says so.
     pub(crate) cut: Option<usize>,
 }
 
 impl Handshake {
-    /// What a well-behaved client sends.
+    /// Returns the handshake of a well-behaved client.
     pub(crate) fn plain(asked: Asked) -> Handshake {
         Handshake {
             asked,
@@ -89,7 +89,7 @@ pub(crate) struct Generator {
 }
 
 impl Generator {
-    /// A round's generator. With `shared` it also uses nodes that outlive the round.
+    /// Returns a round's generator. With `shared` it also uses nodes that outlive the round.
     pub(crate) fn new(seed: u64, root: &str, clients: usize, shared: bool) -> Generator {
         Generator {
             rng: fastrand::Rng::with_seed(seed),
@@ -124,14 +124,14 @@ impl Generator {
         }
     }
 
-    /// At most `count` operations that may be sent at once.
+    /// Returns at most `count` operations that may be sent at once.
     fn burst(&mut self, slot: usize, count: usize, comparer: &Comparer) -> Vec<Op> {
         let mut ops = Vec::with_capacity(count);
         while ops.len() < count {
             let op = self.op(slot, comparer);
-            // What follows these in a burst is up to chance in ZooKeeper: until a new list of
-            // access rights is applied the old one is checked, and a multi that is refused leaves
-            // traces among the writes under way.
+            // Operations that follow these in a burst end by chance in ZooKeeper. Until a new list of
+            // access rights is applied the old one is checked, and a multi that is refused leaves traces
+            // among the writes under way.
             let is_last = [opcode::SET_ACL, opcode::MULTI].contains(&op.code);
             if is_last && count > BURST_LONG && self.rng.u32(..4) > 0 {
                 continue;
@@ -144,7 +144,7 @@ impl Generator {
         ops
     }
 
-    /// One operation that leaves the connection open.
+    /// Returns one operation that leaves the connection open.
     fn op(&mut self, slot: usize, comparer: &Comparer) -> Op {
         if self.rng.u32(..100) == 0 {
             return self.malformed(slot, comparer);
@@ -158,7 +158,7 @@ impl Generator {
         match (&request, reply.error()) {
             (Request::Multi(requests), Some(0)) => {
                 if requests.iter().any(|request| !world::is_write(request))
-                    || reply.texts("bytes nobody expects").next().is_some()
+                    || reply.texts("unexpected bytes").next().is_some()
                     || reply.number("result error").is_some()
                 {
                     return;
@@ -182,19 +182,19 @@ impl Generator {
         }
     }
 
-    /// The session of this client is gone, and its ephemeral nodes with it.
+    /// Forgets the session of this client, which is gone, and its ephemeral nodes with it.
     pub(crate) fn session_ended(&mut self, slot: usize) {
         self.world.session_ended(slot);
         self.connection_ended(slot);
     }
 
-    /// The watches of this client are gone.
+    /// Forgets the watches of this client.
     pub(crate) fn connection_ended(&mut self, slot: usize) {
         self.watches.connection_ended(slot);
     }
 }
 
-/// Whether an answer to this operation can set a watch: events may follow on the connection.
+/// True if an answer to this operation can set a watch, so that events may follow on the connection.
 pub(crate) fn may_watch(op: &Op) -> bool {
     op.then == Then::Answers
         && matches!(

@@ -1,7 +1,7 @@
 //! What a server said, taken apart: a list of named fields for each reply, event and handshake.
 //!
-//! Owns the layout of replies. What two servers may say differently is left to `compare`: a field
-//! only knows what kind of value it holds. Names of children are sorted here, because their order
+//! Owns the layout of replies. Differences that are allowed between two servers are left to `compare`: a
+//! field only knows what kind of value it holds. Names of children are sorted here, because their order
 //! is not specified.
 
 use std::fmt;
@@ -16,18 +16,18 @@ const SHOWN_BYTES_MAX: usize = 64;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Value {
     Number(i64),
-    /// Of a transaction. Equal by rank: the servers count differently, in the same order.
+    /// The zxid of a transaction. Equal by rank: the servers count differently, in the same order.
     Zxid(i64),
-    /// What the server applied last, in the header of a reply.
+    /// The last zxid that the server applied, in the header of a reply.
     LastZxid(i64),
-    /// Of a watch event: see `exceptions`.
+    /// The zxid of a watch event: see `exceptions`.
     EventZxid(i64),
     /// Milliseconds since 1970, of the transaction `zxid`.
     Time {
         zxid: i64,
         ms: i64,
     },
-    /// Equal by who got it.
+    /// Equal by the client that got it.
     Session(i64),
     Bytes(Option<Vec<u8>>),
     Names(Vec<Vec<u8>>),
@@ -91,7 +91,7 @@ impl Item {
             reader = before.1;
         }
         if !reader.rest().is_empty() {
-            fields.bytes("bytes nobody expects", Some(reader.rest()));
+            fields.bytes("unexpected bytes", Some(reader.rest()));
         }
         fields.item(kind)
     }
@@ -114,7 +114,7 @@ impl Item {
         (fields.item(Kind::Connected), response)
     }
 
-    /// Values of fields of this name that are numbers.
+    /// Returns the values of fields of this name that are numbers.
     pub(crate) fn numbers(&self, name: &str) -> impl Iterator<Item = i64> {
         self.fields.iter().filter(move |field| field.name == name).filter_map(|field| {
             match field.value {
@@ -130,12 +130,12 @@ impl Item {
         self.numbers(name).next()
     }
 
-    /// The code of the error, if this is a reply.
+    /// Returns the code of the error, if this is a reply.
     pub(crate) fn error(&self) -> Option<i64> {
         matches!(self.kind, Kind::Reply(_)).then(|| self.number("error")).flatten()
     }
 
-    /// All values of fields of this name that are bytes, as text.
+    /// Returns all values of fields of this name that are bytes, as text.
     pub(crate) fn texts(&self, name: &str) -> impl Iterator<Item = &str> {
         self.fields.iter().filter(move |field| field.name == name).filter_map(|field| {
             let Value::Bytes(Some(bytes)) = &field.value else { return None };
@@ -179,7 +179,7 @@ impl Fields {
         Ok(())
     }
 
-    /// The record that answers operation `code`.
+    /// Reads the record that answers operation `code`.
     fn body(&mut self, code: i32, reader: &mut Reader<'_>) -> Result<(), JuteError> {
         match code {
             opcode::CREATE | opcode::SYNC => self.bytes("path", reader.buffer()?),
@@ -262,7 +262,7 @@ impl Fields {
         Ok(())
     }
 
-    /// Schemes and users of the connection: a set, so sorted.
+    /// Reads schemes and users of the connection: a set, so sorted.
     fn who_am_i(&mut self, reader: &mut Reader<'_>) -> Result<(), JuteError> {
         let list = reader.list(|reader| Ok((reader.string()?, reader.string()?)))?;
         self.number("list is null", i32::from(list.is_none()));
@@ -274,7 +274,7 @@ impl Fields {
     }
 }
 
-/// Bytes as text with escapes, cut when long.
+/// Returns bytes as text with escapes, cut when long.
 pub(crate) fn escaped(bytes: &[u8]) -> String {
     let shown = &bytes[..bytes.len().min(SHOWN_BYTES_MAX)];
     let rest = bytes.len() - shown.len();

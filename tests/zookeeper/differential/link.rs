@@ -34,7 +34,7 @@ impl Link {
         Ok(Link { stream, received: Vec::new(), start: 0, is_closed: false })
     }
 
-    /// Sends `bytes`. A server that closed its side is found out by the next read, not here.
+    /// Sends `bytes`. The next read, not this call, finds out that a server closed its side.
     pub(crate) fn send(&mut self, bytes: &[u8]) -> Result<()> {
         match self.stream.write_all(bytes) {
             Err(error) if !is_end(error.kind()) => Err(error).context("send"),
@@ -42,7 +42,7 @@ impl Link {
         }
     }
 
-    /// The next frame without its length; `None` when the server closed the connection.
+    /// Returns the next frame without its length; `None` when the server closed the connection.
     pub(crate) fn receive(&mut self) -> Result<Option<&[u8]>> {
         let length = loop {
             let unread = &self.received[self.start..];

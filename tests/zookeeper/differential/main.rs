@@ -77,7 +77,7 @@ struct Plan {
     keep_going: bool,
 }
 
-/// Plays all rounds. Says whether the servers agreed.
+/// Plays all rounds. True if the servers agreed.
 fn run() -> Result<bool> {
     let Some((plan, mut run)) = parse()? else {
         println!("{USAGE}");
@@ -142,6 +142,6 @@ fn parse() -> Result<Option<(Plan, Run)>> {
 
 fn address(text: &str) -> Result<SocketAddr> {
     let mut addresses =
-        text.to_socket_addrs().with_context(|| format!("{text} is no HOST:PORT"))?;
+        text.to_socket_addrs().with_context(|| format!("{text} is not HOST:PORT"))?;
     addresses.next().with_context(|| format!("{text} has no address"))
 }

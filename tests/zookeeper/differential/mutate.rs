@@ -3,7 +3,7 @@
 use crate::compare::Order;
 use crate::item::{Item, Value};
 
-/// Alters one thing in `items` and says what. `None` where nothing was found to alter.
+/// Alters one thing in `items` and returns what. `None` if there was nothing to alter.
 pub(crate) fn alter(
     items: &mut Vec<Item>,
     order: Order,
@@ -51,7 +51,7 @@ fn alter_value(value: &mut Value, rng: &mut fastrand::Rng) {
         | Value::Session(number) => {
             *number ^= 1 << rng.u32(..5);
         }
-        // A write that was before anything.
+        // This is a write that was before anything.
         Value::EventZxid(zxid) => *zxid = 0,
         Value::Time { ms, .. } => *ms ^= 1 << rng.u32(..5),
         Value::Bytes(bytes) => match bytes {

@@ -1,4 +1,4 @@
-//! One operation as it is sent: its bytes for each server, and how it is told to people.
+//! One operation as it is sent: its bytes for each server, and its form for people.
 
 use std::fmt;
 
@@ -28,19 +28,19 @@ pub(crate) struct Op {
     /// The record for the left and the right server: they differ in zxids only.
     pub(crate) records: [Vec<u8>; 2],
     pub(crate) then: Then,
-    /// A frame that has no header of a request: only `records` is sent, as it is.
+    /// True if the frame has no header of a request: only `records` is sent, as it is.
     pub(crate) is_raw: bool,
 }
 
 impl Op {
-    /// An ordinary request.
+    /// Returns an ordinary request.
     pub(crate) fn new(request: &Request<'_>) -> Op {
         let mut record = Vec::new();
         request.encode(&mut jute::Writer::new(&mut record));
         Op::of_record(request.code(), record)
     }
 
-    /// A request whose record may be wrong.
+    /// Returns a request whose record may be wrong.
     pub(crate) fn of_record(code: i32, record: Vec<u8>) -> Op {
         let then = match code {
             opcode::AUTH | opcode::SASL => Then::AnswersAlone,
@@ -50,7 +50,7 @@ impl Op {
         Op { xid: 0, code, records: [record.clone(), record], then, is_raw: false }
     }
 
-    /// Bytes that are sent as they are, and that no server goes on after.
+    /// Returns bytes that are sent as they are, and after which every server closes.
     pub(crate) fn raw(bytes: Vec<u8>) -> Op {
         let records = [bytes.clone(), bytes];
         Op { xid: 0, code: opcode::ERROR, records, then: Then::Closes, is_raw: true }
@@ -69,7 +69,7 @@ impl Op {
         });
     }
 
-    /// The request, where its record is right.
+    /// Returns the request, if its record is right.
     pub(crate) fn request(&self) -> Option<Request<'_>> {
         (!self.is_raw).then(|| Request::decode(self.code, &self.records[0]).ok()).flatten()
     }
@@ -97,7 +97,7 @@ impl fmt::Display for Op {
     }
 }
 
-/// A request in one short line: data as text, the usual list of access rights as `open`.
+/// Returns a request in one short line: data as text, the usual list of access rights as `open`.
 fn told(mut request: Request<'_>) -> String {
     let data = match &mut request {
         Request::Create { data, .. } | Request::SetData { data, .. } => data.take(),

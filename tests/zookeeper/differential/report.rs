@@ -1,4 +1,4 @@
-//! What a run counts, and how a difference is told.
+//! What a run counts, and how a difference is printed.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
@@ -8,9 +8,9 @@ use millrace_proto::zookeeper::Error;
 use crate::item::{Item, Kind};
 use crate::op::Op;
 
-/// Operations that are told before one that differs.
+/// Most operations that are printed before one that differs.
 const HISTORY_MAX: usize = 20;
-/// Kinds of differences that are told in full.
+/// Most kinds of differences that are printed in full.
 const TOLD_MAX: usize = 20;
 
 /// The number of the client that makes and removes a round's subtree.
@@ -37,12 +37,12 @@ pub(crate) struct Report {
     /// Counts of differences by kind.
     pub(crate) differences: BTreeMap<String, u64>,
     history: VecDeque<Done>,
-    /// Replies that were altered on purpose, and those of them that were noticed.
+    /// How many replies were altered on purpose, and how many of them were noticed.
     pub(crate) altered: u64,
     pub(crate) noticed: u64,
 }
 
-/// The error of a reply; of a multi that was refused, the one that its results name.
+/// Returns the error of a reply, or for a refused multi the one that its results name.
 fn failure(item: &Item) -> i64 {
     let error = item.error().unwrap_or(0);
     let unnamed = [0, i64::from(Error::RuntimeInconsistency.code())];
@@ -95,7 +95,7 @@ impl Report {
         for (index, op) in ops.into_iter().enumerate().skip(skipped) {
             let answer = items.iter().find(|item| item.answers == Some(index));
             let answer = match answer {
-                // Told in full only by their error: a history is for reading.
+                // Only the error is printed, because a history is for reading.
                 Some(item) => format!("error {}", failure(item)),
                 None => "no answer".to_owned(),
             };
@@ -112,7 +112,7 @@ impl Report {
         self.history.clear();
     }
 
-    /// Counts a difference, and tells it in full the first time its kind is met.
+    /// Counts a difference, and prints it in full the first time its kind is met.
     pub(crate) fn difference(&mut self, kind: String, tell: impl FnOnce() -> String) {
         let told = self.differences.len();
         let count = self.differences.entry(kind.clone()).or_default();

@@ -1,9 +1,9 @@
 //! One round: fresh clients work in a subtree of its own, the trees are compared, all is removed.
 //!
-//! Every step goes to both servers and is waited for on the connection that did it. What the others
-//! were told of it is read later, in front of their own replies: events are queued before the step
-//! that caused them is answered, so their place is the same on both servers. Only the events of a
-//! closed session are read at once, because their order is the one thing that may differ.
+//! Every step goes to both servers and is waited for on the connection that did it. The events that it
+//! caused on other connections are read later, in front of their own replies: events are queued before
+//! the step that caused them is answered, so their place is the same on both servers. Only the events of
+//! a closed session are read at once, because their order is the one thing that may differ.
 
 use std::net::SocketAddr;
 
@@ -21,7 +21,7 @@ use crate::report::{JANITOR, Report};
 
 /// Nodes that are read or deleted at once.
 const WALK_BURST: usize = 16;
-/// After so many steps every connection is listened to: a difference is found near its cause.
+/// After this many steps every connection is read, so that a difference is found near its cause.
 const LISTEN_STEPS: u64 = 4;
 /// Nodes of a round's tree: many times what a round leaves.
 const WALK_MAX: usize = 100_000;
@@ -32,11 +32,11 @@ pub(crate) struct Run {
     pub(crate) seed: u64,
     pub(crate) clients: usize,
     pub(crate) round_ops: u64,
-    /// Alters every so many-th list of replies; 0 for none.
+    /// Alters one in this many lists of replies; 0 for none.
     pub(crate) mutate: u64,
-    /// Never uses nodes that outlive a round.
+    /// True if nodes that outlive a round are never used.
     pub(crate) private: bool,
-    /// Prints all that is sent and said.
+    /// True if all that is sent and received is printed.
     pub(crate) trace: bool,
     pub(crate) comparer: Comparer,
     pub(crate) report: Report,
@@ -86,13 +86,13 @@ impl Run {
         }
     }
 
-    /// Plays round `number`. Says whether the servers agreed.
+    /// Plays round `number`. True if the servers agreed.
     pub(crate) fn round(&mut self, number: u64) -> Result<bool> {
         self.comparer.begin_round();
         self.report.forget();
         let seed = self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(number);
         let root = format!("/r{number}");
-        // Nodes that outlive a round differ for good once a round went apart.
+        // Nodes that outlive a round differ for good once the servers differed in a round.
         let shared = !self.private && self.report.differences.is_empty();
         let mut round = Round {
             generator: Generator::new(seed, &root, self.clients, shared),
@@ -153,14 +153,14 @@ impl Round<'_> {
                 check!(self.batch(slot, vec![Op::new(&Request::CloseSession)]));
             }
         }
-        // Again, without the ephemeral nodes: and nothing may be left but what is known.
+        // The walk is repeated without the ephemeral nodes: only known nodes may be left.
         let mut paths = vec![self.root.clone(), quota];
         check!(self.walk(&mut paths));
         check!(self.remove(&paths));
         self.janitor_does(vec![Op::new(&Request::CloseSession)])
     }
 
-    /// A session that may do everything makes the subtree.
+    /// Makes the subtree, by a session that may do everything.
     fn set_up(&mut self) -> Checked {
         let greeting = greet(self.run.servers, &Handshake::plain(Asked::New), new_session())?;
         let Some((links, session)) = greeting.accepted else {
@@ -185,7 +185,7 @@ impl Round<'_> {
             })
         };
         let quota = format!("/zookeeper/quota{}", self.root);
-        // Never empty, so that no client can delete the ground it stands on.
+        // The root is never empty, so that no client can delete it.
         let kept = format!("{}/kept", self.root);
         self.janitor_does(vec![make(&self.root), make(&kept), make(&quota)])
     }
@@ -209,7 +209,7 @@ impl Round<'_> {
         Ok(checked.map(|()| left))
     }
 
-    /// One client sends `ops` at once.
+    /// Sends `ops` at once, from one client.
     fn batch(&mut self, slot: usize, mut ops: Vec<Op>) -> Checked {
         let closes = ops.iter().any(|op| op.code == opcode::CLOSE_SESSION);
         if closes {
@@ -245,7 +245,7 @@ impl Round<'_> {
         if closes { self.listen_to_all(Order::CloseEvents) } else { Ok(Ok(())) }
     }
 
-    /// Every connection that may have been told something says what.
+    /// Reads the events of every connection that may have some.
     fn listen_to_all(&mut self, order: Order) -> Checked {
         for client in self.clients.iter_mut().filter(|client| client.may_watch) {
             client.send(&[])?;
@@ -258,7 +258,7 @@ impl Round<'_> {
         Ok(Ok(()))
     }
 
-    /// One connection says what it was told.
+    /// Reads the events of one connection.
     fn listen(&mut self, slot: usize, order: Order) -> Checked {
         self.clients[slot].send(&[])?;
         self.receive(slot, order)
@@ -300,7 +300,7 @@ impl Round<'_> {
         if self.check_connect(slot, handshake, &greeting.said).is_err() {
             return Ok(Err(Differs));
         }
-        // The connection there was may have been closed by this.
+        // This may have closed the connection that was there.
         if self.clients[slot].presence() == Presence::Attached {
             check!(self.listen(slot, Order::Strict));
         }
@@ -337,7 +337,7 @@ impl Round<'_> {
         })
     }
 
-    /// Compares what was said to one client.
+    /// Compares what one client received.
     fn check(
         &mut self,
         slot: usize,
@@ -393,7 +393,7 @@ impl Round<'_> {
         }
     }
 
-    /// Alters what the right server said and counts whether that would have been noticed.
+    /// Alters what the right server said and counts whether the comparison would have noticed.
     fn mutate(&mut self, said: &Said, seen: [i64; 2], order: Order) {
         self.run.lists += 1;
         if self.run.mutate == 0 || !self.run.lists.is_multiple_of(self.run.mutate) {
@@ -461,13 +461,13 @@ fn name(slot: usize) -> String {
     if slot == JANITOR { "the janitor".to_owned() } else { format!("client {slot}") }
 }
 
-/// Operations, a line each.
+/// Formats operations, one on each line.
 fn told(ops: &[Op]) -> String {
     let lines: Vec<String> = ops.iter().map(|op| format!("\n    {op}")).collect();
     lines.concat()
 }
 
-/// What a handshake for a new session says.
+/// Returns the handshakes for a new session.
 fn new_session() -> [(i64, Option<Vec<u8>>); 2] {
     let new = (0, Some(vec![0; PASSWORD_SIZE]));
     [new.clone(), new]
@@ -477,7 +477,7 @@ fn shown(items: &[Item], index: usize) -> String {
     items.get(index).map_or("nothing".to_owned(), Item::to_string)
 }
 
-/// A text that is the same for differences of one kind. The codes of errors stay.
+/// Returns a text that is the same for differences of one kind. The codes of errors stay.
 fn without_digits(text: &str) -> String {
     if text.starts_with("error=") || text.starts_with("result") {
         return text.to_owned();

@@ -8,42 +8,36 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result, bail, ensure};
+use http::Uri;
 
-use super::http2::{Http2, Reply};
+use super::http2::Http2;
 use super::{Exchange, Outcome, Refusal};
 use crate::coord::operation::{Action, Operation, Values};
 
-/// Paths of the calls; [`path_of`] has their places.
-const PATHS: [&str; 4] = [
-    "/etcdserverpb.KV/Range",
-    "/etcdserverpb.KV/Put",
-    "/etcdserverpb.KV/DeleteRange",
-    "/etcdserverpb.KV/Txn",
-];
-/// Most bytes of a request beside its value: key, transaction and prefixes. Derived, rounded up.
-const WRAPPING: usize = 128;
+/// The calls that are made.
+const CALLS: [&str; 4] = ["Range", "Put", "DeleteRange", "Txn"];
 
 /// One connection's state.
 pub(crate) struct Etcd {
     http: Http2,
+    /// Of each call, in the order of [`CALLS`].
+    uris: [Uri; CALLS.len()],
     path: String,
 }
 
 impl Etcd {
     pub(super) fn new(address: SocketAddr) -> Etcd {
-        Etcd { http: Http2::new(address.to_string()), path: String::new() }
+        let uri = |call| format!("http://{address}/etcdserverpb.KV/{call}").parse();
+        let uris = CALLS.map(|call| uri(call).expect("an address and a name make a URI"));
+        Etcd { http: Http2::new(), uris, path: String::new() }
     }
 
-    pub(super) fn greet(out: &mut Vec<u8>) {
-        Http2::greet(out);
+    pub(super) fn settle(&mut self, out: &mut Vec<u8>) -> Result<()> {
+        self.http.pump(out)
     }
 
-    pub(super) fn is_ready(&self) -> bool {
-        self.http.is_ready()
-    }
-
-    pub(super) fn has_room(&self, value_length: usize) -> bool {
-        self.http.has_room(WRAPPING + value_length)
+    pub(super) fn has_room(&mut self) -> bool {
+        self.http.has_room()
     }
 
     pub(super) fn request(
@@ -51,44 +45,39 @@ impl Etcd {
         number: u64,
         operation: Operation,
         values: &Values,
-        out: &mut Vec<u8>,
     ) -> Result<()> {
         let key = operation.key.path(&mut self.path).as_bytes();
         let value = values.of(operation.key);
-        self.http.call(number, &PATHS, path_of(operation.action), out, |out| {
-            match operation.action {
-                Action::Get => {
-                    bytes_field(out, 1, key);
-                    number_field(out, 7, 1); // serializable
-                }
-                Action::Set => put(out, key, value),
-                Action::Delete => bytes_field(out, 1, key),
-                Action::Create => create(out, key, value),
+        let call = match operation.action {
+            Action::Get => 0,
+            Action::Set => 1,
+            Action::Delete => 2,
+            Action::Create => 3,
+        };
+        self.http.call(number, self.uris[call].clone(), |out| match operation.action {
+            Action::Get => {
+                bytes_field(out, 1, key);
+                number_field(out, 7, 1); // serializable
             }
+            Action::Set => put(out, key, value),
+            Action::Delete => bytes_field(out, 1, key),
+            Action::Create => create(out, key, value),
         })
     }
 
     pub(super) fn receive(&mut self, bytes: &[u8], exchange: &mut Exchange<'_>) -> Result<usize> {
         let Exchange { values, pending, out, done } = exchange;
-        self.http.receive(bytes, out, |reply: Reply<'_>| {
+        self.http.receive(bytes, out, |reply| {
             let operation = pending.get(reply.number)?.operation;
             let outcome = match reply.status {
-                0 => judge(operation, reply.message, values)
+                0 => judge(operation, &reply.message, values)
                     .with_context(|| format!("judge the reply to {operation:?}"))?,
                 status => Err(Refusal(status)),
             };
             done(pending.take(reply.number)?, outcome);
             Ok(())
-        })
-    }
-}
-
-fn path_of(action: Action) -> usize {
-    match action {
-        Action::Get => 0,
-        Action::Set => 1,
-        Action::Delete => 2,
-        Action::Create => 3,
+        })?;
+        Ok(bytes.len())
     }
 }
 

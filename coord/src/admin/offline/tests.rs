@@ -11,7 +11,7 @@ use crate::command::begin_batch;
 
 const SIZES: Sizes = Sizes { log_bytes_max: 16 << 20, state_bytes_max: 16 << 20 };
 
-/// An entry that creates a node.
+/// Builds an entry that creates a node.
 fn create(index: u64, path: &str) -> Entry {
     let mut record = Vec::new();
     let acl = Some(vec![OPEN_ACL]);
@@ -32,7 +32,7 @@ fn entry(index: u64, kind: EntryType, data: Vec<u8>) -> Entry {
     entry
 }
 
-/// An entry that lets replica 2 vote, and sets the members.
+/// Builds an entry that lets replica 2 vote, and sets the members.
 fn add_voter(index: u64) -> Entry {
     let mut single = ConfChangeSingle { node_id: 2, ..ConfChangeSingle::default() };
     single.set_change_type(ConfChangeType::AddNode);
@@ -48,7 +48,7 @@ fn add_voter(index: u64) -> Entry {
     entry(index, EntryType::EntryConfChangeV2, change.write_to_bytes().unwrap())
 }
 
-/// A stopped replica 1 whose state holds entry 1 and whose log has `entries` from 2 on.
+/// Makes the directory of a stopped replica 1: its state has entry 1, and its log `entries` from 2 on.
 fn directory(voters: &[u64], entries: Vec<Entry>, commit: u64) -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     let identity = Identity { cluster_id: 7, replica_id: 1, store_id: 9 };
@@ -87,7 +87,7 @@ fn what_a_lone_voter_logged_is_committed() {
     assert_eq!(nodes(&offline), ["/a", "/b"]);
     assert_eq!((offline.index, offline.term, offline.log), (4, 2, Some((2, 4))));
     assert_eq!(offline.unsettled_count, 0);
-    // Looking changed nothing.
+    // The inspection changed nothing.
     assert_eq!(open(directory.path()).unwrap().state.digest(), offline.state.digest());
 }
 

@@ -9,16 +9,16 @@ use crate::state::read::read;
 pub struct Node<'a> {
     pub path: &'a str,
     pub stat: Stat,
-    /// Null and empty are two things.
+    /// `None` is null data, which differs from empty data.
     pub data: Option<&'a [u8]>,
     pub acl: Vec<Acl<'a>>,
 }
 
-/// Shows every node, parents before their children, children in the order of their names, until
-/// `show` says no.
+/// Shows every node, parents before their children, children in the order of their names, until `show`
+/// fails.
 ///
 /// # Errors
-/// The first one of `show`.
+/// The first error of `show`.
 pub fn walk<E>(state: &State, mut show: impl FnMut(&Node<'_>) -> Result<(), E>) -> Result<(), E> {
     let mut waiting = vec!["/".to_owned()];
     let (mut data, mut acl, mut children) = (Vec::new(), Vec::new(), Vec::new());
@@ -47,5 +47,5 @@ pub fn walk<E>(state: &State, mut show: impl FnMut(&Node<'_>) -> Result<(), E>) 
 fn answer(state: &State, request: &Request<'_>, out: &mut Vec<u8>) {
     out.clear();
     let done = read(state, request, 0, &[], true, &mut Writer::new(out));
-    done.expect("who need not ask for permission reads what is there");
+    done.expect("a reader that needs no permission reads what is there");
 }

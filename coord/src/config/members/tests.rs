@@ -1,4 +1,4 @@
-//! Members as text: what ZooKeeper 3.8 writes and takes, and what it or we refuse.
+//! Members as text: what ZooKeeper 3.8 writes and accepts, and what it or we refuse.
 
 use super::*;
 
@@ -60,7 +60,7 @@ fn an_address_can_be_taken_apart() {
     assert_eq!(member.election_address(), "[::1]:3888");
 }
 
-/// As a server of 3.8.0 with two voters and an observer had it.
+/// The configuration of a 3.8.0 server with two voters and an observer.
 const REAL: &str = "server.1=127.0.0.1:22281:22381:participant\n\
     server.2=127.0.0.1:22281:22382:participant;0.0.0.0:22182\n\
     server.3=127.0.0.1:22283:22383:observer\n\

@@ -1,4 +1,4 @@
-//! What an edited list asks for, and what it may not.
+//! What an edited list asks for, and which lists are refused.
 
 use super::*;
 
@@ -61,7 +61,7 @@ fn a_list_that_keeps_no_majority_is_refused() {
         assert!(matches!(error, ListError::Majority { kept: 1, of: 3, .. }), "{text}");
         assert!(text.contains("coord add") && text.contains("remove"), "{text}");
     }
-    // Two of three stay, and as many come as like.
+    // Two of three stay, so any number may join.
     let grown = list(&["1=a:1:2", "2=b:1:2", "4=d:1:2", "5=e:1:2"]);
     assert_eq!(check(&config(1, &grown), Some(&before), &before), Ok(()));
 }

@@ -1,4 +1,4 @@
-//! One replica that has no data, or a list that it has not taken over: what it says and does.
+//! One replica without data, or with a list that it has not taken over: its messages and actions.
 
 use ::raft::eraftpb::{Message, MessageType};
 
@@ -7,12 +7,12 @@ use super::*;
 use crate::command::Act;
 use crate::config::members::config_lines;
 
-/// A replica whose disks are instant and whose others are the test.
+/// A replica with instant disks. The test plays the other replicas.
 struct Lone {
     replica: Replica,
     log: Log,
     now: Now,
-    /// What it asked for and nothing in here did: to, message.
+    /// Messages that it sent and that nothing here takes: receiver, message.
     sent: Vec<(u64, Vec<u8>)>,
     others: Vec<Action>,
 }
@@ -23,12 +23,12 @@ fn list(lines: &[&str]) -> Vec<Member> {
 
 const THREE: [&str; 3] = ["1=a:1:2", "2=b:1:2", "3=c:1:2"];
 
-/// A configuration of replica 1 with these members.
+/// Builds a configuration of replica 1 with these members.
 fn config(lines: &[&str]) -> Config {
     Config { replica_id: 1, members: list(lines), ..Config::tiny(PathBuf::from("unused")) }
 }
 
-/// A setup of one without data.
+/// Builds a setup without data.
 fn fresh(config: Config) -> Setup {
     let identity =
         Identity { cluster_id: 0, replica_id: config.replica_id, store_id: config.replica_id };
@@ -46,7 +46,7 @@ fn fresh(config: Config) -> Setup {
     }
 }
 
-/// A setup of one that has data and votes alone, with the list that it had taken over.
+/// Builds a setup with data that votes alone, with the list that it had taken over.
 fn alone(config: Config, listed: Option<Listed>) -> Setup {
     let conf_state = ConfState { voters: vec![1], ..ConfState::default() };
     let applied = Applied { index: 1, term: 1, conf_state };
@@ -118,7 +118,7 @@ impl Lone {
         }
     }
 
-    /// What of Raft it sent: to and kind.
+    /// Lists the Raft messages that it sent: receiver and kind.
     fn raft_sent(&self) -> Vec<(u64, MessageType)> {
         let sent = self.sent.iter().filter_map(|(peer, message)| {
             match PeerMessage::decode(message).expect("it was encoded here") {
@@ -129,7 +129,7 @@ impl Lone {
         sent.collect()
     }
 
-    /// What it said last to a peer of what it has.
+    /// Returns what it said last to a peer about its data.
     fn said(&self, to: u64) -> Holding {
         let said = self.sent.iter().rev().filter(|(peer, _)| *peer == to);
         let mut said = said.filter_map(|(_, message)| match PeerMessage::decode(message) {
@@ -160,9 +160,9 @@ fn a_replica_without_data_gives_no_vote() {
 fn one_with_data_that_is_given_others_waits_for_them_whatever_it_was_before() {
     let setups = [
         alone(config(&THREE), None),
-        // The flag stays in a unit file; the data is its own all the same.
+        // The flag may stay in a unit file; the data still counts as the replica's own.
         Setup { joins: true, ..alone(config(&THREE), None) },
-        // A list of one is how ZooKeeper names a server by itself, too.
+        // ZooKeeper's configuration of a server by itself is a list of one too.
         alone(config(&THREE), listed(&THREE[..1], false)),
         alone(config(&THREE), listed(&THREE[..1], true)),
     ];
@@ -172,7 +172,7 @@ fn one_with_data_that_is_given_others_waits_for_them_whatever_it_was_before() {
         assert!(lone.replica.leadership().1, "setup {index}: it leads, to take others in");
         assert!(!lone.replica.is_formed(), "setup {index}: others may have been given the list");
     }
-    // One that was left of three, by removals, serves on.
+    // The last one of three, after removals, still serves.
     assert!(Lone::start(alone(config(&THREE), listed(&THREE, false))).replica.is_formed());
 }
 
@@ -184,7 +184,7 @@ fn one_whose_list_was_taken_back_serves_again() {
     }
 }
 
-/// As [`alone`], leading an ensemble of these, of which it alone votes.
+/// As [`alone`], leading an ensemble of these members, in which it alone votes.
 fn leading(config: Config, lines: &[&str]) -> Setup {
     let mut setup = alone(config, listed(lines, false));
     let members = list(lines);
@@ -200,7 +200,7 @@ fn leading(config: Config, lines: &[&str]) -> Setup {
 fn a_change_that_is_refused_does_not_keep_the_others_from_being_made() {
     let before = ["1=a:1:2", "2=b:1:2:observer"];
     let mut lone = Lone::start(leading(config(&["1=a:1:2", "4=b:1:2:observer"]), &before));
-    // A new number for the host of server 2: refused as long as that is a member.
+    // The host of server 2 has a new number. It is refused as long as server 2 is a member.
     lone.handle(Event::PeerConnected { peer: 4 });
     lone.pass(10_000);
     let text = lone.replica.state().config_text();
@@ -219,7 +219,7 @@ fn no_ensemble_begins_beside_one_that_met_data() {
     lone.hear(3, &PeerMessage::Holds(Holding::Met { data_at: 9 }));
     lone.pass(1000);
     assert!(!lone.founds());
-    // It was taken out of the list of that one, and started again.
+    // Replica 3 was restarted with a list that does not name the one with data.
     lone.hear(3, &PeerMessage::Holds(nothing));
     lone.pass(1000);
     assert!(lone.founds());

@@ -1,4 +1,4 @@
-//! Clients over real loopback sockets, with a machine that echoes and a clock that the test turns.
+//! Clients over real loopback sockets, with a machine that echoes and a clock that the test sets.
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
@@ -17,10 +17,10 @@ use crate::socket;
 
 const LISTENER: Token = Token(1);
 const FIRST: usize = 3 << 32;
-/// How long a test waits for what must come.
+/// The time that a test waits for what must happen.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Echoes every message. One that is `bye` is answered and ends the connection.
+/// Echoes every message. It answers `bye` and then ends the connection.
 struct Echo {
     outputs: HashMap<ClientId, Vec<u8>>,
     accepts: bool,
@@ -89,7 +89,7 @@ struct Server {
     poll: Poll,
     address: SocketAddr,
     now_ms: u64,
-    /// Passes that found more to do at once.
+    /// Count of passes that found more to do at once.
     busy_passes: u64,
     shared: Vec<u8>,
 }
@@ -155,7 +155,7 @@ impl Server {
         self.clients.run_timers(now.ms);
     }
 
-    /// Passes until `stream` has given so many bytes, or has ended; the bytes.
+    /// Runs passes until `stream` has sent this many bytes, or has ended. Returns the bytes.
     fn receive(&mut self, stream: &mut TcpStream, count: usize) -> Vec<u8> {
         let (mut received, mut buffer) = (Vec::new(), vec![0; 1 << 16]);
         let began = Instant::now();
@@ -172,7 +172,7 @@ impl Server {
         received
     }
 
-    /// What `stream` gives until it ends.
+    /// Returns what `stream` sends until it ends.
     fn rest(&mut self, stream: &mut TcpStream) -> Vec<u8> {
         self.receive(stream, usize::MAX)
     }
@@ -267,7 +267,7 @@ fn a_four_letter_word_is_answered_and_the_replica_never_hears_of_it() {
     let mut stream = server.connect();
     stream.write_all(&[0xff, 0xf4, 0xff, 0xfd]).unwrap();
     assert!(server.rest(&mut stream).is_empty());
-    assert_eq!(server.clients.metrics.requests_too_large, 1, "telnet is no offence");
+    assert_eq!(server.clients.metrics.requests_too_large, 1, "telnet is not an offence");
     assert_eq!(server.clients.count(), 0);
 }
 
@@ -345,7 +345,7 @@ fn a_slow_reader_gets_everything() {
             }
         }
     });
-    // Nothing is read until the server holds a part of it.
+    // The test reads nothing until the server holds a part of it.
     server.until(|server| server.machine.outputs.values().any(|output| output.len() > 1_000_000));
     let received = server.receive(&mut stream, all);
     thread.join().unwrap();
@@ -379,7 +379,7 @@ fn a_client_that_is_not_accepted_waits_without_being_read() {
     assert!(!server.clients.may_go_on(&server.machine));
     server.machine.accepts = true;
     assert!(server.clients.may_go_on(&server.machine));
-    // A message may have been sent in part.
+    // The last message may have been sent in part.
     let whole = sent.len() / 1008 * 1008;
     assert!(server.receive(&mut stream, whole) == sent[..whole]);
 }

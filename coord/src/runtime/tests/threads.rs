@@ -11,7 +11,7 @@ use crate::state::State;
 use crate::store::memory::{MemoryDisk, Part};
 use crate::store::{Append, Applied, LogStore, StateStore};
 
-/// How long a test waits for what must come.
+/// The time that a test waits for what must happen.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn bell() -> (Poll, Mailbox, Letters) {
@@ -20,13 +20,13 @@ fn bell() -> (Poll, Mailbox, Letters) {
     (poll, mailbox, letters)
 }
 
-/// The next event that a thread told.
+/// Returns the next event of a thread.
 fn event(letters: &Letters) -> Event<'static> {
     let began = Instant::now();
     loop {
         match letters.next() {
             Some(Letter::Event(event)) => return event,
-            Some(_) => panic!("threads tell events"),
+            Some(_) => panic!("threads send events"),
             None => std::thread::yield_now(),
         }
         assert!(began.elapsed() < PATIENCE);
@@ -107,7 +107,7 @@ fn a_log_that_fails_acknowledges_nothing_more() {
     thread.append(append(3));
     thread.stop();
     assert_eq!(letters.durable(), 1);
-    assert!(letters.next().is_none(), "it is told once");
+    assert!(letters.next().is_none(), "it is sent once");
 }
 
 /// A state thread on a disk, with the loop's end of its mailbox.
@@ -144,14 +144,14 @@ fn checkpoint(index: u64, records: Vec<(Vec<u8>, Option<Vec<u8>>)>) -> Action {
     Action::Checkpoint { checkpoint }
 }
 
-/// Every record of a fresh state: what a first checkpoint holds.
+/// Lists every record of a fresh state, as a first checkpoint has them.
 fn fresh() -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
     let mut records = Vec::new();
     State::new().all_records(&mut |key, value| records.push((key.to_vec(), Some(value.to_vec()))));
     records
 }
 
-/// What is durable on a disk.
+/// Returns the durable point on a disk.
 fn durable(disk: &MemoryDisk) -> Option<Applied> {
     disk.state().load(&mut |_, _| Ok(())).unwrap()
 }

@@ -1,4 +1,4 @@
-//! ACLs: which are accepted, what they become, whom they stop.
+//! ACLs: which are accepted, what they become, and what they refuse.
 
 use super::super::acl::{AclTable, OPEN, fix};
 use super::*;

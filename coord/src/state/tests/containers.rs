@@ -1,4 +1,4 @@
-//! Containers and TTL nodes: when they are due, and that nothing else is ever deleted for it.
+//! Containers and TTL nodes: when they are due, and that no other node is ever deleted like them.
 
 use super::*;
 

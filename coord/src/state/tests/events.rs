@@ -1,4 +1,4 @@
-//! What watches are told, in which order, and who may hear it.
+//! Events of watches, their order, and the permission to see them.
 
 use super::*;
 use millrace_proto::zookeeper::perms;

@@ -36,7 +36,7 @@ struct Model {
     identities: Vec<Identity<'static>>,
 }
 
-/// The path of the parent; the model gives the root one name.
+/// Returns the path of the parent; the model gives the root one name.
 fn above(path: &str) -> String {
     let (parent, _) = path.rsplit_once('/').expect("a slash");
     if parent.is_empty() { "/".to_owned() } else { parent.to_owned() }
@@ -284,11 +284,11 @@ enum Step {
     Close(usize),
     Collect,
     Wait(i64),
-    /// From here on the client has shown who it is, or not.
+    /// From here on the client has proved its identity, or not.
     Become(bool),
 }
 
-/// Operation and flags that go together, in a multi too.
+/// Operations with flags that fit them, in a multi too.
 const FLAVOURS: [(CreateKind, i32); 8] = [
     (CreateKind::Create, 0),
     (CreateKind::Create, 1),
@@ -347,7 +347,7 @@ fn any_path() -> impl Strategy<Value = String> {
     })
 }
 
-/// A path without a slash at its end, except the root.
+/// Draws a path without a slash at its end, except the root.
 fn any_node() -> impl Strategy<Value = String> {
     any_path().prop_map(|path| match path.trim_end_matches('/') {
         "" => "/a".to_owned(),
@@ -386,7 +386,7 @@ fn any_step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Does one step to both, and compares what they answer.
+/// Applies one step to both, and compares the answers.
 fn step(replica: &mut Replica, model: &mut Model, step: &Step) {
     let session = model.sessions.last().copied().expect("one session stays open");
     let mut write = |request: &Request<'_>| {
@@ -479,7 +479,7 @@ proptest! {
             step(&mut other, &mut other_model, each);
             prop_assert_eq!(replica.state.digest(), other.state.digest());
             if index == steps.len() / 2 {
-                // From here on the other is a replica that was loaded from its store.
+                // From here on the other replica is one that was loaded from its store.
                 other.state = other.reload();
                 prop_assert_eq!(replica.state.digest(), other.state.digest());
             }

@@ -9,7 +9,7 @@ fn a_fresh_tree_has_the_nodes_of_zookeeper() {
     assert_eq!(replica.children("/"), ["zookeeper"]);
     assert_eq!(replica.children("/zookeeper"), ["config", "quota"]);
     assert_eq!(replica.state.zxid(), 0);
-    // Children that were not created make the counter negative on the wire, in ZooKeeper too.
+    // Children that were not created make the counter negative for clients, in ZooKeeper too.
     assert_eq!(replica.stat("/").cversion, -1);
     assert_eq!(replica.stat("/zookeeper").cversion, -2);
     assert_eq!(replica.stat("/zookeeper/config").aversion, -1);

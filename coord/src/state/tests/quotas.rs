@@ -39,7 +39,7 @@ fn stats_tell_what_is_there_and_follow_every_write() {
     assert!(replica.write(0, &delete("/a/b")).is_ok());
     assert_eq!(replica.text(STATS), "count=1,bytes=5");
     let after = Stat { data_length: 0, ..replica.stat(STATS) };
-    assert_eq!(after, before, "counting is no write of the node that tells it");
+    assert_eq!(after, before, "counting does not write the node with the count");
     assert_eq!(replica.reload().digest(), replica.state.digest());
 }
 

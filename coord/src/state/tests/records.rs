@@ -1,4 +1,4 @@
-//! Records: what is written is what is loaded, and what cannot be is refused by name.
+//! Records: what is written can be loaded, and a wrong record is refused by name.
 
 use super::*;
 
@@ -71,11 +71,15 @@ fn a_missing_record_is_noticed() {
         store.remove(key);
         let name = key.escape_ascii();
         let loaded = load(&store, false);
-        // The nodes of a fresh state are there without records, but not as they are now.
+        // The nodes of a fresh state exist without records, but not as they are now.
         let is_fresh = key[0] == b'm' || (key[0] != b'a' && key[1..5] < [0, 0, 0, 4][..]);
         match loaded {
             Ok(state) if is_fresh => {
-                assert_ne!(state.digest(), replica.state.digest(), "{name} is missed by nobody");
+                assert_ne!(
+                    state.digest(),
+                    replica.state.digest(),
+                    "the digest does not cover {name}"
+                );
             }
             Ok(_) => panic!("a state without {name}"),
             Err(_) => {}
@@ -92,7 +96,7 @@ fn check(key: &[u8], value: &[u8], complaint: &str) {
     assert!(error.contains(complaint), "{error}");
 }
 
-/// A node record of slot 20.
+/// Builds a node record of slot 20.
 fn node(parent: u32, edit: impl FnOnce(&mut Vec<u8>), name: &str) -> Vec<u8> {
     let mut value = Vec::new();
     let mut writer = Writer::new(&mut value);
@@ -172,7 +176,7 @@ fn the_digest_sees_every_part() {
     let mut edit = |edit: &mut dyn FnMut(&mut Replica)| {
         let mut replica = sample();
         edit(&mut replica);
-        // Compared at the same zxid: it is a part of its own.
+        // The zxid is part of the digest, so it must be equal to compare.
         replica.state.zxid = base.state.zxid;
         let digest = replica.state.digest();
         assert!(!seen.contains(&digest));

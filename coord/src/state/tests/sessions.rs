@@ -1,4 +1,4 @@
-//! Sessions: ids, coming back, ephemerals, the end.
+//! Sessions: ids, connecting again, ephemeral nodes, the end.
 
 use super::*;
 

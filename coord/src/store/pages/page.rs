@@ -1,4 +1,4 @@
-//! One branch or leaf page: its nodes, each within bounds, apart from the others, keys ascending.
+//! One branch or leaf page: each node within bounds and apart from the others, keys ascending.
 //!
 //! ```text
 //!  ┌ number ┬ pad ┬ flags ┬ lower ┬ upper ┬ offsets … ┄ free ┄ ┬ nodes, in any order ┐
@@ -9,9 +9,9 @@
 //!         └ u16 ┴ u16 ─┴ u16 ──┴ u16 ─────┴─────┴───────────────────────────────────────────┘
 //! ```
 //!
-//! In a leaf `low` and `high` are the size of the value, in a branch they and `flags` are the
-//! child. LMDB compares the keys of the free tree as numbers; here their bytes are turned around,
-//! so that both trees compare bytes.
+//! In a leaf `low` and `high` are the size of the value. In a branch they and `flags` are the child. LMDB
+//! compares the keys of the free tree as numbers. Their bytes are reversed here, so that both trees compare
+//! bytes.
 
 use std::ops::Range;
 
@@ -22,7 +22,7 @@ const NODE_SIZE: usize = 8;
 /// `F_BIGDATA`: the value is in overflow pages.
 const BIG_DATA: u16 = 0x01;
 
-/// What the header says that a page is. Other flags, which LMDB has in memory only, are damage.
+/// The kind of a page by its header. Other flags, which LMDB has only in memory, are damage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PageKind {
     Branch,
@@ -34,20 +34,20 @@ impl PageKind {
     pub(super) const META: u16 = 0x08;
 }
 
-/// A node of a page that was checked.
+/// A node of a checked page.
 #[derive(Debug, Clone)]
 pub(super) struct Node {
     pub(super) key: Range<usize>,
-    /// Where the value is, if it is in the page.
+    /// Place of the value, if it is in the page.
     pub(super) value: Range<usize>,
     pub(super) value_size: usize,
-    /// The overflow page it is in otherwise.
+    /// The overflow page of the value otherwise.
     pub(super) overflow: Option<u64>,
-    /// The page below; in branches only.
+    /// The page below, in branches only.
     pub(super) child: u64,
 }
 
-/// A page that was checked by itself. Where its nodes point to is for the walk.
+/// A page that was checked by itself. The walk checks where its nodes point to.
 pub(super) struct Page {
     bytes: Vec<u8>,
     number: u64,
@@ -56,7 +56,7 @@ pub(super) struct Page {
 }
 
 impl Page {
-    /// Checks a page. The error says what is wrong.
+    /// Checks a page. The error names the mistake.
     pub(super) fn new(bytes: Vec<u8>, number: u64, tree: TreeKind) -> Result<Page, String> {
         if u64_at(&bytes, 0) != number {
             return Err(format!("its header says that it is page {}", u64_at(&bytes, 0)));
@@ -64,7 +64,7 @@ impl Page {
         let kind = match u16_at(&bytes, 10) {
             0x01 => PageKind::Branch,
             0x02 => PageKind::Leaf,
-            flags => return Err(format!("it is no branch and no leaf (flags {flags:#x})")),
+            flags => return Err(format!("it is neither a branch nor a leaf (flags {flags:#x})")),
         };
         let lower = usize::from(u16_at(&bytes, 12));
         let upper = usize::from(u16_at(&bytes, 14));
@@ -83,7 +83,7 @@ impl Page {
             let end = page.read_node(tree, index, start, upper)?;
             spans.push((start, end));
         }
-        // Nodes fill the rest of the page without a gap: LMDB moves them by these sizes.
+        // Nodes fill the rest of the page without a gap, because LMDB moves them by these sizes.
         spans.sort_unstable();
         let mut next = upper;
         for (start, end) in spans {
@@ -99,7 +99,7 @@ impl Page {
         Ok(page)
     }
 
-    /// Reads the node at `start` and gives where it ends.
+    /// Reads the node at `start` and returns its end.
     fn read_node(
         &mut self,
         tree: TreeKind,
@@ -157,7 +157,7 @@ impl Page {
                 self.bytes[node.key.clone()].reverse();
             }
         }
-        // The first key of a branch is not compared by LMDB either.
+        // LMDB does not compare the first key of a branch either.
         let first = usize::from(self.kind == PageKind::Branch);
         for index in first + 1..self.nodes.len() {
             if self.sort_key(index - 1) >= self.sort_key(index) {
@@ -175,7 +175,7 @@ impl Page {
         self.kind
     }
 
-    /// Nodes, at least 1, in a branch at least 2.
+    /// Returns the count of nodes: at least 1, in a branch at least 2.
     pub(super) fn count(&self) -> usize {
         self.nodes.len()
     }
@@ -188,19 +188,19 @@ impl Page {
         &self.bytes[range]
     }
 
-    /// The key of a node, in a form that compares as bytes.
+    /// Returns the key of a node, in a form that compares as bytes.
     pub(super) fn sort_key(&self, index: usize) -> &[u8] {
         &self.bytes[self.nodes[index].key.clone()]
     }
 
-    /// Whether all keys that count are in `lower..upper`.
+    /// True if all keys that count are in `lower..upper`.
     pub(super) fn within(&self, lower: Option<&[u8]>, upper: Option<&[u8]>) -> bool {
         let first = self.sort_key(usize::from(self.kind == PageKind::Branch));
         let last = self.sort_key(self.count() - 1);
         lower.is_none_or(|lower| first >= lower) && upper.is_none_or(|upper| last < upper)
     }
 
-    /// The buffer, to be used again.
+    /// Returns the buffer for reuse.
     pub(super) fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }

@@ -1,4 +1,4 @@
-//! A checkpoint commits what came last for each key, when it is due and not before.
+//! A checkpoint commits the last value of each key, when it is due and not before.
 
 use super::*;
 use crate::store::checkpoint::{Checkpoint, Limits};
@@ -38,7 +38,7 @@ fn a_commit_is_due_when_the_oldest_change_waited_long_enough() {
     assert!(!checkpoint.is_due(1099) && checkpoint.is_due(1100));
     checkpoint.clear();
     assert_eq!(checkpoint.due_ms(), None);
-    // An index without changes is durable progress too: the log can be compacted.
+    // An index without changes is durable progress too, because the log can be compacted.
     checkpoint.add(vec![], applied(3), 2000);
     assert_eq!(checkpoint.due_ms(), Some(2100));
 }

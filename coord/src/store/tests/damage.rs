@@ -1,18 +1,18 @@
-//! A file that was changed behind our back is refused, or all of it is still right: never a wrong
-//! record, never a crash.
+//! A file that was changed from outside is refused, or all of it is still right. There is never a wrong
+//! record, and never a crash.
 //!
-//! Flips are random with fixed seeds, over whole files and, since most of a file is values, again
-//! over the places that LMDB trusts: meta pages, page headers, offsets and node heads.
+//! Flips are random with fixed seeds, over whole files. Since most of a file is values, there are more
+//! flips in the places that LMDB trusts: meta pages, page headers, offsets and node heads.
 
 use std::fs;
 
 use super::*;
 
 const PAGE: usize = 4096;
-/// With segments of 64 KiB, so that there are many.
+/// Segments of 64 KiB, so that there are many.
 const TINY: Sizes = Sizes { log_bytes_max: 1 << 20, ..SIZES };
 
-/// Everything a machine holds.
+/// Everything that a machine has stored.
 #[derive(Debug, PartialEq)]
 pub(super) struct Everything {
     log: (super::super::LogState, Vec<Entry>),
@@ -24,8 +24,8 @@ fn everything(stores: &Stores) -> Result<Everything, StoreError> {
     Ok(Everything { log, state: whole_state(&stores.state)? })
 }
 
-/// A directory with a past: replaced, compacted and deleted records, large values, free pages,
-/// trees of several levels.
+/// Builds a directory with a past: replaced, compacted and deleted records, large values, free pages, trees
+/// of several levels.
 pub(super) fn with_a_past(seed: u64, size: u64) -> (TempDir, Everything) {
     let mut machine = OnDisk::with(TINY);
     let random = &mut fastrand::Rng::with_seed(seed);
@@ -50,19 +50,19 @@ pub(super) fn with_a_past(seed: u64, size: u64) -> (TempDir, Everything) {
             machine.log().compact(to, term).unwrap();
         }
     }
-    // So that the last one replaces: the older of the two meta pages has other roots.
+    // This commit makes the older of the two meta pages have other roots.
     let found = everything(machine.stores()).unwrap();
     (machine.close(), found)
 }
 
-/// What became of a directory with a damaged file.
+/// The outcomes of opening a directory with a damaged file.
 #[derive(Debug, Default)]
 struct Outcomes {
     refused: usize,
     intact: usize,
 }
 
-/// The files of a directory with what is in them.
+/// Lists the files of a directory with their content.
 fn files(path: &Path) -> Vec<(String, Vec<u8>)> {
     let list = fs::read_dir(path.join("log")).unwrap();
     let names = list.map(|file| file.unwrap().file_name().into_string().unwrap());
@@ -73,14 +73,14 @@ fn files(path: &Path) -> Vec<(String, Vec<u8>)> {
     names.into_iter().map(read).map(|(bytes, name)| (name, bytes)).collect()
 }
 
-/// Makes the files as they were.
+/// Restores the files.
 fn restore(path: &Path, originals: &[(String, Vec<u8>)]) {
     fs::remove_dir_all(path.join("log")).unwrap();
     fs::create_dir(path.join("log")).unwrap();
     originals.iter().for_each(|(name, bytes)| fs::write(path.join(name), bytes).unwrap());
 }
 
-/// Puts `bytes` in the place of a file; opening it must be refused, or give everything.
+/// Replaces a file with `bytes`. Opening it must be refused, or return everything.
 fn check(path: &Path, file: &str, bytes: &[u8], expected: &Everything, outcomes: &mut Outcomes) {
     fs::write(path.join(file), bytes).unwrap();
     let opened = open_existing(path, TINY).and_then(|stores| Ok((everything(&stores)?, stores)));
@@ -88,7 +88,7 @@ fn check(path: &Path, file: &str, bytes: &[u8], expected: &Everything, outcomes:
         Ok((found, mut stores)) => {
             assert!(found == *expected, "wrong data was given out");
             outcomes.intact += 1;
-            // What was not noticed must not hurt what is written next.
+            // Unnoticed damage must not hurt the next write.
             let next = found.log.0.last_index + 1;
             stores.log.append(&[append(entries(next, next + 40, 99))]).unwrap();
             let keys: Vec<String> = (0..40).map(|key| format!("more {key}")).collect();
@@ -158,7 +158,7 @@ fn a_flipped_byte_anywhere_is_noticed_or_harmless() {
 #[test]
 fn a_flipped_byte_in_a_meta_page_is_noticed_or_harmless() {
     flip(4, 8, true, |_, random| {
-        // Header, and every field of both; then some of the rest.
+        // The places are the header and every field of both, then some of the rest.
         let mut places: Vec<usize> =
             (0..152).flat_map(|at| [at, at, PAGE + at, PAGE + at]).collect();
         places.extend((0..20).map(|_| random.usize(152..PAGE)));
@@ -217,7 +217,7 @@ fn pages_that_were_never_written_are_noticed_or_harmless() {
         let mut outcomes = Outcomes::default();
         let is_used = original.iter().any(|byte| *byte != 0);
         for page in 0..original.len().div_ceil(PAGE) {
-            // Zeros, and half of a page: a write that was cut.
+            // Zeros, and half of a page, are what a cut write leaves.
             for zeroed in [0..PAGE, PAGE / 2..PAGE, 0..PAGE / 2] {
                 let mut bytes = original.clone();
                 let end = bytes.len();
@@ -232,7 +232,7 @@ fn pages_that_were_never_written_are_noticed_or_harmless() {
     }
 }
 
-/// A disk that lost its last writes: the file as it was some commits ago, or a mix of two times.
+/// Puts the file of some commits ago, or a mix of two times, as a disk does that lost its last writes.
 #[test]
 fn an_old_page_among_new_ones_is_noticed_or_harmless() {
     let (directory, _) = with_a_past(8, 12);

@@ -1,4 +1,4 @@
-//! A directory is used by its own replica, by one process, and only with both halves there.
+//! A directory is used by its own replica, by one process, and only if both halves are there.
 
 use std::fs;
 
@@ -9,13 +9,13 @@ fn error(result: Result<Stores, StoreError>) -> StoreError {
     result.err().expect("it should have been refused")
 }
 
-/// The error of opening `machine`'s directory again.
+/// Returns the error of opening `machine`'s directory again.
 fn refused(machine: OnDisk) -> StoreError {
     let directory = machine.close();
     error(open(directory.path(), IDENTITY, SIZES))
 }
 
-/// A machine with something in both halves.
+/// Builds a machine with data in both halves.
 fn used() -> OnDisk {
     let mut machine = OnDisk::new();
     machine.log().append(&[append(entries(1, 3, 1))]).unwrap();
@@ -28,7 +28,7 @@ fn a_directory_in_use_is_refused() {
     let mut machine = used();
     let again = error(open(machine.path(), IDENTITY, SIZES));
     assert_eq!(again, StoreError::Locked { path: machine.path().to_owned() });
-    // Whatever is left of the stores keeps it.
+    // Any remaining part of the stores keeps the lock.
     let reader = machine.log().reader();
     let path = machine.path().to_owned();
     let directory = machine.close();
@@ -41,7 +41,7 @@ fn a_directory_in_use_is_refused() {
 fn a_lock_ends_though_a_forked_process_still_has_its_file() {
     let directory = scratch();
     let lock = Lock::take(directory.path()).unwrap();
-    // The same open file, as a process has it between fork and exec.
+    // A process between fork and exec has the same open file.
     let inherited = lock.file.try_clone().unwrap();
     assert!(Lock::take(directory.path()).is_err());
     drop(lock);
@@ -60,7 +60,7 @@ fn a_directory_of_another_replica_or_cluster_is_refused() {
     let refused = error(open(machine.path(), other, SIZES)).to_string();
     assert!(refused.contains("cluster 0000000000000007"), "{refused}");
     assert!(refused.contains("cluster 0000000000000008"), "{refused}");
-    // The random id is the directory's own, an unknown cluster is found out.
+    // The random id comes from the directory. An unknown cluster id is replaced by the directory's too.
     let unknown = Identity { store_id: 1, cluster_id: 0, ..IDENTITY };
     assert_eq!(open(machine.path(), unknown, SIZES).unwrap().identity, IDENTITY);
     assert_eq!(open_existing(machine.path(), SIZES).unwrap().identity, IDENTITY);
@@ -208,7 +208,7 @@ fn an_install_that_was_cut_short_leaves_the_old_state_or_the_new() {
     let mut source = OnDisk::new();
     commit(source.state(), &[("new", Some("state"))], 50);
     let sent = chunks(source.state(), 1000);
-    // What is on disk before the rename, after it, and after the directory is removed.
+    // The steps are: before the rename, after it, and after the directory is removed.
     for step in 0..3 {
         let mut machine = used();
         machine.stores = None;

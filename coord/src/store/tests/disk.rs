@@ -1,4 +1,4 @@
-//! A disk that refuses, is full or forgets: nothing that was acknowledged is lost.
+//! A disk that refuses, is full or forgets loses nothing that was acknowledged.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::*;
 use crate::store::memory::Part;
 
-/// Set for the processes that tests here start, which run the same test; names their directory.
+/// Set in the processes that tests here start, which run the same test. It names their directory.
 const CHILD: &str = "MILLRACE_TEST_STORE_DIRECTORY";
 
 #[test]
@@ -28,7 +28,7 @@ fn a_full_log_says_so_and_goes_on_after_compaction() {
     assert_eq!(whole_log(&stores.log).unwrap().len() as u64, last, "all or nothing");
     assert!(stores.log.used_bytes() <= stores.log.limit_bytes());
     assert!(stores.log.used_bytes() > stores.log.limit_bytes() * 8 / 10);
-    // What is full can still forget.
+    // A full log can still forget.
     assert_eq!(stores.log.compact(last / 2, 1).unwrap(), last / 2);
     assert!(stores.log.used_bytes() < stores.log.limit_bytes() * 6 / 10);
     stores.log.append(&[append(entries(last + 1, last + 50, 1))]).unwrap();
@@ -194,7 +194,7 @@ fn a_kill_at_any_moment_loses_nothing_acknowledged() {
 
 const KILLS: u64 = 20;
 
-/// What the process that is killed writes is known from the indexes alone.
+/// Checks the data of the killed process, which the indexes alone determine.
 fn check_promises(stores: &Stores) -> (u64, u64) {
     let log = stores.log.reader().initial().unwrap();
     assert!(whole_log(&stores.log).unwrap() == entries(log.compacted_index + 1, log.last_index, 1));
@@ -211,7 +211,7 @@ fn write_until_killed(path: &Path) {
     let mut stores = open(path, IDENTITY, SIZES).unwrap();
     let (mut last, mut index) = check_promises(&stores);
     loop {
-        // Every other append replaces the last entries by the same ones.
+        // Every other append replaces the last entries with the same ones.
         let log = stores.log.reader().initial().unwrap();
         let first = (last + 1).saturating_sub(last % 3).max(log.compacted_index + 1);
         last += 1 + last % 5;

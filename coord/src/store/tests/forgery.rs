@@ -1,5 +1,5 @@
-//! Files whose structure is perfect but whose content is old or has lost something: what a disk
-//! leaves that forgot writes it had acknowledged. Random damage hardly ever makes one.
+//! Files with a perfect structure whose content is old or incomplete. A disk leaves such files if it
+//! forgets acknowledged writes, and random damage hardly ever makes one.
 
 use std::fs;
 use std::sync::Arc;
@@ -10,11 +10,11 @@ use crate::store::lmdb::Environment;
 use crate::store::record::{self, HEADER_KEY};
 
 const PAGE: usize = 4096;
-/// Offsets in a meta page: what a transaction changes (both trees and the last page), its number.
+/// Offsets in a meta page: what a transaction changes (both trees and the last page), and its number.
 const TREES: std::ops::Range<usize> = 40..144;
 const TRANSACTION: std::ops::Range<usize> = 144..152;
 
-/// A machine whose last commit replaced something.
+/// Builds a machine whose last commit replaced something.
 fn used() -> OnDisk {
     let mut machine = OnDisk::new();
     for step in 1..=6 {
@@ -48,7 +48,7 @@ fn forge_meta(forge: impl Fn(&mut [u8], &mut [u8]), because: &str) {
     is_refused(&directory, because);
 }
 
-/// The forged file is as LMDB would write it: its own checks, and ours of the pages, pass.
+/// The forged file is as LMDB would write it, so its own checks, and ours of the pages, pass.
 const OTHER_TRANSACTION: &str = "a header that another transaction wrote";
 
 fn add(meta: &mut [u8], difference: i64) {
@@ -84,14 +84,14 @@ fn meta_pages_of_commits_that_do_not_follow_each_other_are_refused() {
     );
 }
 
-/// Puts a record (`None` removes it) without telling the header.
+/// Puts a record (`None` removes it) without changing the header.
 fn forge_record(key: &[u8], value: Option<&[u8]>) -> TempDir {
     let directory = used().close();
     let lock = Arc::new(Lock::take(directory.path()).unwrap());
     let path = directory.path().join("state");
     let (environment, header) = Environment::open(&path, SIZES.state_bytes_max, lock).unwrap();
     let mut header = header.unwrap();
-    // Twice, so that both meta pages lead to it.
+    // Two commits make both meta pages lead to it.
     for _ in 0..2 {
         environment
             .write(|transaction, records, number| {
@@ -113,7 +113,7 @@ fn forge_record(key: &[u8], value: Option<&[u8]>) -> TempDir {
 
 #[test]
 fn forging_itself_is_not_what_is_refused() {
-    // The record that is there already.
+    // This record is there already.
     let mut same = Vec::new();
     record::write_state(b"b", b"b", &mut same);
     let directory = forge_record(&record::state_key(b"b"), Some(&same));

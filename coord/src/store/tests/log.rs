@@ -56,7 +56,7 @@ fn an_append_replaces_what_was_behind_its_first_entry() {
         assert_eq!(whole_log(machine.log()).unwrap(), expected);
         machine.restart();
         assert_eq!(whole_log(machine.log()).unwrap(), expected);
-        // The very first, so that nothing old is left.
+        // This replaces the very first entry, so nothing old is left.
         machine.log().append(&[append(entries(1, 1, 5))]).unwrap();
         machine.restart();
         assert_eq!(whole_log(machine.log()).unwrap(), entries(1, 1, 5));
@@ -173,7 +173,7 @@ fn a_log_is_what_a_vector_would_be() {
     }
 }
 
-/// Random appends, replacements, compactions, resets and restarts, beside a plain vector.
+/// Makes random appends, replacements, compactions, resets and restarts, beside a plain vector.
 fn random_log(machine: &mut dyn Machine, seed: u64) {
     let random = &mut fastrand::Rng::with_seed(seed);
     let mut compacted = (0, 0);

@@ -1,6 +1,6 @@
 //! Structures that LMDB would accept and later turn into damage are refused, each for its reason.
 //!
-//! Offsets are those of LMDB's pages, see [`super::super::pages`].
+//! The offsets are those of LMDB's pages, see [`super::super::pages`].
 
 use std::fs;
 
@@ -33,7 +33,7 @@ impl Forged {
         u64::from_le_bytes(self.bytes[at..at + 8].try_into().unwrap())
     }
 
-    /// Where the root page of a tree of the newer meta page begins.
+    /// Returns the offset of the root page of a tree of the newer meta page.
     fn root(&self, field: usize) -> usize {
         let is_second_newer = self.u64(PAGE + TRANSACTION) > self.u64(TRANSACTION);
         let meta = if is_second_newer { PAGE } else { 0 };
@@ -48,12 +48,12 @@ impl Forged {
         (self.u16(page + 12) - 16) / 2
     }
 
-    /// Where a node begins.
+    /// Returns the offset of a node.
     fn node(&self, page: usize, index: usize) -> usize {
         page + self.u16(page + 16 + 2 * index)
     }
 
-    /// The first leaf below the main root, which is a branch.
+    /// Returns the offset of the first leaf below the main root, which is a branch.
     fn first_leaf(&self) -> usize {
         let mut page = self.root(MAIN_ROOT);
         while self.flags(page) == 1 {
@@ -91,7 +91,7 @@ fn a_used_page_in_a_free_list_is_refused() {
     let mut forged = Forged::new();
     let leaf = forged.root(FREE_ROOT);
     assert_eq!(forged.flags(leaf), 2, "the free tree is small");
-    // The longest list: its last number, which is the lowest, may become any lower one.
+    // The last number of the longest list is the lowest, and may become any lower one.
     let lists = (0..forged.count(leaf)).map(|index| forged.node(leaf, index));
     let list = lists.max_by_key(|node| forged.u64(node + 16)).unwrap() + 16;
     let last = list + 8 * forged.u64(list) as usize;
@@ -99,7 +99,7 @@ fn a_used_page_in_a_free_list_is_refused() {
     let mut refused = 0;
     for page in 2..original {
         forged.bytes[last..last + 8].copy_from_slice(&page.to_le_bytes());
-        // Where it is accepted, the page is in no other place and the one it replaced is lost.
+        // If it is accepted, the page is in no other place, and the one it replaced is lost.
         let Some(at) = forged.refusal() else { continue };
         assert!(at.contains("two places at once"), "{at}");
         refused += 1;
@@ -111,7 +111,7 @@ fn a_used_page_in_a_free_list_is_refused() {
 fn a_branch_that_leads_keys_astray_is_refused() {
     let mut forged = Forged::new();
     let root = forged.root(MAIN_ROOT);
-    // The last key of the root: a little higher, and the first key below it cannot be found.
+    // With a slightly higher last key of the root, the first key below it cannot be found.
     let node = forged.node(root, forged.count(root) - 1);
     let key_end = node + 8 + forged.u16(node + 6);
     assert!(forged.bytes[key_end - 1] < 255);

@@ -1,4 +1,4 @@
-//! The state keeps its records; a snapshot carries all of them, and replaces a state whole or not.
+//! The state keeps its records. A snapshot has all of them, and replaces a state completely or not at all.
 
 use super::*;
 use crate::store::{KEY_SIZE_MAX, SNAPSHOTS_MAX};
@@ -85,7 +85,7 @@ fn a_state_is_what_a_map_would_be() {
     }
 }
 
-/// Random commits, restarts and snapshots that are installed again, beside a plain map.
+/// Makes random commits, restarts and installed snapshots, beside a plain map.
 fn random_state(machine: &mut dyn Machine, seed: u64) {
     let random = &mut fastrand::Rng::with_seed(seed);
     let mut expected = Contents::new();
@@ -120,7 +120,7 @@ fn random_state(machine: &mut dyn Machine, seed: u64) {
     }
 }
 
-/// A state of some size, with records of every size.
+/// Builds a state of some size, with records of every size.
 fn fill(state: &mut dyn StateStore, seed: u64, index: u64) -> Contents {
     let random = &mut fastrand::Rng::with_seed(seed);
     let contents: Contents =

@@ -12,12 +12,12 @@
 //!            └ u32 ┴ u64 ──┴ u64 ─┴───────────────────────┘
 //! ```
 //!
-//! Numbers are little-endian. A batch starts on a sector of a file of zeros, ends with a trailer
-//! that is not zero, and says how many of its sectors are zero (the blanks). So a write that a
-//! crash cut short shows as such: more sectors than that, or all that follows some place in the
-//! batch, are zero. Any other batch was written as a whole, and if its checksum is wrong it was
-//! changed later. The crc of the head covers the id of the store, which nobody outside knows, and
-//! what follows it; the link is that of the batch before.
+//! Numbers are little-endian. A batch starts on a sector of a file of zeros, ends with a trailer that is
+//! not zero, and has the count of its zero sectors (the blanks). So a write that a crash cut short is
+//! noticed: more sectors than that are zero, or all after some place in the batch are. Any other batch was
+//! written completely, and if its checksum is wrong it was changed later. The crc of the head covers the id
+//! of the store, which no outside program knows, and what follows it. The link is the crc of the batch
+//! before.
 
 use bytes::{Buf, BufMut};
 use protobuf::Message;
@@ -27,21 +27,20 @@ use super::super::Identity;
 use super::super::files::is_zero;
 use super::index::{Header, Op, Position};
 
-/// What a disk writes as a whole: the smallest unit that disks have.
+/// Bytes that a disk writes as a whole: the smallest unit of any disk.
 pub(super) const SECTOR: usize = 512;
-/// Bytes of a batch's head.
 const HEAD_SIZE: usize = 36;
 /// Bytes of the item that begins a segment.
 const BEGIN_SIZE: usize = ITEM_HEAD_SIZE + 1 + 4 + 8 + 10 * 8;
 const ITEM_HEAD_SIZE: usize = 5;
 /// Bytes of an entry before its protobuf.
 const ENTRY_HEAD_SIZE: usize = 20;
-/// Where the items are in a [`Builder`]: room for a head, and for what begins a segment.
+/// Place of the items in a [`Builder`]: there is room for a head, and for the item that begins a segment.
 const FRONT_SIZE: usize = HEAD_SIZE + BEGIN_SIZE;
 const MAGIC: u32 = u32::from_le_bytes(*b"MRWL");
 /// The only layout so far.
 const VERSION: u8 = 1;
-/// The end of each batch; no byte of it is zero.
+/// The end of each batch, without a zero byte.
 const TRAILER: [u8; 4] = [0xe4; 4];
 
 /// The kinds of items.
@@ -54,18 +53,18 @@ mod kind {
     pub(super) const ADOPT: u8 = 6;
 }
 
-/// What the first batch of a segment says first.
+/// The first item in the first batch of a segment.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Begin {
-    /// The number of the segment, as in the name of its file.
+    /// The number of the segment, as in its file name.
     pub(super) segment: u32,
     /// Bytes of its file.
     pub(super) size: u64,
-    /// The log before this batch, so that earlier segments are needed for their entries only.
+    /// The log before this batch, so that earlier segments are needed only for their entries.
     pub(super) header: Header,
 }
 
-/// Makes one batch after the other in the same memory.
+/// Builds one batch after the other in the same memory.
 #[derive(Debug, Default)]
 pub(super) struct Builder {
     bytes: Vec<u8>,
@@ -76,7 +75,7 @@ pub(super) struct Built<'a> {
     pub(super) bytes: &'a [u8],
     /// The link of the next batch.
     pub(super) crc: u32,
-    /// Where in `bytes` the items are that [`Builder::add`] took.
+    /// Place in `bytes` of the items that [`Builder::add`] took.
     pub(super) items_at: usize,
 }
 
@@ -87,14 +86,14 @@ impl Builder {
         self.bytes.resize(FRONT_SIZE, 0);
     }
 
-    /// Gives back memory that only a large batch needed.
+    /// Frees memory that only a large batch needed.
     pub(super) fn shrink_to(&mut self, bytes_max: usize) {
         if self.bytes.capacity() > bytes_max {
             self.bytes = Vec::new();
         }
     }
 
-    /// Adds an entry, and gives the operation: where it is, counted from the first item.
+    /// Adds an entry. Returns the operation with its place, counted from the first item.
     pub(super) fn add_entry(&mut self, entry: &Entry) -> Op {
         let item = self.begin_item(kind::ENTRY);
         let body = item + ITEM_HEAD_SIZE;
@@ -111,7 +110,7 @@ impl Builder {
         Op::Entry { position, at: (body - FRONT_SIZE) as u32, size }
     }
 
-    /// Adds an operation that is no entry.
+    /// Adds an operation that is not an entry.
     pub(super) fn add(&mut self, op: &Op) {
         match op {
             Op::Entry { .. } => unreachable!("entries have bytes of their own"),
@@ -149,13 +148,13 @@ impl Builder {
         size
     }
 
-    /// Bytes of the batch as it is now, in the middle of a segment or as its first one.
+    /// Returns the bytes of the batch so far, in the middle of a segment or as its first one.
     pub(super) fn size(&self, is_first: bool) -> u64 {
         let front = if is_first { 0 } else { BEGIN_SIZE };
         (self.bytes.len() - front + TRAILER.len()).next_multiple_of(SECTOR) as u64
     }
 
-    /// Ends the batch. After this only [`Builder::clear`] can follow.
+    /// Ends the batch. Only [`Builder::clear`] may follow.
     pub(super) fn finish(
         &mut self,
         begin: Option<&Begin>,
@@ -252,22 +251,21 @@ fn head_crc(head: &[u8], store_id: u64) -> u32 {
     hasher.finalize()
 }
 
-/// The head of a batch.
 #[derive(Debug, Clone, Copy)]
 struct Head {
     crc: u32,
     body_crc: u32,
-    /// Of the batch with its head.
+    /// Bytes of the batch with its head.
     size: usize,
     number: u64,
     link: u32,
     items_size: usize,
-    /// Sectors behind the first that are zero.
+    /// Count of zero sectors behind the first.
     blanks: u32,
 }
 
 impl Head {
-    /// The head that `bytes` begin with, if there is one.
+    /// Reads the head that `bytes` begin with, if there is one.
     fn read(bytes: &[u8], store_id: u64) -> Option<Head> {
         let mut fields = bytes.get(..HEAD_SIZE)?;
         if fields.get_u32_le() != MAGIC {
@@ -293,13 +291,13 @@ pub(super) struct Batch<'a> {
     pub(super) link: u32,
     /// The link of the next batch.
     pub(super) crc: u32,
-    /// Of the batch, in bytes.
+    /// Bytes of the batch.
     pub(super) size: usize,
     items: &'a [u8],
 }
 
 impl<'a> Batch<'a> {
-    /// The batch that `bytes` begin with, if it is there and whole.
+    /// Reads the batch that `bytes` begin with, if it is there and complete.
     pub(super) fn read(bytes: &'a [u8], store_id: u64) -> Option<Batch<'a>> {
         let Head { crc, body_crc, size, number, link, items_size, .. } =
             Head::read(bytes, store_id)?;
@@ -310,8 +308,8 @@ impl<'a> Batch<'a> {
         Some(Batch { number, link, crc, size, items: body.get(..items_size)? })
     }
 
-    /// What begins the segment, if this is its first batch, and the operations. Places are counted
-    /// from the first byte of the batch.
+    /// Returns the item that begins the segment, if this is its first batch, and the operations. Places are
+    /// counted from the first byte of the batch.
     pub(super) fn decode(&self) -> Result<(Option<Begin>, Vec<Op>), &'static str> {
         const DAMAGED: &str = "it has an item that cannot be read";
         let (mut begin, mut ops) = (None, Vec::new());
@@ -339,7 +337,7 @@ impl<'a> Batch<'a> {
     }
 }
 
-/// Reads the body of an entry's item, or says what is wrong with it.
+/// Reads the body of an entry's item. The error names the mistake.
 pub(super) fn read_entry(index: u64, body: &[u8]) -> Result<Entry, &'static str> {
     let (crc, rest) = body.split_first_chunk::<4>().ok_or("it is too short")?;
     if u32::from_le_bytes(*crc) != crc32fast::hash(rest) {
@@ -347,7 +345,7 @@ pub(super) fn read_entry(index: u64, body: &[u8]) -> Result<Entry, &'static str>
     }
     let mut fields = rest.get(..ENTRY_HEAD_SIZE - 4).ok_or("it is too short")?;
     let position = get_position(&mut fields);
-    // One copy, so that an entry keeps no more than itself in memory; its payload shares it.
+    // One copy is made, so that an entry keeps only its own bytes in memory; its payload shares them.
     let message = bytes::Bytes::copy_from_slice(&rest[ENTRY_HEAD_SIZE - 4..]);
     let entry =
         Entry::parse_from_carllerche_bytes(&message).map_err(|_| "its body is not an entry")?;
@@ -357,9 +355,9 @@ pub(super) fn read_entry(index: u64, body: &[u8]) -> Result<Entry, &'static str>
     Ok(entry)
 }
 
-/// Whether a log whose next batch is `next` may end before `rest`, where no such batch can be read
-/// and which goes to the end of a segment: if nothing is there, or a batch that a crash cut short.
-/// Otherwise the reason why something was there.
+/// Checks that a log whose next batch is `next` may end before `rest`, which goes to the end of a segment
+/// and has no readable batch of this number. It may if nothing is there, or a batch that a crash cut short.
+/// Otherwise the error says what is there.
 pub(super) fn check_end(rest: &[u8], store_id: u64, next: u64) -> Result<(), &'static str> {
     let Some((head_bytes, after_head)) = rest.split_at_checked(HEAD_SIZE) else { return Ok(()) };
     let size = match Head::read(rest, store_id) {
@@ -375,7 +373,7 @@ pub(super) fn check_end(rest: &[u8], store_id: u64, next: u64) -> Result<(), &'s
             head.size
         }
         None if is_zero(head_bytes) => SECTOR,
-        // Half a head: where a kill stopped the copying.
+        // Half a head is there, where a kill stopped the copying.
         None if is_zero(after_head) => return Ok(()),
         None => return Err("the head of a batch has another checksum"),
     };
@@ -386,7 +384,7 @@ pub(super) fn check_end(rest: &[u8], store_id: u64, next: u64) -> Result<(), &'s
     Ok(())
 }
 
-/// Sectors of a batch that are zero. The first is not: the head is in it.
+/// Counts the zero sectors of a batch. The first one is not zero, because the head is in it.
 fn count_blanks(batch: &[u8]) -> u32 {
     batch.chunks(SECTOR).skip(1).filter(|sector| is_zero(sector)).count() as u32
 }

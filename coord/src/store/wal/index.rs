@@ -1,8 +1,8 @@
-//! Where each entry is: the log in memory, as its durable batches made it.
+//! The place of each entry: the log in memory, as its durable batches made it.
 //!
-//! Always holds: entries are those up to the last one, without a gap; while a log is opened its
-//! first ones can be missing, because they are compacted further on. A batch that is written and
-//! one that is read back go through the same [`Header::follow`] and [`Index::apply`].
+//! Always holds: the entries up to the last one are there without a gap. While a log is opened its first
+//! ones can be missing, because a later operation compacts them. A batch that is written and one that is
+//! read back go through the same [`Header::follow`] and [`Index::apply`].
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,19 +12,19 @@ use raft::eraftpb::HardState;
 use super::super::Identity;
 use super::segment::Segment;
 
-/// An entry as others refer to it.
+/// Index and term of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Position {
     pub(super) index: u64,
     pub(super) term: u64,
 }
 
-/// Everything about a log but its entries.
+/// Everything about a log except its entries.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Header {
     pub(super) identity: Identity,
     pub(super) hard_state: HardState,
-    /// The last entry that was forgotten.
+    /// The last forgotten entry.
     pub(super) compacted: Position,
     /// The last entry, or the compacted one.
     pub(super) last: Position,
@@ -33,19 +33,19 @@ pub(super) struct Header {
 /// One change of a log.
 #[derive(Debug, Clone)]
 pub(super) enum Op {
-    /// Forget everything; the next entry follows this one.
+    /// Forgets everything; the next entry follows this one.
     Reset(Position),
-    /// An entry, which replaces what was there from its index on. `at` and `size` are those of the
-    /// body of its item, in bytes.
+    /// An entry, which replaces all from its index on. `at` and `size` are place and size of its item's
+    /// body, in bytes.
     Entry {
         position: Position,
         at: u32,
         size: u32,
     },
     HardState(HardState),
-    /// Forget what is up to this entry.
+    /// Forgets the entries up to this one.
     Compact(Position),
-    /// The log belongs to this cluster.
+    /// Sets the cluster id of the log.
     Adopt(u64),
 }
 
@@ -59,7 +59,7 @@ impl Header {
         }
     }
 
-    /// Changes the header as `op` does, or says why it cannot follow.
+    /// Changes the header as `op` does. The error says why `op` cannot follow.
     pub(super) fn follow(&mut self, op: &Op) -> Result<(), &'static str> {
         match op {
             Op::Reset(position) => {
@@ -93,18 +93,17 @@ impl Header {
     }
 }
 
-/// Where an entry is.
+/// The place of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Slot {
     pub(super) term: u64,
-    /// The number of its segment.
     pub(super) segment: u32,
-    /// Of its item's body in the segment, in bytes.
+    /// Offset of its item's body in the segment, in bytes.
     pub(super) offset: u32,
     pub(super) size: u32,
 }
 
-/// A segment with something in it.
+/// A segment with entries, or the current one.
 #[derive(Debug)]
 pub(super) struct Live {
     pub(super) segment: Arc<Segment>,
@@ -116,19 +115,19 @@ pub(super) struct Live {
 #[derive(Debug)]
 pub(super) struct Index {
     pub(super) header: Header,
-    /// Of the last entries, one each.
+    /// One slot for each of the last entries.
     slots: VecDeque<Slot>,
-    /// In order of their numbers.
+    /// The segments, in the order of their numbers.
     pub(super) segments: VecDeque<Live>,
 }
 
 impl Index {
-    /// A log whose entries are not known yet.
+    /// Builds a log whose entries are not known yet.
     pub(super) fn new(header: Header) -> Index {
         Index { header, slots: VecDeque::new(), segments: VecDeque::new() }
     }
 
-    /// Index of the entry that the first slot is of.
+    /// Returns the index of the first slot's entry.
     fn first(&self) -> u64 {
         self.header.last.index + 1 - self.slots.len() as u64
     }
@@ -137,14 +136,14 @@ impl Index {
         self.slots.len()
     }
 
-    /// The first entry that should be there and is not.
+    /// Returns the first entry that is missing.
     pub(super) fn missing(&self) -> Option<u64> {
         let expected = self.header.compacted.index + 1;
         (self.first() > expected).then_some(expected)
     }
 
-    /// Changes the log by an operation that [`Header::follow`] accepted before. Its places are
-    /// counted from `base` in the segment with the number `segment`.
+    /// Changes the log by an operation that [`Header::follow`] accepted before. Its places are counted from
+    /// `base` in the segment with the number `segment`.
     pub(super) fn apply(&mut self, op: &Op, segment: u32, base: u32) {
         match op {
             Op::Reset(_) => self.slots.clear(),
@@ -157,7 +156,7 @@ impl Index {
             Op::Compact(position) => {
                 let gone = (position.index + 1).saturating_sub(self.first());
                 self.slots.drain(..gone as usize);
-                // Memory of a log that was long once.
+                // This frees the memory of a log that was long before.
                 if self.slots.capacity() > 4096.max(4 * self.slots.len()) {
                     self.slots.shrink_to(2 * self.slots.len());
                 }
@@ -167,13 +166,13 @@ impl Index {
         self.header.follow(op).expect("it was accepted before");
     }
 
-    /// Where the entry at `index` is, if it is there.
+    /// Returns the place of the entry at `index`, if it is there.
     pub(super) fn slot(&self, index: u64) -> Option<Slot> {
         let at = index.checked_sub(self.first())?;
         self.slots.get(usize::try_from(at).ok()?).copied()
     }
 
-    /// The term of the entry at `index` or of the compacted one.
+    /// Returns the term of the entry at `index`, or of the compacted one.
     pub(super) fn term(&self, index: u64) -> Option<u64> {
         match index == self.header.compacted.index {
             true => Some(self.header.compacted.term),
@@ -186,7 +185,7 @@ impl Index {
         &live.expect("a segment with entries is kept").segment
     }
 
-    /// Takes out the segments that no entry is in. The last one stays.
+    /// Removes and returns the segments without entries, except the last one.
     pub(super) fn take_dead(&mut self) -> Vec<Arc<Segment>> {
         let mut dead = Vec::new();
         // Later entries are in later segments.

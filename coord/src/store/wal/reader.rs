@@ -1,8 +1,7 @@
 //! Reading the log while it is written.
 //!
-//! Always holds: an entry is given out only if its checksum, index and term are right. The index is
-//! locked only to look up places; files are read after that, and stay readable when they are
-//! removed meanwhile.
+//! Always holds: an entry is returned only if its checksum, index and term are right. The index is locked
+//! only to look up places. Files are read after that, and stay readable if they are removed meanwhile.
 
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -16,16 +15,16 @@ use super::batch::read_entry;
 use super::index::{Index, Slot};
 use super::segment::Segment;
 
-/// Bytes that are read at a time, if entries are not larger.
+/// Most bytes of one read, if entries are not larger.
 const READ_SIZE_MAX: u32 = 256 << 10;
-/// Bytes between two entries that are read and not used, rather than reading twice.
+/// Most unused bytes between two entries that are read together, which is cheaper than two reads.
 const GAP_SIZE_MAX: u32 = 2048;
 
 pub(super) struct WalReader {
     shared: Arc<Shared>,
 }
 
-/// Entries that are read at once.
+/// Entries of one read.
 struct Run {
     segment: Arc<Segment>,
     /// Index of the first entry.
@@ -93,7 +92,7 @@ impl LogReader for WalReader {
     }
 }
 
-/// Where the entries are that a call of [`LogReader::entries`] gives.
+/// Lists the reads for a call of [`LogReader::entries`].
 fn runs(index: &Index, low: u64, high: u64, bytes_max: u64) -> Result<Vec<Run>, StoreError> {
     let compacted = index.header.compacted.index;
     if low <= compacted {
@@ -118,7 +117,7 @@ fn runs(index: &Index, low: u64, high: u64, bytes_max: u64) -> Result<Vec<Run>, 
     Ok(runs)
 }
 
-/// Whether `slot` is read together with those of `run`.
+/// True if `slot` is read together with those of `run`.
 fn continues(run: &Run, slot: Slot) -> bool {
     let (first, last) = (run.slots[0], run.slots[run.slots.len() - 1]);
     let end = last.offset + last.size;

@@ -1,15 +1,13 @@
 //! Opening a log: every batch is read, checked and applied again, and the end is found.
 //!
-//! Always holds: batches have consecutive numbers, and each repeats the checksum of the one before
-//! it, through all segments. Where the next batch cannot be read the log ends, if nothing speaks
-//! against it: [`check_end`], or the mark of a later durable batch. Then what a crash left behind
-//! the end is overwritten with zeros.
+//! Always holds: batches have consecutive numbers, and each repeats the checksum of the one before it,
+//! through all segments. The log ends at the first unreadable batch, unless [`check_end`] or the mark of a
+//! later durable batch contradicts. Then the rest of a crash behind the end is overwritten with zeros.
 //!
-//! What is told apart: damage in any batch but the last, always, by the batches after it. In the
-//! last one, a changed byte, because the rest of the batch is there; lost sectors, also all of
-//! them, by the mark. What is not: sectors of the last batch that a disk said to be durable and
-//! lost nevertheless, if power went with them before the kernel had written the mark (half a
-//! minute). Such a disk breaks every log.
+//! Damage in any batch but the last is always noticed, because of the batches after it. In the last one a
+//! changed byte is noticed, because the rest of the batch is there. Lost sectors are noticed by the mark,
+//! even if all are lost. Sectors of the last batch are not noticed if the disk reported them durable and
+//! lost them with the power before the kernel wrote the mark (half a minute). Such a disk breaks every log.
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -21,18 +19,17 @@ use super::batch::{Batch, Begin, check_end};
 use super::index::{Index, Live};
 use super::segment::{Mark, Segment, remove_unfinished};
 
-/// A log that was found.
 pub(super) struct Recovered {
     pub(super) index: Index,
     pub(super) mark: Mark,
     /// Number and checksum of the last batch.
     pub(super) number: u64,
     pub(super) link: u32,
-    /// Where the next batch goes in the last segment.
+    /// Place of the next batch in the last segment.
     pub(super) offset: u64,
 }
 
-/// Reads the log in `directory`; `None` if none was finished there. `name` is for errors.
+/// Reads the log in `directory`; `None` if none was finished there. Errors have `name`.
 pub(super) fn recover(directory: &Path, name: &str) -> Result<Option<Recovered>, StoreError> {
     if !directory.is_dir() {
         return Ok(None);
@@ -49,7 +46,7 @@ pub(super) fn recover(directory: &Path, name: &str) -> Result<Option<Recovered>,
         return Ok(None);
     }
     let mut replay = Replay::new(name, mark.store_id(), durable, durable_link);
-    // Before a gap are segments whose removal a crash undid, or the log is not complete.
+    // The segments before a gap came back after a crash undid their removal, or the log is incomplete.
     let gap = numbers.windows(2).rposition(|pair| pair[1] - pair[0] != 1);
     let (older, run) = numbers.split_at(gap.map_or(0, |at| at + 1));
     for number in run {
@@ -63,7 +60,7 @@ pub(super) fn recover(directory: &Path, name: &str) -> Result<Option<Recovered>,
     Ok(Some(recovered))
 }
 
-/// A segment in which the next batch was not found.
+/// A segment without the next batch.
 struct Stop {
     segment: Arc<Segment>,
     bytes: Vec<u8>,
@@ -73,12 +70,12 @@ struct Stop {
 struct Replay<'a> {
     name: &'a str,
     store_id: u64,
-    /// The mark.
+    /// The number in the mark.
     durable: u64,
     durable_link: u32,
     /// `None` before the first batch.
     index: Option<Index>,
-    /// The last batch.
+    /// The number of the last batch.
     number: u64,
     link: u32,
     /// The end of the last segment that begins, and the one after it that does not.
@@ -122,7 +119,7 @@ impl<'a> Replay<'a> {
         Ok(())
     }
 
-    /// Applies a batch, if it is the next one.
+    /// Applies a batch. Fails if it is not the next one.
     fn take(
         &mut self,
         segment: &Arc<Segment>,
@@ -169,7 +166,7 @@ impl<'a> Replay<'a> {
         Ok(())
     }
 
-    /// Makes sure that the log may end here, and that what is there is durable.
+    /// Checks that the log may end here, and makes durable what is there.
     fn finish(self, mark: Mark) -> Result<Recovered, StoreError> {
         for stop in [&self.end, &self.unbegun].into_iter().flatten() {
             check_end(&stop.bytes[stop.offset..], self.store_id, self.number + 1)
@@ -190,7 +187,7 @@ impl<'a> Replay<'a> {
         }
         clear(end).map_err(|error| StoreError::io("write", path, error))?;
         if let Some(Stop { segment, .. }) = &self.unbegun {
-            // It may hold part of a batch; a new one is made of zeros.
+            // It may have part of a batch, and a new segment must be zeros.
             segment.remove()?;
         }
         let written = mark.set(self.number, self.link);
@@ -202,7 +199,7 @@ impl<'a> Replay<'a> {
     }
 }
 
-/// Overwrites what a crash left behind the end, and syncs what is before it.
+/// Overwrites the rest of a crash behind the end, and syncs what is before it.
 fn clear(end: &Stop) -> std::io::Result<()> {
     let file = &end.segment.file;
     let rest = &end.bytes[end.offset..];

@@ -1,4 +1,4 @@
-//! The files of the log: their names, and how one is made ready before it is needed.
+//! The files of the log: their names, and how a segment is made ready before it is needed.
 //!
 //! ```text
 //!  log/end                    the last durable batch                               [`Mark`]
@@ -6,9 +6,9 @@
 //!  log/next                   a segment that is being made; removed at open
 //! ```
 //!
-//! Always holds: a segment was written with zeros and synced before it has its name, so that a
-//! batch written into it needs one flush for its data and none for the file system. Making one in
-//! the background leaves half of the disk's time to others.
+//! Always holds: a segment was filled with zeros and synced before it has its name. So a batch in it needs
+//! one flush for its data and none for the file system. Making one in the background leaves half of the
+//! disk's time to other work.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -24,7 +24,7 @@ use bytes::{Buf, BufMut};
 use super::super::StoreError;
 use super::super::files::{is_zero, remove_if_there, sync_directory};
 
-/// Bytes that are written and synced at a time: a guess at what hides behind one small flush.
+/// Bytes that are written and synced at a time. Guessed: as much as one small flush takes.
 const ZEROS_SIZE: usize = 256 << 10;
 const NEXT: &str = "next";
 const END: &str = "end";
@@ -35,7 +35,7 @@ pub(super) struct Segment {
     pub(super) number: u32,
     pub(super) path: PathBuf,
     pub(super) file: File,
-    /// Of the file, in bytes.
+    /// Size of the file in bytes.
     pub(super) size: u64,
 }
 
@@ -44,7 +44,7 @@ impl Segment {
         directory.join(format!("{number:08x}.wal"))
     }
 
-    /// Opens a segment that is there.
+    /// Opens an existing segment.
     pub(super) fn open(directory: &Path, number: u32) -> Result<Segment, StoreError> {
         let path = Segment::path_of(directory, number);
         let opened = OpenOptions::new().read(true).write(true).open(&path);
@@ -53,7 +53,7 @@ impl Segment {
         Ok(Segment { number, path, file, size: metadata.len() })
     }
 
-    /// Numbers of the segments in a directory, in order.
+    /// Lists the numbers of the segments in a directory, in order.
     pub(super) fn numbers(directory: &Path) -> Result<Vec<u32>, StoreError> {
         let list = || -> io::Result<Vec<u32>> {
             let mut numbers = Vec::new();
@@ -69,18 +69,18 @@ impl Segment {
         list().map_err(|error| StoreError::io("list", directory, error))
     }
 
-    /// All of it. Segments are read as a whole only while the log is opened, one at a time.
+    /// Reads all of it. Segments are read as a whole only while the log is opened, one at a time.
     pub(super) fn read(&self) -> Result<Vec<u8>, StoreError> {
         fs::read(&self.path).map_err(|error| StoreError::io("read", &self.path, error))
     }
 
-    /// Removes the file. Whoever has it open can read on.
+    /// Removes the file. A reader that has it open can still read it.
     pub(super) fn remove(&self) -> Result<(), StoreError> {
         fs::remove_file(&self.path).map_err(|error| StoreError::io("remove", &self.path, error))
     }
 }
 
-/// Makes a segment of zeros, with `head` at its beginning, and gives it its name.
+/// Makes a segment of zeros, with `head` at its beginning, and names it.
 pub(super) fn make(
     directory: &Path,
     number: u32,
@@ -113,7 +113,7 @@ pub(super) fn remove_unfinished(directory: &Path) -> Result<(), StoreError> {
     remove_if_there(&directory.join(NEXT))
 }
 
-/// How fast a segment is to be made. Shared with the thread that makes it.
+/// The speed of making a segment. Shared with the thread that makes it.
 #[derive(Debug, Default)]
 pub(super) struct Pace(AtomicU8);
 
@@ -121,14 +121,14 @@ impl Pace {
     const HURRY: u8 = 1;
     const STOP: u8 = 2;
 
-    /// As fast as the disk can.
+    /// Builds the highest pace.
     pub(super) fn hurry() -> Pace {
         Pace(AtomicU8::new(Pace::HURRY))
     }
 
-    /// Waits as long as the step took that began at `began`.
+    /// Waits as long as the step from `began` to now took. Fails if the thread must stop.
     fn rest(&self, began: Instant) -> io::Result<()> {
-        // Nothing is passed along with the number.
+        // The number guards no other data, so relaxed access is enough.
         match self.0.load(Ordering::Relaxed) {
             Pace::HURRY => {}
             Pace::STOP => return Err(io::ErrorKind::Interrupted.into()),
@@ -143,7 +143,7 @@ impl Pace {
 pub(super) struct Spare {
     pub(super) size: u64,
     pace: Arc<Pace>,
-    /// `None` only while it is dropped.
+    /// `None` only while this is dropped.
     thread: Option<JoinHandle<io::Result<Segment>>>,
 }
 
@@ -162,7 +162,7 @@ impl Spare {
         self.pace.0.store(Pace::HURRY, Ordering::Relaxed);
     }
 
-    /// Waits for it.
+    /// Waits for the segment.
     pub(super) fn finish(mut self) -> io::Result<Segment> {
         self.join(Pace::HURRY)
     }
@@ -175,10 +175,10 @@ impl Spare {
 }
 
 impl Drop for Spare {
-    /// The thread must not write into the directory after its lock is released.
+    /// Stops the thread, because it must not write to the directory after its lock is released.
     fn drop(&mut self) {
         if self.thread.is_some() {
-            // Nobody needs it; whatever is left is removed or used at the next open.
+            // Nothing needs the segment. The next open removes or uses what is left.
             let _ = self.join(Pace::STOP);
         }
     }
@@ -206,7 +206,7 @@ impl Mark {
         directory.join(END)
     }
 
-    /// Makes one for a log without batches, durably.
+    /// Makes a mark for a log without batches, durably.
     pub(super) fn create(directory: &Path, store_id: u64) -> Result<Mark, StoreError> {
         let path = Mark::path_of(directory);
         let opened = OpenOptions::new().write(true).create_new(true).open(&path);
@@ -218,14 +218,14 @@ impl Mark {
         Ok(mark)
     }
 
-    /// Opens one and gives number and link; `None` if none was written. `name` is that of the log.
+    /// Opens a mark and returns number and link; `None` if none was written. `name` is the log's.
     pub(super) fn open(
         directory: &Path,
         name: &str,
     ) -> Result<Option<(Mark, u64, u32)>, StoreError> {
         let path = Mark::path_of(directory);
         let bytes = match fs::read(&path) {
-            // A creation that was cut short.
+            // The creation was cut short.
             Ok(bytes) if is_zero(&bytes) => return Ok(None),
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -247,7 +247,7 @@ impl Mark {
         self.store_id
     }
 
-    /// Says that the batch `number` with the checksum `link` is durable.
+    /// Notes that the batch `number` with the checksum `link` is durable.
     pub(super) fn set(&self, number: u64, link: u32) -> io::Result<()> {
         let mut bytes = Vec::with_capacity(MARK_SIZE);
         bytes.put_u32_le(0);

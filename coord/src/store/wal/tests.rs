@@ -1,4 +1,4 @@
-//! What the log makes of a crash and of a bad disk, batch by batch, and where its segments go.
+//! The log after a crash or on a bad disk, batch by batch, and the place of its segments.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ use super::*;
 use raft::eraftpb::Entry;
 
 const IDENTITY: Identity = Identity { cluster_id: 7, replica_id: 3, store_id: 0x5eed };
-/// Makes segments of 64 KiB.
+/// A limit that makes segments of 64 KiB.
 const LIMIT_BYTES: u64 = 1 << 20;
 
 /// A log in a directory of its own.
@@ -54,7 +54,7 @@ impl Scratch {
         self.log().append(&[append(index, size)]).unwrap();
     }
 
-    /// Opens it and gives the last index.
+    /// Opens it and returns the last index.
     fn last(&mut self) -> Result<u64, StoreError> {
         let log = self.open()?;
         let reader = log.reader();
@@ -64,7 +64,7 @@ impl Scratch {
         Ok(state.last_index)
     }
 
-    /// Opens it and gives the reason why it is refused.
+    /// Opens it and returns the reason of the refusal.
     #[track_caller]
     fn refusal(&mut self) -> String {
         match self.last() {
@@ -102,8 +102,8 @@ fn edit(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
     fs::write(path, bytes).unwrap();
 }
 
-/// A log of three batches, whose last one has several sectors, and where that one begins and ends.
-/// With `is_acknowledged` false, as if the process had ended before its sync: the mark is older.
+/// Builds a log of three batches, whose last one has several sectors. Returns where that one begins and
+/// ends. With `is_acknowledged` false the mark is older, as if the process had ended before its sync.
 fn three(is_acknowledged: bool) -> (Scratch, usize, usize) {
     let mut scratch = Scratch::new();
     scratch.push(1, 100);
@@ -122,7 +122,7 @@ fn three(is_acknowledged: bool) -> (Scratch, usize, usize) {
 
 #[test]
 fn a_batch_cut_short_is_dropped_if_nobody_was_told_of_it() {
-    // As a disk leaves it: some of the sectors, in any combination but all.
+    // A disk leaves some of the sectors, in any combination but all.
     for written in 0..31_u32 {
         let (mut scratch, begin, _) = three(false);
         edit(&scratch.path(FIRST), |bytes| {
@@ -131,7 +131,7 @@ fn a_batch_cut_short_is_dropped_if_nobody_was_told_of_it() {
             }
         });
         assert_eq!(scratch.last().unwrap(), 2, "sectors {written:05b}");
-        // A shorter one in its place: nothing of the old one can be found behind it.
+        // A shorter one takes its place. Nothing of the old one can be found behind it.
         scratch.push(3, 10);
         scratch.push(4, 10);
         assert_eq!(scratch.last().unwrap(), 4, "sectors {written:05b}");
@@ -170,7 +170,7 @@ fn an_acknowledged_batch_is_missed_whatever_is_lost_of_it() {
 
 #[test]
 fn a_changed_byte_in_the_last_batch_is_no_torn_tail() {
-    // Even where the mark is older: after a loss of power.
+    // This holds even if the mark is older, after a loss of power.
     for is_acknowledged in [true, false] {
         let (mut scratch, begin, end) = three(is_acknowledged);
         let original = fs::read(scratch.path(FIRST)).unwrap();
@@ -246,7 +246,7 @@ fn a_damaged_mark_is_refused_and_an_old_one_harmless() {
 
 #[test]
 fn a_history_that_was_put_back_is_noticed() {
-    // Two machines from one copy write different batches of the same number.
+    // Two machines from one copy write different batches with the same number.
     let (mut scratch, ..) = three(true);
     let before = fs::read(scratch.path(FIRST)).unwrap();
     scratch.open().unwrap();
@@ -266,7 +266,7 @@ fn a_history_that_was_put_back_is_noticed() {
     assert!(refusal.contains("not the one that was written last"), "{refusal}");
 }
 
-/// A log of several segments.
+/// Builds a log of several segments.
 fn long() -> Scratch {
     let mut scratch = Scratch::new();
     for index in 1..=300 {
@@ -288,17 +288,19 @@ fn a_log_goes_on_in_the_next_segment() {
 #[test]
 fn a_segment_without_entries_is_removed() {
     let mut scratch = long();
-    let before = scratch.segments().len();
+    // Files are not counted: an unused one is made in the background.
+    let before = scratch.log().shared.index().segments.len();
     let (used, size) = (scratch.log().used_bytes(), scratch.log().current.size);
     let reader = scratch.log().reader();
     assert_eq!(scratch.log().compact(200, 1).unwrap(), 200);
-    let after = scratch.segments().len();
+    let after = scratch.log().shared.index().segments.len();
     assert!(after <= before - 3, "{before} segments, then {after}");
+    assert!(!scratch.path(FIRST).exists() && !scratch.path("00000002.wal").exists());
     assert!(scratch.log().used_bytes() < used - 3 * size / 2);
     assert_eq!(reader.entries(201, 301, u64::MAX).unwrap().len(), 100);
     drop(reader);
     assert_eq!(scratch.last().unwrap(), 300);
-    // Nothing is left but the segment that is written to.
+    // Only the current segment is left.
     scratch.log().append(&[Append { reset: Some((900, 2)), ..Append::default() }]).unwrap();
     assert_eq!(scratch.log().shared.index().segments.len(), 1);
     scratch.log().append(&[append(901, 5)]).unwrap();
@@ -330,7 +332,7 @@ fn a_removal_that_a_crash_undid_is_done_again() {
 fn a_lost_segment_is_noticed() {
     for lost in 0.. {
         let mut scratch = long();
-        // Without the one that is not used yet.
+        // The segment that is not used yet does not count.
         let used = scratch.log().shared.index().segments.len();
         if lost == used {
             return assert!(used >= 4);
@@ -356,7 +358,7 @@ fn a_crash_at_the_beginning_of_a_segment_leaves_what_was_before() {
         }
     };
     scratch.close();
-    // Begun only after that batch was durable.
+    // The segment was begun only after that batch was durable.
     let _ = fs::remove_file(scratch.path("00000003.wal"));
     let original = fs::read(&path).unwrap();
     for sectors in [0..3, 0..1, 1..3] {
@@ -367,12 +369,12 @@ fn a_crash_at_the_beginning_of_a_segment_leaves_what_was_before() {
         assert_eq!(scratch.last().unwrap(), index - 1);
         scratch.close();
     }
-    // Another batch of that number, which fits where the log ends.
+    // Another batch with that number fits where the log ends.
     scratch.open().unwrap();
     scratch.push(index, 10);
     assert_eq!(scratch.log().current.number, 1);
     assert_eq!(scratch.last().unwrap(), index);
-    // With the mark it was durable.
+    // The mark says that it was durable.
     scratch.push(index + 1, 900);
     assert_eq!(scratch.log().current.number, 2);
     scratch.close();
@@ -421,7 +423,7 @@ fn a_full_log_can_be_compacted_entry_by_entry_and_reset() {
 fn an_entry_that_changes_under_a_running_log_is_not_given_out() {
     let mut scratch = long();
     let reader = scratch.log().reader();
-    // In place, so that the open file has it.
+    // This writes in place, so that the open file has it.
     let path = scratch.path("00000002.wal");
     let bytes = fs::read(&path).unwrap();
     let file = fs::OpenOptions::new().write(true).open(&path).unwrap();

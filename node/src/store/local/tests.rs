@@ -84,7 +84,10 @@ impl Fixture {
             }
             Err(error) => {
                 self.memory.release_blank(blank);
-                Err(error)
+                match error {
+                    FillError::Store(error) => Err(error),
+                    error => panic!("{error:?}"),
+                }
             }
         }
     }

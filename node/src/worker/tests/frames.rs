@@ -39,13 +39,13 @@ fn silent_parts_of_frames_are_given_up_oldest_first_and_others_are_served() {
     let part = part();
     let mut holders = Vec::new();
     for at in 0..300 {
-        let token = node.workers[0].accept(at, false).unwrap();
+        let token = node.workers[0].accept_far(at).unwrap();
         node.receive(at, 0, token, &part);
         holders.push(token);
     }
     assert!(node.workers[0].is_crowded());
     // A polite client whose request comes in two pieces.
-    let polite = node.workers[0].accept(300, false).unwrap();
+    let polite = node.workers[0].accept_far(300).unwrap();
     let request = read(1, 1, 0);
     node.receive(300, 0, polite, &request[..20]);
     assert_eq!(closed(&node), []);
@@ -68,7 +68,7 @@ fn a_client_that_pipelines_is_never_closed_for_it() {
     let mut node = node_for(200);
     node.reads = false;
     let requests: Vec<u8> = (0..8_000).flat_map(|sequence| read(1, sequence, 0)).collect();
-    let tokens: Vec<Token> = (0..100).map(|_| node.workers[0].accept(0, false).unwrap()).collect();
+    let tokens: Vec<Token> = (0..100).map(|_| node.workers[0].accept_far(0).unwrap()).collect();
     for token in &tokens {
         for bytes in requests.chunks(RECEIVE_BUFFER_SIZE) {
             node.receive(0, 0, *token, bytes);
@@ -87,7 +87,7 @@ fn a_client_that_pipelines_is_never_closed_for_it() {
 fn a_client_that_reset_its_connection_holds_no_place() {
     let mut node = node_for(4);
     for _ in 0..100 {
-        let token = node.workers[0].accept(0, false).expect("there is a place");
+        let token = node.workers[0].accept_far(0).expect("there is a place");
         node.receive(0, 0, token, &read(1, 1, 0));
         // The fill is still out.
         node.event(0, 0, Event::ReceiveEnded { token, end: ReceiveEnd::Reset });
@@ -95,7 +95,7 @@ fn a_client_that_reset_its_connection_holds_no_place() {
         node.actions.clear();
         node.event(0, 0, Event::Closed { token });
     }
-    let token = node.workers[0].accept(0, false).unwrap();
+    let token = node.workers[0].accept_far(0).unwrap();
     node.receive(0, 0, token, &read(1, 1, 0));
     node.end_fills(0, |_| Ok(()));
     assert_eq!(node.replies().len(), 1, "nobody else's answer goes to the one that is here now");
@@ -104,7 +104,7 @@ fn a_client_that_reset_its_connection_holds_no_place() {
 #[test]
 fn a_client_that_sends_no_more_still_gets_what_it_waits_for_but_not_for_ever() {
     let mut node = node_for(4);
-    let tokens = [0, 1].map(|_| node.workers[0].accept(0, false).unwrap());
+    let tokens = [0, 1].map(|_| node.workers[0].accept_far(0).unwrap());
     for (block, token) in tokens.into_iter().enumerate() {
         node.receive(0, 0, token, &read(block as u32, 1, 0));
         node.event(0, 0, Event::ReceiveEnded { token, end: ReceiveEnd::Finished });

@@ -7,7 +7,7 @@ use super::*;
 
 /// Says `Hello` with these features on a new connection of the shard.
 fn greet(node: &mut Node, shard: u32, features: u64) -> Token {
-    let token = node.workers[shard as usize].accept(0, false).unwrap();
+    let token = node.workers[shard as usize].accept_far(0).unwrap();
     let hello = HelloRequest {
         client: String::new(),
         version_min: VERSION,

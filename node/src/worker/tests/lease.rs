@@ -57,8 +57,8 @@ fn is_emptied(node: &mut Node) -> bool {
 /// A shard with room for four blocks, a local client and one far away.
 fn node() -> (Node, Token, Token) {
     let mut node = Node::new(1, 64, 8);
-    let local = node.workers[0].accept(0, true).unwrap();
-    let other = node.workers[0].accept(0, false).unwrap();
+    let local = node.workers[0].accept_local(0).unwrap();
+    let other = node.workers[0].accept_far(0).unwrap();
     (node, local, other)
 }
 
@@ -78,11 +78,11 @@ fn a_leased_block_stays_where_it_is_until_the_lease_runs_out() {
         node.event(now, 0, Event::Tick);
         assert!(!is_emptied(&mut node), "{now}");
     }
-    assert_eq!(node.workers[0].wakes_at(), Some(990 + 1_000 + 50));
+    assert_eq!(node.workers[0].wakes_at(1_990), Some(990 + 1_000 + 50));
     node.event(2_100, 0, Event::Tick);
     assert!(is_emptied(&mut node));
     assert_eq!(node.counter("lease_expired_count"), 1);
-    assert_eq!(node.workers[0].wakes_at(), None);
+    assert_eq!(node.workers[0].wakes_at(2_100), None);
     node.receive(2_200, 0, local, &lease(0..1, 3));
     assert_eq!(node.end_all_fills(2_200), 1, "it had left");
 }
@@ -130,7 +130,7 @@ fn leases_outlive_a_connection_that_the_node_ends() {
     node.event(1, 0, Event::Closed { token: local });
     assert_eq!(node.workers[0].leases.bytes(), 2 * u64::from(BLOCK));
     // The place is taken by another client, whom they do not concern.
-    let next = node.workers[0].accept(2, true).unwrap();
+    let next = node.workers[0].accept_local(2).unwrap();
     assert_eq!(next.index, local.index);
     node.receive(2, 0, next, &encoded(Op::Release, 1, 0, &ranges(0..2)));
     assert_eq!(node.workers[0].leases.bytes(), 2 * u64::from(BLOCK));
@@ -144,7 +144,7 @@ fn leases_are_for_local_clients_of_the_block_s_own_shard() {
     node.receive(0, 0, other, &lease(0..1, 1));
     assert_eq!(statuses(&mut node), [Status::InvalidArgument]);
     let mut node = Node::new(2, 128, 16);
-    let local = node.workers[0].accept(0, true).unwrap();
+    let local = node.workers[0].accept_local(0).unwrap();
     node.receive(0, 0, local, &lease(0..8, 1));
     node.end_all_fills(0);
     let owned =
@@ -193,7 +193,7 @@ fn the_memory_goes_with_the_reply_over_unix_sockets_alone() {
         let mut request = Vec::new();
         frame::encode_empty(&mut request, Header::request(Op::Attach, 1, 0));
         node.receive(0, 0, token, &request);
-        let mut batch = node.workers[0].next_batch(0, token).unwrap();
+        let mut batch = node.unread(token);
         assert_eq!(batch.descriptor.is_some(), is_local);
         let bytes = bytes_of(&batch);
         let reply = frame::body::<ArchivedAttachReply>(&bytes[HEADER_SIZE..]).unwrap();

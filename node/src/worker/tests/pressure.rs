@@ -27,7 +27,7 @@ fn node(room: u32, cached: u32) -> Node {
     node.workers[0].limits.requests_in_flight_max = 256;
     let record = FileRecord { path: "f".into(), version: 1, length: 1000 * u64::from(BLOCK) };
     node.shared.files.note(FILE, record);
-    let token = node.workers[0].accept(0, false).unwrap();
+    let token = node.workers[0].accept_far(0).unwrap();
     for block in 0..cached {
         node.receive(0, 0, token, &read(block, 0, 0));
         node.end_fills(0, |_| Ok(()));
@@ -48,14 +48,14 @@ fn closed(node: &Node) -> Vec<Token> {
 #[test]
 fn one_client_that_reads_nothing_leaves_room_for_the_others() {
     let mut node = node(64, 64);
-    let greedy = node.workers[0].accept(0, false).unwrap();
+    let greedy = node.workers[0].accept_far(0).unwrap();
     node.deaf.push(greedy);
     // The first send gets stuck; a byte of every block follows.
     node.receive(0, 0, greedy, &whole(0));
     node.receive(0, 0, greedy, &bytes_of_blocks(0..64, 9));
     let held = node.workers[0].cache.in_use_bytes();
     assert!(held <= 8 * u64::from(BLOCK), "it holds {held}");
-    let polite = node.workers[0].accept(0, false).unwrap();
+    let polite = node.workers[0].accept_far(0).unwrap();
     for block in 100..150 {
         node.receive(0, 0, polite, &read(block, 1, 0));
         assert_eq!(node.end_fills(0, |_| Ok(())), 1);
@@ -63,8 +63,7 @@ fn one_client_that_reads_nothing_leaves_room_for_the_others() {
         assert_eq!(replies.iter().map(|it| it.2).collect::<Vec<_>>(), [Status::Ok]);
     }
     // Once it reads, it gets every range of its batch, once.
-    node.deaf.clear();
-    node.perform(0, 0, Action::Send(greedy));
+    node.begin_to_read(0, 0, greedy);
     node.end_all_fills(0);
     let mut parts: Vec<u16> = Vec::new();
     for (_, _, bytes) in &node.sent {
@@ -87,18 +86,18 @@ fn one_client_that_reads_nothing_leaves_room_for_the_others() {
 #[test]
 fn where_many_read_nothing_small_reads_are_copied_and_the_slowest_are_closed() {
     let mut node = node(64, 64);
-    let greedy: Vec<Token> = (0..40).map(|_| node.workers[0].accept(0, false).unwrap()).collect();
+    let greedy: Vec<Token> = (0..40).map(|_| node.workers[0].accept_far(0).unwrap()).collect();
     node.deaf.clone_from(&greedy);
     for (index, token) in greedy.iter().enumerate() {
         node.receive(0, 0, *token, &whole(index as u32));
         // It is with the kernel, and stays there.
-        let _ = node.workers[0].next_batch(0, *token);
+        node.unread(*token);
         node.receive(0, 0, *token, &whole(index as u32 + 20));
     }
     let held = node.workers[0].cache.in_use_bytes();
     assert!(held <= 26 * u64::from(BLOCK), "they hold {held}");
     // Others are served meanwhile: small hits by copies, misses with what is left.
-    let polite = node.workers[0].accept(0, false).unwrap();
+    let polite = node.workers[0].accept_far(0).unwrap();
     for block in [63, 200, 201] {
         node.receive(0, 0, polite, &read(block, 1, 0));
         node.end_fills(0, |_| Ok(()));
@@ -121,13 +120,13 @@ fn where_many_read_nothing_small_reads_are_copied_and_the_slowest_are_closed() {
 fn a_byte_now_and_then_is_no_progress() {
     let mut node = node(64, 8);
     node.workers[0].limits.send_timeout_ms = 1_000;
-    let tokens = [0, 1].map(|_| node.workers[0].accept(0, false).unwrap());
+    let tokens = [0, 1].map(|_| node.workers[0].accept_far(0).unwrap());
     node.deaf.extend(tokens);
     for token in tokens {
         for block in 0..8 {
             node.receive(0, 0, token, &whole(block));
         }
-        node.workers[0].next_batch(0, token).unwrap();
+        node.unread(token);
     }
     for now in [300, 600, 900, 1_200] {
         node.event(now, 0, Event::SentSome { token: tokens[0], count: 1 });
@@ -147,7 +146,7 @@ fn what_other_shards_hold_for_a_client_counts_before_they_answer() {
     }
     let owner = |block: u32| placement::shard_of(placement::block_hash(FILE, block.into()), 2);
     let owned: Vec<u32> = (0..500).filter(|block| owner(*block) == 1).take(60).collect();
-    let reader = node.workers[1].accept(0, false).unwrap();
+    let reader = node.workers[1].accept_far(0).unwrap();
     for block in &owned {
         node.receive(0, 1, reader, &read(*block, 0, 0));
         node.end_fills(0, |_| Ok(()));
@@ -155,7 +154,7 @@ fn what_other_shards_hold_for_a_client_counts_before_they_answer() {
     node.event(0, 1, Event::Closed { token: reader });
     node.sent.clear();
     // A byte of each, asked of the shard that owns none of them.
-    let greedy = node.workers[0].accept(0, false).unwrap();
+    let greedy = node.workers[0].accept_far(0).unwrap();
     node.deaf.push(greedy);
     let frames: Vec<u8> = owned
         .iter()
@@ -170,8 +169,7 @@ fn what_other_shards_hold_for_a_client_counts_before_they_answer() {
     let share = node.workers[0].limits.bytes_in_flight_max;
     assert!(held > 0 && held <= share, "it holds {held} of another shard, with a share of {share}");
     // Once it reads, it gets all of them.
-    node.deaf.clear();
-    node.perform(0, 0, Action::Send(greedy));
+    node.begin_to_read(0, 0, greedy);
     assert_eq!(node.workers[1].cache.in_use_bytes(), 0);
     let count: usize = node.replies().iter().filter(|reply| reply.2 == Status::Ok).count();
     assert_eq!(count, owned.len());
@@ -180,10 +178,10 @@ fn what_other_shards_hold_for_a_client_counts_before_they_answer() {
 #[test]
 fn a_closed_connection_does_not_go_on_with_a_batch_that_waited() {
     let mut node = node(64, 64);
-    let greedy = node.workers[0].accept(0, false).unwrap();
+    let greedy = node.workers[0].accept_far(0).unwrap();
     node.deaf.push(greedy);
     node.receive(0, 0, greedy, &whole(0));
-    let batch = node.workers[0].next_batch(0, greedy).unwrap();
+    let batch = node.unread(greedy);
     node.receive(0, 0, greedy, &bytes_of_blocks(0..64, 9));
     node.event(0, 0, Event::ReceiveEnded { token: greedy, end: ReceiveEnd::Reset });
     assert_eq!(closed(&node), [greedy]);

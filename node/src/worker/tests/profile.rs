@@ -16,8 +16,12 @@ fn hits() {
     let mut node = Node::new(1, 1024, 64);
     for worker in &mut node.workers {
         worker.limits.requests_in_flight_max = 64;
+        worker.limits.bytes_in_flight_max = 1 << 30;
+        // All blocks may be held at once, so no turn ends before its reads are answered.
+        let capacity = worker.cache.capacity_bytes();
+        worker.shares = Shares::new(capacity, 1, BLOCK, &worker.limits);
     }
-    let token = node.workers[0].accept(0, false).unwrap();
+    let token = node.workers[0].accept_far(0).unwrap();
     let read = |sequence: u64| {
         let offset = (sequence % 10) * u64::from(BLOCK) + (sequence % 16) * 4096;
         let range = Range { file: FILE, version: VERSION_ONE, offset, length: 4096 };
@@ -32,14 +36,13 @@ fn hits() {
         let bytes = &receives[index as usize % receives.len()];
         let worker = &mut node.workers[0];
         worker.handle(0, Event::Received { token, bytes }, &mut actions);
-        actions.clear();
-        let Some(batch) = worker.next_batch(0, token) else { return };
+        let Some(batch) = sent_at_end(worker, &mut actions) else { return };
         hits += u64::from(batch.reply_count);
         worker.handle(0, Event::Sent { token, batch, ok: true, is_last: true }, &mut actions);
         actions.clear();
     };
     turn(&mut node, 0);
-    node.end_fills(0, |_| Ok(()));
+    node.end_all_fills(0);
     node.sent.clear();
     for index in 0..count / DEPTH {
         turn(&mut node, index);

@@ -50,7 +50,7 @@ fn inventory() -> Vec<u8> {
 #[test]
 fn a_right_proof_makes_a_member_of_its_connection_and_is_answered_by_ours() {
     let mut node = node();
-    let [token, other] = [(); 2].map(|()| node.workers[0].accept(0, false).unwrap());
+    let [token, other] = [(); 2].map(|()| node.workers[0].accept_far(0).unwrap());
     assert_eq!(ask(&mut node, token, &inventory()).unwrap().0, Status::PermissionDenied);
     let answer = challenge(&mut node, token, Role::Member as u8, 1).unwrap();
     let exchange = Exchange { role: Role::Member as u8, node: 1, client: [1; 32], answer };
@@ -63,7 +63,7 @@ fn a_right_proof_makes_a_member_of_its_connection_and_is_answered_by_ours() {
 #[test]
 fn what_was_heard_before_or_sent_by_the_node_itself_proves_nothing() {
     let mut node = node();
-    let token = node.workers[0].accept(0, false).unwrap();
+    let token = node.workers[0].accept_far(0).unwrap();
     let role = Role::Member as u8;
     let answer = challenge(&mut node, token, role, 0).unwrap();
     let exchange = Exchange { role, node: 0, client: [1; 32], answer };
@@ -84,7 +84,7 @@ fn what_was_heard_before_or_sent_by_the_node_itself_proves_nothing() {
 #[test]
 fn roles_runs_and_secrets_that_are_not_known_are_refused() {
     let mut node = node();
-    let token = node.workers[0].accept(0, false).unwrap();
+    let token = node.workers[0].accept_far(0).unwrap();
     let member = Role::Member as u8;
     assert_eq!(challenge(&mut node, token, 0, 0), Err(Status::InvalidArgument));
     assert_eq!(challenge(&mut node, token, 3, 0), Err(Status::InvalidArgument));
@@ -97,9 +97,9 @@ fn roles_runs_and_secrets_that_are_not_known_are_refused() {
 #[test]
 fn administrators_have_room_when_clients_have_taken_all() {
     let mut node = node();
-    let clients = (0..).map_while(|_| node.workers[0].accept(0, false)).count();
+    let clients = (0..).map_while(|_| node.workers[0].accept_far(0)).count();
     assert_eq!(clients, limits().connections_max);
-    let token = node.workers[0].accept_administrator(0).unwrap();
+    let token = node.workers[0].accept(0, Way::Admin, Loads::default()).unwrap();
     let pin = encoded(Op::Pin, 4, 0, &PinRequest { path: "f".into(), undo: 0 });
     assert!(ask(&mut node, token, &pin).is_none(), "it is looked up");
 }

@@ -15,11 +15,11 @@ fn node(room: u32) -> Node {
 #[test]
 fn a_client_that_asks_for_much_leaves_turns_to_the_others() {
     let mut node = node(64);
-    let greedy = node.workers[0].accept(0, false).unwrap();
+    let greedy = node.workers[0].accept_far(0).unwrap();
     for block in 0..200 {
         node.receive(0, 0, greedy, &read(block, 0, 0));
     }
-    let polite = node.workers[0].accept(0, false).unwrap();
+    let polite = node.workers[0].accept_far(0).unwrap();
     for round in 0..20 {
         node.receive(0, 0, polite, &read(500 + round, 0, 0));
         // It is among the next fills, not behind two hundred.
@@ -37,7 +37,7 @@ fn a_client_that_asks_for_much_leaves_turns_to_the_others() {
 #[test]
 fn misses_of_a_client_that_is_gone_are_not_read() {
     let mut node = node(64);
-    let gone = node.workers[0].accept(0, false).unwrap();
+    let gone = node.workers[0].accept_far(0).unwrap();
     for block in 0..200 {
         node.receive(0, 0, gone, &read(block, 0, if block % 2 == 0 { 50 } else { 0 }));
     }
@@ -50,7 +50,7 @@ fn misses_of_a_client_that_is_gone_are_not_read() {
 #[test]
 fn deadlines_of_misses_that_wait_are_kept() {
     let mut node = node(64);
-    let token = node.workers[0].accept(0, false).unwrap();
+    let token = node.workers[0].accept_far(0).unwrap();
     for block in 0..100 {
         node.receive(0, 0, token, &read(block, 0, 50));
     }

@@ -10,7 +10,7 @@ fn nodes(names: &[&str]) -> Nodes {
     names.iter().map(|name| ((*name).to_owned(), name.as_bytes().to_vec())).collect()
 }
 
-/// Whether these nodes may be found after `a` was acknowledged and `b`, `c`, no `a` were sent.
+/// Checks whether these nodes may be found after `a` was acknowledged and `b`, `c`, no `a` were sent.
 #[track_caller]
 fn check(found: &[&str], expected: bool) {
     let mut writer = Writer::new(0, fastrand::Rng::with_seed(1));

@@ -12,7 +12,7 @@ use crate::op::Op;
 const DIGESTS: [&str; 2] = ["u1:fpT/y03U+EjItKZOSLGvjnJlyng=", "u2:o9NxcCGDPOlcV7JVhmKHOf5ctVE="];
 /// Most operations of a multi.
 const MULTI_MAX: usize = 6;
-/// How often each is chosen.
+/// How often each operation is chosen.
 const WEIGHTS: [(i32, u32); 22] = [
     (opcode::CREATE, 150),
     (opcode::CREATE2, 100),
@@ -39,7 +39,7 @@ const WEIGHTS: [(i32, u32); 22] = [
 ];
 /// Chosen beside those above, each once in a thousand.
 const RARE: [i32; 4] = [opcode::WHO_AM_I, opcode::PING, opcode::RECONFIG, opcode::DELETE_CONTAINER];
-/// Chosen in so many of a thousand cases: an operation on a quota's nodes.
+/// Chosen in this many of a thousand cases: an operation on a quota's nodes.
 const QUOTA_PERMILLE: u32 = 20;
 
 impl Generator {
@@ -62,7 +62,7 @@ impl Generator {
         self.request(slot, opcode::EXISTS, comparer)
     }
 
-    /// A request of operation `code`.
+    /// Returns a request of operation `code`.
     pub(super) fn request(&mut self, slot: usize, code: i32, comparer: &Comparer) -> Op {
         match code {
             opcode::MULTI => return self.multi(),
@@ -72,7 +72,8 @@ impl Generator {
             opcode::CHECK_WATCHES | opcode::REMOVE_WATCHES => return self.unwatch(slot, code),
             opcode::MULTI_READ => return self.multi_read(slot),
             opcode::DELETE_CONTAINER => {
-                // The server's own, refused from a client: its record is a path without a length.
+                // The operation is the server's own, refused from a client: its record is a path without
+                // a length.
                 return Op::of_record(code, self.world.known(&mut self.rng).into_bytes());
             }
             _ => {}
@@ -121,7 +122,7 @@ impl Generator {
         Op::new(&request)
     }
 
-    /// A write of one node, or a check: what a multi may hold.
+    /// Returns a write of one node, or a check, which a multi may hold.
     fn write(&mut self, code: i32) -> Op {
         let is_full = self.world.nodes.len() > NODES_MANY;
         let code =
@@ -133,7 +134,7 @@ impl Generator {
             opcode::DELETE | opcode::SET_ACL => self.world.leaf(&mut self.rng),
             _ => self.world.any(&mut self.rng),
         };
-        // Not of what all share: with the wrong list nothing else would succeed.
+        // This is not done to nodes that all share: with the wrong list nothing else would succeed.
         let path = if code == opcode::SET_ACL && !self.world.is_of_round(&path) {
             self.world.bad(&mut self.rng)
         } else {
@@ -189,12 +190,12 @@ impl Generator {
         } else {
             self.world.creatable(&mut self.rng)
         };
-        // Of a negative one with the flags of a node that has no time to live ZooKeeper may die.
+        // ZooKeeper may die of a negative one with the flags of a node that has no time to live.
         let odd = [0, i64::MAX, 1 << 40, (1 << 40) - 1, i64::MIN, -1];
         let odd_count = if flags == usual { odd.len() } else { odd.len() - 2 };
         let ttl_ms = match self.rng.u32(..40) {
             0 => odd[self.rng.usize(..odd_count)],
-            // Long enough that none ends within a run.
+            // This is long enough that none ends within a run.
             _ => 86_400_000,
         };
         let data = self.data();
@@ -215,7 +216,7 @@ impl Generator {
             .unwrap_or(0)
     }
 
-    /// Null, empty, short, and seldom long data.
+    /// Returns null, empty, short, and seldom long data.
     fn data(&mut self) -> Option<Vec<u8>> {
         let size = match self.rng.u32(..10_000) {
             0..600 => return None,
@@ -386,10 +387,10 @@ impl Generator {
         let kind = match self.watches.kind(slot, path) {
             _ if is_odd => [-1, 0, 6, 9][self.rng.usize(..4)],
             Some(watches::Kind::Standard) | None => self.rng.i32(1..4),
-            // How the halves of these are named changed after 3.8.
+            // The names of these halves changed after 3.8.
             Some(_) => watcher_type::ANY,
         };
-        // Of a path without a slash ZooKeeper says -5 where anybody has a recursive watch.
+        // ZooKeeper says -5 of a path without a slash where any client has a recursive watch.
         let may_check = path.starts_with('/') && self.watches.is_alone(slot, path);
         Op::new(&if code == opcode::CHECK_WATCHES && may_check {
             Request::CheckWatches { path, kind }
@@ -398,7 +399,7 @@ impl Generator {
         })
     }
 
-    /// An operation on the nodes of a quota.
+    /// Returns an operation on the nodes of a quota.
     fn quota(&mut self) -> Op {
         let path = self.world.quota(&mut self.rng);
         let path = path.as_str();
@@ -416,7 +417,7 @@ impl Generator {
         })
     }
 
-    /// Credentials: right, wrong, and of schemes that nobody has.
+    /// Returns credentials: right, wrong, and of schemes that do not exist.
     pub(super) fn credentials(&mut self) -> Op {
         if self.rng.u32(..50) == 0 {
             return Op::new(&Request::Sasl { token: b"token" });

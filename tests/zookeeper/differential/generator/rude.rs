@@ -47,13 +47,13 @@ const NULL_DIFFERS: [i32; 6] = [
 ];
 
 impl Generator {
-    /// A request whose record is broken, on a connection that stays open.
+    /// Returns a request whose record is broken, on a connection that stays open.
     pub(super) fn malformed(&mut self, slot: usize, comparer: &Comparer) -> Op {
         let code = BREAKABLE[self.rng.usize(..BREAKABLE.len())];
         let good = self.request(slot, code, comparer);
         let mut record = good.records[0].clone();
         if [opcode::MULTI, opcode::MULTI_READ].contains(&code) && self.rng.bool() {
-            // The first operation, or the end of the list, is another.
+            // The first operation, or the end of the list, is another one.
             let codes = [0, 3, 4, 7, 8, 11, 12, 14, 20, 22, 77, -1];
             let other: i32 = codes[self.rng.usize(..codes.len())];
             overwrite(&mut record, 0, &other.to_be_bytes());
@@ -71,7 +71,7 @@ impl Generator {
                 overwrite(&mut record, 0, &length.to_be_bytes());
             }
             4 => {
-                // In the middle of the path, where there is one.
+                // The bytes come in the middle of the path, if there is one.
                 let odd: [&[u8]; 5] = [b"\x00", b"\xff", b"\xc3\x28", b"\xed\xa0\x80", b"\xc0\x80"];
                 // What is not UTF-8 ZooKeeper reads with U+FFFD in its place, ours as one path that
                 // cannot exist. Both find no node there and let none be made, but for a write or
@@ -98,7 +98,7 @@ impl Generator {
         Op::of_record(good.code, record)
     }
 
-    /// Something after which the server closes the connection.
+    /// Returns something after which the server closes the connection.
     pub(super) fn fatal(&mut self) -> Op {
         match self.rng.u32(..10) {
             0..5 => {

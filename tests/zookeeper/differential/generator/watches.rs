@@ -19,7 +19,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// The kind that `addWatch` asks for by `mode`.
+    /// Returns the kind that `addWatch` asks for by `mode`.
     pub(crate) fn of_mode(mode: i32) -> Option<Kind> {
         match mode {
             add_watch_mode::PERSISTENT => Some(Kind::Persistent),
@@ -37,7 +37,7 @@ pub(crate) struct Watches {
     kinds: Vec<BTreeMap<String, Kind>>,
     /// Connections that each client had before.
     connections: Vec<u32>,
-    /// The one connection that ever asked for a watch on a path, or none where several did.
+    /// The one connection that ever asked for a watch on a path, or none if several did.
     asked: BTreeMap<String, Option<Connection>>,
 }
 
@@ -50,8 +50,7 @@ impl Watches {
         }
     }
 
-    /// Whether a client may ask for a watch of `kind` on `path`. If so, it is taken to have done
-    /// it.
+    /// True if a client may ask for a watch of `kind` on `path`. If so, it is taken to have asked.
     pub(crate) fn ask(&mut self, slot: usize, path: &str, kind: Kind) -> bool {
         if self.kinds[slot].get(path).is_some_and(|known| *known != kind) {
             return false;
@@ -65,19 +64,19 @@ impl Watches {
         true
     }
 
-    /// A path that the client may watch, if there is one.
+    /// Returns a path that the client may watch, if there is one.
     pub(crate) fn choose(&self, slot: usize, rng: &mut fastrand::Rng) -> Option<&str> {
         let kinds = &self.kinds[slot];
         let index = rng.usize(..kinds.len().max(1));
         kinds.keys().nth(index).map(String::as_str)
     }
 
-    /// What kind of watch the client may have on `path`.
+    /// Returns what kind of watch the client may have on `path`.
     pub(crate) fn kind(&self, slot: usize, path: &str) -> Option<Kind> {
         self.kinds[slot].get(path).copied()
     }
 
-    /// Whether nobody but this connection ever watched `path`.
+    /// True if no other connection ever watched `path`.
     pub(crate) fn is_alone(&self, slot: usize, path: &str) -> bool {
         let connection = (slot, self.connections[slot]);
         self.asked.get(path).is_none_or(|asked| *asked == Some(connection))

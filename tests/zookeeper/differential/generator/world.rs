@@ -40,7 +40,7 @@ const BAD: [&str; 23] = [
     "/a\u{e000}",
     "/a\u{f8ff}",
     "/a\u{fff0}",
-    // Not a character beyond U+FFFF: ZooKeeper answers it in CESU-8, which is no UTF-8.
+    // There is no character beyond U+FFFF, because ZooKeeper answers it in CESU-8, which is not UTF-8.
 ];
 /// Paths that only look as if they did.
 const ODD: [&str; 6] = ["/...", "/a/.b", "/a\u{a0}", "/a\u{d7ff}", "/a\u{f900}", "/a\u{ffef}"];
@@ -55,7 +55,7 @@ pub(crate) struct Node {
 
 pub(crate) struct World {
     pub(crate) root: String,
-    /// Whether nodes that outlive the round may be used.
+    /// True if nodes that outlive the round may be used.
     shared: bool,
     pool: Vec<String>,
     pub(crate) nodes: BTreeMap<String, Node>,
@@ -94,14 +94,14 @@ impl World {
         self.pool[rng.usize(..self.pool.len())].clone()
     }
 
-    /// A node that is believed to exist.
+    /// Returns a node that is believed to exist.
     pub(crate) fn known(&self, rng: &mut fastrand::Rng) -> String {
         let index = rng.usize(..self.nodes.len());
         let path = self.nodes.keys().nth(index).unwrap_or(&self.root);
         path.clone()
     }
 
-    /// Any path: most exist.
+    /// Returns any path: most exist.
     pub(crate) fn any(&self, rng: &mut fastrand::Rng) -> String {
         match rng.u32(..1000) {
             0..15 => self.bad(rng),
@@ -111,12 +111,12 @@ impl World {
         }
     }
 
-    /// A path that breaks a rule, or nearly does.
+    /// Returns a path that breaks a rule, or nearly does.
     pub(crate) fn bad(&self, rng: &mut fastrand::Rng) -> String {
         let bad = BAD[rng.usize(..BAD.len())];
         match rng.u32(..10) {
             0 => format!("{}/{}", self.root, "long".repeat(rng.usize(100..1000))),
-            // They are valid: what they make must be found and removed with the round.
+            // These are valid: the nodes that they make must be found and removed with the round.
             1..3 => format!("{}{}", self.root, ODD[rng.usize(..ODD.len())]),
             3..7 => format!("{}{bad}", self.root),
             // The empty path reads the root.
@@ -125,7 +125,7 @@ impl World {
         }
     }
 
-    /// A path that may be created: its parent exists and it does not.
+    /// Returns a path that may be created: its parent exists and it does not.
     pub(crate) fn creatable(&self, rng: &mut fastrand::Rng) -> String {
         let free = |path: &&String| {
             let parent = self.nodes.get(parent(path));
@@ -141,7 +141,7 @@ impl World {
         }
     }
 
-    /// A node that has no children, most of the time.
+    /// Returns a node that has no children, most of the time.
     pub(crate) fn leaf(&self, rng: &mut fastrand::Rng) -> String {
         let is_leaf = |path: &str| {
             let below = format!("{path}/");
@@ -159,7 +159,7 @@ impl World {
         leaves[rng.usize(..leaves.len())].clone()
     }
 
-    /// A version that matches, most of the time.
+    /// Returns a version that matches, most of the time.
     pub(crate) fn version(
         &self,
         rng: &mut fastrand::Rng,
@@ -174,7 +174,7 @@ impl World {
         }
     }
 
-    /// A request succeeded. `created` is the path that a create answered with.
+    /// Applies a request that succeeded. `created` is the path that a create answered with.
     pub(crate) fn apply(
         &mut self,
         slot: usize,
@@ -214,7 +214,7 @@ impl World {
         }
     }
 
-    /// A request failed.
+    /// Learns from a request that failed.
     pub(crate) fn refused(&mut self, request: &Request<'_>, error: i64) {
         let path = match request {
             Request::Delete { path, .. }
@@ -236,7 +236,7 @@ impl World {
         path.strip_prefix(&self.root).is_some_and(|rest| rest.starts_with('/'))
     }
 
-    /// A path of the round's quotas: a node, its limits or its statistics.
+    /// Returns a path of the round's quotas: a node, its limits or its statistics.
     pub(crate) fn quota(&self, rng: &mut fastrand::Rng) -> String {
         let node = match rng.u32(..4) {
             0 => self.root.clone(),

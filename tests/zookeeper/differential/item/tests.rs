@@ -19,7 +19,7 @@ fn a_record_that_is_too_short_or_too_long_is_told_as_bytes() {
     longer.push(9);
     for odd in [&whole[..whole.len() - 1], &longer] {
         let item = Item::decode(odd, opcode::EXISTS);
-        assert!(item.texts("bytes nobody expects").next().is_some() || item.fields.len() > 3);
+        assert!(item.texts("unexpected bytes").next().is_some() || item.fields.len() > 3);
         assert_ne!(item, Item::decode(&whole, opcode::EXISTS));
     }
 }
