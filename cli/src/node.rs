@@ -9,12 +9,14 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::ErrorKind;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches, value_parser};
 use millrace_node::config::{KEYS, Key};
 use millrace_node::{Config, ConfigError, Node, StartError};
 use millrace_ops::notify::{self, Notice};
 use millrace_ops::settings::{LIST_SEPARATOR, as_toml};
+use millrace_stores::Stores;
 
 use crate::failure::Failure;
 use crate::log::LogFormat;
@@ -177,7 +179,9 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
 /// # Errors
 /// With a hint if there is something to do.
 pub(crate) fn start(config: Config) -> Result<Node, Failure> {
-    Node::start(config).map_err(|error| match error {
+    let stores = Stores::start(config.source_options.clone())
+        .map_err(|error| Failure::new(format!("start the threads that talk to stores: {error}")))?;
+    Node::start_with(config, Arc::new(stores)).map_err(|error| match error {
         StartError::Config(error) => refused(error),
         error => {
             let failure = Failure::new(format!("cannot start the node: {error}"));

@@ -23,6 +23,7 @@ use millrace_proto::frame::BODY_LENGTH_MAX;
 mod coordination;
 mod keys;
 mod mounts;
+mod sources;
 mod text;
 
 use crate::local::AUTOMATIC;
@@ -62,6 +63,8 @@ impl ZeroCopy {
 pub struct Config {
     /// Directory that is served.
     pub source: PathBuf,
+    /// Options of stores on other machines, for all of them.
+    pub source_options: Vec<(String, String)>,
     /// Directories below which sources may lie; empty for the source alone.
     pub mount_roots: Vec<PathBuf>,
     /// Address to listen on; port 0 takes any free one.
@@ -316,6 +319,7 @@ impl Config {
     pub fn tiny(source: PathBuf) -> Config {
         Config {
             source,
+            source_options: Vec::new(),
             mount_roots: Vec::new(),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             socket: PathBuf::from(AUTOMATIC),
@@ -365,6 +369,7 @@ impl Config {
     fn unset() -> Config {
         Config {
             source: PathBuf::new(),
+            source_options: Vec::new(),
             mount_roots: Vec::new(),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7070)),
             socket: PathBuf::from(AUTOMATIC),

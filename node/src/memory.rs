@@ -314,7 +314,7 @@ impl OwnedPages {
 /// Pages that are being filled: written by their holder alone, from the front to the end, each page
 /// summed while it is still in the processor's cache.
 #[derive(Debug)]
-pub(crate) struct Blank {
+pub struct Blank {
     pages: OwnedPages,
     written: u32,
     page_sums: Vec<u32>,
@@ -324,7 +324,7 @@ pub(crate) struct Blank {
 
 impl Blank {
     /// Length in bytes when it is full.
-    pub(crate) fn length(&self) -> u32 {
+    pub fn length(&self) -> u32 {
         self.pages.length
     }
 
@@ -351,6 +351,27 @@ impl Blank {
             self.sum_written_pages();
         }
         Ok(())
+    }
+
+    /// Writes the next bytes. Returns those that it has no room for.
+    pub fn write<'a>(&mut self, mut bytes: &'a [u8]) -> &'a [u8] {
+        while self.written < self.pages.length && !bytes.is_empty() {
+            let start = self.written;
+            let until_chunk_end = CHUNK_SIZE - start % CHUNK_SIZE;
+            let target = self.front(until_chunk_end.min(self.pages.length - start));
+            let count = target.len().min(bytes.len());
+            let (now, later) = bytes.split_at(count);
+            target[..count].copy_from_slice(now);
+            self.written += count as u32;
+            self.sum_written_pages();
+            bytes = later;
+        }
+        bytes
+    }
+
+    /// True once every byte was written.
+    pub fn is_full(&self) -> bool {
+        self.written == self.pages.length
     }
 
     /// The next bytes to write: at most `length`, and what lies together.

@@ -36,6 +36,8 @@ use crate::runtime::{Ended, Listeners, Runtime, RuntimeLimits};
 use crate::secret::{self, SecretError};
 use crate::side::{self, Parts, Side};
 use crate::store::machine::Machine;
+use crate::store::roots::is_remote;
+use crate::store::{NoRemoteStores, RemoteStores};
 use crate::timings::{HitTimes, Timings};
 use crate::worker::{Proofs, Shared, Worker, WorkerLimits};
 
@@ -145,13 +147,21 @@ impl Node {
     /// # Errors
     /// [`StartError`]; nothing is left running.
     pub fn start(config: Config) -> Result<Node, StartError> {
+        Node::start_with(config, Arc::new(NoRemoteStores))
+    }
+
+    /// As [`Node::start`], with sources on other machines.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub fn start_with(config: Config, stores: Arc<dyn RemoteStores>) -> Result<Node, StartError> {
         config.validate()?;
         let started = Instant::now();
         let shard_count = config.shards;
         let pages = serve_pages(&config, started)?;
         raise_descriptor_limit(&config)?;
         check_mount_roots(&config)?;
-        let source = source_of(&config)?;
+        let source = source_of(&config, &*stores)?;
         let identity = Identity::open(&config.data, &config.node_id)?;
         let proofs = proofs(&config)?;
         let files = Arc::new(FileTable::new(config.files_max));
@@ -171,7 +181,7 @@ impl Node {
         let public = public_addresses(&config, address, &shard_addresses)?;
         let machine = Arc::new(Machine::start(&config).map_err(StartError::Threads)?);
         let Membership { cluster, session, mounts } =
-            join::membership(&config, identity, source, &shared, &machine, public);
+            join::membership(&config, identity, source, &shared, &machine, stores, public);
         let (session, membership) = session.unzip();
         let timings = Arc::<Timings>::default();
         let parts = Parts {
@@ -396,7 +406,7 @@ async fn serve(
 
 /// Judges the directories below which sources may lie. One that is not there yet may come.
 fn check_mount_roots(config: &Config) -> Result<(), StartError> {
-    for root in &config.mount_roots {
+    for root in config.mount_roots.iter().filter(|root| !is_remote(root)) {
         match root.metadata() {
             Ok(found) if !found.is_dir() => return Err(StartError::MountRoot(root.clone())),
             Ok(_) => (),
@@ -409,10 +419,18 @@ fn check_mount_roots(config: &Config) -> Result<(), StartError> {
     Ok(())
 }
 
-/// The source of the configuration, if it has one.
-fn source_of(config: &Config) -> Result<Option<String>, StartError> {
-    join::source(config)
-        .map_err(|error| StartError::Source { path: config.source.display().to_string(), error })
+/// The source of the configuration, if it has one, once it has answered.
+fn source_of(config: &Config, stores: &dyn RemoteStores) -> Result<Option<String>, StartError> {
+    let refuse = |error| StartError::Source { path: config.source.display().to_string(), error };
+    let source = join::source(config).map_err(refuse)?;
+    if let Some(url) = source.as_deref().filter(|it| is_remote(it)) {
+        let store = stores.open(url, join::limits(config)).map_err(io::Error::other);
+        let store = store.map_err(refuse)?;
+        let waiting = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let found = waiting.map_err(StartError::Side)?.block_on(store.stat("".into()));
+        found.map_err(|error| refuse(io::Error::other(error)))?;
+    }
+    Ok(source)
 }
 
 fn limits(config: &Config) -> WorkerLimits {

@@ -14,7 +14,7 @@ use millrace_proto::message::Kind;
 use millrace_proto::{FileId, Status};
 use tokio::sync::Notify;
 
-pub(crate) use millrace_proto::source::file_id;
+pub use millrace_proto::source::file_id;
 
 use crate::memory::Blank;
 
@@ -25,14 +25,15 @@ mod listing;
 pub(crate) mod local;
 pub(crate) mod machine;
 pub(crate) mod mounts;
+pub(crate) mod roots;
 pub(crate) mod threads;
 
 /// A future that a store returns.
-pub(crate) type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// What a store tells of a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Found {
+pub struct Found {
     /// File or directory.
     pub kind: Kind,
     /// Version of the content; 0 for a directory.
@@ -45,8 +46,9 @@ pub(crate) struct Found {
 
 /// One page of a directory.
 #[derive(Debug)]
-pub(crate) struct Page {
-    /// Names and what they are, sorted by the bytes of the names.
+pub struct Page {
+    /// Names and what they are, sorted by the bytes of the names. A store on another machine may have an
+    /// order of its own: a directory as if a `/` followed its name.
     pub entries: Vec<(String, Found)>,
     /// The last name that was looked at, if more follow it. It need not be among the entries.
     pub next: Option<String>,
@@ -54,7 +56,7 @@ pub(crate) struct Page {
 
 /// A part of a file that is to be read.
 #[derive(Clone, Debug)]
-pub(crate) struct Part {
+pub struct Part {
     /// The file that the path led to when the part was asked for.
     pub file: FileId,
     /// Path of the file.
@@ -69,7 +71,7 @@ pub(crate) struct Part {
 
 /// Why a store cannot do what was asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum StoreError {
+pub enum StoreError {
     /// No such path.
     #[error("no such file or directory")]
     NotFound,
@@ -79,6 +81,9 @@ pub(crate) enum StoreError {
     /// The source refuses, or the path leaves the root.
     #[error("{0}")]
     Denied(&'static str),
+    /// The source cannot be used as it is configured.
+    #[error("{0}")]
+    Unusable(String),
     /// The path is not one that a store can have.
     #[error("{0}")]
     InvalidPath(&'static str),
@@ -114,7 +119,7 @@ impl StoreError {
         match self {
             StoreError::NotFound => Status::NotFound,
             StoreError::WrongKind(_) => Status::WrongKind,
-            StoreError::Denied(_) => Status::PermissionDenied,
+            StoreError::Denied(_) | StoreError::Unusable(_) => Status::PermissionDenied,
             StoreError::InvalidPath(_) => Status::InvalidArgument,
             StoreError::Changed | StoreError::Differs => Status::StaleVersion,
             StoreError::Remounted => Status::UnknownFile,
@@ -124,14 +129,14 @@ impl StoreError {
     }
 
     /// True if the version that was asked for is not there (any more).
-    pub(crate) fn is_version_gone(&self) -> bool {
+    pub fn is_version_gone(&self) -> bool {
         matches!(self, StoreError::Changed | StoreError::Differs | StoreError::NotFound)
     }
 }
 
 /// Why a block was not brought in.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum FillError {
+pub enum FillError {
     /// The store says so.
     Store(StoreError),
     /// It was to be pulled from a member, which does not have it any more.
@@ -148,7 +153,7 @@ impl From<StoreError> for FillError {
 
 /// What those who wait for a block and those who bring it tell each other meanwhile.
 #[derive(Debug, Default)]
-pub(crate) struct Errand {
+pub struct Errand {
     is_unwanted: AtomicBool,
     is_urgent: AtomicBool,
     urged: Notify,
@@ -176,7 +181,7 @@ impl Errand {
     }
 
     /// Begins to read the source, which may take so long; false if nothing waits for it any more.
-    pub(crate) fn begin(&self, patience: Duration) -> bool {
+    pub fn begin(&self, patience: Duration) -> bool {
         let is_wanted = !self.is_unwanted.load(Ordering::Relaxed);
         if is_wanted {
             let now = Instant::now();
@@ -209,8 +214,37 @@ impl Errand {
     }
 }
 
+/// Opens sources that are not directories of this machine.
+pub trait RemoteStores: Send + Sync + 'static {
+    /// Opens the source with this URL. Nothing is asked of the store yet.
+    ///
+    /// # Errors
+    /// [`StoreError::InvalidPath`] for a URL that names no store here, [`StoreError::Unusable`] for options that
+    /// the store does not take.
+    fn open(&self, source: &str, limits: StoreLimits) -> Result<Arc<dyn UnderStore>, StoreError>;
+}
+
+/// What one source may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoreLimits {
+    /// Requests under way at once.
+    pub concurrency: usize,
+    /// How long one read or look-up may take, with all its retries.
+    pub patience: Duration,
+}
+
+/// A node without sources on other machines.
+#[derive(Debug)]
+pub struct NoRemoteStores;
+
+impl RemoteStores for NoRemoteStores {
+    fn open(&self, _: &str, _: StoreLimits) -> Result<Arc<dyn UnderStore>, StoreError> {
+        Err(StoreError::InvalidPath("this program serves directories alone: file:///DIR"))
+    }
+}
+
 /// A place that blocks come from.
-pub(crate) trait UnderStore: Send + Sync + 'static {
+pub trait UnderStore: Send + Sync + 'static {
     /// The id of a path, the same after a restart and on every node that serves the same source.
     fn identify(&self, path: &str) -> FileId;
 
@@ -247,7 +281,7 @@ pub(crate) trait UnderStore: Send + Sync + 'static {
 ///
 /// # Errors
 /// [`StoreError::InvalidPath`], [`StoreError::Denied`] for paths that lead out of the root.
-pub(crate) fn check_path(path: &str) -> Result<(), StoreError> {
+pub fn check_path(path: &str) -> Result<(), StoreError> {
     if path.is_empty() {
         return Ok(());
     }

@@ -29,5 +29,6 @@ mod read_write;
 mod rude;
 mod single_flight;
 mod sources;
+mod stores;
 mod trust;
 mod versions;

@@ -17,6 +17,7 @@ pub mod load;
 pub mod mounted;
 pub mod node;
 pub mod open_metrics;
+pub mod origin;
 pub mod peer;
 pub mod preload;
 pub mod process;

@@ -221,7 +221,7 @@ mod tests {
     use crate::config::{Config, MountOptions};
     use crate::store::contents::Contents;
     use crate::store::machine::Machine;
-    use millrace_client::source::Roots;
+    use crate::store::roots::MountRoots;
 
     fn alone(data: &Path, source: &str) -> Alone {
         let identity = Identity::open(data, "me").unwrap();
@@ -247,7 +247,7 @@ mod tests {
             views: Arc::new(Views::new(Arc::default())),
             mounts: Arc::new(Mounts::new(
                 Arc::new(Machine::start(&Config::tiny(PathBuf::new())).unwrap()),
-                Roots::new(["/a", "/b"].map(PathBuf::from)),
+                MountRoots::new(["/a", "/b"].map(Path::new)),
                 MountOptions::default(),
                 Contents::new(0, 1 << 20),
             )),

@@ -4,7 +4,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use millrace_client::source::Roots;
 use millrace_proto::cluster::Mount;
 use millrace_proto::{feature, ring};
 use tokio::sync::watch;
@@ -19,6 +18,8 @@ use crate::config::{Config, Coordination};
 use crate::store::contents::Contents;
 use crate::store::machine::Machine;
 use crate::store::mounts::Mounts;
+use crate::store::roots::{FILE_SCHEME, MountRoots, is_remote, normal};
+use crate::store::{RemoteStores, StoreLimits};
 use crate::worker::{Proofs, SERVER, Shared};
 
 /// The node's part in a cluster, ready to begin.
@@ -44,25 +45,31 @@ pub(crate) fn features(config: &Config, proofs: &Proofs) -> u64 {
 /// The source of the configuration as the cluster names it; None without one.
 ///
 /// # Errors
-/// If it is not there, or not a directory, or below no mount root.
+/// If it is not there, or not a directory, or below no mount root, or a URL that names no store.
 pub(crate) fn source(config: &Config) -> io::Result<Option<String>> {
     if config.source.as_os_str().is_empty() {
         return Ok(None);
     }
+    if let Some(url) = config.source.to_str().filter(|it| is_remote(it)) {
+        let url = normal(url).map_err(io::Error::other)?;
+        MountRoots::of(config).find(&url).map_err(io::Error::other)?;
+        return Ok(Some(url));
+    }
     let root = config.source.canonicalize()?;
     // Also finds out whether it is a directory that may be read.
     std::fs::read_dir(&root)?;
-    if roots(config).find(&root).is_none() {
+    let source = format!("{FILE_SCHEME}{}", root.display());
+    if MountRoots::of(config).find(&source).is_err() {
         return Err(io::Error::other("it lies below no mount_root: name it there as well"));
     }
-    Ok(Some(format!("file://{}", root.display())))
+    Ok(Some(source))
 }
 
-/// The directories below which sources may lie.
-fn roots(config: &Config) -> Roots {
-    match config.mount_roots.is_empty() {
-        true => Roots::new(Some(config.source.clone()).filter(|it| !it.as_os_str().is_empty())),
-        false => Roots::new(config.mount_roots.clone()),
+/// What each store on another machine may take.
+pub(crate) fn limits(config: &Config) -> StoreLimits {
+    StoreLimits {
+        concurrency: config.fill_concurrency,
+        patience: Duration::from_millis(config.source_timeout_ms),
     }
 }
 
@@ -80,12 +87,13 @@ pub(crate) fn membership(
     source: Option<String>,
     shared: &Shared,
     machine: &Arc<Machine>,
+    stores: Arc<dyn RemoteStores>,
     addresses: PublicAddresses,
 ) -> Membership {
     let contents = Contents::new(config.memory, config.block_size);
-    let mounts =
-        Mounts::new(Arc::clone(machine), roots(config), config.mount_options.clone(), contents);
-    let mounts = Arc::new(mounts);
+    let (machine, roots) = (Arc::clone(machine), MountRoots::of(config));
+    let mounts = Mounts::new(machine, roots, config.mount_options.clone(), contents);
+    let mounts = Arc::new(mounts.with_remote(stores, limits(config)));
     let views: Arc<Views> = Arc::new(watch::Sender::new(Arc::new(View::default())));
     if config.coord == Coordination::None {
         let root = source.map(|source| Mount { prefix: String::new(), source, replicas: 1 });

@@ -13,6 +13,7 @@ use super::record::{
     MountRecord, MountsRecord, PinsRecord, ReportRecord, TermRecord, pins_size, read, write,
 };
 use super::rights::{Readers, Rights};
+use crate::store::roots::{SOURCE_LENGTH_MAX, normal};
 use crate::store::{StoreError, check_path};
 
 /// What the master is asked to do.
@@ -284,9 +285,12 @@ pub(super) fn changed(
     if !(1..=REPLICAS_MAX).contains(&mount.replicas) {
         return refuse(format!("{} replicas: 1 to {REPLICAS_MAX} are possible", mount.replicas));
     }
-    let directory = mount.source.strip_prefix("file://").filter(|it| it.starts_with('/'));
-    if directory.is_none_or(|it| it.len() > 4096) {
-        return refuse(format!("'{}' is no source: write file:///DIR", mount.source));
+    let is_directory = mount.source.starts_with("file:///");
+    if !is_directory && let Err(error) = normal(&mount.source) {
+        return refuse(format!("'{}' cannot be mounted: {error}", mount.source));
+    }
+    if mount.source.len() > SOURCE_LENGTH_MAX {
+        return refuse(format!("the name of a source has at most {SOURCE_LENGTH_MAX} bytes"));
     }
     match place {
         Some(place) => mounts[place] = mount.clone(),

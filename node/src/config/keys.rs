@@ -7,9 +7,11 @@ use millrace_proto::frame::{BODY_LENGTH_MAX, PAYLOAD_LENGTH_MAX};
 
 use super::coordination::Coordination;
 use super::mounts::MountOptions;
+use super::sources::{options_in, roots_in};
 use super::text::{format_cpus, is_host, is_name, parse_cpus};
 use super::{Key, ZeroCopy};
 use crate::local::AUTOMATIC;
+use crate::store::roots::{FILE_SCHEME, is_remote, normal};
 
 /// A number that lives in the field of this name. The range is checked before the cast.
 macro_rules! number {
@@ -47,31 +49,56 @@ const _: () = assert!(size_of::<usize>() == 8, "sizes are 64-bit");
 pub const KEYS: &[Key] = &[
     Key {
         name: "source",
-        value: "DIR",
+        value: "DIR|URL",
         default: "none: it must be given",
-        help: "Directory to serve; it is only ever read",
+        help: "Directory or store to serve, such as s3://BUCKET/PREFIX; it is only ever read",
         example: "/data",
         access: Access::Text {
-            allowed: "a path",
+            allowed: "a path, or a URL",
             set: |config, text| {
-                config.source = PathBuf::from(text);
+                config.source = PathBuf::from(text.strip_prefix(FILE_SCHEME).unwrap_or(text));
                 !text.is_empty()
             },
             get: |config| config.source.display().to_string(),
         },
     },
     Key {
+        name: "source_option",
+        value: "KEY=VALUE",
+        default: "none",
+        help: "Option of stores on other machines, such as endpoint or region; may be given several times",
+        example: "region=eu-central-1",
+        access: Access::List {
+            allowed: "KEY=VALUE with the keys of the store library (docs/STORES.md), ':' between them",
+            set: |config, text| {
+                config.source_options = options_in(text).unwrap_or_default();
+                options_in(text).is_some()
+            },
+            get: |config| {
+                let options: Vec<_> = config
+                    .source_options
+                    .iter()
+                    .map(|(key, value)| format!("{key}={value}"))
+                    .collect();
+                options.join(&LIST_SEPARATOR.to_string())
+            },
+        },
+    },
+    Key {
         name: "mount_root",
-        value: "DIR",
+        value: "DIR|URL",
         default: "the source alone",
-        help: "Directory below which sources may be mounted; may be given several times",
+        help: "Directory or store below which sources may be mounted; may be given several times",
         example: "/mnt/datasets",
         access: Access::List {
-            allowed: "absolute paths, with ':' between them, or nothing",
+            allowed: "absolute paths and URLs, with ':' between them, or nothing",
             set: |config, text| {
-                let roots = text.split(LIST_SEPARATOR).filter(|root| !root.is_empty());
-                config.mount_roots = roots.map(PathBuf::from).collect();
-                config.mount_roots.iter().all(|root| root.is_absolute())
+                config.mount_roots = roots_in(text).into_iter().map(PathBuf::from).collect();
+                let is_root = |root: &PathBuf| match root.to_str().filter(|it| is_remote(it)) {
+                    Some(url) => normal(url).is_ok(),
+                    None => root.is_absolute(),
+                };
+                config.mount_roots.iter().all(is_root)
             },
             get: |config| {
                 let roots: Vec<_> =

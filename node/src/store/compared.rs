@@ -13,16 +13,20 @@ use super::{Errand, FillError, Found, Page, Part, StoreError, StoreFuture, Under
 use crate::memory::Blank;
 
 /// A store whose contents are compared.
-pub(crate) struct Compared<S> {
-    inner: S,
+pub(crate) struct Compared {
+    inner: Arc<dyn UnderStore>,
     contents: Arc<Contents>,
     /// What the source is called, for the alarm.
     name: String,
 }
 
-impl<S: UnderStore> Compared<S> {
+impl Compared {
     /// Compares what comes from `inner` by what `contents` remembers.
-    pub(crate) fn new(inner: S, contents: &Arc<Contents>, name: &str) -> Compared<S> {
+    pub(crate) fn new(
+        inner: Arc<dyn UnderStore>,
+        contents: &Arc<Contents>,
+        name: &str,
+    ) -> Compared {
         Compared { inner, contents: Arc::clone(contents), name: name.to_owned() }
     }
 
@@ -38,7 +42,7 @@ impl<S: UnderStore> Compared<S> {
     }
 }
 
-impl<S: UnderStore> UnderStore for Compared<S> {
+impl UnderStore for Compared {
     fn identify(&self, path: &str) -> FileId {
         self.inner.identify(path)
     }

@@ -5,10 +5,9 @@
 //! Directories that exist only because something is mounted below them are shown, too.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
-use millrace_client::source::{Root, Roots};
 use millrace_proto::FileId;
 use millrace_proto::cluster::{Mount, mount_of};
 use millrace_proto::message::Kind;
@@ -17,17 +16,13 @@ use super::compared::Compared;
 use super::contents::Contents;
 use super::local::LocalStore;
 use super::machine::Machine;
+use super::roots::{Location, MountRoots};
 use super::{
-    Errand, FillError, Found, Page, Part, StoreError, StoreFuture, UnderStore, check_path, file_id,
+    Errand, FillError, Found, NoRemoteStores, Page, Part, RemoteStores, StoreError, StoreFuture,
+    StoreLimits, UnderStore, check_path, file_id,
 };
 use crate::config::MountOptions;
 use crate::memory::Blank;
-
-/// How sources on this machine begin.
-const FILE_SCHEME: &str = "file://";
-/// Why a source is not served.
-const OUTSIDE: &str =
-    "the source lies below none of this node's mount roots: start the node with --mount-root DIR";
 
 /// A source, or why it cannot be used here.
 type Store = Result<Arc<dyn UnderStore>, StoreError>;
@@ -43,8 +38,11 @@ struct Table {
 /// All sources of a node. Until it is told what is mounted, it asks to be asked again.
 pub(crate) struct Mounts {
     machine: Arc<Machine>,
+    remote: Arc<dyn RemoteStores>,
+    /// For each source on another machine.
+    limits: StoreLimits,
     /// Below them sources have to lie, whatever mounts them.
-    roots: Roots,
+    roots: MountRoots,
     options: MountOptions,
     contents: Arc<Contents>,
     table: RwLock<Option<Arc<Table>>>,
@@ -58,14 +56,28 @@ struct MountedPath {
 
 impl Mounts {
     /// Mounts of sources below these roots with these options, none of which is known yet. Contents are
-    /// compared by what `contents` remembers; the sources share this machine's threads.
+    /// compared by what `contents` remembers; the directories share this machine's threads.
     pub(crate) fn new(
         machine: Arc<Machine>,
-        roots: Roots,
+        roots: MountRoots,
         options: MountOptions,
         contents: Contents,
     ) -> Mounts {
-        Mounts { machine, roots, options, contents: Arc::new(contents), table: RwLock::default() }
+        let limits = StoreLimits { concurrency: 1, patience: Duration::ZERO };
+        Mounts {
+            machine,
+            remote: Arc::new(NoRemoteStores),
+            limits,
+            roots,
+            options,
+            contents: Arc::new(contents),
+            table: RwLock::default(),
+        }
+    }
+
+    /// With these stores on other machines, each within these limits.
+    pub(crate) fn with_remote(self, remote: Arc<dyn RemoteStores>, limits: StoreLimits) -> Mounts {
+        Mounts { remote, limits, ..self }
     }
 
     /// Judges whether a source may be mounted: every node serves every mount, so what this one may not
@@ -75,18 +87,10 @@ impl Mounts {
     /// [`StoreError::Denied`] for one outside of the mount roots, [`StoreError::InvalidPath`] for one of a
     /// form that is not known.
     pub(crate) fn admit(&self, source: &str) -> Result<(), StoreError> {
-        self.root_of(source).map(drop)
-    }
-
-    /// The directory that a source means.
-    fn root_of(&self, source: &str) -> Result<Root, StoreError> {
-        let Some(directory) = source.strip_prefix(FILE_SCHEME).filter(|it| it.starts_with('/'))
-        else {
-            return Err(StoreError::InvalidPath(
-                "not a source that this version knows: file:///DIR is",
-            ));
-        };
-        self.roots.find(Path::new(directory)).ok_or(StoreError::Denied(OUTSIDE))
+        match self.roots.find(source)? {
+            Location::Directory(_) => Ok(()),
+            Location::Remote => self.remote.open(source, self.limits).map(drop),
+        }
     }
 
     /// Replaces the table. Whether a source is there is found when it is asked for something.
@@ -110,12 +114,16 @@ impl Mounts {
 
     /// The store that a mount means, whose contents are compared or not.
     fn store_of(&self, Mount { prefix, source, .. }: &Mount, is_compared: bool) -> Store {
-        let root = self.root_of(source)?;
-        let rule = self.options.device_rule(prefix);
-        let store = LocalStore::new(&self.machine, root, source, rule);
+        let store: Arc<dyn UnderStore> = match self.roots.find(source)? {
+            Location::Remote => self.remote.open(source, self.limits)?,
+            Location::Directory(root) => {
+                let rule = self.options.device_rule(prefix);
+                Arc::new(LocalStore::new(&self.machine, root, source, rule))
+            }
+        };
         match is_compared {
             true => Ok(Arc::new(Compared::new(store, &self.contents, source))),
-            false => Ok(Arc::new(store)),
+            false => Ok(store),
         }
     }
 

@@ -1,5 +1,8 @@
 //! Which source a path leads to, and what a directory shows of the mounts below it.
 
+use std::path::Path;
+
+use super::super::roots::OUTSIDE;
 use super::*;
 use crate::memory::Arena;
 
@@ -27,7 +30,7 @@ impl Fixture {
             std::fs::write(path, path_bytes()).unwrap();
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let roots = Roots::new([directory.path().to_owned()]);
+        let roots = MountRoots::new([directory.path()]);
         Fixture {
             runtime,
             directory,
@@ -146,7 +149,7 @@ fn a_block_whose_path_leads_elsewhere_meanwhile_is_not_taken() {
 fn bytes_that_differ_from_those_before_make_a_new_version_wherever_they_come_from() {
     let fixture = Fixture::new();
     let options = MountOptions::parse("cmp=content").unwrap();
-    let roots = Roots::new([fixture.directory.path().to_owned()]);
+    let roots = MountRoots::new([fixture.directory.path()]);
     let mounts = Mounts::new(machine(), roots, options, Contents::new(0, 1 << 20));
     let source = fixture.directory.path().join("b");
     mounts.set(vec![mount("cmp", &source), mount("same", &source)]);

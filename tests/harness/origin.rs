@@ -1,0 +1,357 @@
+//! A store in this process, which speaks enough of S3 and HTTP, well or badly.
+//!
+//! Owns objects in memory and counts what it is asked for. An object is at `/BUCKET/KEY` for S3 in path style, and
+//! the same URL is a plain web server's. Faults answer reads of objects; look-ups and listings stay right.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+/// What is wrong with the answer to a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// This status and no body of the object.
+    Status(u16),
+    /// The connection breaks when so many bytes of the body are missing.
+    Cut(usize),
+    /// No body, though the head promises one.
+    Empty,
+    /// A part of length 0 that calls itself the right one.
+    EmptyPart,
+    /// The whole object instead of a part.
+    Whole,
+    /// The next part, which says so.
+    OtherPart,
+    /// Twice the part that was asked for.
+    Long,
+    /// Half of the part, which says so.
+    Short,
+    /// Another tag than the one that was looked up.
+    OtherTag,
+    /// Bytes that name another encoding, shorter than the part.
+    Zipped,
+    /// Nothing at all.
+    Hang,
+}
+
+/// One object.
+#[derive(Clone, Debug)]
+struct Object {
+    bytes: Arc<Vec<u8>>,
+    /// How often it was put.
+    number: u64,
+}
+
+#[derive(Default)]
+struct State {
+    /// By bucket and key.
+    objects: BTreeMap<(String, String), Object>,
+    put_count: u64,
+    /// The fault of the next reads, and how many have it.
+    fault: Option<(Fault, usize)>,
+    /// True if objects have entity tags.
+    has_no_tags: bool,
+}
+
+/// The store. Its threads end with the process.
+pub struct Origin {
+    address: SocketAddr,
+    state: Arc<Mutex<State>>,
+    reads: Arc<AtomicUsize>,
+}
+
+impl Origin {
+    /// Starts an empty store.
+    ///
+    /// # Panics
+    /// If it cannot listen.
+    pub fn start() -> Origin {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
+        let address = listener.local_addr().expect("an address");
+        let (state, reads) = (Arc::<Mutex<State>>::default(), Arc::<AtomicUsize>::default());
+        let serving = (Arc::clone(&state), Arc::clone(&reads));
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (state, reads) = (Arc::clone(&serving.0), Arc::clone(&serving.1));
+                // A client that goes away ends its thread.
+                thread::spawn(move || serve(&stream, &state, &reads));
+            }
+        });
+        Origin { address, state, reads }
+    }
+
+    /// URL of the store.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// Puts an object.
+    pub fn put(&self, bucket: &str, key: &str, bytes: Vec<u8>) {
+        let mut state = self.state();
+        state.put_count += 1;
+        let object = Object { bytes: Arc::new(bytes), number: state.put_count };
+        state.objects.insert((bucket.to_owned(), key.to_owned()), object);
+    }
+
+    /// Removes an object.
+    pub fn remove(&self, bucket: &str, key: &str) {
+        self.state().objects.remove(&(bucket.to_owned(), key.to_owned()));
+    }
+
+    /// Has the next `count` reads of objects go wrong.
+    pub fn break_reads(&self, fault: Fault, count: usize) {
+        self.state().fault = Some((fault, count));
+    }
+
+    /// Has reads go right again.
+    pub fn mend(&self) {
+        self.state().fault = None;
+    }
+
+    /// Leaves entity tags out from now on.
+    pub fn forget_tags(&self) {
+        self.state().has_no_tags = true;
+    }
+
+    /// Reads of objects so far.
+    pub fn read_count(&self) -> usize {
+        self.reads.load(Ordering::SeqCst)
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Request {
+    method: String,
+    path: String,
+    query: BTreeMap<String, String>,
+    headers: BTreeMap<String, String>,
+}
+
+fn receive(reader: &mut impl BufRead) -> io::Result<Option<Request>> {
+    let mut line = String::new();
+    if reader.read_line(&mut line)? == 0 {
+        return Ok(None);
+    }
+    let mut words = line.split_whitespace().map(str::to_owned);
+    let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let mut headers = BTreeMap::new();
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line)?;
+        let Some((name, value)) = line.trim().split_once(':') else { break };
+        headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
+    }
+    let length = headers.get("content-length").and_then(|it| it.parse().ok()).unwrap_or(0);
+    io::copy(&mut reader.take(length), &mut io::sink())?;
+    let (path, query) = target.split_once('?').unwrap_or((&target, ""));
+    let query = query.split('&').filter_map(|pair| pair.split_once('='));
+    let query = query.map(|(key, value)| (decoded(key), decoded(value))).collect();
+    Ok(Some(Request { method, path: decoded(path), query, headers }))
+}
+
+/// Undoes `%41`.
+fn decoded(text: &str) -> String {
+    let (mut bytes, mut rest) = (Vec::new(), text.as_bytes());
+    while let Some((first, after)) = rest.split_first() {
+        let hex = after.get(..2).and_then(|it| std::str::from_utf8(it).ok());
+        let code = hex.and_then(|it| u8::from_str_radix(it, 16).ok());
+        match (first, code) {
+            (b'%', Some(code)) => {
+                bytes.push(code);
+                rest = &after[2..];
+            }
+            (byte, _) => {
+                bytes.push(*byte);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn serve(stream: &TcpStream, state: &Mutex<State>, reads: &AtomicUsize) -> io::Result<()> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    while let Some(request) = receive(&mut reader)? {
+        let mut out = stream;
+        let bare = request.path.trim_start_matches('/').to_owned();
+        let (bucket, key) = bare.split_once('/').unwrap_or((&bare, ""));
+        if request.query.contains_key("list-type") {
+            let body = listing(&lock(state), bucket, &request.query);
+            match body {
+                Some(body) => answer(&mut out, 200, "Content-Type: application/xml\r\n", &body)?,
+                None => {
+                    let body = "<Error><Code>NoSuchBucket</Code></Error>";
+                    answer(&mut out, 404, "", body.as_bytes())?;
+                }
+            }
+            continue;
+        }
+        let found = lock(state).objects.get(&(bucket.to_owned(), key.to_owned())).cloned();
+        match (request.method.as_str(), found) {
+            ("GET" | "HEAD", Some(object)) => send(&mut out, &request, &object, state, reads)?,
+            ("GET" | "HEAD", None) => answer(&mut out, 404, "", b"")?,
+            _ => answer(&mut out, 405, "", b"")?,
+        }
+    }
+    Ok(())
+}
+
+fn answer(out: &mut impl Write, status: u16, headers: &str, body: &[u8]) -> io::Result<()> {
+    write!(out, "HTTP/1.1 {status} It\r\n{headers}Content-Length: {}\r\n\r\n", body.len())?;
+    out.write_all(body)
+}
+
+/// Takes the fault that this read has, if it has one.
+fn fault_of(state: &mut State) -> Option<Fault> {
+    let (fault, left) = state.fault?;
+    state.fault = (left > 1).then_some((fault, left - 1));
+    Some(fault)
+}
+
+fn send(
+    out: &mut impl Write,
+    request: &Request,
+    object: &Object,
+    state: &Mutex<State>,
+    reads: &AtomicUsize,
+) -> io::Result<()> {
+    let length = object.bytes.len();
+    let is_read = request.method == "GET";
+    let (fault, has_no_tags) = {
+        let mut state = lock(state);
+        let fault = if is_read { fault_of(&mut state) } else { None };
+        (fault, state.has_no_tags)
+    };
+    if is_read {
+        reads.fetch_add(1, Ordering::SeqCst);
+    }
+    let number = if fault == Some(Fault::OtherTag) { object.number + 1 } else { object.number };
+    let tag = format!("\"{number:x}-{length:x}\"");
+    if request.headers.get("if-match").is_some_and(|wanted| *wanted != tag) {
+        return answer(out, 412, "", b"");
+    }
+    let day = object.number % 28 + 1;
+    // The first of October 2026 is a Thursday.
+    let weekday = ["Wed", "Thu", "Fri", "Sat", "Sun", "Mon", "Tue"][day as usize % 7];
+    let mut headers = format!("Last-Modified: {weekday}, {day:02} Oct 2026 07:28:00 GMT\r\n");
+    if !has_no_tags {
+        headers += &format!("ETag: {tag}\r\n");
+    }
+    let range = request.headers.get("range").and_then(|range| {
+        let (start, end) = range.strip_prefix("bytes=")?.split_once('-')?;
+        let (start, end): (usize, usize) = (start.parse().ok()?, end.parse().ok()?);
+        Some(start..(end + 1).min(length))
+    });
+    if !is_read {
+        return write!(out, "HTTP/1.1 200 It\r\n{headers}Content-Length: {length}\r\n\r\n");
+    }
+    let (mut status, mut part) = match range {
+        Some(range) => (206, range),
+        None => (200, 0..length),
+    };
+    let wanted = part.clone();
+    match fault {
+        Some(Fault::Status(status)) => return answer(out, status, "Retry-After: 1\r\n", b""),
+        Some(Fault::Whole) => (status, part) = (200, 0..length),
+        Some(Fault::OtherPart) => part = wanted.end.min(length - 1)..length,
+        Some(Fault::Long) => part.end = (part.end + part.len()).min(length),
+        Some(Fault::Short) => part.end = part.start + part.len() / 2,
+        Some(Fault::Hang) => {
+            thread::sleep(Duration::from_secs(3600));
+            return Ok(());
+        }
+        _ => (),
+    }
+    let says = if fault == Some(Fault::Long) { &wanted } else { &part };
+    if status == 206 {
+        let last = says.end.max(1) - 1;
+        headers += &format!("Content-Range: bytes {}-{last}/{length}\r\n", says.start);
+    }
+    let body = &object.bytes[part];
+    let sent = match fault {
+        Some(Fault::Zipped) => {
+            return answer_with(out, status, &headers, &body[..body.len() / 3], true);
+        }
+        Some(Fault::EmptyPart) => return answer_with(out, status, &headers, b"", false),
+        Some(Fault::Empty) => 0,
+        Some(Fault::Cut(missing)) => body.len().saturating_sub(missing),
+        _ => return answer_with(out, status, &headers, body, false),
+    };
+    write!(out, "HTTP/1.1 {status} It\r\n{headers}Content-Length: {}\r\n\r\n", body.len())?;
+    out.write_all(&body[..sent])?;
+    // The connection ends here.
+    Err(io::ErrorKind::Other.into())
+}
+
+fn answer_with(
+    out: &mut impl Write,
+    status: u16,
+    headers: &str,
+    body: &[u8],
+    is_zipped: bool,
+) -> io::Result<()> {
+    let encoding = if is_zipped { "Content-Encoding: gzip\r\n" } else { "" };
+    answer(out, status, &format!("{headers}{encoding}"), body)
+}
+
+/// Answers ListObjectsV2; None if there is no such bucket.
+fn listing(state: &State, bucket: &str, query: &BTreeMap<String, String>) -> Option<Vec<u8>> {
+    let text = |name: &str| query.get(name).map(String::as_str).unwrap_or_default();
+    let (prefix, delimiter) = (text("prefix"), text("delimiter"));
+    let limit: usize = text("max-keys").parse().unwrap_or(1000);
+    let after = text("continuation-token").max(text("start-after"));
+    let keys = || state.objects.iter().filter(|((other, _), _)| other == bucket);
+    keys().next()?;
+    let (mut body, mut count, mut last, mut is_cut) = (String::new(), 0, String::new(), false);
+    for ((_, key), object) in keys() {
+        let Some(rest) = key.strip_prefix(prefix) else { continue };
+        let cut = if delimiter.is_empty() { None } else { rest.find(delimiter) };
+        let common = cut.map(|at| &key[..prefix.len() + at + delimiter.len()]);
+        let name = common.unwrap_or(key);
+        let is_behind = key.as_str() <= after || common.is_some_and(|it| after == it || last == it);
+        if is_behind || (common.is_some() && after.starts_with(name) && after != prefix) {
+            continue;
+        }
+        if count == limit {
+            is_cut = true;
+            break;
+        }
+        count += 1;
+        last = name.to_owned();
+        body += &match common {
+            Some(common) => {
+                format!("<CommonPrefixes><Prefix>{}</Prefix></CommonPrefixes>", escaped(common))
+            }
+            None => format!(
+                "<Contents><Key>{}</Key><LastModified>2026-10-{:02}T07:28:00.000Z</LastModified>\
+                 <ETag>&quot;{:x}-{:x}&quot;</ETag><Size>{}</Size></Contents>",
+                escaped(key),
+                object.number % 28 + 1,
+                object.number,
+                object.bytes.len(),
+                object.bytes.len()
+            ),
+        };
+    }
+    let token = match is_cut {
+        true => format!("<NextContinuationToken>{}</NextContinuationToken>", escaped(&last)),
+        false => String::new(),
+    };
+    let head = format!("<IsTruncated>{is_cut}</IsTruncated><KeyCount>{count}</KeyCount>");
+    Some(format!("<ListBucketResult>{head}{token}{body}</ListBucketResult>").into_bytes())
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
