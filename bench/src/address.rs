@@ -16,7 +16,7 @@ use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{RecvFlags, SendFlags};
 use serde::{Serialize, Serializer};
 
-/// What the path of a Unix socket is preceded by.
+/// Prefix of the path of a Unix socket.
 const UNIX_PREFIX: &str = "unix:";
 
 /// Where a server listens.
@@ -29,7 +29,7 @@ pub enum Address {
 }
 
 impl Address {
-    /// The address that `host:port` or `unix:PATH` stands for.
+    /// Returns the address that `host:port` or `unix:PATH` stands for.
     ///
     /// # Errors
     /// If it is neither, or the host is not found.
@@ -45,7 +45,7 @@ impl Address {
         Ok(Address::Tcp(first))
     }
 
-    /// Whether it is a Unix socket.
+    /// True if it is a Unix socket.
     pub fn is_unix(&self) -> bool {
         matches!(self, Address::Unix(_))
     }
@@ -82,8 +82,7 @@ pub struct Stream {
 impl Stream {
     /// Connects; connecting, each read and each write wait for `timeout` at most.
     ///
-    /// # Errors
-    /// If nobody listens there.
+    /// # Errors If nothing listens there.
     pub fn connect(address: &Address, timeout: Duration) -> io::Result<Stream> {
         let socket: OwnedFd = match address {
             Address::Tcp(address) => {
@@ -99,12 +98,12 @@ impl Stream {
         Ok(Stream { socket, peer: address.clone() })
     }
 
-    /// The address it was connected to.
+    /// Returns the address it was connected to.
     pub fn peer(&self) -> &Address {
         &self.peer
     }
 
-    /// From now on reads and writes that would wait fail with `WouldBlock` instead.
+    /// Makes reads and writes that would wait fail with `WouldBlock` from now on.
     ///
     /// # Errors
     /// If the kernel refuses.

@@ -1,9 +1,9 @@
 //! A bar chart of a comparison, as SVG.
 //!
-//! Owns the drawing: a group for each size, a bar for each server as long as its speed beside that
-//! of the best rival, its absolute speed in words. Always holds: the same report gives the same
-//! bytes, and the text is legible on a light and on a dark page, since it takes the colours that
-//! the page asks for.
+//! Owns the drawing: a group for each size, a bar for each server, whose length is its speed beside the
+//! best rival's, and its absolute speed in words. Always holds: the same report gives the same bytes,
+//! and the text is legible on a light and on a dark page, because it takes the colours that the page
+//! asks for.
 //!
 //! ```text
 //!  title, machine, commit
@@ -54,7 +54,7 @@ text { fill: #e6edf3; }
 struct Bar {
     name: String,
     class: &'static str,
-    /// Beside the best rival: the median of each round's.
+    /// Speed beside the best rival: the median of each round's ratio.
     ratio: f64,
     words: String,
 }
@@ -96,7 +96,7 @@ impl Group {
     }
 }
 
-/// The chart of the speeds in a report.
+/// Draws the chart of the speeds in a report.
 pub fn draw(report: &CompareReport) -> String {
     let groups: Vec<Group> = report.sizes.iter().map(Group::of).collect();
     let ratios = groups.iter().flat_map(|group| group.bars.iter().map(|bar| bar.ratio));
@@ -167,7 +167,7 @@ fn draw_bar(text: &mut String, bar: &Bar, top: usize, scale: f64) {
     line(text, "value", BARS_RIGHT + 12, top + 13, &words);
 }
 
-/// A line of text; what may not stand in SVG as it is gets another form.
+/// Adds a line of text; what may not stand in SVG as it is gets another form.
 fn line(text: &mut String, class: &str, left: usize, baseline: usize, words: &str) {
     let mut escaped = String::with_capacity(words.len());
     for character in words.chars().take(LINE_LENGTH_MAX) {

@@ -1,9 +1,9 @@
 //! `millrace bench compare`: the node beside its rivals, in one run, on one machine.
 //!
-//! Owns the order of measurement. All servers of a size run on the same CPU at once, each holds the
-//! same objects, and only one is loaded at a time. Rounds are interleaved and their order rotates, so
-//! that a machine that slows down slows all of them; what is reported is the median of the ratios of
-//! each round, not a ratio of medians.
+//! Owns the order of measurement. All servers of a size run on the same CPU at once, each holds the same
+//! objects, and only one is loaded at a time. Rounds are interleaved and their order rotates, so that a
+//! machine that slows down slows all of them; the report has the median of the ratios of each round, not
+//! a ratio of medians.
 
 use std::path::Path;
 
@@ -38,8 +38,8 @@ pub(crate) const NODE_NAME: &str = "millrace";
 /// has to hold them all in memory.
 const IN_FLIGHT_BYTES_MAX: u64 = 2 << 30;
 
-/// Most connections to one server. Derived: a quarter of those that the rivals are started with
-/// room for, since some keep some for themselves.
+/// Most connections to one server. Derived: a quarter of those that the rivals are started with room
+/// for, because some keep some for themselves.
 pub const CONNECTIONS_MAX: usize = 1024;
 
 /// What is compared, and how.
@@ -53,7 +53,7 @@ pub struct CompareOptions {
     pub depth: usize,
     /// Keys in each request; `None` for plain reads.
     pub batch: Option<usize>,
-    /// Whether the load generator spins instead of sleeping, see [`LoadOptions::spin`].
+    /// True if the load generator spins instead of sleeping, see [`LoadOptions::spin`].
     pub spin: bool,
     /// Measured time of each server in each round, in seconds.
     pub seconds: f64,
@@ -61,7 +61,7 @@ pub struct CompareOptions {
     pub warmup_seconds: f64,
     /// Rounds; an odd number has a median that was measured.
     pub rounds: usize,
-    /// What all servers are reached by.
+    /// The way by which all servers are reached.
     pub transport: Transport,
     /// CPU of every server.
     pub server_cpu: usize,
@@ -71,14 +71,14 @@ pub struct CompareOptions {
     pub set_bytes: u64,
     /// Rivals to measure.
     pub rivals: Vec<Rival>,
-    /// Whether the limits of the loopback interface are measured beside large objects.
+    /// True if the limits of the loopback interface are measured beside large objects.
     pub limits: bool,
-    /// Whether reading in place is measured beside `memcpy`.
+    /// True if reading in place is measured beside `memcpy`.
     pub near: bool,
     /// How the node is started; `None` measures the rivals alone. A cache size of 0 means four times
     /// the objects and 256 MiB.
     pub node: Option<NodeOptions>,
-    /// Whether latencies are measured instead of speed.
+    /// True if latencies are measured instead of speed.
     pub latency: bool,
     /// Reads a second of the open loop that measures latency; `None` for half of the top rate of
     /// redis, or of the slowest server where redis is not measured.
@@ -114,7 +114,7 @@ impl Default for CompareOptions {
 }
 
 impl CompareOptions {
-    /// The load of a measurement.
+    /// Returns the load of a measurement.
     fn load(&self) -> LoadOptions<'static> {
         LoadOptions {
             connections: self.connections,
@@ -128,21 +128,20 @@ impl CompareOptions {
         }
     }
 
-    /// Each round has its own keys, and all servers of a round the same.
+    /// Returns the seed of a round: each round has its own keys, and all servers of a round the same.
     fn seed_of(&self, round: usize) -> u64 {
         self.seed.wrapping_add(round as u64)
     }
 }
 
-/// The order in which `count` servers take their turns: every round begins with another one.
+/// Returns the order in which `count` servers take their turns: every round begins with another one.
 fn interleave(round: usize, count: usize) -> impl Iterator<Item = usize> {
     (0..count).map(move |step| (round + step) % count)
 }
 
-/// Compares. `progress` is told in a line what happens next.
+/// Compares. `progress` gets a line that says what happens next.
 ///
-/// # Errors
-/// If a server cannot be started, or a reply is wrong: a comparison with errors is none.
+/// # Errors If a server cannot be started, or a reply is wrong: a comparison with errors proves nothing.
 pub fn compare(options: &CompareOptions, mut progress: impl FnMut(&str)) -> Result<CompareReport> {
     ensure!(options.rounds > 0, "no rounds, no result");
     ensure!(options.sizes.iter().all(|&size| size > 0), "an object of 0 bytes is none");
@@ -193,7 +192,7 @@ fn check_in_flight(options: &CompareOptions) -> Result<()> {
     Ok(())
 }
 
-/// The rivals that can be measured; the others are noted by name.
+/// Returns the rivals that can be measured; the others are noted by name.
 fn available(options: &CompareOptions, report: &mut CompareReport) -> Vec<Rival> {
     let mut rivals = Vec::new();
     for &rival in &options.rivals {
@@ -211,7 +210,7 @@ fn available(options: &CompareOptions, report: &mut CompareReport) -> Vec<Rival>
     rivals
 }
 
-/// Whether limits are measured; a reason why not is noted.
+/// Checks whether limits can be measured, and notes why not. True if they can.
 fn limits_available(options: &CompareOptions, report: &mut CompareReport) -> bool {
     let large = options.sizes.iter().any(|&size| size >= limit::SIZE_MIN);
     if !options.limits || options.latency || !large {

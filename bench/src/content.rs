@@ -1,6 +1,6 @@
 //! The objects of a comparison: equal in size, their bytes a function of seed, size and index.
 //!
-//! Owns names and content. Since content follows from the index, a reply with the bytes of another
+//! Owns names and content. Because content follows from the index, a reply with the bytes of another
 //! object, or with bytes shifted within one, is found.
 
 use std::path::Path;
@@ -19,23 +19,23 @@ pub struct ObjectSet {
 }
 
 impl ObjectSet {
-    /// The set of objects of `size` bytes that takes about `total_bytes`, at least one object.
+    /// Returns the set of objects of `size` bytes that takes about `total_bytes`, at least one object.
     pub fn with_total(size: usize, total_bytes: u64, seed: u64) -> ObjectSet {
         ObjectSet { count: (total_bytes / size as u64).max(1), size, seed }
     }
 
-    /// Size of all objects in bytes.
+    /// Returns the size of all objects in bytes.
     pub fn total_bytes(&self) -> u64 {
         self.count * self.size as u64
     }
 
-    /// Path of an object below the source directory; each object is a file of its own, so that it
-    /// costs a node one block look-up as it costs a rival one key look-up.
+    /// Returns the path of an object below the source directory. Each object is a file of its own, so
+    /// that it costs a node one block look-up as it costs a rival one key look-up.
     pub fn path(&self, index: u64) -> String {
         format!("objects/{}/{index}", self.size)
     }
 
-    /// Key of an object in a key-value rival.
+    /// Returns the key of an object in a key-value rival.
     pub fn key(&self, index: u64) -> String {
         format!("{}:{index}", self.size)
     }
@@ -86,7 +86,7 @@ impl ObjectSet {
     }
 }
 
-/// The finaliser of SplitMix64.
+/// Computes the finaliser of SplitMix64.
 fn mix(mut word: u64) -> u64 {
     word = (word ^ (word >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     word = (word ^ (word >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);

@@ -1,5 +1,4 @@
-//! A blocking Millrace connection for what is beside a measurement: `Hello`, `Stat`, `List`,
-//! `Status`.
+//! A blocking Millrace connection for requests beside a measurement: `Hello`, `Stat`, `List`, `Status`.
 //!
 //! Owns one request at a time, except that `Stat` of many paths is pipelined. Waiting is bounded by
 //! the stream's timeouts. Speed is left to [`crate::load`].
@@ -27,7 +26,7 @@ const STATS_IN_FLIGHT_MAX: usize = 64;
 /// Deepest directory that is listed.
 const DEPTH_MAX: usize = 64;
 
-/// What a node says of itself.
+/// What a node reports of itself.
 #[derive(Clone, Debug)]
 pub struct Node {
     /// Name and version.
@@ -58,7 +57,7 @@ impl Control<Stream> {
 }
 
 impl<'a> Control<&'a mut Stream> {
-    /// Uses a connection that will be used otherwise later.
+    /// Uses a connection that has another use later.
     pub fn over(stream: &'a mut Stream) -> Control<&'a mut Stream> {
         Control { stream }
     }
@@ -67,8 +66,7 @@ impl<'a> Control<&'a mut Stream> {
 impl<S: BorrowMut<Stream>> Control<S> {
     /// Negotiates, and learns the limits of the node.
     ///
-    /// # Errors
-    /// If the peer is no node, or one of a protocol version this build does not speak.
+    /// # Errors If the peer is not a node, or one of a protocol version this build does not speak.
     pub fn hello(&mut self) -> Result<Node> {
         let request = HelloRequest {
             client: concat!("millrace-bench ", env!("CARGO_PKG_VERSION")).into(),
@@ -129,7 +127,8 @@ impl<S: BorrowMut<Stream>> Control<S> {
         Ok(entries)
     }
 
-    /// All files at or below a path, as far as `count_max` of them; `Entry::name` is the full path.
+    /// Returns all files at or below a path, at most `count_max` of them; `Entry::name` is the full
+    /// path.
     ///
     /// # Errors
     /// If the path is not found or directories are nested too deep.
@@ -183,7 +182,7 @@ impl<S: BorrowMut<Stream>> Control<S> {
         Ok((entries, reply.next.as_str().to_owned()))
     }
 
-    /// A counter of the node, or `None` if this node does not count that.
+    /// Returns a counter of the node, or `None` if this node does not count that.
     ///
     /// # Errors
     /// If the node does not answer.
@@ -222,7 +221,7 @@ impl<S: BorrowMut<Stream>> Control<S> {
     }
 }
 
-/// The address of a shard as the node says it; an empty host is the host of this connection.
+/// Returns the address of a shard as the node says it; an empty host is the host of this connection.
 fn shard_address(shard: &str, peer: &Address) -> Result<Address> {
     let Some(port) = shard.strip_prefix(':') else {
         return Address::resolve(shard).context("the node gave a shard address that is none");

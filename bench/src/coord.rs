@@ -70,7 +70,7 @@ pub enum CoordReport {
 }
 
 impl CoordReport {
-    /// The report for people.
+    /// Returns the report for people.
     pub fn render(&self) -> String {
         match self {
             CoordReport::Speed(report) => report.render(),
@@ -80,7 +80,7 @@ impl CoordReport {
     }
 }
 
-/// Measures. `progress` is told in a line what happens next.
+/// Measures. `progress` gets a line that says what happens next.
 ///
 /// # Errors
 /// If a service cannot be started, breaks a connection, or gives a wrong answer.
@@ -104,13 +104,13 @@ const PREPARE_OUTSTANDING: usize = 256;
 /// What is compared, and how; each question uses its part of it.
 #[derive(Clone, Debug)]
 pub struct CoordOptions {
-    /// Whether Millrace is measured; else the rivals alone.
+    /// True if Millrace is measured; else only the rivals are.
     pub ours: bool,
     /// Services to compare with; what is not installed is named and left out.
     pub rivals: Vec<System>,
     /// Program to start as `PROGRAM coord zoo.cfg`; `None` for the one that is running.
     pub program: Option<PathBuf>,
-    /// Further flags of it.
+    /// Further flags of the program.
     pub program_flags: Vec<String>,
     /// Class path of ZooKeeper; `None` for the jars of Debian.
     pub classpath: Option<String>,
@@ -177,15 +177,15 @@ impl Default for CoordOptions {
     }
 }
 
-/// `target` of the current directory where there is one, else the directory for temporary files:
-/// the first is on a disk more often.
+/// Returns `target` of the current directory if it is there, else the directory for temporary files: the
+/// first is on a disk more often.
 pub fn default_directory() -> PathBuf {
     let target = std::env::current_dir().map(|current| current.join("target"));
     target.ok().filter(|target| target.is_dir()).unwrap_or_else(std::env::temp_dir)
 }
 
 impl CoordOptions {
-    /// How many keys are kept, or `or` if nobody said.
+    /// Returns how many keys are kept, or `or` if the options do not say.
     fn znodes_or(&self, or: u32) -> u32 {
         self.znodes.unwrap_or(or)
     }
@@ -200,7 +200,7 @@ impl CoordOptions {
     }
 }
 
-/// What every result has to be read with.
+/// What is needed to read every result.
 #[derive(Clone, Debug, Serialize)]
 pub struct Setting {
     /// The machine.
@@ -209,7 +209,7 @@ pub struct Setting {
     pub command: String,
     /// Commit of the directory it ran in, if that is known.
     pub commit: Option<String>,
-    /// Each service and what it says of its version.
+    /// Each service and the version that it reports.
     pub versions: Vec<(String, String)>,
     /// Services that were not measured.
     pub skipped: Vec<Skipped>,
@@ -228,7 +228,7 @@ pub struct Setting {
 }
 
 impl Setting {
-    /// Looks at machine, disk and programs: also the services that can be measured, ours first.
+    /// Looks at machine, disk and programs; also returns the services that can be measured, ours first.
     fn find(options: &CoordOptions) -> Result<(Setting, Vec<System>)> {
         let directory = std::path::absolute(&options.directory)?;
         let mut setting = Setting {
@@ -304,7 +304,8 @@ impl Setting {
     }
 }
 
-/// Writes all keys that are kept, and reads each once: what is measured then is known to be right.
+/// Writes all keys that are kept, and reads each once, so that what is measured then is known to be
+/// right.
 fn prepare(
     ensemble: &Ensemble,
     options: &CoordOptions,
@@ -334,7 +335,7 @@ fn create_root(ensemble: &Ensemble, values: &Values) -> Result<()> {
     Ok(())
 }
 
-/// Does every one of `operations` once, none of which may be refused.
+/// Runs each of `operations` once, none of which may be refused.
 fn sweep(
     ensemble: &Ensemble,
     options: &CoordOptions,

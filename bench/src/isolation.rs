@@ -1,9 +1,9 @@
-//! A network namespace of its own for a comparison: TCP and the loopback interface as they are told,
-//! whatever the machine is set to, and nothing else on the interface.
+//! A network namespace of its own for a comparison: TCP and the loopback interface have fixed settings,
+//! whatever the machine is set to, and nothing else uses the interface.
 //!
-//! Owns the settings. The namespace is made by the program `unshare`, which starts this one again in
-//! it; a user who is not root gets one in a user namespace, where the system allows that. Needs nothing
-//! else installed: the interface is set up by a message to the kernel (rtnetlink(7)).
+//! Owns the settings. The namespace is made by the program `unshare`, which starts this one again in it;
+//! a user who is not root gets one in a user namespace, if the system allows that. Nothing else needs to
+//! be installed: the interface is set up by a message to the kernel (rtnetlink(7)).
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -32,7 +32,7 @@ const IFLA_GRO_IPV4_MAX_SIZE: u16 = 64;
 const HEADER_SIZE: usize = 16;
 const LINK_SIZE: usize = 16;
 
-/// Flag that tells the program that it was started again.
+/// Flag that says to the program that it was started again.
 pub const INSIDE: &str = "--inside";
 
 /// Starts this program again with its own arguments and [`INSIDE`], in a network namespace of its own.
@@ -82,14 +82,14 @@ fn change_loopback(attributes: &[(u16, u32)]) -> Result<()> {
     answer(socket.as_fd())
 }
 
-/// The message that asks for it.
+/// Returns the message that asks for it.
 fn link_message(attributes: &[(u16, u32)]) -> Vec<u8> {
     let length = HEADER_SIZE + LINK_SIZE + 8 * attributes.len();
     let mut message = Vec::with_capacity(length);
     message.extend((length as u32).to_ne_bytes());
     message.extend(RTM_NEWLINK.to_ne_bytes());
     message.extend(NLM_F_REQUEST_ACK.to_ne_bytes());
-    // Number of the message, and who sends it.
+    // Number of the message, and its sender.
     message.extend([0; 8]);
     // Any family, any type.
     message.extend([0; 4]);
@@ -104,7 +104,7 @@ fn link_message(attributes: &[(u16, u32)]) -> Vec<u8> {
     message
 }
 
-/// The kernel's answer: `struct nlmsgerr`, whose number is 0 where all is well.
+/// Reads the kernel's answer: `struct nlmsgerr`, whose number is 0 for success.
 fn answer(socket: rustix::fd::BorrowedFd<'_>) -> Result<()> {
     let mut bytes = [0; 256];
     let (_, count) = rustix::net::recv(socket, &mut bytes, RecvFlags::empty())?;

@@ -34,7 +34,7 @@ enum Draw {
 }
 
 impl Keys {
-    /// A sequence over `0..count`, the same for the same `seed`.
+    /// Makes a sequence over `0..count`, the same for the same `seed`.
     ///
     /// # Errors
     /// If `count` is zero or theta is not a positive number.
@@ -100,7 +100,7 @@ impl Zipf {
         zipf
     }
 
-    /// A rank from 1, the most frequent.
+    /// Draws a rank from 1, the most frequent.
     fn rank(&self, random: &mut fastrand::Rng) -> u64 {
         loop {
             let span = self.integral_first - self.integral_last;
@@ -138,7 +138,7 @@ impl Zipf {
     }
 }
 
-/// The first number from the golden section of `count` upwards that is coprime to it.
+/// Returns the first number from the golden section of `count` upwards that is coprime to it.
 fn stride(count: u64) -> u64 {
     let mut stride = ((count as f64 * 0.618) as u64).max(1);
     while greatest_common_divisor(stride, count) != 1 {

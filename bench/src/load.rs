@@ -53,15 +53,15 @@ pub struct LoadOptions<'a> {
     pub seconds: f64,
     /// Open loop of this many reads a second over all connections; `None` for the closed loop.
     pub rate: Option<f64>,
-    /// Whether the closed loop asks for replies again and again instead of sleeping until one is
-    /// there. On one machine the server pays for waking a sleeping client; a remote client has no
-    /// such cost, and one that spins is closer to it. The open loop always spins.
+    /// True if the closed loop asks for replies again and again instead of sleeping until one is there.
+    /// On one machine the server pays for waking a sleeping client; a remote client has no such cost,
+    /// and one that spins is closer to it. The open loop always spins.
     pub spin: bool,
     /// CPU the generator is pinned to.
     pub cpu: Option<usize>,
     /// Process whose CPU time is measured too.
     pub server_pid: Option<u32>,
-    /// Is sent a mark whenever the clocks are read; the last two are the start and the end of the
+    /// Is sent a mark whenever the clocks are read; the last two marks are the start and the end of the
     /// measured time.
     pub marks: Option<&'a Sender<()>>,
     /// What is checked of each reply beside status and length.
@@ -87,7 +87,7 @@ impl Default for LoadOptions<'_> {
     }
 }
 
-/// What is checked of a payload.
+/// The checks of a payload.
 #[derive(Clone, Copy, Debug, Default)]
 pub enum Check<'a> {
     /// Its length; the bytes are received and dropped.
@@ -142,14 +142,14 @@ pub struct LoadResult {
     pub latency: Latency,
     /// CPU time of the generator in seconds, without the time in which it spun for nothing.
     pub client_cpu_s: f64,
-    /// CPU time of the server in seconds, if its process was named or it tells it itself.
+    /// CPU time of the server in seconds, if its process was named or it reports the time itself.
     pub server_cpu_s: Option<f64>,
     /// CPU time of the generator per GB.
     pub client_cpu_s_per_gb: f64,
     /// CPU time of the server per GB.
     pub server_cpu_s_per_gb: Option<f64>,
-    /// Share of the time in which a generator that spins did not run, since the CPU did other work:
-    /// its latencies count that time as if it were the server's. `None` where it may sleep.
+    /// Share of the time in which a generator that spins did not run, because the CPU did other work:
+    /// its latencies count that time as if it were the server's. `None` if it may sleep.
     pub kept_away_share: Option<f64>,
     /// Open loop: requests that were due but unanswered when waiting for them ended; the latency
     /// counts them with the time they had waited.
@@ -157,7 +157,7 @@ pub struct LoadResult {
 }
 
 impl LoadResult {
-    /// Whether most of what was due went unanswered, so that the rate says nothing of the server.
+    /// True if most of what was due went unanswered, so that the rate says nothing of the server.
     pub fn is_overrun(&self) -> bool {
         self.unanswered > self.requests
     }

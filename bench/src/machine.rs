@@ -1,8 +1,8 @@
 //! The machine under test: its description, CPU affinity, CPU time and calibration.
 //!
-//! Owns what is asked of the kernel beside sockets. Affinity is always put back by whoever changes
-//! it. CPU time is in seconds, of a thread by its clock and of a process by `/proc`, whose tick is
-//! 10 ms: measure for seconds.
+//! Owns what is asked of the kernel beside sockets. The function that changes affinity always puts it
+//! back. CPU time is in seconds, of a thread by its clock and of a process by `/proc`, whose tick is 10
+//! ms: measure for seconds.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -14,7 +14,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
-/// What a result has to be read with.
+/// The machine, as it is needed to read a result.
 #[derive(Clone, Debug, Serialize)]
 pub struct Machine {
     /// Model name of the CPU.
@@ -28,7 +28,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Asks the kernel; what it does not tell is `unknown`.
+    /// Asks the kernel; what it does not report is `unknown`.
     pub fn describe() -> Machine {
         let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = text
@@ -80,7 +80,7 @@ impl Calibration {
     }
 }
 
-/// GB/s of the fastest of three runs of `repeat` times `bytes`.
+/// Returns the GB/s of the fastest of three runs of `repeat` times `bytes`.
 fn rate(bytes: usize, repeat: u32, mut work: impl FnMut()) -> f64 {
     let mut best = 0.0_f64;
     for _ in 0..3 {
@@ -92,7 +92,7 @@ fn rate(bytes: usize, repeat: u32, mut work: impl FnMut()) -> f64 {
     best
 }
 
-/// The command line of this process, the program by its name alone, without the flag `hidden`.
+/// Returns the command line of this process, with the program's name alone, without the flag `hidden`.
 pub(crate) fn command_line(hidden: &str) -> String {
     let mut arguments = std::env::args();
     let program = arguments.next().unwrap_or_default();
@@ -101,22 +101,21 @@ pub(crate) fn command_line(hidden: &str) -> String {
     std::iter::once(name).chain(shown).collect::<Vec<_>>().join(" ")
 }
 
-/// Commit of the current directory, if it is under git.
+/// Returns the commit of the current directory, if it is under git.
 pub(crate) fn commit() -> Option<String> {
     let output = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     (output.status.success() && !text.trim().is_empty()).then(|| text.trim().to_owned())
 }
-/// CPUs this process may use, in order.
+/// Returns the CPUs that this process may use, in order.
 ///
-/// # Errors
-/// If the kernel does not tell.
+/// # Errors If the kernel does not say.
 pub fn usable_cpus() -> Result<Vec<usize>> {
     let set = sched_getaffinity(None).context("read the CPU affinity")?;
     Ok((0..CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect())
 }
 
-/// CPUs in ascending order as `0-3,8`.
+/// Formats CPUs in ascending order as `0-3,8`.
 pub fn cpu_list(cpus: &[usize]) -> String {
     let mut parts = Vec::new();
     for run in cpus.chunk_by(|left, right| left + 1 == *right) {
@@ -129,8 +128,8 @@ pub fn cpu_list(cpus: &[usize]) -> String {
     parts.join(",")
 }
 
-/// Runs `work` with the current thread, and whatever it spawns, on one CPU only, and puts the
-/// affinity back.
+/// Runs `work` with the current thread, and all that it spawns, on one CPU only, and puts the affinity
+/// back.
 ///
 /// # Errors
 /// If the CPU does not exist or may not be used, or `work` fails.
@@ -158,10 +157,9 @@ pub fn on_cpus<T>(cpus: &[usize], work: impl FnOnce() -> Result<T>) -> Result<T>
     result
 }
 
-/// Memory that can be had without swapping, in bytes.
+/// Returns the memory that can be had without swapping, in bytes.
 ///
-/// # Errors
-/// If the kernel does not tell.
+/// # Errors If the kernel does not say.
 pub fn memory_available() -> Result<u64> {
     let path = "/proc/meminfo";
     let text = std::fs::read_to_string(path).with_context(|| format!("read {path}"))?;
@@ -173,7 +171,7 @@ pub fn memory_available() -> Result<u64> {
     Ok(kib << 10)
 }
 
-/// Lets this process, and those it starts from now on, have so many descriptors.
+/// Lets this process, and those it starts from now on, have this many descriptors.
 ///
 /// # Errors
 /// If the hard limit is lower.
@@ -191,13 +189,13 @@ pub fn allow_descriptors(needed: u64) -> Result<()> {
     setrlimit(Resource::Nofile, raised).context("raise the limit of open files")
 }
 
-/// CPU time of the calling thread in seconds, user and system.
+/// Returns the CPU time of the calling thread in seconds, user and system.
 pub fn thread_cpu_s() -> f64 {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
-/// CPU time of a process in seconds, user and system, all its threads.
+/// Returns the CPU time of a process in seconds, user and system, all its threads.
 ///
 /// # Errors
 /// If there is no such process.
@@ -208,7 +206,8 @@ pub fn process_cpu_s(pid: u32) -> Result<f64> {
     Ok(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
 }
 
-/// `utime + stime`, fields 14 and 15; the name before them is in parentheses and may hold spaces.
+/// Returns `utime + stime`, fields 14 and 15; the name before them is in parentheses and may hold
+/// spaces.
 fn stat_ticks(text: &str) -> Option<u64> {
     let (_, rest) = text.rsplit_once(')')?;
     let mut fields = rest.split_ascii_whitespace().skip(11);

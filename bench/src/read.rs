@@ -45,13 +45,13 @@ pub struct ReadOptions {
     pub zipf_theta: Option<f64>,
     /// Open loop of this many reads a second; `None` keeps `depth` in flight.
     pub rate: Option<f64>,
-    /// Whether the load generator spins instead of sleeping, see [`LoadOptions::spin`].
+    /// True if the load generator spins instead of sleeping, see [`LoadOptions::spin`].
     pub spin: bool,
-    /// Whether every payload is checked against its checksums.
+    /// True if every payload is checked against its checksums.
     pub verify: bool,
     /// CPU the load generator is pinned to.
     pub cpu: Option<usize>,
-    /// Process of the node, to measure its CPU time; `None` asks the node, which may not tell.
+    /// Process of the node, to measure its CPU time; `None` asks the node, which may not know it.
     pub server_pid: Option<u32>,
     /// Seed of the choice.
     pub seed: u64,
@@ -80,7 +80,7 @@ impl Default for ReadOptions {
     }
 }
 
-/// What reading found.
+/// The result of reading.
 #[derive(Clone, Debug, Serialize)]
 pub struct ReadReport {
     /// The machine of the load generator.
@@ -91,8 +91,8 @@ pub struct ReadReport {
     pub address: Address,
     /// Number of its shards.
     pub shard_count: usize,
-    /// Whether each connection asks its own shard only. Not so with fewer connections than shards:
-    /// the node then passes requests on.
+    /// True if each connection asks its own shard only. With fewer connections than shards it does not,
+    /// and the node passes requests on.
     pub routed: bool,
     /// Number of files read.
     pub file_count: usize,
@@ -108,7 +108,7 @@ pub struct ReadReport {
     pub zipf_theta: Option<f64>,
     /// Open loop of this many reads a second.
     pub rate: Option<f64>,
-    /// Whether checksums were checked.
+    /// True if checksums were checked.
     pub verified: bool,
     /// Results of each size.
     pub sizes: Vec<SizeReport>,
@@ -123,7 +123,7 @@ pub struct SizeReport {
     pub result: LoadResult,
 }
 
-/// Finds files and reads from them. `progress` is told in a line what happens next.
+/// Finds files and reads from them. `progress` gets a line that says what happens next.
 ///
 /// # Errors
 /// If the node is not reached, has no files there, or a reply is wrong.
@@ -144,7 +144,7 @@ pub fn read(options: &ReadOptions, mut progress: impl FnMut(&str)) -> Result<Rea
         }
     }
     let ranges = |&size| FileRanges::new(entries.clone(), size, node.block_size);
-    // All before the first is measured: a size that cannot be read is told at once.
+    // All are made before the first is measured, so a size that cannot be read is reported at once.
     let ranges: Vec<FileRanges> = options.sizes.iter().map(ranges).collect::<Result<_>>()?;
     let routed = options.connections >= node.shards.len();
     let addresses = if routed { node.shards.clone() } else { vec![address.clone()] };
@@ -203,13 +203,13 @@ pub fn read(options: &ReadOptions, mut progress: impl FnMut(&str)) -> Result<Rea
     Ok(report)
 }
 
-/// Whether the node tells its CPU time. A failure is no answer: the measurement does not need it.
+/// True if the node reports its CPU time. A failure counts as no: the measurement does not need it.
 fn tells_cpu(control: &mut Control<Stream>) -> bool {
     control.counter(CPU_COUNTER).ok().flatten().is_some()
 }
 
-/// Runs `work`, which marks the start and the end of what it measures, and adds the CPU time that
-/// the node says it used between the two. Another thread asks, so that the load never waits.
+/// Runs `work`, which marks the start and the end of what it measures, and adds the CPU time that the
+/// node reports for the time between. Another thread asks, so that the load never waits.
 fn with_node_cpu(
     control: &mut Control<Stream>,
     work: impl FnOnce(&Sender<()>) -> Result<LoadResult>,
@@ -236,7 +236,7 @@ fn with_node_cpu(
 }
 
 impl ReadReport {
-    /// The report for people.
+    /// Returns the report for people.
     pub fn render(&self) -> String {
         let mut text = String::new();
         let _ = writeln!(
@@ -307,7 +307,7 @@ impl ReadReport {
         text
     }
 
-    /// Warnings: open loops in which most requests went unanswered.
+    /// Returns warnings: open loops in which most requests went unanswered.
     pub fn warnings(&self) -> Vec<String> {
         let overrun = self.sizes.iter().filter(|found| found.result.is_overrun());
         let warning = |found: &SizeReport| {

@@ -5,7 +5,7 @@ use millrace_proto::Status;
 use millrace_proto::frame::{self, Header};
 use millrace_proto::message::ArchivedErrorReply;
 
-/// Judges whether a frame is a reply that says `Ok`.
+/// Checks that a frame is a reply that says `Ok`.
 ///
 /// # Errors
 /// With the node's own message otherwise.

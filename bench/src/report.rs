@@ -7,12 +7,12 @@ use std::fmt::Write;
 
 pub use millrace_ops::form::{count, latency, size};
 
-/// A number with its noun: `1 shard`, `2 shards`.
+/// Formats a number with its noun: `1 shard`, `2 shards`.
 pub fn counted(value: usize, noun: &str) -> String {
     if value == 1 { format!("1 {noun}") } else { format!("{value} {noun}s") }
 }
 
-/// A number with two decimals, or `-` where there is none.
+/// Formats a number with two decimals, or `-` if there is none.
 pub fn optional(value: Option<f64>) -> String {
     value.map_or_else(|| "-".into(), |value| format!("{value:.2}"))
 }
@@ -24,7 +24,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// A table with this head.
+    /// Makes a table with this head.
     pub fn new(head: &[&str]) -> Table {
         let head = head.iter().map(|&cell| cell.to_owned()).collect();
         Table { rows: vec![head] }
@@ -35,7 +35,7 @@ impl Table {
         self.rows.push(cells.into_iter().collect());
     }
 
-    /// The table as lines, each with its line end.
+    /// Returns the table as lines, each with its line end.
     pub fn render(&self) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let cells = |column: usize| self.rows.iter().filter_map(move |row| row.get(column));
@@ -59,7 +59,7 @@ impl Table {
     }
 }
 
-/// The middle of `values`, or the mean of the two in the middle; 0 if there are none.
+/// Returns the middle of `values`, or the mean of the two in the middle; 0 if there are none.
 pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -71,7 +71,7 @@ pub fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// Median of the ratios of each round; a round whose divisor is 0 has none.
+/// Returns the median of the ratios of each round; a round whose divisor is 0 has none.
 pub(crate) fn median_ratio(
     ours: impl IntoIterator<Item = f64>,
     theirs: impl IntoIterator<Item = f64>,

@@ -1,10 +1,8 @@
-//! `millrace bench ring`: how evenly the ring spreads blocks over the members of a cluster, what
-//! moves when one joins or leaves, and what a decision costs.
-//!
-//! Owns the order of work. There is no node and no network: clusters and blocks are made up, and
-//! each block is really asked for in three rings, that of a cluster, that with one member more, and
-//! that with one less. Each count of members is simulated with equal weights, and with a mix of
-//! them. All figures but times follow from the seed.
+//! `millrace bench ring`: how evenly the ring spreads blocks over the members of a cluster, what moves
+//! when one joins or leaves, and what a decision costs.  Owns the order of work. There is no node and no
+//! network: clusters and blocks are made up, and each block is really asked for in three rings: a
+//! cluster's, the one with one member more, and the one with one less. Each count of members is
+//! simulated with equal weights, and with a mix of them. All figures but times follow from the seed.
 
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
@@ -25,9 +23,9 @@ use tally::Tally;
 
 use crate::machine::{self, Machine};
 
-/// Counts of members that can be simulated: there has to be one that can leave the others.
+/// Counts of members that can be simulated: one member has to be able to leave the others.
 pub const MEMBERS: RangeInclusive<usize> = 2..=MEMBERS_MAX;
-/// Blocks of a cluster where nothing else is asked for.
+/// Blocks of a cluster if nothing else is asked for.
 pub const BLOCKS_USUAL: u64 = 10_000_000;
 /// The same for more members than [`MEMBERS_USUAL_MAX`], where that many would take minutes.
 pub const BLOCKS_OF_MANY: u64 = 1_000_000;
@@ -43,7 +41,7 @@ const PROGRESS_PERIOD: Duration = Duration::from_secs(2);
 pub struct RingOptions {
     /// Counts of members, each in [`MEMBERS`].
     pub members: Vec<usize>,
-    /// Blocks for each of these counts; one for all of them; or none for what is usual.
+    /// Blocks for each of these counts; one for all of them; or none for the usual count.
     pub blocks: Vec<u64>,
     /// Rounds of measuring times; an odd number has a median that was measured.
     pub rounds: usize,
@@ -63,7 +61,7 @@ impl Default for RingOptions {
 }
 
 impl RingOptions {
-    /// Blocks for the count of members with this index.
+    /// Returns the blocks for the count of members with this index.
     fn blocks_of(&self, index: usize) -> u64 {
         let usual =
             if self.members[index] <= MEMBERS_USUAL_MAX { BLOCKS_USUAL } else { BLOCKS_OF_MANY };
@@ -75,10 +73,9 @@ impl RingOptions {
     }
 }
 
-/// Simulates every count of members. `progress` is told in a line what happens next.
+/// Simulates every count of members. `progress` gets a line that says what happens next.
 ///
-/// # Errors
-/// If the options make no sense, or the kernel does not tell which CPUs there are.
+/// # Errors If the options make no sense, or the kernel does not say which CPUs there are.
 pub fn simulate(options: &RingOptions, mut progress: impl FnMut(&str)) -> Result<RingReport> {
     ensure!(options.rounds > 0, "no rounds, no times");
     let each = options.blocks.len() == options.members.len();

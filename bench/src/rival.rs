@@ -45,10 +45,10 @@ pub enum Rival {
 }
 
 impl Rival {
-    /// All that can be compared with, in the order of reports.
+    /// All rivals, in the order of reports.
     pub const ALL: [Rival; 3] = [Rival::Redis, Rival::Memcached, Rival::Nginx];
 
-    /// Name as on the command line.
+    /// Returns the name as on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Rival::Redis => "redis",
@@ -57,7 +57,7 @@ impl Rival {
         }
     }
 
-    /// Name of the program.
+    /// Returns the name of the program.
     pub fn program(self) -> &'static str {
         match self {
             Rival::Redis => "redis-server",
@@ -66,12 +66,12 @@ impl Rival {
         }
     }
 
-    /// Whether it answers several keys in one request.
+    /// True if it answers several keys in one request.
     pub fn has_batch(self) -> bool {
         self != Rival::Nginx
     }
 
-    /// What the program says of its version, in one line, if it is installed.
+    /// Returns the version that the program reports, in one line, if it is installed.
     pub fn version(self) -> Option<String> {
         let flag = if self == Rival::Nginx { "-v" } else { "--version" };
         let program = machine::find_program(self.program())?;
@@ -82,7 +82,7 @@ impl Rival {
     }
 }
 
-/// What the servers of a comparison are reached by: all of them by the same.
+/// The way by which the servers of a comparison are reached, the same for all of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Transport {
@@ -93,7 +93,7 @@ pub enum Transport {
     Unix,
 }
 
-/// What came of starting a rival.
+/// The result of starting a rival.
 pub enum Start {
     /// It runs and holds the objects.
     Running(Server),
@@ -105,17 +105,17 @@ pub enum Start {
 pub struct Server {
     child: Child,
     address: Address,
-    /// Removed after the process has gone.
+    /// The directory is removed after the process has gone.
     _scratch: TempDir,
 }
 
 impl Server {
-    /// Where it listens.
+    /// Returns where it listens.
     pub fn address(&self) -> &Address {
         &self.address
     }
 
-    /// Its process.
+    /// Returns its process.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -176,7 +176,7 @@ pub fn start_node(
     machine::on_cpus(cpus, start).context("start the node")
 }
 
-/// A directory in memory where there is one: no rival is measured by its disk.
+/// Makes a directory in memory if the machine has one: no rival is measured by its disk.
 ///
 /// # Errors
 /// If none can be created.
@@ -210,7 +210,7 @@ pub(crate) struct Home {
 }
 
 impl Home {
-    /// With a port of the loopback interface that was free a moment ago, or a path in the
+    /// Makes a home with a port of the loopback interface that was free a moment ago, or a path in the
     /// directory.
     pub(crate) fn new(transport: Transport) -> Result<Home> {
         let scratch = scratch_directory()?;
@@ -224,7 +224,7 @@ impl Home {
         Ok(Home { scratch, address })
     }
 
-    /// The port it is to listen at, if it is one.
+    /// Returns the port that it is to listen at, if it is one.
     pub(crate) fn tcp(&self) -> Option<SocketAddr> {
         match self.address {
             Address::Tcp(address) => Some(address),
@@ -232,7 +232,8 @@ impl Home {
         }
     }
 
-    /// Spawns a server and waits for a line `<prefix>REST` on its stdout: the server, and the rest.
+    /// Spawns a server and waits for a line `<prefix>REST` on its stdout; returns the server and the
+    /// rest.
     pub(crate) fn spawn_until_line(
         self,
         command: Command,
@@ -263,7 +264,7 @@ fn stderr_path(scratch: &TempDir) -> PathBuf {
     scratch.path().join("stderr")
 }
 
-/// The last lines a server wrote, for an error message.
+/// Returns the last lines a server wrote, for an error message.
 pub(crate) fn stderr_tail(scratch: &TempDir) -> String {
     let bytes = std::fs::read(stderr_path(scratch)).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
@@ -298,7 +299,7 @@ fn wait_until_open(child: Child, home: Home) -> Result<Server> {
     }
 }
 
-/// Waits for the line `<prefix>REST` on the stdout of a server: the server, and the rest.
+/// Waits for the line `<prefix>REST` on the stdout of a server; returns the server and the rest.
 fn wait_for_line(mut child: Child, prefix: &str, home: Home) -> Result<(Server, String)> {
     let stdout = child.stdout.take().context("stdout was not piped")?;
     let mut server = Server { child, address: home.address, _scratch: home.scratch };

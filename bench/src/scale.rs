@@ -1,9 +1,9 @@
 //! `millrace bench scale`: what more shards, connections and blocks do to one node.
 //!
-//! Owns the axes and the order of measurement. All points of an axis are there at once and take
-//! turns in rounds; a ratio is that of a point to the first one of its series within a round, and
-//! what is reported is the median of the rounds. A point that this machine has no room for is
-//! named, with the reason. Reads are of 4 KiB.
+//! Owns the axes and the order of measurement. All points of an axis are there at once and take turns in
+//! rounds; a ratio is of a point to the first one of its series within a round, and the report has the
+//! median of the rounds. A point that this machine has no room for is named, with the reason. Reads are
+//! of 4 KiB.
 //!
 //! A block of 4 KiB is a file of 4 KiB: the smallest that takes a page of a node's memory and an
 //! entry of its index. Files are holes in a directory in memory, so that a million of them are made
@@ -26,12 +26,12 @@ use crate::rival::{NodeOptions, Transport};
 
 /// Size of every read, and of every block.
 pub(crate) const READ_SIZE: u32 = 4 << 10;
-/// Blocks where the axis is another one: the 64 MiB of a comparison.
+/// Blocks if the axis is another one: the 64 MiB of a comparison.
 const BLOCK_COUNT: u64 = 16_384;
-/// Connections and requests in flight on each where the axis is another one, for each shard.
+/// Connections and requests in flight on each if the axis is another one, for each shard.
 const CONNECTIONS: usize = 8;
 const DEPTH: usize = 16;
-/// Requests in flight over all connections in the series that tells connections from load. Derived:
+/// Requests in flight over all connections in the series that separates connections from load. Derived:
 /// one for each connection of the smallest point.
 const IN_FLIGHT: usize = 10;
 /// Descriptors this process and a node need beside connections. Guessed, on the safe side.
@@ -51,10 +51,10 @@ pub enum Axis {
 }
 
 impl Axis {
-    /// All of them, in the order of reports.
+    /// All axes, in the order of reports.
     pub const ALL: [Axis; 3] = [Axis::Shards, Axis::Connections, Axis::Blocks];
 
-    /// Name as on the command line.
+    /// Returns the name as on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Axis::Shards => "shards",
@@ -85,7 +85,7 @@ pub struct ScaleOptions {
     pub warmup_seconds: f64,
     /// Rounds; an odd number has a median that was measured.
     pub rounds: usize,
-    /// What nodes are reached by.
+    /// The way by which nodes are reached.
     pub transport: Transport,
     /// How nodes are started; their memory is chosen here.
     pub node: NodeOptions,
@@ -124,7 +124,7 @@ impl ScaleOptions {
     }
 }
 
-/// Measures every axis. `progress` is told in a line what happens next.
+/// Measures every axis. `progress` gets a line that says what happens next.
 ///
 /// # Errors
 /// If a node cannot be started, or a reply is wrong.
@@ -167,7 +167,7 @@ struct Course {
     probes: Vec<Probe>,
     skipped: Vec<SkippedPoint>,
     notes: Vec<String>,
-    /// Killed before their source is removed.
+    /// The nodes are killed before their source is removed.
     _stocks: Vec<Stock>,
     _source: Source,
 }
@@ -207,7 +207,7 @@ impl Course {
     }
 }
 
-/// 1, 2, 4 and so on, and the last.
+/// Returns 1, 2, 4 and so on, and the last.
 fn doubling(last: usize) -> Vec<usize> {
     let mut counts: Vec<usize> = std::iter::successors(Some(1), |count| Some(count * 2))
         .take_while(|&count| count < last)

@@ -1,8 +1,8 @@
 //! The protocols the load generator speaks, as pure functions between requests and bytes.
 //!
 //! Owns the [`Wire`] trait; each protocol has a file of its own. A wire never holds the state of a
-//! connection: where a reply has several pieces, the `Stage` says which one comes next. A wire judges
-//! status and framing; lengths, order and content are judged by [`crate::load`], alike for all.
+//! connection: where a reply has several pieces, the `Stage` says which one comes next. A wire checks
+//! status and framing; [`crate::load`] checks lengths, order and content, for all wires alike.
 
 use anyhow::{Result, bail};
 
@@ -37,7 +37,7 @@ pub struct Step {
     pub part: usize,
     /// The slot of the request, or `None` where [`Wire::IN_ORDER`].
     pub slot: Option<u32>,
-    /// Whether the request is answered after this piece, given that all its parts are.
+    /// True if the request is answered after this piece, given that all its parts are.
     pub done: bool,
 }
 
@@ -45,10 +45,10 @@ pub struct Step {
 pub trait Wire {
     /// Position within a reply, one per connection.
     type Stage: Default;
-    /// Whether replies come in the order of requests; else a [`Step`] names its slot.
+    /// True if replies come in the order of requests; else a [`Step`] names its slot.
     const IN_ORDER: bool;
 
-    /// Brings a new connection, still blocking, to where requests may be sent.
+    /// Prepares a new connection, still blocking, for requests.
     ///
     /// # Errors
     /// If the server does not speak this protocol.
@@ -59,7 +59,7 @@ pub trait Wire {
     /// Appends one request for `keys`, one or as many as the wire was made for.
     fn encode(&mut self, slot: u32, keys: &[u64], out: &mut Vec<u8>);
 
-    /// Length in bytes that the reply for `key` must have.
+    /// Returns the length in bytes that the reply for `key` must have.
     fn length(&self, key: u64) -> usize;
 
     /// Reads the next piece at the start of `bytes`, or `None` if more bytes are needed.
@@ -68,7 +68,7 @@ pub trait Wire {
     /// If the server reports an error or the bytes are not of this protocol.
     fn step(&self, stage: &mut Self::Stage, bytes: &[u8]) -> Result<Option<Step>>;
 
-    /// Judges a payload by the checksums in its head, where the protocol has any.
+    /// Compares a payload with the checksums in its head, if the protocol has any.
     ///
     /// # Errors
     /// If they do not match.
@@ -76,12 +76,12 @@ pub trait Wire {
         Ok(())
     }
 
-    /// Addresses that keys are divided among; connection `i` goes to lane `i % lanes`.
+    /// Returns how many addresses keys are divided among; connection `i` goes to lane `i % lanes`.
     fn lanes(&self) -> usize {
         1
     }
 
-    /// The lane of a key.
+    /// Returns the lane of a key.
     fn lane(&self, _key: u64) -> usize {
         0
     }
@@ -131,7 +131,7 @@ impl Texts {
     }
 }
 
-/// The first line of `bytes` without its CR LF, or `None` if the line is not complete.
+/// Returns the first line of `bytes` without its CR LF, or `None` if the line is not complete.
 ///
 /// # Errors
 /// If no line ends within 512 bytes.
@@ -146,7 +146,7 @@ fn line(bytes: &[u8]) -> Result<Option<&[u8]>> {
     }
 }
 
-/// A decimal number.
+/// Reads a decimal number.
 #[inline]
 fn number(digits: &[u8]) -> Option<usize> {
     if digits.is_empty() || digits.len() > 18 {
@@ -157,12 +157,12 @@ fn number(digits: &[u8]) -> Option<usize> {
     })
 }
 
-/// The start of a reply for an error message.
+/// Returns the start of a reply for an error message.
 fn preview(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[..bytes.len().min(80)]).into_owned()
 }
 
-/// Whether `bytes` starts with `expected`, or `None` if it is too short to say.
+/// Returns whether `bytes` starts with `expected`, or `None` if it is too short to say.
 #[inline]
 fn starts(bytes: &[u8], expected: &[u8]) -> Option<bool> {
     let length = bytes.len().min(expected.len());

@@ -160,7 +160,7 @@ struct CompareArgs {
     #[arg(long, value_delimiter = ',', value_parser = opponents(),
         default_value = "redis,memcached,nginx,iperf3,memcpy")]
     rivals: Vec<Opponent>,
-    /// Measure the rivals alone
+    /// Measure only the rivals
     #[arg(long)]
     no_node: bool,
     /// Connections to each server
@@ -296,7 +296,7 @@ fn run_compare(args: CompareArgs) -> Result<(), Failure> {
     }
     let node = NodeOptions {
         program: args.program,
-        // The harness knows the objects, so it chooses where nobody else does.
+        // The harness knows the objects, so by default it chooses the memory.
         memory_bytes: args.memory.unwrap_or(0),
         arguments: args.node_flag,
     };
@@ -334,7 +334,7 @@ fn run_compare(args: CompareArgs) -> Result<(), Failure> {
     if args.json { output::print_json(&report) } else { output::print(&report.render()) }
 }
 
-/// Whether there was nobody to talk to, rather than somebody who said something wrong.
+/// True if there was no connection, as opposed to a wrong answer.
 fn is_no_connection(error: &(dyn Error + 'static)) -> bool {
     let sources = std::iter::successors(Some(error), |&error| error.source());
     let mut io_errors = sources.filter_map(|error| error.downcast_ref::<io::Error>());
@@ -360,7 +360,7 @@ fn check_cpu(flag: &str, cpu: usize) -> Result<(), Failure> {
     Err(Failure::usage(format!("flag {flag}: CPU {cpu} is not usable; usable are {list}")))
 }
 
-/// A number from 1 to `max`.
+/// Parses a number from 1 to `max`.
 fn counts(max: usize) -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..=max as u64)
 }
@@ -403,7 +403,7 @@ fn theta(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Sizes that `gso_max_size` of ip-link(8) takes: a packet of the usual sort up to GSO_MAX_SIZE.
+/// Parses a size that `gso_max_size` of ip-link(8) takes: a packet of the usual sort up to GSO_MAX_SIZE.
 fn packet_size(text: &str) -> Result<u32, String> {
     match parse_size(text) {
         Ok(size) if (4 << 10..=512 << 10).contains(&size) => {
@@ -421,13 +421,13 @@ fn rate(text: &str) -> Result<f64, String> {
     }
 }
 
-/// What a node is compared with.
+/// The opponent that a node is compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Opponent {
     Server(Rival),
-    /// What the loopback interface carries.
+    /// The rate of the loopback interface.
     Loopback,
-    /// What the memory carries: the bound of reading in place.
+    /// The rate of the memory, which bounds reading in place.
     Memcpy,
 }
 
@@ -440,7 +440,7 @@ impl Opponent {
     }
 }
 
-/// Opponents that are no servers, by their names on the command line.
+/// Opponents that are not servers, by their names on the command line.
 const BOUNDS: [(&str, Opponent); 2] =
     [("iperf3", Opponent::Loopback), ("memcpy", Opponent::Memcpy)];
 

@@ -115,12 +115,12 @@ fn holds_file(directory: &Path) -> bool {
     })
 }
 
-/// The settings of the node: its defaults, and what the flags say. The environment has no say.
+/// Returns the settings of the node: its defaults, and the flags. The environment does not count.
 fn config(args: &Args, directory: &Path) -> Result<Config, Failure> {
     let flags = [
         ("source", Some(directory.display().to_string())),
         ("listen", Some(args.listen.clone())),
-        // A look at how it works should not wait for memory that it will not need.
+        // A quick look should not wait for memory that it will not need.
         ("populate", Some("false".to_owned())),
         ("memory", args.memory.clone()),
         ("shards", args.shards.clone()),
@@ -128,7 +128,7 @@ fn config(args: &Args, directory: &Path) -> Result<Config, Failure> {
     ];
     let flags = flags.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
     let mut config = Config::load(None, [], flags.collect()).map_err(node::refused)?;
-    // As text it may have lost what is not UTF-8.
+    // As text the path may have lost bytes that are not UTF-8.
     config.source = directory.to_owned();
     Ok(config)
 }

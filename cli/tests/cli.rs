@@ -610,7 +610,7 @@ fn a_secret_that_is_none_is_told_with_its_flag_and_what_to_do() {
     write("good", "0123456789abcdef\n", 0o640);
     let cases = [
         ("missing", "No such file"),
-        ("a", "is no regular file"),
+        ("a", "is not a regular file"),
         ("nothing", "openssl rand -hex 32"),
         ("short", "16 to 4096 bytes"),
         ("open", "chmod 600"),
@@ -677,6 +677,6 @@ fn flags_that_contradict_each_other_or_lead_nowhere_are_told() {
     run_badly(
         &[&up[..], &[&dir, "--source", text(root.path())]].concat(),
         1,
-        &["secret", "is no regular file"],
+        &["secret", "is not a regular file"],
     );
 }

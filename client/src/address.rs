@@ -61,13 +61,13 @@ pub(crate) fn check_address(address: &str) -> Result<(), Error> {
     Err(Error::InvalidArgument(format!("'{address}' is not an address; {advice}")))
 }
 
-/// Whether a node can be reached at such an address over TCP.
+/// True if a node can be reached at such an address over TCP.
 pub(crate) fn is_host_and_port(address: &str) -> bool {
     let parts = address.rsplit_once(':');
     parts.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
 }
 
-/// The address of a shard; an empty host means the host of the main address.
+/// Returns the address of a shard; an empty host means the host of the main address.
 pub(crate) fn shard_address(main: &Arc<str>, shard: &str) -> Arc<str> {
     match (shard.strip_prefix(':'), main.rsplit_once(':')) {
         (Some(port), Some((host, _))) => format!("{host}:{port}").into(),
@@ -75,7 +75,8 @@ pub(crate) fn shard_address(main: &Arc<str>, shard: &str) -> Arc<str> {
     }
 }
 
-/// Names the run of this machine's kernel: proc(5), `random/boot_id`. Empty where that is hidden.
+/// Returns the name of the run of this machine's kernel: proc(5), `random/boot_id`. Empty if it is
+/// hidden.
 pub(crate) fn machine() -> &'static str {
     static MACHINE: LazyLock<String> = LazyLock::new(|| {
         let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");

@@ -1,8 +1,8 @@
-//! The way to where a node is told what to do, and what is asked there: free, drain, mounts, pins.
+//! Administration of nodes over their administration sockets: free, drain, mounts, pins.
 //!
-//! Owns the connections to administration sockets. The node that is asked speaks for its cluster: it asks
-//! the master, or all members, by itself. Always holds: what cannot be told whether it was done is asked
-//! again until the deadline.
+//! Owns the connections to administration sockets. The node that is asked speaks for its cluster: it
+//! asks the master, or all members, by itself. Always holds: a change of unknown fate is asked for again
+//! until the deadline.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,7 +58,7 @@ impl Client {
     async fn change_drain(&self, node: &str, undo: bool) -> Result<(), Error> {
         if node.is_empty() || node.len() > NAME_LENGTH_MAX {
             return Err(Error::InvalidArgument(format!(
-                "'{node}' is no id of a member; it has 1 to {NAME_LENGTH_MAX} bytes"
+                "'{node}' is not an id of a member; it has 1 to {NAME_LENGTH_MAX} bytes"
             )));
         }
         let request = DrainRequest { node: node.to_owned(), undo: u8::from(undo) };
@@ -122,8 +122,8 @@ impl Client {
         self.order(&|| Body::Pin(request.clone()), undo).await
     }
 
-    /// Asks for a change. What a removal does not find may be gone by a try of its own whose answer never
-    /// came.
+    /// Asks for a change. If a removal finds nothing, an earlier try whose answer never came may have
+    /// removed it.
     async fn order(
         &self,
         request: &(dyn Fn() -> Body + Send + Sync),
@@ -146,8 +146,8 @@ impl Client {
         self.administer(request, &mut false).await
     }
 
-    /// Asks one administration socket after the other until one has done it; tells whether one that did
-    /// not answer may have done it, too.
+    /// Asks one administration socket after the other until one has carried it out; returns whether one
+    /// that did not answer may have done so, too.
     async fn administer(
         &self,
         request: &(dyn Fn() -> Body + Send + Sync),
@@ -203,7 +203,7 @@ fn none() -> Error {
     )
 }
 
-/// Whether a change that failed so may have been made all the same.
+/// True if a change that failed with this error may still have been made.
 fn is_fate_unknown(error: &Error) -> bool {
     match error {
         Error::ConnectionLost { .. } | Error::DeadlineExceeded => true,

@@ -1,8 +1,8 @@
 //! The client for code without async: each method waits for its answer.
 //!
-//! Owns a tokio runtime of one worker thread, which moves the bytes; the calling thread judges
-//! checksums. A [`Client`] may be shared by many threads, whose calls then run side by side. It must
-//! not be used or dropped inside an async task, where waiting would stop everything else: use
+//! Owns a tokio runtime of one worker thread, which moves the bytes; the calling thread verifies
+//! checksums. A [`Client`] may be shared by many threads, whose calls then run side by side. It must not
+//! be used or dropped inside an async task, where waiting would stop everything else: use
 //! [`crate::Client`] there.
 
 use std::io;
@@ -29,7 +29,7 @@ use crate::read::ReadOptions;
 /// Every method, when called inside an async task.
 #[derive(Clone, Debug)]
 pub struct Client {
-    // First, so that it is dropped before its runtime.
+    // The client comes first, so that it is dropped before its runtime.
     client: crate::Client,
     runtime: Arc<Threads>,
 }
@@ -90,7 +90,7 @@ impl Client {
         self.client.hello()
     }
 
-    /// See [`crate::Client::read_leased`].
+    /// Reads from leased blocks. True if `target` was filled; see [`crate::Client::read_leased`].
     pub fn read_leased(&self, file: &File, offset: u64, target: &mut [u8]) -> bool {
         self.client.read_leased(file, offset, target)
     }

@@ -15,7 +15,7 @@ use crate::member::Maker;
 use crate::topology::Topology;
 use crate::view::{News, View};
 
-/// What became of a view.
+/// The result of taking a view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Taken {
     /// It is what is known from now on.
@@ -31,7 +31,7 @@ pub(crate) enum Taken {
 /// The member that was connected to.
 #[derive(Clone, Debug)]
 pub(crate) struct Home {
-    /// Its id; empty before it told.
+    /// Its id; empty before it said so.
     pub(crate) id: String,
     /// The address that led to it.
     pub(crate) address: Arc<str>,
@@ -109,8 +109,8 @@ impl Board {
         });
     }
 
-    /// Replaces what is known by a view, if that is newer and of the same cluster. `address` is where it
-    /// was told; None if a member told it that is known.
+    /// Replaces what is known by a view, if that is newer and of the same cluster. `address` is where
+    /// the view came from; None if a known member sent it.
     pub(crate) fn take_over(&self, view: View, address: Option<&Arc<str>>) -> Taken {
         let view = Arc::new(view);
         loop {
@@ -132,7 +132,7 @@ impl Board {
         }
     }
 
-    /// As [`Board::take_over`], for whatever a node told.
+    /// As [`Board::take_over`], for any news of a node.
     ///
     /// # Errors
     /// If that counts for nothing.
@@ -148,8 +148,8 @@ impl Board {
         }
     }
 
-    /// Puts a view in the place of `before`; false if that is not what is known any more. The many
-    /// members of a large cluster are gone through before readers have to wait.
+    /// Puts a view in the place of `before`. True if `before` was still what is known. The many members
+    /// of a large cluster are gone through before readers have to wait.
     fn replace(
         &self,
         before: &Arc<Topology>,
@@ -182,7 +182,7 @@ impl Board {
 fn judge(known: &View, view: &View) -> Taken {
     let is_other_master = view.master != known.master;
     if view.layout.cluster != known.layout.cluster {
-        // A node that was alone and is started anew, maybe to join others, may begin a cluster: there
+        // A node that was alone and is started again, maybe to join others, may begin a cluster: there
         // is no other node to go on with.
         if known.layout.members.len() == 1 { Taken::New } else { Taken::Stranger }
     } else if view.is_fenced || view.layout.epoch < known.layout.epoch {

@@ -1,9 +1,8 @@
 //! The client: paths in, files and reports out.
 //!
 //! Owns the way in and what is asked of one node; reads are in `read.rs` and `read_many.rs`, what is
-//! asked of all members of a cluster in `control.rs`. All of them may be
-//! sent twice without harm, so a lost connection or a busy node costs time and nothing else, up to the
-//! deadline of the operation.
+//! asked of all members of a cluster in `control.rs`. All requests may be sent twice without harm, so a
+//! lost connection or a busy node costs only time, up to the deadline of the operation.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
@@ -29,9 +28,9 @@ use crate::reply::{self, Setback};
 use crate::retry::{Backoff, Retry};
 use crate::topology::{Order, Topology};
 
-/// Most entries of a directory that are told at once. Guessed: some gigabytes.
+/// Most entries of a directory that are returned at once. Guessed: some gigabytes.
 const ENTRIES_MAX: usize = 10_000_000;
-/// Most reads of sources at the same time. Guessed: so many threads a source that hangs may hold.
+/// Most reads of sources at the same time. Guessed: a source that hangs may hold this many threads.
 const FALLBACKS_MAX: usize = 32;
 /// Longest token of a `List` page in bytes. Derived: what a page leaves of a body.
 const TOKEN_LENGTH_MAX: usize = 8 << 10;
@@ -45,8 +44,7 @@ pub(crate) struct Administration(pub(crate) OnceLock<Vec<Arc<Member>>>);
 /// It lives on the tokio runtime it was connected on. Every method is one operation under one
 /// deadline ([`ClientConfig::deadline`], or [`Client::with_deadline`]) and may be dropped at any time.
 ///
-/// # Errors
-/// Besides what each method tells, every one may return [`Error::DeadlineExceeded`],
+/// # Errors Besides the errors of each method, every one may return [`Error::DeadlineExceeded`],
 /// [`Error::Connect`], [`Error::NoHello`], [`Error::ConnectionLost`], [`Error::Protocol`], and
 /// [`Error::Status`] with what the node decided.
 #[derive(Clone, Debug)]
@@ -61,25 +59,23 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to a node at `address`, `host:port` or `unix:PATH`, and exchanges `Hello`. A node that is
-    /// in a cluster tells of the other members, and the client goes on with all of them. Of several
-    /// addresses, separated by commas, the first that works counts: the next one is tried when one
-    /// fails, or keeps silent for a quarter of [`ClientConfig::attempt_timeout`]. All of them are
-    /// remembered, and tried again when no node that is known can be reached.
+    /// Connects to a node at `address`, `host:port` or `unix:PATH`, and exchanges `Hello`. A node in a
+    /// cluster names the other members, and the client goes on with all of them. Of several addresses,
+    /// separated by commas, the first that works counts: the next one is tried when one fails, or keeps
+    /// silent for a quarter of [`ClientConfig::attempt_timeout`]. All of them are remembered, and tried
+    /// again when no node that is known can be reached.
     ///
-    /// With the cargo feature `coordination` the address may also be that of coordination, as the
-    /// nodes have it: `zk://HOST:PORT,HOST:PORT/PATH`. It names nodes and is left at once; it is
-    /// asked again only when no node that is known can be reached, so that a cluster of which every
-    /// node was replaced is found again.
+    /// With the cargo feature `coordination` the address may also be that of coordination, as the nodes
+    /// have it: `zk://HOST:PORT,HOST:PORT/PATH`. It names nodes and is left at once; it is asked again
+    /// only when no node that is known can be reached, so that a cluster is found again after all its
+    /// nodes were replaced.
     ///
-    /// # Errors
-    /// [`Error::Connect`] or [`Error::NoHello`] when the first try to connect fails: only a client
-    /// that was connected once waits for its node to come back. Of several addresses it is the error
-    /// of the last. [`Error::Protocol`] when the peer is
-    /// no Millrace node, or sends no checksums though [`ClientConfig::verify`] is set.
-    /// [`Error::InvalidArgument`] for a bad address or setting. If coordination is to name the
-    /// nodes, also [`Error::Coordination`] after [`ClientConfig::connect_timeout`],
-    /// [`Error::NoCluster`] and [`Error::NoMembers`].
+    /// # Errors [`Error::Connect`] or [`Error::NoHello`] when the first try to connect fails: only a
+    /// client that was connected once waits for its node to come back. Of several addresses it is the
+    /// error of the last. [`Error::Protocol`] when the peer is not a Millrace node, or sends no
+    /// checksums though [`ClientConfig::verify`] is set. [`Error::InvalidArgument`] for a bad address or
+    /// setting. If coordination is to name the nodes, also [`Error::Coordination`] after
+    /// [`ClientConfig::connect_timeout`], [`Error::NoCluster`] and [`Error::NoMembers`].
     pub async fn connect(
         address: impl Into<String>,
         config: ClientConfig,
@@ -99,12 +95,12 @@ impl Client {
         })
     }
 
-    /// This client with another deadline for each operation, 1 ms to one day.
+    /// Returns this client with another deadline for each operation, 1 ms to one day.
     pub fn with_deadline(&self, deadline: Duration) -> Client {
         Client { deadline: deadline.clamp(Duration::from_millis(1), DURATION_MAX), ..self.clone() }
     }
 
-    /// What the node told about itself when the main connection was last opened.
+    /// Returns what the node said of itself when the main connection was last opened.
     pub fn hello(&self) -> HelloInfo {
         (*self.network.hello()).clone()
     }
@@ -117,11 +113,12 @@ impl Client {
         self.stat_until(path.into(), self.deadline()).await
     }
 
-    /// All entries of a directory, sorted by the bytes of their names; the empty path is the root.
+    /// Returns all entries of a directory, sorted by the bytes of their names; the empty path is the
+    /// root.
     ///
-    /// # Errors
-    /// [`Error::Status`] with `NotFound` or, for a file, `WrongKind`; [`Error::InvalidArgument`] for a
-    /// directory of more than ten million entries, which [`Client::list_page`] tells in parts.
+    /// # Errors [`Error::Status`] with `NotFound` or, for a file, `WrongKind`;
+    /// [`Error::InvalidArgument`] for a directory of more than ten million entries, which
+    /// [`Client::list_page`] returns in parts.
     pub async fn list(&self, path: &str) -> Result<Vec<Entry>, Error> {
         let deadline = self.deadline();
         let mut entries = Vec::new();
@@ -144,9 +141,9 @@ impl Client {
         }
     }
 
-    /// One page of a directory, of at most `limit` entries or, if that is 0, as many as fit a reply.
-    /// `token` is None for the first page, then what the page before told. None is told after the
-    /// last page.
+    /// Returns one page of a directory, of at most `limit` entries or, if that is 0, as many as fit a
+    /// reply. `token` is None for the first page, then the token that came with the page before. The
+    /// last page comes with None.
     ///
     /// # Errors
     /// As [`Client::list`].
@@ -159,7 +156,7 @@ impl Client {
         self.list_until(path, token.unwrap_or_default(), limit, self.deadline()).await
     }
 
-    /// The file of an entry that `list` told of a directory, without asking the node again.
+    /// Returns the file of an entry that `list` returned for a directory, without asking the node again.
     pub fn file(&self, directory: &str, entry: &Entry) -> File {
         let directory = directory.trim_end_matches('/');
         let path = if directory.is_empty() {
@@ -170,8 +167,8 @@ impl Client {
         File::new(path, entry, self.network.hello().block_size)
     }
 
-    /// Time from asking to the answer of the node that was connected to, or another one of its cluster
-    /// if it is gone, waits and retries included.
+    /// Returns the time from a request to the answer of the node that was connected to, or of another
+    /// one of its cluster if it is gone, waits and retries included.
     ///
     /// # Errors
     /// Those of every operation, see [`Client`].
@@ -181,7 +178,7 @@ impl Client {
         Ok(start.elapsed())
     }
 
-    /// When an operation that begins now has to end.
+    /// Returns when an operation that begins now has to end.
     pub(crate) fn deadline(&self) -> Instant {
         Instant::now() + self.deadline
     }
@@ -214,7 +211,7 @@ impl Client {
         self.fallback_permits.clone()
     }
 
-    /// The error for a task of ours that ended without a result.
+    /// Returns the error for a task of ours that ended without a result.
     pub(crate) fn stopped(&self) -> Error {
         self.topology().member(0).main().gone()
     }
@@ -227,7 +224,7 @@ impl Client {
         Retry::new(self.backoff(), deadline)
     }
 
-    /// [`Client::stat`] under a deadline that has begun before.
+    /// As [`Client::stat`], under a deadline that has begun before.
     pub(crate) async fn stat_until(
         &self,
         path: Arc<str>,
@@ -279,7 +276,7 @@ impl Client {
     }
 
     /// Asks a node that is alone. None if the client knows a cluster by now, whose members may be asked
-    /// instead of a node that keeps silent.
+    /// instead of a silent node.
     pub(crate) async fn ask_alone(
         &self,
         lane: &Lane,
@@ -316,7 +313,7 @@ impl Client {
                 .await;
             };
             let asked = self.ask_alone(&main.lane, body(), Landing::Any, deadline).await;
-            // It is known by now who else may answer.
+            // By now the client knows which other members may answer.
             let Some(answer) = asked.map_err(|error| retry.end(error))? else { continue };
             let setback = match reply::judge(answer.outcome) {
                 Ok(reply) => return decode(&reply),

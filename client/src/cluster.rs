@@ -1,10 +1,10 @@
-//! What the members of a cluster tell of it, and the task that follows its changes.
+//! What the members of a cluster report of it, and the task that follows its changes.
 //!
 //! The task waits at one member for another epoch (the member answers when there is one); when that
-//! member fails, or does not answer a ping, it goes to another one, and when none can be reached, the way
-//! in again. Always holds: an epoch once seen is followed by a later one only; a cluster once seen is
-//! never taken for another; what a member tells that has lost coordination counts only while nothing
-//! else is known.
+//! member fails, or does not answer a ping, the task goes to another one, and when none can be reached,
+//! it goes the way in again. Always holds: an epoch once seen is followed only by a later one; a cluster
+//! once seen is never taken for another; the report of a member that has lost coordination counts only
+//! while nothing else is known.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,18 +37,19 @@ const POLL: Duration = Duration::from_secs(30);
 const PAGE_TIME: Duration = Duration::from_secs(5);
 /// An answer without news that comes sooner is followed by a pause.
 const POLL_MIN: Duration = Duration::from_secs(1);
-/// Pings without an answer after which a member is not waited at any more: another one tells the same.
+/// Pings without an answer after which a member is not waited at any more, because another one reports
+/// the same.
 const POLL_MISSED_MAX: u32 = 1;
 /// How often the pages are begun again because the epoch changed between them.
 const PAGING_TRIES: usize = 8;
-/// Most members that are asked before a pause. Guessed: should all have lost coordination, each client asks
-/// so many every two seconds.
+/// Most members that are asked before a pause. Guessed: if all have lost coordination, each client asks
+/// this many every two seconds.
 const ROUND_MAX: usize = 4;
 /// Most shards of a member.
 const SHARDS_MAX: usize = 1024;
 
 /// Asks a member for the members, and gives it `patience` for each answer. If `wait` is set, it answers
-/// when it has more to tell than is known, and is pinged meanwhile.
+/// when it has news, and is pinged meanwhile.
 ///
 /// # Errors
 /// What the connection or the member said, and [`Error::Protocol`].
@@ -120,13 +121,13 @@ fn hello_of(member: &Member) -> Option<Arc<HelloInfo>> {
     member.main().link().borrow().hello.clone()
 }
 
-/// Asks for a page, and waits so long for it.
+/// Asks for a page, and waits this long for it.
 async fn ask(member: &Member, request: RingRequest, patience: Duration) -> Result<Reply, Error> {
     member.main().ask_until(Body::Ring(request), Instant::now() + patience).await
 }
 
-/// Whether each shard of a member has an address. One without is passed over, as if it were not
-/// there: any other one answers for its blocks.
+/// True if each shard of a member has an address. A member without is passed over, as if it were not
+/// there, because any other one answers for its blocks.
 fn is_reachable(told: &Told) -> bool {
     let has_shards = !told.shards.is_empty() && !told.shards.iter().any(String::is_empty);
     has_shards || !told.address.is_empty()
@@ -154,13 +155,13 @@ fn decode(reply: &Reply) -> Result<RingReply, Error> {
 pub(crate) async fn follow(board: Arc<Board>) {
     let config = board.config();
     let mut backoff = Backoff::new(config.reconnect_backoff_min, config.reconnect_backoff_max);
-    // The member that told something last, and those that did not since then.
+    // The member that reported last, and those that did not since then.
     let mut last: Option<Arc<Member>> = None;
     let mut failed: Vec<Arc<Member>> = Vec::new();
     let mut search = Search::new();
-    // Whether a member of this round lives, whatever it told.
+    // True once a member of this round lives, whatever it reported.
     let mut is_reached = false;
-    // Longer with each round without an answer: then all may be slow.
+    // Patience grows with each round without an answer, because then all may be slow.
     let mut patience = config.attempt_timeout;
     loop {
         let topology = board.topology();
@@ -186,7 +187,7 @@ pub(crate) async fn follow(board: Arc<Board>) {
         };
         let known = topology.cluster.clone();
         drop(topology);
-        // Who has not told anything yet is not waited for: it might have lost coordination.
+        // A member that has not reported yet is not waited for, because it might have lost coordination.
         let is_trusted = last.as_ref().is_some_and(|last| Arc::ptr_eq(last, &member));
         let wait = is_trusted || known.is_none();
         let asked_at = Instant::now();
@@ -198,14 +199,14 @@ pub(crate) async fn follow(board: Arc<Board>) {
                 is_reached |= taken != Taken::Stranger;
                 taken
             }
-            // It is starting: others know more, and it is no reason to look for them elsewhere.
+            // The node is starting. Others know more, so this is not a reason to search elsewhere.
             Ok(News::Nothing) if known.is_some() => {
                 is_reached = true;
                 Taken::Refused
             }
             Ok(News::Nothing) => Taken::Known,
             Ok(News::Alone) if link.is_some() => {
-                // Until it is started anew.
+                // This holds until the node is started again.
                 if let Some(link) = &mut link
                     && link.changed().await.is_err()
                 {
@@ -216,7 +217,7 @@ pub(crate) async fn follow(board: Arc<Board>) {
             // Others may know more.
             Ok(News::Alone) => Taken::Refused,
             Err(error) => {
-                // One that was waited at to the end has answered pings meanwhile.
+                // A member that was waited at to the end has answered pings meanwhile.
                 let lives = wait && matches!(error, Error::DeadlineExceeded);
                 if error.status().is_none() && !lives {
                     member.suspect(0, true);
@@ -248,7 +249,7 @@ pub(crate) async fn follow(board: Arc<Board>) {
     }
 }
 
-/// The next member to ask: the one that told something last, else one that is well, by chance.
+/// Returns the next member to ask: the one that reported last, else a healthy one, by chance.
 fn candidate(
     topology: &Topology,
     last: Option<&Arc<Member>>,

@@ -40,22 +40,22 @@ pub struct ClientConfig {
     /// Time one whole operation may take, retries and reconnects included; 1 ms to one day. Default
     /// 30 s.
     pub deadline: Duration,
-    /// Time to connect to one address and to exchange `Hello`, or to be told of nodes by
-    /// coordination; 1 ms to one day. Default 3 s.
+    /// Time to connect to one address and to exchange `Hello`, or to learn of nodes from coordination; 1
+    /// ms to one day. Default 3 s.
     pub connect_timeout: Duration,
     /// Connections to each shard, 1 to 64. Default 1: one core of a node serves a shard, and one
     /// connection keeps it busy.
     pub connections_per_shard: usize,
     /// How long a member of a cluster may leave a request unanswered before the next one is asked as
-    /// well, 1 ms to one day; more for long reads, and a quarter of it for what has not answered yet at
-    /// all. Default 500 ms.
+    /// well, 1 ms to one day. Long reads get more, and a member that has never answered gets a quarter.
+    /// Default 500 ms.
     pub attempt_timeout: Duration,
-    /// Zone in which this client runs: of several members that have a block, those of the zone are
-    /// asked first. None, the default, to ask all of them alike.
+    /// Zone in which this client runs: of several members that have a block, those of the zone are asked
+    /// first. None, the default, to ask all of them alike.
     pub zone: Option<String>,
-    /// Directories of this machine, by their whole paths, below which files may be read from their source
-    /// when no member of the cluster answers; at most 64. Where a source lies is told by nodes, so what
-    /// is below none of these is never opened. Default none.
+    /// Directories of this machine, by their absolute paths, below which files may be read from their
+    /// source when no member of the cluster answers; at most 64. Nodes say where a source lies, so
+    /// anything outside of these directories is never opened. Default none.
     pub fallback_roots: Vec<PathBuf>,
     /// Administration socket of a node, `unix:PATH`, for what changes something: `free`, `drain`,
     /// `mount`, `pin` and what undoes them. With [`ClientConfig::admin_token`] it may be a node's `host:port`. Several
@@ -63,7 +63,7 @@ pub struct ClientConfig {
     pub admin: Option<String>,
     /// The token of the nodes by which they recognise administrators over TCP.
     pub admin_token: Option<Secret>,
-    /// Whether received bytes are judged against the node's checksums. Default true.
+    /// True if received bytes are compared with the node's checksums. Default true.
     pub verify: bool,
     /// First wait after a reply that asks to try again, at least 1 ms. Default 2 ms.
     pub busy_backoff_min: Duration,
@@ -76,17 +76,18 @@ pub struct ClientConfig {
     /// Most requests in flight on one connection, 1 to 65 536; a range of a `ReadMany` counts as
     /// one. The node's own limit applies where it is lower. Default 1024, the ranges of one batch.
     pub requests_in_flight_max: usize,
-    /// Whether to use the Unix sockets and the memory of a node on this machine. Default true.
+    /// True if the Unix sockets and the memory of a node on this machine may be used. Default true.
     pub local: bool,
     /// Most bytes of a node's memory to keep leased, so that they are read in place; 0 for none.
     /// Default 1 GiB; the node has a limit of its own.
     pub leased_bytes_max: u64,
-    /// Most bytes one call may ask for, since they are allocated before they arrive. Default 4 GiB.
+    /// Most bytes that one call may ask for, because they are allocated before they arrive. Default 4
+    /// GiB.
     pub read_length_max: u64,
 }
 
 impl ClientConfig {
-    /// The defaults told at each field.
+    /// Returns the defaults that each field names.
     pub fn new() -> ClientConfig {
         ClientConfig {
             deadline: Duration::from_secs(30),
@@ -114,14 +115,15 @@ impl ClientConfig {
         Backoff::new(self.busy_backoff_min, self.busy_backoff_max)
     }
 
-    /// How long one of several ways into a cluster may keep silent before the next one is tried as well:
-    /// a quarter of what a member has for a request. Derived: then the second one has answered before
-    /// the first one is given up, and of 64 addresses all are asked within one and a half such times.
+    /// Returns how long one of several ways into a cluster may keep silent before the next one is tried
+    /// as well: a quarter of what a member has for a request. Derived: then the second one has answered
+    /// before the first one is given up, and of 64 addresses all are asked within one and a half such
+    /// times.
     pub(crate) fn race_step(&self) -> Duration {
         self.attempt_timeout / 4
     }
 
-    /// Judges the ranges that the fields tell.
+    /// Checks the ranges that the fields name.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`], with the field to change.

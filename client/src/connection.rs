@@ -46,7 +46,7 @@ pub(crate) use prove::Claim;
 pub use prove::random;
 pub(crate) use socket::socket_path;
 
-/// How often it is looked whether a request that is late still belongs where it was sent. Guessed.
+/// How often the client looks whether a request that is late still belongs where it was sent. Guessed.
 const GOES_ON_STEP: Duration = Duration::from_millis(50);
 
 /// A request's op and body.
@@ -123,7 +123,7 @@ impl Body {
     }
 }
 
-/// Where a payload is to lie.
+/// Where a payload has to lie.
 #[derive(Debug)]
 pub(crate) enum Landing {
     /// Anywhere: a slice of the receive buffer if it is small, else a buffer made for it.
@@ -149,7 +149,7 @@ impl Landed {
         }
     }
 
-    /// The landing for another try.
+    /// Returns the landing for another try.
     pub(crate) fn into_landing(self) -> Landing {
         match self {
             Landed::Slice(_) => Landing::Any,
@@ -177,7 +177,7 @@ pub(crate) struct Reply {
     pub(crate) body: Bytes,
 }
 
-/// What became of one part of a request.
+/// The result of one part of a request.
 #[derive(Debug)]
 pub(crate) struct Answer {
     /// Index of the range in a `ReadMany`, otherwise 0.
@@ -194,12 +194,12 @@ pub(crate) struct Answer {
 enum Answers {
     One(Option<oneshot::Sender<Answer>>),
     Many(mpsc::Sender<Answer>),
-    /// The request is sent for what it does.
+    /// The request is sent for its effect.
     Nobody,
 }
 
 impl Answers {
-    /// Whether nobody waits any more.
+    /// True if no caller waits any more.
     fn is_closed(&self) -> bool {
         match self {
             Answers::One(sender) => sender.as_ref().is_none_or(oneshot::Sender::is_closed),
@@ -208,12 +208,12 @@ impl Answers {
         }
     }
 
-    /// Whether nobody ever waited.
+    /// True if no caller ever waited.
     fn is_nobody(&self) -> bool {
         matches!(self, Answers::Nobody)
     }
 
-    /// Hands out an answer; one that nobody waits for is dropped.
+    /// Hands out an answer; without a caller it is dropped.
     fn send(&mut self, answer: Answer) {
         match self {
             Answers::One(sender) => {
@@ -243,17 +243,17 @@ struct Request {
     parts: SmallVec<[Part; 1]>,
     answers: Answers,
     deadline: Instant,
-    /// Whether it waits for a connection up to its deadline; else it is answered when a try to connect
+    /// True if it waits for a connection up to its deadline; else it is answered when a try to connect
     /// fails, so that it can go elsewhere.
     is_patient: bool,
 }
 
-/// What the driver tells of itself.
+/// What the driver reports of itself.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Link {
     /// The last `Hello` reply.
     pub(crate) hello: Option<Arc<HelloInfo>>,
-    /// What the node told to clients on its machine.
+    /// What the node told clients on its machine.
     pub(crate) neighbour: Option<Arc<Neighbour>>,
     /// The node's memory, if this connection got at it.
     pub(crate) attachment: Option<Arc<Attachment>>,
@@ -261,12 +261,12 @@ pub(crate) struct Link {
     pub(crate) failure: Option<Error>,
 }
 
-/// How long the answers to a batch are waited for.
+/// How long a caller waits for the answers to a batch.
 #[derive(Clone, Copy)]
 pub(crate) struct Patience<'a> {
     /// Longest time between two answers.
     pub(crate) silence_max: Duration,
-    /// Whether to wait on all the same, also for a connection, until the deadline. None where another
+    /// If set, the caller still waits on, also for a connection, until the deadline. None if another
     /// node may answer instead.
     pub(crate) goes_on: Option<&'a (dyn Fn() -> bool + Sync)>,
 }
@@ -298,12 +298,12 @@ impl Heard {
         self.last_ms.store(elapsed + 1, Ordering::Relaxed);
     }
 
-    /// Whether bytes ever came.
+    /// True if bytes ever came.
     fn is_any(&self) -> bool {
         self.last_ms.load(Ordering::Relaxed) > 0
     }
 
-    /// Whether bytes came after this moment, or less than 1 ms before.
+    /// True if bytes came after this moment, or less than 1 ms before.
     fn is_after(&self, moment: Instant) -> bool {
         let elapsed = moment.saturating_duration_since(self.start).as_millis() as u64;
         self.last_ms.load(Ordering::Relaxed) > elapsed + 1
@@ -342,22 +342,22 @@ impl Lane {
         Lane { address, requests, link, heard }
     }
 
-    /// The address that is tried first.
+    /// Returns the address that is tried first.
     pub(crate) fn address(&self) -> &Arc<str> {
         &self.address
     }
 
-    /// The driver's news, see [`Link`].
+    /// Returns the driver's news, see [`Link`].
     pub(crate) fn link(&self) -> watch::Receiver<Link> {
         self.link.clone()
     }
 
-    /// Whether an answer ever came.
+    /// True if an answer ever came.
     pub(crate) fn was_ever_heard(&self) -> bool {
         self.heard.is_any()
     }
 
-    /// Whether bytes came on the connection since this moment.
+    /// True if bytes came on the connection since this moment.
     pub(crate) fn was_heard_since(&self, moment: Instant) -> bool {
         self.heard.is_after(moment)
     }
@@ -379,8 +379,9 @@ impl Lane {
         }
     }
 
-    /// As [`Lane::exchange`], but only while `goes_on`, which is asked again and again once `patience` has
-    /// passed without an answer. None if it does not, and the request belongs elsewhere by now.
+    /// As [`Lane::exchange`], but only while `goes_on` returns true; it is called again and again once
+    /// `patience` has passed without an answer. None if it returns false, because the request belongs
+    /// elsewhere by now.
     ///
     /// # Errors
     /// As [`Lane::exchange`].
@@ -406,8 +407,8 @@ impl Lane {
         }
     }
 
-    /// Sends one request and waits for its one answer, which is that of the connection if it cannot be
-    /// made. How long to wait is the caller's to see to; the node is told of the deadline.
+    /// Sends one request and waits for its one answer; if there can be no connection the answer says so.
+    /// The caller limits the wait; the node learns the deadline.
     ///
     /// # Errors
     /// The driver is gone.
@@ -420,7 +421,7 @@ impl Lane {
         self.answer_to(body, landing, deadline, false).await
     }
 
-    /// [`Lane::ask`] for what needs no landing, but no longer than until the deadline.
+    /// As [`Lane::ask`] for what needs no landing, but no longer than until the deadline.
     ///
     /// # Errors
     /// Why there is no connection, [`Error::DeadlineExceeded`], or the driver is gone.
@@ -455,7 +456,7 @@ impl Lane {
         receiver.await.map_err(|_| self.gone())
     }
 
-    /// The node's memory, while the connection stands on which it came.
+    /// Returns the node's memory, while the connection stands on which it came.
     pub(crate) fn attachment(&self) -> Option<Arc<Attachment>> {
         self.link.borrow().attachment.clone().filter(|it| it.stands())
     }
@@ -464,13 +465,13 @@ impl Lane {
     pub(crate) fn send(&self, body: Body, deadline: Instant) {
         let parts = smallvec![Part { landing: Some(Landing::Any), payload_max: 0 }];
         let answers = Answers::Nobody;
-        // Without room it is left out, and so it is when the driver is gone.
+        // Without room the request is left out, and also when the driver is gone.
         let is_patient = true;
         let _ = self.requests.try_send(Request { body, parts, answers, deadline, is_patient });
     }
 
     /// Sends a `ReadMany` or a `Lease` and collects an answer for each range, in order, for as long as
-    /// `patience` lets. The landings of those that got no answer in time stay with the driver.
+    /// `patience` lets. The landings of ranges that got no answer in time stay with the driver.
     pub(crate) async fn exchange_many(
         &self,
         op: Op,
@@ -504,7 +505,7 @@ impl Lane {
         let limit = |wait| {
             Instant::now().checked_add(wait).map_or(deadline, |end: Instant| end.min(deadline))
         };
-        // Until then answers are waited for, and then for as long as nothing else can be done.
+        // Until then answers are waited for, and after that for as long as nothing else can be done.
         let timer = time::sleep_until(limit(patience.silence_max));
         tokio::pin!(timer);
         let collect = async {
@@ -543,19 +544,19 @@ impl Lane {
         answers.map(|answer| answer.ok_or_else(missing)).collect()
     }
 
-    /// Why the deadline passed: for want of a connection, or of an answer.
+    /// Returns why the deadline passed: there was no connection, or no answer.
     fn too_late(&self) -> Error {
         let link = self.link.borrow();
         link.failure.clone().unwrap_or(Error::DeadlineExceeded)
     }
 
-    /// The error when the node is connected and does not answer.
+    /// Returns the error when the node is connected and does not answer.
     pub(crate) fn silent(&self) -> Error {
         let reason = "the node does not answer".into();
         Error::ConnectionLost { address: self.address.clone(), reason }
     }
 
-    /// The error when the task behind this handle is no more.
+    /// Returns the error when the task behind this handle has ended.
     pub(crate) fn gone(&self) -> Error {
         Error::ConnectionLost {
             address: self.address.clone(),

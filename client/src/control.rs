@@ -1,7 +1,7 @@
 //! What is asked of all members of a cluster: load, status, pins.
 //!
-//! Outside of a cluster there is one member, the node. Always holds: a part of the work whose member
-//! fails is done by whoever owns it in a later epoch, within the deadline.
+//! Outside of a cluster there is one member, the node. Always holds: if a member fails, its part of the
+//! work is done by the owner in a later epoch, within the deadline.
 
 use std::sync::Arc;
 
@@ -47,7 +47,8 @@ impl Client {
         self.call_home(&request, &decode, deadline).await
     }
 
-    /// The counters of the node that was connected to, or of another one of its cluster if it is gone.
+    /// Returns the counters of the node that was connected to, or of another one of its cluster if it is
+    /// gone.
     ///
     /// # Errors
     /// Those of every operation, see [`Client`].
@@ -55,8 +56,8 @@ impl Client {
         self.call_home(&|| Body::Status, &status_reply, self.deadline()).await
     }
 
-    /// The counters of each member, with its id; of a node that is in no cluster with the address that
-    /// was connected to. A member that does not answer has an error.
+    /// Returns the counters of each member, with its id; outside of a cluster with the address that was
+    /// connected to. A member that does not answer has an error.
     pub async fn statuses(&self) -> Vec<(String, Result<NodeStatus, Error>)> {
         let topology = self.topology();
         if topology.cluster.is_none() {
@@ -72,7 +73,7 @@ impl Client {
         parts
     }
 
-    /// What is known of the cluster; None if the node is in none, or does not know yet.
+    /// Returns what is known of the cluster; None if the node is not in a cluster, or does not know yet.
     pub fn cluster(&self) -> Option<ClusterInfo> {
         let topology = self.topology();
         let view = topology.cluster.as_ref()?;
@@ -98,8 +99,8 @@ impl Client {
         })
     }
 
-    /// Paths that are pinned, sorted, as the node that was connected to knows them: it learns of a change
-    /// a moment after [`Client::pin`] has returned.
+    /// Returns the paths that are pinned, sorted, as the node that was connected to knows them. It
+    /// learns of a change a moment after [`Client::pin`] has returned.
     ///
     /// # Errors
     /// Those of every operation, see [`Client`]; [`Error::InvalidArgument`] outside of a cluster.
@@ -169,7 +170,7 @@ impl Client {
         let mut retry = self.retry(deadline);
         let mut filled_count = 0;
         let mut block_count = 0;
-        // Of the epoch that the parts are of.
+        // The epoch that the parts belong to.
         let mut epoch = 0;
         let mut done: Vec<Arc<Member>> = Vec::new();
         loop {
@@ -182,7 +183,7 @@ impl Client {
             }
             let mut left = owners(&topology, &file);
             if left.is_empty() {
-                // Without blocks, or no file at all: any member says what is to be said.
+                // A file without blocks, or no file at all: any member can answer.
                 let order = topology.order_of_path(&file.path);
                 left.extend(order.first().map(|&index| topology.member(index).clone()));
             }
@@ -212,7 +213,7 @@ impl Client {
     }
 }
 
-/// The members that own blocks of a file.
+/// Returns the members that own blocks of a file.
 fn owners(topology: &Topology, file: &File) -> Vec<Arc<Member>> {
     let Some(view) = &topology.cluster else {
         return topology.members().cloned().collect();

@@ -13,8 +13,8 @@ use crate::error::Error;
 #[cfg(feature = "coordination")]
 mod session;
 
-/// Returns the addresses of nodes that are registered, in random order; at least one. A server that
-/// keeps silent for a step is left for the next one.
+/// Returns the addresses of nodes that are registered, in random order; at least one. If a server keeps
+/// silent for a step the next one is asked.
 ///
 /// # Errors
 /// [`Error::Coordination`] if it does not answer before `end`, which is at most `wait` from now;
@@ -28,7 +28,7 @@ pub(crate) async fn members(
     session::members(place, wait, step).await
 }
 
-/// Says that this build cannot ask.
+/// Returns the error that this build cannot ask.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`], always.

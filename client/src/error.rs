@@ -13,7 +13,7 @@ use millrace_proto::{FrameError, Status};
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The node answered with this status. A retryable one, such as [`Status::Busy`], is told once
+    /// The node answered with this status. A retryable one, such as [`Status::Busy`], is returned once
     /// no further try fits the deadline.
     #[error("{}", status_text(*.status, .message))]
     Status {
@@ -22,7 +22,7 @@ pub enum Error {
         /// The node's own words; may be empty.
         message: String,
     },
-    /// The file has changed since it was looked up: `stat` it again and start the read over, since
+    /// The file has changed since it was looked up: `stat` it again and start the read over, because
     /// bytes of two versions never mix.
     #[error(
         "'{path}' has changed since it was looked up; stat it again and read the new version from the start"
@@ -61,7 +61,7 @@ pub enum Error {
          that it runs"
     )]
     Coordination {
-        /// Its servers, `host:port` behind commas.
+        /// Its servers, `host:port` joined by commas.
         servers: Arc<str>,
         /// What went wrong last.
         reason: Arc<str>,
@@ -103,18 +103,18 @@ pub enum Error {
     /// The peer does not keep to the Millrace protocol: check its address and version.
     #[error("protocol error: {0}; check that the address and version are those of a Millrace node")]
     Protocol(Arc<str>),
-    /// The call itself cannot work; the text tells what to change.
+    /// The call itself cannot work; the text says what to change.
     #[error("invalid argument: {0}")]
     InvalidArgument(String),
 }
 
 impl Error {
-    /// A protocol error with this text.
+    /// Returns a protocol error with this text.
     pub(crate) fn protocol(text: impl Into<Arc<str>>) -> Error {
         Error::Protocol(text.into())
     }
 
-    /// The node's status, if that is what failed.
+    /// Returns the node's status, if that is what failed.
     pub fn status(&self) -> Option<Status> {
         match self {
             Error::Status { status, .. } => Some(*status),
@@ -130,7 +130,7 @@ impl From<FrameError> for Error {
 }
 
 impl From<Error> for io::Error {
-    /// The kind of error that a file would have; the [`Error`] itself is the inner error.
+    /// Returns the kind of error that a file would have; the [`Error`] itself is the inner error.
     fn from(error: Error) -> io::Error {
         let kind = match &error {
             Error::Status { status, .. } => match status {
@@ -150,7 +150,7 @@ impl From<Error> for io::Error {
     }
 }
 
-/// A duration in whole seconds, else in milliseconds.
+/// Formats a duration in whole seconds, else in milliseconds.
 pub(crate) fn duration_text(duration: Duration) -> String {
     if duration.subsec_nanos() == 0 {
         format!("{} s", duration.as_secs())

@@ -4,15 +4,15 @@
 //!  first ──────────────────────────────► late: suspect, but it may still answer
 //!           │ no answer for a while
 //!           └─► second ──► failed
-//!                            └─► third ──► good: done, whoever it came from
+//!                            └─► third ──► good: done, from any of them
 //!  all asked: the source, if that is allowed ──► a pause ──► another round, until the deadline
 //! ```
 //!
 //! Always holds: the first good answer counts and the others are dropped; each try has a landing of its
-//! own, so that bytes of two answers never meet; a member has one try at a time; only the deadline, an
-//! answer that is final, or a round in which nobody will ever do better ends the operation. That
-//! there is no such file, or no such version, is final when two members say so, or one and nobody
-//! else says more.
+//! own, so that bytes of two answers never meet; a member has one try at a time; only the deadline, a
+//! final answer, or a round in which no member will ever do better ends the operation. That there is no
+//! such file, or no such version, is final when two members say so, or if one says so and no other one
+//! answers.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -43,9 +43,9 @@ const WAIT_SHRINK_MAX: u32 = 8;
 /// What to do after a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Nobody would answer otherwise.
+    /// No member would answer differently.
     Final,
-    /// There is no such thing, says this member: another one may know more.
+    /// The member says that there is no such thing: another one may know more.
     Denied,
     /// Another member may do better, this one will not.
     Hard,
@@ -64,7 +64,7 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// A failure whose landing is lost.
+    /// Returns a failure whose landing is lost.
     pub(crate) fn bare(error: Error, verdict: Verdict) -> Failure {
         Failure { landing: Landing::Any, error, verdict }
     }
@@ -83,12 +83,12 @@ impl Tolerance {
         Tolerance { busy: 0, damaged: false, backoff: config.busy_backoff() }
     }
 
-    /// Passes the first damage.
+    /// Counts damaged bytes. True if this is the first time.
     pub(crate) fn damage(&mut self) -> bool {
         !std::mem::replace(&mut self.damaged, true)
     }
 
-    /// Waits if the same member is to be asked again; else tells what the setback means.
+    /// Waits if the same member is to be asked again; else returns what the setback means.
     ///
     /// # Errors
     /// The error, and what to do about it.
@@ -117,7 +117,7 @@ impl Tolerance {
     }
 }
 
-/// What an error that no repeat heals means for the other members.
+/// Returns what an error that no repeat heals means for the other members.
 pub(crate) fn verdict_of(error: &Error) -> Verdict {
     match error {
         Error::DeadlineExceeded => Verdict::Passing,
@@ -136,9 +136,9 @@ pub(crate) type Attempt<'a, T> = Pin<Box<dyn Future<Output = Result<T, Failure>>
 /// A last resort; None if there is none.
 pub(crate) type Rescue<'a, T> = Pin<Box<dyn Future<Output = Option<Result<T, Error>>> + Send + 'a>>;
 
-/// How an operation goes about it.
+/// What an operation asks, and of which members.
 pub(crate) trait Errand<T>: Sync {
-    /// Members to ask, best first.
+    /// Returns the members to ask, best first.
     fn order(&self, topology: &Topology) -> Order;
 
     /// Asks one member.
@@ -151,14 +151,14 @@ pub(crate) trait Errand<T>: Sync {
     where
         T: 'a;
 
-    /// What to do when no member has answered.
+    /// Returns the last resort when no member has answered.
     fn rescue(&self) -> Rescue<'_, T>;
 
-    /// The shard of a member that is asked.
+    /// Returns the shard of a member that is asked.
     fn shard(&self, topology: &Topology, member: u32) -> u32;
 
-    /// Whether a member told of the file before: when one denies it, those who are suspect are
-    /// worth asking, too.
+    /// True if a member reported the file before: if one denies it now, suspect members are worth
+    /// asking, too.
     fn is_expected(&self) -> bool;
 }
 
@@ -178,33 +178,33 @@ pub(crate) struct Tries<'a, T> {
     deadline: Instant,
     /// How long a member may take.
     patience: Duration,
-    /// When the next member is asked, whatever becomes of the others.
+    /// When the next member is asked, whatever happens to the others.
     next_at: Instant,
     /// How long after the newest try that is.
     next_wait: Duration,
     /// The last resort, while it is under way.
     rescue: Option<Rescue<'a, T>>,
     pending: Vec<Try<'a, T>>,
-    /// Who was asked in this round.
+    /// The members that were asked in this round.
     asked: Vec<Arc<Member>>,
-    /// A landing that nobody uses.
+    /// A landing that no try uses.
     spare: Option<Landing>,
     /// What went wrong last.
     cause: Option<Error>,
-    /// Whether all failures of this round are for good.
+    /// True if all failures of this round are final.
     is_hopeless: bool,
-    /// Whether a member was too busy to say anything in this round.
+    /// True if a member was too busy to answer in this round.
     is_busy: bool,
-    /// Who said that there is no such thing, and how.
+    /// The members that said that there is no such thing, and how.
     denials: Vec<(Arc<Member>, Error)>,
 }
 
-/// What came of waiting.
+/// The result of waiting.
 enum Step<T> {
     Done(T),
-    /// Nobody is left to wait for.
+    /// No member is left to wait for.
     Next,
-    /// Those who were asked take too long.
+    /// The members that were asked take too long.
     Late,
     End(Error),
 }
@@ -348,9 +348,9 @@ impl<'a, T> Tries<'a, T> {
         });
     }
 
-    /// Changes the wait for the one that is asked next, after one that is late. One that is alive makes it
-    /// longer: where all are slow, more load does harm. One of which nothing was heard makes it shorter:
-    /// where several hang, all of them together cost about as much as the first two.
+    /// Changes the wait for the member that is asked next, after one that is late. A late member that is
+    /// alive makes it longer, because if all are slow more load does harm. One of which nothing was
+    /// heard makes it shorter, so several that hang cost together about as much as the first two.
     fn adapt(&mut self) {
         let Some(newest) = self.pending.iter().max_by_key(|it| it.started) else { return };
         self.next_wait = if newest.member.was_heard_since(newest.shard, newest.started) {
@@ -362,8 +362,8 @@ impl<'a, T> Tries<'a, T> {
         };
     }
 
-    /// Waits for an answer, for a failure that leaves nobody to wait for, or until it is time to ask the
-    /// next member.
+    /// Waits for an answer, for a failure that leaves no member to wait for, or until it is time to ask
+    /// the next member.
     async fn attend(&mut self) -> Step<T> {
         loop {
             let lateness = self.pending.iter().filter(|it| !it.is_late);
@@ -401,8 +401,8 @@ impl<'a, T> Tries<'a, T> {
         }
     }
 
-    /// Tries the last resort, and hears those who are late meanwhile. A source may hang, too: after the
-    /// time of a member it goes on beside another round.
+    /// Tries the last resort, and meanwhile still hears the members that are late. A source may hang,
+    /// too: after the time of a member it goes on beside another round.
     async fn attend_rescue(&mut self, errand: &'a impl Errand<T>) -> Step<T> {
         if self.rescue.is_none() {
             self.rescue = Some(errand.rescue());
@@ -422,7 +422,7 @@ impl<'a, T> Tries<'a, T> {
         match rescued {
             None => Step::Next,
             Some(Ok(value)) => Step::Done(value),
-            // A member that is late may have what the source has no more.
+            // A member that is late may have what the source no longer has.
             Some(Err(error)) => {
                 let is_final = matches!(verdict_of(&error), Verdict::Final | Verdict::Denied);
                 if is_final && self.pending.is_empty() {
@@ -440,7 +440,7 @@ impl<'a, T> Tries<'a, T> {
         self.pending.is_empty() && self.rescue.is_none()
     }
 
-    /// Suspects those who took too long and of whom nothing was heard.
+    /// Suspects the members that took too long and of which nothing was heard.
     fn mark_late(&mut self, now: Instant) {
         for it in &mut self.pending {
             if it.is_late || now.saturating_duration_since(it.started) < self.patience {
@@ -474,11 +474,10 @@ impl<'a, T> Tries<'a, T> {
         Ok(())
     }
 
-    /// Notes that there is no such thing, says a member.
+    /// Notes that a member says that there is no such thing.
     ///
-    /// # Errors
-    /// Another one said the same: that is the answer. One alone may have missed a new mount, or may
-    /// have lost its source.
+    /// # Errors If another member said the same, that is the answer. A single one may have missed a new
+    /// mount, or may have lost its source.
     fn note_denial(&mut self, member: &Arc<Member>, error: &Error) -> Result<(), Error> {
         self.denials.retain(|(other, _)| !Arc::ptr_eq(other, member));
         if self.denials.iter().any(|(_, denied)| denied.status() == error.status()) {
@@ -488,7 +487,7 @@ impl<'a, T> Tries<'a, T> {
         Ok(())
     }
 
-    /// What was denied, once all were asked: that counts unless one who is well may yet answer.
+    /// Returns what was denied, once all were asked. It counts unless a healthy member may yet answer.
     fn denial(&self) -> Option<Error> {
         let mut pending = self.pending.iter();
         let is_awaited =
@@ -502,7 +501,7 @@ impl<'a, T> Tries<'a, T> {
     }
 }
 
-/// Something that has ended.
+/// A future that has ended.
 enum Event<T> {
     /// A try at a shard of a member.
     Tried(Arc<Member>, u32, Result<T, Failure>),
@@ -510,7 +509,7 @@ enum Event<T> {
     Rescued(Option<Result<T, Error>>),
 }
 
-/// What ends first, before this moment.
+/// Returns what ends first, before this moment.
 async fn next<T>(
     pending: &mut Vec<Try<'_, T>>,
     rescue: &mut Option<Rescue<'_, T>>,
@@ -535,8 +534,8 @@ async fn next<T>(
     .await
 }
 
-/// How long to wait for a member with this patience before the next one is asked as well: not as long
-/// if it has never answered, since to connect it only has to be there.
+/// Returns how long to wait for a member with this patience before the next one is asked as well. The
+/// wait is shorter if the member has never answered, because to connect it only has to be there.
 pub(crate) fn first_wait(
     config: &ClientConfig,
     patience: Duration,
@@ -549,7 +548,7 @@ pub(crate) fn first_wait(
 /// An operation without a payload.
 pub(crate) struct Call<'c, T> {
     pub(crate) config: &'c ClientConfig,
-    /// The request, made anew for each try.
+    /// Makes the request again for each try.
     pub(crate) body: &'c (dyn Fn() -> Body + Send + Sync),
     /// Members to ask, best first.
     pub(crate) order: &'c (dyn Fn(&Topology) -> Order + Send + Sync),

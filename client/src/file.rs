@@ -1,7 +1,7 @@
 //! What the client knows of a file and of a node: plain values, filled from replies.
 //!
-//! A [`File`] names one version of a file for good. It holds nothing open on the node and never
-//! changes; that the node still has this version is found out by reading.
+//! A [`File`] names one version of a file for good. It holds nothing open on the node and never changes;
+//! only a read finds out whether the node still has this version.
 
 use std::fmt;
 use std::sync::Arc;
@@ -92,7 +92,7 @@ pub struct File {
     pub version: u64,
     /// Length in bytes.
     pub length: u64,
-    /// The node's block size in bytes, as `stat` told it, or `Hello` for a file from a list or a load.
+    /// The node's block size in bytes, from `stat`, or from `Hello` for a file from a list or a load.
     pub block_size: u32,
     /// File or directory.
     pub kind: Kind,
@@ -101,7 +101,7 @@ pub struct File {
 }
 
 impl File {
-    /// Blocks of the file; the last one may be short.
+    /// Returns the number of blocks of the file; the last one may be short.
     pub fn block_count(&self) -> u64 {
         self.length.div_ceil(u64::from(self.block_size.max(1)))
     }
@@ -133,7 +133,7 @@ pub(crate) fn check_block_size(block_size: u32) -> Result<u32, Error> {
     )))
 }
 
-/// What a node told in its `Hello` reply.
+/// What a node said in its `Hello` reply.
 #[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HelloInfo {
@@ -154,7 +154,7 @@ pub struct HelloInfo {
 }
 
 impl HelloInfo {
-    /// Reads and judges a `Hello` reply.
+    /// Reads and checks a `Hello` reply.
     ///
     /// # Errors
     /// [`Error::Protocol`] for values this client cannot work with.
@@ -185,13 +185,13 @@ impl HelloInfo {
         })
     }
 
-    /// Whether both sides offered this feature bit.
+    /// True if both sides offered this feature bit.
     pub(crate) fn offers(&self, feature: u64) -> bool {
         self.features & feature != 0
     }
 }
 
-/// A cluster, as it was told last.
+/// A cluster, as a member last reported it.
 #[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterInfo {
@@ -205,8 +205,8 @@ pub struct ClusterInfo {
     pub mounts: Vec<MountInfo>,
     /// The members, in the order of their ids.
     pub members: Vec<MemberInfo>,
-    /// Why what a member told was last not believed: it had lost coordination, told of an older epoch,
-    /// or of another cluster. None if that never happened.
+    /// Why the last report of a member was not believed: it had lost coordination, or its epoch was
+    /// older, or its cluster another one. None if that never happened.
     pub refused: Option<String>,
 }
 
@@ -223,7 +223,7 @@ pub struct MountInfo {
 }
 
 impl MountInfo {
-    /// A mount of `source`, such as `file:///data`, below the path `prefix`, of whose blocks each one is at
+    /// Makes a mount of `source`, such as `file:///data`, below the path `prefix`. Each block is at
     /// `replicas` members, 1 to 8.
     pub fn new(prefix: impl Into<String>, source: impl Into<String>, replicas: u8) -> MountInfo {
         MountInfo { prefix: prefix.into(), source: source.into(), replicas }
@@ -249,7 +249,7 @@ pub struct MemberInfo {
     pub shards: Vec<String>,
     /// What fails together with it; may be empty.
     pub zone: String,
-    /// Whether it owns blocks; else it is giving them away.
+    /// True if it owns blocks; else it is giving them away.
     pub is_active: bool,
     /// Its share of the blocks, relative to the others.
     pub weight: u32,
@@ -257,7 +257,7 @@ pub struct MemberInfo {
     pub capacity: u64,
     /// Name and version of the program.
     pub server: String,
-    /// Whether this client did not reach it when it last tried.
+    /// True if this client did not reach it when it last tried.
     pub is_suspect: bool,
 }
 
@@ -316,7 +316,7 @@ pub struct NodeStatus {
 }
 
 impl NodeStatus {
-    /// The counter with this name, if the node has it.
+    /// Returns the counter with this name, if the node has it.
     pub fn counter(&self, name: &str) -> Option<u64> {
         let counter = self.counters.iter().find(|counter| counter.name == name)?;
         Some(counter.value)

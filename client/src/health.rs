@@ -1,8 +1,8 @@
 //! Whether a member of a cluster is worth asking.
 //!
 //! A member that was not reached, or kept silent for too long, is suspect: others are asked before it
-//! until a ping was answered. The first ping after a silence goes out at once, since a member that is
-//! only slow answers it; later ones wait longer each time. Always holds: at most one ping at a time is
+//! until a ping was answered. The first ping after a silence goes out at once, because a member that is
+//! only slow answers it. Later ones wait longer each time. Always holds: at most one ping at a time is
 //! under way for a member, and none once the member is gone.
 
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -14,9 +14,9 @@ use tokio::time::Instant;
 
 /// First wait before a suspect member is asked again. Guessed.
 const STEP_MIN: Duration = Duration::from_millis(250);
-/// Longest wait. Guessed: a ping each five seconds costs nobody anything.
+/// Longest wait. Guessed: a ping each five seconds costs next to nothing.
 const STEP_MAX: Duration = Duration::from_secs(5);
-/// How long a member must have been well for its waits to begin at the shortest again. Guessed.
+/// How long a member must have been healthy for its waits to begin at the shortest again. Guessed.
 const RECOVERED: Duration = Duration::from_secs(10);
 
 const WELL: u8 = 0;
@@ -38,24 +38,24 @@ struct History {
 }
 
 impl Health {
-    /// Of a member that nothing bad is known of.
+    /// Returns the health of a member of which nothing bad is known.
     pub(crate) fn new() -> Health {
         let history = History { step: STEP_MIN, well_since: Instant::now(), probe: None };
         Health { state: AtomicU8::new(WELL), history: Mutex::new(history) }
     }
 
-    /// Whether to ask the member before those that are not well.
+    /// True if the member is to be asked before those that are not healthy.
     #[inline]
     pub(crate) fn is_well(&self) -> bool {
         self.state.load(Ordering::Relaxed) == WELL
     }
 
-    /// Whether the member belongs to another cluster by now: it is never asked.
+    /// True if the member belongs to another cluster by now: it is never asked.
     pub(crate) fn is_banished(&self) -> bool {
         self.state.load(Ordering::Relaxed) == BANISHED
     }
 
-    /// Notes that the member was not reached. False if that was known.
+    /// Notes that the member was not reached. True if that was not known.
     pub(crate) fn suspect(&self) -> bool {
         let turned =
             self.state.compare_exchange(WELL, SUSPECT, Ordering::SeqCst, Ordering::SeqCst).is_ok();
@@ -76,12 +76,12 @@ impl Health {
         }
     }
 
-    /// Notes that the member is none of this cluster.
+    /// Notes that the member does not belong to this cluster.
     pub(crate) fn banish(&self) {
         self.state.store(BANISHED, Ordering::SeqCst);
     }
 
-    /// How long to wait before the next ping; the one after it waits twice as long.
+    /// Returns how long to wait before the next ping; the one after it waits twice as long.
     pub(crate) fn step(&self) -> Duration {
         let mut history = self.history();
         let step = history.step;
@@ -89,7 +89,7 @@ impl Health {
         step
     }
 
-    /// The task that pings takes the place of the one before.
+    /// Replaces the task that pings the member.
     pub(crate) fn probed_by(&self, task: AbortHandle) {
         if let Some(before) = self.history().probe.replace(task) {
             before.abort();

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Owns the table of leased blocks. Always holds: bytes that were read in place are handed out only if
-//! their lease still held afterwards, and if they were verified or need not be; a block was verified
-//! [`VERIFIED_FOR`] ago at most, however long its lease is prolonged; the table is bounded by
+//! their lease still held afterwards, and if they were verified or need not be. A block was verified
+//! [`VERIFIED_FOR`] ago at most, however long its lease is prolonged. The table is bounded by
 //! [`ClientConfig::leased_bytes_max`](crate::ClientConfig::leased_bytes_max). A lease is counted from
 //! before it was asked for, so it ends here earlier than at the node.
 
@@ -46,7 +46,7 @@ const REFUSED_PAUSE: Duration = Duration::from_millis(250);
 /// Most blocks of one `Lease` request. Guessed: a reply for each.
 const BATCH_MAX: usize = 64;
 
-/// Time since the process first asked, in nanoseconds.
+/// Returns the time since the process first asked, in nanoseconds.
 fn now_ns() -> u64 {
     static START: LazyLock<Instant> = LazyLock::new(Instant::now);
     START.elapsed().as_nanos() as u64
@@ -74,14 +74,14 @@ pub(crate) struct LeasedBlock {
 }
 
 impl LeasedBlock {
-    /// Whether everything that was read from the block before this call counts.
+    /// True if everything that was read from the block before this call counts.
     fn holds(&self) -> bool {
-        // What was read is read before the clock and the flag are.
+        // The bytes are read before the clock and the flag.
         fence(Ordering::Acquire);
         now_ns() < self.ends_at_ns.load(Ordering::Relaxed) && self.attachment.stands()
     }
 
-    /// The parts of `offset..offset + length` of the block, each with where it lies.
+    /// Returns the parts of `offset..offset + length` of the block, each with where it lies.
     fn parts(&self, offset: u32, length: u32) -> impl Iterator<Item = Extent> {
         let (mut skip, mut missing) = (offset, length);
         self.extents.iter().filter_map(move |extent| {
@@ -94,7 +94,7 @@ impl LeasedBlock {
         })
     }
 
-    /// Whether this is the block of a read, and where in it the read begins.
+    /// Returns where a read begins in this block, if the read is of this block.
     fn offset_of(&self, file: &File, offset: u64, length: u32) -> Option<u32> {
         let end = offset + u64::from(length);
         let is_inside = (self.file, self.version) == (file.id, file.version)
@@ -103,7 +103,7 @@ impl LeasedBlock {
         is_inside.then(|| (offset - self.start) as u32)
     }
 
-    /// Copies bytes out; false if they do not count.
+    /// Copies bytes out. True if they count.
     fn copy(&self, offset: u32, target: &mut [u8]) -> bool {
         let mut rest = target;
         for part in self.parts(offset, rest.len() as u32) {
@@ -114,7 +114,8 @@ impl LeasedBlock {
         rest.is_empty() && self.holds()
     }
 
-    /// As [`LeasedBlock::copy`], to the end of a buffer, which is as it was if they do not count.
+    /// As [`LeasedBlock::copy`], to the end of a buffer. True if the bytes count; else the buffer is as
+    /// it was.
     fn append(&self, offset: u32, length: u32, target: &mut BytesMut) -> bool {
         let before = target.len();
         for part in self.parts(offset, length) {
@@ -127,7 +128,7 @@ impl LeasedBlock {
         is_good
     }
 
-    /// Bytes of memory that the lease holds: whole pages.
+    /// Returns the bytes of memory that the lease holds: whole pages.
     fn cost(&self) -> u64 {
         u64::from(self.length).next_multiple_of(u64::from(PAGE_SIZE))
     }
@@ -137,14 +138,14 @@ impl LeasedBlock {
         !verify || self.verified_at_ns.load(Ordering::Acquire) != 0
     }
 
-    /// Ends the lease on this side for good, before the node may; says whether the node still keeps it.
+    /// Ends the lease on this side for good, before the node may. True if the node still keeps it.
     fn revoke(&self) -> bool {
         self.ends_at_ns.store(0, Ordering::SeqCst);
         now_ns() < self.granted_until_ns.swap(0, Ordering::SeqCst) && self.attachment.stands()
     }
 
-    /// True if the bytes are those that were cached, which is looked at once every half of
-    /// [`VERIFIED_FOR`]. If not, the block is not to be read any more.
+    /// True if the bytes are those that were cached, which is checked once every half of
+    /// [`VERIFIED_FOR`]. If not, the block must not be read any more.
     fn verify(&self, now: u64) -> bool {
         let last = self.verified_at_ns.load(Ordering::Acquire);
         if last != 0 && now.saturating_sub(last) < VERIFIED_FOR_NS / 2 {
@@ -156,8 +157,8 @@ impl LeasedBlock {
         is_right
     }
 
-    /// Prolongs the lease for as long as the node has promised and the last look at its bytes counts.
-    /// False if it was revoked meanwhile.
+    /// Prolongs the lease for as long as the node has promised and the last check of its bytes counts.
+    /// True if it was not revoked meanwhile.
     fn prolong(&self, granted_until_ns: u64) -> bool {
         let granted = granted_until_ns.max(self.granted_until_ns.load(Ordering::SeqCst));
         let end = match self.verified_at_ns.load(Ordering::Acquire) {
@@ -189,26 +190,26 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Offset of the block in its file, in bytes.
+    /// Returns the offset of the block in its file, in bytes.
     pub fn start(&self) -> u64 {
         self.block.start
     }
 
-    /// Length of the block in bytes.
+    /// Returns the length of the block in bytes.
     pub fn length(&self) -> u32 {
         self.block.length
     }
 
-    /// Whether the lease holds now: what was read before counts.
+    /// True if the lease holds now, so what was read before counts.
     pub fn holds(&self) -> bool {
         self.block.holds()
     }
 
-    /// Copies bytes from `offset` of the block into the whole of `target`. False if the lease has
-    /// ended: then what is in `target` means nothing.
+    /// Copies bytes from `offset` of the block into the whole of `target`. True if the lease still held;
+    /// else the bytes in `target` mean nothing.
     ///
     /// # Panics
-    /// If the block does not have so many bytes.
+    /// If the block does not have this many bytes.
     #[must_use]
     pub fn copy(&self, offset: u32, target: &mut [u8]) -> bool {
         let end = target.len() as u64 + u64::from(offset);
@@ -216,13 +217,14 @@ impl Lease {
         self.block.copy(offset, target)
     }
 
-    /// The node's memory and where the block lies in it, in order: for those who read in place.
+    /// Returns the node's memory and where the block lies in it, in order, for callers that read in
+    /// place.
     pub(crate) fn place(&self) -> (&Attachment, &[Extent]) {
         (&self.block.attachment, &self.block.extents)
     }
 }
 
-/// The key is a hash already.
+/// Passes a key on, because it is a hash already.
 #[derive(Default)]
 struct AsItIs(u64);
 
@@ -246,7 +248,7 @@ type LeasedPart = RwLock<HashMap<u64, Arc<LeasedBlock>, BuildHasherDefault<AsItI
 #[derive(Debug, Default)]
 struct LeasedOrder {
     queue: VecDeque<(u64, Arc<LeasedBlock>)>,
-    /// What they cost together.
+    /// Their cost together.
     bytes: u64,
 }
 
@@ -261,7 +263,7 @@ pub(crate) struct Leases {
     asked: Mutex<HashMap<u64, u32>>,
     /// Keys of blocks that were read once.
     seen: Vec<AtomicU64>,
-    /// Nothing is asked for before.
+    /// Nothing is asked for before this moment.
     refused_until_ns: AtomicU64,
 }
 
@@ -278,13 +280,13 @@ impl Leases {
         }
     }
 
-    /// Whether a block of this length may be leased at all now.
+    /// True if a block of this length may be leased at all now.
     fn may_lease(&self, length: u32) -> bool {
         u64::from(length) <= self.bytes_max
             && now_ns() >= self.refused_until_ns.load(Ordering::Relaxed)
     }
 
-    /// Whether a read is worth the lease of its block; it is remembered for the next one.
+    /// True if a read is worth the lease of its block. The block is remembered for the next read.
     fn is_worthy(&self, key: u64, length: u32, block_length: u32) -> bool {
         let place = &self.seen[key as usize % SEEN];
         place.swap(key, Ordering::Relaxed) == key || length >= block_length / WORTHY_SHARE
@@ -299,8 +301,8 @@ impl Leases {
         Asking { leases: self, keys }
     }
 
-    /// Gives back what is not leased again, or being leased again; `send` sends it before anything else
-    /// can be asked.
+    /// Gives back the leases that are not, and are not being, leased again; `send` sends it before
+    /// anything else can be asked.
     fn give_back(&self, gone: &[Arc<LeasedBlock>], send: impl FnOnce(Vec<&LeasedBlock>)) {
         let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         let is_free = |block: &&LeasedBlock| {
@@ -315,7 +317,7 @@ impl Leases {
     }
 
     /// Calls `read` with the block of a read and the offset in it, if it is leased. The block is
-    /// borrowed, since counting references from many threads is slower than the copy of a page.
+    /// borrowed, because counting references from many threads is slower than the copy of a page.
     fn with<R>(
         &self,
         file: &File,
@@ -329,7 +331,7 @@ impl Leases {
         read(block, block.offset_of(file, offset, length)?)
     }
 
-    /// Adds a block; returns those that have to go for it.
+    /// Adds a block; returns those that have to leave for it.
     fn insert(&self, key: u64, block: Arc<LeasedBlock>) -> Vec<Arc<LeasedBlock>> {
         let mut order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
         let LeasedOrder { queue, bytes } = &mut *order;
@@ -340,11 +342,11 @@ impl Leases {
             part.unwrap_or_else(PoisonError::into_inner)
         };
         if let Some(replaced) = part(key).insert(key, block) {
-            // It is the same lease for the node, and so is not given back.
+            // For the node it is the same lease, so it is not given back.
             replaced.revoke();
         }
         let mut gone = Vec::new();
-        // Those of a connection that has ended go as well, and with them the memory of a dead node.
+        // Blocks of a connection that has ended leave as well, and with them the memory of a dead node.
         while let Some((key, oldest)) =
             queue.pop_front_if(|(_, oldest)| *bytes > self.bytes_max || !oldest.attachment.stands())
         {

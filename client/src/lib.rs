@@ -1,7 +1,7 @@
 //! The Millrace client: reads files through the cache of a node, on tokio or blocking.
 //!
-//! Owns connections, retries, deadlines and the proof that the bytes are those the node cached. What
-//! the bytes on the wire mean is `proto`'s, what is in the cache the node's.
+//! Owns connections, retries, deadlines and the proof that the bytes are those the node cached. `proto`
+//! decides what the bytes on the wire mean, and the node what is in the cache.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), millrace_client::Error> {

@@ -28,7 +28,7 @@ pub(crate) const MISSED_MAX: u32 = 2;
 /// Where the lanes of a shard lead.
 #[derive(Clone, Debug)]
 pub(crate) struct Way {
-    /// Tried in this order.
+    /// Addresses, tried in this order.
     pub(crate) addresses: SmallVec<[Arc<str>; 2]>,
     /// Number of the run of the node that a Unix socket among them must lead to.
     pub(crate) node: Option<u64>,
@@ -58,7 +58,7 @@ impl Maker {
     }
 }
 
-/// What tells one run of a member from another; empty outside of a cluster.
+/// What distinguishes one run of a member from another; empty outside of a cluster.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Identity {
     pub(crate) id: String,
@@ -83,7 +83,7 @@ impl From<&cluster::Member> for Identity {
 }
 
 impl Identity {
-    /// Whether the ring tells of this run.
+    /// True if the ring means this run.
     pub(crate) fn is_of(&self, told: &cluster::Member) -> bool {
         // No field is left out, and none is copied: a ring may have thousands of members.
         let Identity { id, run, address, shards, local, machine } = self;
@@ -101,7 +101,7 @@ impl Identity {
 pub(crate) struct Member {
     pub(crate) identity: Identity,
     pub(crate) health: Health,
-    /// Whether it is on this machine and can be reached over its Unix sockets.
+    /// True if it is on this machine and can be reached over its Unix sockets.
     pub(crate) is_near: bool,
     shards: Arc<[Shard]>,
     /// The lane that the client began with, if this is where it leads.
@@ -110,20 +110,20 @@ pub(crate) struct Member {
 }
 
 impl Member {
-    /// A node outside of a cluster, with a way to each shard; `main` is the first lane of those that
-    /// begin with its address.
+    /// Makes a node outside of a cluster, with a way to each shard; `main` is the first lane of the
+    /// shards whose ways begin with its address.
     pub(crate) fn alone(maker: &Maker, ways: Vec<Way>, is_near: bool, main: &Lane) -> Member {
         let shards = shards(maker, ways);
         if let Some(first) = shards.iter().find(|shard| shard.way.addresses[0] == *main.address()) {
-            // Nobody else has the shard yet, so that its lane is not made.
+            // No other user has the shard yet, so its lane is not made.
             let _ = first.lanes[0].set(main.clone());
         }
         let (identity, health, main) = (Identity::default(), Health::new(), Some(main.clone()));
         Member { identity, health, is_near, shards, main, maker: maker.clone() }
     }
 
-    /// A member as the ring tells of it. Of the one that was connected to, at `address`, that is tried
-    /// when none of its own addresses can be reached: it did work.
+    /// Makes a member from the ring. If it is the one that was connected to, at `address`, that address
+    /// is tried when none of its own can be reached, because it worked.
     pub(crate) fn told(
         maker: &Maker,
         told: &cluster::Member,
@@ -159,8 +159,8 @@ impl Member {
         Member { identity, health, is_near, shards, main: None, maker: maker.clone() }
     }
 
-    /// The node that was alone until now, as the member that it turned out to be: its lanes stay. None
-    /// if the ring tells of other shards.
+    /// Makes the node that was alone until now the member that it turned out to be: its lanes stay. None
+    /// if the ring names other shards.
     pub(crate) fn adopt(&self, told: &cluster::Member) -> Option<Member> {
         (self.shards.len() == told.shards.len().max(1)).then(|| Member {
             identity: told.into(),
@@ -176,13 +176,13 @@ impl Member {
         self.shards.len()
     }
 
-    /// The shard that owns the block with this hash.
+    /// Returns the shard that owns the block with this hash.
     #[inline]
     pub(crate) fn shard_of(&self, hash: u64) -> u32 {
         placement::shard_of(hash, self.shards.len() as u32)
     }
 
-    /// The next lane of a shard.
+    /// Returns the next lane of a shard.
     ///
     /// # Panics
     /// If there is no such shard.
@@ -196,38 +196,38 @@ impl Member {
         self.lane_at(shard, turn % turns.lanes.len())
     }
 
-    /// The lane of a shard that would lease, once it is connected.
+    /// Returns the lane of a shard that would lease, once it is connected.
     pub(crate) fn first_lane(&self, shard: u32) -> &Lane {
         self.lane_at(shard, 0)
     }
 
-    /// The lane for everything but reads.
+    /// Returns the lane for everything but reads.
     pub(crate) fn main(&self) -> &Lane {
         self.main.as_ref().unwrap_or_else(|| self.lane_at(0, 0))
     }
 
-    /// Whether bytes came from the lanes of a shard since this moment.
+    /// True if bytes came from the lanes of a shard since this moment.
     pub(crate) fn was_heard_since(&self, shard: u32, moment: Instant) -> bool {
         self.lanes_of(shard).any(|lane| lane.was_heard_since(moment))
     }
 
-    /// Whether a shard ever answered.
+    /// True if a shard ever answered.
     pub(crate) fn was_ever_heard(&self, shard: u32) -> bool {
         self.lanes_of(shard).any(Lane::was_ever_heard)
     }
 
-    /// The lanes on which a shard answers that were made.
+    /// Returns the lanes on which a shard answers, as far as they were made.
     fn lanes_of(&self, shard: u32) -> impl Iterator<Item = &Lane> {
         let main = self.main.iter().filter(move |_| shard == 0);
         self.shards[shard as usize].lanes.iter().filter_map(OnceLock::get).chain(main)
     }
 
-    /// Whether its main address is this one.
+    /// True if its main address is this one.
     pub(crate) fn is_at(&self, address: &str) -> bool {
         self.identity.address == address
     }
 
-    /// The memory of a shard, if it can be got at.
+    /// Returns the memory of a shard, if it can be reached.
     pub(crate) fn attachment(&self, shard: u32) -> Option<Arc<Attachment>> {
         self.shards[shard as usize].lanes[0].get()?.attachment()
     }
@@ -238,8 +238,9 @@ impl Member {
         shard.lanes[lane].get_or_init(|| self.maker.lane(&shard.way))
     }
 
-    /// Asks and waits as long as the member is alive, at most until the deadline: for what may take
-    /// long. It is alive until it has left so many pings unanswered, one after the other.
+    /// Asks and waits as long as the member is alive, at most until the deadline, for requests that may
+    /// take long. The member is alive until it has left `missed_max` pings unanswered, one after the
+    /// other.
     ///
     /// # Errors
     /// Why there is no connection, [`Error::ConnectionLost`] if the member keeps silent, and

@@ -34,9 +34,8 @@ unsafe impl Sync for NodeMemory {}
 impl NodeMemory {
     /// Maps the memory behind a descriptor that a node has sent.
     ///
-    /// # Errors
-    /// If it is shorter than was told, might shrink (reading past its end would kill this process), or
-    /// cannot be mapped.
+    /// # Errors If it is shorter than the node said, might shrink (reading past its end would kill this
+    /// process), or cannot be mapped.
     pub(crate) fn map(memfd: &OwnedFd, length: u64) -> io::Result<NodeMemory> {
         let seals = rustix::fs::fcntl_get_seals(memfd)?;
         let size = rustix::fs::fstat(memfd)?.st_size;
@@ -64,13 +63,13 @@ impl NodeMemory {
         Ok(NodeMemory { base, length })
     }
 
-    /// Whether an extent lies in the memory.
+    /// True if an extent lies in the memory.
     pub(crate) fn contains(&self, extent: &Extent) -> bool {
         let end = extent.offset.checked_add(u64::from(extent.length));
         end.is_some_and(|end| end <= self.length as u64)
     }
 
-    /// Where an extent begins.
+    /// Returns where an extent begins.
     ///
     /// # Panics
     /// If it is not in the memory.
@@ -81,13 +80,13 @@ impl NodeMemory {
         unsafe { self.base.add(extent.offset as usize) }.as_ptr()
     }
 
-    /// Copies an extent into `target`, which has its length. The copy may be of bytes that the node
-    /// is changing: it is to be thrown away unless the lease still holds.
+    /// Copies an extent into `target`, which has its length. The node may be changing the bytes: the
+    /// copy is to be thrown away unless the lease still holds.
     pub(crate) fn copy(&self, extent: &Extent, target: &mut [u8]) {
         assert_eq!(target.len(), extent.length as usize);
         // SAFETY: the extent lies in the mapping, the target is ours and no mapping of the node's.
         // Should another process write meanwhile, the copy holds some mixture of initialised bytes,
-        // which nobody looks at.
+        // which is thrown away.
         #[expect(unsafe_code, reason = "copying out of shared memory")]
         unsafe {
             std::ptr::copy_nonoverlapping(self.start(extent), target.as_mut_ptr(), target.len());
@@ -105,18 +104,18 @@ impl NodeMemory {
         unsafe {
             std::ptr::copy_nonoverlapping(self.start(extent), room.as_mut_ptr(), length);
         }
-        // SAFETY: so many bytes were just written.
+        // SAFETY: `length` bytes were just written.
         #[expect(unsafe_code, reason = "the bytes were written above")]
         unsafe {
             target.advance_mut(length);
         }
     }
 
-    /// CRC-32 of a block that lies in these extents.
+    /// Returns the CRC-32 of a block that lies in these extents.
     pub(crate) fn sum(&self, extents: &[Extent]) -> u32 {
         if let [extent] = extents {
-            // SAFETY: the caller holds a lease, so nobody changes the bytes; if it runs out meanwhile
-            // the sum is of some mixture of bytes, and is thrown away.
+            // SAFETY: the caller holds a lease, so the node does not change the bytes. If it runs out
+            // meanwhile the sum is of some mixture of bytes, and is thrown away.
             #[expect(unsafe_code, reason = "a readable view of shared memory")]
             return checksum::of(unsafe { self.bytes(extent) });
         }
@@ -128,7 +127,7 @@ impl NodeMemory {
         checksum::of(&whole)
     }
 
-    /// The bytes of an extent, where they are.
+    /// Returns the bytes of an extent, where they are.
     ///
     /// # Safety
     /// While the slice is used the node may begin to change the bytes, once the lease has ended: the
@@ -144,7 +143,7 @@ impl NodeMemory {
 
 impl Drop for NodeMemory {
     fn drop(&mut self) {
-        // SAFETY: nobody has a reference into the mapping any more: they borrow from `self`.
+        // SAFETY: no reference into the mapping is left, because all of them borrow from `self`.
         #[expect(unsafe_code, reason = "unmapping our own mapping")]
         let unmapped = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.length) };
         debug_assert!(unmapped.is_ok());

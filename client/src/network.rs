@@ -2,8 +2,8 @@
 //!
 //! Owns the way in, which is remembered for good, and the current [`Topology`], which the task in
 //! `cluster.rs` keeps up to date. The task ends with the last client. Always holds: of several addresses
-//! one that hangs, at whatever step, costs a moment; the way into a cluster is whole only once a node has
-//! told who is in it.
+//! one that hangs, at whatever step, costs a moment; the way into a cluster is whole only once a node
+//! has listed the members.
 
 use std::io;
 use std::sync::Arc;
@@ -44,8 +44,8 @@ impl Drop for Network {
 
 impl Network {
     /// Connects to the first of the seeds that works and, if it is in a cluster, learns the members.
-    /// Coordination, if it is to name the seeds, is asked first. A seed that keeps silent is left for the
-    /// next one.
+    /// Coordination, if it is to name the seeds, is asked first. If a seed keeps silent the next one is
+    /// tried.
     ///
     /// # Errors
     /// As [`Client::connect`](crate::Client::connect); of several seeds the error of the last.
@@ -79,12 +79,12 @@ impl Network {
         Ok(Network { board, follower })
     }
 
-    /// The last `Hello` of the node.
+    /// Returns the last `Hello` of the node.
     pub(crate) fn hello(&self) -> Arc<HelloInfo> {
         self.topology().hello.clone()
     }
 
-    /// What is known now; a newer `Hello` of a node that is alone is taken over first.
+    /// Returns what is known now; a newer `Hello` of a node that is alone is taken over first.
     #[inline]
     pub(crate) fn topology(&self) -> Arc<Topology> {
         let topology = self.board.topology();
@@ -102,22 +102,22 @@ impl Network {
         self.board.is_alone()
     }
 
-    /// Id of the member that was connected to; empty outside of a cluster.
+    /// Returns the id of the member that was connected to; empty outside of a cluster.
     pub(crate) fn home(&self) -> String {
         self.board.home().id
     }
 
-    /// The address that was connected to.
+    /// Returns the address that was connected to.
     pub(crate) fn address(&self) -> Arc<str> {
         self.board.home().address
     }
 
-    /// The runtime that the client lives on.
+    /// Returns the runtime that the client lives on.
     pub(crate) fn runtime(&self) -> Handle {
         self.board.maker().runtime.clone()
     }
 
-    /// Why a view was last refused.
+    /// Returns why a view was last refused.
     pub(crate) fn refusal(&self) -> Option<String> {
         self.board.refusal()
     }
@@ -127,7 +127,7 @@ impl Network {
 struct Entered {
     address: Arc<str>,
     alone: Arc<Topology>,
-    /// The members, if the node is in a cluster and told.
+    /// The members, if the node is in a cluster and listed them.
     view: Option<View>,
 }
 
@@ -158,7 +158,7 @@ async fn enter_any(
     }
 }
 
-/// Connects to the node at an address and has it tell who is in its cluster, if it is in one.
+/// Connects to the node at an address and asks it for the members of its cluster, if it is in one.
 async fn enter(maker: &Maker, address: &Arc<str>, is_only: bool) -> Result<Entered, Error> {
     let config = &maker.config;
     let lane = connect(maker, address).await?;
@@ -189,11 +189,11 @@ async fn enter(maker: &Maker, address: &Arc<str>, is_only: bool) -> Result<Enter
     Ok(Entered { address: address.clone(), alone, view })
 }
 
-/// Makes a lane to the node at an address, and has it answer a ping.
+/// Makes a lane to the node at an address, and waits for its answer to a ping.
 async fn connect(maker: &Maker, address: &Arc<str>) -> Result<Lane, Error> {
     let lane = maker.lane(&Way { addresses: smallvec![address.clone()], node: None });
     let mut link = lane.link();
-    // The first request is what makes a lane connect, which has a limit of its own.
+    // The first request makes a lane connect, which has a limit of its own.
     let end = Instant::now() + maker.config.connect_timeout + maker.config.attempt_timeout;
     let ping = lane.exchange(Body::Ping, Landing::Any, end);
     let refused = link.wait_for(|link: &Link| link.failure.is_some());
@@ -213,8 +213,8 @@ async fn connect(maker: &Maker, address: &Arc<str>) -> Result<Lane, Error> {
     }
 }
 
-/// A lane to the same node over a Unix socket of this machine, if that is where the node is. It takes
-/// the place of `main`, so that being near costs no further connection.
+/// Makes a lane to the same node over a Unix socket of this machine, if the node is here. It takes the
+/// place of `main`, so that being near costs no further connection.
 async fn nearer(maker: &Maker, address: &Arc<str>, main: &Lane) -> Option<Lane> {
     let neighbour = topology::neighbour(main)?;
     let near: Arc<str> = neighbour.shards.first()?.as_str().into();
@@ -224,7 +224,7 @@ async fn nearer(maker: &Maker, address: &Arc<str>, main: &Lane) -> Option<Lane> 
     let addresses = smallvec![near, address.clone()];
     let lane = maker.lane(&Way { addresses, node: Some(neighbour.node) });
     let mut link = lane.link();
-    // The node has just answered; should it not any more, that is found out on the lane there is.
+    // The node has just answered. If it does not any more, the lane that is there finds out.
     let end = Instant::now() + maker.config.attempt_timeout;
     let ping = lane.exchange(Body::Ping, Landing::Any, end);
     let refused = link.wait_for(|link| link.failure.is_some());
@@ -235,7 +235,7 @@ async fn nearer(maker: &Maker, address: &Arc<str>, main: &Lane) -> Option<Lane> 
     is_there.then_some(lane)
 }
 
-/// Whether a failure to connect will not go away while a caller waits.
+/// True if a failure to connect will not go away while a caller waits.
 fn is_final(error: &Error) -> bool {
     match error {
         // The node was there a moment ago.

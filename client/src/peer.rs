@@ -1,7 +1,5 @@
-//! A node as another node sees it: what it has in its cache, and nothing else.
-//!
 //! Nodes use this to take blocks over from each other. No ring is followed and nothing is tried twice:
-//! who does not answer is asked again by whoever needs it.
+//! the caller asks again if it still needs an answer.
 
 use std::time::Duration;
 
@@ -77,9 +75,9 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// A node with these addresses of its shards, `host:port` in shard order, and this size of blocks
-    /// in bytes. With a secret each connection proves that it is known on both sides; `run` is the number
-    /// of the node's run.
+    /// Makes a node with these addresses of its shards, `host:port` in shard order, and this size of
+    /// blocks in bytes. With a secret each connection proves that it is known on both sides; `run` is
+    /// the number of the node's run.
     ///
     /// # Panics
     /// Without an address, or outside a tokio runtime.
@@ -97,8 +95,8 @@ impl Peer {
         Peer { lanes: lanes.collect(), block_size }
     }
 
-    /// The bytes of a block, if the node has it in its cache in this version. They match the checksums
-    /// that the node made when it read them.
+    /// Returns the bytes of a block, if the node has it in its cache in this version. They match the
+    /// checksums that the node made when it read them.
     ///
     /// # Errors
     /// If there is no answer within `patience`, or not one that can be used.
@@ -114,7 +112,8 @@ impl Peer {
         }
     }
 
-    /// The bytes of a block of the file at `path`, which the node reads from the source if it has to.
+    /// Returns the bytes of a block of the file at `path`, which the node reads from the source if it
+    /// has to.
     ///
     /// # Errors
     /// As [`Peer::peek`].
@@ -136,8 +135,8 @@ impl Peer {
         }
     }
 
-    /// The code of a block, by which who knows the secret of the cluster recognises its bytes; None if the
-    /// node has it not. See section 16 of PROTOCOL.md.
+    /// Returns the code of a block, by which a member that knows the secret of the cluster recognises
+    /// its bytes; None if the node does not have it. See section 16 of PROTOCOL.md.
     ///
     /// # Errors
     /// As [`Peer::peek`].
@@ -154,13 +153,13 @@ impl Peer {
         }
     }
 
-    /// The lane of the shard that a block belongs to.
+    /// Returns the lane of the shard that a block belongs to.
     fn lane(&self, block: PeerBlock) -> &Lane {
         let hash = placement::block_hash(block.file, u64::from(block.block));
         &self.lanes[placement::shard_of(hash, self.lanes.len() as u32) as usize]
     }
 
-    /// Asks the shard that a block belongs to for all of it.
+    /// Asks the shard that a block belongs to for the whole block.
     async fn ask(
         &self,
         body: impl Fn(Range) -> Body,
@@ -194,7 +193,7 @@ impl Peer {
         }
     }
 
-    /// Has the node do something as the master of the cluster.
+    /// Asks the node to do something as the master of the cluster.
     ///
     /// # Errors
     /// As [`Peer::peek`], and [`Error::Status`] with what it decided.
@@ -208,7 +207,7 @@ impl Peer {
         reply::judge(answer.outcome).map(drop).map_err(Setback::into_error)
     }
 
-    /// Drops what the node has of a file; tells what that was.
+    /// Drops what the node has of a file; returns what that was.
     ///
     /// # Errors
     /// As [`Peer::tell`].
@@ -219,7 +218,7 @@ impl Peer {
         Ok(frame::body::<ArchivedFreeReply>(&body)?.into())
     }
 
-    /// The counters of the node.
+    /// Returns the counters of the node.
     ///
     /// # Errors
     /// As [`Peer::peek`].
@@ -229,7 +228,8 @@ impl Peer {
         status_reply(&reply::judge(answer.outcome).map_err(Setback::into_error)?)
     }
 
-    /// Blocks of the node that the member with this key should have; see `Inventory` in PROTOCOL.md.
+    /// Returns blocks of the node that the member with this key should own; see `Inventory` in
+    /// PROTOCOL.md.
     ///
     /// # Errors
     /// As [`Peer::peek`].
@@ -254,7 +254,7 @@ impl Peer {
     }
 }
 
-/// CRC-32 of the bytes of the whole block, as the answer says; None if it says something else.
+/// Returns the CRC-32 of the whole block from the answer; None if the answer is about something else.
 fn block_checksum(answer: &Answer, block: PeerBlock) -> Option<u32> {
     let reply = answer.outcome.as_ref().ok()?;
     let body = frame::body::<ArchivedReadReply>(&reply.body).ok()?;

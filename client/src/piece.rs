@@ -1,4 +1,4 @@
-//! A part of a read, and what the read asks of it.
+//! A part of a read, and what the read asks for.
 
 use std::time::Duration;
 

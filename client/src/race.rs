@@ -6,9 +6,9 @@
 //!                            └─ a step ─► two more ─ a step ─► four more …
 //! ```
 //!
-//! A way that fails is followed by the next one at once, one that keeps silent after a step: so a way that
-//! hangs costs a step and no more. Always holds: the first good answer counts, and the others are dropped
-//! with whatever they had begun.
+//! After a way that fails the next one begins at once, after one that keeps silent it begins a step
+//! later. So a way that hangs costs a step and no more. Always holds: the first good answer counts, and
+//! the others are dropped with whatever they had begun.
 
 use std::pin::Pin;
 use std::task::Poll;
@@ -65,13 +65,13 @@ pub(crate) async fn race<'a, T>(
                 errors.push((index, error));
                 more = 1;
             }
-            // Twice as many: however many of them hang, a good one is found in a few steps.
+            // Twice as many begin, so a good one is found in a few steps however many hang.
             Err(_) => more = running.len(),
         }
     }
 }
 
-/// The first way that ends, and how.
+/// Returns the first way that ends, and how.
 async fn next<T>(running: &mut Vec<Runner<'_, T>>) -> (usize, Result<T, Error>) {
     std::future::poll_fn(|context| {
         for place in 0..running.len() {
@@ -90,7 +90,7 @@ mod tests {
 
     const STEP: Duration = Duration::from_millis(100);
 
-    /// A way that hangs (None), or ends so well after so many milliseconds.
+    /// Makes a way that hangs (None), or ends after this many milliseconds, well or not.
     fn way(number: usize, end: Option<(u64, bool)>) -> Course<'static, usize> {
         Box::pin(async move {
             match end {

@@ -9,8 +9,8 @@
 //!  one buffer [..........................................]      disjoint parts, put together
 //! ```
 //!
-//! Always holds: all bytes of a read are of one version of the file; each piece was judged against
-//! its checksums in a task of the caller, never in the connection's; an error leaves no byte behind.
+//! Always holds: all bytes of a read are of one version of the file; each piece was compared with its
+//! checksums in a task of the caller, never in the connection's; an error leaves no byte behind.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -36,21 +36,21 @@ use crate::topology::{Order, Place, Topology};
 const WINDOW_PIECES_MAX: usize = 16;
 /// Most bytes of one read in flight, though always one piece. Guessed.
 const WINDOW_BYTES_MAX: usize = 64 << 20;
-/// What the slowest network brings that a read of a cluster may be patient with, in bytes a second.
-/// Guessed: the largest block adds a second to the time that a member has.
+/// The slowest network that a read of a cluster is patient with, in bytes a second. Guessed: the largest
+/// block adds a second to the time that a member has.
 const SLOWEST_BYTES_PER_S: u32 = 16 << 20;
 
 /// What one read may do differently from the client's settings. Name what is different, and take the rest
 /// from `..ReadOptions::default()`, because fields will be added.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReadOptions {
-    /// Whether to judge the bytes against the node's checksums; None for the client's setting.
+    /// If the bytes are compared with the node's checksums; None for the client's setting.
     pub verify: Option<bool>,
     /// Time the read may take, 1 ms to one day; None for the client's deadline.
     pub deadline: Option<Duration>,
     /// After how long the next member of a cluster is asked as well, if that is sooner than
     /// [`ClientConfig::attempt_timeout`](crate::ClientConfig::attempt_timeout): the first good answer
-    /// counts. None to wait so long.
+    /// counts. None to wait for that time.
     pub hedge: Option<Duration>,
 }
 
@@ -77,7 +77,7 @@ impl Client {
         self.read_with(file, offset, length, options).await
     }
 
-    /// [`Client::read`] with other options. A read inside one block of up to 16 KiB is a slice of a
+    /// As [`Client::read`], with other options. A read inside one block of up to 16 KiB is a slice of a
     /// 64 KiB receive buffer: copy it if it is to be kept for long.
     ///
     /// # Errors
@@ -123,7 +123,7 @@ impl Client {
         self.read_into_with(file, offset, buffer, length, options).await
     }
 
-    /// [`Client::read_into`] with other options.
+    /// As [`Client::read_into`], with other options.
     ///
     /// # Errors
     /// As [`Client::read`].
@@ -267,7 +267,7 @@ impl Client {
             let topology = self.topology();
             let place = topology.place(file.id, piece.block(), &file.path);
             if topology.main.is_none() {
-                // It turned out to be in a cluster, whose members may answer instead.
+                // The node turned out to be in a cluster, whose members may answer instead.
                 let read = self.read_member(topology, place, file, piece, landing, terms);
                 return Box::pin(read).await;
             }
@@ -284,7 +284,7 @@ impl Client {
                 None => return Ok(landed),
                 Some(Miss::Setback(Setback::Again { wait_min, cause })) => (wait_min, cause),
                 Some(Miss::Setback(Setback::Restat(cause))) => {
-                    // In a box, as what is rare: a read that goes well is moved about.
+                    // This rare case is in a box, because a read that succeeds is moved about.
                     Box::pin(self.restat(file, terms.deadline)).await?;
                     (Duration::ZERO, cause)
                 }
@@ -325,7 +325,7 @@ impl Client {
         );
         let first_wait = terms.hedge.map_or(first_wait, |hedge| hedge.min(first_wait));
         let member = (topology.member(place.member).clone(), place.shard);
-        // One timer, and nothing else that a read at a node alone has not.
+        // A read of a member adds one timer to what a read of a node alone does, and nothing else.
         let first = self.attempt(topology, place, (file, piece, terms), landing);
         let mut first = std::pin::pin!(first);
         let end = (started + first_wait).min(terms.deadline);
@@ -343,17 +343,17 @@ impl Client {
             }
             tries.run(&errand).await
         };
-        // In a box, so that reads that go well are small.
+        // This is in a box, so that reads that succeed are small.
         let elsewhere: Pin<Box<dyn Future<Output = _> + Send + '_>> = Box::pin(elsewhere);
         elsewhere.await
     }
 
-    /// How long a member may take for so many bytes before the next one is asked as well.
+    /// Returns how long a member may take for this many bytes before the next one is asked as well.
     pub(crate) fn patience(&self, length: u64) -> Duration {
         self.config().attempt_timeout + Duration::from_secs(length) / SLOWEST_BYTES_PER_S
     }
 
-    /// Asks one member for a piece; what it can mend itself it is asked to.
+    /// Asks one member for a piece; the member mends what it can.
     async fn attempt(
         &self,
         topology: Arc<Topology>,
@@ -380,12 +380,12 @@ impl Client {
                     is_known = true;
                     Box::pin(self.restat_at(lane, file, terms.deadline)).await
                 }
-                // It knows a version that may be older than ours.
+                // The member knows a version that may be older than ours.
                 Miss::Setback(Setback::Stale(_)) if !is_known => {
                     is_known = true;
                     let looked = Box::pin(self.restat_at(lane, file, terms.deadline)).await;
                     looked.map_err(|(error, verdict)| match error.status() {
-                        // Something else has taken the file's place.
+                        // Another entry has taken the file's place.
                         Some(Status::NotFound | Status::WrongKind) => {
                             (reply::stale(&file.path), Verdict::Denied)
                         }
@@ -492,7 +492,7 @@ impl ReadErrand<'_> {
     }
 }
 
-/// Judges one answer to a piece: status, length, then checksums.
+/// Checks one answer to a piece: status, length, then checksums.
 pub(crate) fn judge(
     file: &File,
     piece: Piece,
@@ -547,7 +547,7 @@ pub(crate) fn check_kind(file: &File) -> Result<(), Error> {
     Err(Error::Status { status: Status::WrongKind, message })
 }
 
-/// Bytes of all pieces together.
+/// Returns the bytes of all pieces together.
 pub(crate) fn total_length(pieces: &[Piece]) -> usize {
     pieces.iter().map(|piece| piece.length as usize).sum()
 }

@@ -38,7 +38,7 @@ const BODY_RESERVE: usize = 64;
 /// Bytes of one range in a request body. Derived: the archive's layout.
 const RANGE_SIZE: usize = 36;
 
-// So a batch of one piece is always within the limit.
+// Then a batch of one piece is always within the limit.
 const _: () = assert!(PAYLOAD_LENGTH_MAX as u64 <= READ_MANY_BYTES_MAX);
 
 /// One piece of one range on its way.
@@ -85,7 +85,7 @@ impl Client {
         self.read_many_with(ranges, ReadOptions::default()).await
     }
 
-    /// [`Client::read_many`] with other options; the deadline is for all ranges together.
+    /// As [`Client::read_many`], with other options; the deadline is for all ranges together.
     ///
     /// # Errors
     /// As [`Client::read_many`].
@@ -178,7 +178,7 @@ impl Client {
         (slots, jobs)
     }
 
-    /// Most ranges in one frame, at least 1.
+    /// Returns the most ranges in one frame, at least 1.
     fn batch_length_max(&self, hello: &HelloInfo) -> usize {
         let by_body = (hello.body_length_max as usize).saturating_sub(BODY_RESERVE) / RANGE_SIZE;
         RANGES_MAX
@@ -228,7 +228,7 @@ impl Client {
             let is_member = was_member || !is_alone();
             let mut sorted = sort(jobs, answers, (terms.verify, is_member), &mut outcomes);
             match sorted.lost.take() {
-                // It is alive, and only slow.
+                // The member is alive, and only slow.
                 Some(true) if lane.was_heard_since(asked_at) => {}
                 Some(was_silent) => {
                     topology.member(place.member).suspect(place.shard, was_silent);
@@ -255,7 +255,7 @@ impl Client {
         outcomes
     }
 
-    /// Has a member look up the files that it does not know, each once, and so that their pieces can be
+    /// Asks a member to look up the files that it does not know, each once, so that their pieces can be
     /// asked for together again. What a member cannot answer after some tries is read one by one.
     async fn introduce(&self, lane: &Lane, sorted: &mut Sorted, tries: u32, terms: Terms) {
         let unknown = std::mem::take(&mut sorted.unknown);
@@ -325,20 +325,20 @@ impl Client {
 /// Jobs of a batch that are not done.
 #[derive(Debug, Default)]
 struct Sorted {
-    /// To be sent again, together, each with the error to tell if there is no time left.
+    /// Jobs to be sent again, together, each with the error to return if there is no time left.
     again: Vec<(Job, Error)>,
     /// How long to wait before that.
     wait_min: Duration,
-    /// To be read one by one.
+    /// Jobs to be read one by one.
     singly: Vec<Job>,
-    /// Of files that a member of a cluster does not know.
+    /// Jobs of files that a member of a cluster does not know.
     unknown: Vec<(Job, Error)>,
-    /// Set if a member of a cluster was lost: whether that was for want of an answer.
+    /// Set if a member of a cluster was lost: true if it did not answer.
     lost: Option<bool>,
 }
 
-/// Judges the answers to a batch. Jobs that are done, well or not, go to `outcomes`. At a member of a
-/// cluster what it cannot answer now is read one by one, since another member can.
+/// Sorts the answers to a batch. Jobs that are done, well or not, go to `outcomes`. What a member of a
+/// cluster cannot answer now is read one by one, because another member can.
 fn sort(
     jobs: Vec<Job>,
     answers: Vec<Result<Answer, Error>>,
@@ -401,7 +401,7 @@ fn sort(
     sorted
 }
 
-/// Sorts jobs by place into batches of at most so many ranges and [`READ_MANY_BYTES_MAX`] bytes.
+/// Sorts jobs by place into batches of at most this many ranges and [`READ_MANY_BYTES_MAX`] bytes.
 fn into_batches(
     topology: &Topology,
     jobs: Vec<Job>,
@@ -452,7 +452,7 @@ fn settle(slots: &mut [Slot], (range_index, piece_index, result): Outcome) {
     }
 }
 
-/// Puts a range together; `stopped` is told if pieces have no outcome.
+/// Puts a range together; `stopped` is the error if pieces have no outcome.
 fn finish(slot: Slot, stopped: Error) -> Result<Bytes, Error> {
     let (mut pieces, rest) = match slot {
         Slot::Failed(error) => return Err(error),

@@ -123,7 +123,7 @@ impl Drop for Task {
 }
 
 impl Reader {
-    /// This reader with at most this many bytes read ahead, 64 KiB to 1 GiB. Default 8 MiB. With 64 KiB one
+    /// Returns this reader with at most this many bytes read ahead, 64 KiB to 1 GiB. Default 8 MiB. With 64 KiB one
     /// piece is read at a time.
     pub fn with_read_ahead(mut self, byte_count: u64) -> Reader {
         self.read_ahead = byte_count.clamp(PIECE_MIN, READ_AHEAD_MAX);
@@ -131,18 +131,18 @@ impl Reader {
         self
     }
 
-    /// This reader with other options for each piece that is not asked for yet.
+    /// Returns this reader with other options for each piece that is not asked for yet.
     pub fn with_options(mut self, options: ReadOptions) -> Reader {
         self.options = options;
         self
     }
 
-    /// The file that is read.
+    /// Returns the file that is read.
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// Offset in the file of the next byte; past the end of the file after a seek to there.
+    /// Returns the offset in the file of the next byte; past the end of the file after a seek to there.
     pub fn position(&self) -> u64 {
         self.position
     }
@@ -216,7 +216,7 @@ impl Reader {
         self.window = (self.window * 2).min(self.read_ahead);
     }
 
-    /// The bytes from the position on that are here.
+    /// Returns the bytes from the position on that are here.
     fn here(&self) -> &[u8] {
         match self.pieces.front() {
             Some(ReadAhead { start, content: Content::Here(bytes), .. }) => {
@@ -269,8 +269,10 @@ impl AsyncBufRead for Reader {
         Poll::Ready(Ok(reader.here()))
     }
 
+    /// Takes bytes that were seen.
+    ///
     /// # Panics
-    /// If so many bytes are not here.
+    /// If this many bytes are not here.
     fn consume(self: Pin<&mut Self>, count: usize) {
         let reader = self.get_mut();
         assert!(count <= reader.here().len(), "only what is here is used");
@@ -305,7 +307,7 @@ impl AsyncSeek for Reader {
 #[derive(Debug)]
 pub struct ByteStream {
     reader: Reader,
-    /// Whether an error was given out.
+    /// True if an error was given out.
     is_over: bool,
 }
 

@@ -1,7 +1,5 @@
-//! What a reply asks the caller to do next.
-//!
-//! Owns the reading of reply bodies and the turn from a status into a decision. Waiting and trying
-//! again is left to whoever asked.
+//! Owns the reading of reply bodies and the turn from a status into a decision. Waiting and trying again
+//! is left to the caller.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +11,7 @@ use millrace_proto::{Status, frame};
 use crate::connection::Reply;
 use crate::error::Error;
 
-/// Why an answer is of no direct use. Each carries the error to return when nothing can be done.
+/// Why an answer is of no direct use. Each setback carries the error to return when nothing can be done.
 #[derive(Debug)]
 pub(crate) enum Setback {
     /// Try again after at least `wait_min`.
@@ -27,7 +25,7 @@ pub(crate) enum Setback {
 }
 
 impl Setback {
-    /// The error behind it.
+    /// Returns the error behind it.
     pub(crate) fn into_error(self) -> Error {
         match self {
             Setback::Again { cause, .. } => cause,
@@ -36,11 +34,11 @@ impl Setback {
     }
 }
 
-/// Passes a reply whose status is `Ok`, and tells what to do about any other outcome.
+/// Passes a reply whose status is `Ok`, and returns what to do about any other outcome.
 pub(crate) fn judge(outcome: Result<Reply, Error>) -> Result<Reply, Setback> {
     let reply = match outcome {
         Ok(reply) => reply,
-        // The connection ended first. Every operation may be sent twice, so that is no harm.
+        // The connection ended first. Every operation may be sent twice, so that does no harm.
         Err(cause) => {
             return Err(Setback::Again { wait_min: Duration::ZERO, cause });
         }
@@ -60,7 +58,7 @@ pub(crate) fn judge(outcome: Result<Reply, Error>) -> Result<Reply, Setback> {
     })
 }
 
-/// The error of a reply whose status is not `Ok`, with the node's words if it sent any.
+/// Returns the error of a reply whose status is not `Ok`, with the node's words if it sent any.
 pub(crate) fn status_error(reply: &Reply) -> Error {
     let message = match frame::body::<ArchivedErrorReply>(&reply.body) {
         Ok(body) => body.message.as_str().to_owned(),
@@ -69,7 +67,7 @@ pub(crate) fn status_error(reply: &Reply) -> Error {
     Error::Status { status: reply.header.status(), message }
 }
 
-/// The error of a read whose file has changed.
+/// Returns the error of a read whose file has changed.
 pub(crate) fn stale(path: &Arc<str>) -> Error {
     Error::Stale { path: path.clone() }
 }

@@ -9,7 +9,7 @@ use tokio::time::{self, Instant};
 
 use crate::error::Error;
 
-/// Waits that double from `min` to `max`, each shortened by up to half at random so that clients who
+/// Waits that double from `min` to `max`, each shortened by up to half at random so that clients that
 /// failed together do not come back together.
 #[derive(Debug)]
 pub(crate) struct Backoff {
@@ -23,7 +23,7 @@ impl Backoff {
         Backoff { next: min, min, max }
     }
 
-    /// The next wait: between half and the whole of the current step.
+    /// Returns the next wait: between half and the whole of the current step.
     pub(crate) fn step(&mut self) -> Duration {
         let wait = self.next.mul_f64(0.5 + 0.5 * fastrand::f64());
         self.next = (self.next * 2).min(self.max);
@@ -65,7 +65,8 @@ impl Retry {
         Ok(())
     }
 
-    /// The error that ends the operation: a try that came too late tells what made it late.
+    /// Returns the error that ends the operation: a try that came too late has the error that made it
+    /// late.
     pub(crate) fn end(&self, error: Error) -> Error {
         match (error, self.cause.clone()) {
             (Error::DeadlineExceeded, Some(cause)) => cause,

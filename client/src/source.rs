@@ -7,9 +7,9 @@
 //! ```
 //!
 //! Owns how a path is opened and which content a file has; the sums are `proto`'s. Always holds: nothing
-//! outside of the root is opened; what is no regular file is never opened for reading, because an open of
-//! a FIFO or a device acts on it; a version is never judged by attributes that the kernel remembers of a
-//! server. `docs/SOURCES.md` says what each type of file system lets one notice.
+//! outside of the root is opened. Only a regular file is ever opened for reading, because an open of a
+//! FIFO or a device acts on it. A version never comes from attributes that the kernel remembers of a
+//! server. `docs/SOURCES.md` says which changes each type of file system shows.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -27,20 +27,21 @@ mod system;
 pub use roots::{Root, Roots};
 use system::{System, Times};
 
-/// `openat2` answers EAGAIN when something was renamed meanwhile, and a server may have forgotten what the
-/// kernel remembers (ESTALE); so often it is asked again.
+/// How often an open is tried again: `openat2` answers EAGAIN when something was renamed meanwhile, and
+/// a server may have forgotten what the kernel remembers (ESTALE).
 const OPEN_TRIES: usize = 16;
 
 /// Whether the file system is part of the versions of its files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceRule {
-    /// Where times do not tell contents of the file system from those of another one; its type decides.
+    /// Where times do not distinguish contents of the file system from those of another one; its type
+    /// decides.
     #[default]
     ByType,
     /// This device, or this mount, counts, also where several machines share a file system.
     Always,
-    /// Left out: the operator who says so sees to it that other contents never appear with the same inodes, sizes
-    /// and times.
+    /// Left out: the operator who says so makes sure that other contents never appear with the same
+    /// inodes, sizes and times.
     Never,
 }
 
@@ -49,9 +50,9 @@ pub enum DeviceRule {
 pub struct Look {
     /// File or directory; `None` for anything else.
     pub kind: Option<Kind>,
-    /// Version of the content; 0 if it is no file.
+    /// Version of the content; 0 unless it is a file.
     pub version: u64,
-    /// Length in bytes; 0 if it is no file.
+    /// Length in bytes; 0 unless it is a file.
     pub length: u64,
     /// Time of the last change in milliseconds since the Unix epoch.
     pub modified_ms: i64,
@@ -103,7 +104,7 @@ pub fn find(root: impl AsFd, path: &str, rule: DeviceRule) -> Result<(OwnedFd, L
     loop {
         let place = open_beneath(&root, path, OFlags::PATH)?;
         match look(&place, rule) {
-            // The path leads to another file now; the kernel has learnt that just now.
+            // The path leads to another file now, which the kernel has just learned.
             Err(Errno::STALE) if tries < OPEN_TRIES => tries += 1,
             other => return other.map(|look| (place, look)),
         }
@@ -155,10 +156,10 @@ pub fn open_to_read(
     (place, found): (&OwnedFd, &Look),
 ) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    // This very file, whatever is at its path by now.
+    // This opens this very file, whatever is at its path by now.
     let link = format!("/proc/self/fd/{}", place.as_raw_fd());
     match rustix::fs::open(link, flags, Mode::empty()) {
-        // No proc file system here, or one that does not show this process to itself.
+        // There is no proc file system, or one that does not show this process to itself.
         Err(Errno::NOENT | Errno::ACCESS) => {
             let file = open_beneath(root, path, flags)?;
             let again = look(&file, DeviceRule::ByType)?;
@@ -169,7 +170,7 @@ pub fn open_to_read(
     }
 }
 
-/// The version of a regular file; see [`local_version`].
+/// Returns the version of a regular file; see [`local_version`].
 fn version(stat: &Statx, system: &System, rule: DeviceRule) -> u64 {
     let has_birth = stat.stx_mask & StatxFlags::BTIME.bits() != 0 && !system.is_shared;
     let born = (stat.stx_btime.tv_sec as u64, stat.stx_btime.tv_nsec.into());
@@ -190,8 +191,8 @@ fn version(stat: &Statx, system: &System, rule: DeviceRule) -> u64 {
     })
 }
 
-/// How long to wait until a change of the file would show in its times: twice their granularity and
-/// [`SETTLE`], less what has passed since the last change.
+/// Returns how long to wait until a change of the file would show in its times: twice their granularity
+/// and [`SETTLE`], less what has passed since the last change.
 fn settle_time(stat: &Statx, system: &System, now: SystemTime) -> Duration {
     let Times { coarsest, finest, is_fixed } = system.times;
     if is_fixed {
@@ -204,8 +205,8 @@ fn settle_time(stat: &Statx, system: &System, now: SystemTime) -> Duration {
     let (changed, modified) = (stat.stx_ctime, stat.stx_mtime);
     let mut last = (changed, age(changed.tv_sec, changed.tv_nsec));
     if system.is_foreign || system.is_shared {
-        // Many stores have one time alone, and make the other up. A time ahead of ours was set by hand, or
-        // comes from a clock that is ahead: it counts only if there is no other.
+        // Many stores have only one time, and make the other up. A time ahead of ours was set by hand,
+        // or comes from a clock that is ahead: it counts only if there is no other.
         let other = (modified, age(modified.tv_sec, modified.tv_nsec));
         if other.1.is_some_and(|age| last.1.is_none_or(|last| age < last)) {
             last = other;
@@ -214,7 +215,7 @@ fn settle_time(stat: &Statx, system: &System, now: SystemTime) -> Duration {
     let (time, age) = last;
     let coarse =
         millrace_proto::source::granularity(time.tv_sec as u64, time.tv_nsec.into()).min(coarsest);
-    // A server's clock may be ahead of ours: then, too, at most the whole time.
+    // A server's clock may be ahead of ours: then, too, at most the whole time counts.
     (coarse.max(finest) * 2 + SETTLE).saturating_sub(age.unwrap_or_default())
 }
 

@@ -1,11 +1,11 @@
 //! Reading a file from its source, when no member of a cluster answers and the source is a directory
 //! of this machine.
 //!
-//! Which directory that is, nodes tell, and nodes are not believed in this: always holds that nothing is
+//! Nodes say which directory that is, but the client does not believe them. Always holds: nothing is
 //! opened outside of the directories that the client's own configuration names, nor outside of the
-//! source; that a file is read from the source it was looked up in; that bytes count only if the file
-//! had the version that was asked for before they were read and after; and that a source which hangs
-//! holds a bounded number of threads.
+//! source. A file is read from the source it was looked up in. Bytes count only if the file had the
+//! version that was asked for before they were read and after. A source that hangs holds a bounded
+//! number of threads.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -42,13 +42,13 @@ struct Spot {
 }
 
 impl Client {
-    /// Reads that no member of the cluster answered, and that were answered by the source itself; see
+    /// Returns how many reads the source itself answered because no member of the cluster did; see
     /// [`ClientConfig::fallback_roots`](crate::ClientConfig::fallback_roots).
     pub fn fallback_count(&self) -> u64 {
         self.fallbacks().load(Ordering::Relaxed)
     }
 
-    /// Where the source of a path is on this machine, if it may be used.
+    /// Returns where the source of a path is on this machine, if it may be used.
     fn spot(&self, path: &str) -> Option<Spot> {
         let roots = &self.config().fallback_roots;
         if roots.is_empty() {
@@ -62,14 +62,16 @@ impl Client {
         Some(Spot { source: source.clone(), root, directory, path: below.to_owned() })
     }
 
-    /// Runs what may hang on a thread of its own, and not too many of them. None if it cannot be run.
+    /// Runs work that may hang on a thread of its own, and not too many at once. None if it cannot be
+    /// run.
     async fn at_source<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Option<T> {
         let permit = self.fallback_permits().acquire_owned().await.ok()?;
         let done = tokio::task::spawn_blocking(move || {
-            // Given back when the work is done, whether a caller still waits for it or not.
+            // The permit is given back when the work is done, whether a caller still waits for it or
+            // not.
             let _permit = permit;
             work()
         });
@@ -81,7 +83,7 @@ impl Client {
         Box::pin(async move {
             let spot = self.spot(&file.path)?;
             if FileId::from(file_id(&spot.source, &spot.path)) != file.id {
-                // Something else is mounted there by now.
+                // Another source is mounted there by now.
                 return Some(Err(reply::stale(&file.path)));
             }
             let version = file.version;
@@ -91,7 +93,7 @@ impl Client {
                     Some(Ok(Landed::Buffer(bytes)))
                 }
                 Ok(None) => Some(Err(reply::stale(&file.path))),
-                // The source is not to be had here.
+                // The source cannot be had here.
                 Err(_) => None,
             }
         })
@@ -104,7 +106,7 @@ impl Client {
             let block_size = self.network().hello().block_size;
             let found = match self.at_source(move || stat(&spot, path, block_size)).await? {
                 Ok(found) => found,
-                // Should the source not be mounted here, there is nothing in its place.
+                // If the source is not mounted here, there is nothing in its place.
                 Err(_) => return None,
             };
             self.fallbacks().fetch_add(1, Ordering::Relaxed);
@@ -113,7 +115,8 @@ impl Client {
     }
 }
 
-/// The root that a directory lies below, the nearest one of several, and the path from there to it.
+/// Returns the root that a directory lies below, the nearest one of several, and the path from there to
+/// it.
 fn root_of(roots: &[PathBuf], directory: &Path) -> Option<(PathBuf, PathBuf)> {
     let below = roots.iter().filter_map(|root| Some((root, directory.strip_prefix(root).ok()?)));
     let is_plain = |path: &Path| path.components().all(|part| matches!(part, Component::Normal(_)));
@@ -135,8 +138,7 @@ fn open(spot: &Spot) -> io::Result<OwnedFd> {
 
 /// Looks a path up.
 ///
-/// # Errors
-/// What the system says; inside it is what a node would answer.
+/// # Errors The error of the system. The inner result is what a node would answer.
 fn stat(spot: &Spot, path: Arc<str>, block_size: u32) -> io::Result<Result<File, Error>> {
     let (_, look) = source::find(open(spot)?, &spot.path, DeviceRule::ByType)?;
     let Look { kind, version, length, modified_ms, .. } = look;

@@ -68,7 +68,7 @@ pub(crate) struct Topology {
 }
 
 impl Topology {
-    /// A node that is alone, as its last `Hello` on the main lane told.
+    /// Makes the topology of a node that is alone, from its last `Hello` on the main lane.
     pub(crate) fn alone(
         maker: &Maker,
         address: &Arc<str>,
@@ -85,7 +85,8 @@ impl Topology {
         Topology { hello, seats, main: Some(main), cluster: None }
     }
 
-    /// The same node after another `Hello`: if it tells of the same layout the lanes stay.
+    /// Makes the topology of the same node after another `Hello`: if the layout is the same the lanes
+    /// stay.
     pub(crate) fn after(&self, maker: &Maker, hello: Arc<HelloInfo>) -> Option<Topology> {
         let main = self.main.as_ref()?;
         let neighbour = neighbour(&main.lane);
@@ -102,9 +103,9 @@ impl Topology {
         Some(Topology { hello, seats, main: Some(main), cluster: None })
     }
 
-    /// The members of a view, which has at least one; those that `before` knows keep their lanes. `home`
-    /// is the id of the member that was connected to, at `address`. `told_by_main` is true if the node
-    /// that was alone before is the one that told, so that it is that member by now.
+    /// Makes the topology of a view, which has at least one member; members that `before` knows keep
+    /// their lanes. `home` is the id of the member that was connected to, at `address`. `told_by_main`
+    /// is true if the view came from the node that was alone before, which is therefore that member.
     pub(crate) fn of_cluster(
         maker: &Maker,
         before: &Topology,
@@ -151,24 +152,24 @@ impl Topology {
         self.seats.len()
     }
 
-    /// # Panics
-    /// If there is no such member.
+    /// Returns the member with this index.
+    ///
     pub(crate) fn member(&self, index: u32) -> &Arc<Member> {
         &self.seats[index as usize].member
     }
 
-    /// The shard of a member that owns the block with this hash, among those of the member.
+    /// Returns the shard of a member that owns the block with this hash, among the shards of the member.
     #[inline]
     pub(crate) fn place_at(&self, member: u32, hash: u64) -> Place {
         Place { member, shard: self.member(member).shard_of(hash) }
     }
 
-    /// The number of a place, counted over the shards of all members.
+    /// Returns the number of a place, counted over the shards of all members.
     pub(crate) fn index_of(&self, place: Place) -> usize {
         self.seats[place.member as usize].first_index + place.shard as usize
     }
 
-    /// The place to read a block from first.
+    /// Returns the place to read a block from first.
     #[inline]
     pub(crate) fn place(&self, file: FileId, block: u64, path: &str) -> Place {
         let hash = placement::block_hash(file.into(), block);
@@ -179,7 +180,7 @@ impl Topology {
         self.place_at(member, hash)
     }
 
-    /// The member to ask first for a block.
+    /// Returns the member to ask first for a block.
     fn first_member(&self, view: &View, hash: u64, path: &str) -> u32 {
         let is_well = |index: u32| self.seats[index as usize].member.health.is_well();
         let replicas = view.layout.replicas(path);
@@ -196,7 +197,7 @@ impl Topology {
             let turn = fastrand::usize(..count.max(1));
             let owners = owners[turn..count].iter().chain(&owners[..turn]);
             let well = owners.copied().filter(|&index| is_well(index));
-            // The first of those with the highest rank.
+            // This is the first of those with the highest rank.
             let rank = |&index: &u32| Reverse(self.seats[index as usize].rank);
             if let Some(owner) = well.min_by_key(rank) {
                 return owner;
@@ -205,8 +206,8 @@ impl Topology {
         self.order(view, hash, replicas).first().copied().unwrap_or(0)
     }
 
-    /// The members to ask for a block, best first: its owners, each asked as often as the others or as
-    /// near as can be, then those who come after them; who is not well last.
+    /// Returns the members to ask for a block, best first: its owners, which take turns or go by
+    /// nearness, then the members that come after them. Unhealthy ones are last.
     pub(crate) fn order_of(&self, hash: u64, path: &str) -> Order {
         match &self.cluster {
             None => smallvec![0],
@@ -214,7 +215,8 @@ impl Topology {
         }
     }
 
-    /// The members to ask about a path: the same first one for everybody, so that it knows the file.
+    /// Returns the members to ask about a path. The first one is the same for all clients, so that it
+    /// knows the file.
     pub(crate) fn order_of_path(&self, path: &str) -> Order {
         match &self.cluster {
             None => smallvec![0],
@@ -222,7 +224,7 @@ impl Topology {
         }
     }
 
-    /// The members to ask for what any of them knows, beginning with the one of this id.
+    /// Returns the members to ask for what any of them knows, beginning with the one of this id.
     pub(crate) fn order_from(&self, id: &str) -> Order {
         let mut order: Order = (0..self.seats.len() as u32).collect();
         if let Some(first) = self.members().position(|member| member.identity.id == id) {
@@ -238,11 +240,11 @@ impl Topology {
         let replicas = replicas.min(count);
         if replicas > 1 {
             order[..replicas].rotate_left(fastrand::usize(..replicas));
-            // Stable: among equals the turn counts.
+            // The sort is stable: among equals the turn counts.
             let rank = |&index: &u32| Reverse(self.seats[index as usize].rank);
             order[..replicas].sort_by_key(rank);
         }
-        // Those that own nothing answer all the same.
+        // Members that own nothing still answer.
         let start = hash as usize % self.seats.len();
         let others = (start..self.seats.len()).chain(0..start).map(|index| index as u32);
         for index in others {
@@ -256,7 +258,7 @@ impl Topology {
         self.well_first(order)
     }
 
-    /// Moves those who are not well behind the others, and leaves out who is never asked.
+    /// Moves unhealthy members behind the others, and leaves out those that are never asked.
     fn well_first(&self, mut order: Order) -> Order {
         let health = |index: u32| &self.seats[index as usize].member.health;
         if order.iter().all(|&index| health(index).is_well()) {
@@ -267,13 +269,13 @@ impl Topology {
         order
     }
 
-    /// The lane of a place that leases, if its memory can be got at.
+    /// Returns the lane of a place that leases, if its memory can be reached.
     pub(crate) fn leasing_lane(&self, place: Place) -> Option<(&Lane, Arc<Attachment>)> {
         let member = self.member(place.member);
         member.attachment(place.shard).map(|found| (member.first_lane(place.shard), found))
     }
 
-    /// The place of a block whose memory this is.
+    /// Returns the place of a block whose memory this is.
     pub(crate) fn place_of(&self, attachment: &Arc<Attachment>, hash: u64) -> Option<Place> {
         let near = (0..self.seats.len() as u32).filter(|&index| self.member(index).is_near);
         near.map(|index| self.place_at(index, hash)).find(|place| {
@@ -282,14 +284,14 @@ impl Topology {
         })
     }
 
-    /// The next lane of a place.
+    /// Returns the next lane of a place.
     #[inline]
     pub(crate) fn lane(&self, place: Place) -> &Lane {
         self.member(place.member).lane(place.shard)
     }
 }
 
-/// FNV-1a, mixed: spreads paths over the members.
+/// Computes FNV-1a, mixed: it spreads paths over the members.
 fn path_hash(path: &str) -> u64 {
     let hash = path.bytes().fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)
@@ -297,14 +299,14 @@ fn path_hash(path: &str) -> u64 {
     placement::mix(hash)
 }
 
-/// What the node told to clients on its machine, if this is one.
+/// Returns what the node told clients on its machine, if this is one.
 pub(crate) fn neighbour(main: &Lane) -> Option<Arc<Neighbour>> {
     let neighbour = main.link().borrow().neighbour.clone()?;
     let here = machine();
     (!here.is_empty() && neighbour.machine == *here).then_some(neighbour)
 }
 
-/// The ways to the shards of a node that is alone.
+/// Returns the ways to the shards of a node that is alone.
 fn ways(address: &Arc<str>, hello: &HelloInfo, neighbour: Option<&Neighbour>) -> Vec<Way> {
     let addresses: Vec<Arc<str>> = if hello.offers(feature::SHARD_ADDRESSES) {
         let addresses = hello.shards.iter();
@@ -313,7 +315,7 @@ fn ways(address: &Arc<str>, hello: &HelloInfo, neighbour: Option<&Neighbour>) ->
         Vec::new()
     };
     let addresses = if addresses.is_empty() { vec![address.clone()] } else { addresses };
-    // A way over a socket of this machine, for each shard, unless that is how we came here.
+    // The way goes over a socket of this machine, for each shard, unless that is how we came here.
     let local =
         neighbour.filter(|it| socket_path(address).is_none() && it.shards.len() == addresses.len());
     let ways = addresses.into_iter().enumerate().map(|(index, own)| match local {

@@ -1,4 +1,4 @@
-//! A cluster at one epoch, as a member has told it.
+//! A cluster at one epoch, as a member has reported it.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::file::HelloInfo;
 #[derive(Debug)]
 pub(crate) struct View {
     pub(crate) layout: Arc<Layout>,
-    /// Id of the member that told.
+    /// Id of the member that reported it.
     pub(crate) node: String,
     /// Id of the master; empty if there is none.
     pub(crate) master: String,
@@ -33,12 +33,12 @@ impl View {
     }
 }
 
-/// What a member told.
+/// What a member reported.
 pub(crate) enum News {
     /// The members of an epoch, maybe the one that is known.
     View(Box<View>),
     /// Nothing yet.
     Nothing,
-    /// It is in no cluster.
+    /// It is not in a cluster.
     Alone,
 }

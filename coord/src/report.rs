@@ -5,7 +5,7 @@
 //! `words.rs` has the four-letter words, `pages.rs` what HTTP serves; `figures.rs` is the one list
 //! of figures behind `mntr`, the page `monitor` and Prometheus.
 //!
-//! Long lists end with a note after [`LIST_MAX`] lines. Whether anybody may ask is decided before.
+//! Long lists end with a note after [`LIST_MAX`] lines. Which clients may ask is decided before.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -55,7 +55,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// ZooKeeper's word for it.
+    /// Returns ZooKeeper's word for it.
     pub fn name(self) -> &'static str {
         match self {
             Mode::Standalone => "standalone",
@@ -128,7 +128,7 @@ pub struct FollowerReport {
     pub is_voter: bool,
     /// The last entry that it is known to hold.
     pub match_index: u64,
-    /// Whether it takes entries as they come.
+    /// True if it takes entries as they come.
     pub is_synced: bool,
 }
 
@@ -194,7 +194,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// A replica that does not serve and has counted nothing.
+    /// Describes a replica that does not serve and has counted nothing.
     pub fn new(config: Config) -> Snapshot {
         Snapshot {
             members: config.members.clone(),
@@ -234,7 +234,7 @@ impl Snapshot {
         self.members.iter().find(|member| member.id == self.config.replica_id)
     }
 
-    /// The watches the other way round: the paths of each session.
+    /// Turns the watches round: the paths of each session.
     fn watches_by_session(&self) -> BTreeMap<i64, Vec<&str>> {
         let mut by_session = BTreeMap::<i64, Vec<&str>>::new();
         for watch in &self.watches {
@@ -246,7 +246,7 @@ impl Snapshot {
     }
 }
 
-/// The lists up to [`LIST_MAX`] entries of all together.
+/// Cuts the lists at [`LIST_MAX`] entries of all together.
 fn limited<'a, K, T: 'a>(
     lists: impl Iterator<Item = (K, &'a [T])>,
 ) -> impl Iterator<Item = (K, &'a [T])> {
@@ -267,12 +267,12 @@ pub struct Wanted {
     pub connections: bool,
     pub sessions: bool,
     pub watches: bool,
-    /// Takes time in proportion to the number of znodes.
+    /// True if the digest is wanted, which takes time in proportion to the number of znodes.
     pub digest: bool,
 }
 
 impl Wanted {
-    /// What the answer to a word reads.
+    /// Returns what the answer to a word reads.
     pub fn for_word(word: Word) -> Wanted {
         Wanted {
             connections: matches!(word, Word::Stat | Word::Cons | Word::Dump),
@@ -282,7 +282,7 @@ impl Wanted {
         }
     }
 
-    /// What the page at this path reads.
+    /// Returns what the page at this path reads.
     pub fn for_page(path: &str, config: &Config) -> Wanted {
         let Some(command) = pages::command(path, config) else { return Wanted::default() };
         Wanted {

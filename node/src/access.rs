@@ -1,9 +1,9 @@
 //! Which users of the machine may connect to a Unix socket of the node.
 //!
-//! A socket with a path is a file: the system asks its mode, owner and group. An abstract name has none of
-//! these, so the node asks who connects (`SO_PEERCRED`, unix(7)) and decides as the system would; of a
-//! user's groups it sees the effective one alone. Always holds: a client that may not connect is told so, and gets
-//! neither the node's memory nor a lease.
+//! A socket with a path is a file: the system checks its mode, owner and group. An abstract name has
+//! none of these, so the node asks which user connects (`SO_PEERCRED`, unix(7)) and decides as the
+//! system would; it sees only the effective one of a user's groups. Always holds: a client that may not
+//! connect is told so, and gets neither the node's memory nor a lease.
 
 use std::os::fd::AsFd;
 use std::{fs, io};
@@ -26,13 +26,13 @@ pub(crate) struct Access {
 }
 
 impl Access {
-    /// For the node's own user alone.
+    /// Returns access for the node's own user alone.
     pub(crate) fn own() -> Access {
         let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
         Access { mode: 0o600, user: user.as_raw(), group: group.as_raw() }
     }
 
-    /// For this mode, owner and group, by name or number; empty ones are the node's own.
+    /// Returns access with this mode, owner and group, by name or number; empty ones are the node's own.
     ///
     /// # Errors
     /// If there is no user or group of that name.
@@ -49,7 +49,7 @@ impl Access {
         Ok(Access { mode, user, group })
     }
 
-    /// True if the user at the other end of a connection may be there.
+    /// Checks the user at the other end of a connection; returns true if it may be there.
     ///
     /// # Errors
     /// As `getsockopt`.
@@ -70,7 +70,7 @@ impl Access {
     }
 }
 
-/// The number of a user or a group: the third field of its line.
+/// Returns the number of a user or a group: the third field of its line.
 fn number_of(name: &str, table: &str) -> io::Result<u32> {
     if let Ok(number) = name.parse() {
         return Ok(number);
@@ -107,7 +107,7 @@ mod tests {
         let access = |user: &str, group: &str| Access::new(0o660, user, group);
         assert_eq!(access("", "").unwrap(), Access { mode: 0o660, ..own });
         assert_eq!(access("root", "12").unwrap(), Access { mode: 0o660, user: 0, group: 12 });
-        assert!(access("nobody of this name", "").is_err());
+        assert!(access("no user of this name", "").is_err());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The administration socket: where the node is told what to do.
+//! The administration socket, at which the node takes orders.
 //!
 //! Owns where it is found, for the node and for the tools alike: both go by `directories`, which depend on
 //! nothing but the user and `XDG_RUNTIME_DIR`. Always holds: the system lets only the node's own user and root
@@ -18,10 +18,10 @@ use crate::local::{self, AUTOMATIC, SocketFiles};
 
 /// Where systemd and others keep what goes with the machine's run.
 const RUN: &str = "/run";
-/// Where every user has room. Not `TMPDIR`, which a node and a tool seldom have in common.
+/// Where every user has room. It is not `TMPDIR`, which a node and a tool seldom have in common.
 const TEMPORARY: &str = "/tmp";
 const DIRECTORY: &str = "millrace";
-/// Sockets over TCP, as proc(5) tells them.
+/// Sockets over TCP, as proc(5) lists them.
 const TABLES: [&str; 2] = ["/proc/net/tcp", "/proc/net/tcp6"];
 /// State of a socket that listens.
 const LISTENS: &str = "0A";
@@ -33,7 +33,7 @@ pub(crate) struct AdminSocket {
     pub(crate) files: SocketFiles,
 }
 
-/// What was found of a node's administration socket.
+/// The result of a search for a node's administration socket.
 #[derive(Debug, Default)]
 pub struct Search {
     /// Sockets where a node listens.
@@ -43,8 +43,8 @@ pub struct Search {
 }
 
 /// Looks for the administration socket of a node of this machine that clients reach at this port: at all
-/// places where a node puts it unless it was told another one. Of nodes of other users root alone may open
-/// it; which users these are is told by the system's table of listening sockets.
+/// places where a node puts it by default. Only root may open those of other users' nodes; the system's
+/// table of listening sockets says which users these are.
 pub fn search(port: u16) -> Search {
     let own = geteuid().as_raw();
     let mut users = vec![own];
@@ -70,7 +70,7 @@ pub fn search(port: u16) -> Search {
     search
 }
 
-/// Users that listen at a port, as a table of proc(5) tells.
+/// Returns the users that listen at a port, by a table of proc(5).
 fn listeners_of(table: &str, port: u16) -> impl Iterator<Item = u32> {
     table.lines().skip(1).filter_map(move |line| {
         let mut fields = line.split_whitespace();
@@ -87,7 +87,7 @@ fn name(port: u16) -> String {
     format!("admin-{port}.sock")
 }
 
-/// Directories in which a node of this user may have its socket, the best first.
+/// Returns the directories in which a node of this user may have its socket, the best first.
 fn directories(user: u32) -> Vec<PathBuf> {
     let mut directories: Vec<PathBuf> = Vec::new();
     let is_own = user == geteuid().as_raw();
@@ -99,7 +99,7 @@ fn directories(user: u32) -> Vec<PathBuf> {
             directories.push(directory.join(DIRECTORY));
         }
     }
-    // Of root, or of a user for whom systemd has made it (`RuntimeDirectory=millrace`).
+    // This one is root's, or was made by systemd for a user (`RuntimeDirectory=millrace`).
     directories.push(Path::new(RUN).join(DIRECTORY));
     directories.push(Path::new(TEMPORARY).join(format!("{DIRECTORY}-{user}")));
     directories
@@ -107,8 +107,7 @@ fn directories(user: u32) -> Vec<PathBuf> {
 
 /// Listens at the place of the configuration; `port` is where clients reach the node.
 ///
-/// # Errors
-/// As `bind`. Where the place was left to the node and none can be had, that is told in the log.
+/// # Errors As `bind`. If the place was left to the node and none can be had, the log says so.
 pub(crate) fn listen(path: &Path, port: u16, backlog: i32) -> io::Result<AdminSocket> {
     if path.as_os_str().is_empty() {
         return Ok(AdminSocket::default());
@@ -128,7 +127,7 @@ pub(crate) fn listen(path: &Path, port: u16, backlog: i32) -> io::Result<AdminSo
     Ok(AdminSocket::default())
 }
 
-/// Has a directory that no other user can do anything in.
+/// Makes a directory in which no other user can do anything.
 fn prepare(directory: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(directory) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
@@ -137,7 +136,7 @@ fn prepare(directory: &Path) -> io::Result<()> {
     check(directory, geteuid().as_raw())
 }
 
-/// Judges whether a directory is such that no user but this one can put anything there.
+/// Checks that no user but this one can put anything into a directory.
 fn check(directory: &Path, user: u32) -> io::Result<()> {
     let found = fs::symlink_metadata(directory)?;
     let is_theirs = found.is_dir() && found.uid() == user && found.mode() & 0o022 == 0;

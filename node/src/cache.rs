@@ -1,10 +1,10 @@
 //! One shard's cached blocks: the index, their checksums, and which one leaves when memory is short.
 //!
 //! Owns the blocks. Always holds: an entry is in the index, or it is doomed and waits for its last pin;
-//! a pinned block's pages are never given to another block; at most one version of a block is here.
-//! All tables are made at start for the most blocks that memory could hold, one for each page.
-//! Leaves the order of leaving to [`evict`], [`queue`] and [`ghost`], which blocks a file has to
-//! [`chains`], filling to the worker.
+//! a pinned block's pages are never given to another block; at most one version of a block is here. All
+//! tables are made at start for the most blocks that memory could hold, one for each page. The order of
+//! eviction is left to [`evict`], [`queue`] and [`ghost`], the blocks of a file to [`chains`], filling
+//! to the worker.
 
 use millrace_proto::checksum::{self, CHUNK_SIZE, Grain, PAGE_SIZE, pieces};
 use millrace_proto::proof::Mac;
@@ -35,7 +35,7 @@ pub(crate) struct BlockKey {
 }
 
 impl BlockKey {
-    /// The hash that places the block on a shard. Clients know it, so the index has another one.
+    /// Returns the hash that places the block on a shard. Clients know it, so the index has another one.
     #[inline]
     pub(crate) fn hash(&self) -> u64 {
         placement::block_hash(self.file, u64::from(self.block))
@@ -47,7 +47,7 @@ impl BlockKey {
 pub(crate) struct EntryIndex(u32);
 
 impl EntryIndex {
-    /// Its number, for [`Cache::enumerate`].
+    /// Returns its number, for [`Cache::enumerate`].
     pub(crate) fn number(self) -> u32 {
         self.0
     }
@@ -82,7 +82,7 @@ pub(crate) const PAGE_COST: usize = memory::PAGE_COST
     + chains::ENTRY_COST
     + ghost::ENTRY_COST;
 
-/// What became of the bytes asked for.
+/// What happened to the bytes that were asked for.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Damage {
     /// A stored checksum did not match; the block has been dropped.
@@ -118,7 +118,7 @@ pub(crate) struct Listed {
     pub key: BlockKey,
     /// Its version.
     pub version: u64,
-    /// Whether it is kept from being evicted.
+    /// True if it is kept from being evicted.
     pub is_kept: bool,
 }
 
@@ -132,7 +132,7 @@ pub(crate) struct Listing {
 }
 
 impl Cache {
-    /// A cache over this memory. Blocks that are kept hold at most `kept_percent` of it, 0 to 100.
+    /// Makes a cache over this memory. Blocks that are kept hold at most `kept_percent` of it, 0 to 100.
     pub(crate) fn new(memory: ShardMemory, kept_percent: u32) -> Cache {
         let entries_max = memory.page_count() as usize;
         Cache {
@@ -167,7 +167,7 @@ impl Cache {
         self
     }
 
-    /// The block with this key, and its version.
+    /// Returns the block with this key, and its version.
     #[inline]
     pub(crate) fn find(&self, key: &BlockKey) -> Option<(EntryIndex, u64)> {
         let index =
@@ -207,7 +207,7 @@ impl Cache {
         entry.last_offset = offset;
     }
 
-    /// The blocks among so many entries from number `first` on.
+    /// Returns the blocks among `count` entries from number `first` on.
     pub(crate) fn enumerate(&self, first: u32, count: u32) -> Listing {
         let end = first.saturating_add(count).min(self.entries.len() as u32);
         let entries = self.entries.get(first as usize..end as usize).unwrap_or_default();
@@ -225,29 +225,29 @@ impl Cache {
         Listing { blocks: blocks.collect(), next }
     }
 
-    /// The memory that blocks lie in.
+    /// Returns the memory that blocks lie in.
     pub(crate) fn memory(&self) -> &ShardMemory {
         &self.memory
     }
 
-    /// Which block this is, and its version.
+    /// Returns which block this is, and its version.
     pub(crate) fn describe(&self, index: EntryIndex) -> (BlockKey, u64) {
         let entry = self.entry(index.0);
         (entry.key, entry.version)
     }
 
-    /// Length of the block in bytes.
+    /// Returns the length of the block in bytes.
     #[inline]
     pub(crate) fn length(&self, index: EntryIndex) -> u32 {
         self.entry(index.0).block.length()
     }
 
-    /// The code of the block, if it has one: see section 16 of PROTOCOL.md.
+    /// Returns the code of the block, if it has one: see section 16 of PROTOCOL.md.
     pub(crate) fn code(&self, index: EntryIndex) -> Option<&Mac> {
         self.entry(index.0).block.code()
     }
 
-    /// Value of the block's identity: [`checksum::tag`].
+    /// Returns the value of the block's identity: [`checksum::tag`].
     #[inline]
     pub(crate) fn tag(&self, index: EntryIndex) -> u32 {
         self.entry(index.0).tag
@@ -326,8 +326,8 @@ impl Cache {
         Ok(())
     }
 
-    /// Takes one pin away. The last one of a doomed block frees its memory, that of a held one makes it
-    /// evictable.
+    /// Takes one pin away. The last one of a doomed block frees its memory; the last one of a held block
+    /// makes it evictable.
     #[inline]
     pub(crate) fn unpin(&mut self, index: EntryIndex) {
         let entry = self.entry_mut(index.0);
@@ -342,8 +342,8 @@ impl Cache {
         }
     }
 
-    /// Memory for a block of `length` bytes, made free by evicting if need be. `None` when what is
-    /// evictable is not enough: pinned blocks and blanks hold the rest.
+    /// Takes memory for a block of `length` bytes, and evicts for it if need be. `None` when what is
+    /// evictable is not enough, because pinned blocks and blanks hold the rest.
     pub(crate) fn allocate(&mut self, length: u32) -> Option<Blank> {
         while self.memory.free_page_count() < ShardMemory::pages_for(length) {
             if !self.evict_one() {
@@ -358,7 +358,7 @@ impl Cache {
         self.memory.release_blank(blank);
     }
 
-    /// Adds a block. One with the same key, of whatever version, is removed first.
+    /// Adds a block. One with the same key, of any version, is removed first.
     pub(crate) fn insert(
         &mut self,
         key: BlockKey,
@@ -422,8 +422,8 @@ impl Cache {
         Some(length)
     }
 
-    /// Removes at most `count_max` blocks of a file; returns how many, and their bytes. Fewer than
-    /// `count_max` when no more are left. The cost follows what is removed, whatever else is here.
+    /// Removes at most `count_max` blocks of a file; returns how many, and their bytes. If fewer were
+    /// removed no more are left. The cost follows what is removed, whatever else is here.
     pub(crate) fn remove_of_file(&mut self, file: FileId, count_max: u32) -> (u32, u64) {
         let (mut block_count, mut byte_count) = (0, 0);
         while block_count < count_max
@@ -450,8 +450,8 @@ impl Cache {
             return;
         }
         self.unlink(index.0, page_count);
-        // It begins anew, as one seen once: uses while it could not be evicted say little, and would
-        // hold it in main, where a scan does not reach it.
+        // It begins again as a block that was seen once. Uses while it could not be evicted say little,
+        // and would hold it in main, where a scan does not reach it.
         self.entry_mut(index.0).reuse_count = 0;
         self.push(if wanted { QueuePlace::Kept } else { QueuePlace::Small }, index.0, page_count);
     }
@@ -490,43 +490,44 @@ impl Cache {
         self.entries[index as usize].as_mut().expect("the entry is in use")
     }
 
-    /// Blocks in the cache.
+    /// Returns the number of blocks in the cache.
     pub(crate) fn block_count(&self) -> u32 {
         self.block_count
     }
 
-    /// Blocks that are kept.
+    /// Returns the number of blocks that are kept.
     pub(crate) fn kept_count(&self) -> u32 {
         self.queues.kept_length()
     }
 
-    /// Bytes of memory that those hold, whole pages.
+    /// Returns the bytes of memory that those hold, whole pages.
     pub(crate) fn kept_bytes(&self) -> u64 {
         u64::from(self.queues.kept_page_count()) * u64::from(PAGE_SIZE)
     }
 
-    /// Bytes of memory that blocks and blanks hold, whole pages.
+    /// Returns the bytes of memory that blocks and blanks hold, whole pages.
     pub(crate) fn used_bytes(&self) -> u64 {
         u64::from(self.memory.page_count() - self.memory.free_page_count()) * u64::from(PAGE_SIZE)
     }
 
-    /// Bytes of memory that blocks with a pin hold, whole pages: they cannot be evicted now.
+    /// Returns the bytes of memory that blocks with a pin hold, whole pages: they cannot be evicted now.
     #[inline]
     pub(crate) fn in_use_bytes(&self) -> u64 {
         u64::from(self.in_use_pages) * u64::from(PAGE_SIZE)
     }
 
-    /// Bytes of memory for blocks.
+    /// Returns the bytes of memory for blocks.
     pub(crate) fn capacity_bytes(&self) -> u64 {
         u64::from(self.memory.page_count()) * u64::from(PAGE_SIZE)
     }
 
-    /// Blocks evicted since start.
+    /// Returns how many blocks were evicted since start.
     pub(crate) fn evicted_count(&self) -> u64 {
         self.evicted_count
     }
 
-    /// Bytes summed since start to serve ranges that cut a page; 0 as long as all were aligned.
+    /// Returns the bytes summed since start to serve ranges that cut a page; 0 as long as all were
+    /// aligned.
     pub(crate) fn summed_bytes(&self) -> u64 {
         self.summed_bytes
     }

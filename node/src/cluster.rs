@@ -1,4 +1,4 @@
-//! The node's place in its cluster: who is in it, who is the master, what is mounted and pinned.
+//! The node's place in its cluster: its members, its master, what is mounted and pinned.
 //!
 //! ```text
 //!  coordination ──► session ──► View (one epoch) ──► Ring op, peers, hand-over
@@ -6,15 +6,16 @@
 //!       └── member, latch (ephemeral)      master: drains, mounts, pins, report, under its fencing token
 //! ```
 //!
-//! Owns the [`View`], which the side thread alone looks at: no hit ever asks who owns a block. A view
-//! is replaced whole and its epoch only grows. A node that has lost coordination keeps its last view,
-//! says that it is fenced, and goes on answering reads: blocks are immutable.
+//! Owns the [`View`], which the side thread alone looks at: no hit ever asks for the owner of a block. A
+//! view is replaced whole and its epoch only grows. A node that has lost coordination keeps its last
+//! view, says that it is fenced, and goes on answering reads: blocks are immutable.
 //!
-//! Modules: `identity` is who the node is, `record` what it writes about itself, `session` keeps it in
-//! the cluster, `rights` says who may read and write there, `known` is what it read there, `master` what
-//! the elected one does, `alone` is a cluster of one node without coordination, `answers` what
-//! clients and other nodes are told, `peers` and `handover` take blocks over from others, `pins`
-//! has blocks that are here kept, or no longer, `report` has the master write down how full all are.
+//! Modules: `identity` is the node's id and secret, `record` what it writes about itself, `session`
+//! keeps it in the cluster, `rights` says which clients may read and write there, `known` is what it
+//! read there, `master` what the elected node does, `alone` is a cluster of one node without
+//! coordination, `answers` is what clients and other nodes learn, `peers` and `handover` take blocks
+//! over from others, `pins` keeps blocks that are here, or no longer, and with `report` the master
+//! writes down how full all nodes are.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -55,9 +56,9 @@ pub(crate) struct View {
     pub me: String,
     /// Id of the master, empty if there is none.
     pub master: String,
-    /// Coordination was lost: what is here may be old.
+    /// True if coordination was lost: the view may be old.
     pub is_fenced: bool,
-    /// The node stops: there will be no other view.
+    /// True if the node stops: there will be no other view.
     pub is_over: bool,
     /// Paths that are pinned, sorted.
     pub pins: Vec<String>,
@@ -71,19 +72,19 @@ pub(crate) struct View {
 pub(crate) type Views = watch::Sender<Arc<View>>;
 
 impl View {
-    /// The view that the node `me` has of this layout, before it knows a master.
+    /// Returns the view that the node `me` has of this layout, before it knows a master.
     pub(crate) fn new(layout: Layout, me: &str) -> View {
         let everyone = Arc::new(layout.ring_of_all());
         View { layout: Arc::new(layout), me: me.to_owned(), everyone, ..View::default() }
     }
 
-    /// This view with another master, or fenced or not.
+    /// Returns this view with another master, or fenced or not.
     pub(crate) fn with(&self, master: &str, is_fenced: bool) -> View {
         View { master: master.to_owned(), is_fenced, ..self.clone() }
     }
 
-    /// Judges whether this node may do what others have to agree to. Everything of that kind asks here, so
-    /// that a node that says it is fenced is fenced.
+    /// Checks whether this node may do what others have to agree to. Everything of that kind asks here,
+    /// so that a node that says it is fenced is fenced.
     ///
     /// # Errors
     /// `Fenced`, if it has lost coordination and has not caught up since.
@@ -95,7 +96,7 @@ impl View {
         Err(Refusal::new(Status::Fenced, message))
     }
 
-    /// Whether the member with this key is one of the owners of a block.
+    /// True if the member with this key is one of the owners of a block.
     pub(crate) fn owns(&self, member: u64, key: &BlockKey, replicas: usize) -> bool {
         let hash = placement::block_hash(key.file, u64::from(key.block));
         if replicas <= 1 {
@@ -111,7 +112,7 @@ impl View {
         owners[..count].iter().any(|&index| self.layout.members[index as usize].key == member)
     }
 
-    /// Whether this node is one of the owners of a block. Outside a cluster it owns everything.
+    /// True if this node is one of the owners of a block. Outside a cluster it owns everything.
     pub(crate) fn owns_itself(&self, key: &BlockKey, replicas: usize) -> bool {
         match self.layout.member(&self.me) {
             Some(member) => self.owns(member.key, key, replicas),
@@ -119,19 +120,19 @@ impl View {
         }
     }
 
-    /// Whether a block of the file at this path is to be kept: the path is pinned, and this node is one
-    /// of those who own the block. Who only passes it on has no use for it afterwards.
+    /// True if a block of the file at this path is to be kept: the path is pinned, and this node is one
+    /// of the owners of the block. A node that only passes it on has no use for it afterwards.
     pub(crate) fn pins(&self, path: &str, key: &BlockKey) -> bool {
         is_pinned(&self.pins, path) && self.owns_itself(key, self.layout.replicas(path))
     }
 
-    /// The first of the owners of a block.
+    /// Returns the first of the owners of a block.
     pub(crate) fn first_owner(&self, key: &BlockKey) -> Option<&Member> {
         let hash = placement::block_hash(key.file, u64::from(key.block));
         self.layout.ring().owner(hash).map(|index| &self.layout.members[index])
     }
 
-    /// Members that may have a block, the likeliest first, without this node.
+    /// Returns the members that may have a block, the likeliest first, without this node.
     pub(crate) fn holders(&self, key: &BlockKey, replicas: usize) -> impl Iterator<Item = &Member> {
         let hash = placement::block_hash(key.file, u64::from(key.block));
         let mut owners = [0; ring::OWNERS_MAX];

@@ -4,8 +4,8 @@
 //!  built-in defaults  <  TOML file  <  environment (MILLRACE_<KEY>)  <  flags (--<key>)
 //! ```
 //!
-//! [`KEYS`] is the one table of what can be set: flags, variables, file keys, help, ranges, defaults
-//! and `--print-config` all come from it. Every layer is turned into text first, so one parser a key
+//! [`KEYS`] is the one table of what can be set: flags, variables, file keys, help, ranges, defaults and
+//! `--print-config` all come from it. Every layer is turned into text first, so one parser for each key
 //! serves all. A value outside its range is refused in whichever layer it stands, even where a later
 //! layer overrides it; rules between keys judge the final values. The first problem is reported.
 //!
@@ -38,11 +38,11 @@ use text::{format_cpus, is_host};
 /// Whether large replies over TCP leave without a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ZeroCopy {
-    /// To other machines, until the kernel tells that it copies all the same.
+    /// To other machines, until the kernel reports that it still copies.
     Auto,
-    /// To all, whatever the kernel tells. To measure and to test it.
+    /// To all, whatever the kernel reports. To measure and to test it.
     Always,
-    /// To nobody.
+    /// Never.
     Never,
 }
 
@@ -58,7 +58,7 @@ impl ZeroCopy {
     }
 }
 
-/// Everything a node can be told. Sizes are bytes; the keys are documented in [`KEYS`].
+/// All settings of a node. Sizes are bytes; the keys are documented in [`KEYS`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Directory that is served.
@@ -95,11 +95,11 @@ pub struct Config {
     pub coord: Coordination,
     /// File with the secret of the cluster; empty for none.
     pub coord_secret: PathBuf,
-    /// Whether a cluster may do without a secret.
+    /// True if a cluster may do without a secret.
     pub insecure: bool,
     /// Directory for what survives a restart; empty for none.
     pub data: PathBuf,
-    /// What goes for single mounts beyond what their file systems say.
+    /// Options of single mounts, beyond what their file systems say.
     pub mount_options: MountOptions,
     /// Name in the cluster; empty for one that is kept in `data`, or a random one.
     pub node_id: String,
@@ -115,13 +115,13 @@ pub struct Config {
     pub cpus: Vec<usize>,
     /// Bound for cached blocks and their index.
     pub memory: usize,
-    /// Whether memory is taken at start, and not as the cache fills.
+    /// True if memory is taken at start, and not as the cache fills.
     pub populate: bool,
     /// Size of a block, a power of two.
     pub block_size: u32,
     /// Most client connections.
     pub connections_max: usize,
-    /// Most of one address, or of one user over a Unix socket.
+    /// Most connections of one address, or of one user over a Unix socket.
     pub connections_per_peer_max: usize,
     /// Most requests in flight on one connection.
     pub requests_in_flight_max: usize,
@@ -141,9 +141,9 @@ pub struct Config {
     pub source_timeout_ms: u64,
     /// Files remembered.
     pub files_max: usize,
-    /// A client that takes no byte for so long is disconnected.
+    /// A client that takes no byte for this long is disconnected.
     pub send_timeout_ms: u64,
-    /// A client that sends no request for so long is disconnected; 0 for never.
+    /// A client that sends no request for this long is disconnected; 0 for never.
     pub idle_timeout_ms: u64,
     /// Longest wait for replies in flight when the node stops.
     pub drain_timeout_ms: u64,
@@ -163,7 +163,7 @@ pub enum Origin {
 }
 
 impl Origin {
-    /// `key` as it is written there.
+    /// Returns `key` as it is written there.
     fn name(&self, key: &Key) -> String {
         match self {
             Origin::Default => format!("default of {}", key.name),
@@ -228,12 +228,12 @@ pub enum ConfigError {
     },
     /// A cluster without a secret.
     #[error(
-        "no secret: members of a cluster recognise each other by one, so that nobody else is believed. \
+        "no secret: members of a cluster recognise each other by one, so that no other process is believed. \
          Say with --coord-secret FILE (MILLRACE_COORD_SECRET, coord_secret) where it is, the same on \
          every node, or with --insecure that the network is trusted"
     )]
     NoSecret,
-    /// Two settings of which one says the contrary of the other.
+    /// Two settings that contradict each other.
     #[error("{0}")]
     Contradiction(&'static str),
     /// There is no directory to serve.
@@ -244,7 +244,7 @@ pub enum ConfigError {
     NoSource,
 }
 
-/// One thing that a node can be told.
+/// One setting of a node.
 pub type Key = settings::Key<Config>;
 
 impl Settings for Config {
@@ -308,14 +308,14 @@ impl Config {
         Ok(config)
     }
 
-    /// The defaults.
+    /// Returns the defaults.
     pub fn production(source: PathBuf) -> Config {
         let mut config = Config { source, ..Config::unset() };
         config.complete();
         config
     }
 
-    /// Every limit small, so that tests reach it soon; any free port.
+    /// Returns small limits, so that tests reach them soon, and any free port.
     pub fn tiny(source: PathBuf) -> Config {
         Config {
             source,
@@ -365,7 +365,7 @@ impl Config {
         }
     }
 
-    /// The defaults, but for what depends on other values: no source, no shards, no cores.
+    /// Returns the defaults, without those that depend on other values: no source, no shards, no cores.
     fn unset() -> Config {
         Config {
             source: PathBuf::new(),
@@ -415,8 +415,8 @@ impl Config {
         }
     }
 
-    /// Fills in cores and shards where nobody named them: a shard per core, as far as memory goes,
-    /// so that a small `memory` alone works on a large machine.
+    /// Fills in cores and shards if the configuration names none: a shard for each core, as far as
+    /// memory goes, so that a small `memory` alone works on a large machine.
     fn complete(&mut self) {
         if self.cpus.is_empty() {
             self.cpus = usable_cpus();
@@ -427,7 +427,7 @@ impl Config {
         }
     }
 
-    /// Least memory of one shard with this block size.
+    /// Returns the least memory of one shard with this block size.
     fn shard_memory_min(&self) -> usize {
         SHARD_MEMORY_MIN.max(SHARD_BLOCKS_MIN * self.block_size as usize)
     }
@@ -445,7 +445,8 @@ impl Config {
             return Err(ConfigError::NoSecret);
         }
         if in_cluster && self.mount_options.compares_any() {
-            // Each node would know what it saw itself, and members would have two contents in one version.
+            // Each node would know only what it saw itself, and members would have two contents in one
+            // version.
             let allowed = "no `content` in a cluster (`coord`), whose nodes do not know what others saw: \
                            use `device`, give each content a path of its own, or serve that source from \
                            a node without `coord`";
@@ -489,7 +490,8 @@ impl Config {
         Ok(())
     }
 
-    /// What is said of secrets and sockets has to be of use: what is set and does nothing would be relied on.
+    /// Checks that settings of secrets and sockets have an effect, because an operator would rely on one
+    /// that does nothing.
     fn validate_secrets(&self, in_cluster: bool) -> Result<(), ConfigError> {
         let has_secret = !self.coord_secret.as_os_str().is_empty();
         let contradiction = if has_secret && !in_cluster {
@@ -533,7 +535,7 @@ impl Config {
         Err(error)
     }
 
-    /// For a rule between keys, a value that keeps it: the table's example may not.
+    /// Returns a value that keeps a rule between keys, because the table's example may not.
     fn example_that_fits(&self, name: &str) -> Option<String> {
         match name {
             "memory" => Some(format_size((self.shards * self.shard_memory_min()) as u64)),
@@ -545,16 +547,16 @@ impl Config {
         }
     }
 
-    /// The effective values as text, in the order of [`KEYS`].
+    /// Returns the effective values as text, in the order of [`KEYS`].
     pub fn describe(&self) -> Vec<(&'static str, String)> {
         settings::describe(self)
     }
 }
 
-/// Mode of the Unix sockets: of the node's user and group.
+/// Mode of the Unix sockets: for the node's user and group.
 const SOCKET_MODE: u32 = 0o660;
 
-/// The variables that set keys; names become those of [`KEYS`].
+/// Returns the variables that set keys; names become those of [`KEYS`].
 fn environment_layer(environment: impl IntoIterator<Item = (String, String)>) -> Layer {
     let values = environment
         .into_iter()
@@ -567,7 +569,7 @@ fn environment_layer(environment: impl IntoIterator<Item = (String, String)>) ->
     Layer { origin: Origin::Environment, values }
 }
 
-/// Variables with our prefix that are not ours to judge: `MILLRACE_LOG` belongs to logging, and
+/// True if a variable with our prefix is not ours to check: `MILLRACE_LOG` belongs to logging, and
 /// Kubernetes puts `MILLRACE_SERVICE_HOST`, `MILLRACE_PORT=tcp://..`, `MILLRACE_PORT_7070_TCP` and the
 /// like into every pod beside a service of the name `millrace`.
 fn is_foreign_variable(name: &str, value: &str) -> bool {

@@ -1,8 +1,8 @@
 //! One client connection's state: bytes that are not a frame yet, and replies that are not sent yet.
 //!
 //! Owns both and the accounts that bound them. Always holds: a batch that the kernel may read from is
-//! not here but with the ring; every pin in a batch is released when the batch comes back.
-//! Leaves the meaning of frames to the worker, sockets to the runtime.
+//! not here but with the ring; every pin in a batch is released when the batch comes back. The meaning
+//! of frames is left to the worker, sockets to the runtime.
 
 use std::collections::HashMap;
 use std::os::fd::RawFd;
@@ -28,7 +28,7 @@ pub(crate) const RECEIVE_BUFFER_SIZE: usize = 8 << 10;
 pub(crate) enum Pin {
     /// Of this shard.
     Local(EntryIndex),
-    /// Of another one, which has to be told.
+    /// Of another shard, which has to be notified.
     Remote { owner: u32, entry: EntryIndex },
 }
 
@@ -105,7 +105,7 @@ impl Batch {
         self.asked += u64::from(asked);
     }
 
-    /// Whether the batch has no memory of its own yet.
+    /// True if the batch has no memory of its own yet.
     pub(crate) fn is_unused(&self) -> bool {
         self.head.capacity() == 0
     }
@@ -125,13 +125,13 @@ impl Batch {
         self.copied += payload.len() as u64;
     }
 
-    /// What the batch counts for, without what it holds.
+    /// Returns what the batch counts for, without what it holds.
     pub(crate) fn accounts(&self) -> Batch {
         let Batch { length, reply_count, asked, .. } = *self;
         Batch { length, reply_count, asked, ..Batch::default() }
     }
 
-    /// Whether there is nothing to send.
+    /// True if there is nothing to send.
     pub(crate) fn is_empty(&self) -> bool {
         self.pieces.is_empty()
     }
@@ -201,7 +201,7 @@ pub(crate) enum ReceiveEnd {
 /// One client.
 pub(crate) struct Connection {
     pub token: Token,
-    /// Whether it came over a Unix socket.
+    /// True if it came over a Unix socket.
     pub is_local: bool,
     /// Bytes of a frame that is not complete, or of requests that wait for room.
     pub stash: Vec<u8>,
@@ -211,11 +211,11 @@ pub(crate) struct Connection {
     pub building: Batch,
     /// Emptied batches of earlier sends, for the next ones.
     spares: [Batch; 2],
-    /// Whether a batch is with the kernel.
+    /// True if a batch is with the kernel.
     pub sending: bool,
     /// True if it is among the connections to send to when the turn ends.
     pub send_asked: bool,
-    /// Whether receiving was stopped because a limit was reached.
+    /// True if receiving was stopped because a limit was reached.
     pub paused: bool,
     /// Requests taken whose replies are not sent.
     pub in_flight: u32,
@@ -234,20 +234,20 @@ pub(crate) struct Connection {
     pub taken_since: u64,
     /// Bytes that it has taken since then.
     pub taken: u64,
-    /// Owns what it has under way on the side thread, since it asked for something there.
+    /// Owns the work on the side thread; None until the client first asks for some.
     pub owner: Option<Owner>,
     /// Loads under way of all connections of its machine.
     pub loads_of_machine: Loads,
     pub phase: Phase,
     /// True if the client takes checksums that cover the identity of the block.
     pub covers_identity: bool,
-    /// Whether the memory was passed to it.
+    /// True if the memory was passed to it.
     pub is_attached: bool,
-    /// As whom it asks, once that is proved; None for anybody.
+    /// The role that the client has proved; None before that.
     pub role: Option<Role>,
     /// An exchange of proofs that has begun.
     pub exchange: Option<Box<Exchange>>,
-    /// Whether the end of the connection came from the client.
+    /// True if the end of the connection came from the client.
     pub client_ended: bool,
     /// Places of its leases in the shard's table of them.
     pub leases: HashMap<BlockKey, u32>,
@@ -257,7 +257,7 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// A connection that was just accepted.
+    /// Makes the state of a connection that was just accepted.
     pub(crate) fn new(token: Token, now: u64, is_local: bool) -> Connection {
         Connection {
             token,
@@ -332,7 +332,7 @@ impl Connection {
     }
 }
 
-/// Header of a reply to `header` with this status, for range `part` of it.
+/// Returns the header of a reply to `header` with this status, for range `part` of it.
 pub(crate) fn reply_header(header: &Header, part: u16, status: Status) -> Header {
     Header { part, ..header.reply(status) }
 }

@@ -1,8 +1,8 @@
-//! What of this machine makes a node fast, what does not, and what to change.
+//! What on this machine makes a node fast, what does not, and what to change.
 //!
-//! Looks without changing anything, and needs no privileges. Kernel abilities are tried and not
-//! inferred from a version; settings are read from `/proc` and `/sys` (`proc(5)`, and the kernel's
-//! `admin-guide`), under a root that tests replace. Leaves the printing to its caller.
+//! Looks without changing anything, and needs no privileges. Kernel abilities are tried and not inferred
+//! from a version; settings are read from `/proc` and `/sys` (`proc(5)`, and the kernel's
+//! `admin-guide`), under a root that tests replace. The printing is left to the caller.
 
 use std::fs;
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ const LOCKED_BYTES_NEEDED: u64 = 512 << 10;
 /// Open files for the default number of connections, with some to spare.
 const FILES_WANTED: u64 = 5_000;
 
-/// How something stands.
+/// The state of one thing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// In use, or as it should be.
@@ -35,11 +35,11 @@ pub enum State {
 pub struct Finding {
     /// What was looked at, in a few words.
     pub name: &'static str,
-    /// How it stands.
+    /// Its state.
     pub state: State,
     /// What was found.
     pub found: String,
-    /// What to change, where something can be.
+    /// What to change, if something can be.
     pub advice: Option<String>,
 }
 
@@ -85,7 +85,7 @@ fn kernel(release: &str) -> Finding {
     Finding::off("kernel", found, "Linux 6.1 or later does the ring's work without interrupts")
 }
 
-/// The ring and its operations, by making one.
+/// Checks the ring and its operations, by making one.
 fn io_uring() -> Vec<Finding> {
     let abilities = rustix::event::eventfd(0, EventfdFlags::CLOEXEC)
         .map_err(std::io::Error::from)
@@ -208,7 +208,7 @@ impl SystemFiles {
         }
     }
 
-    /// Processors that the control group allows in the mean, if that is limited.
+    /// Returns the mean number of processors that the control group allows, if that is limited.
     fn quota(&self) -> Option<f64> {
         let text = self.read("sys/fs/cgroup/cpu.max")?;
         let (quota, period) = text.split_once(' ')?;
@@ -270,7 +270,7 @@ impl SystemFiles {
         })
     }
 
-    /// Network devices whose interrupts all go to one processor.
+    /// Finds network devices whose interrupts all go to one processor.
     fn interrupts(&self, cores: usize) -> Option<Finding> {
         const NAME: &str = "network interrupts";
         let mut queues = 0;

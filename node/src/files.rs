@@ -2,8 +2,8 @@
 //!
 //! Owns the only table that shards share, a bounded one. It is read on a miss and written when the
 //! source was asked, by the side thread alone; a hit never comes here. An entry may be forgotten at any
-//! time: a read that needs it is then answered `UnknownFile`, and the client looks the path up again. Always
-//! holds: what an older look at the source told never replaces what a newer one did.
+//! time: a read that needs it is then answered `UnknownFile`, and the client looks the path up again.
+//! Always holds: the result of an older look at the source never replaces that of a newer one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,14 +26,14 @@ pub(crate) struct FileRecord {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Look(u64);
 
-/// What became of a note.
+/// The result of a note.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Noted {
     /// It is known now, or was.
     Known,
     /// It takes the place of a record of another version, whose blocks have to go.
     Instead,
-    /// A look that began later has told of another version already, and that stays.
+    /// A look that began later has found another version already, and that stays.
     TooLate,
 }
 
@@ -44,17 +44,17 @@ pub(crate) struct FileTable {
 }
 
 impl FileTable {
-    /// A table for at most `files_max` files.
+    /// Makes a table for at most `files_max` files.
     pub(crate) fn new(files_max: usize) -> FileTable {
         FileTable { records: Cache::new(files_max), looks: AtomicU64::new(0) }
     }
 
-    /// What is known of a file.
+    /// Returns what is known of a file.
     pub(crate) fn get(&self, id: FileId) -> Option<FileRecord> {
         self.records.get(&id).map(|(record, _)| record)
     }
 
-    /// What is known of a file since before this look.
+    /// Returns what is known of a file since before this look.
     pub(crate) fn get_from_before(&self, id: FileId, look: Look) -> Option<FileRecord> {
         self.records.get(&id).filter(|(_, seen)| *seen < look).map(|(record, _)| record)
     }
@@ -69,9 +69,9 @@ impl FileTable {
         self.note_at(id, record, self.look())
     }
 
-    /// Notes what the source told at a look. Of two that were under way at once the one that began later
-    /// counts. Should the other one have seen more, the first read of what it told is stale, and the next
-    /// look sees it, too.
+    /// Notes what a look at the source found. Of two looks that were under way at once the one that
+    /// began later counts. If the other one saw more, the first read of what it found is stale, and the
+    /// next look sees it, too.
     pub(crate) fn note_at(&self, id: FileId, record: FileRecord, look: Look) -> Noted {
         let old = self.records.get(&id);
         let is_other = |old: &FileRecord| old.version != record.version;

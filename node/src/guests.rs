@@ -21,7 +21,7 @@ enum Peer {
     /// The node's own machine, by whichever address.
     Machine,
     User(u32),
-    /// The kernel does not tell.
+    /// The kernel does not say.
     Unknown,
 }
 
@@ -48,19 +48,19 @@ pub(crate) struct GuestPlace {
 }
 
 impl GuestPlace {
-    /// The loads of all connections of the same machine.
+    /// Returns the loads of all connections of the same machine.
     pub(crate) fn loads(&self) -> Loads {
         self.loads.clone()
     }
 }
 
 impl Guests {
-    /// At most `each_max` connections of each peer.
+    /// Allows at most `each_max` connections of each peer.
     pub(crate) fn new(each_max: usize) -> Guests {
         Guests { shares: Mutex::default(), each_max, own: Loads::default() }
     }
 
-    /// A place for a connection that was just accepted; None if its peer has as many as it may.
+    /// Returns a place for a connection that was just accepted; None if its peer has as many as it may.
     pub(crate) fn admit(
         self: &Arc<Guests>,
         socket: impl AsFd,

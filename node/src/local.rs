@@ -1,8 +1,8 @@
 //! Unix sockets: the way in for clients on this machine, without TCP's work for each byte.
 //!
-//! Owns their files: one that a dead node left is replaced, one that is in use is an error, and all
-//! are removed when the node ends. Who may connect is said by their mode, owner and group; abstract names
-//! have none, so the node itself judges there who connects.
+//! Owns their files: one that a dead node left is replaced, one that is in use is an error, and all are
+//! removed when the node ends. Their mode, owner and group say which users may connect. Abstract names
+//! have none, so there the node itself checks the user that connects.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -21,9 +21,10 @@ use crate::access::Access;
 /// The sockets of a node.
 #[derive(Default)]
 pub(crate) struct LocalSockets {
-    /// Of each shard, with its own path behind it; the first is where clients connect at first.
+    /// Listeners of each shard, with its own path last; the first is where clients connect at first.
     pub(crate) listeners: Vec<Vec<OwnedFd>>,
-    /// Who may connect, where the system does not decide it: a path is a file, of which it asks the same.
+    /// The users that may connect, if the system does not decide it: a path is a file, for which it
+    /// checks the same.
     pub(crate) access: Option<Access>,
     /// Where each shard is reached, as clients are told.
     pub(crate) addresses: Vec<String>,
@@ -38,13 +39,13 @@ pub(crate) struct SocketFiles(Vec<PathBuf>);
 impl Drop for SocketFiles {
     fn drop(&mut self) {
         for path in &self.0 {
-            // One that is gone already is as good.
+            // If it is gone already that is fine.
             let _ = fs::remove_file(path);
         }
     }
 }
 
-/// What the configuration says instead of a path for a name that nobody has to choose.
+/// The value of the configuration, in place of a path, for an automatic name.
 pub(crate) const AUTOMATIC: &str = "auto";
 
 /// Listens for each shard at an abstract name that this run of the node alone has.
@@ -134,7 +135,7 @@ fn listen_at(address: &SocketAddrUnix, backlog: i32) -> io::Result<OwnedFd> {
     Ok(UnixListener::from(socket).into())
 }
 
-/// Removes a socket that nobody listens at. Anything else is left for `bind` to complain of.
+/// Removes a socket at which no process listens. Anything else is left for `bind` to report.
 fn remove_stale(path: &Path) -> io::Result<()> {
     let is_socket = fs::symlink_metadata(path).is_ok_and(|it| it.file_type().is_socket());
     if !is_socket {
@@ -172,7 +173,7 @@ mod tests {
         let second = listen(&path, 1, 16, Access::own()).err().map(|error| error.kind());
         assert_eq!(second, Some(io::ErrorKind::AddrInUse));
         UnixStream::connect(&path).unwrap();
-        // As after a kill: the file is there, and nobody listens.
+        // This is the state after a kill: the file is there, and no process listens.
         drop(running.listeners);
         listen(&path, 1, 16, Access::own()).unwrap();
     }

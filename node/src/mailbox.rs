@@ -20,7 +20,7 @@ use crate::memory::{Blank, Block, Segment, Sums};
 use crate::store::FillError;
 use crate::token::Token;
 
-/// Who waits for a reply, and what the reply needs from the request.
+/// The connection that waits for a reply, and what the reply needs from the request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Requester {
     /// Shard that has the connection.
@@ -42,8 +42,8 @@ pub(crate) struct Requester {
 }
 
 impl Requester {
-    /// Flags of a reply that brings checksums of a block, and what to combine each of them with. They
-    /// are stored with the block's `tag` in them.
+    /// Returns the flags of a reply that brings checksums of a block, and what to combine each of them
+    /// with. They are stored with the block's `tag` in them.
     #[inline]
     pub(crate) fn checksums(&self, tag: u32) -> (u16, u32) {
         match self.covers_identity {
@@ -56,7 +56,7 @@ impl Requester {
 /// A range that the owner pinned for another shard to send.
 #[derive(Debug)]
 pub(crate) struct Served {
-    /// Who waits for it.
+    /// The connection that waits for it.
     pub requester: Requester,
     /// The pinned block, to be released on the owner.
     pub entry: EntryIndex,
@@ -84,7 +84,7 @@ pub(crate) enum Filling {
 pub(crate) enum FillFrom {
     /// Another node where that is likely to have it, else the source.
     Anywhere,
-    /// The source: another node asked, which has asked others already.
+    /// Only the source, because another node asks, which has asked others already.
     Source,
     /// Only this member, which listed the block.
     Member(Arc<str>),
@@ -155,19 +155,19 @@ pub(crate) enum Mail {
     Filled {
         key: BlockKey,
         version: u64,
-        /// Whether it is to be kept from being evicted.
+        /// True if it is to be kept from being evicted.
         is_pinned: bool,
         result: Result<Arrival, (Blank, FillError)>,
     },
     /// The source has been read for this block for longer than it may take; the read goes on.
     Overdue { key: BlockKey, version: u64, message: String },
-    /// Loads were given up: some that wait for blocks cannot be told any more.
+    /// Loads were given up: the receivers of some blocks are gone.
     LoadsGone,
     /// Have this block in memory and say when it is.
     Ensure { key: BlockKey, version: u64, from: FillFrom, reply: flume::Sender<Ensured> },
     /// Drop the blocks of a file.
     Drop(DropJob),
-    /// Tell the blocks of these entries.
+    /// List the blocks of these entries.
     Enumerate { first: u32, count: u32, reply: flume::Sender<Listing> },
     /// Keep these blocks from being evicted, or no longer.
     Keep { blocks: Vec<(EntryIndex, BlockKey)>, wanted: bool },
@@ -177,7 +177,7 @@ pub(crate) enum Mail {
     Shutdown,
 }
 
-/// One shard's mailbox, as seen by those who post.
+/// One shard's mailbox, as seen by the threads that post.
 pub(crate) struct Mailbox {
     sender: flume::Sender<Mail>,
     sleeping: AtomicBool,
@@ -188,13 +188,13 @@ pub(crate) struct Mailbox {
 pub(crate) type Mailboxes = Arc<[Mailbox]>;
 
 impl Mailbox {
-    /// A mailbox for at most `capacity` messages, and the end that the shard reads.
+    /// Makes a mailbox for at most `capacity` messages, and the end that the shard reads.
     ///
     /// # Errors
     /// As `eventfd`: too many open files.
     pub(crate) fn new(capacity: usize) -> io::Result<(Mailbox, flume::Receiver<Mail>)> {
         let (sender, receiver) = flume::bounded(capacity);
-        // Blocking: a non-blocking eventfd makes io_uring answer EAGAIN instead of waiting.
+        // It blocks, because a non-blocking eventfd makes io_uring answer EAGAIN instead of waiting.
         let eventfd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?;
         Ok((Mailbox { sender, sleeping: AtomicBool::new(false), eventfd }, receiver))
     }
@@ -222,7 +222,7 @@ impl Mailbox {
         self.sender.len()
     }
 
-    /// Whether the shard has stopped reading.
+    /// True if the shard has stopped reading.
     pub(crate) fn is_abandoned(&self) -> bool {
         self.sender.is_disconnected()
     }
@@ -247,7 +247,7 @@ impl Mailbox {
         self.sleeping.store(false, Ordering::SeqCst);
     }
 
-    /// The eventfd that wakes the shard; its ring rings it too.
+    /// Returns the eventfd that wakes the shard; its ring rings it too.
     pub(crate) fn eventfd(&self) -> &OwnedFd {
         &self.eventfd
     }

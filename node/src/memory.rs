@@ -6,11 +6,11 @@
 //!          └─ Block ─┴─ Blank ───────┴─────────────────────────┘
 //! ```
 //!
-//! Owns the mapping and which page belongs to whom. Always holds: a page is free, or in exactly one
+//! Owns the mapping, and the owner of each page. Always holds: a page is free, or in exactly one
 //! [`Blank`] (being filled, writable by its holder alone), or in exactly one [`Block`] (filled, never
 //! written again). Blanks and blocks are values that cannot be cloned, made only from pages that the
-//! shard's allocator handed out, so the borrow checker keeps writer and readers apart.
-//! Leaves to [`crate::cache`] when a block may be given back: not while the kernel still sends from it.
+//! shard's allocator handed out, so the borrow checker keeps writer and readers apart. Leaves to
+//! [`crate::cache`] when a block may be given back: not while the kernel still sends from it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -41,8 +41,8 @@ pub(crate) struct Arena {
     memfd: OwnedFd,
 }
 
-// SAFETY: the arena itself only hands out addresses; who may touch which page is decided by the
-// ownership of `Blank` and `Block`, both of which may be sent between threads.
+// SAFETY: the arena itself only hands out addresses; the ownership of `Blank` and `Block` decides which
+// thread may touch which page, both of which may be sent between threads.
 #[expect(unsafe_code, reason = "the mapping is shared by every shard's thread")]
 unsafe impl Send for Arena {}
 // SAFETY: as above: a shared reference to the arena allows no access to its bytes.
@@ -62,7 +62,7 @@ impl Arena {
     pub(crate) fn new(page_count: u32) -> io::Result<Arc<Arena>> {
         let length = page_count as usize * PAGE;
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        // Nothing there is to be executed; Linux before 6.3 cannot be told.
+        // Nothing there is to be executed; Linux before 6.3 has no flag for that.
         let memfd = match create(flags | MemfdFlags::NOEXEC_SEAL) {
             Err(Errno::INVAL) => create(flags)?,
             created => created?,
@@ -80,7 +80,7 @@ impl Arena {
                 0,
             )
         }?;
-        // From here on nobody can write but through the mapping above, or change the length: the
+        // From here on no process can write but through the mapping above, or change the length: the
         // descriptor may be given away (fcntl(2), F_SEAL_FUTURE_WRITE since Linux 5.1).
         let seals = SealFlags::FUTURE_WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         rustix::fs::fcntl_add_seals(&memfd, seals)?;
@@ -116,7 +116,7 @@ impl Arena {
             .collect()
     }
 
-    /// The address of byte `offset` of the arena's page `page`.
+    /// Returns the address of byte `offset` of the arena's page `page`.
     fn address(&self, page: u32, offset: usize) -> NonNull<u8> {
         let position = page as usize * PAGE + offset;
         assert!(position <= self.page_count as usize * PAGE);
@@ -167,22 +167,22 @@ pub(crate) struct ShardMemory {
 }
 
 impl ShardMemory {
-    /// Pages of this shard, free or not.
+    /// Returns the pages of this shard, free or not.
     pub(crate) fn page_count(&self) -> u32 {
         self.buddy.page_count()
     }
 
-    /// The memory of all shards: what a client that it is sent to can map for reading.
+    /// Returns the memory of all shards, which a client that gets the descriptor can map for reading.
     pub(crate) fn memfd(&self) -> BorrowedFd<'_> {
         self.arena.memfd.as_fd()
     }
 
-    /// Length of that memory in bytes.
+    /// Returns the length of that memory in bytes.
     pub(crate) fn memory_length(&self) -> u64 {
         u64::from(self.arena.page_count) * u64::from(PAGE_SIZE)
     }
 
-    /// Where a segment begins in that memory, in bytes.
+    /// Returns where a segment begins in that memory, in bytes.
     pub(crate) fn offset_of(&self, segment: Segment) -> u64 {
         (segment.address - self.arena.base.as_ptr().addr()) as u64
     }
@@ -208,12 +208,12 @@ impl ShardMemory {
         }
     }
 
-    /// Pages that are free now.
+    /// Returns the pages that are free now.
     pub(crate) fn free_page_count(&self) -> u32 {
         self.buddy.free_count()
     }
 
-    /// Pages that hold `length` bytes.
+    /// Returns the pages that hold `length` bytes.
     pub(crate) fn pages_for(length: u32) -> u32 {
         length.div_ceil(PAGE_SIZE)
     }
@@ -260,7 +260,7 @@ impl ShardMemory {
         }
     }
 
-    /// The page of this shard, counted from its own first, that holds page `index` of the block.
+    /// Returns the page of this shard, counted from its own first, that holds page `index` of the block.
     pub(crate) fn shard_page(&self, block: &Block, index: u32) -> u32 {
         let mut skip = index;
         for extent in &block.pages.extents {
@@ -323,7 +323,7 @@ pub struct Blank {
 }
 
 impl Blank {
-    /// Length in bytes when it is full.
+    /// Returns its length in bytes when it is full.
     pub fn length(&self) -> u32 {
         self.pages.length
     }
@@ -369,12 +369,12 @@ impl Blank {
         bytes
     }
 
-    /// True once every byte was written.
+    /// True if every byte was written.
     pub fn is_full(&self) -> bool {
         self.written == self.pages.length
     }
 
-    /// The next bytes to write: at most `length`, and what lies together.
+    /// Returns the next bytes to write: at most `length`, and what lies together.
     fn front(&mut self, length: u32) -> &mut [u8] {
         let mut first = None;
         self.pages.segments(self.written, length, |address, size| {
@@ -400,19 +400,19 @@ impl Blank {
             let sum = sum_of(&self.pages, start, end - start);
             self.page_sums.push(sum);
             if let Some([_, code]) = self.signed.as_deref_mut() {
-                // While the page is still in the processor's cache.
+                // This happens while the page is still in the processor's cache.
                 visit(&self.pages, start, end - start, |bytes| code.update(bytes));
             }
         }
     }
 
-    /// CRC-32 of all bytes, combined from those of the pages; None while bytes are missing.
+    /// Returns the CRC-32 of all bytes, combined from the pages' values; None while bytes are missing.
     pub(crate) fn sum(&self) -> Option<u32> {
         let length = self.pages.length;
         (self.written == length).then(|| Sums::combine(self.page_sums.clone(), length).block)
     }
 
-    /// Has nothing written to it any more, to be filled again from the front.
+    /// Empties it, to be filled again from the front.
     pub(crate) fn empty(&mut self) {
         self.written = 0;
         self.page_sums.clear();
@@ -436,14 +436,14 @@ impl Blank {
         signed.is_some_and(|[_, own]| own.verify(code))
     }
 
-    /// XXH3-64 of the checksums of its pages: tells two contents apart as those do, without a pass over the
-    /// bytes. Of a blank that is not full it says nothing.
+    /// Returns the XXH3-64 of the checksums of its pages: two contents differ in it as they do in those,
+    /// without a pass over the bytes. For a blank that is not full it means nothing.
     pub(crate) fn digest(&self) -> u64 {
         let sums: Vec<u8> = self.page_sums.iter().copied().flat_map(u32::to_le_bytes).collect();
         twox_hash::XxHash3_64::oneshot(&sums)
     }
 
-    /// The block, once every byte was written, with its checksums.
+    /// Returns the block, once every byte was written, with its checksums.
     ///
     /// # Panics
     /// If bytes are missing.
@@ -455,7 +455,7 @@ impl Blank {
     }
 }
 
-/// CRC-32 of a range of pages that the caller owns.
+/// Returns the CRC-32 of a range of pages that the caller owns.
 fn sum_of(pages: &OwnedPages, offset: u32, length: u32) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     visit(pages, offset, length, |bytes| hasher.update(bytes));
@@ -465,8 +465,8 @@ fn sum_of(pages: &OwnedPages, offset: u32, length: u32) -> u32 {
 /// Calls `see` with the bytes of a range of pages that the caller owns.
 fn visit(pages: &OwnedPages, offset: u32, length: u32, mut see: impl FnMut(&[u8])) {
     pages.segments(offset, length, |address, size| {
-        // SAFETY: the caller holds the pages' only owner, as a blank it may write or as a block nobody
-        // writes, so nothing changes these initialised bytes while they are read.
+        // SAFETY: the caller holds the pages' only owner, as a blank it may write or as a block that is
+        // not written, so nothing changes these initialised bytes while they are read.
         #[expect(unsafe_code, reason = "a readable view of arena pages")]
         let bytes = unsafe { std::slice::from_raw_parts(address.as_ptr(), size) };
         see(bytes);
@@ -477,17 +477,17 @@ fn visit(pages: &OwnedPages, offset: u32, length: u32, mut see: impl FnMut(&[u8]
 #[derive(Debug)]
 pub(crate) struct Block {
     pages: OwnedPages,
-    /// By which others recognise what was read from the source; see section 16 of PROTOCOL.md.
+    /// The code by which others recognise what was read from the source; see section 16 of PROTOCOL.md.
     code: Option<Box<Mac>>,
 }
 
 impl Block {
-    /// Length in bytes.
+    /// Returns the length in bytes.
     pub(crate) fn length(&self) -> u32 {
         self.pages.length
     }
 
-    /// The code of the block, if it was signed.
+    /// Returns the code of the block, if it was signed.
     pub(crate) fn code(&self) -> Option<&Mac> {
         self.code.as_deref()
     }
@@ -510,7 +510,7 @@ impl Block {
         });
     }
 
-    /// The byte at this offset, or any other if the block is shorter: for nothing but the processor's
+    /// Returns the byte at this offset, or any other if the block is shorter: only for the processor's
     /// cache.
     #[inline]
     pub(crate) fn first_byte(&self, offset: u32) -> u8 {
@@ -525,7 +525,7 @@ impl Block {
         byte
     }
 
-    /// CRC-32 of a range: a pass over its bytes.
+    /// Returns the CRC-32 of a range: a pass over its bytes.
     pub(crate) fn sum(&self, offset: u32, length: u32) -> u32 {
         sum_of(&self.pages, offset, length)
     }
@@ -584,11 +584,11 @@ impl Sums {
     }
 }
 
-/// The bytes of a segment, copied as the kernel would. The test sees to it that it is pinned.
+/// Returns the bytes of a segment, copied as the kernel would. The test keeps it pinned.
 #[cfg(test)]
 pub(crate) fn peek(segment: Segment) -> Vec<u8> {
     let start = std::ptr::with_exposed_provenance::<u8>(segment.address);
-    // SAFETY: segments describe pinned pages of a mapped arena, which nobody writes.
+    // SAFETY: segments describe pinned pages of a mapped arena, which are not written.
     #[expect(unsafe_code, reason = "tests play the kernel")]
     unsafe { std::slice::from_raw_parts(start, segment.length) }.to_vec()
 }

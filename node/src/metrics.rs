@@ -21,7 +21,7 @@ impl Count {
         self.0.store(value, Ordering::Relaxed);
     }
 
-    /// The value.
+    /// Returns the value.
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -32,7 +32,7 @@ impl Count {
 pub(crate) enum Kind {
     /// It only grows.
     Counter,
-    /// It is what is now.
+    /// It is the value now.
     Gauge,
 }
 
@@ -61,7 +61,7 @@ macro_rules! counters {
                 help: concat!($($help),+),
             },)+];
 
-            /// Names and values, in the order of declaration.
+            /// Returns names and values, in the order of declaration.
             pub(crate) fn values(&self) -> Vec<(&'static str, u64)> {
                 vec![$((stringify!($name), self.$name.get()),)+]
             }
@@ -90,10 +90,10 @@ counters! {
     Counter peer_fill_count,
     /// Bytes of those blocks.
     Counter peer_fill_bytes,
-    /// Reads of the source that failed, for whatever reason.
+    /// Reads of the source that failed, for any reason.
     Counter fill_error_count,
-    /// Blocks that had other bytes when they were read again, though the source told of no change; of mounts
-    /// whose content is compared.
+    /// Blocks that had other bytes when they were read again, though the source showed no change; of
+    /// mounts whose content is compared.
     Counter unnoticed_change_count,
     /// Requests answered with `Busy`.
     Counter busy_count,

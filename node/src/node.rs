@@ -92,14 +92,14 @@ pub enum StartError {
     /// A thread cannot be started, or its ring cannot be made.
     #[error("start shard {shard}: {message}")]
     Shard { shard: usize, message: String },
-    /// Who the node is cannot be found out.
+    /// The node's identity cannot be found out.
     #[error(transparent)]
     Identity(#[from] IdentityError),
     /// A secret cannot be had; the flag says which.
     #[error("--{flag}: {error}")]
     Secret { flag: &'static str, error: SecretError },
     /// What is named as a directory below which sources may lie is not a directory.
-    #[error("--mount-root: {} is no directory; name one below which sources lie", .0.display())]
+    #[error("--mount-root: {} is not a directory; name one below which sources lie", .0.display())]
     MountRoot(PathBuf),
     /// The node cannot join its cluster.
     #[error("join the cluster: {0}")]
@@ -124,7 +124,8 @@ pub enum StartError {
 /// How a node ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stopped {
-    /// Every reply in flight was sent; if not, the time to drain ran out and connections were cut.
+    /// True if every reply in flight was sent; if not, the time to drain ran out and connections were
+    /// cut.
     pub clean: bool,
 }
 
@@ -253,7 +254,7 @@ impl Node {
                 }
             }
         }
-        // With the last copy gone, a thread that ends without a word is noticed.
+        // With the last copy gone, a thread that ends without a message is noticed.
         drop(ready);
         let node = node.wait_until_ready(&readiness)?.wait_until_joined()?;
         node.pages.set_stage(Stage::Serving);
@@ -264,14 +265,14 @@ impl Node {
     fn wait_until_joined(self) -> Result<Node, StartError> {
         let Some(membership) = &self.membership else { return Ok(self) };
         let end = Instant::now() + JOIN_TIMEOUT;
-        // It has only to be told once, and the side thread is there.
+        // One message is enough, and the side thread is there.
         let _ = membership.begin.send(());
         let mut reason = String::from("coordination does not answer");
         let reason = loop {
             match membership.joined.recv_deadline(end) {
                 Ok(Ok(())) => return Ok(self),
                 Ok(Err(error)) => reason = error,
-                // Nobody tells more: it is over, or the time is.
+                // No more messages come: it is over, or the time is.
                 Err(_) => break reason,
             }
         };
@@ -279,7 +280,7 @@ impl Node {
         Err(StartError::Cluster(reason))
     }
 
-    /// Waits until every shard has told that it runs; stops them all if one could not.
+    /// Waits until every shard has reported that it runs; stops them all if one could not.
     fn wait_until_ready(
         self,
         readiness: &flume::Receiver<Result<(), (usize, String)>>,
@@ -304,12 +305,12 @@ impl Node {
         Ok(self)
     }
 
-    /// Where clients connect.
+    /// Returns where clients connect.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where each shard can be reached directly, in shard order.
+    /// Returns where each shard can be reached directly, in shard order.
     pub fn shard_addresses(&self) -> &[SocketAddr] {
         &self.shard_addresses
     }
@@ -320,11 +321,11 @@ impl Node {
         self.end().0
     }
 
-    /// As [`Node::stop`]; also tells which shard failed first, and how.
+    /// As [`Node::stop`]; also returns which shard failed first, and how.
     fn end(self) -> (Stopped, Option<(usize, String)>) {
         self.pages.set_stage(Stage::Draining);
         if let Some(membership) = &self.membership {
-            // First nobody is sent here any more.
+            // First no client is sent here any more.
             let (done, left) = flume::bounded(1);
             if membership.leave.try_send(done).is_ok() {
                 let _ = left.recv_timeout(LEAVE_TIMEOUT);
@@ -360,14 +361,14 @@ impl Node {
     }
 }
 
-/// A mailbox for each shard, and what it takes its mail from.
+/// Makes a mailbox for each shard, and what it takes its mail from.
 fn mailboxes(shard_count: usize) -> io::Result<(Mailboxes, Vec<flume::Receiver<Mail>>)> {
     let mailboxes = (0..shard_count).map(|_| Mailbox::new(MAILBOX_CAPACITY));
     let (mailboxes, receivers): (Vec<Mailbox>, _) = mailboxes.collect::<io::Result<_>>()?;
     Ok((mailboxes.into(), receivers))
 }
 
-/// The secrets of the configuration.
+/// Reads the secrets of the configuration.
 fn proofs(config: &Config) -> Result<Proofs, StartError> {
     let read = |flag, path: &Path| match path.as_os_str().is_empty() {
         true => Ok(None),
@@ -380,7 +381,7 @@ fn proofs(config: &Config) -> Result<Proofs, StartError> {
     Ok(Proofs { member, administrator, is_insecure })
 }
 
-/// Runs a shard to its end, after it has told whether it could be made.
+/// Runs a shard to its end, after it has reported whether it could be made.
 async fn serve(
     shard: usize,
     runtime: io::Result<Runtime>,
@@ -404,7 +405,7 @@ async fn serve(
     ended
 }
 
-/// Judges the directories below which sources may lie. One that is not there yet may come.
+/// Checks the directories below which sources may lie. One that is not there yet may come.
 fn check_mount_roots(config: &Config) -> Result<(), StartError> {
     for root in config.mount_roots.iter().filter(|root| !is_remote(root)) {
         match root.metadata() {
@@ -419,7 +420,7 @@ fn check_mount_roots(config: &Config) -> Result<(), StartError> {
     Ok(())
 }
 
-/// The source of the configuration, if it has one, once it has answered.
+/// Returns the source of the configuration, if it has one, once it has answered.
 fn source_of(config: &Config, stores: &dyn RemoteStores) -> Result<Option<String>, StartError> {
     let refuse = |error| StartError::Source { path: config.source.display().to_string(), error };
     let source = join::source(config).map_err(refuse)?;
@@ -444,7 +445,8 @@ fn limits(config: &Config) -> WorkerLimits {
         idle_timeout_ms: config.idle_timeout_ms,
         lease_ms: config.lease_ms,
         lease_percent: config.lease_percent,
-        // As many as are read at once: a fill more would wait, and have others wait behind it.
+        // As many are allowed as are read at once: a fill more would wait, and make others wait behind
+        // it.
         fills_of_client_max: config.fill_concurrency as u32,
         pin_percent: config.pin_percent,
     }
@@ -477,7 +479,7 @@ fn raise_descriptor_limit(config: &Config) -> Result<(), StartError> {
     Err(StartError::Descriptors { needed, allowed: maximum.unwrap_or(0) })
 }
 
-/// Memory for the shards, so large that with its bookkeeping it stays within `memory`.
+/// Makes memory for the shards, so large that with its bookkeeping it stays within `memory`.
 fn memories(config: &Config) -> Result<Vec<ShardMemory>, StartError> {
     room::check(config)?;
     let page_cost = PAGE_SIZE as usize + cache::PAGE_COST;
@@ -510,13 +512,14 @@ impl Listener {
     }
 }
 
-/// A number that no other run of a node has.
+/// Draws a number that no other run of a node has.
 fn run_number() -> u64 {
     // Keys of this hasher come from the system's random numbers.
     RandomState::new().build_hasher().finish()
 }
 
-/// Names the run of this machine's kernel: proc(5), `random/boot_id`. Empty where that is hidden.
+/// Returns the name of the run of this machine's kernel: proc(5), `random/boot_id`. Empty if it is
+/// hidden.
 fn machine() -> String {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
     text.map(|text| text.trim().to_owned()).unwrap_or_default()
@@ -536,7 +539,7 @@ fn listen_locally(config: &Config, number: u64) -> Result<LocalSockets, StartErr
     sockets.map_err(|error| StartError::Socket { path: path.display().to_string(), error })
 }
 
-/// Who may connect to the Unix sockets.
+/// Returns which users may connect to the Unix sockets.
 fn access(config: &Config) -> io::Result<Access> {
     Access::new(config.socket_mode, &config.socket_user, &config.socket_group)
 }
@@ -634,7 +637,7 @@ fn listen_on(address: SocketAddr, shared: bool) -> Result<(TcpListener, SocketAd
     open().map_err(|error| StartError::Listen { address, error })
 }
 
-/// Returns where the node and its shards are for those who learn of it from others: at the host that was
+/// Returns where others find the node and its shards: at the host that was
 /// given, else at the address it listens on.
 fn public_addresses(
     config: &Config,
@@ -656,7 +659,7 @@ fn public_addresses(
     Ok(PublicAddresses { node, shards: advertised(&with_host, shards) })
 }
 
-/// The shard addresses that `Hello` tells. Without a host of its own the node leaves it out, and
+/// Returns the shard addresses for `Hello`. Without a host of its own the node leaves it out, and
 /// clients use the one they connected to.
 fn advertised(config: &Config, addresses: &[SocketAddr]) -> Vec<String> {
     let host = match config.advertise.parse::<IpAddr>() {

@@ -1,21 +1,21 @@
-//! Whose work a request is: what a connection asked for ends with it.
+//! The connection that a request belongs to: what it asked for ends with it.
 //!
-//! Always holds: when a connection is closed, all who hold one of its tickets see it, without a message
-//! to each; two expensive requests of one connection are never worked on at once.
+//! Always holds: when a connection is closed, all holders of one of its tickets see it, without a
+//! message to each; two expensive requests of one connection are never worked on at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-/// Expensive requests of one connection that wait for their turn. Derived: as many as a connection may
-/// have in flight that are no reads.
+/// Expensive requests of one connection that wait for their turn. Derived: as many requests as a
+/// connection may have in flight that are not reads.
 const TURNS_MAX: usize = 64;
 
 /// Kept by a connection; dropped with it.
 #[derive(Debug)]
 pub(crate) struct Owner {
-    /// Whether the client sends no more.
+    /// True once the client sends no more.
     has_ended: watch::Sender<bool>,
     ticket: Ticket,
 }
@@ -30,12 +30,12 @@ pub(crate) struct Ticket {
     loads: [Loads; 2],
 }
 
-/// How many loads are under way, for all who share the count.
+/// How many loads are under way, for all that share the count.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Loads(Arc<AtomicUsize>);
 
 impl Loads {
-    /// One more of at most `max`.
+    /// Takes one more of at most `max`.
     fn take(&self, max: usize) -> Option<LoadPlace> {
         // The side thread alone counts up, so it cannot overshoot.
         let is_free = self.0.load(Ordering::Relaxed) < max;
@@ -60,8 +60,8 @@ pub(crate) struct LoadLimits {
 }
 
 impl LoadLimits {
-    /// Of `all` loads a connection may have half, and a machine with all its connections three quarters:
-    /// some are left for others, as far as there are two.
+    /// Divides `all` loads: a connection may have half, and a machine with all its connections three
+    /// quarters. Some are left for others, if there are two at least.
     pub(crate) fn of(all: usize) -> LoadLimits {
         let machine_max = all.saturating_sub(all.div_ceil(4)).max(1);
         LoadLimits { connection_max: all.div_ceil(2).min(machine_max), machine_max }
@@ -69,7 +69,7 @@ impl LoadLimits {
 }
 
 impl Owner {
-    /// For a connection that is open, of the machine whose loads these are.
+    /// Makes the owner for an open connection, of the machine whose loads these are.
     pub(crate) fn new(machine: Loads) -> Owner {
         let (has_ended, receiver) = watch::channel(false);
         let (turn, waiting) = (Arc::new(Semaphore::new(1)), Arc::new(Semaphore::new(TURNS_MAX)));
@@ -78,12 +78,12 @@ impl Owner {
         Owner { has_ended, ticket }
     }
 
-    /// A ticket for one request.
+    /// Returns a ticket for one request.
     pub(crate) fn ticket(&self) -> Ticket {
         self.ticket.clone()
     }
 
-    /// Tells that the client sends no more, though it may still read.
+    /// Notes that the client sends no more, though it may still read.
     pub(crate) fn end(&self) {
         self.has_ended.send_replace(true);
     }
@@ -113,7 +113,7 @@ impl Ticket {
         Some(Arc::clone(&self.turn).acquire_owned().await.expect("never closed"))
     }
 
-    /// A place among the loads of the connection and of its machine.
+    /// Takes a place among the loads of the connection and of its machine.
     pub(crate) fn load(&self, limits: LoadLimits) -> Option<[LoadPlace; 2]> {
         let [connection, machine] = &self.loads;
         Some([connection.take(limits.connection_max)?, machine.take(limits.machine_max)?])

@@ -7,9 +7,9 @@
 //!  /status   the same figures summed, with addresses and times, as JSON
 //! ```
 //!
-//! Owns what a node tells before, while and after it serves. Always holds: pages are answered on threads
-//! of their own and read numbers that the shards keep anyway, so no shard waits for a page; nothing can
-//! be changed here; requests, their size and their time are bounded by `ops`.
+//! Owns what a node reports before, while and after it serves. Always holds: pages are answered on
+//! threads of their own and read numbers that the shards keep anyway, so no shard waits for a page;
+//! nothing can be changed here; requests, their size and their time are bounded by `ops`.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -65,7 +65,7 @@ pub(crate) struct Sources {
     pub(crate) queue: SideQueue,
 }
 
-/// What pages tell of.
+/// What the pages report.
 struct Told {
     started: Instant,
     stage: AtomicU8,

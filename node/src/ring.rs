@@ -10,7 +10,7 @@
 //! Owns the ring, the receive buffers and every batch that is being sent. Always holds: memory that a
 //! submitted operation refers to stays where it is until its completion was seen. The caller hands a
 //! batch over by value and gets it back with the completion; blocks of the arena that it points to are
-//! pinned for as long. Leaves what the bytes mean to the worker.
+//! pinned for as long. What the bytes mean is left to the worker.
 //!
 //! Needs Linux 6.0: provided buffer rings (5.19) and multishot receive (6.0). Uses DEFER_TASKRUN where the
 //! kernel has it (6.1).
@@ -37,7 +37,7 @@ use send::SendSlot;
 /// Entries of the submission queue. Derived: a turn submits at most a few for each ready connection;
 /// a full queue is submitted early, so this bounds memory and not work.
 const SUBMISSIONS: u32 = 1024;
-/// Entries of the completion queue: large, since an overflow ends multishot operations.
+/// Entries of the completion queue: large, because an overflow ends multishot operations.
 const COMPLETIONS: u32 = 8192;
 /// Turns that a rest is held back for more to send with it, while there is other work. Guessed: one to
 /// hear from the client, and one to answer.
@@ -73,8 +73,8 @@ pub(crate) enum Completion {
     Sent { token: Token, batch: Batch, result: io::Result<()>, is_last: bool },
     /// All but a small rest was sent, which is held back: another batch may be sent with it.
     Held { token: Token },
-    /// A batch that was sent by reference, and of which [`Completion::Sent`] gave back the accounts
-    /// alone, is not read any more. `was_copied` if the kernel made a copy all the same.
+    /// A batch that was sent by reference, and of which [`Completion::Sent`] gave back only the
+    /// accounts, is not read any more. `was_copied` if the kernel still made a copy.
     Released { token: Token, batch: Batch, was_copied: bool },
     /// Some of a batch was sent; the rest goes on by itself.
     SentSome { token: Token, count: u64 },
@@ -104,9 +104,9 @@ fn build(setup: Setup) -> io::Result<IoUring> {
 
 /// What this kernel's ring can do.
 pub(crate) struct Abilities {
-    /// Completions run within our own `enter`.
+    /// True if completions run within our own `enter`.
     pub(crate) is_deferred: bool,
-    /// Large replies can be sent by reference.
+    /// True if large replies can be sent by reference.
     pub(crate) can_refer: bool,
 }
 
@@ -137,7 +137,7 @@ pub(crate) struct Ring {
     references: References,
     /// Sends by reference that the kernel gave up for now.
     blocked_references: Vec<u32>,
-    /// Whether the kernel knows them.
+    /// True if the kernel can send by reference.
     can_refer: bool,
     /// Connections with a rest that is held back, and turns since then.
     held: Vec<(Token, u8)>,
@@ -151,7 +151,7 @@ pub(crate) struct Ring {
 }
 
 impl Ring {
-    /// A ring for the calling thread, which alone may use it. It rings `eventfd` when something
+    /// Makes a ring for the calling thread, which alone may use it. It rings `eventfd` when something
     /// completes while notifications are on.
     ///
     /// # Errors
@@ -159,7 +159,7 @@ impl Ring {
     /// needed; the error says so.
     pub(crate) fn new(eventfd: &OwnedFd, tick_ms: u32) -> io::Result<Ring> {
         match Ring::with(Setup::Deferred, eventfd, tick_ms) {
-            // A kernel that does not know the flags: everything works without them, more slowly.
+            // The kernel does not know the flags: everything works without them, more slowly.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
                 tracing::info!("no deferred task work in this kernel (Linux 6.1 has it)");
                 Ring::with(Setup::Plain, eventfd, tick_ms)
@@ -234,7 +234,7 @@ impl Ring {
         )));
     }
 
-    /// Receives one buffer. For a connection that may have much to say: a multishot receive would bring
+    /// Receives one buffer. This is for a connection that may send much: a multishot receive would bring
     /// 32 buffers in a row, again and again, and cannot be cancelled before the socket is empty.
     pub(crate) fn receive_once(&mut self, token: Token, socket: BorrowedFd<'_>) {
         let fd = Fd(socket.as_raw_fd());
@@ -250,8 +250,8 @@ impl Ring {
         self.cancel(user_data(Operation::Receive, token.index, token.generation));
     }
 
-    /// Whether a batch of so many bytes and replies is better sent by reference, where that works: it
-    /// is large, and not too much is being read by the kernel already.
+    /// True if a batch of this many bytes and replies is better sent by reference, if that works: it is
+    /// large, and the kernel is not reading too much already.
     pub(crate) fn may_refer(&self, batch: &Batch, bytes_max: u64) -> bool {
         self.can_refer
             && reference::is_worth_it(batch.length, batch.reply_count)
@@ -259,7 +259,7 @@ impl Ring {
     }
 
     /// Sends a batch without a copy. [`Completion::Sent`] gives its accounts back when the socket has
-    /// taken it, [`Completion::Released`] the batch when nobody reads it any more.
+    /// taken it, [`Completion::Released`] the batch when the kernel does not read it any more.
     pub(crate) fn send_by_reference(&mut self, token: Token, socket: BorrowedFd<'_>, batch: Batch) {
         let slot = self.slot(token, socket, batch, true);
         let number = self.references.add(slot);
@@ -273,7 +273,7 @@ impl Ring {
         self.push(entry.user_data(user_data(Operation::SendByReference, number, 0)));
     }
 
-    /// A slot with a batch in it.
+    /// Takes a slot with a batch in it.
     fn slot(
         &mut self,
         token: Token,
@@ -358,7 +358,7 @@ impl Ring {
         self.push(entry.build().user_data(user_data(Operation::Tick, 0, 0)));
     }
 
-    /// Asks for one [`Completion::Alarm`] after so many milliseconds. One at a time.
+    /// Asks for one [`Completion::Alarm`] after this many milliseconds. One at a time.
     pub(crate) fn alarm(&mut self, after_ms: u64) {
         *self.alarm_interval =
             Timespec::new().sec(after_ms / 1000).nsec((after_ms % 1000) as u32 * 1_000_000);
@@ -399,7 +399,7 @@ impl Ring {
         }
     }
 
-    /// Whether entering would bring something: entries to submit, completions, or work that is due.
+    /// True if entering would bring something: entries to submit, completions, or work that is due.
     pub(crate) fn has_work(&mut self) -> bool {
         let due = {
             let submission = self.ring.submission();
@@ -417,7 +417,7 @@ impl Ring {
         if on { completion.enable_eventfd() } else { completion.disable_eventfd() }
     }
 
-    /// How often the kernel was entered.
+    /// Returns how often the kernel was entered.
     pub(crate) fn enter_count(&self) -> u64 {
         self.enter_count
     }
@@ -427,7 +427,7 @@ impl Ring {
         self.sends.iter().flatten().count() + self.references.count()
     }
 
-    /// The next completed operation. Call until `None`.
+    /// Takes the next completed operation. Call until `None`.
     pub(crate) fn next_completion(&mut self) -> Option<Completion> {
         if self.follow_up.is_some() {
             return self.follow_up.take();
@@ -452,7 +452,7 @@ impl Ring {
         }
     }
 
-    /// The bytes of a receive buffer.
+    /// Returns the bytes of a receive buffer.
     pub(crate) fn bytes(&self, buffer: &Buffer) -> &[u8] {
         self.buffers.bytes(buffer)
     }
@@ -469,7 +469,7 @@ impl Ring {
         match kind {
             Operation::Accept => {
                 let result = check(result).map(|fd| {
-                    // SAFETY: the kernel just made this descriptor for us, and nobody else knows it.
+                    // SAFETY: the kernel just made this descriptor for us, and no other code knows it.
                     #[expect(unsafe_code, reason = "taking ownership of an accepted socket")]
                     unsafe {
                         <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd)
@@ -509,8 +509,8 @@ impl Ring {
                 self.blocked_sends.push(index);
                 return None;
             }
-            // Too many descriptors are on their way to clients that do not take them: the reply goes without
-            // one, and its client without the memory.
+            // Too many descriptors are on their way to clients that do not take them: the reply goes
+            // without one, and its client goes on without the memory.
             Err(error) if is_crowded(&error) && slot.batch.descriptor.is_some() => {
                 slot.batch.descriptor = None;
                 let count = slot.wanted;
@@ -536,7 +536,7 @@ impl Ring {
             self.keep(slot);
             sent(batch, true)
         } else if slot.wanted > 0 {
-            // The socket took less: the rest, whatever came meanwhile.
+            // The socket took less: the rest follows, whatever came meanwhile.
             let count = slot.wanted;
             self.submit(slot, count);
             Completion::SentSome { token, count: taken }
@@ -561,7 +561,7 @@ impl Ring {
         }
     }
 
-    /// A result of a send by reference, or a notification.
+    /// Handles a result of a send by reference, or a notification.
     fn on_reference(&mut self, number: u32, result: i32, flags: u32) -> Option<Completion> {
         let reference = self.references.get(number);
         let mut sent = None;
@@ -585,7 +585,7 @@ impl Ring {
                     self.blocked_references.push(number);
                     return None;
                 }
-                // The rest by copies, under the same number: earlier parts may still be read.
+                // The rest goes by copies, under the same number: earlier parts may still be read.
                 Err(error) if reference.slot.by_reference && reference::is_curable(&error) => {
                     tracing::debug!("send by reference: {error}; copying instead");
                     reference.slot.by_reference = false;
@@ -627,7 +627,7 @@ impl Ring {
         }
     }
 
-    /// Submits so many bytes of a send; it keeps its slot until it completes.
+    /// Submits this many bytes of a send; it keeps its slot until it completes.
     fn submit(&mut self, mut slot: SendSlot, count: u64) {
         let Token { index, generation } = slot.token;
         let entry = slot.entry(count).user_data(user_data(Operation::Send, index, generation));
@@ -640,9 +640,9 @@ impl Ring {
         self.push(entry.build().user_data(user_data(Operation::Cancel, 0, 0)));
     }
 
-    /// Queues an entry; when the queue is full it is submitted first. What finds no room even then
-    /// waits for the next time the ring is entered: the kernel may want completions to be taken before,
-    /// and if it takes nothing any more, it is the loop of the shard that has to learn of it.
+    /// Queues an entry; when the queue is full it is submitted first. An entry that finds no room even
+    /// then waits for the next time the ring is entered: the kernel may want completions to be taken
+    /// before. If the kernel takes nothing any more, the loop of the shard has to learn of it.
     fn push(&mut self, entry: squeue::Entry) {
         if self.waiting.is_empty() && self.queue(&entry) {
             return;
@@ -665,7 +665,7 @@ impl Ring {
         }
     }
 
-    /// Puts an entry into the submission queue; false if that is full.
+    /// Puts an entry into the submission queue. True if there was room.
     fn queue(&mut self, entry: &squeue::Entry) -> bool {
         // SAFETY: what the entry refers to is owned by this struct until the completion is seen:
         // sockets are closed, send slots dropped and the ring itself left only afterwards.

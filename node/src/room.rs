@@ -6,9 +6,9 @@
 //! before it listens.
 //!
 //! The pages are those of a memfd: they are charged, as shared memory, to the control group that touched
-//! them first, which is ours. Huge pages cost the same, since they are given back where the memory ends; the
-//! pool of `vm.nr_hugepages` is not used, and what it holds is not available here (hugetlbpage of the
-//! kernel's `admin-guide/mm`).
+//! them first, which is ours. Huge pages cost the same, because they are given back where the memory
+//! ends; the pool of `vm.nr_hugepages` is not used, and what it holds is not available here (hugetlbpage
+//! of the kernel's `admin-guide/mm`).
 
 use std::fmt;
 use std::fs;
@@ -29,9 +29,9 @@ const SHARD_BYTES: u64 = 4 << 20;
 const CONNECTION_BYTES: u64 = 2 << 10;
 /// Counted for each file that may be known: its record, with a path of usual length.
 const FILE_BYTES: u64 = 256;
-/// Taking memory for longer is told, since it is what a start then waits for.
+/// Taking memory for longer than this is logged, because a start then waits for it.
 const TELLING: Duration = Duration::from_secs(1);
-/// A limit from here on means no limit: control groups of version 1 tell "none" as a number like this.
+/// A limit from here on means no limit: control groups of version 1 report "none" as a number like this.
 const NO_LIMIT: u64 = 1 << 60;
 
 /// Too little room.
@@ -48,11 +48,11 @@ pub struct RoomError {
     own: u64,
     /// What has too little.
     place: String,
-    /// Bytes that it has.
+    /// Bytes that it has free.
     room: u64,
     /// Bytes that it has when no other process uses any.
     limit: u64,
-    /// Whether it is enough when others give up what they use now.
+    /// True if it is enough when other processes give up what they use now.
     is_free: bool,
 }
 
@@ -109,7 +109,7 @@ fn judge(config: &Config, bounds: &[Bound]) -> Result<(), RoomError> {
     Ok(())
 }
 
-/// Bytes that are counted for a node besides `memory`.
+/// Returns the bytes that are counted for a node besides `memory`.
 fn own_bytes(config: &Config) -> u64 {
     PROGRAM_BYTES
         + config.shards as u64 * SHARD_BYTES
@@ -125,7 +125,7 @@ pub(crate) fn take(memories: &[ShardMemory], cpus: &[usize]) -> io::Result<()> {
     let start = Instant::now();
     std::thread::scope(|scope| {
         let take = |(memory, cpu): (&'_ ShardMemory, usize)| {
-            // Where it may not run it does the same from elsewhere.
+            // A thread that may not run there does the same from elsewhere.
             let _ = confine(&[cpu]);
             memory.populate()
         };
@@ -145,7 +145,8 @@ pub(crate) fn take(memories: &[ShardMemory], cpus: &[usize]) -> io::Result<()> {
     Ok(())
 }
 
-/// What bounds this process, with files under `root`: the machine, and each control group on the way up.
+/// Returns what bounds this process, with files under `root`: the machine, and each control group on the
+/// way up.
 fn bounds(root: &Path) -> Vec<Bound> {
     let read = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_default();
     let mut bounds: Vec<Bound> = machine(&read("proc/meminfo")).into_iter().collect();
@@ -163,7 +164,7 @@ fn bounds(root: &Path) -> Vec<Bound> {
             _ => continue,
         };
         let Some((mount, below)) = mount_of(&mounts, files) else { continue };
-        // Without the part that is not visible here, as in a container.
+        // The part that is not visible here, as in a container, is left out.
         let path = Path::new(path);
         let path = path.strip_prefix(&below).or_else(|_| path.strip_prefix("/")).unwrap_or(path);
         let mount = root.join(mount.strip_prefix("/").unwrap_or(&mount));
@@ -176,14 +177,14 @@ fn bounds(root: &Path) -> Vec<Bound> {
     bounds
 }
 
-/// What the machine has: proc(5), `meminfo`.
+/// Returns what the machine has: proc(5), `meminfo`.
 fn machine(text: &str) -> Option<Bound> {
     let bytes = |name: &str| Some(number_after(text, name)? << 10);
     let (limit, free) = (bytes("MemTotal:")?, bytes("MemAvailable:")?);
     Some(Bound { place: "this machine".to_owned(), limit, free })
 }
 
-/// The number behind a name at the beginning of a line.
+/// Returns the number after a name at the beginning of a line.
 fn number_after(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.split_whitespace().next()?.parse().ok()
@@ -194,10 +195,10 @@ struct Files {
     file_system: &'static str,
     /// What stands in the options of its mount.
     option: &'static str,
-    /// The least of them counts.
+    /// The smallest of them counts.
     limits: &'static [&'static str],
     usage: &'static str,
-    /// Names in `memory.stat` of what is dropped when there is need.
+    /// Names in `memory.stat` of memory that can be dropped when there is need.
     droppable: [&'static str; 2],
 }
 
@@ -217,7 +218,7 @@ const VERSION_1: Files = Files {
 };
 
 impl Files {
-    /// What a group allows, if it limits anything.
+    /// Returns what a group allows, if it limits anything.
     fn bound(&self, group: &Path, place: String) -> Option<Bound> {
         let read = |name: &str| fs::read_to_string(group.join(name)).ok();
         let number = |name: &str| read(name)?.trim().parse::<u64>().ok();
@@ -231,7 +232,7 @@ impl Files {
     }
 }
 
-/// Where the groups are mounted, and which of them is seen there: proc(5), `mountinfo`.
+/// Returns where the groups are mounted, and which of them is seen there: proc(5), `mountinfo`.
 fn mount_of(mounts: &str, files: &Files) -> Option<(PathBuf, PathBuf)> {
     mounts.lines().find_map(|line| {
         let (before, after) = line.split_once(" - ")?;
@@ -251,7 +252,7 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    /// A machine of 8 GiB with 4 GiB available, and what else is given as path and text.
+    /// Makes a machine of 8 GiB with 4 GiB available, and other files given as path and text.
     fn machine_with(files: &[(&str, &str)]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         let meminfo = "MemTotal:        8388608 kB\nMemFree:  1 kB\nMemAvailable:    4194304 kB\n";
@@ -282,7 +283,7 @@ mod tests {
              4096 MiB for it of 8192 MiB; lower memory, or give it more room, or set populate = false \
              to have it taken as the cache fills"
         );
-        // What is not there now may be there later, but not more than there is.
+        // Memory that is not free now may be free later, but not more than there is.
         assert_eq!(refusal(&root, 4096 * MIB, false), None);
         assert!(
             refusal(&root, 8192 * MIB, false).unwrap().contains("machine has 8192 MiB for it;")

@@ -34,8 +34,8 @@ use crate::worker::{Action, Event, TICK_MS, Terms, Way, Worker};
 /// How long the loop stays hot without work. Guessed: a few times what waking a thread costs. At full
 /// load 5 to 1000 us made no difference that could be measured.
 const HOT: Duration = Duration::from_micros(50);
-/// A turn of the loop that takes so many milliseconds is a stall: all connections of the shard wait for
-/// it. Guessed: far longer than turns take that have a processor.
+/// A turn of the loop that takes this many milliseconds is a stall: all connections of the shard wait
+/// for it. Guessed: far longer than turns take that have a processor.
 const STALL_MS: u64 = 10;
 /// Smallest packets for which rests are held back. Guessed: those of loopback hold 65483 bytes, those
 /// of a network at most 9000.
@@ -55,33 +55,33 @@ const MAIL_PER_TURN: usize = 256;
 struct Socket {
     fd: OwnedFd,
     token: Token,
-    /// Its place among those of its peer; None of an administrator.
+    /// Its place among those of its peer; None for an administrator.
     _place: Option<GuestPlace>,
-    /// A receive is under way.
+    /// True if a receive is under way.
     receiving: bool,
-    /// A receive is wanted: asked for again whenever one ends.
+    /// True if a receive is wanted: it is asked for again whenever one ends.
     wants_receive: bool,
-    /// More may wait in the socket than the worker wants to have at once: one buffer at a time.
+    /// True if more may wait in the socket than the worker wants to have at once: one buffer at a time.
     gently: bool,
     sending: bool,
-    /// The rest of a reply is held back by the ring.
+    /// True if the ring holds the rest of a reply back.
     holding: bool,
     closing: bool,
-    /// Bytes that a packet to the client holds, where small rests are held back; else 0.
+    /// Bytes that a packet to the client holds, if small rests are held back; else 0.
     segment: u64,
     /// Sends so far.
     send_count: u32,
-    /// Large replies leave without a copy, as far as is known.
+    /// True if large replies leave without a copy, as far as is known.
     by_reference: bool,
 }
 
 /// The sockets that a shard listens at.
 pub(crate) struct Listeners {
-    /// For everybody who reaches the port.
+    /// For every client that reaches the port.
     pub(crate) tcp: Vec<OwnedFd>,
     /// For clients on this machine.
     pub(crate) local: Vec<OwnedFd>,
-    /// Who may connect there, where the system does not decide it.
+    /// The users that may connect there, if the system does not decide it.
     pub(crate) access: Option<Access>,
     /// For administrators.
     pub(crate) admin: Vec<OwnedFd>,
@@ -106,11 +106,11 @@ pub(crate) struct Runtime {
     ring: Ring,
     /// What the shard sleeps on, until it runs.
     eventfd: Option<OwnedFd>,
-    /// Those for TCP, then those for this machine alone, then those for administrators.
+    /// Listeners for TCP, then those for this machine alone, then those for administrators.
     listeners: Vec<OwnedFd>,
     /// Where the second and the third kind begin.
     ways: [usize; 2],
-    /// Who may connect to the second kind, where the system does not decide it.
+    /// The users that may connect to the second kind, if the system does not decide it.
     access: Option<Access>,
     mail: flume::Receiver<Mail>,
     mailboxes: Mailboxes,
@@ -129,7 +129,8 @@ pub(crate) struct Runtime {
     /// When to stop, in the node's milliseconds, once a shutdown began.
     stop_at: Option<u64>,
     guests: Arc<Guests>,
-    /// Accepting failed for lack of descriptors: armed again with the next tick.
+    /// Listeners at which accepting failed for lack of descriptors: they are armed again with the next
+    /// tick.
     accept_later: Vec<u32>,
 }
 
@@ -220,12 +221,13 @@ impl Runtime {
         }
     }
 
-    /// Handles what completed and what came by mail; says whether there was anything.
+    /// Handles what completed and what came by mail. True if there was anything.
     fn turn(&mut self) -> bool {
         let hits_before = self.terms.counters().hit_count.get();
         let mut began = None;
         while let Some(completion) = self.ring.next_completion() {
-            // Looked at for each: a lease must not count from before it was asked for.
+            // The clock is looked at for each, because a lease must not count from before it was asked
+            // for.
             let at = self.started.elapsed();
             began.get_or_insert(at);
             self.on_completion(at.as_millis() as u64, completion);
@@ -260,7 +262,7 @@ impl Runtime {
         worked || self.undelivered.iter().any(|waiting| !waiting.is_empty())
     }
 
-    /// Sends the rests that were held back long enough, or all; says whether there were any.
+    /// Sends the rests that were held back long enough, or all. True if there were any.
     fn send_held(&mut self, now: u64, all: bool) -> bool {
         let (sockets, worker, actions) = (&mut self.sockets, &mut self.worker, &mut self.actions);
         let mut any = false;
@@ -283,7 +285,7 @@ impl Runtime {
         self.worker.handle(now, event, &mut self.actions);
     }
 
-    /// Polls for a moment, without a system call; says whether work came.
+    /// Polls for a moment, without a system call. True if work came.
     fn wait_hot(&mut self, worked_at: Instant) -> bool {
         loop {
             if self.ring.has_work() || !self.mail.is_empty() {
@@ -307,7 +309,7 @@ impl Runtime {
         self.perform();
         self.ring.notify(true);
         self.mailbox().going_to_sleep();
-        // Whatever came before both were told is seen here; whatever comes later rings.
+        // Work that came before both were told is seen here; later work rings.
         self.ring.enter()?;
         if !self.ring.has_work() && self.mail.is_empty() {
             self.terms.counters().sleep_count.add(1);
@@ -437,7 +439,7 @@ impl Runtime {
                 self.on_connection(now, fd, [Way::Tcp, Way::Local, Way::Admin][kind]);
             }
             Err(error) => {
-                // Out of descriptors or memory: listen on, a little later.
+                // There are no descriptors or no memory: it listens on, a little later.
                 if self.stop_at.is_none() {
                     tracing::warn!("accept a connection: {error}");
                     self.accept_later.push(listener);
@@ -512,10 +514,10 @@ impl Runtime {
         receive(&mut self.ring, token, socket, self.worker.is_crowded());
     }
 
-    /// Has the kernel send small replies at once, and end the connection when its client takes nothing for
-    /// as long as a send may take (tcp(7), TCP_USER_TIMEOUT; it covers a closed window, too), or when its
-    /// machine is gone. What is sent by reference stays pinned until the client has it, though it counts
-    /// as sent; and a client that vanished would hold its place for good.
+    /// Makes the kernel send small replies at once, and end the connection when its client takes nothing
+    /// for as long as a send may take (tcp(7), TCP_USER_TIMEOUT; it covers a closed window, too), or
+    /// when its machine is gone. What is sent by reference stays pinned until the client has it, though
+    /// it counts as sent; and a client that vanished would hold its place for good.
     fn prepare_tcp(&self, fd: &OwnedFd) -> io::Result<()> {
         rustix::net::sockopt::set_tcp_nodelay(fd, true)?;
         rustix::net::sockopt::set_socket_keepalive(fd, true)?;
@@ -532,7 +534,8 @@ impl Runtime {
         find_socket(&mut self.sockets, token)
     }
 
-    /// A multishot receive ended though the connection goes on: it is asked for again, if wanted.
+    /// Handles the end of a multishot receive on a connection that goes on: it is asked for again, if
+    /// wanted.
     fn on_receive_stopped(&mut self, token: Token) {
         let Some(socket) = find_socket(&mut self.sockets, token) else { return };
         socket.receiving = socket.wants_receive && !socket.closing;
@@ -544,7 +547,8 @@ impl Runtime {
     fn on_receive_ended(&mut self, now: u64, token: Token, result: &io::Result<()>) {
         let stopped = match result {
             Ok(()) => false,
-            // Out of buffers: they are given back within this turn. Cancelled: paused, maybe resumed.
+            // There are no buffers: they are given back within this turn. Or it was cancelled: paused,
+            // maybe resumed.
             Err(error) => {
                 matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ECANCELED | libc::EINTR))
             }
@@ -576,8 +580,8 @@ impl Runtime {
         }
     }
 
-    /// Posts what found a mailbox full in an earlier turn. Bounded by the requests in flight: each has
-    /// at most one message under way.
+    /// Posts messages that found a mailbox full in an earlier turn. Bounded by the requests in flight:
+    /// each has at most one message under way.
     fn deliver(&mut self) {
         for shard in 0..self.undelivered.len() {
             for mail in std::mem::take(&mut self.undelivered[shard]) {
@@ -643,20 +647,20 @@ impl Runtime {
                 }
             }
             Action::FinishSending(token) => {
-                // A paused connection is listened to again: only so is the client's end seen.
+                // A paused connection is listened to again, because only so is the client's end seen.
                 self.want_receive(token);
                 let Some(socket) = self.socket(token) else { return };
-                // The peer may be gone already; then there is nobody to tell.
+                // The peer may be gone already.
                 let _ = rustix::net::shutdown(&socket.fd, Shutdown::Write);
             }
             Action::Close(token) => {
                 let Some(socket) = self.socket(token) else { return };
                 socket.closing = true;
                 socket.wants_receive = false;
-                // Ends whatever receive or send is under way; it fails if the peer did it first.
+                // This ends any receive or send that is under way; it fails if the peer did it first.
                 let _ = rustix::net::shutdown(&socket.fd, Shutdown::Both);
                 if std::mem::take(&mut socket.holding) {
-                    // It fails, and gives back what it holds.
+                    // The send fails, and gives back what it holds.
                     socket.sending = true;
                     self.ring.send_held_of(token);
                 }
@@ -703,8 +707,8 @@ impl Runtime {
         self.stop_at = Some(now + self.limits.drain_timeout_ms);
         for listener in 0..self.listeners.len() as u32 {
             self.ring.stop_accepting(listener);
-            // Clients are refused from now on, and do not wait in the backlog. Fails if it was not
-            // listening, which is as good.
+            // Clients are refused from now on, and do not wait in the backlog. The call fails if the
+            // socket was not listening, which does no harm.
             let _ = rustix::net::shutdown(&self.listeners[listener as usize], Shutdown::Both);
         }
     }
@@ -720,7 +724,7 @@ impl Runtime {
     /// Cuts what is left, and gives the kernel a moment to let go of it.
     fn finish(&mut self) {
         for socket in self.sockets.iter().flatten() {
-            // Fails if the peer did it first.
+            // It fails if the peer did it first.
             let _ = rustix::net::shutdown(&socket.fd, Shutdown::Both);
         }
         for _ in 0..1000 {
@@ -749,9 +753,9 @@ fn receive(ring: &mut Ring, token: Token, socket: &Socket, gently: bool) {
     }
 }
 
-/// Bytes that a packet to the other end holds, where it is so many that a small one is as dear as a
-/// large one: on loopback a whole reply of 64 KiB. Where packets are small, the card or the kernel cuts
-/// what is sent, and there is no small rest that would cost much.
+/// Returns the bytes that a packet to the other end holds, if they are enough to make a small packet as
+/// dear as a large one: on loopback a whole reply of 64 KiB. If packets are small, the card or the
+/// kernel cuts what is sent, and there is no small rest that would cost much.
 fn segment(fd: &OwnedFd) -> u64 {
     match socket2::SockRef::from(fd).tcp_mss() {
         Ok(size) if size >= SEGMENT_MIN => u64::from(size),
@@ -759,7 +763,7 @@ fn segment(fd: &OwnedFd) -> u64 {
     }
 }
 
-/// Whether the other end is on another machine, as far as addresses tell. Loopback copies what is sent
+/// True if the other end is on another machine, as far as addresses show. Loopback copies what is sent
 /// by reference, and costs more than plain sends.
 fn is_from_elsewhere(fd: &OwnedFd) -> bool {
     let ip = |address: SocketAddrAny| SocketAddr::try_from(address).map(|it| it.ip()).ok();
@@ -771,7 +775,7 @@ fn is_from_elsewhere(fd: &OwnedFd) -> bool {
     }
 }
 
-/// Tells a client that there is no room for it, or that it may not come in, and why.
+/// Answers a client that there is no room for it, or that it may not come in, and why.
 fn refuse(fd: &OwnedFd, status: Status, message: &str) {
     let message = message.to_owned();
     let mut reply = Vec::new();

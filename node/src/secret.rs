@@ -1,4 +1,4 @@
-//! Secrets in files: what members of a cluster know, and what administrators know.
+//! Secrets in files: the secret of a cluster's members, and the token of administrators.
 //!
 //! Always holds: a secret comes from a file that not every user of the machine may read, and is shown
 //! nowhere.
@@ -22,12 +22,12 @@ pub enum SecretError {
         error: io::Error,
     },
     /// It is a directory, or a pipe, which may never give anything.
-    #[error("{} is no regular file; name the file that has the secret", .0.display())]
+    #[error("{} is not a regular file; name the file that has the secret", .0.display())]
     Kind(PathBuf),
     /// Every user of the machine may read it.
     #[error("every user of this machine may access {path}; `chmod 600 {path}`", path = .0.display())]
     Open(PathBuf),
-    /// It is too short to be one, or too long.
+    /// It is too short or too long to be a secret.
     #[error(
         "{} holds no secret; it has to have {SECRET_LENGTH_MIN} to {SECRET_LENGTH_MAX} bytes by chance, \
          such as those of `openssl rand -hex 32`",
@@ -42,7 +42,7 @@ pub enum SecretError {
 /// [`SecretError`].
 pub fn read(path: &Path) -> Result<Secret, SecretError> {
     let failed = |error| SecretError::Read { path: path.to_owned(), error };
-    // Before it is opened, which may wait for ever at a pipe.
+    // This is checked before it is opened, which may wait for ever at a pipe.
     if !fs::metadata(path).map_err(failed)?.is_file() {
         return Err(SecretError::Kind(path.to_owned()));
     }
@@ -91,7 +91,7 @@ mod tests {
         let long = "s".repeat(SECRET_LENGTH_MAX);
         assert!(
             write(&format!(" {long}\n"), 0o600).is_ok(),
-            "white space around it is no part of it"
+            "white space around it is not a part of it"
         );
         assert!(matches!(write(&format!("{long}s"), 0o600), Err(SecretError::Length(_))));
     }

@@ -9,7 +9,7 @@
 //!
 //! Owns the thread and the queues into it. Always holds: every job it took is answered to the shard it
 //! came from, and every blank goes back there, until the thread is stopped. Queues are bounded; a full
-//! one gives the job back and the shard answers `Busy`. Leaves memory and blocks to the shards.
+//! one gives the job back and the shard answers `Busy`. Memory and blocks are left to the shards.
 //! Modules: `fills` is the cold read, `lookups` what paths are, `loads` brings whole files in, `cluster`
 //! what needs no source, and what is pulled over from other nodes.
 
@@ -51,7 +51,7 @@ mod lookups;
 const NAME_THREADS_MAX: usize = 2;
 /// Stack of such a thread. Guessed: what resolvers of the C library are content with, and more.
 const NAME_STACK_SIZE: usize = 512 << 10;
-/// A time that no node runs.
+/// A time longer than any node runs.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// A block to read.
@@ -71,7 +71,7 @@ pub(crate) struct FillJob {
     pub blank: Blank,
     /// Where it may be taken from.
     pub from: FillFrom,
-    /// What the shard has to say of it meanwhile.
+    /// What the shard knows of it meanwhile.
     pub errand: Arc<Errand>,
 }
 
@@ -136,7 +136,7 @@ impl From<ClusterLookup> for Lookup {
 #[derive(Debug)]
 pub(crate) struct LookupJob<L> {
     pub requester: Requester,
-    /// Tells when the connection is gone.
+    /// Says when the connection is gone.
     pub ticket: Ticket,
     pub lookup: L,
 }
@@ -154,7 +154,7 @@ pub(crate) struct SideQueue {
 }
 
 impl SideQueue {
-    /// Queues whose other ends a test holds.
+    /// Makes queues whose other ends a test holds.
     #[cfg(test)]
     pub(crate) fn for_tests(
         fills: flume::Sender<FillJob>,
@@ -178,7 +178,8 @@ impl SideQueue {
         })
     }
 
-    /// What waits in the queues now: fills and those under way, look-ups, and what needs no source.
+    /// Returns what waits in the queues now: fills and those under way, look-ups, and what needs no
+    /// source.
     pub(crate) fn lengths(&self) -> [(&'static str, usize); 3] {
         let fills = self.fill_count.load(Ordering::Relaxed);
         [("fills", fills), ("lookups", self.lookups.len()), ("cluster", self.cluster.len())]
@@ -215,7 +216,7 @@ pub(crate) struct Parts {
     pub(crate) cluster: Cluster,
     pub(crate) progress: Arc<Progress>,
     pub(crate) counters: Arc<[Counters]>,
-    /// Keeps the node in its cluster, if it is in one.
+    /// The task that keeps the node in its cluster, if it is in one.
     pub(crate) session: Option<Task>,
     /// The secret of the cluster.
     pub(crate) secret: Option<Secret>,
@@ -323,8 +324,8 @@ pub(crate) fn start(config: &Config, parts: Parts) -> io::Result<Side> {
     Ok(Side { queue, stop, thread })
 }
 
-/// The thread's runtime. Names of hosts are resolved on a thread that it keeps: it would panic if it
-/// had to make one and could not.
+/// Makes the thread's runtime. Names of hosts are resolved on a thread that it keeps: it would panic if
+/// it had to make one and could not.
 fn runtime() -> io::Result<Runtime> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -333,7 +334,7 @@ fn runtime() -> io::Result<Runtime> {
         .thread_name("millrace-names")
         .thread_stack_size(NAME_STACK_SIZE)
         .build()?;
-    // Finds out first whether there is one, because the runtime panics where there is not.
+    // This first finds out whether a thread can be had, because the runtime panics if not.
     let trial = std::thread::Builder::new().stack_size(NAME_STACK_SIZE).spawn(|| ())?;
     trial.join().map_err(|_| io::Error::other("a thread that does nothing fails"))?;
     runtime.spawn_blocking(|| ());
@@ -347,7 +348,7 @@ struct Failure {
 }
 
 impl Failure {
-    /// For a client that has gone: it is not sent.
+    /// Returns the failure for a client that has gone: it is not sent.
     fn gone() -> Failure {
         Failure::new(Status::ShuttingDown, "the connection is closed")
     }

@@ -1,9 +1,9 @@
 //! Under-stores: where blocks come from. One trait, whatever is behind it.
 //!
-//! Owns the vocabulary: what a store tells of a path, and how it fails. Always holds: a store never
-//! reports a blank as filled unless every byte belongs to the version that was asked for.
-//! Calls come from the side runtime only; an implementation may wait there, and hands blocking system
-//! calls to threads of its own.
+//! Owns the vocabulary: what a store reports of a path, and how it fails. Always holds: a store never
+//! reports a blank as filled unless every byte belongs to the version that was asked for. Calls come
+//! from the side runtime only; an implementation may wait there, and hands blocking system calls to
+//! threads of its own.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,7 +31,7 @@ pub(crate) mod threads;
 /// A future that a store returns.
 pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// What a store tells of a path.
+/// What a store reports of a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
     /// File or directory.
@@ -65,7 +65,7 @@ pub struct Part {
     pub version: u64,
     /// Offset in the file in bytes.
     pub offset: u64,
-    /// Whether it has been left to settle since it was asked for.
+    /// True if it has been left to settle since it was asked for.
     pub is_settled: bool,
 }
 
@@ -90,13 +90,14 @@ pub enum StoreError {
     /// The file is not in the version that was asked for.
     #[error("the file changed since it was looked up; look it up again")]
     Changed,
-    /// The source says that the file is in the version that was asked for, and its bytes are others.
+    /// The source says that the file is in the version that was asked for, and its bytes differ.
     #[error("the file changed without a trace since it was read; look it up again")]
     Differs,
-    /// The file changed so recently that a further change might not show. So long it has to be left alone.
+    /// The file changed so recently that a further change might not show. It has to be left alone for
+    /// this long.
     #[error("the file changed a moment ago, and too many such files are waited for: try again")]
     Settling(Duration),
-    /// Something else, or nothing, is mounted where the file was looked up last.
+    /// Another source, or none, is mounted where the file was looked up last.
     #[error("what is mounted has changed since the file was looked up; look it up again")]
     Remounted,
     /// What is mounted is not known yet.
@@ -114,7 +115,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// The status that tells a client.
+    /// Returns the status that reports this to a client.
     pub(crate) fn status(&self) -> Status {
         match self {
             StoreError::NotFound => Status::NotFound,
@@ -151,7 +152,7 @@ impl From<StoreError> for FillError {
     }
 }
 
-/// What those who wait for a block and those who bring it tell each other meanwhile.
+/// What the waiters for a block and the fill that brings it share meanwhile.
 #[derive(Debug, Default)]
 pub struct Errand {
     is_unwanted: AtomicBool,
@@ -167,7 +168,7 @@ impl Errand {
         self.is_unwanted.store(!is_wanted, Ordering::Relaxed);
     }
 
-    /// Has the block read from the source at once: what waits may be what another node waits for.
+    /// Has the block read from the source at once: another node may wait for what is waited for here.
     pub(crate) fn urge(&self) {
         self.is_urgent.store(true, Ordering::Release);
         self.urged.notify_one();
@@ -180,7 +181,7 @@ impl Errand {
         }
     }
 
-    /// Begins to read the source, which may take so long; false if nothing waits for it any more.
+    /// Begins to read the source, which may take this long. True if something still waits for it.
     pub fn begin(&self, patience: Duration) -> bool {
         let is_wanted = !self.is_unwanted.load(Ordering::Relaxed);
         if is_wanted {
@@ -195,12 +196,12 @@ impl Errand {
         self.set_reading(None);
     }
 
-    /// When the source has been read for longer than it may take, if that has begun.
+    /// Returns when the source has been read for longer than it may take, if that has begun.
     pub(crate) fn overdue_at(&self) -> Option<Instant> {
         self.reading().map(|(_, overdue_at)| overdue_at)
     }
 
-    /// When the source began to be read, if it did.
+    /// Returns when the source began to be read, if it did.
     pub(crate) fn reading_since(&self) -> Option<Instant> {
         self.reading().map(|(since, _)| since)
     }
@@ -245,13 +246,13 @@ impl RemoteStores for NoRemoteStores {
 
 /// A place that blocks come from.
 pub trait UnderStore: Send + Sync + 'static {
-    /// The id of a path, the same after a restart and on every node that serves the same source.
+    /// Returns the id of a path, the same after a restart and on every node that serves the same source.
     fn identify(&self, path: &str) -> FileId;
 
-    /// What a path is now.
+    /// Looks up what a path is now.
     fn stat(&self, path: Arc<str>) -> StoreFuture<'_, Result<Found, StoreError>>;
 
-    /// Up to `limit` entries of a directory whose names come after `after`.
+    /// Returns up to `limit` entries of a directory whose names come after `after`.
     fn list(
         &self,
         path: Arc<str>,
@@ -277,7 +278,7 @@ pub trait UnderStore: Send + Sync + 'static {
     fn compare(&self, part: &Part, blank: &Blank) -> Result<(), StoreError>;
 }
 
-/// Judges a path: relative, `/` between parts, no part empty, `.` or `..`. The empty path is the root.
+/// Checks a path: relative, `/` between parts, no part empty, `.` or `..`. The empty path is the root.
 ///
 /// # Errors
 /// [`StoreError::InvalidPath`], [`StoreError::Denied`] for paths that lead out of the root.

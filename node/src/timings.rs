@@ -25,7 +25,7 @@ pub(crate) struct Histogram {
 }
 
 impl Histogram {
-    /// Adds one.
+    /// Adds one duration.
     pub(crate) fn record(&self, took: Duration) {
         let seconds = took.as_secs_f64();
         let bucket = BOUNDS_S.partition_point(|bound| *bound < seconds);

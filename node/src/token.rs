@@ -8,7 +8,7 @@ pub(crate) const GENERATION_COUNT: u32 = 1 << 24;
 pub(crate) struct Token {
     /// Place in the shard's table.
     pub index: u32,
-    /// Uses of the place before this one, modulo 2^24, so that a late completion is not taken for one
-    /// of the next connection.
+    /// Uses of the place before this one, modulo 2^24, so that a late completion is not taken for the
+    /// next connection's.
     pub generation: u32,
 }

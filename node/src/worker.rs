@@ -58,8 +58,8 @@ use turns::{Share, Turns};
 pub(crate) const TICK_MS: u32 = 25;
 /// Longest text of an error in bytes: what it repeats of a request may be as long as a body.
 const MESSAGE_MAX: usize = 1024;
-/// What a client is told to wait when the node is busy, in milliseconds. Guessed: a few reads of a
-/// local disk.
+/// How long a client is to wait when the node is busy, in milliseconds. Guessed: a few reads of a local
+/// disk.
 const BUSY_RETRY_MS: u32 = 10;
 /// Clients that may have fills under way before one has to wait for another's. Guessed.
 const FILLS_OF_CLIENT: u64 = 4;
@@ -79,7 +79,7 @@ pub(crate) enum Event<'a> {
     Released { token: Token, batch: Batch },
     /// The rest that was held back is on its way, without another batch.
     Unheld { token: Token },
-    /// The socket took a part of a batch, so many bytes.
+    /// The socket took a part of a batch, this many bytes.
     SentSome { token: Token, count: u64 },
     /// The socket is closed and no operation on it is under way.
     Closed { token: Token },
@@ -105,7 +105,7 @@ pub(crate) enum Action {
     ResumeReceive(Token),
     /// Receive one buffer at a time on every connection, as long as [`Worker::is_crowded`].
     ReceiveGently,
-    /// Everything was sent: tell the client that nothing more comes.
+    /// Everything was sent: end our side, so that the client sees that nothing more comes.
     FinishSending(Token),
     /// Close the socket, whatever is under way.
     Close(Token),
@@ -126,9 +126,9 @@ pub(crate) struct WorkerLimits {
     pub bytes_in_flight_max: u64,
     /// Longest body of a request.
     pub body_length_max: u32,
-    /// A client that takes no byte for so long is disconnected; 0 for never.
+    /// A client that takes no byte for this long is disconnected; 0 for never.
     pub send_timeout_ms: u64,
-    /// A connection without a request for so long is closed; 0 for never.
+    /// A connection without a request for this long is closed; 0 for never.
     pub idle_timeout_ms: u64,
     /// How long a lease lasts; 0 for none at all.
     pub lease_ms: u32,
@@ -151,12 +151,12 @@ pub(crate) struct Terms {
 }
 
 impl Terms {
-    /// The shard's counters.
+    /// Returns the shard's counters.
     pub(crate) fn counters(&self) -> &Counters {
         &self.shared.counters[self.shard as usize]
     }
 
-    /// How long the shard's hits take.
+    /// Returns how long the shard's hits take.
     pub(crate) fn hit_times(&self) -> &HitTimes {
         &self.shared.hit_times[self.shard as usize]
     }
@@ -181,7 +181,7 @@ pub(crate) struct Shared {
     pub local_addresses: Vec<String>,
     /// How members and administrators are recognised.
     pub proofs: Proofs,
-    /// From which follows what this node challenges others with.
+    /// The seed of this node's challenges.
     pub seed: [u8; 32],
     /// Feature bits that are offered.
     pub features: u64,
@@ -223,8 +223,8 @@ pub(crate) struct Worker {
     /// Waiters that have a deadline: while there are some, ticks are wanted.
     deadline_count: usize,
     draining: bool,
-    /// Something happened since a tick found no connection that waits for time to pass: so a sleep does
-    /// not have to look at all of them.
+    /// True if something happened since a tick found no connection that waits for time to pass, so that
+    /// a sleep does not have to look at all of them.
     is_restless: bool,
     /// Bytes in the stashes of all connections.
     stashed: usize,
@@ -240,7 +240,7 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// Shard number `shard`, with this part of the memory.
+    /// Makes shard number `shard`, with this part of the memory.
     pub(crate) fn new(
         shard: u32,
         shared: Arc<Shared>,
@@ -297,7 +297,7 @@ impl Worker {
         }
     }
 
-    /// Takes an event and says what to do about it.
+    /// Takes an event and queues what to do about it.
     pub(crate) fn handle(&mut self, now: u64, event: Event<'_>, actions: &mut Vec<Action>) {
         self.now = now;
         self.is_restless |= !matches!(event, Event::TurnEnd | Event::Sleep);
@@ -359,7 +359,7 @@ impl Worker {
         }
     }
 
-    /// Connections that are open.
+    /// Returns the number of connections that are open.
     #[cfg(test)]
     pub(crate) fn connection_count(&self) -> u32 {
         self.connection_count
@@ -374,12 +374,12 @@ impl Worker {
             || self.turns.waiting_count() > 0
     }
 
-    /// When time means something next: at the next tick, or else at the end of the first lease.
+    /// Returns when time means something next: at the next tick, or else at the end of the first lease.
     fn wakes_at(&self, now: u64) -> Option<u64> {
         if self.needs_ticks() { Some(now + u64::from(TICK_MS)) } else { self.leases.next_end() }
     }
 
-    /// This shard's counters.
+    /// Returns this shard's counters.
     fn counters(&self) -> &Counters {
         &self.shared.counters[self.shard as usize]
     }
@@ -430,7 +430,7 @@ impl Worker {
         let counters = self.counters();
         match status {
             Status::Busy => counters.busy_count.add(1),
-            // Whoever looks ahead expects it.
+            // A caller that looks ahead expects it.
             Status::NotCached => (),
             _ => counters.error_count.add(1),
         }
@@ -566,7 +566,7 @@ impl Worker {
             Mail::Ensure { key, version, from, reply } => self.ensure(key, version, from, reply),
             Mail::Drop(job) => self.on_drop(job, actions),
             Mail::Enumerate { first, count, reply } => {
-                // The asker may have gone.
+                // The caller may have gone.
                 let _ = reply.try_send(self.cache.enumerate(first, count));
             }
             Mail::Keep { blocks, wanted } => {
@@ -607,7 +607,7 @@ fn ask_to_send(connection: &mut Connection, to_send: &mut Vec<Token>) {
     }
 }
 
-/// Whether a request of this operation is answered range by range.
+/// True if a request of this operation is answered range by range.
 fn is_in_parts(op: u8) -> bool {
     op == Op::ReadMany as u8 || op == Op::Lease as u8
 }

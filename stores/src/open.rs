@@ -49,7 +49,7 @@ pub(crate) fn open(
         #[cfg(feature = "http")]
         "http" | "https" => request.http(),
         other if SCHEMES.contains(&other) => Err(StoreError::InvalidPath(
-            "this program was built without that store: build it with --features s3,gcs,azure,http",
+            "this program was built without that store: build it with --features gcs,azure",
         )),
         _ => Err(StoreError::InvalidPath(
             "no store has this scheme: s3://, gs://, az://, abfss://, https:// and file:// are known",

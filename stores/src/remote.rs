@@ -163,7 +163,7 @@ impl Inner {
         self.timed(request).await
     }
 
-    /// The key of a path.
+    /// Returns the key of a path.
     fn key(&self, path: &str) -> String {
         match (self.prefix.as_str(), path) {
             (prefix, "") => prefix.to_owned(),
@@ -262,7 +262,7 @@ impl Inner {
         Ok(self.timed(self.read(part, blank)).await?)
     }
 
-    /// The tag of the version that a part is of.
+    /// Finds the tag of the version that a part is of.
     async fn tag(&self, part: &Part, location: &Path) -> Result<Tag, StoreError> {
         let known = self.tags.get(&part.file).filter(|tag| tag.version() == part.version);
         if let Some(tag) = known {
@@ -320,12 +320,12 @@ impl Inner {
     }
 }
 
-/// What all keys in a directory begin with.
+/// Returns what all keys in a directory begin with.
 fn below(key: String) -> String {
     if key.is_empty() { key } else { format!("{key}/") }
 }
 
-/// An entry by the key that it has in the store.
+/// Returns an entry by the key that it has in the store.
 fn in_order(name: &str, found: &Found) -> String {
     match found.kind {
         Kind::File => name.to_owned(),

@@ -16,7 +16,7 @@ use std::time::Duration;
 pub enum Fault {
     /// This status and no body of the object.
     Status(u16),
-    /// The connection breaks when so many bytes of the body are missing.
+    /// The connection breaks when this many bytes of the body are missing.
     Cut(usize),
     /// No body, though the head promises one.
     Empty,
@@ -84,7 +84,7 @@ impl Origin {
         Origin { address, state, reads }
     }
 
-    /// URL of the store.
+    /// Returns the URL of the store.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
@@ -121,7 +121,7 @@ impl Origin {
         self.state().has_no_tags = true;
     }
 
-    /// Reads of objects so far.
+    /// Counts the reads of objects so far.
     pub fn read_count(&self) -> usize {
         self.reads.load(Ordering::SeqCst)
     }

@@ -72,7 +72,7 @@ fn report() -> CompareReport {
     }
 }
 
-/// The value of an attribute in each line that has `start`.
+/// Returns the value of an attribute in each line that has `start`.
 fn attributes(svg: &str, start: &str, name: &str) -> Vec<String> {
     let lines = svg.lines().filter(|line| line.starts_with(start));
     let value = |line: &str| {

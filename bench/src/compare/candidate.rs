@@ -15,7 +15,7 @@ use crate::wire::{FileRanges, Http, Memcached, Millrace, Redis};
 /// Longest pass over all objects before the clock starts, in seconds.
 const PASS_SECONDS_MAX: f64 = 600.0;
 
-/// A running server with the wires to it: plain reads to verify, and those that are measured.
+/// A running server with the wires to it: one for plain reads that verify, and one that is measured.
 pub(super) struct Candidate {
     pub(super) name: &'static str,
     server: Server,
@@ -128,7 +128,7 @@ impl Candidate {
         Ok(())
     }
 
-    /// Loads the server with random keys; plain reads where the load says so.
+    /// Loads the server with random keys; with plain reads where the load says so.
     pub(super) fn load(&mut self, seed: u64, load: LoadOptions) -> Result<LoadResult> {
         let mut keys = Keys::new(Distribution::Uniform, self.set.count, seed)?;
         let load = LoadOptions { server_pid: Some(self.server.pid()), ..load };

@@ -10,10 +10,10 @@ use crate::machine::{Calibration, Machine};
 use crate::report::{self, Table, median_ratio};
 use crate::rival::Transport;
 
-/// Shares of CPU below this on both sides tell that neither was the limit.
+/// Shares of CPU below this on both sides mean that neither was the limit.
 const BUSY_SHARE_MIN: f64 = 0.85;
 
-/// Everything a comparison found, with what it has to be read with.
+/// Everything that a comparison found, with what is needed to read it.
 #[derive(Clone, Debug, Serialize)]
 pub struct CompareReport {
     /// The machine.
@@ -24,7 +24,7 @@ pub struct CompareReport {
     pub command: String,
     /// Commit of the directory it ran in, if that is known.
     pub commit: Option<String>,
-    /// Each server and what it says of its version.
+    /// Each server and the version that it reports.
     pub versions: Vec<(String, String)>,
     /// Rivals that were not measured.
     pub skipped: Vec<Skipped>,
@@ -34,13 +34,13 @@ pub struct CompareReport {
     pub depth: usize,
     /// Keys in each request.
     pub batch: usize,
-    /// Whether the load generator spun instead of sleeping.
+    /// True if the load generator spun instead of sleeping.
     pub spin: bool,
     /// Measured seconds of each server in each round.
     pub seconds: f64,
     /// Rounds.
     pub rounds: usize,
-    /// What all servers were reached by.
+    /// The way by which all servers were reached.
     pub transport: Transport,
     /// CPU of the servers.
     pub server_cpu: usize,
@@ -72,7 +72,7 @@ pub struct SizeReport {
     pub servers: Vec<ServerReport>,
     /// The node over each rival.
     pub ratios: Vec<RatioReport>,
-    /// The node's client on the same machine, and what it is measured by.
+    /// The node's client on the same machine, beside `memcpy`.
     pub near: Vec<NearReport>,
     /// What the loopback interface carries without a server behind it.
     pub limits: Vec<LimitReport>,
@@ -83,14 +83,14 @@ pub struct SizeReport {
 pub struct RatioReport {
     /// The rival.
     pub rival: String,
-    /// Of reads per second; above 1 the node is faster.
+    /// Ratio of reads per second; above 1 the node is faster.
     pub reads_per_s: f64,
-    /// Of the 99th percentile; below 1 the node is faster.
+    /// Ratio of the 99th percentiles; below 1 the node is faster.
     pub p99: f64,
-    /// Of CPU seconds of the server for each GB; below 1 the node needs less.
+    /// Ratio of CPU seconds of the server for each GB; below 1 the node needs less.
     pub server_cpu_s_per_gb: f64,
 }
-/// The node, if it is there, over each rival.
+/// Returns the ratios of the node, if it is there, to each rival.
 pub(super) fn ratios(servers: &[ServerReport]) -> Vec<RatioReport> {
     let (ours, rivals): (Vec<_>, Vec<_>) =
         servers.iter().partition(|server| server.name == NODE_NAME);
@@ -109,7 +109,7 @@ pub(super) fn ratios(servers: &[ServerReport]) -> Vec<RatioReport> {
     rivals.iter().map(over).collect()
 }
 impl CompareReport {
-    /// The report for people.
+    /// Returns the report for people.
     pub fn render(&self) -> String {
         let mut text = String::new();
         let machine = &self.machine;

@@ -1,9 +1,9 @@
-//! How long a read takes: one at a time, and at a fixed rate that all servers are given alike.
+//! How long a read takes: one at a time, and at a fixed rate that is the same for all servers.
 //!
-//! Owns the two parts of `compare --latency` and what is said of them. Rounds are interleaved as in
-//! the comparison of speed, and a ratio is the median of the ratios of each round; below 1 the node
-//! is faster. In the open loop a request's clock starts when it is due, not when it is sent: a
-//! server that pauses is charged for every request of the pause.
+//! Owns the two parts of `compare --latency` and their words. Rounds are interleaved as in the
+//! comparison of speed, and a ratio is the median of the ratios of each round; below 1 the node is
+//! faster. In the open loop a request's clock starts when it is due, not when it is sent: a server that
+//! pauses is charged for every request of the pause.
 
 use std::fmt::Write as _;
 
@@ -44,7 +44,7 @@ pub struct LatencyReport {
     pub rate_reason: String,
 }
 
-/// What one kind of load found.
+/// The results of one kind of load.
 #[derive(Clone, Debug, Serialize)]
 pub struct LatencyPart {
     /// Each server.
@@ -77,11 +77,11 @@ pub struct LatencyServer {
 pub struct LatencyRatio {
     /// The rival.
     pub rival: String,
-    /// Of the median.
+    /// Ratio of the medians.
     pub p50: f64,
-    /// Of the 99th percentile.
+    /// Ratio of the 99th percentiles.
     pub p99: f64,
-    /// Of the 99.9th percentile.
+    /// Ratio of the 99.9th percentiles.
     pub p999: f64,
 }
 
@@ -120,8 +120,8 @@ pub(super) fn measure(
     Ok(LatencyReport { size, single, open, rate, rate_reason })
 }
 
-/// The rate of the open loop: what was asked for, or half of what redis does at most, or without it
-/// half of what the slowest server does.
+/// Returns the rate of the open loop: the one that was asked for, or half of redis's top rate, or
+/// without redis half of the slowest server's.
 fn choose_rate(
     candidates: &mut [Candidate],
     options: &CompareOptions,
@@ -211,7 +211,8 @@ impl LatencyServer {
     }
 }
 
-/// The node, if it is there, over each rival, and over the best one where there are several.
+/// Returns the ratios of the node, if it is there, to each rival, and to the best one if there are
+/// several.
 fn ratios(servers: &[LatencyServer]) -> Vec<LatencyRatio> {
     let (ours, rivals): (Vec<_>, Vec<_>) =
         servers.iter().partition(|server| server.name == NODE_NAME);

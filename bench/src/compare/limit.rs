@@ -1,9 +1,9 @@
 //! What the loopback interface itself carries: `iperf3`, with copies and by `sendfile`.
 //!
-//! Owns the receiver that runs all the while and one sender for each round. The sender is on the
-//! CPU of the servers and the receiver on that of the load generator, since that is the way that
-//! payload goes, and since the work of loopback falls to the sender's CPU. A limit is no rival:
-//! nothing is asked for, nothing is looked up.
+//! Owns the receiver that runs all the while and one sender for each round. The sender is on the CPU of
+//! the servers and the receiver on that of the load generator, because payload goes that way, and
+//! because the work of loopback falls to the sender's CPU. A limit is not a rival: nothing is asked for,
+//! nothing is looked up.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -29,13 +29,13 @@ const KINDS: [(&str, Option<&str>); 2] = [("iperf3", None), ("iperf3 -Z", Some("
 /// Medians over the rounds of one limit.
 #[derive(Clone, Debug, Serialize)]
 pub struct LimitReport {
-    /// Its name, the command as it were.
+    /// Its name, which is its command.
     pub name: String,
     /// Payload in GB/s.
     pub gb_per_s: f64,
-    /// CPU seconds of the sender for each GB, as it says itself.
+    /// CPU seconds of the sender for each GB, as it reports itself.
     pub sender_cpu_s_per_gb: f64,
-    /// GB/s of the node over those of the limit, the median of each round's; 0 without a node.
+    /// Ratio of the node's GB/s to the limit's, the median of each round's; 0 without a node.
     pub ratio: f64,
     /// Each round.
     pub rounds: Vec<LimitRound>,
@@ -65,7 +65,7 @@ pub(super) struct Limits {
     pub(super) all: Vec<Limit>,
 }
 
-/// Why limits cannot be measured here, if they cannot.
+/// Returns why limits cannot be measured here, if they cannot.
 pub(super) fn obstacle(transport: Transport) -> Option<&'static str> {
     if transport == Transport::Unix {
         return Some("it speaks TCP only");
@@ -73,7 +73,7 @@ pub(super) fn obstacle(transport: Transport) -> Option<&'static str> {
     machine::find_program(PROGRAM).is_none().then_some("it is not installed")
 }
 
-/// What the program says of its version.
+/// Returns the version that the program reports.
 pub(super) fn version() -> Option<String> {
     let output = Command::new(machine::find_program(PROGRAM)?).arg("--version").output().ok()?;
     Some(String::from_utf8_lossy(&output.stdout).lines().next()?.trim().to_owned())
@@ -112,7 +112,7 @@ impl Limits {
         Ok(())
     }
 
-    /// The reports, beside the GB/s of the node in each round.
+    /// Returns the reports, beside the GB/s of the node in each round.
     pub(super) fn report(self, node_gb_per_s: &[f64]) -> Vec<LimitReport> {
         self.all.into_iter().map(|limit| limit.report(node_gb_per_s)).collect()
     }
@@ -141,7 +141,7 @@ fn start_receiver(program: &Path, home: Home, address: SocketAddr) -> Result<Ser
     Ok(server)
 }
 
-/// The report of a sender; all that is of use here.
+/// The report of a sender, only with the parts that are used here.
 #[derive(Deserialize)]
 struct Output {
     error: Option<String>,

@@ -1,9 +1,9 @@
 //! The node's own client on the same machine, which reads in place, beside plain `memcpy`.
 //!
 //! Owns both measurements. Each read copies a whole object, chosen as for the servers, to the same
-//! buffer: from the node's memory under a lease, or from a copy of the objects in this process, which
-//! is what no cache can be faster than. One thread on the load generator's CPU; the clock is looked at
-//! after every few reads. A lease that has run out is taken anew within the measured time.
+//! buffer: from the node's memory under a lease, or from a copy of the objects in this process, which is
+//! what no cache can be faster than. One thread on the load generator's CPU; the clock is looked at
+//! after every few reads. A lease that has run out is taken again within the measured time.
 
 use std::time::Instant;
 
@@ -32,20 +32,20 @@ pub struct NearReport {
     pub reads_per_s: f64,
     /// GB/s copied.
     pub gb_per_s: f64,
-    /// Reads per second over those of each server, the median of each round's.
+    /// Ratio of reads per second to each server's, the median of each round's.
     pub ratios: Vec<(String, f64)>,
     /// Reads per second in each round.
     pub rounds: Vec<f64>,
 }
 
-/// The lease of an object, which is one block.
+/// Leases an object, which is one block.
 fn lease(client: &blocking::Client, file: &File) -> Result<Lease> {
     let found = client.lease(file, 0, file.length)?.into_iter().next().flatten();
     found.with_context(|| format!("the node leases no memory for {}", file.path))
 }
 
 impl NearReport {
-    /// A line for people.
+    /// Returns a line for people.
     pub(super) fn render(&self) -> String {
         let ratios = self.ratios.iter().map(|(name, ratio)| format!("{ratio:.2} x {name}"));
         format!(
@@ -70,8 +70,8 @@ pub(super) struct Near {
 }
 
 impl Near {
-    /// Connects and leases every object; what is read from each is compared with what it is.
-    /// None for objects of several blocks, each of which has a lease of its own.
+    /// Connects and leases every object, and compares what is read from each with its content. None for
+    /// objects of several blocks, each of which has a lease of its own.
     pub(super) fn start(
         address: &Address,
         set: ObjectSet,
@@ -108,7 +108,7 @@ impl Near {
         Ok(Some(near))
     }
 
-    /// Reads an object in place; leases it anew first if its lease has run out.
+    /// Reads an object in place; leases it again first if its lease has run out.
     fn read(&mut self, index: usize) -> Result<()> {
         while !self.leases[index].copy(0, &mut self.target) {
             self.leases[index] = lease(&self.client, &self.files[index])?;
@@ -125,7 +125,7 @@ impl Near {
     ) -> Result<()> {
         let mut keys = Keys::new(Distribution::Uniform, self.set.count, options.seed_of(round))?;
         let reads_per_s = machine::on_cpu(options.client_cpu, || {
-            // What the servers before it left in the processor's cache is not its own.
+            // This removes what the servers before it left in the processor's cache.
             self.run(kind, &mut keys, options.warmup_seconds)?;
             self.run(kind, &mut keys, options.seconds)
         })
@@ -156,7 +156,7 @@ impl Near {
         }
     }
 
-    /// The reports, beside the rounds of the servers.
+    /// Returns the reports, beside the rounds of the servers.
     pub(super) fn report(self, servers: &[ServerReport]) -> Vec<NearReport> {
         let size = self.set.size as f64;
         let memcpy = self.rounds[1].clone();

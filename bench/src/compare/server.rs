@@ -1,4 +1,4 @@
-//! What one server did.
+//! The results of one server.
 
 use serde::Serialize;
 

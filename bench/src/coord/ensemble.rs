@@ -25,10 +25,10 @@ const START_TIMEOUT: Duration = Duration::from_secs(90);
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time between two looks at replicas that do not serve yet.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
-/// Longest answer of a replica that is read, in bytes; etcd tells all its metrics.
+/// Longest answer of a replica that is read, in bytes; etcd sends all its metrics.
 const ANSWER_MAX: u64 = 4 << 20;
-/// Ports of replicas. Below those that the kernel gives to clients (from 32768 on): else a client
-/// that tries to reach a killed replica again and again can be given its port, and keep it.
+/// Ports of replicas. They are below those that the kernel gives to clients (from 32768 on): else a
+/// client that tries to reach a killed replica again and again can be given its port, and keep it.
 const PORTS: Range<u16> = 20_000..32_000;
 /// Draws until the search for free ports is given up.
 const PORT_DRAWS_MAX: usize = 1000;
@@ -43,7 +43,7 @@ pub(crate) struct Ensemble {
 
 struct Replica {
     child: Child,
-    /// Removed when the process has gone.
+    /// The directory is removed when the process has gone.
     home: TempDir,
 }
 
@@ -99,17 +99,17 @@ impl Ensemble {
         }
     }
 
-    /// What runs.
+    /// Returns the service that runs.
     pub(crate) fn system(&self) -> System {
         self.system
     }
 
-    /// Where clients connect, in the order of replicas.
+    /// Returns where clients connect, in the order of replicas.
     pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
         self.ports.iter().map(|ports| ports.client).collect()
     }
 
-    /// The same with the leader last: a single connection then goes to a follower, as most do.
+    /// Returns the same with the leader last: a single connection then goes to a follower, as most do.
     ///
     /// # Errors
     /// If no replica leads.
@@ -120,12 +120,12 @@ impl Ensemble {
         Ok(addresses)
     }
 
-    /// Processes of the replicas.
+    /// Returns the processes of the replicas.
     pub(crate) fn pids(&self) -> Vec<u32> {
         self.replicas.iter().map(|replica| replica.child.id()).collect()
     }
 
-    /// Memory of all replicas together.
+    /// Returns the memory of all replicas together.
     ///
     /// # Errors
     /// If one has ended.
@@ -135,7 +135,7 @@ impl Ensemble {
             .try_fold(Memory::default(), |sum, pid| Ok(sum.plus(Memory::of(pid)?)))
     }
 
-    /// The replica that leads.
+    /// Returns the replica that leads.
     ///
     /// # Errors
     /// If none does.
@@ -187,20 +187,20 @@ impl Ensemble {
         }
     }
 
-    /// What a replica says that it is; `None` when it says nothing, or that it does not serve.
+    /// Returns the role that a replica reports; `None` if it reports nothing, or that it does not serve.
     fn role(&self, index: usize) -> Option<Role> {
         let mut stream =
             TcpStream::connect_timeout(&self.ports[index].client, QUESTION_TIMEOUT).ok()?;
         stream.set_read_timeout(Some(QUESTION_TIMEOUT)).ok()?;
         stream.write_all(self.system.question()).ok()?;
         let mut answer = Vec::new();
-        // A connection reset behind the answer is no reason to pass the answer over.
+        // A connection reset after the answer is not a reason to drop the answer.
         let _ = stream.take(ANSWER_MAX).read_to_end(&mut answer);
         Role::parse(self.system, &String::from_utf8_lossy(&answer))
     }
 }
 
-/// Ports of the loopback interface that were free a moment ago, all different.
+/// Finds ports of the loopback interface that were free a moment ago, all different.
 fn free_ports(count: usize) -> Result<Vec<Ports>> {
     let mut listeners = Vec::with_capacity(3 * count);
     for _ in 0..PORT_DRAWS_MAX {

@@ -21,7 +21,7 @@ use super::session::SessionExpired;
 use super::{CoordOptions, Setting, System};
 use crate::report::{self, Table, median};
 
-/// Replicas of each service: as few as lose no write with their leader.
+/// Replicas of each service: the fewest that lose no write with their leader.
 const REPLICAS: usize = 3;
 /// Writers. Guessed: one for each replica, and one more where the leader was.
 const WRITERS: usize = 4;
@@ -41,7 +41,7 @@ const ACKNOWLEDGED_MAX: usize = 65_536;
 /// What was found.
 #[derive(Clone, Debug, Serialize)]
 pub struct FailoverReport {
-    /// What it has to be read with.
+    /// What is needed to read it.
     pub setting: Setting,
     /// Replicas of each service.
     pub replicas: usize,
@@ -62,7 +62,7 @@ pub struct ServiceFailover {
     pub all_ms: Vec<f64>,
 }
 
-/// Measures. `progress` is told in a line what happens next.
+/// Measures. `progress` gets a line that says what happens next.
 ///
 /// # Errors
 /// If a service cannot be started, or no write is acknowledged within a minute of a kill.
@@ -91,7 +91,7 @@ fn measure_one(
     let stop = AtomicBool::new(false);
     let (acknowledged, acknowledgements) = mpsc::sync_channel(ACKNOWLEDGED_MAX);
     std::thread::scope(|scope| {
-        // Stops the writers however this ends.
+        // This stops the writers however the function ends.
         let _stop = SetOnDrop(&stop);
         for number in 0..WRITERS {
             let writer = Writer {
@@ -151,9 +151,9 @@ struct Acknowledged {
 /// How long writes did not flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Flow {
-    /// Until any writer went on.
+    /// Time until any writer went on.
     first: Duration,
-    /// Until all writers had gone on.
+    /// Time until all writers had gone on.
     all: Duration,
 }
 
@@ -234,7 +234,7 @@ impl Writer<'_> {
                         return;
                     }
                 }
-                // A replica that cannot write now may soon; another one may already.
+                // A replica that cannot write now may be able to soon; another one may be able already.
                 Ok(Err(_)) | Err(_) => return,
             }
         }
@@ -246,7 +246,7 @@ impl Writer<'_> {
 }
 
 impl FailoverReport {
-    /// The report for people.
+    /// Returns the report for people.
     pub fn render(&self) -> String {
         let title = format!("{} replicas, {} writers, leader killed", self.replicas, self.writers);
         let mut table =

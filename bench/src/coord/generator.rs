@@ -1,12 +1,12 @@
 //! The load generator: one thread, non-blocking sockets, every answer compared.
 //!
-//! Owns phases and clocks of a run. Closed loop: so many requests are in flight all the time,
+//! Owns phases and clocks of a run. Closed loop: `outstanding` requests are in flight all the time,
 //! spread evenly over the connections, and these over the replicas. A run goes through warm-up,
-//! measurement and drain, and when it is over nothing is in flight. Latency counts from when a
-//! request was encoded, which is right before the write that sends it.
+//! measurement and drain, and when it is over nothing is in flight. Latency counts from when a request
+//! was encoded, which is right before the write that sends it.
 //!
-//! What a server refuses is counted, apart from what it did: rates and latencies are those of
-//! successes only. A broken connection or a wrong answer ends the run.
+//! Refused requests are counted apart from the others: rates and latencies are those of successes only.
+//! A broken connection or a wrong answer ends the run.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -80,7 +80,7 @@ pub struct Measurement {
 }
 
 impl Measurement {
-    /// Operations that were refused.
+    /// Returns how many operations were refused.
     pub fn refused_count(&self) -> u64 {
         self.refused.values().sum()
     }
@@ -139,7 +139,7 @@ struct Lane {
     sent_ns: u64,
 }
 
-/// What was answered.
+/// The results so far.
 struct Tally {
     is_measuring: bool,
     /// Everything that was answered, in any phase.
@@ -329,7 +329,7 @@ impl<'a, 'b> Generator<'a, 'b> {
         Ok(())
     }
 
-    /// Ends the sessions: what was measured.
+    /// Ends the sessions; returns what was measured.
     fn close(self) -> Result<Measurement> {
         self.lanes.into_iter().for_each(|lane| lane.link.close());
         let Tally { operations, refused, latency, .. } = self.tally;

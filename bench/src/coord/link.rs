@@ -1,8 +1,6 @@
-//! One connection to a replica: its socket, its session, what is in flight and what is not sent
-//! yet.
-//!
-//! Owns the way from bytes to answers, for the load generator, which never blocks, and for those
-//! that ask one thing at a time. Opening always blocks, and ends when requests may be sent.
+//! One connection to a replica: its socket, its session, what is in flight and what is not sent yet.
+//! Owns the way from bytes to answers, for the load generator, which never blocks, and for callers that
+//! ask one thing at a time. Opening always blocks, and ends when requests may be sent.
 
 use std::io::{ErrorKind, Read};
 use std::net::{SocketAddr, TcpStream};
@@ -17,7 +15,7 @@ use crate::sockets::Outbox;
 
 /// Most bytes taken from a socket at once. Derived: half of the smallest usual L2 cache.
 pub(crate) const RECEIVE_SIZE: usize = 256 << 10;
-/// Longest wait for the server to take leave.
+/// Longest wait for the server to close.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Where and how a link is opened.
@@ -56,8 +54,7 @@ impl Link {
     /// Connects and greets, with a new session or the one of `identity`; blocks, as does the link
     /// then.
     ///
-    /// # Errors
-    /// If nobody listens or the greeting is not answered; `SessionExpired` where the session is
+    /// # Errors If nothing listens or the greeting is not answered; `SessionExpired` if the session is
     /// gone.
     pub(crate) fn open(
         target: &Target,
@@ -90,12 +87,12 @@ impl Link {
         self.pending.count()
     }
 
-    /// What another connection needs to go on with this session.
+    /// Returns what another connection needs to go on with this session.
     pub(crate) fn identity(&self) -> Option<Identity> {
         self.session.identity()
     }
 
-    /// Whether the server takes another request now.
+    /// True if the server takes another request now.
     pub(crate) fn has_room(&mut self) -> bool {
         self.session.has_room()
     }
@@ -114,7 +111,7 @@ impl Link {
         self.session.request(sent, values, &mut self.pending, &mut self.out.bytes)
     }
 
-    /// Queues what keeps an idle session alive.
+    /// Queues the ping that keeps an idle session alive.
     pub(crate) fn ping(&mut self) {
         self.session.ping(&mut self.out.bytes);
     }
@@ -136,8 +133,8 @@ impl Link {
         self.session.settle(&mut self.out.bytes)
     }
 
-    /// Reads once, and tells `done` of each request that was answered. What the protocol has to
-    /// answer is queued. `buffer` is only lent, and grows as it has to.
+    /// Reads once, and calls `done` with each request that was answered. What the protocol has to answer
+    /// is queued. `buffer` is only lent, and grows as it has to.
     ///
     /// # Errors
     /// If the connection is broken, or a reply is wrong.
@@ -169,7 +166,7 @@ impl Link {
         Ok(Received::Bytes)
     }
 
-    /// [`Link::receive`] for a link that blocks.
+    /// As [`Link::receive`], for a link that blocks.
     fn wait(
         &mut self,
         values: &Values,

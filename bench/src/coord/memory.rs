@@ -1,9 +1,9 @@
 //! How much memory: what a replica needs before and after it holds a million keys.
 //!
-//! Owns the order. One service runs at a time, with one replica. Memory is read when the service
-//! has been left alone for a while. A JVM keeps what it once took from the system, so ZooKeeper's
-//! is read again behind a full collection, where the tool that asks for one is installed: what it
-//! needs lies between the two.
+//! Owns the order. One service runs at a time, with one replica. Memory is read when the service has
+//! been left alone for a while. A JVM keeps what it once took from the system, so ZooKeeper's memory is
+//! read again after a full collection, if the tool that asks for one is installed: what it needs lies
+//! between the two.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -17,7 +17,7 @@ use super::{CoordOptions, Setting, System};
 use crate::machine;
 use crate::report::{self, Table};
 
-/// Keys if nobody says how many.
+/// Keys if the options do not say how many.
 pub const ZNODES: u32 = 1_000_000;
 /// Time without load before memory is read. Guessed: behind snapshots and checkpoints that the load
 /// began.
@@ -26,7 +26,7 @@ const REST: Duration = Duration::from_secs(5);
 /// What was found.
 #[derive(Clone, Debug, Serialize)]
 pub struct MemoryReport {
-    /// What it has to be read with.
+    /// What is needed to read it.
     pub setting: Setting,
     /// Keys that were created.
     pub znodes: u32,
@@ -39,20 +39,19 @@ pub struct MemoryReport {
 pub struct ServiceMemory {
     /// The service.
     pub system: System,
-    /// Without keys.
+    /// Memory without keys.
     pub before: Memory,
-    /// With all keys.
+    /// Memory with all keys.
     pub after: Memory,
-    /// The same behind a full collection, for a JVM.
+    /// The same after a full collection, for a JVM.
     pub collected: Option<Memory>,
-    /// What each key added to the resident memory, in bytes; behind the collection if there was
-    /// one.
+    /// What each key added to the resident memory, in bytes; after the collection if there was one.
     pub rss_bytes_per_znode: f64,
     /// What each key added to the memory that no file backs, in bytes; likewise.
     pub anonymous_bytes_per_znode: f64,
 }
 
-/// Measures. `progress` is told in a line what happens next.
+/// Measures. `progress` gets a line that says what happens next.
 ///
 /// # Errors
 /// If a service cannot be started, or refuses a key.
@@ -93,7 +92,7 @@ fn measure_one(
     Ok(ServiceMemory::new(system, znodes, before, after, collected))
 }
 
-/// Asks a JVM for a full collection: whether there was one.
+/// Asks a JVM for a full collection. True if there was one.
 fn collect(pid: u32) -> bool {
     let Some(jcmd) = machine::find_program("jcmd") else {
         return false;
@@ -125,7 +124,7 @@ impl ServiceMemory {
 }
 
 impl MemoryReport {
-    /// The report for people.
+    /// Returns the report for people.
     pub fn render(&self) -> String {
         let mut table = Table::new(&[
             &format!("{} keys", self.znodes),

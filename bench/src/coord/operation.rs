@@ -1,9 +1,8 @@
 //! What is asked of a coordination service: keys, values, and the workloads made of them.
 //!
-//! Owns the draw of operations. The same seed gives the same sequence, so every server of a
-//! comparison is asked for the same keys. A value is a function of its key, so every read is
-//! compared byte by byte whoever wrote last. How an operation looks on the wire is left to
-//! [`super::session`].
+//! Owns the draw of operations. The same seed gives the same sequence, so every server of a comparison
+//! is asked for the same keys. A value is a function of its key, so every read is compared byte by byte,
+//! whichever writer was last. How an operation looks on the wire is left to [`super::session`].
 
 use std::fmt::Write as _;
 
@@ -25,14 +24,14 @@ pub(crate) enum Action {
     Get,
 }
 
-/// A key, by the part it plays.
+/// A key, by its role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Key {
     /// The parent of all others.
     Root,
-    /// One of those that are read and written.
+    /// A key that is read and written.
     Kept(u32),
-    /// One that a workload creates, and that is deleted again behind it.
+    /// A key that a workload creates, and that is deleted again afterwards.
     Fresh(u32),
 }
 
@@ -65,7 +64,7 @@ pub(crate) struct Values {
 }
 
 impl Values {
-    /// Values of `length` bytes, the same for the same `seed`.
+    /// Returns values of `length` bytes, the same for the same `seed`.
     pub(crate) fn new(length: usize, seed: u64) -> Values {
         // Neighbouring keys start a byte apart, so a reply for another key never compares equal.
         const PLACES: usize = 4096;
@@ -74,12 +73,12 @@ impl Values {
         Values { pool, length }
     }
 
-    /// Length of every value in bytes.
+    /// Returns the length of every value in bytes.
     pub(crate) fn length(&self) -> usize {
         self.length
     }
 
-    /// The value of a key.
+    /// Returns the value of a key.
     pub(crate) fn of(&self, key: Key) -> &[u8] {
         let place = match key {
             Key::Root => 0,
@@ -106,11 +105,11 @@ pub enum Workload {
 }
 
 impl Workload {
-    /// All of them, in the order of reports.
+    /// All workloads, in the order of reports.
     pub const ALL: [Workload; 4] =
         [Workload::Create, Workload::Set, Workload::Get, Workload::Mixed];
 
-    /// Name as on the command line.
+    /// Returns the name as on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Workload::Create => "create",
@@ -130,12 +129,12 @@ pub(crate) struct Requests {
 }
 
 impl Requests {
-    /// A sequence over `kept_count` keys that exist; new keys count from `fresh_next`.
+    /// Begins a sequence over `kept_count` keys that exist; new keys count from `fresh_next`.
     pub(crate) fn new(workload: Workload, kept_count: u32, fresh_next: u32, seed: u64) -> Self {
         Requests { workload, kept_count, fresh_next, random: fastrand::Rng::with_seed(seed) }
     }
 
-    /// The first new key that was not created yet.
+    /// Returns the first new key that was not created yet.
     pub(crate) fn fresh_next(&self) -> u32 {
         self.fresh_next
     }

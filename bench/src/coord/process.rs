@@ -1,7 +1,7 @@
-//! What the kernel tells of servers and of the disk under them.
+//! What the kernel reports of servers and of the disk under them.
 //!
-//! Owns reading memory from `/proc` and the kind of a file system, and the one measurement of the
-//! disk that every result with durable writes has to be read with.
+//! Owns reading memory from `/proc` and the kind of a file system, and the one measurement of the disk
+//! that is needed to read every result with durable writes.
 
 use std::io::Write;
 use std::path::Path;
@@ -22,7 +22,7 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// The memory of a process.
+    /// Reads the memory of a process.
     ///
     /// # Errors
     /// If there is no such process.
@@ -40,7 +40,7 @@ impl Memory {
         Some(Memory { rss_bytes: kib("VmRSS:")? * 1024, anonymous_bytes: kib("RssAnon:")? * 1024 })
     }
 
-    /// Both together.
+    /// Adds the two.
     #[must_use]
     pub fn plus(self, other: Memory) -> Memory {
         Memory {
@@ -50,8 +50,8 @@ impl Memory {
     }
 }
 
-/// Name of the file system that holds `path`; its magic number in hexadecimal if it is not a usual
-/// one.
+/// Returns the name of the file system that holds `path`; its magic number in hexadecimal if it is not a
+/// usual one.
 ///
 /// # Errors
 /// If there is no such path.
@@ -71,11 +71,11 @@ pub(super) fn file_system(path: &Path) -> Result<String> {
     Ok(name.to_owned())
 }
 
-/// Name of the file system that is no disk: a sync costs nothing there.
+/// Name of the file system that is not a disk: a sync costs nothing there.
 pub(super) const TMPFS: &str = "tmpfs";
 
-/// Microseconds that `fdatasync` takes after an append of 4 KiB in `directory`: the median of
-/// fifty.
+/// Returns the microseconds that `fdatasync` takes after an append of 4 KiB in `directory`: the median
+/// of fifty.
 ///
 /// # Errors
 /// If the directory cannot be written to.

@@ -1,9 +1,9 @@
 //! The protocols that coordination services speak, as pure functions between operations and bytes.
 //!
-//! Owns the seam between the load generator and a protocol: a [`Session`] is one connection's
-//! state, and takes no socket and no clock. A session judges every reply: what the server refuses
-//! is counted by its code, while a wrong answer (another key's value, a reply nobody asked for) is
-//! an error that ends the run.
+//! Owns the seam between the load generator and a protocol: a [`Session`] is one connection's state, and
+//! takes no socket and no clock. A session checks every reply. A refusal of the server is counted by its
+//! code, while a wrong answer (another key's value, a reply to no request) is an error that ends the
+//! run.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -47,7 +47,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// What came of a request.
+/// The result of a request.
 pub(crate) type Outcome = Result<(), Refusal>;
 
 /// The server no longer knows the session that a connection wanted to go on with.
@@ -66,7 +66,7 @@ impl std::error::Error for SessionExpired {}
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sent {
     pub(crate) operation: Operation,
-    /// By the clock of whoever sent it, in nanoseconds.
+    /// By the clock of the sender, in nanoseconds.
     pub(crate) at_ns: u64,
 }
 
@@ -84,12 +84,12 @@ impl Pending {
         self.count
     }
 
-    /// Number of the oldest request in flight, or of the next one.
+    /// Returns the number of the oldest request in flight, or of the next one.
     fn oldest(&self) -> u64 {
         self.first
     }
 
-    /// Notes a request: its number.
+    /// Notes a request; returns its number.
     fn push(&mut self, sent: Sent) -> u64 {
         self.sent.push_back(Some(sent));
         self.count += 1;
@@ -122,7 +122,7 @@ pub(crate) struct Exchange<'a> {
     pub(crate) pending: &'a mut Pending,
     /// Takes what the protocol itself has to answer.
     pub(crate) out: &'a mut Vec<u8>,
-    /// Is told of each request that was answered.
+    /// Is called with each request that was answered.
     pub(crate) done: &'a mut dyn FnMut(Sent, Outcome),
 }
 
@@ -142,7 +142,7 @@ pub(crate) enum Session {
 }
 
 impl Session {
-    /// A new session with `address`, or the one that `identity` names, where the protocol has any.
+    /// Makes a new session with `address`, or the one that `identity` names, if the protocol has any.
     pub(crate) fn new(
         system: System,
         address: SocketAddr,
@@ -157,7 +157,7 @@ impl Session {
         }
     }
 
-    /// Appends what a connection begins with.
+    /// Appends the greeting of a connection.
     pub(crate) fn greet(&self, out: &mut Vec<u8>) {
         match self {
             Session::ZooKeeper(session) => session.greet(out),
@@ -173,7 +173,7 @@ impl Session {
         }
     }
 
-    /// Whether the server takes another request now, by the flow control of the protocol.
+    /// True if the server takes another request now, by the flow control of the protocol.
     pub(crate) fn has_room(&mut self) -> bool {
         match self {
             Session::ZooKeeper(_) => true,
@@ -210,7 +210,7 @@ impl Session {
         }
     }
 
-    /// Reads the whole messages at the start of `bytes`: their length in bytes.
+    /// Reads the whole messages at the start of `bytes`; returns their length in bytes.
     ///
     /// # Errors
     /// If they are not of this protocol, or a reply is wrong; [`SessionExpired`] where the server
@@ -222,14 +222,14 @@ impl Session {
         }
     }
 
-    /// Appends what keeps an idle session alive.
+    /// Appends the ping that keeps an idle session alive.
     pub(crate) fn ping(&self, out: &mut Vec<u8>) {
         if let Session::ZooKeeper(_) = self {
             ZooKeeper::ping(out);
         }
     }
 
-    /// Appends what ends a session for good; whether the server then closes the connection.
+    /// Appends the end of a session. True if the server then closes the connection.
     pub(crate) fn farewell(&self, pending: &Pending, out: &mut Vec<u8>) -> bool {
         match self {
             Session::ZooKeeper(_) => {
@@ -240,7 +240,7 @@ impl Session {
         }
     }
 
-    /// What another connection needs to go on with this session, where there is such a thing.
+    /// Returns what another connection needs to go on with this session, if the protocol has sessions.
     pub(crate) fn identity(&self) -> Option<Identity> {
         match self {
             Session::ZooKeeper(session) => session.identity(),

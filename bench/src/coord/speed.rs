@@ -17,13 +17,13 @@ use super::process::Memory;
 use super::{CoordOptions, Setting, System};
 use crate::report::{self, Table, median, median_ratio};
 
-/// Keys that are kept if nobody says how many.
+/// Keys that are kept if the options do not say how many.
 pub const ZNODES: u32 = 10_000;
 
-/// What a comparison found.
+/// The result of a comparison.
 #[derive(Clone, Debug, Serialize)]
 pub struct SpeedReport {
-    /// What it has to be read with.
+    /// What is needed to read it.
     pub setting: Setting,
     /// Keys that were kept.
     pub znodes: u32,
@@ -84,17 +84,17 @@ pub struct ServiceReport {
 pub struct RatioReport {
     /// The rival.
     pub rival: System,
-    /// Of operations per second; above 1 ours is faster.
+    /// Ratio of operations per second; above 1 ours is faster.
     pub operations_per_s: f64,
-    /// Of the 99th percentile; below 1 ours is faster.
+    /// Ratio of the 99th percentiles; below 1 ours is faster.
     pub p99: f64,
-    /// Of the 99.9th percentile; below 1 ours is faster.
+    /// Ratio of the 99.9th percentiles; below 1 ours is faster.
     pub p999: f64,
-    /// Of CPU seconds of the replicas for each operation; below 1 ours needs less.
+    /// Ratio of CPU seconds of the replicas for each operation; below 1 ours needs less.
     pub server_cpu: f64,
 }
 
-/// Compares. `progress` is told in a line what happens next.
+/// Compares. `progress` gets a line that says what happens next.
 ///
 /// # Errors
 /// If a service cannot be started, breaks a connection, or gives a wrong answer.
@@ -170,7 +170,7 @@ impl Bench<'_> {
         Ok(cells)
     }
 
-    /// Every workload for its share of the time, with as much in flight as will be.
+    /// Runs every workload for its share of the time, with as much in flight as there will be.
     fn warm_up(&self, candidate: &mut Candidate) -> Result<()> {
         let outstanding = self.options.outstanding.iter().copied().max().unwrap_or(1);
         let seconds = self.options.warmup_seconds / self.options.workloads.len() as f64;
@@ -273,7 +273,7 @@ impl ServiceReport {
     }
 }
 
-/// Ours, if it is there, over each rival.
+/// Returns the ratios of ours, if it is there, to each rival.
 fn ratios(services: &[ServiceReport]) -> Vec<RatioReport> {
     let (ours, rivals): (Vec<_>, Vec<_>) =
         services.iter().partition(|service| service.system == System::Millrace);
@@ -294,7 +294,7 @@ fn ratios(services: &[ServiceReport]) -> Vec<RatioReport> {
 }
 
 impl SpeedReport {
-    /// The report for people.
+    /// Returns the report for people.
     pub fn render(&self) -> String {
         let mut text = self.setting.render();
         // Writing to a String cannot fail.

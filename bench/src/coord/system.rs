@@ -48,10 +48,10 @@ pub enum System {
 }
 
 impl System {
-    /// Those to compare with, in the order of reports.
+    /// The services to compare with, in the order of reports.
     pub const RIVALS: [System; 2] = [System::ZooKeeper, System::Etcd];
 
-    /// Name as on the command line.
+    /// Returns the name as on the command line.
     pub fn name(self) -> &'static str {
         match self {
             System::Millrace => "millrace",
@@ -60,10 +60,9 @@ impl System {
         }
     }
 
-    /// What the program says of its version, in one line.
+    /// Returns the version that the program reports, in one line.
     ///
-    /// # Errors
-    /// Saying what is not installed.
+    /// # Errors If it is not installed, with what is missing.
     pub(crate) fn version(self, options: &CoordOptions) -> Result<String> {
         let mut command = match self {
             System::Millrace => Command::new(program(options)?),
@@ -99,7 +98,7 @@ impl System {
         write("zoo.cfg", zoo_cfg(&data, index, ports))
     }
 
-    /// The command that runs one replica.
+    /// Returns the command that runs one replica.
     pub(crate) fn command(
         self,
         options: &CoordOptions,
@@ -132,7 +131,8 @@ impl System {
         })
     }
 
-    /// What a replica is asked on its client port to learn its role; it closes behind the answer.
+    /// Returns the question on the client port that a replica answers with its role, and after which it
+    /// closes.
     pub(crate) fn question(self) -> &'static [u8] {
         match self {
             System::Millrace | System::ZooKeeper => b"srvr",
@@ -159,7 +159,7 @@ pub(crate) struct Ports {
     pub(crate) election: SocketAddr,
 }
 
-/// The configuration of replica `index`; a single one has no list of servers.
+/// Returns the configuration of replica `index`; a single one has no list of servers.
 fn zoo_cfg(data: &Path, index: usize, ports: &[Ports]) -> String {
     let client = ports[index].client;
     let mut text = format!(

@@ -1,8 +1,8 @@
 //! One connection of the generator: its socket, its slots, and where in a reply it is.
 //!
-//! Owns the books of what is in flight. A slot is a request in flight; its number is the request id
-//! where replies may overtake each other. Each key of a slot is answered exactly once, else the run
-//! ends with an error.
+//! Owns the list of requests in flight. A slot is a request in flight; its number is the request id
+//! where replies may overtake each other. Each key of a slot is answered exactly once, else the run ends
+//! with an error.
 
 use std::collections::VecDeque;
 
@@ -78,7 +78,7 @@ impl<S: Default> Connection<S> {
         }
     }
 
-    /// Whether another request may be sent.
+    /// True if another request may be sent.
     #[inline]
     pub(super) fn has_room(&self) -> bool {
         !self.free.is_empty()
@@ -98,12 +98,12 @@ impl<S: Default> Connection<S> {
         number
     }
 
-    /// The slot a step belongs to, and the key of its part.
+    /// Returns the slot that a step belongs to, and the key of its part.
     #[inline]
     pub(super) fn locate(&self, step: &Step) -> Result<(u32, u64)> {
         let number = match step.slot {
             Some(number) => number,
-            None => *self.order.front().context("a reply nobody asked for")?,
+            None => *self.order.front().context("a reply to no request")?,
         };
         let slot = self.slots.get(number as usize);
         let in_flight = slot.filter(|slot| slot.key_count > 0);
@@ -136,7 +136,7 @@ impl<S: Default> Connection<S> {
         self.slots[number as usize].remaining -= 1;
     }
 
-    /// Frees the slot if all its keys are answered: its start.
+    /// Frees the slot if all its keys are answered; returns its start.
     #[inline]
     pub(super) fn finish(&mut self, number: u32, in_order: bool) -> Result<Option<u64>> {
         let slot = self.slots[number as usize];
@@ -152,7 +152,7 @@ impl<S: Default> Connection<S> {
         Ok(Some(slot.start_ns))
     }
 
-    /// Start of each request in flight.
+    /// Returns the start of each request in flight.
     pub(super) fn starts_ns(&self) -> impl Iterator<Item = u64> {
         let busy = self.slots.iter().filter(|slot| slot.key_count > 0);
         busy.map(|slot| slot.start_ns)

@@ -179,7 +179,7 @@ impl<'a, W: Wire> Generator<'a, W> {
     fn read_clocks(&self) -> Result<Reading> {
         let pid = self.options.server_pid;
         if let Some(marks) = self.options.marks {
-            // Whoever stopped listening does not need it.
+            // A receiver that stopped listening does not need it.
             let _ = marks.send(());
         }
         Ok(Reading {
@@ -189,7 +189,7 @@ impl<'a, W: Wire> Generator<'a, W> {
         })
     }
 
-    /// An open loop never sleeps: a timer would delay its sends.
+    /// True if the loop never sleeps. An open loop does not, because a timer would delay its sends.
     fn spins(&self) -> bool {
         self.options.spin || self.schedule.is_some()
     }
@@ -215,7 +215,7 @@ impl<'a, W: Wire> Generator<'a, W> {
         self.flush(index)
     }
 
-    /// Reads what the socket has and parses it; the time of the last read.
+    /// Reads what the socket has and parses it; returns the time of the last read.
     fn receive(&mut self, index: usize) -> Result<u64> {
         let mut buffer = std::mem::take(&mut self.buffer);
         let result = loop {
@@ -345,7 +345,7 @@ impl<'a, W: Wire> Generator<'a, W> {
         Ok(())
     }
 
-    /// Closed loop: uses every free slot of a connection, in one write.
+    /// Fills a connection in the closed loop: uses every free slot, in one write.
     fn fill(&mut self, index: usize, now: u64) -> Result<()> {
         while self.phase != Phase::Drain && self.connections[index].has_room() {
             if !self.issue(index, now) {
@@ -355,7 +355,7 @@ impl<'a, W: Wire> Generator<'a, W> {
         self.flush(index)
     }
 
-    /// Open loop: sends what is due, each request on the next connection that has room.
+    /// Sends what is due in the open loop, each request on the next connection that has room.
     fn send_due(&mut self, now: u64, end_ns: u64) -> Result<()> {
         let Some(mut schedule) = self.schedule else {
             return Ok(());
@@ -370,7 +370,7 @@ impl<'a, W: Wire> Generator<'a, W> {
         self.flush_touched()
     }
 
-    /// Closed loop with a limit for all connections together: keeps so many requests in flight,
+    /// Fills all connections in the closed loop with a common limit: keeps that many requests in flight,
     /// each on the next connection that has room.
     fn fill_in_turn(&mut self, now: u64) -> Result<()> {
         let in_flight_max = self.options.in_flight_max.unwrap_or(usize::MAX);
@@ -382,8 +382,8 @@ impl<'a, W: Wire> Generator<'a, W> {
         self.flush_touched()
     }
 
-    /// Encodes one request on the next connection that has room; false if none has, or the keys
-    /// have ended.
+    /// Encodes one request on the next connection that has room. True if one had, and the keys have not
+    /// ended.
     fn issue_in_turn(&mut self, start_ns: u64) -> bool {
         let count = self.connections.len();
         let mut order = (self.cursor..count).chain(0..self.cursor);
@@ -407,7 +407,7 @@ impl<'a, W: Wire> Generator<'a, W> {
         Ok(())
     }
 
-    /// Encodes one request; false if the keys have ended.
+    /// Encodes one request. True if there was a key left.
     #[inline]
     fn issue(&mut self, index: usize, start_ns: u64) -> bool {
         let lane = self.connections[index].lane;
@@ -426,7 +426,7 @@ impl<'a, W: Wire> Generator<'a, W> {
         true
     }
 
-    /// A key of a lane. A lane that seems to own none gets another's: the server passes it on.
+    /// Draws a key of a lane. A lane that seems to own none gets another's: the server passes it on.
     #[inline]
     fn draw(&mut self, lane: usize) -> Option<u64> {
         let lanes = self.wire.lanes();

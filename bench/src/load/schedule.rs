@@ -10,17 +10,17 @@ pub(crate) struct Schedule {
 }
 
 impl Schedule {
-    /// `requests_per_s` requests a second from time 0 on.
+    /// Makes a schedule of `requests_per_s` requests a second from time 0 on.
     pub(crate) fn new(requests_per_s: f64) -> Schedule {
         Schedule { requests_per_ns: requests_per_s / 1e9, next: 0 }
     }
 
-    /// When request `index` is due.
+    /// Returns when request `index` is due.
     pub(crate) fn due_ns(&self, index: u64) -> u64 {
         (index as f64 / self.requests_per_ns) as u64
     }
 
-    /// The time of the next request if it is due before `limit_ns`; it stays the next one.
+    /// Returns the time of the next request if it is due before `limit_ns`; it stays the next one.
     pub(crate) fn peek(&self, limit_ns: u64) -> Option<u64> {
         let due = self.due_ns(self.next);
         (due < limit_ns).then_some(due)

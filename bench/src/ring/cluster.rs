@@ -9,7 +9,7 @@ use serde::Serialize;
 
 /// Memory of the members of a mixed cluster, in GiB. Guessed: machines of some years side by side.
 const MIXED_GIB: [u64; 8] = [128, 160, 192, 224, 256, 320, 384, 512];
-/// Memory of each member of the other one.
+/// Memory of each member of a cluster of equals.
 const EQUAL_GIB: u64 = 256;
 /// Zones, of which each has a third of the members.
 const ZONES: [&str; 3] = ["a", "b", "c"];
@@ -20,9 +20,9 @@ const FILE_BLOCKS: u64 = 1000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Weights {
-    /// Not at all.
+    /// They do not differ.
     Equal,
-    /// Eight of them, the largest four times the smallest.
+    /// There are eight weights, the largest four times the smallest.
     Mixed,
 }
 
@@ -30,7 +30,7 @@ impl Weights {
     /// Both, in the order of reports.
     pub const ALL: [Weights; 2] = [Weights::Equal, Weights::Mixed];
 
-    /// Name as in reports.
+    /// Returns the name as in reports.
     pub fn name(self) -> &'static str {
         match self {
             Weights::Equal => "equal",
@@ -47,8 +47,8 @@ impl Weights {
     }
 }
 
-/// The ring of a cluster, that with one member more, and that with one less. Members have the same
-/// index in all of them.
+/// Three rings: a cluster's, the one with one member more, and the one with one less. Members have the
+/// same index in all of them.
 pub(super) struct Rings {
     pub(super) weights: Weights,
     /// Members of the cluster, and last the one that joins.
@@ -82,7 +82,7 @@ impl Rings {
         }
     }
 
-    /// Members before anyone joins or leaves.
+    /// Returns how many members there are before one joins or leaves.
     pub(super) fn count(&self) -> usize {
         self.members.len() - 1
     }
@@ -96,7 +96,7 @@ pub(super) struct Blocks {
 }
 
 impl Blocks {
-    /// Hash of the block with this number.
+    /// Returns the hash of the block with this number.
     #[inline]
     pub(super) fn hash(self, number: u64) -> u64 {
         let file = placement::mix(self.seed ^ (number / FILE_BLOCKS));

@@ -1,4 +1,4 @@
-//! What the simulation of rings found, how it is judged, and how people read it.
+//! The results of the simulation of rings, how they are judged, and how people read them.
 
 use std::fmt::Write as _;
 
@@ -12,12 +12,12 @@ use crate::report::{self, Table};
 
 /// Farthest that the share of a member may be from the fair one.
 const BALANCE_AIM: f64 = 0.05;
-/// Most that may move beyond what has to, as a part of that.
+/// Most blocks that may move beyond those that have to, as a part of those.
 const MOVEMENT_AIM: f64 = 0.01;
 /// Most nanoseconds of a decision.
 const DECISION_AIM_NS: f64 = 1000.0;
 
-/// Everything that was found, with what it has to be read with.
+/// Everything that was found, with what is needed to read it.
 #[derive(Clone, Debug, Serialize)]
 pub struct RingReport {
     /// The machine.
@@ -34,13 +34,13 @@ pub struct RingReport {
     pub seed: u64,
     /// Each cluster.
     pub clusters: Vec<ClusterReport>,
-    /// What is to be reached, and what was found.
+    /// The aims, and what was found.
     pub aims: Vec<Aim>,
-    /// What has to be known to read the figures.
+    /// What is needed to read the figures.
     pub notes: Vec<String>,
 }
 
-/// What was found of one cluster.
+/// The results of one cluster.
 #[derive(Clone, Debug, Serialize)]
 pub struct ClusterReport {
     /// Members.
@@ -51,13 +51,13 @@ pub struct ClusterReport {
     pub blocks: u64,
     /// Shares of the members.
     pub balance: Balance,
-    /// What a member moves that joins.
+    /// What moves when a member joins.
     pub join: Movement,
     /// Share of that member, over its fair one.
     pub joiner_share: f64,
-    /// What a member moves that leaves.
+    /// What moves when a member leaves.
     pub leave: Movement,
-    /// Shares of the others of what it owned.
+    /// Shares of the others in what it owned.
     pub heirs: Balance,
     /// What a decision costs.
     pub decision: Decision,
@@ -72,30 +72,30 @@ pub struct Balance {
     pub largest: f64,
     /// Standard deviation.
     pub deviation: f64,
-    /// What it would be if each block were thrown by chance: the best that a rule can do which does
-    /// not know the other blocks.
+    /// What it would be if each block were thrown by chance: the best that a rule can do that does not
+    /// know the other blocks.
     pub chance: f64,
 }
 
 /// Blocks that move because of one member.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Movement {
-    /// Those that have to: what it owns, or owned.
+    /// Blocks that have to move: those that the member owns, or owned.
     pub minimum: u64,
-    /// Those that do.
+    /// Blocks that do move.
     pub moved: u64,
-    /// Those that do, over those that have to.
+    /// Ratio of the blocks that move to those that have to.
     pub ratio: f64,
-    /// Those that move from one of the other members to another.
+    /// Blocks that move from one of the other members to another.
     pub between_others: u64,
 }
 
 /// Medians over the rounds.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Decision {
-    /// Who owns a block, in nanoseconds.
+    /// Time to find the owner of a block, in nanoseconds.
     pub owner_ns: f64,
-    /// Which three own it, each in another of three zones, in nanoseconds.
+    /// Time to find three owners, each in another of three zones, in nanoseconds.
     pub owners_ns: f64,
     /// Making the ring, in microseconds.
     pub build_us: f64,
@@ -103,23 +103,23 @@ pub struct Decision {
     pub size_bytes: u64,
 }
 
-/// What is to be reached, and what was found.
+/// An aim, and what was found.
 #[derive(Clone, Debug, Serialize)]
 pub struct Aim {
-    /// What, and of which cluster.
+    /// What is aimed at, and for which cluster.
     pub name: String,
     /// Largest value that reaches it.
     pub limit: f64,
     /// The value.
     pub found: f64,
-    /// What both are counted in.
+    /// The unit of both.
     pub unit: &'static str,
-    /// Whether it is reached.
+    /// True if it is reached.
     pub is_met: bool,
 }
 
 impl Balance {
-    /// Of members with these counts and weights; those without weight do not count.
+    /// Returns the balance of members with these counts and weights; those without weight do not count.
     pub(super) fn of(counts: &[u64], weights: &[u32]) -> Balance {
         let total = counts.iter().sum::<u64>() as f64;
         let weight_sum = weights.iter().copied().map(f64::from).sum::<f64>();
@@ -143,7 +143,7 @@ impl Balance {
         Balance { deviation: root(sums.deviation), chance: root(sums.chance), ..sums }
     }
 
-    /// How far the share of a member is from the fair one, at most.
+    /// Returns how far the share of a member is from the fair one, at most.
     pub fn error(&self) -> f64 {
         (self.largest - 1.0).max(1.0 - self.smallest)
     }
@@ -152,7 +152,7 @@ impl Balance {
 impl Movement {
     fn new(moves: Moves) -> Movement {
         let Moves { minimum, moved, between_others } = moves;
-        // If nothing has to move, whatever does is too much.
+        // If nothing has to move, every move is too much.
         let ratio = if moved == minimum { 1.0 } else { moved as f64 / minimum.max(1) as f64 };
         Movement { minimum, moved, ratio, between_others }
     }
@@ -192,14 +192,14 @@ impl ClusterReport {
         }
     }
 
-    /// The head of its row in every table.
+    /// Returns the head of its row in every table.
     fn head(&self) -> [String; 2] {
         [self.members.to_string(), self.weights.name().to_owned()]
     }
 }
 
 impl RingReport {
-    /// Compares with the aims. Balance is judged where there are enough blocks to tell it from
+    /// Compares with the aims. Balance is judged if there are enough blocks to distinguish it from
     /// chance.
     pub(super) fn judge(&mut self) {
         let mut aims = Vec::new();
@@ -223,7 +223,7 @@ impl RingReport {
         self.aims = aims;
     }
 
-    /// The report for people.
+    /// Returns the report for people.
     pub fn render(&self) -> String {
         let mut text = String::new();
         let machine = &self.machine;

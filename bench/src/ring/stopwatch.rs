@@ -46,7 +46,7 @@ impl<'a> Stopwatch<'a> {
         }
     }
 
-    /// One round.
+    /// Measures one round.
     pub(super) fn measure(&mut self) {
         let ring = self.ring;
         self.owner_ns.push(pace_ns(&self.hashes, |hash| ring.owner(hash)));
@@ -60,7 +60,7 @@ impl<'a> Stopwatch<'a> {
         self.build_us.push(started.elapsed().as_secs_f64() * 1e6);
     }
 
-    /// Medians of the rounds.
+    /// Returns the medians of the rounds.
     pub(super) fn decision(&self) -> Decision {
         Decision {
             owner_ns: median(&self.owner_ns),
@@ -71,7 +71,7 @@ impl<'a> Stopwatch<'a> {
     }
 }
 
-/// Nanoseconds for each decision.
+/// Returns the nanoseconds for each decision.
 fn pace_ns<T>(hashes: &[u64], decide: impl Fn(u64) -> T) -> f64 {
     let mut count = 0;
     let started = Instant::now();

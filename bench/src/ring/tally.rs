@@ -1,4 +1,4 @@
-//! Counts who owns blocks, before and after a member joins or leaves.
+//! Counts the blocks of each owner, before and after a member joins or leaves.
 
 use std::ops::Range;
 
@@ -7,11 +7,11 @@ use super::cluster::{Blocks, Rings};
 /// Blocks that move because of one member.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Moves {
-    /// Of those that it owns, or owned: all that has to move.
+    /// Blocks that it owns, or owned: all that have to move.
     pub(super) minimum: u64,
-    /// That have another owner than before.
+    /// Blocks that have another owner than before.
     pub(super) moved: u64,
-    /// Of these, from one of the others to another one.
+    /// Those of them that move from one of the others to another one.
     pub(super) between_others: u64,
 }
 
@@ -33,7 +33,7 @@ impl Moves {
 pub(super) struct Tally {
     /// Blocks of each member.
     pub(super) owned: Vec<u64>,
-    /// Blocks of the one that left, by who owns them then.
+    /// Blocks of the member that left, by their owner then.
     pub(super) inherited: Vec<u64>,
     pub(super) join: Moves,
     pub(super) leave: Moves,

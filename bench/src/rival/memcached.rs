@@ -22,8 +22,8 @@ pub(super) fn start(program: &Path, home: Home, set: &ObjectSet) -> Result<Serve
         .args(["-t", "1", "-R", "200", "-M", "-I", "4m", "-c", "4096", "-m"])
         .arg(memory_mb.to_string());
     if rustix::process::geteuid().is_root() {
-        // It refuses to run as root without being told whose rights to take, and another user's
-        // could not make a socket in the scratch directory.
+        // As root it has to be told whose rights to take, and another user's could not make a socket in
+        // the scratch directory.
         command.args(["-u", if home.address.is_unix() { "root" } else { "nobody" }]);
     }
     let child = spawn(command, &home.scratch, None)?;

@@ -18,7 +18,7 @@ pub struct NodeOptions {
     pub program: Option<PathBuf>,
     /// Cache size in bytes.
     pub memory_bytes: u64,
-    /// Further arguments behind those of the harness.
+    /// Further arguments after those of the harness.
     pub arguments: Vec<String>,
 }
 

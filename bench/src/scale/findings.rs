@@ -9,7 +9,7 @@ use crate::machine::Machine;
 use crate::report::{self, Table, median, median_ratio};
 use crate::rival::Transport;
 
-/// Everything that was found, with what it has to be read with.
+/// Everything that was found, with what is needed to read it.
 #[derive(Clone, Debug, Serialize)]
 pub struct ScaleReport {
     /// The machine.
@@ -18,7 +18,7 @@ pub struct ScaleReport {
     pub command: String,
     /// Commit of the directory it ran in, if that is known.
     pub commit: Option<String>,
-    /// What nodes were reached by.
+    /// The way by which nodes were reached.
     pub transport: Transport,
     /// Measured seconds of each point in each round.
     pub seconds: f64,
@@ -30,7 +30,7 @@ pub struct ScaleReport {
     pub axes: Vec<AxisReport>,
 }
 
-/// What was found along one axis.
+/// The results along one axis.
 #[derive(Clone, Debug, Serialize)]
 pub struct AxisReport {
     /// What grows.
@@ -39,7 +39,7 @@ pub struct AxisReport {
     pub series: Vec<SeriesReport>,
     /// Points that were not measured.
     pub skipped: Vec<SkippedPoint>,
-    /// What has to be known to read the figures.
+    /// What is needed to read the figures.
     pub notes: Vec<String>,
 }
 
@@ -59,16 +59,16 @@ pub struct SeriesReport {
 /// Medians over the rounds of one point.
 #[derive(Clone, Debug, Serialize)]
 pub struct PointReport {
-    /// How many.
+    /// Its place on the axis.
     pub value: u64,
     /// Reads per second.
     pub reads_per_s: f64,
-    /// Of those to those of the first point, the median of each round's.
+    /// Ratio to the reads per second of the first point, the median of each round's.
     pub reads_ratio: f64,
     /// CPU time of the node for a read, in microseconds. A node that waits for requests spins a
     /// little before it sleeps, so this says much where the node was the limit, and less elsewhere.
     pub node_cpu_us_per_read: f64,
-    /// Of that to that of the first point, the median of each round's.
+    /// Ratio to the CPU time of the first point, the median of each round's.
     pub node_cpu_ratio: f64,
     /// 99th percentile of latency in microseconds.
     pub p99_us: f64,
@@ -83,7 +83,7 @@ pub struct PointReport {
 /// A point that was not measured.
 #[derive(Clone, Debug, Serialize)]
 pub struct SkippedPoint {
-    /// How many it would have been.
+    /// Its place on the axis.
     pub value: u64,
     /// Why not.
     pub reason: String,
@@ -105,7 +105,7 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// What load generators that ran at the same time found together.
+    /// Adds up the results of load generators that ran at the same time.
     pub(super) fn of(results: &[LoadResult]) -> Sample {
         let reads_per_s: f64 = results.iter().map(|result| result.reads_per_s).sum();
         let first = results.first().cloned().unwrap_or_default();
@@ -129,7 +129,7 @@ impl Sample {
 }
 
 impl AxisReport {
-    /// Groups points by series, in the order they come in.
+    /// Puts points into their series, in the order they come in.
     pub(super) fn new(
         name: &str,
         points: impl Iterator<Item = (String, u64, Vec<Sample>)>,
@@ -221,7 +221,7 @@ impl PointReport {
 }
 
 impl ScaleReport {
-    /// The report for people.
+    /// Returns the report for people.
     pub fn render(&self) -> String {
         let mut text = String::new();
         let machine = &self.machine;

@@ -1,7 +1,7 @@
 //! One point of an axis: a load that is put on a node again in every round.
 //!
-//! Owns the generators, a thread and a CPU each. Their reads are added up; the node's CPU time is
-//! taken over the measured time of the first, which is that of all but for the moment it takes to
+//! Owns the generators, a thread and a CPU each. Their reads are added up; the node's CPU time is taken
+//! over the measured time of the first, which differs from the others' only by the moment it takes to
 //! start a thread.
 
 use std::sync::Barrier;
@@ -37,7 +37,7 @@ impl Probe {
         Probe { series: series.into(), value, samples, addresses, key_count, load, generators }
     }
 
-    /// What it measures, in words.
+    /// Describes what it measures.
     pub(super) fn title(&self, axis: &str) -> String {
         format!("{} {axis}, {}", self.value, self.series)
     }

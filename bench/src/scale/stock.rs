@@ -20,9 +20,8 @@ use crate::wire::{FileRanges, Millrace};
 
 /// Files in a directory.
 const FILES_PER_DIRECTORY: u64 = 1000;
-/// Memory of a node for each block: its page and what is kept beside it, and an eighth more, since
-/// shards own parts that are not quite equal. Measured: a node keeps less than 200 bytes for a
-/// page.
+/// Memory of a node for each block: its page and what is kept beside it, and an eighth more, because
+/// shards own parts that are not quite equal. Measured: a node keeps less than 200 bytes for a page.
 const BLOCK_MEMORY: u64 = (READ_SIZE as u64 + 256) * 9 / 8;
 /// Memory of a node beside blocks, for each shard. Derived: twice the least that a shard takes.
 const SHARD_MEMORY: u64 = 8 << 20;
@@ -33,7 +32,7 @@ const FILE_MEMORY: u64 = 2 << 10;
 const FILL_COUNT: u64 = 1000;
 /// Counter of a node: blocks in its memory.
 const BLOCK_COUNTER: &str = "block_count";
-/// Connections that a node takes beside those of the load: those that fill it, and that of
+/// Connections that a node takes beside those of the load: those that fill it, and the one for
 /// questions.
 const CONNECTIONS_SPARE: usize = 64;
 /// Flags of a node for the most connections it takes, in all and from one address: all of them come from
@@ -57,12 +56,12 @@ impl Source {
         format!("{}/{}", index / FILES_PER_DIRECTORY, index % FILES_PER_DIRECTORY)
     }
 
-    /// Memory that it takes to have `count` files.
+    /// Returns the memory that `count` files take.
     pub(super) fn growth_bytes(&self, count: u64) -> u64 {
         count.saturating_sub(self.count) * FILE_MEMORY
     }
 
-    /// Why there cannot be `count` files, if so.
+    /// Returns why there cannot be `count` files, if so.
     pub(super) fn obstacle(&self, count: u64) -> Option<String> {
         let free = rustix::fs::statvfs(self.directory.path()).ok()?.f_favail;
         let more = count.saturating_sub(self.count);
@@ -103,12 +102,12 @@ pub(super) struct Stock {
 }
 
 impl Stock {
-    /// Memory of a node for so many blocks.
+    /// Returns the memory of a node for this many blocks.
     pub(super) fn memory_bytes(count: u64, shard_count: usize) -> u64 {
         count * BLOCK_MEMORY + shard_count as u64 * SHARD_MEMORY
     }
 
-    /// Starts a node on `cpus`, for a load of so many connections, and reads the first `count`
+    /// Starts a node on `cpus`, for a load of `connections` connections, and reads the first `count`
     /// files of the source.
     pub(super) fn start(
         options: &ScaleOptions,
@@ -172,8 +171,8 @@ impl Stock {
         Ok(())
     }
 
-    /// A load of this node by one generator on each of `cpus`, of `read_count` blocks spread evenly
-    /// over all there are.
+    /// Makes a load of this node by one generator on each of `cpus`, of `read_count` blocks spread
+    /// evenly over all blocks.
     pub(super) fn probe(
         &self,
         series: &str,

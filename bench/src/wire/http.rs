@@ -1,6 +1,6 @@
 //! HTTP/1.1 with keep-alive and pipelining, as nginx serves files.
 //!
-//! A reply must say its length: chunked replies are refused, since no file server sends them for
+//! A reply must say its length: chunked replies are refused, because no file server sends them for
 //! files. There is no batch in HTTP.
 
 use anyhow::{Context, Result, bail, ensure};
@@ -18,7 +18,7 @@ pub struct Http {
 }
 
 impl Http {
-    /// Requests of one file each.
+    /// Prepares requests of one file each.
     pub fn new(set: &ObjectSet) -> Http {
         let item = |index| format!("GET /{} HTTP/1.1\r\nHost: localhost\r\n\r\n", set.path(index));
         Http { texts: Texts::new(set, "", "", item), size: set.size }

@@ -21,12 +21,12 @@ pub struct Memcached {
 pub struct Stage {
     /// Values whose payload has begun.
     values: usize,
-    /// Whether what comes next stands behind a payload.
+    /// True if what comes next stands after a payload.
     trailer: bool,
 }
 
 impl Memcached {
-    /// Requests of `batch` keys each.
+    /// Prepares requests of `batch` keys each.
     pub fn new(set: &ObjectSet, batch: usize) -> Memcached {
         Memcached {
             texts: Texts::new(set, "get", "\r\n", |index| format!(" {}", set.key(index))),

@@ -66,17 +66,17 @@ impl FileRanges {
         Ok(ranges)
     }
 
-    /// Number of ranges, one above the largest key.
+    /// Returns the number of ranges, one above the largest key.
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// Number of files with at least one range.
+    /// Returns the number of files with at least one range.
     pub fn file_count(&self) -> usize {
         self.files.len()
     }
 
-    /// Size of all ranges in bytes.
+    /// Returns the size of all ranges in bytes.
     pub fn total_bytes(&self) -> u64 {
         self.files.iter().map(|file| file.entry.length).sum()
     }
@@ -85,7 +85,7 @@ impl FileRanges {
         u64::from(self.block_size.div_ceil(self.size))
     }
 
-    /// The file of a key and the range it stands for.
+    /// Returns the file of a key and the range it stands for.
     fn locate(&self, key: u64) -> (&Entry, Range) {
         let index = self.files.partition_point(|file| file.first_key <= key) - 1;
         let file = &self.files[index];
@@ -120,7 +120,7 @@ pub struct Millrace {
 const REQUEST_BUDGET_MS: u32 = 10_000;
 
 impl Millrace {
-    /// Requests of `batch` ranges each: 1 asks by `Read`, more by `ReadMany`. With `route` each
+    /// Makes requests of `batch` ranges each: 1 asks by `Read`, more by `ReadMany`. With `route` each
     /// connection asks only for blocks of the shard it is connected to.
     ///
     /// # Errors

@@ -30,7 +30,7 @@ pub enum Stage {
 }
 
 impl Redis {
-    /// Requests of `batch` keys each: 1 asks by `GET`, more by `MGET`.
+    /// Prepares requests of `batch` keys each: 1 asks by `GET`, more by `MGET`.
     pub fn new(set: &ObjectSet, batch: usize) -> Redis {
         let prefix = if batch == 1 {
             "*2\r\n$3\r\nGET\r\n".to_owned()

@@ -202,7 +202,7 @@ fn ranges_cover_every_byte_and_cross_no_block() {
     assert!(FileRanges::new(vec![file("a", 1, 0)], 8, 64).is_err());
 }
 
-/// A reply of the node for one range of `bytes`.
+/// Returns a reply of the node for one range of `bytes`.
 fn reply(slot: u64, part: u16, block: &[u8], offset: usize, length: usize) -> Vec<u8> {
     let pieces = checksum::pieces(offset as u32, length as u32, block.len() as u32);
     let checksums = pieces

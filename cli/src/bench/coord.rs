@@ -42,7 +42,7 @@ pub(super) struct Args {
     /// Services to compare with; what is not installed is named and left out
     #[arg(long, value_delimiter = ',', value_parser = rivals(), default_value = "zookeeper,etcd")]
     rivals: Vec<System>,
-    /// Measure the rivals alone
+    /// Measure only the rivals
     #[arg(long)]
     rivals_only: bool,
     /// Replicas of each service: 1, 3 or 5; measured one after the other
@@ -162,7 +162,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
     let options = args.options();
     if !options.directory.is_dir() {
         let shown = options.directory.display();
-        return Err(Failure::usage(format!("flag --dir: {shown} is no directory")));
+        return Err(Failure::usage(format!("flag --dir: {shown} is not a directory")));
     }
     if let Some(count) = options.replicas.iter().find(|&count| count.is_multiple_of(2)) {
         let message = format!("flag --replicas: {count} is even; use 1, 3 or 5");

@@ -14,10 +14,9 @@ const BLOCKS_MAX: usize = 1_000_000_000_000;
 
 /// Simulate how blocks are spread over the members of a cluster.
 ///
-/// Starts nothing: clusters are made up, and rings are asked who owns each block, before and after
-/// one member joins or leaves. Tells how far shares are from the fair ones, how many blocks move
-/// beside those that have to, and what a decision costs. The defaults take about a minute of two
-/// CPUs.
+/// Starts nothing: clusters are made up, and rings are asked which member owns each block, before and
+/// after one member joins or leaves. Prints how far shares are from the fair ones, how many blocks move
+/// beside those that have to, and what a decision costs. The defaults take about a minute of two CPUs.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -68,7 +67,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
     if args.json { output::print_json(&report) } else { output::print(&report.render()) }
 }
 
-/// A number of members that can be simulated.
+/// Parses a number of members that can be simulated.
 fn members() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(*MEMBERS.start() as u64..=*MEMBERS.end() as u64)
 }

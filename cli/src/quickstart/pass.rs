@@ -33,7 +33,7 @@ const BYTES_AT_ONCE: u64 = 64 << 20;
 const BATCH_BYTES: u64 = 64 << 20;
 /// Most reads of a batch. Guessed, for the same reasons.
 const BATCH_READS: usize = 8192;
-/// Longest latency that is told apart: an hour in nanoseconds.
+/// Longest latency that is recorded: an hour in nanoseconds.
 const LATENCY_MAX_NS: u64 = 3600 * 1_000_000_000;
 
 /// What the node lists.
@@ -190,7 +190,7 @@ fn pieces_of(samples: &[Sample]) -> Vec<Piece> {
     .collect()
 }
 
-/// How many of the pieces become one batch.
+/// Returns how many of the pieces become one batch.
 fn batch_length(pieces: &[Piece]) -> usize {
     let mut bytes = 0;
     let fits = |piece: &&Piece| {
@@ -217,7 +217,7 @@ async fn judge(
                 return Ok(Some(Trouble::Unreadable(format!("at the source: {error}"))));
             }
         },
-        // The node's bytes were damaged twice: no proof could fail more clearly.
+        // The node's bytes were damaged twice, which is the clearest failure.
         Err(Error::Corrupt { offset, .. }) => offset,
         Err(error) => return trouble_of(file, &error).map(Some),
     };
@@ -229,7 +229,7 @@ async fn judge(
     }
 }
 
-/// What an error says of a file; a failure if it says more.
+/// Returns what an error says of a file; fails if it says more.
 fn trouble_of(file: &File, error: &Error) -> Result<Trouble, Failure> {
     match error {
         Error::Stale { .. } => Ok(Trouble::Changed),
@@ -238,7 +238,7 @@ fn trouble_of(file: &File, error: &Error) -> Result<Trouble, Failure> {
     }
 }
 
-/// Offset of the first byte that is another one in the file at `path`, or is missing there.
+/// Finds the first byte that differs in the file at `path`, or is missing there, and returns its offset.
 fn difference(path: &Path, piece: Piece, bytes: &[u8]) -> io::Result<Option<u64>> {
     let mut expected = vec![0; piece.length as usize];
     match std::fs::File::open(path)?.read_exact_at(&mut expected, piece.offset) {

@@ -21,7 +21,7 @@ const NAMED_MAX: usize = 5;
 /// Size that blocks are rounded up to in memory.
 const PAGE_SIZE: u64 = millrace_proto::checksum::PAGE_SIZE as u64;
 
-/// Everything there is to say; as JSON, what `--json` prints.
+/// All results; as JSON, what `--json` prints.
 #[derive(Default, Serialize)]
 pub(super) struct Report {
     directory: String,
@@ -49,7 +49,7 @@ pub(super) struct Report {
     unreadable: Vec<Named>,
 }
 
-/// A path with what is to say about it.
+/// A path with a remark about it.
 #[derive(Serialize)]
 struct Named {
     path: String,
@@ -112,7 +112,7 @@ impl Report {
         self.mismatches.is_empty() && self.matched_count > 0
     }
 
-    /// The lines before anything is read.
+    /// Returns the lines before anything is read.
     pub(super) fn head(&self) -> String {
         let mut text = format!(
             "Millrace reads {}\n\
@@ -129,7 +129,7 @@ impl Report {
             let skipped = output::counted(self.skipped_count, "entry");
             let _ = write!(
                 text,
-                "; {skipped} left out (links that lead out of it or nowhere, and what is no file)"
+                "; {skipped} left out (links that lead out of it or nowhere, and what is not a file)"
             );
         }
         text.push('\n');
@@ -145,13 +145,13 @@ impl Report {
         text
     }
 
-    /// How much fits in memory, if not all does.
+    /// Returns how much fits in memory, if not all does.
     fn fitting_percent(&self) -> Option<u64> {
         let capacity = self.capacity_bytes.unwrap_or(self.memory_bytes);
         (self.needed_bytes > capacity).then(|| output::percent(capacity, self.needed_bytes))
     }
 
-    /// The table and what it proves.
+    /// Returns the table and what it proves.
     pub(super) fn verdict(&self) -> String {
         let mut text = format!("\n{}\n", self.table());
         if let (Some(percent @ 0..100), Some(_)) = (self.warm_hit_percent, self.fitting_percent()) {
@@ -190,7 +190,7 @@ impl Report {
         table.render()
     }
 
-    /// What to try while the node serves.
+    /// Returns what to try while the node serves.
     pub(super) fn how_to_connect(&self) -> String {
         let address = &self.address;
         let verbs = ["fs ls -l", "admin status", "fs status", "bench read"];
@@ -199,7 +199,7 @@ impl Report {
         format!("\nserving at {address} until Ctrl-C; in another terminal, try\n{lines}")
     }
 
-    /// The end of the verb.
+    /// Ends the verb.
     ///
     /// # Errors
     /// If a byte differed, or none was compared.
@@ -219,7 +219,7 @@ impl Report {
     }
 }
 
-/// A line that counts, and a line for each of the first.
+/// Returns a line that counts, and a line for each of the first.
 fn named(what: &str, list: &[Named]) -> String {
     if list.is_empty() {
         return String::new();

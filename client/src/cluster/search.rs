@@ -1,10 +1,9 @@
-//! Finding a cluster again of which no member that is known can be reached: at the addresses that the
-//! client began with, or at those that coordination names.
-//!
-//! Owns when they are asked. Always holds: the way in is remembered for good; a cluster that is gone
-//! makes no client ask more often than every half second at first and every quarter of a minute
-//! later. Addresses are asked for the first time at once, since nodes are asked all the time anyway;
-//! coordination only after a moment, since all clients that lost the same nodes ask the same servers.
+//! Finding a cluster again when none of its known members can be reached: at the addresses that the
+//! client began with, or at those that coordination names.  Owns when they are asked. Always holds: the
+//! way in is remembered for good; a cluster that is gone makes no client ask more often than every half
+//! second at first and every quarter of a minute later. Addresses are asked for the first time at once,
+//! because nodes are asked all the time anyway. Coordination is asked only after a moment, because all
+//! clients that lost the same nodes ask the same servers.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -48,13 +47,13 @@ impl Search {
         self.due = None;
     }
 
-    /// Goes the way in again, if it is time to. True if a node told something that counts.
+    /// Goes the way in again, if it is time to. True if a node gave news that counts.
     pub(crate) async fn run(&mut self, board: &Board) -> bool {
         let is_first_at_once = matches!(board.seeds(), Seeds::Addresses(_));
         let Some(step) = self.step_if_due(is_first_at_once) else { return false };
         let addresses = match board.seeds() {
             Seeds::Addresses(addresses) => addresses.clone(),
-            // Coordination may be gone as well: the members that are known are tried all the same.
+            // Coordination may be gone as well: the known members are still tried.
             Seeds::Coordination(place) => {
                 let (wait, step) = (board.config().connect_timeout, board.config().race_step());
                 coordination::members(place, wait, step).await.unwrap_or_default()
@@ -65,7 +64,7 @@ impl Search {
         is_found
     }
 
-    /// The wait after this question; None if it is too soon to ask.
+    /// Returns the wait after this question; None if it is too soon to ask.
     fn step_if_due(&mut self, is_first_at_once: bool) -> Option<Duration> {
         let now = Instant::now();
         match self.due {
@@ -81,8 +80,8 @@ impl Search {
     }
 }
 
-/// Asks the nodes at these addresses for the cluster, those first that no member is known to have.
-/// True if one of them told something that counts.
+/// Asks the nodes at these addresses for the cluster, first the addresses that no known member has. True
+/// if one of them gave news that counts.
 async fn ask(board: &Board, mut addresses: Vec<Arc<str>>) -> bool {
     let topology = board.topology();
     if let Some(main) = &topology.main {

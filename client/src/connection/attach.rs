@@ -1,8 +1,8 @@
-//! Getting at the memory of a node on the same machine, when a connection is new.
+//! Reaching the memory of a node on the same machine, when a connection is new.
 //!
-//! Owns the exchange of `Attach`, whose reply may bring a descriptor, and [`Attachment`], the memory
-//! as long as the connection lasts. Always holds: an attachment is ended before its socket is closed,
-//! so that whoever looks at it after reading knows whether the node still kept its promise.
+//! Owns the exchange of `Attach`, whose reply may bring a descriptor, and [`Attachment`], the memory as
+//! long as the connection lasts. Always holds: an attachment is ended before its socket is closed, so a
+//! reader that looks at it after reading knows whether the node still kept its promise.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -21,7 +21,7 @@ use crate::memory::NodeMemory;
 /// Request id of `Attach`, `Challenge` and `Prove`: no other request is in flight, and later ones count from 1.
 pub(super) const REQUEST_ID: u64 = u64::MAX;
 
-/// What a node told of itself to clients on its machine.
+/// What a node told clients on its machine about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Neighbour {
     /// Number of this run of the node.
@@ -44,12 +44,12 @@ impl Attachment {
         Attachment { memory, stands: AtomicBool::new(true) }
     }
 
-    /// The connection is about to end: the node may forget all leases.
+    /// Notes that the connection is about to end: the node may forget all leases.
     pub(crate) fn end(&self) {
         self.stands.store(false, Ordering::SeqCst);
     }
 
-    /// Whether the connection still stands, so that the node keeps leases.
+    /// True if the connection still stands, so that the node keeps leases.
     pub(crate) fn stands(&self) -> bool {
         self.stands.load(Ordering::Acquire)
     }
@@ -66,10 +66,9 @@ impl Drop for End {
     }
 }
 
-/// Asks how to get at the node's memory, on a connection that has nothing in flight.
+/// Asks how to reach the node's memory, on a connection that has nothing in flight.
 ///
-/// # Errors
-/// [`Error::Protocol`] for an answer that is none, and what the socket says.
+/// # Errors [`Error::Protocol`] for an answer to something else, and the errors of the socket.
 pub(super) async fn attach(
     socket: &mut Socket,
     timeout: Duration,
@@ -81,7 +80,7 @@ pub(super) async fn attach(
     socket.send_all(&request).await.map_err(lost)?;
     let (header, body, memfd) = receive_reply(socket).await?;
     if header.status() != Status::Ok {
-        // A node that does not know the operation, or is about to stop: nothing is attached.
+        // The node does not know the operation, or is about to stop: nothing is attached.
         return Ok((None, None));
     }
     let reply = frame::body::<ArchivedAttachReply>(&body)?;
@@ -102,7 +101,7 @@ pub(super) async fn attach(
     Ok((Some(neighbour), attachment))
 }
 
-/// One whole reply, with the descriptor that came with it.
+/// Receives one whole reply, with the descriptor that came with it.
 pub(super) async fn receive_reply(
     socket: &Socket,
 ) -> Result<(Header, Vec<u8>, Option<OwnedFd>), Error> {

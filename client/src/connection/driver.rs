@@ -1,10 +1,10 @@
 //! The task behind a lane: connects, says `Hello`, moves bytes both ways, and starts over.
 //!
-//! Reading and writing progress independently in one `select!`: a node that stops reading from a
-//! client which does not read can therefore never wait for this client while it waits for the node.
-//! Always holds: at most the allowed number of parts is in flight; whatever ends a connection, every
-//! request in flight is answered with the reason. Requests that were not sent yet wait for the next
-//! connection; their callers give up at their own deadlines.
+//! Reading and writing progress independently in one `select!`: so a node that stops reading from a
+//! client that does not read never waits for this client while the client waits for the node. Always
+//! holds: at most the allowed number of parts is in flight; whatever ends a connection, every request in
+//! flight is answered with the reason. Requests that were not sent yet wait for the next connection;
+//! their callers give up at their own deadlines.
 
 use std::io;
 use std::sync::Arc;
@@ -53,9 +53,9 @@ struct Opened {
 /// See the module.
 pub(super) struct Driver {
     pub(super) addresses: SmallVec<[Arc<str>; 2]>,
-    /// Number that the node behind a Unix socket must have, where another told of the socket.
+    /// Number that the node behind a Unix socket must have, if another node named the socket.
     pub(super) node: Option<u64>,
-    /// What is proved on each connection, and has to be proved by the node.
+    /// What both sides prove on each connection.
     pub(super) claim: Option<Claim>,
     pub(super) config: Arc<ClientConfig>,
     pub(super) requests: mpsc::Receiver<Request>,
@@ -76,7 +76,7 @@ impl Driver {
             }
             match &self.held {
                 None => return,
-                // What nobody waits for ended with the connection before.
+                // Requests without a caller ended with the connection before.
                 Some(request) if request.answers.is_closed() || request.answers.is_nobody() => {
                     self.held = None;
                     continue;
@@ -113,7 +113,7 @@ impl Driver {
         }
     }
 
-    /// Waits before the next try to connect, and tells those who cannot wait why there is none.
+    /// Waits before the next try to connect, and answers the requests that cannot wait with the reason.
     async fn rest(&mut self, wait: Duration, failure: Option<&Error>) {
         let end = Instant::now() + wait;
         loop {
@@ -135,8 +135,8 @@ impl Driver {
         }
     }
 
-    /// Connects to the first address that answers `Hello`. One that keeps silent for an attempt's time is
-    /// left for the next one, if there is one; the error is that of the last one.
+    /// Connects to the first address that answers `Hello`. An address that keeps silent for an attempt's
+    /// time is left for the next one, if there is one; the error is that of the last address.
     async fn open(&self) -> Result<Opened, Error> {
         let ways = self
             .addresses
@@ -147,8 +147,8 @@ impl Driver {
         opened.map(|won| won.value).map_err(lost)
     }
 
-    /// Connects to one address and says `Hello`, both within the connect timeout. Which of the two
-    /// took too long is told, since another thing is to be checked for each.
+    /// Connects to one address and says `Hello`, both within the connect timeout. The error says which
+    /// of the two took too long, because each has another cause.
     async fn open_address(&self, address: &Arc<str>) -> Result<Opened, Error> {
         let timeout = self.config.connect_timeout;
         let deadline = Instant::now() + timeout;
@@ -180,11 +180,11 @@ impl Driver {
         Ok(opened)
     }
 
-    /// Serves requests until the connection ends, and tells why. True if it was of use, so that
-    /// connecting again at once is no loop.
+    /// Serves requests until the connection ends, and returns the reason. True if it was of use, so that
+    /// connecting again at once does not loop.
     async fn serve(&mut self, opened: Opened, limit: usize) -> (bool, Option<Error>) {
         let Opened { address, mut socket, mut receiver, mut in_flight, attachment, .. } = opened;
-        // Declared after the socket and so dropped before it, wherever this ends.
+        // It is declared after the socket and so dropped before it, wherever this ends.
         let attached = End(attachment);
         let end = self.transfer(&address, &mut socket, &mut receiver, &mut in_flight, limit).await;
         drop(attached);
@@ -257,8 +257,8 @@ impl Driver {
         }
     }
 
-    /// Encodes every waiting request that fits, so that one write carries them all. True if another
-    /// one would fit.
+    /// Encodes every waiting request that fits, so that one write carries them all. True if another one
+    /// would fit.
     fn admit(&mut self, in_flight: &mut InFlight, limit: usize, out: &mut Vec<u8>) -> bool {
         let now = Instant::now();
         loop {

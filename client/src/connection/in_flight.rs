@@ -1,9 +1,9 @@
 //! The requests of one connection that have no answer yet.
 //!
-//! Owns request ids and the judgement whether a reply header answers something that was asked.
-//! Always holds: each part of each request is answered once; the buffer of a part that is neither
-//! answered nor landing is here. A caller that has gone leaves its entry behind until the late reply
-//! or the end of the connection, because the node still counts the request.
+//! Owns request ids, and decides whether a reply header answers something that was asked. Always holds:
+//! each part of each request is answered once; the buffer of a part that is neither answered nor landing
+//! is here. A caller that has gone leaves its entry behind until the late reply or the end of the
+//! connection, because the node still counts the request.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -35,7 +35,7 @@ pub(super) enum Want {
     Any,
     /// It goes to the caller's buffer.
     Buffer,
-    /// Nobody waits for it: skip it.
+    /// No caller waits for it: skip it.
     Nothing,
 }
 
@@ -46,9 +46,9 @@ pub(super) struct InFlight {
     request_id_last: u64,
     /// Parts of all entries without an answer: what a node's limit counts.
     part_count: usize,
-    /// Whether a request other than `Hello` was answered: the connection is of use.
+    /// True if a request other than `Hello` was answered, so the connection is of use.
     pub(super) is_served: bool,
-    /// Whether a reply asked for a new connection.
+    /// True if a reply asked for a new connection.
     pub(super) is_retiring: bool,
 }
 
@@ -82,7 +82,7 @@ impl InFlight {
         self.entries.insert(self.request_id_last, entry);
     }
 
-    /// Judges a reply header against what was asked.
+    /// Compares a reply header with what was asked.
     ///
     /// # Errors
     /// [`Error::Protocol`]: the peer answers something else; the connection is of no more use.
@@ -200,7 +200,7 @@ impl InFlight {
         self.part_count = 0;
     }
 
-    /// Whether a request is overdue by more than `grace`, with no byte received since it was due.
+    /// True if a request is overdue by more than `grace`, with no byte received since it was due.
     pub(super) fn is_silent(&self, now: Instant, received_last: Instant, grace: Duration) -> bool {
         self.entries.values().any(|entry| {
             received_last < entry.deadline && now.saturating_duration_since(entry.deadline) > grace
@@ -208,7 +208,7 @@ impl InFlight {
     }
 }
 
-/// Whether a reply is about a batch as a whole, so that no part of it will be answered.
+/// True if a reply is about a batch as a whole, so that no part of it will be answered.
 fn is_whole(header: &Header) -> bool {
     let is_batch = header.op == Op::ReadMany as u8 || header.op == Op::Lease as u8;
     is_batch && header.part == PART_ALL

@@ -1,8 +1,9 @@
-//! Whether the process that listens at a Unix socket may be the node that is meant.
+//! Checks that the process that listens at a Unix socket may be the node that is meant.
 //!
-//! A node that has ended leaves its name to others: any user of the machine may listen at an abstract name,
-//! or where a directory is open to all, and would be believed. So the system is asked who listens. Always
-//! holds: nothing is sent to, and nothing read from, a listener of a user that is not named here.
+//! A node that has ended leaves its name to others: any user of the machine may listen at an abstract
+//! name, or where a directory is open to all, and would be believed. So the client asks the system which
+//! user listens. Always holds: nothing is sent to, and nothing read from, a listener of a user that is
+//! not named here.
 
 use std::fs;
 use std::io;
@@ -12,12 +13,12 @@ use std::path::Path;
 use millrace_proto::socket::user_of;
 use rustix::process::geteuid;
 
-/// The superuser: it can take any other user's place anyway.
+/// The superuser, which can take any other user's place anyway.
 const ROOT: u32 = 0;
 
-/// Judges the user that listens at `path`, an abstract name behind an `@` or the path of a file. Allowed
-/// are root, this process's own user, the user that an abstract name tells, and the owner of the directory
-/// in which the file lies: it decides which files are there.
+/// Checks the user that listens at `path`, an abstract name after an `@` or the path of a file. Allowed
+/// are root, this process's own user, the user in an abstract name, and the owner of the directory in
+/// which the file lies, because it decides which files are there.
 ///
 /// # Errors
 /// `PermissionDenied`, with what to do, if the listener is of another user.
@@ -36,7 +37,7 @@ pub(super) fn check(path: &str, user: u32) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
 }
 
-/// The owner of the directory in which a file lies.
+/// Returns the owner of the directory in which a file lies.
 fn owner_above(path: &Path) -> Option<u32> {
     let above = path.parent().filter(|above| !above.as_os_str().is_empty());
     fs::metadata(above.unwrap_or(Path::new("."))).ok().map(|it| it.uid())

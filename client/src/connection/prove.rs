@@ -1,4 +1,4 @@
-//! Proving the knowledge of a secret on a new connection, and having the node prove the same.
+//! Proving on a new connection that a secret is known, and having the node prove the same.
 //!
 //! Always holds: nothing is believed of a node that was asked to prove something and did not.
 
@@ -20,15 +20,15 @@ use crate::reply;
 /// What a connection proves before it is used.
 #[derive(Clone, Debug)]
 pub(crate) struct Claim {
-    /// As whom it asks.
+    /// The role in which the connection asks.
     pub(crate) role: Role,
-    /// What both sides know.
+    /// The secret that both sides know.
     pub(crate) secret: Secret,
-    /// Number of the run of the node that is meant; 0 for whichever answers.
+    /// Number of the run of the node that is meant; 0 for any node.
     pub(crate) node: u64,
 }
 
-/// 32 bytes of chance from the system.
+/// Returns 32 random bytes from the system.
 ///
 /// # Errors
 /// If it gives none.

@@ -8,9 +8,9 @@
 //!           slices, no copy                  copied once
 //! ```
 //!
-//! Always holds: no payload byte is buffered twice; nothing is trusted before its checksum or limit
-//! was judged; the buffer never grows beyond one frame without a large payload. A slice keeps its
-//! 64 KiB receive buffer alive, so whoever keeps small payloads for long should copy them.
+//! Always holds: no payload byte is buffered twice; nothing is trusted before its checksum or limit was
+//! judged; the buffer never grows beyond one frame without a large payload. A slice keeps its 64 KiB
+//! receive buffer alive, so a caller that keeps small payloads for long should copy them.
 
 use std::io;
 
@@ -41,7 +41,7 @@ struct Fill {
     destination: BytesMut,
     /// Bytes still to come, at least 1.
     remaining: usize,
-    /// Whether the destination is the caller's.
+    /// True if the destination is the caller's.
     is_lent: bool,
 }
 
@@ -49,7 +49,7 @@ struct Fill {
 enum State {
     Head,
     Fill(Fill),
-    /// Payload bytes nobody waits for.
+    /// Payload bytes that no caller waits for.
     Skip(usize),
 }
 
@@ -128,7 +128,7 @@ impl Receiver {
         }
     }
 
-    /// Begins with the next reply; false if more bytes are needed first.
+    /// Begins with the next reply; returns false if more bytes are needed first.
     fn next_reply(&mut self, in_flight: &mut InFlight) -> Result<bool, Error> {
         self.need = HEADER_SIZE;
         let Some(head) = self.buffer.first_chunk() else {

@@ -18,7 +18,7 @@ use super::listener;
 /// long an idle one goes unprobed. Guessed: longer than a lost packet's retransmissions.
 const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(10);
 
-/// The path in an address that is `unix:PATH`.
+/// Returns the path in an address that is `unix:PATH`.
 pub(crate) fn socket_path(address: &str) -> Option<&str> {
     address.strip_prefix("unix:")
 }
@@ -70,8 +70,8 @@ impl Socket {
         }
     }
 
-    /// Receives at most `count` bytes, appends them, and tells how many; 0 at the end. A descriptor
-    /// that came with them is told as well.
+    /// Receives at most `count` bytes, appends them, and returns how many; 0 at the end. A descriptor
+    /// that came with them is returned as well.
     pub(super) async fn receive(
         &self,
         count: usize,
@@ -100,7 +100,7 @@ impl Socket {
         result
     }
 
-    /// Both directions, to be used at the same time.
+    /// Returns both directions, to be used at the same time.
     pub(super) fn split(&mut self) -> Halves<'_> {
         match self {
             Socket::Tcp(stream) => {

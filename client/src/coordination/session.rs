@@ -35,7 +35,7 @@ pub(super) async fn members(
     let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
     let mut reason: Arc<str> = format!("no answer within {}", duration_text(wait)).into();
     loop {
-        // What another server would tell as well ends the race.
+        // An answer that another server would give as well ends the race.
         let ways = servers.iter().map(|server| -> race::Course<'_, Result<Vec<Arc<str>>, Error>> {
             Box::pin(async move {
                 match ask(place, server, wait.min(SERVER_TIMEOUT_MAX)).await {
@@ -46,7 +46,7 @@ pub(super) async fn members(
                     Err(error @ (Cause::NoAuth | Cause::AuthFailed | Cause::BadArguments(_))) => {
                         Ok(Err(failure(place, error.to_string().into())))
                     }
-                    // Both tell nothing that the deadline does not.
+                    // Both say nothing that the deadline does not.
                     Err(Cause::Timeout | Cause::NoHosts) => Err(Error::DeadlineExceeded),
                     Err(error) => Err(failure(place, error.to_string().into())),
                 }
@@ -75,7 +75,7 @@ fn failure(place: &Place, reason: Arc<str>) -> Error {
 async fn ask(place: &Place, server: &str, patience: Duration) -> Result<Vec<Vec<u8>>, Cause> {
     let connector =
         Client::connector().with_session_timeout(SESSION_TIMEOUT).with_connection_timeout(patience);
-    // Dropped at the end, which closes the session.
+    // It is dropped at the end, which closes the session.
     let client = connector.connect(server).await?;
     // What another server has acknowledged is seen here, too.
     client.sync(&place.path).await?;
@@ -90,7 +90,7 @@ async fn ask(place: &Place, server: &str, patience: Duration) -> Result<Vec<Vec<
     for answer in asked {
         match answer.await {
             Ok((record, _)) => records.push(record),
-            // It left meanwhile.
+            // The member left meanwhile.
             Err(Cause::NoNode) => {}
             Err(error) => return Err(error),
         }
@@ -112,7 +112,7 @@ fn addresses(place: &Place, records: &[Vec<u8>]) -> Result<Vec<Arc<str>>, Error>
     Ok(found)
 }
 
-/// Where the node of a record is; None of one that cannot be read.
+/// Returns where the node of a record is; None if the record cannot be read.
 fn address(record: &[u8]) -> Option<Arc<str>> {
     let record: serde_json::Value = serde_json::from_slice(record).ok()?;
     let address = record.get(ADDRESS_FIELD)?.as_str()?;

@@ -22,9 +22,9 @@ use super::{BATCH_MAX, Lease, LeasedBlock, REFUSED_PAUSE, key_of, now_ns};
 
 impl Client {
     /// Reads bytes from `offset` into the whole of `target` from the memory of a node on this machine,
-    /// without asking the node. False if that cannot be, since not all blocks of the range are leased
-    /// or the file ends before: then what is in `target` means nothing, and [`Client::read`] reads it and
-    /// leases what is read more than once.
+    /// without asking the node. True if that worked. It does not if some block of the range is not
+    /// leased, or the file ends before: then the bytes in `target` mean nothing, and [`Client::read`]
+    /// reads them and leases what is read more than once.
     pub fn read_leased(&self, file: &File, offset: u64, target: &mut [u8]) -> bool {
         let block_size = file.block_size;
         let verify = self.config().verify;
@@ -47,9 +47,9 @@ impl Client {
         true
     }
 
-    /// Leases the blocks of a range, to be read in place; there is one result for each block, in
-    /// order, none where the node is not on this machine or has no room. Blocks that are not cached
-    /// are brought in first.
+    /// Leases the blocks of a range, to be read in place. There is one result for each block, in order;
+    /// None if the node is not on this machine or has no room. Blocks that are not cached are brought in
+    /// first.
     ///
     /// # Errors
     /// As [`Client::read`], for the range itself.
@@ -63,7 +63,7 @@ impl Client {
         let pieces = self.cut(file, offset, length)?;
         let topology = self.topology();
         let mut leases = vec![None; pieces.len()];
-        // By shard, since each leases its own.
+        // Leases are asked for by shard, because each shard leases its own blocks.
         let mut batches: HashMap<Place, Vec<(usize, Piece)>> = HashMap::new();
         for (index, piece) in pieces.into_iter().enumerate() {
             let place = topology.place(file.id, piece.block(), &file.path);
@@ -76,7 +76,7 @@ impl Client {
             let member = topology.member(place.member);
             for batch in batch.chunks(BATCH_MAX) {
                 if topology.cluster.is_some() && !member.health.is_well() {
-                    // One that kept silent is not waited for again for each of its batches.
+                    // A member that kept silent is not waited for again for each of its batches.
                     break;
                 }
                 let pieces = batch.iter().map(|(_, piece)| *piece).collect();
@@ -89,7 +89,7 @@ impl Client {
         Ok(leases)
     }
 
-    /// Has the lane of a place connect, which it does with its first request.
+    /// Makes the lane of a place connect, which it does with its first request.
     ///
     /// # Errors
     /// Those of a node that is alone; a member of a cluster that is not reached leases nothing.
@@ -105,7 +105,7 @@ impl Client {
             self.ask_alone(lane, Body::Ping, Landing::Any, deadline).await?;
         } else if member.is_near {
             let end = tokio::time::Instant::now() + self.config().attempt_timeout;
-            // Without an answer there is no memory to lease, which is looked at next.
+            // Without an answer there is no memory to lease, which is checked next.
             let _ = lane.ask_until(Body::Ping, end.min(deadline)).await;
         }
         Ok(())
@@ -151,7 +151,7 @@ impl Client {
         append(&block, offset, piece.length, landing)
     }
 
-    /// Leases the blocks of pieces that belong to one shard; none where that did not work.
+    /// Leases the blocks of pieces that belong to one shard; none if that did not work.
     async fn lease_pieces(
         &self,
         file: &File,
@@ -193,7 +193,7 @@ impl Client {
         found
     }
 
-    /// The block that an answer leases.
+    /// Returns the block that an answer leases.
     fn granted(
         &self,
         file: &File,
@@ -234,7 +234,7 @@ impl Client {
     }
 
     /// Puts a block that was leased into the table, or prolongs the lease that is there. None if its
-    /// bytes are not what was cached: then reading it over the socket tells more.
+    /// bytes are not what was cached: then a read over the socket says more.
     fn keep(
         &self,
         file: &File,
@@ -294,7 +294,7 @@ fn release(topology: &Topology, blocks: &[&LeasedBlock], deadline: tokio::time::
     }
 }
 
-/// Length of the whole block that a piece lies in.
+/// Returns the length of the whole block that a piece lies in.
 fn block_length(file: &File, piece: Piece) -> u32 {
     let start = piece.block() * u64::from(piece.block_size);
     file.length.saturating_sub(start).min(u64::from(piece.block_size)) as u32

@@ -1,4 +1,4 @@
-//! What is kept in the table, what goes, and when bytes count.
+//! What stays in the table, what leaves it, and when bytes count.
 
 use std::os::fd::OwnedFd;
 
@@ -10,7 +10,7 @@ use crate::memory::NodeMemory;
 
 const PAGE: u32 = PAGE_SIZE;
 
-/// Sealed memory whose pages hold their own numbers.
+/// Makes sealed memory whose pages hold their own numbers.
 fn memfd(page_count: u32, seals: SealFlags) -> OwnedFd {
     let memfd = rustix::fs::memfd_create("test", MemfdFlags::ALLOW_SEALING).unwrap();
     for page in 0..page_count {
@@ -24,7 +24,7 @@ fn attachment() -> Arc<Attachment> {
     attachment_of(&memfd(8, SealFlags::SHRINK))
 }
 
-/// Memory of eight pages.
+/// Makes memory of eight pages.
 fn attachment_of(memfd: &OwnedFd) -> Arc<Attachment> {
     Arc::new(Attachment::of(NodeMemory::map(memfd, 8 * u64::from(PAGE)).unwrap()))
 }
@@ -41,7 +41,7 @@ fn file() -> File {
     }
 }
 
-/// Block 0 of the file, as the given pages hold it.
+/// Makes block 0 of the file, as the given pages hold it.
 fn block(attachment: &Arc<Attachment>, pages: &[u32], length: u32) -> LeasedBlock {
     let mut left = length;
     let extents = pages.iter().map(|page| {
@@ -149,7 +149,7 @@ fn another_version_or_block_under_the_same_key_is_not_taken_for_it() {
     assert!(!is_found(&file, 1, PAGE), "past the end of the block");
     assert!(!is_found(&File { version: 2, ..file.clone() }, 0, 1));
     assert!(!is_found(&File { id: FileId(8), ..file.clone() }, 0, 1));
-    // Cut by another block size, the number is the same and the place is not.
+    // With another block size, the number is the same and the place is not.
     assert!(!is_found(&File { block_size: 4096, ..file }, 4096, 1));
 }
 
@@ -185,7 +185,7 @@ fn what_is_being_leased_again_is_not_given_back() {
     assert_eq!(given_back(), [0]);
     drop(second);
     assert_eq!(given_back(), [0, 100, 200]);
-    // Leased again meanwhile, and done with it.
+    // The block was leased again meanwhile, and that lease is done.
     let again = LeasedBlock { key: 2, ..block(&attachment, &[0], PAGE) };
     leases.insert(2, Arc::new(again));
     assert_eq!(given_back(), [0, 100]);
@@ -218,7 +218,7 @@ fn a_block_is_verified_before_it_is_read_and_again_while_it_is_leased() {
     assert!(lease.prolong(u64::MAX));
     assert_eq!(end(&lease), first + VERIFIED_FOR_NS, "a lease is not prolonged past what was seen");
     assert!(!lease.verify(first + half) && !lease.is_good_for(true));
-    // Mended, it is what was cached again.
+    // The mended page is what was cached again.
     rustix::io::pwrite(&memfd, &[4], 4 * u64::from(PAGE) + 99).unwrap();
     assert!(lease.verify(first + half) && lease.prolong(u64::MAX));
     assert_eq!(end(&lease), first + half + VERIFIED_FOR_NS);
@@ -252,7 +252,7 @@ fn blocks_of_a_connection_that_ended_leave_with_the_next_lease() {
     }
     old.end();
     let gone = leases.insert(9, Arc::new(LeasedBlock { key: 9, ..block(&new, &[0], PAGE) }));
-    assert!(gone.is_empty(), "there is nobody to give them back to");
+    assert!(gone.is_empty(), "there is no connection to give them back on");
     assert_eq!(Arc::strong_count(&old), 1, "nothing keeps the memory of the dead node");
     assert!(leases.find(9).is_some_and(|block| block.holds()));
 }

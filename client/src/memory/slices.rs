@@ -3,7 +3,7 @@
 use crate::lease::Lease;
 
 impl Lease {
-    /// The bytes of the block where they lie, in order: one slice, unless the node's memory was
+    /// Returns the bytes of the block where they lie, in order: one slice, unless the node's memory was
     /// scattered. No copy is made.
     ///
     /// # Safety

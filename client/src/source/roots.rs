@@ -1,7 +1,6 @@
-//! Where sources of this machine may lie: below directories that the user of the program has named.
-//!
-//! Always holds: who says what is mounted can only choose below these roots. Names are compared first; where
-//! they lead the kernel finds, and no symbolic link leads out, in the way to a source as little as below it.
+//! Always holds: a cluster that says what is mounted can only choose below these roots. Names are
+//! compared first. The kernel finds where they lead, and no symbolic link leads out, neither on the way
+//! to a source nor below it.
 
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
@@ -19,12 +18,12 @@ pub struct Root {
 }
 
 impl Root {
-    /// A directory that is a mount root itself.
+    /// Returns a directory that is a mount root itself.
     pub fn whole(base: &Path) -> Root {
         Root { base: base.to_owned(), rest: PathBuf::new() }
     }
 
-    /// Where the directory lies, by name.
+    /// Returns where the directory lies, by name.
     pub fn path(&self) -> PathBuf {
         if self.rest.as_os_str().is_empty() {
             self.base.clone()
@@ -53,8 +52,8 @@ impl Root {
 pub struct Roots(Vec<PathBuf>);
 
 impl Roots {
-    /// These directories, by the names that were given and by their real ones. One that is not there
-    /// yet counts as well.
+    /// Makes roots of these directories, by the names that were given and by their real ones. One that
+    /// is not there yet counts as well.
     pub fn new(directories: impl IntoIterator<Item = PathBuf>) -> Roots {
         let mut roots = Vec::new();
         for directory in directories {
@@ -68,8 +67,8 @@ impl Roots {
         Roots(roots)
     }
 
-    /// The way to a directory from the deepest root that it is or lies below; None if it lies elsewhere.
-    /// Only names are compared here: [`Root::open`] finds where they lead.
+    /// Returns the way to a directory from the deepest root that it is or lies below; None if it lies
+    /// elsewhere. Only names are compared here: [`Root::open`] finds where they lead.
     pub fn find(&self, directory: &Path) -> Option<Root> {
         if directory.components().any(|part| part == Component::ParentDir) {
             return None;

@@ -1,4 +1,5 @@
-//! What a file system lets one know of its files: whose its times are, how coarse, and which one it is.
+//! What a file system shows of its files: where their times come from, how coarse these are, and which
+//! file system it is.
 //!
 //! Owns the table of types. Always holds: of one file the answer is the same for as long as it is mounted.
 //!
@@ -26,9 +27,9 @@ const LOOP_MAJOR: u32 = 7;
 /// A file system.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct System {
-    /// Several machines see it.
+    /// True if several machines see it.
     pub(super) is_shared: bool,
-    /// Its times may come from another machine.
+    /// True if its times may come from another machine.
     pub(super) is_foreign: bool,
     /// The number of it that versions have where its type decides.
     pub(super) device: Option<u64>,
@@ -40,19 +41,19 @@ pub(super) struct System {
 /// How coarse times are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Times {
-    /// At most so, however round they look.
+    /// The times are at most this coarse, however round they look.
     pub(super) coarsest: Duration,
-    /// At least so, however fine they look.
+    /// The times are at least this coarse, however fine they look.
     pub(super) finest: Duration,
-    /// Nothing changes while it is mounted.
+    /// True if nothing changes while it is mounted.
     pub(super) is_fixed: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Class {
-    /// With the number that statfs(2) tells.
+    /// It has the number that statfs(2) reports.
     Own,
-    /// The number that statfs(2) tells is that of a device, and differs from boot to boot.
+    /// The number that statfs(2) reports is that of a device, and differs from boot to boot.
     OwnWithoutNumber,
     Shared,
     Foreign,
@@ -130,7 +131,8 @@ const UNKNOWN: u32 = 0;
 /// Shared and foreign file systems by the numbers of their mounts, the oldest first.
 static KNOWN: Mutex<Vec<(u64, System)>> = Mutex::new(Vec::new());
 
-/// Finds the file system of an open file. `stat` is what statx(2) told of it, asked for [`MOUNT_ID`].
+/// Finds the file system of an open file. `stat` is what statx(2) reported of it, asked for
+/// [`MOUNT_ID`].
 ///
 /// # Errors
 /// As fstatfs(2), for a file on a device of this machine.
@@ -147,13 +149,14 @@ pub(super) fn of(file: impl AsFd, stat: &Statx) -> Result<System, Errno> {
         .and_then(|told| Ok((told.f_type as u32, rustix::fs::fstatvfs(&file)?.f_fsid)));
     let (kind, number) = match told {
         Ok(told) => told,
-        // A server that does not tell, or not now. What lies on no device of this machine counts as shared
-        // anyway, unless its type says otherwise, and the types that do always tell.
+        // A server does not answer, or not now. What lies on no device of this machine counts as shared
+        // anyway, unless its type says otherwise, and the types that do always answer.
         Err(_) if stat.stx_dev_major == 0 => return Ok(judge(UNKNOWN, 0, stat, mount)),
         Err(error) => return Err(error),
     };
     let system = judge(kind, number, stat, mount);
-    // Those of this machine alone tell at once, and one mount may have several numbers (of subvolumes).
+    // File systems of this machine alone answer at once, and one mount may have several numbers (of
+    // subvolumes).
     if let Some(mount) = mount.filter(|_| system.is_shared || system.is_foreign) {
         let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() == KNOWN_MAX {
@@ -180,27 +183,28 @@ fn judge(kind: u32, number: u64, stat: &Statx, mount: Option<u64>) -> System {
     }
 }
 
-/// What a type is, on a device with this major number, which is 0 for those that lie on none.
+/// Returns what a type is, on a device with this major number, which is 0 for types that lie on none.
 fn class_of(kind: u32, major: u32) -> (Class, Times) {
     let known = TYPES.iter().find(|(other, ..)| *other == kind);
     let (class, times) = known.map_or((Shared, LEARNED), |(_, _, class, times)| (*class, *times));
     match class {
-        // On a device of this machine alone, such as one of fuseblk, or not known here.
+        // It is on a device of this machine, such as one of fuseblk, or not known here.
         Shared if major != 0 && known.is_none_or(|(_, name, ..)| *name == "fuse") => {
             (Foreign, times)
         }
-        // A file that is mounted: an image, which may be another one tomorrow.
+        // A mounted file is an image, which may be another one tomorrow.
         Own | OwnWithoutNumber if major == LOOP_MAJOR => (Foreign, times),
         _ => (class, times),
     }
 }
 
-/// A number of the device or the mount that no other one has, on this machine or another.
+/// Returns a number of the device or the mount that no other one has, on this machine or another.
 fn instance(stat: &Statx, mount: Option<u64>) -> u64 {
     let (major, minor) = (stat.stx_dev_major, stat.stx_dev_minor);
     let boot = &*BOOT;
     if major != 0 {
-        // Linux 5.15: counts whatever is put into a device. A partition has that of its disk.
+        // Linux 5.15 counts every medium that is put into a device. A partition has the number of its
+        // disk.
         let device = format!("/sys/dev/block/{major}:{minor}");
         let sequence = ["diskseq", "../diskseq"]
             .iter()
@@ -215,7 +219,7 @@ fn instance(stat: &Statx, mount: Option<u64>) -> u64 {
     }
 }
 
-/// Names this run of the kernel. Where that is hidden no other process gets the same name.
+/// Name of this run of the kernel. If it is hidden no other process gets the same name.
 static BOOT: LazyLock<String> = LazyLock::new(|| {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .map(|text| text.trim().to_owned())

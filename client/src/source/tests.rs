@@ -1,4 +1,4 @@
-//! What a look tells, and how long a file is left to settle.
+//! What a look reports, and how long a file is left to settle.
 
 use std::os::unix::fs::symlink;
 
@@ -61,8 +61,8 @@ fn what_was_found_is_read_whatever_is_at_its_path_by_then() {
     assert_eq!(&bytes[..3], b"one");
 }
 
-/// What a file tells that was changed at `changed`, modified at `modified`, in a file system with these
-/// times: how long it is left to settle 100.5 seconds after the epoch.
+/// Checks how long a file is left to settle 100.5 seconds after the epoch, if it was changed at
+/// `changed` and modified at `modified`, in a file system with these times.
 fn settles(
     changed: (i64, u32),
     modified: (i64, u32),

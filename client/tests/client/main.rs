@@ -22,7 +22,7 @@ fn config() -> ClientConfig {
     }
 }
 
-/// A client of a mock with this handler, and its file.
+/// Connects a client to a mock with this handler; returns both and the file.
 async fn open<H>(setup: Setup, handler: H) -> (Mock, Client, File)
 where
     H: Fn(&World, &Asked) -> Vec<Act> + Send + Sync + 'static,
@@ -37,7 +37,7 @@ fn honest(world: &World, asked: &Asked) -> Vec<Act> {
     vec![Act::Send(world.reply(asked))]
 }
 
-/// A handler that changes the first `count` replies to reads, and is honest else.
+/// Returns a handler that changes the first `count` replies to reads, and is honest otherwise.
 fn first_reads(
     count: usize,
     change: impl Fn(&World, &Asked) -> Vec<Act> + Send + Sync + 'static,
@@ -126,7 +126,7 @@ async fn read_of_many_blocks_asks_each_owner_at_its_own_address() {
 #[tokio::test]
 async fn unreachable_shard_is_served_by_the_main_address() {
     let mock = Mock::honest(Setup::default()).await;
-    // A port that nobody listens on.
+    // Nothing listens on this port.
     let closed = {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         listener.local_addr().unwrap().port()
@@ -212,7 +212,7 @@ async fn payload_damaged_twice_is_corrupt() {
 
 #[tokio::test]
 async fn bytes_of_another_block_are_not_taken_for_those_that_were_asked_for() {
-    // The node looks in the wrong place: whole bytes, with their own right checksums.
+    // The node looks in the wrong place: it sends whole bytes, with their own right checksums.
     let another = |world: &World, asked: &Asked| {
         let mut range = asked.range();
         range.offset += BLOCK;
@@ -428,7 +428,7 @@ async fn read_many_answers_each_range_in_order() {
         let end = (start + range.2 as usize).min(content.len());
         assert!(result.unwrap() == content[start..end], "range {index}");
     }
-    // No range went as a read of its own.
+    // No range was read by a request of its own.
     assert!(mock.world.reads.lock().unwrap().is_empty());
     assert!(client.read_many(&[]).await.is_empty());
 }
@@ -641,7 +641,7 @@ async fn peer_that_answers_hello_and_nothing_more_is_not_waited_for() {
 
 #[tokio::test]
 async fn block_size_of_a_file_is_what_stat_told() {
-    // Another one than in Hello, then one that no read can be cut with.
+    // One is another size than in Hello, the other one no read can be cut with.
     let told = [BLOCK_SIZE * 2, 3 << 16];
     let count = AtomicUsize::new(0);
     let mock = Mock::start(Setup::default(), move |world, asked| {

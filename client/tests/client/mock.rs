@@ -50,7 +50,7 @@ impl Asked {
         body.ranges.iter().map(Range::from).collect()
     }
 
-    /// A reply without body.
+    /// Returns a reply without body.
     pub(crate) fn status(&self, status: Status) -> Vec<u8> {
         let mut out = Vec::new();
         frame::encode_empty(&mut out, self.header.reply(status));
@@ -64,7 +64,7 @@ pub(crate) struct World {
     pub(crate) version: AtomicUsize,
     pub(crate) shards: Vec<String>,
     pub(crate) requests_in_flight_max: u32,
-    /// Whether something arrived during an [`Act::Quiet`].
+    /// True if something arrived during an [`Act::Quiet`].
     pub(crate) was_disturbed: AtomicBool,
     pub(crate) connection_count: AtomicUsize,
     pub(crate) request_count: AtomicUsize,
@@ -88,7 +88,7 @@ impl World {
         }
     }
 
-    /// What an honest node answers.
+    /// Returns the answer of an honest node.
     pub(crate) fn reply(&self, asked: &Asked) -> Vec<u8> {
         let mut out = Vec::new();
         let header = asked.header.reply(Status::Ok);
@@ -109,10 +109,10 @@ impl World {
                 assert!(ranges.len() <= RANGES_COUNT_MAX as usize);
                 let ranges = ranges.into_iter().enumerate();
                 let parts = ranges.map(|(part, range)| self.read(asked, part as u16, range));
-                // In reverse, since any order is allowed.
+                // The order is reversed, because any order is allowed.
                 return parts.rev().flatten().collect();
             }
-            // As a node that has no memory to share.
+            // The mock is a node that has no memory to share.
             Op::Attach
             | Op::Lease
             | Op::Release
@@ -149,7 +149,7 @@ impl World {
         out
     }
 
-    /// The reply to one range, honest in every byte.
+    /// Returns the reply to one range, honest in every byte.
     pub(crate) fn read(&self, asked: &Asked, part: u16, range: Range) -> Vec<u8> {
         let mut header = asked.header.reply(Status::Ok);
         header.part = part;
@@ -193,7 +193,7 @@ impl World {
         }
     }
 
-    /// Two entries a page, five in all.
+    /// Returns two entries a page, five in all.
     fn list(&self, asked: &Asked) -> Vec<u8> {
         let request = frame::body::<ArchivedListRequest>(&asked.body).unwrap();
         let start: usize = request.token.as_str().parse().unwrap_or(0);
@@ -239,7 +239,7 @@ impl Mock {
         Mock::start_at("127.0.0.1:0", setup, handler).await
     }
 
-    /// [`Mock::start`] at this main address.
+    /// As [`Mock::start`], at this main address.
     pub(crate) async fn start_at<H>(address: &str, setup: Setup, handler: H) -> Mock
     where
         H: Fn(&World, &Asked) -> Vec<Act> + Send + Sync + 'static,
@@ -289,7 +289,7 @@ impl Mock {
         self.tasks.shutdown().await;
     }
 
-    /// A mock that is honest.
+    /// Starts a mock that is honest.
     pub(crate) async fn honest(setup: Setup) -> Mock {
         Mock::start(setup, |world, asked| vec![Act::Send(world.reply(asked))]).await
     }
@@ -311,7 +311,7 @@ async fn serve(
         header.check_body(&body).unwrap();
         assert!(header.budget_ms > 0, "every request has a deadline");
         let op = Op::from_code(header.op).unwrap();
-        // As part of a greeting, no test asks for it.
+        // It is part of a greeting, so no test asks for it.
         world.request_count.fetch_add(usize::from(op != Op::Attach), Ordering::Relaxed);
         let asked = Asked { connection_index, op, header, body };
         if op == Op::Read {

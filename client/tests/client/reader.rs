@@ -19,17 +19,18 @@ fn setup() -> Setup {
     Setup { length: LENGTH, ..Setup::default() }
 }
 
-/// The client's own error inside of one of a reader.
+/// Returns the client's own error inside a reader's.
 fn inner(error: &std::io::Error) -> &Error {
     error.get_ref().and_then(|inner| inner.downcast_ref()).expect("the client's own error")
 }
 
-/// Bytes that were asked for so far.
+/// Returns how many bytes were asked for so far.
 fn asked_length(mock: &Mock) -> u64 {
     mock.world.reads.lock().unwrap().iter().map(|(_, range)| u64::from(range.length)).sum()
 }
 
-/// A handler that says of blocks from the third one on that the file has changed, as long as it is told to.
+/// Returns a handler that reports, for blocks from the third one on, that the file has changed, as long
+/// as it is told to.
 fn changed_behind(
     has_changed: Arc<AtomicBool>,
 ) -> impl Fn(&World, &Asked) -> Vec<Act> + Send + Sync + 'static {

@@ -33,21 +33,21 @@ pub(crate) enum Mood {
     Honest,
     /// Answers nothing at all, until it is in another mood.
     Paused,
-    /// Answers so many requests, then is paused.
+    /// Answers this many requests, then is paused.
     Answers(u32),
     /// Sends half of a payload, then is paused.
     Half,
     /// Answers reads with this status.
     Refuses(Status),
-    /// Knows of no file, as one that has not seen a new mount.
+    /// Knows no file, as a node does that has not seen a new mount.
     Blind,
     /// Sends wrong bytes.
     Damaged,
-    /// Takes so many milliseconds for a read.
+    /// Takes this many milliseconds for a read.
     Slow(u64),
 }
 
-/// What a member tells.
+/// What a member reports.
 #[derive(Clone, Debug)]
 pub(crate) struct RingTold {
     pub(crate) cluster: String,
@@ -65,18 +65,18 @@ pub(crate) struct State {
     pub(crate) ring: watch::Sender<RingTold>,
     pub(crate) mood: watch::Sender<Mood>,
     pub(crate) version: AtomicU64,
-    /// What `Hello` tells of the size of blocks.
+    /// The size of blocks in `Hello`.
     pub(crate) block_size: AtomicU32,
     pub(crate) connection_count: AtomicUsize,
     /// Each request, with the number of the block of a read.
     pub(crate) asked: Mutex<Vec<(Op, u64)>>,
-    /// What is answered to the next changes that this member is asked for as the master.
+    /// The answers to the next changes that this member is asked for as the master.
     pub(crate) decisions: Mutex<VecDeque<Status>>,
     /// Files that were looked up here; None if all are known.
     known: Mutex<Option<HashSet<u128>>>,
 }
 
-/// The bytes of a file.
+/// Returns the bytes of a file.
 pub(crate) fn content(path: &str) -> &'static [u8] {
     static CONTENTS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
         let content = |seed| {
@@ -94,7 +94,7 @@ pub(crate) fn id_of(path: &str) -> FileId {
     source::file_id("file:///fake", path)
 }
 
-/// The files there are.
+/// All files.
 const PATHS: [&str; 4] = ["a", "b", "dir/c", "d"];
 
 impl State {
@@ -106,7 +106,7 @@ impl State {
         self.asked.lock().unwrap().clear();
     }
 
-    /// Has the member know no file.
+    /// Makes the member know no file.
     pub(crate) fn forget_files(&self) {
         *self.known.lock().unwrap() = Some(HashSet::new());
     }
@@ -122,7 +122,7 @@ impl State {
         }
     }
 
-    /// Counts a request of a member that answers so many.
+    /// Counts a request of a member that answers only a number of them.
     fn tire(&self) {
         self.mood.send_if_modified(|mood| {
             let Mood::Answers(left) = *mood else { return false };
@@ -161,7 +161,7 @@ impl State {
         body(header.reply(Status::Ok), &reply)
     }
 
-    /// A reply to one range.
+    /// Returns a reply to one range.
     fn range(&self, header: &Header, part: u16, range: Range, mood: Mood) -> Vec<u8> {
         let mut header = header.reply(Status::Ok);
         header.part = part;
@@ -347,7 +347,7 @@ impl Fake {
         Fake { address, state, tasks }
     }
 
-    /// As a killed process: nothing listens any more.
+    /// Stops as a killed process does: nothing listens any more.
     pub(crate) async fn kill(&mut self) {
         self.tasks.shutdown().await;
     }
@@ -356,7 +356,7 @@ impl Fake {
         self.state.mood.send_replace(mood);
     }
 
-    /// What the ring tells of it.
+    /// Returns its entry in the ring.
     pub(crate) fn told(&self) -> Member {
         let id = &self.state.id;
         Member {
@@ -434,7 +434,7 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// So many members, `n0` and on, at epoch 1; each block has so many owners.
+    /// Starts `count` members, `n0` and on, at epoch 1; each block has `replicas` owners.
     pub(crate) async fn start(count: usize, replicas: u8) -> Cluster {
         Cluster::start_at(count, replicas, Path::new("/nowhere/fake")).await
     }
@@ -451,7 +451,7 @@ impl Cluster {
         cluster
     }
 
-    /// The ring of these members.
+    /// Returns the ring of these members.
     pub(crate) fn ring(&self, epoch: u64, is_member: impl Fn(usize) -> bool) -> RingTold {
         let fakes = self.fakes.iter().enumerate().filter(|(index, _)| is_member(*index));
         RingTold {
@@ -464,14 +464,14 @@ impl Cluster {
         }
     }
 
-    /// Has all members tell of these.
+    /// Makes all members report these.
     pub(crate) fn tell(&self, epoch: u64, is_member: impl Fn(usize) -> bool + Copy) {
         for fake in &self.fakes {
             fake.state.ring.send_replace(self.ring(epoch, is_member));
         }
     }
 
-    /// Index of the owner of each block of a file, of these members.
+    /// Returns the index of the owner of each block of a file, among these members.
     pub(crate) fn owners(&self, path: &str, is_member: impl Fn(usize) -> bool) -> Vec<usize> {
         let told: Vec<_> = self.fakes.iter().map(Fake::told).collect();
         let members: Vec<_> = told
@@ -494,7 +494,7 @@ impl Cluster {
         }
     }
 
-    /// Requests of each member.
+    /// Returns how many requests each member got.
     pub(crate) fn counts(&self, op: Op) -> Vec<usize> {
         self.fakes.iter().map(|fake| fake.state.count(op)).collect()
     }

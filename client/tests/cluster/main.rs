@@ -31,14 +31,14 @@ async fn connect(cluster: &Cluster) -> Client {
     Client::connect(&*cluster.fakes[0].address, config()).await.unwrap()
 }
 
-/// As [`connect`], for one who may change things at all members.
+/// As [`connect`], for a client that may change things at all members.
 async fn connect_to_change(cluster: &Cluster) -> Client {
     let addresses: Vec<_> = cluster.fakes.iter().map(|fake| &*fake.address).collect();
     let config = ClientConfig { admin: Some(addresses.join(",")), ..config() };
     Client::connect(&*cluster.fakes[0].address, config).await.unwrap()
 }
 
-/// Reads every block of a file by itself and judges the bytes.
+/// Reads every block of a file by itself and checks the bytes.
 async fn read_all(client: &Client, file: &File) {
     let content = content(&file.path);
     for block in 0..BLOCK_COUNT {
@@ -88,7 +88,7 @@ async fn killed_members_are_gone_round() {
     let client = connect(&cluster).await;
     let file = client.stat("a").await.unwrap();
     read_all(&client, &file).await;
-    // Also the one that was connected to first.
+    // One of them is the member that was connected to first.
     for index in [0, 2, 1] {
         cluster.fakes[index].kill().await;
         read_all(&client, &file).await;
@@ -216,7 +216,7 @@ async fn what_two_members_deny_or_all_that_there_are_is_the_answer() {
         let error = client.read(&file, 5, 10).await.unwrap_err();
         assert!(matches!(error, Error::Stale { .. }), "{error}");
         assert_eq!(told(&cluster, Op::Read), expect, "of {members}");
-        // Whoever is gone is neither waited for nor asked again to say the same.
+        // Members that are gone are neither waited for nor asked again.
         for fake in &mut cluster.fakes[1..] {
             fake.kill().await;
         }
@@ -313,7 +313,7 @@ async fn fenced_older_and_strange_rings_are_not_taken_over() {
     .await;
     let told = client.cluster().unwrap();
     assert_eq!((&*told.id, told.epoch, told.members.len()), ("fake", 5, 3));
-    // The one that left for another cluster is not asked any more.
+    // The member that left for another cluster is not asked any more.
     cluster.forget_asked();
     read_all(&client, &client.stat("a").await.unwrap()).await;
     assert_eq!(cluster.counts(Op::Read)[2], 0);
@@ -327,7 +327,7 @@ async fn fenced_older_and_strange_rings_are_not_taken_over() {
 async fn a_member_that_loses_coordination_is_left_for_another_one() {
     let cluster = Cluster::start(3, 1).await;
     let client = connect(&cluster).await;
-    // Whoever is followed is cut off with the rest; one alone goes on.
+    // The member that is followed is cut off with the rest; one alone goes on.
     let mut fenced = cluster.ring(1, |_| true);
     fenced.is_fenced = true;
     for survivor in [0, 1, 2] {
@@ -340,7 +340,7 @@ async fn a_member_that_loses_coordination_is_left_for_another_one() {
         wait_until("the survivor is followed", || epoch(&client) == next).await;
     }
     read_all(&client, &client.stat("a").await.unwrap()).await;
-    // One that began while all are cut off knows what they knew, until one is not.
+    // A client that began while all are cut off knows what they knew, until one is not.
     for fake in &cluster.fakes {
         fake.state.ring.send_replace(fenced.clone());
     }
@@ -360,7 +360,7 @@ async fn a_node_that_was_alone_may_begin_another_cluster() {
     let again = Fake::start_at(&cluster.fakes[0].address, "new", feature::ALL).await;
     let mut told = cluster.ring(1, |_| false);
     told.cluster = "other".to_owned();
-    // As nodes do that listen on any address.
+    // This is how nodes report that listen on any address.
     let port = again.address.rsplit_once(':').unwrap().1;
     let address = format!(":{port}");
     let shards = vec![address.clone()];
@@ -484,7 +484,7 @@ async fn a_member_that_is_started_anew_is_left_for_one_that_knows() {
     let client = connect(&cluster).await;
     for starting in [0, 1, 2] {
         let next = epoch(&client) + 1;
-        // Whoever was followed is among those that know nothing.
+        // The member that was followed is among those that know nothing.
         for (index, fake) in cluster.fakes.iter().enumerate() {
             let epoch = if index == starting { next } else { 0 };
             fake.state.ring.send_replace(cluster.ring(epoch, |_| epoch > 0));
@@ -507,7 +507,7 @@ async fn a_member_without_an_address_is_passed_over() {
     assert_eq!(ids, ["n0", "n2"]);
     read_all(&client, &client.stat("a").await.unwrap()).await;
     assert_eq!(client.statuses().await.len(), 2);
-    // Nor does it help who is all there is.
+    // It does not help either if the ring names nothing else.
     ring.members.drain(..1);
     ring.members.truncate(1);
     ring.epoch = 3;
@@ -527,7 +527,7 @@ async fn a_node_outside_of_a_cluster_is_not_asked_about_one() {
     assert_eq!((statuses.len(), &*statuses[0].0), (1, &*fake.address));
     let error = client.drain("n1").await.unwrap_err();
     assert!(matches!(error, Error::InvalidArgument(_)), "{error}");
-    // One that offers it and does not keep to that is as one that does not.
+    // A member that offers it and does not keep to that is like one that does not offer it.
     let fake = Fake::start("odd", feature::ALL & !feature::LEASES).await;
     let client = Client::connect(&*fake.address, config()).await.unwrap();
     read_all(&client, &client.stat("a").await.unwrap()).await;
@@ -543,7 +543,7 @@ async fn load_and_status_are_asked_of_all_members() {
     let ids: Vec<_> = statuses.iter().map(|(id, _)| id.as_str()).collect();
     assert_eq!(ids, ["n0", "n1", "n2"]);
     assert!(statuses.iter().all(|(id, status)| status.as_ref().unwrap().server == *id));
-    // Of a member that is gone the others have the part in the next epoch.
+    // In the next epoch the others have the part of a member that is gone.
     cluster.fakes[2].kill().await;
     assert!(client.statuses().await[2].1.is_err());
     let (loaded, ()) = tokio::join!(client.load("a"), async {
@@ -596,7 +596,7 @@ async fn a_removal_that_may_have_been_made_is_not_missing_afterwards() {
     client.unpin("x").await.unwrap();
     decide(&[Status::Fenced, Status::NotFound]);
     client.unmount("x").await.unwrap();
-    // What was never tried, or surely not done, is missing; and so is what a drain names.
+    // A change that was never tried, or surely not made, is missing; so is the node that a drain names.
     for told in [&[Status::NotFound][..], &[Status::NotMaster, Status::NotFound]] {
         decide(told);
         let error = client.unpin("x").await.unwrap_err();

@@ -1,4 +1,4 @@
-//! Nodes that say nothing, at whatever step, beside some that are well.
+//! Nodes that keep silent, at any step, beside some healthy ones.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use millrace_proto::Op;
 use crate::fake::{BLOCK_COUNT, Cluster, LENGTH, Mood, content};
 use crate::{BLOCK, GUARD, config, connect, epoch, read_all, wait_until};
 
-/// The addresses of these members, in this order.
+/// Returns the addresses of these members, in this order.
 fn addresses(cluster: &Cluster, order: &[usize]) -> String {
     let addresses: Vec<_> =
         order.iter().map(|&index| cluster.fakes[index].address.as_str()).collect();
@@ -88,7 +88,7 @@ async fn the_addresses_are_remembered_for_good() {
     let elapsed = start.elapsed();
     assert!(elapsed < GUARD / 2, "{elapsed:?}");
     assert_eq!((epoch(&client), client.cluster().unwrap().members.len()), (1, 2));
-    // All members that are known go; one of the addresses leads to another one.
+    // All known members go; one of the addresses leads to another one.
     let mut cluster = Cluster::start(3, 1).await;
     cluster.tell(1, |index| index != 2);
     let client = Client::connect(addresses(&cluster, &[0, 2]), config()).await.unwrap();
@@ -142,7 +142,7 @@ async fn look_ups_and_batches_pass_a_stopped_member() {
     }
 }
 
-/// As two nodes that are each a cluster of its own, and serve the same directory.
+/// Uses two nodes that are each a cluster of its own, and serve the same directory.
 #[tokio::test]
 async fn another_cluster_is_entered_with_its_own_block_size() {
     let mut cluster = Cluster::start(2, 1).await;

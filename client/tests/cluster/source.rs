@@ -44,7 +44,8 @@ async fn without_members_the_source_is_read_if_it_may_be() {
     assert!(matches!(error, Error::Stale { .. }), "{error}");
 }
 
-/// The only thing that a node says of a source is where it lies, and that is not believed.
+/// Shows that the client does not believe where a node says that a source lies, which is all that a node
+/// says of it.
 #[tokio::test]
 async fn nothing_is_read_outside_of_the_roots_that_the_client_names() {
     let directory = tempfile::tempdir().unwrap();
@@ -100,7 +101,7 @@ async fn a_file_is_not_read_from_another_source_than_it_was_looked_up_in() {
     cluster.tell(2, |_| true);
     wait_until("the client knows the new mount", || epoch(&client) == 2).await;
     cluster.fakes[0].kill().await;
-    // Found in the second source, and by its number taken for one of the first.
+    // It was found in the second source, and its number could be taken for one of the first.
     let second = client.stat("a").await.unwrap();
     assert!(client.read(&second, 0, 10).await.is_ok());
     let file = File { id: millrace_proto::source::file_id("file:///first", "a").into(), ..second };

@@ -42,12 +42,12 @@ const COMMANDS: [&[&str]; 24] = [
     &["zabstate"],
 ];
 
-/// The full name of a command.
+/// Returns the full name of a command.
 pub(super) fn full_name(name: &str) -> Option<&'static str> {
     COMMANDS.iter().find(|names| names.contains(&name)).map(|names| names[0])
 }
 
-/// The page that lists all commands.
+/// Writes the page that lists all commands.
 pub(super) fn links(path: &str) -> String {
     COMMANDS
         .iter()
@@ -58,7 +58,7 @@ pub(super) fn links(path: &str) -> String {
 /// Runs the command of this full name.
 pub(super) fn run(name: &str, snapshot: &Snapshot) -> Page {
     let is_known = full_name(name).is_some();
-    // These tell of the process and its settings, whether anybody is served or not.
+    // These are about the process and its settings, so they answer also while no client is served.
     let always = ["configuration", "environment", "initial_configuration", "raft", "voting_view"];
     let (mut fields, error) = if !is_known {
         (Map::new(), Json::from(format!("Unknown command: {name}")))
@@ -175,7 +175,7 @@ fn configuration(snapshot: &Snapshot) -> Json {
     value
 }
 
-/// `ServerCnxn.getConnectionInfo`.
+/// Writes what `ServerCnxn.getConnectionInfo` has.
 fn connections(snapshot: &Snapshot, is_full: bool) -> Vec<Json> {
     let one = |one: &ConnectionReport| {
         let mut value = json!({

@@ -46,7 +46,7 @@ fn signed(name: &'static str, help: &'static str, value: i64) -> Figure {
     Figure { name, help, kind: Kind::Gauge, value: Value::Whole(value) }
 }
 
-/// All figures but the latencies, which each place shows in its own way.
+/// Returns all figures but the latencies, which each place shows in its own way.
 pub(super) fn figures(snapshot: &Snapshot) -> Vec<Figure> {
     let latency = snapshot.latency();
     let average = Value::Milliseconds(latency.average_ms());
@@ -110,7 +110,7 @@ fn figures_of_leader(snapshot: &Snapshot) -> Vec<Figure> {
     ]
 }
 
-/// `peer_state` of `mntr`; a replica by itself has none.
+/// Returns `peer_state` of `mntr`; a replica by itself has none.
 pub(super) fn peer_state(mode: Mode) -> Option<&'static str> {
     match mode {
         Mode::Leader => Some("leading - broadcast"),

@@ -10,8 +10,8 @@ use super::prometheus::metrics_text;
 use super::{Page, Snapshot};
 use crate::config::Config;
 
-/// The page at a path, whose query is not read. Where `with_commands` is false only `/metrics` and
-/// `/health` are there, for the endpoint that anybody may ask.
+/// Returns the page at a path, whose query is not read. Where `with_commands` is false only `/metrics` and
+/// `/health` are there, for the endpoint that every client may ask.
 pub fn page(path: &str, snapshot: &Snapshot, with_commands: bool) -> Page {
     match bare(path) {
         "/metrics" => {
@@ -35,7 +35,7 @@ pub fn page(path: &str, snapshot: &Snapshot, with_commands: bool) -> Page {
     }
 }
 
-/// The admin command that a path names by its full name, the name itself where it is none of ours,
+/// Returns the admin command that a path names by its full name, the name itself where it is not one of ours,
 /// and nothing for the list of commands.
 pub(super) fn command<'a>(path: &'a str, config: &Config) -> Option<&'a str> {
     let rest = bare(path).strip_prefix(config.admin_commands_path.as_str())?;
@@ -46,7 +46,7 @@ pub(super) fn command<'a>(path: &'a str, config: &Config) -> Option<&'a str> {
     }
 }
 
-/// A path without its query.
+/// Cuts the query off a path.
 fn bare(path: &str) -> &str {
     path.split(['?', '#']).next().unwrap_or_default()
 }

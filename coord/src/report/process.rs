@@ -49,7 +49,7 @@ impl Process {
     }
 }
 
-/// Pages of memory in use: the second number of `statm`.
+/// Reads the pages of memory in use: the second number of `statm`.
 fn resident_pages() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/statm").ok()?;
     text.split_whitespace().nth(1)?.parse().ok()

@@ -10,7 +10,7 @@ use serde_json::Value as Json;
 use super::*;
 use crate::config::Role;
 
-/// Two sessions on a replica by itself, as one of ZooKeeper had it.
+/// Makes two sessions on a replica by itself, as one of ZooKeeper had it.
 fn alone() -> Snapshot {
     let mut config = Config::production("/data".into());
     config.client_address = SocketAddr::from(([127, 0, 0, 1], 22181));
@@ -67,7 +67,7 @@ fn alone() -> Snapshot {
     }
 }
 
-/// The second of three replicas, an observer among them, as leader.
+/// Makes the second of three replicas, an observer among them, as leader.
 fn leading() -> Snapshot {
     let text = "server.1=127.0.0.1:22281:22381:participant\n\
                 server.2=127.0.0.1:22282:22382:participant;0.0.0.0:22182\n\

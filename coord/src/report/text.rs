@@ -6,22 +6,22 @@ use millrace_proto::zookeeper::opcode;
 
 use crate::auth::host_text;
 
-/// Milliseconds with at most four digits after the point and at least one, such as `0.0`.
+/// Writes milliseconds with at most four digits after the point and at least one, such as `0.0`.
 pub(super) fn milliseconds(value: f64) -> String {
     format!("{:?}", (value * 10_000.0).round() / 10_000.0)
 }
 
-/// A socket address as Java writes it, without the slash that some places put before it.
+/// Writes a socket address as Java does, without the slash that some places put before it.
 pub(super) fn address(address: SocketAddr) -> String {
     format!("{}:{}", host_text(address.ip()), address.port())
 }
 
-/// A session id.
+/// Writes a session id.
 pub(super) fn session(id: i64) -> String {
     format!("{id:#x}")
 }
 
-/// The short name of an operation (`FinalRequestProcessor`); `NA` for none.
+/// Returns the short name of an operation (`FinalRequestProcessor`); `NA` for none.
 pub(super) fn operation(code: i32) -> &'static str {
     match code {
         opcode::PING => "PING",

@@ -12,8 +12,8 @@ use super::{
 use crate::config::members::config_text;
 use crate::config::{Config, Role, Word};
 
-/// Whether four bytes are a word that is answered here. The error is what to send before closing:
-/// nothing where it is no word at all.
+/// Judges whether four bytes are a word that is answered here. The error is what to send before closing:
+/// nothing where it is not a word at all.
 ///
 /// # Errors
 /// Text for a word that is not in the whitelist.
@@ -25,7 +25,7 @@ pub fn permit(bytes: [u8; 4], config: &Config) -> Result<Word, String> {
     Err(format!("{} is not executed because it is not in the whitelist.\n", word.name()))
 }
 
-/// The answer to a word, to be sent before the connection is closed, and what it asks for.
+/// Returns the answer to a word, to be sent before the connection is closed, and what it asks for.
 pub fn answer(word: Word, snapshot: &Snapshot) -> (String, Effect) {
     let mut out = String::new();
     let effect = effect_of(word, snapshot);
@@ -81,7 +81,7 @@ fn write_answer(out: &mut String, word: Word, snapshot: &Snapshot) -> fmt::Resul
     }
 }
 
-/// `isro`: clients that look for a server they may write to read it.
+/// Answers `isro`: clients that look for a server they may write to read it.
 fn writable(mode: Mode) -> &'static str {
     match mode {
         Mode::NotServing => "null",
@@ -173,7 +173,7 @@ fn write_connections(out: &mut String, snapshot: &Snapshot, is_full: bool) -> fm
     writeln!(out)
 }
 
-/// `ServerCnxn.dumpConnectionInfo`.
+/// Writes what `ServerCnxn.dumpConnectionInfo` has.
 fn write_connection(out: &mut String, one: &ConnectionReport, is_full: bool) -> fmt::Result {
     let is_open = u8::from(one.session != 0);
     write!(out, " /{}[{is_open}](queued={}", address(one.address), one.queued)?;
@@ -218,7 +218,7 @@ fn write_monitor(out: &mut String, snapshot: &Snapshot) -> fmt::Result {
     Ok(())
 }
 
-/// Sessions by the time they expire, ephemeral nodes by session, connections. A follower does not
+/// Writes sessions by the time they expire, ephemeral nodes by session, connections. A follower does not
 /// know when sessions expire and lists their time-outs (`LearnerSessionTracker.dumpSessions`).
 fn write_dump(out: &mut String, snapshot: &Snapshot) -> fmt::Result {
     writeln!(out, "SessionTracker dump:")?;

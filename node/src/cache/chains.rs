@@ -33,7 +33,7 @@ pub(super) struct Chains {
 }
 
 impl Chains {
-    /// Chains of at most `capacity` entries.
+    /// Makes chains of at most `capacity` entries.
     pub(super) fn new(capacity: usize) -> Chains {
         Chains {
             heads: HashTable::with_capacity(capacity),
@@ -52,7 +52,7 @@ impl Chains {
         self.heads.clear();
     }
 
-    /// An entry of the file, if there is one. `entry_of` looks an entry up.
+    /// Returns an entry of the file, if there is one. `entry_of` looks an entry up.
     pub(super) fn first<'a>(
         &self,
         file: FileId,

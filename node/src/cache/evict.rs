@@ -58,12 +58,12 @@ impl Queues {
         Queues { small, main, kept, held, held_kept }
     }
 
-    /// Blocks that are kept.
+    /// Returns the number of blocks that are kept.
     pub(super) fn kept_length(&self) -> u32 {
         self.kept.length() + self.held_kept.length()
     }
 
-    /// Pages that those hold.
+    /// Returns the pages that those hold.
     pub(super) fn kept_page_count(&self) -> u32 {
         self.kept.page_count() + self.held_kept.page_count()
     }
@@ -109,14 +109,15 @@ impl Cache {
         }
     }
 
-    /// Evicts one block by S3-FIFO, or one that is kept if that is all there is. False when every block
-    /// is pinned or there is none.
+    /// Evicts one block by S3-FIFO, or one that is kept if there is nothing else. True if a block was
+    /// evicted; false when every block is pinned or there is none.
     pub(super) fn evict_one(&mut self) -> bool {
         self.evict_ordinary() || self.evict_kept()
     }
 
-    /// Each step takes a block from the tail of a queue. It leaves, or is held, or goes to the end of
-    /// main, at most [`REUSE_MAX`] times: so the loop ends, and its cost is paid for by reads.
+    /// Evicts a block that is not kept. True if one was evicted. Each step takes a block from the tail
+    /// of a queue: it leaves, or is held, or goes to the end of main, at most [`REUSE_MAX`] times. So
+    /// the loop ends, and its cost is paid for by reads.
     fn evict_ordinary(&mut self) -> bool {
         loop {
             // What is kept or held leaves less for the two queues to share.
@@ -131,11 +132,11 @@ impl Cache {
             let entry = self.entry(index);
             let (reuse_count, hash) = (entry.reuse_count, entry.key.hash());
             if entry.pin_count > 0 {
-                // Also from small: a block in use is by that in use again.
+                // This holds for blocks from small, too: a block in use is thereby in use again.
                 self.entry_mut(index).reuse_count = 0;
                 self.shift(index, QueuePlace::Held);
             } else if reuse_count > 0 {
-                // From small it begins anew; in main it goes round once more.
+                // A block from small begins again; one from main goes round once more.
                 let left = if from_small { 0 } else { reuse_count - 1 };
                 self.entry_mut(index).reuse_count = left;
                 self.shift(index, QueuePlace::Main);
@@ -150,8 +151,8 @@ impl Cache {
         }
     }
 
-    /// Evicts the oldest block that is kept and not in use: a miss that cannot be served for want of
-    /// memory is worse than one more miss later.
+    /// Evicts the oldest block that is kept and not in use. True if there was one. A miss that cannot be
+    /// served because memory is short is worse than one more miss later.
     fn evict_kept(&mut self) -> bool {
         while let Some(index) = self.queues.kept.tail() {
             if self.entry(index).pin_count == 0 {

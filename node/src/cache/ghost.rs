@@ -21,7 +21,7 @@ pub(super) struct Ghost {
 }
 
 impl Ghost {
-    /// Room for `capacity` blocks, rounded up to a power of two.
+    /// Makes room for `capacity` blocks, rounded up to a power of two.
     pub(super) fn new(capacity: usize) -> Ghost {
         let slots = vec![GhostSlot { fingerprint: 0, sequence: 0 }; capacity.next_power_of_two()];
         Ghost { slots, sequence: 0 }
@@ -38,7 +38,7 @@ impl Ghost {
         self.slots[slot] = GhostSlot { fingerprint: (hash >> 32) as u32, sequence: self.sequence };
     }
 
-    /// Whether the block was evicted within the last `age_max` evictions.
+    /// True if the block was evicted within the last `age_max` evictions.
     pub(super) fn contains(&self, hash: u64, age_max: u32) -> bool {
         let slot = self.slots[self.slot(hash)];
         slot.sequence != 0

@@ -31,13 +31,13 @@ fn tag(hash: u64) -> u32 {
 }
 
 impl Index {
-    /// An index for at most `capacity` entries.
+    /// Makes an index for at most `capacity` entries.
     pub(super) fn new(capacity: usize) -> Index {
         let size = (2 * capacity).next_power_of_two();
         Index { slots: vec![Slot { tag: 0, entry: EMPTY }; size], mask: size - 1 }
     }
 
-    /// The entry with this hash that `is_match` accepts.
+    /// Returns the entry with this hash that `is_match` accepts.
     #[inline]
     pub(super) fn find(&self, hash: u64, mut is_match: impl FnMut(u32) -> bool) -> Option<u32> {
         let tag = tag(hash);
@@ -54,7 +54,8 @@ impl Index {
         }
     }
 
-    /// The entry in the home slot of a hash, which is nearly always the one that `find` would give.
+    /// Returns the entry in the home slot of a hash, which is nearly always the one that `find` would
+    /// return.
     #[inline]
     pub(super) fn warm(&self, hash: u64) -> Option<u32> {
         let slot = self.slots[tag(hash) as usize & self.mask];
@@ -103,7 +104,7 @@ impl Index {
 
 #[cfg(test)]
 impl Index {
-    /// Most slots in a row that are used, which is what the longest look-up walks.
+    /// Returns the most slots in a row that are used, which is what the longest look-up walks.
     pub(super) fn longest_run(&self) -> usize {
         let runs = self.slots.split(|slot| slot.entry == EMPTY);
         runs.map(<[Slot]>::len).max().unwrap_or(0)
@@ -116,7 +117,7 @@ mod tests {
 
     use super::*;
 
-    /// Random operations beside a map, with so few home slots that most entries collide.
+    /// Runs random operations beside a map, with so few home slots that most entries collide.
     #[test]
     fn behaves_like_a_map_even_when_everything_collides() {
         for seed in 0..200 {

@@ -37,12 +37,12 @@ impl Queue {
         self.length
     }
 
-    /// Pages that the entries hold.
+    /// Returns the pages that the entries hold.
     pub(super) fn page_count(&self) -> u32 {
         self.page_count
     }
 
-    /// The entry that came first.
+    /// Returns the entry that came first.
     pub(super) fn tail(&self) -> Option<u32> {
         (self.oldest != NONE).then_some(self.oldest)
     }

@@ -1,9 +1,9 @@
-//! Where a block lies in the index: a hash that those who name files cannot foresee.
+//! Where a block lies in the index: a hash that users who name files cannot foresee.
 //!
-//! The hash that places blocks on shards and nodes is public, since clients compute it, and names can be
-//! chosen so that many blocks have the same. In the index such blocks would form one long run, which each
-//! look-up walks. So the index has a hash of its own, from the whole key and two secret numbers of this
-//! shard: a multiplication of 64 by 64 bits, folded, as in wyhash.
+//! The hash that places blocks on shards and nodes is public, because clients compute it, and names can
+//! be chosen so that many blocks have the same. In the index such blocks would form one long run, which
+//! each look-up walks. So the index has a hash of its own, from the whole key and two secret numbers of
+//! this shard: a multiplication of 64 by 64 bits, folded, as in wyhash.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
@@ -16,13 +16,13 @@ const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
 pub(super) struct Secret([u64; 2]);
 
 impl Secret {
-    /// New ones.
+    /// Draws new numbers.
     pub(super) fn random() -> Secret {
         // Keys of this hasher come from the system's random numbers.
         Secret([(); 2].map(|()| RandomState::new().build_hasher().finish()))
     }
 
-    /// The hash of a key.
+    /// Returns the hash of a key.
     #[inline]
     pub(super) fn hash(&self, key: &BlockKey) -> u64 {
         let [low, high] = [key.file.0 as u64, (key.file.0 >> 64) as u64];
@@ -59,8 +59,8 @@ mod tests {
         assert!(keys.len() - tags.len() < 20, "{} of {}", tags.len(), keys.len());
     }
 
-    /// What the index pays for its own hash beside that of placement, for a person who wants to know:
-    /// `cargo test --release -p millrace-node --lib cache::secret -- --ignored --nocapture`.
+    /// Prints what the index pays for its own hash beside the placement hash, for a person who wants to
+    /// know: `cargo test --release -p millrace-node --lib cache::secret -- --ignored --nocapture`.
     #[test]
     #[ignore = "measures"]
     fn price_beside_the_placement_hash() {

@@ -52,8 +52,8 @@ fn pin(cache: &mut Cache, index: EntryIndex, offset: u32, expected: &[u8], block
     assert_eq!(checksum::verify(expected, offset, block_length, tag, sums), Ok(()));
 }
 
-/// Random operations beside a plain map: what the cache has is what was put in, what it evicts is only
-/// ever missing, pinned blocks stay whole, and memory adds up.
+/// Runs random operations beside a plain map: what the cache has is what was put in, blocks that it
+/// evicts are only ever missing, pinned blocks stay whole, and memory adds up.
 #[test]
 fn behaves_like_a_map_that_forgets() {
     for seed in 0..8 {
@@ -169,7 +169,7 @@ fn fill_files(cache: &mut Cache, first: u128, count: u128, is_kept: bool) {
     }
 }
 
-/// How many of these files are in the cache.
+/// Returns how many of these files are in the cache.
 fn found(cache: &Cache, first: u128, count: u128) -> usize {
     let files = first..first + count;
     files.filter(|file| cache.find(&key(*file, 0)).is_some()).count()
@@ -181,7 +181,7 @@ fn what_is_kept_survives_a_scan_of_ten_times_the_memory() {
     fill_files(&mut cache, 0, 50, true);
     assert_eq!((cache.kept_count(), cache.kept_bytes()), (50, 50 * 4096));
     fill_files(&mut cache, 1000, 1000, false);
-    assert_eq!(found(&cache, 0, 50), 50, "though nobody reads them");
+    assert_eq!(found(&cache, 0, 50), 50, "though no client reads them");
     assert_eq!(cache.used_bytes(), cache.capacity_bytes(), "the rest is used as well");
 }
 
@@ -223,7 +223,7 @@ fn a_block_is_kept_only_as_the_one_that_was_meant() {
     cache.remove(&key(1, 0));
     cache.keep(index, &key(1, 0), true);
     assert_eq!(cache.kept_count(), 0);
-    // Removed while somebody reads it, it is no block of the cache any more.
+    // Removed while a client reads it, it is not a block of the cache any more.
     let index = fill(&mut cache, key(1, 0), 1, 4096).unwrap();
     cache.keep(index, &key(1, 0), true);
     pin(&mut cache, index, 0, &content(key(1, 0), 1, 4096), 4096);
@@ -343,7 +343,7 @@ fn dropping_a_file_takes_its_blocks_and_no_others() {
     assert_eq!((cache.block_count(), cache.used_bytes()), (0, 0));
 }
 
-/// Names chosen so that all blocks have one and the same placement hash, as anybody can.
+/// Chooses names so that all blocks have one and the same placement hash, as any user can.
 #[test]
 fn blocks_with_one_placement_hash_do_not_lie_in_one_run_of_the_index() {
     let mut cache = cache(4096);

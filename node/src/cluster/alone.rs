@@ -1,8 +1,8 @@
 //! A cluster of one node, without a coordination service: the node itself is its master.
 //!
 //! Owns what is mounted and pinned, and keeps it in the data directory, if there is one. Nothing listens
-//! anywhere: who changes it comes by the node's own requests. Always holds: a change is kept before it
-//! is told; the epoch grows with each change and each start.
+//! anywhere: changes come by the node's own requests. Always holds: a change is kept before it is
+//! published; the epoch grows with each change and each start.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -39,7 +39,7 @@ struct AloneRecord {
 /// What it needs.
 pub(crate) struct AloneSettings {
     pub identity: Identity,
-    /// What clients are told of this node.
+    /// What clients learn of this node.
     pub record: MemberRecord,
     /// What is mounted at first.
     pub source: Option<String>,
@@ -60,7 +60,7 @@ pub(crate) struct Alone {
 }
 
 impl Alone {
-    /// The task and its handle. [`Alone::run`] has to be awaited.
+    /// Makes the task and its handle. [`Alone::run`] has to be awaited.
     pub(crate) fn new(settings: AloneSettings) -> (Alone, Handle) {
         let (request_sender, requests) = flume::bounded(64);
         let (joined_sender, joined) = flume::bounded(1);
@@ -95,7 +95,7 @@ impl Alone {
                     return;
                 }
                 Ok(Request { command, reply }) = self.requests.recv_async() => {
-                    // The asker may have gone.
+                    // The caller may have gone.
                     let _ = reply.send(self.carry_out(&command));
                 }
                 else => return,
@@ -110,7 +110,7 @@ impl Alone {
         let mut mounts: Vec<Mount> = kept.mounts.iter().map(MountRecord::mount).collect();
         let root = mounts.iter_mut().find(|mount| mount.prefix.is_empty());
         match root {
-            // The configuration named this one, and names another one now.
+            // The configuration named this source, and names another one now.
             Some(root) if root.source == kept.source => root.source.clone_from(&source),
             None if kept.epoch == 0 && !source.is_empty() => {
                 mounts.push(Mount { prefix: String::new(), source: source.clone(), replicas: 1 })
@@ -152,7 +152,7 @@ impl Alone {
         }
     }
 
-    /// Keeps a new state, as the next epoch, and tells it.
+    /// Keeps a new state, as the next epoch, and publishes it.
     fn change(&mut self, kept: AloneRecord) -> io::Result<()> {
         let kept = AloneRecord { epoch: kept.epoch + 1, ..kept };
         if !self.settings.data.as_os_str().is_empty() {
@@ -178,7 +178,7 @@ impl Alone {
         let me = self.settings.identity.id();
         let mut kept = self.kept.clone();
         match command {
-            // There is no other member to be told.
+            // There is no other member to ask.
             Command::Report(_) | Command::Drain { undo: true, .. } => return Ok(()),
             Command::Drain { node, .. } if node == me => {
                 let message = format!("{node} is the last active node: add another one first");

@@ -1,4 +1,4 @@
-//! What clients and other nodes are told of the cluster.
+//! What clients and other nodes learn of the cluster.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,16 +22,16 @@ use crate::mailbox::{Mail, Mailboxes};
 const WAITERS_MAX: usize = 16_384;
 /// Longest wait without a budget.
 const WAIT_MAX: Duration = Duration::from_secs(30);
-/// So long before the budget ends a client that waits is answered.
+/// How long before its budget ends a client that waits is answered.
 const WAIT_MARGIN: Duration = Duration::from_millis(200);
 /// Bytes of an archived file of an inventory without its path and blocks.
 const FILE_SIZE: usize = 64;
 /// Entries of a shard that are looked at for one page of an inventory.
 const ENTRIES_PER_PAGE: u32 = 4096;
-/// So often entries are looked at for one page, whatever is found: a page takes a bounded time.
+/// How often entries are looked at for one page, whatever is found: a page takes a bounded time.
 const LISTINGS_PER_PAGE: u32 = 16;
-/// After some entries were looked at an inventory rests for so many times as long as that took: it takes a
-/// sixteenth of the time at most, however fast its pages are asked for.
+/// After some entries were looked at an inventory rests for this many times as long as that took. So it
+/// takes a sixteenth of the time at most, however fast its pages are asked for.
 const REST_FACTOR: u32 = 15;
 /// Longest such rest. Derived: a page has 16 of them, and is waited for for 5 s.
 const REST_MAX: Duration = Duration::from_millis(100);
@@ -46,18 +46,18 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// With the way to the master's work; None outside a cluster.
+    /// Makes it with the way to the master's work; None outside a cluster.
     pub(crate) fn new(views: Arc<Views>, requests: Option<flume::Sender<Request>>) -> Cluster {
         Cluster { views, requests, waiters: Arc::new(Semaphore::new(WAITERS_MAX)) }
     }
 
-    /// The view as it is now.
+    /// Returns the view as it is now.
     pub(crate) fn view(&self) -> Arc<View> {
         Arc::clone(&self.views.borrow())
     }
 
-    /// A page of the ring; with `wait` when the epoch is another one, or the node is cut off or no
-    /// longer, or the budget ends.
+    /// Returns a page of the ring. With `wait` it waits until the epoch is another one, or the node is
+    /// cut off or no longer, or the budget ends.
     pub(crate) async fn ring(
         &self,
         epoch: u64,
@@ -93,12 +93,13 @@ impl Cluster {
         answer.await.unwrap_or_else(|_| Err(gone()))
     }
 
-    /// What is pinned.
+    /// Returns what is pinned.
     pub(crate) fn pins(&self) -> PinsReply {
         PinsReply { pins: self.view().pins.clone() }
     }
 
-    /// Blocks of this node that the member with this key should have: those of one page of entries.
+    /// Returns the blocks of this node that the member with this key should own, among those of one page
+    /// of entries.
     pub(crate) async fn inventory(
         &self,
         shards: &Mailboxes,
@@ -122,7 +123,7 @@ impl Cluster {
                 break;
             }
             if looked_at == LISTINGS_PER_PAGE {
-                // Whoever asks goes on from here, also where nothing was found so far.
+                // The member goes on from here, also if nothing was found so far.
                 reply.next = (shard << PLACE_BITS | place).max(1);
                 break;
             }
@@ -150,7 +151,8 @@ impl Cluster {
     }
 }
 
-/// Adds the blocks that a member should have until the page is full; then the entry to go on from.
+/// Adds the blocks that a member should own until the page is full; then returns the entry to go on
+/// from.
 fn collect(
     reply: &mut InventoryReply,
     size: &mut usize,
@@ -173,7 +175,7 @@ fn collect(
             continue;
         }
         let Some(record) = files.get(block.file).filter(|record| record.version == *version) else {
-            // Forgotten, or about to be dropped.
+            // The block was forgotten, or is about to be dropped.
             continue;
         };
         if !view.owns(key, block, view.layout.replicas(&record.path)) {
@@ -195,7 +197,7 @@ fn collect(
     None
 }
 
-/// The members from number `first` on, as many as fit.
+/// Returns the members from number `first` on, as many as fit.
 fn page(view: &View, first: u32) -> RingReply {
     let mut size = 0;
     let members = view.layout.members.iter().skip(first as usize).take_while(|member| {

@@ -1,9 +1,10 @@
-//! Taking blocks over: what a node owns since a change, it pulls from those who have it.
+//! Hand-over: after a membership change a node copies the blocks it now owns from their previous
+//! holders.
 //!
 //! Always holds: a change of the cluster that gives this node blocks is followed by a pull from every
-//! member that may have some, at a bounded rate, while reads go on: a block that is asked for before
-//! it was pulled is taken from its holder at once. Nothing is pushed, so that nobody gets more than it
-//! asked for. Where nobody has a block any more it is read from the source when somebody wants it.
+//! member that may have some, at a bounded rate. Reads go on meanwhile: a block that is asked for before
+//! it was pulled is taken from its holder at once. Nothing is pushed, so no node gets more than it asked
+//! for. If no node has a block any more it is read from the source when a client asks for it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -27,14 +28,14 @@ const INVENTORY_PATIENCE: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(250);
 /// Tries for one page; then it is the next member's turn.
 const TRIES_MAX: usize = 20;
-/// Turns of a member that does not tell or give what it has, before it is given up. With the waits
+/// Turns of a member that does not list or give what it has, before it is given up. With the waits
 /// between them, which double, this is about two minutes.
 const TURNS_MAX: u32 = 8;
 /// Longest wait between two turns of a member.
 const TURN_WAIT_MAX: Duration = Duration::from_secs(32);
 /// Wait before blocks are pulled again from a member that did not answer.
 const PULL_AGAIN: Duration = Duration::from_secs(1);
-/// Tries for a block; after that it comes when somebody asks for it.
+/// Tries for a block; after that it comes when a client asks for it.
 const PULL_TRIES: usize = 3;
 /// Blocks on their way at once. Guessed: enough to hide the way there and back.
 const PULL_WINDOW: usize = 8;
@@ -121,7 +122,7 @@ impl Progress {
         ]
     }
 
-    /// Tells whether the node has lost coordination.
+    /// Notes whether the node has lost coordination.
     pub(crate) fn set_fenced(&self, is_fenced: bool) {
         self.is_fenced.store(is_fenced.into(), Ordering::Relaxed);
     }
@@ -131,7 +132,7 @@ impl Progress {
         self.is_fenced.load(Ordering::Relaxed) != 0
     }
 
-    /// Whether holders are asked for a block before the source is.
+    /// True if holders are asked for a block before the source is.
     pub(crate) fn asks_holders(&self, now_ms: u64) -> bool {
         self.sources.load(Ordering::Relaxed) > 0 || now_ms < self.ask_until.load(Ordering::Relaxed)
     }
@@ -142,13 +143,13 @@ impl Progress {
     }
 }
 
-/// From whom this node has to pull because of a change from one view to the next.
+/// Returns the members from which this node has to pull because of a change from one view to the next.
 pub(crate) fn sources(old: &View, new: &View) -> Vec<String> {
     let Some(me) = new.layout.member(&new.me).filter(|member| member.is_active()) else {
         return Vec::new();
     };
     let was_active = |id: &str| old.layout.member(id).is_some_and(Member::is_active);
-    // Also after it was taken for dead: others have filled meanwhile what it owns now.
+    // This also holds after it was taken for dead: others have filled meanwhile what it owns now.
     let has_come = !was_active(&me.id) || old.joined_at != new.joined_at;
     let has_grown = old.layout.member(&me.id).is_some_and(|it| it.weight < me.weight);
     let highest =
@@ -164,12 +165,12 @@ pub(crate) fn sources(old: &View, new: &View) -> Vec<String> {
         let before = replicas_before(&mount.prefix);
         before > 0 && mount.replicas > before
     });
-    // Where blocks have several owners, the others have what somebody who left had.
+    // If blocks have several owners, the others have what a member had that left.
     let shares = highest(new) > 1
         && old.layout.members.iter().any(|member| {
             member.is_active() && !new.layout.member(&member.id).is_some_and(Member::is_active)
         });
-    // Each begins with those that come after it, so that not all ask the same one first.
+    // Each node begins with the members that come after it, so that not all ask the same one first.
     let place = new.layout.members.partition_point(|member| member.id < new.me);
     let (before, after) = new.layout.members.split_at(place);
     let others = after.iter().chain(before).filter(|member| member.id != new.me);
@@ -180,11 +181,11 @@ pub(crate) fn sources(old: &View, new: &View) -> Vec<String> {
     others.map(|member| member.id.clone()).collect()
 }
 
-/// What became of a block that was to be pulled.
+/// The result for a block that was to be pulled.
 pub(crate) enum Brought {
-    /// It came, of so many bytes.
+    /// It came, of this many bytes.
     Moved(u64),
-    /// It was here already, or nobody wants it any more.
+    /// It was here already, or is not needed any more.
     Here,
     /// The member did not answer.
     Failed((BlockKey, u64)),
@@ -192,11 +193,11 @@ pub(crate) enum Brought {
 
 /// What pulling needs from the rest of the node.
 pub(crate) trait Puller {
-    /// The view as it is now.
+    /// Returns the view as it is now.
     fn view(&self) -> Arc<View>;
-    /// The connection to a member, if it is asked at the moment.
+    /// Returns the connection to a member, if it is asked at the moment.
     fn peer(&self, member: &Member) -> Option<Arc<Peer>>;
-    /// Notes a file of an inventory; false if it is another one by now.
+    /// Notes a file of an inventory. True if the file is still in that version.
     fn note(&self, file: &InventoryFile) -> bool;
     /// Takes blocks from the member that has them.
     fn bring(
@@ -204,9 +205,9 @@ pub(crate) trait Puller {
         source: &str,
         blocks: Vec<(BlockKey, u64)>,
     ) -> impl Future<Output = Vec<Brought>> + Send;
-    /// Lets go of who is no member any more.
+    /// Lets go of nodes that are not members any more.
     fn keep(&self, view: &View);
-    /// The node's milliseconds.
+    /// Returns the node's milliseconds.
     fn now_ms(&self) -> u64;
 }
 
@@ -219,7 +220,7 @@ struct Turn {
     at: Instant,
 }
 
-/// Pulls from members, one after the other, for as long as the node runs. `changes` tells of views.
+/// Pulls from members, one after the other, for as long as the node runs. `changes` brings new views.
 pub(crate) async fn run(
     puller: &impl Puller,
     progress: &Progress,
@@ -236,7 +237,7 @@ pub(crate) async fn run(
             if rate == 0 {
                 progress.given_up_count.fetch_add(new.len() as u64, Ordering::Relaxed);
             } else if !new.is_empty() {
-                // A new change may have given blocks of those who were asked already.
+                // A new change may have given blocks of members that were asked already.
                 queue.retain(|turn| !new.contains(&turn.id));
                 let at = Instant::now();
                 queue.extend(new.into_iter().map(|id| Turn { id, count: 0, at }));
@@ -245,7 +246,7 @@ pub(crate) async fn run(
             queue.retain(|turn| view.layout.member(&turn.id).is_some());
             puller.keep(&view);
             progress.sources.store(queue.len() as u64, Ordering::Relaxed);
-            // Last: who sees the epoch sees what it means.
+            // The epoch comes last: a reader that sees it sees what it means.
             progress.epoch.store(view.layout.epoch, Ordering::Release);
             seen = view;
         }
@@ -270,7 +271,7 @@ pub(crate) async fn run(
             } else {
                 progress.given_up_count.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(
-                    "{} does not give what it has: that comes when somebody asks for it",
+                    "{} does not give what it has: that comes when a client asks for it",
                     turn.id
                 );
             }
@@ -279,7 +280,7 @@ pub(crate) async fn run(
     }
 }
 
-/// Pulls what a member has that this node owns; false if there may be more.
+/// Pulls what a member has that this node owns. True if that was all; false if there may be more.
 async fn pull(puller: &impl Puller, progress: &Progress, source: &str, pace: &mut Pace) -> bool {
     let mut cursor = 0;
     let mut tries = 0;
@@ -288,7 +289,7 @@ async fn pull(puller: &impl Puller, progress: &Progress, source: &str, pace: &mu
         let view = puller.view();
         let (Some(me), Some(member)) = (view.layout.member(&view.me), view.layout.member(source))
         else {
-            // Who is no member has nothing to give.
+            // A node that is not a member has nothing to give.
             return true;
         };
         let request = InventoryRequest { key: me.key, epoch: view.layout.epoch, cursor };
@@ -414,7 +415,7 @@ mod tests {
         assert_eq!(sources(&view(1, &["a", "b"], &[]), &three), ["a", "b"]);
         assert!(sources(&three, &three).is_empty());
         let more = view(1, &["a", "b", "c", "me"], &[]);
-        assert!(sources(&three, &more).is_empty(), "who joins takes and does not give");
+        assert!(sources(&three, &more).is_empty(), "a member that joins takes and does not give");
         assert!(sources(&more, &three).is_empty(), "what c had is gone with it");
         let drained = view(1, &["b", "me"], &["a"]);
         assert_eq!(sources(&three, &drained), ["a"]);

@@ -1,7 +1,7 @@
-//! Who a node is: its id, and a secret that tells it from another node with the same id.
+//! A node's id, and a secret that distinguishes it from another node with the same id.
 //!
-//! Owns the file `node.json` of the data directory, and the lock that keeps two processes from being
-//! the same node. Without a data directory the node is somebody new after each start.
+//! Owns the file `node.json` of the data directory, and the lock that keeps two processes from being the
+//! same node. Without a data directory the node is a new one after each start.
 
 use std::fs::{self, File};
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -27,7 +27,7 @@ struct Kept {
     cluster: String,
 }
 
-/// Who this node is.
+/// The identity of this node.
 #[derive(Debug)]
 pub(crate) struct Identity {
     kept: Kept,
@@ -36,7 +36,7 @@ pub(crate) struct Identity {
     _lock: Option<File>,
 }
 
-/// Why a node does not know who it is.
+/// Why a node has no identity.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// The data directory cannot be used.
@@ -120,17 +120,17 @@ impl Identity {
         Ok(identity)
     }
 
-    /// Id of the node.
+    /// Returns the id of the node.
     pub(crate) fn id(&self) -> &str {
         &self.kept.id
     }
 
-    /// Tells this node from others with its id.
+    /// Returns the secret that distinguishes this node from others with its id.
     pub(crate) fn secret(&self) -> &str {
         &self.kept.secret
     }
 
-    /// The cluster it belongs to; empty before it joined one.
+    /// Returns the cluster it belongs to; empty before it joined one.
     pub(crate) fn cluster(&self) -> &str {
         &self.kept.cluster
     }
@@ -171,7 +171,7 @@ fn lock(directory: &Path) -> Result<File, IdentityError> {
     }
 }
 
-/// 128 random bits as hex digits. The keys of this hasher come from the system's random numbers.
+/// Returns 128 random bits as hex digits. The keys of this hasher come from the system's random numbers.
 pub(crate) fn random() -> String {
     let number = || RandomState::new().build_hasher().finish();
     format!("{:016x}{:016x}", number(), number())

@@ -1,4 +1,4 @@
-//! From a configuration to a member: what the node tells of itself, and the task that tells it.
+//! From a configuration to a member: what the node reports of itself, and the task that reports it.
 
 use std::io;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ pub(crate) struct Membership {
     pub(crate) mounts: Arc<Mounts>,
 }
 
-/// Feature bits that a node with this configuration offers.
+/// Returns the feature bits that a node with this configuration offers.
 pub(crate) fn features(config: &Config, proofs: &Proofs) -> u64 {
     let mut features = feature::ALL;
     if config.coord == Coordination::None {
@@ -42,7 +42,7 @@ pub(crate) fn features(config: &Config, proofs: &Proofs) -> u64 {
     features
 }
 
-/// The source of the configuration as the cluster names it; None without one.
+/// Returns the source of the configuration as the cluster names it; None without one.
 ///
 /// # Errors
 /// If it is not there, or not a directory, or below no mount root, or a URL that names no store.
@@ -56,7 +56,7 @@ pub(crate) fn source(config: &Config) -> io::Result<Option<String>> {
         return Ok(Some(url));
     }
     let root = config.source.canonicalize()?;
-    // Also finds out whether it is a directory that may be read.
+    // This also finds out whether it is a directory that may be read.
     std::fs::read_dir(&root)?;
     let source = format!("{FILE_SCHEME}{}", root.display());
     if MountRoots::of(config).find(&source).is_err() {
@@ -65,7 +65,7 @@ pub(crate) fn source(config: &Config) -> io::Result<Option<String>> {
     Ok(Some(source))
 }
 
-/// What each store on another machine may take.
+/// Returns what each store on another machine may take.
 pub(crate) fn limits(config: &Config) -> StoreLimits {
     StoreLimits {
         concurrency: config.fill_concurrency,

@@ -1,8 +1,8 @@
 //! What was read from coordination, and how it is brought up to date.
 //!
-//! Always holds: what is published belongs to one epoch. Coordination tells a change before it answers
-//! anything that is newer, so that after every change that was told has been read again, all of it is
-//! of the same moment. The epoch is the number of the last change (`zxid`) to any of it.
+//! Always holds: what is published belongs to one epoch. Coordination notifies of a change before it
+//! answers anything that is newer. So once every notified change has been read again, all of it is of
+//! the same moment. The epoch is the number of the last change (`zxid`) to any of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -41,12 +41,13 @@ pub(crate) struct Changes {
 }
 
 impl Changes {
-    /// Everything, as after a connection was lost: what happened meanwhile is not told.
+    /// Returns everything, as after a connection was lost, because what happened meanwhile is not
+    /// notified.
     pub(crate) fn all() -> Changes {
         Changes { all: true, ..Changes::default() }
     }
 
-    /// Whether everything has to be read.
+    /// True if everything has to be read.
     pub(crate) fn is_all(&self) -> bool {
         self.all
     }
@@ -67,7 +68,7 @@ impl Changes {
         }
     }
 
-    /// Whether nothing has to be read.
+    /// True if nothing has to be read.
     pub(crate) fn is_empty(&self) -> bool {
         *self == Changes::default()
     }
@@ -90,14 +91,14 @@ pub(crate) struct Known {
     pins_zxid: i64,
     /// As of the mounts.
     pins_version: Option<i32>,
-    /// Names of the latches, in order, and who holds each.
+    /// Names of the latches, in order, and the id of the node that holds each.
     latches: BTreeMap<String, String>,
     /// What every member of the cluster knows, and the cluster's id.
     secret: Option<(Secret, String)>,
 }
 
 impl Known {
-    /// Has records believed only of who knows the secret of this cluster, if it has one.
+    /// Sets the secret of this cluster, if it has one: only records of nodes that know it are believed.
     pub(crate) fn expect(&mut self, secret: Option<&Secret>, cluster: &str) {
         self.secret = secret.map(|secret| (secret.clone(), cluster.to_owned()));
     }
@@ -146,7 +147,7 @@ impl Known {
         for (id, answer) in wanted {
             match answer.await {
                 Ok((data, stat)) => self.note_member(id, &data, &stat),
-                // It left meanwhile, which is a change that will be told.
+                // The member left meanwhile, and a notification of that will come.
                 Err(Error::NoNode) => drop(self.members.remove(id)),
                 Err(error) => return Err(error),
             }
@@ -244,7 +245,7 @@ impl Known {
                 Some(id) => drop(latches.insert(path, id)),
                 None => match client.get_data(&path).await {
                     Ok((data, _)) => {
-                        // Whoever wrote a longer one is no node.
+                        // A longer one was not written by a node.
                         let data = data.get(..NAME_LENGTH_MAX).unwrap_or(&data);
                         let id = String::from_utf8_lossy(data).into_owned();
                         latches.insert(path, id);
@@ -258,14 +259,14 @@ impl Known {
         Ok(())
     }
 
-    /// Number of the last change.
+    /// Returns the number of the last change.
     pub(crate) fn epoch(&self) -> u64 {
         let members = self.members.values().map(|(_, zxid)| *zxid);
         let others = [self.members_zxid, self.drains_zxid, self.mounts_zxid, self.pins_zxid];
         members.chain(others).max().unwrap_or(0).max(0) as u64
     }
 
-    /// As others see it.
+    /// Returns the view as others see it.
     pub(crate) fn view(&self, cluster: &str, me: &str) -> View {
         let members = self.members.iter();
         let members =
@@ -280,33 +281,33 @@ impl Known {
         view
     }
 
-    /// Path of the first latch, and who is the master by it.
+    /// Returns the path of the first latch, and the id of the node that is the master by it.
     pub(crate) fn master(&self) -> Option<(&str, &str)> {
         let (path, id) = self.latches.first_key_value()?;
         Some((path, id))
     }
 
-    /// The mounts, and their version for the next write.
+    /// Returns the mounts, and their version for the next write.
     pub(crate) fn mounts(&self) -> (&[Mount], Option<i32>) {
         (&self.mounts, self.mounts_version)
     }
 
-    /// The pins, and their version for the next write.
+    /// Returns the pins, and their version for the next write.
     pub(crate) fn pins(&self) -> (&[String], Option<i32>) {
         (&self.pins, self.pins_version)
     }
 
-    /// Whether a node with this id is in the cluster now.
+    /// True if a node with this id is in the cluster now.
     pub(crate) fn is_member(&self, id: &str) -> bool {
         self.members.contains_key(id)
     }
 
-    /// Whether a member is drained.
+    /// True if a member is drained.
     pub(crate) fn is_drained(&self, id: &str) -> bool {
         self.drains.contains(id)
     }
 
-    /// Members that are not drained, besides this one.
+    /// Returns how many members are not drained, besides this one.
     pub(crate) fn others_active(&self, id: &str) -> usize {
         let others = self.members.keys().filter(|other| *other != id);
         others.filter(|other| !self.drains.contains(*other)).count()

@@ -25,7 +25,7 @@ pub(crate) enum Command {
     Mount { mount: Mount, remove: bool },
     /// Pin a path, or take its pin away.
     Pin { path: String, undo: bool },
-    /// Write down what the members have told; asked for by this node itself.
+    /// Write down what the members have reported; this node itself asks for it.
     Report(ReportRecord),
 }
 
@@ -68,7 +68,7 @@ impl From<CheckWriteError> for Refusal {
                 Refusal::new(Status::NotMaster, "another master was elected meanwhile")
             }
             CheckWriteError::OperationFailed { source: Error::BadVersion, .. } => {
-                Refusal::new(Status::Busy, "somebody else changed it meanwhile: try again")
+                Refusal::new(Status::Busy, "another client changed it meanwhile: try again")
             }
             CheckWriteError::RequestFailed { source }
             | CheckWriteError::OperationFailed { source, .. } => source.into(),
@@ -91,7 +91,7 @@ pub(crate) struct Term {
     latch: Latch,
     /// Version of [`path::TERM`] in this term.
     version: i32,
-    /// Who may read and write what it creates.
+    /// Decides which clients may read and write what it creates.
     rights: Rights,
 }
 
@@ -129,12 +129,12 @@ impl Term {
         Ok(Term { latch: latch.clone(), version, rights })
     }
 
-    /// Path of the latch.
+    /// Returns the path of the latch.
     pub(crate) fn latch(&self) -> &str {
         &self.latch.path
     }
 
-    /// A transaction of this term.
+    /// Begins a transaction of this term.
     fn writer<'a>(&self, client: &'a Client) -> Result<CheckWriter<'a>, Error> {
         let mut writer = client.new_check_writer(&self.latch.path, Some(0))?;
         writer.add_check_version(path::TERM, self.version)?;
@@ -185,7 +185,7 @@ impl Term {
         undo: bool,
     ) -> Result<(), Refusal> {
         if undo != known.is_drained(node) {
-            // It is as it should be; of a node nobody knows that is not worth much.
+            // It is as it should be; for an unknown node that is not worth much.
             return match known.is_member(node) || undo {
                 true => Ok(()),
                 false => Err(unknown(node)),
@@ -211,7 +211,7 @@ impl Term {
         }
         match writer.commit().await {
             Ok(_) => Ok(()),
-            // Asked for twice at once.
+            // The request came twice at once.
             Err(CheckWriteError::OperationFailed {
                 source: Error::NodeExists | Error::NoNode,
                 ..
@@ -252,7 +252,7 @@ impl Term {
     }
 }
 
-/// How the master creates something.
+/// Returns how the master creates something.
 fn persistent(rights: Rights) -> CreateOptions<'static> {
     rights.create(CreateMode::Persistent, Readers::Nodes)
 }
@@ -262,7 +262,7 @@ pub(super) fn unknown(node: &str) -> Refusal {
     Refusal::new(Status::NotFound, message)
 }
 
-/// The mounts after a change.
+/// Returns the mounts after a change.
 pub(super) fn changed(
     mounts: &[Mount],
     mount: &Mount,
@@ -307,7 +307,7 @@ pub(super) fn changed(
     Ok(mounts)
 }
 
-/// The pins after a change; None if they stay as they are.
+/// Returns the pins after a change; None if they stay as they are.
 pub(super) fn changed_pins(
     pins: &[String],
     path: &str,

@@ -1,7 +1,7 @@
 //! Other nodes, as places to take blocks from.
 //!
-//! Owns the connections to them, and for how long one that did not answer is left alone. Always holds:
-//! whoever asks for a block gets it or goes on to the source within a bounded time.
+//! Owns the connections to them, and for how long one that did not answer is left alone. Always holds: a
+//! caller gets its block, or goes on to the source, within a bounded time.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,7 +20,7 @@ use crate::memory::Blank;
 /// Longest wait for a block, besides its bytes. Guessed: less than what a client waits before it asks
 /// elsewhere.
 const PEEK_PATIENCE: Duration = Duration::from_millis(300);
-/// Longest wait for a block that is pulled over, and that nobody waits for.
+/// Longest wait for a block that is pulled over, and that no client waits for.
 const PULL_PATIENCE: Duration = Duration::from_secs(2);
 /// Rate at which a block is taken to come at the least: 16 MB/s. Guessed.
 const SLOWEST_BYTES_PER_MS: u64 = 16_000;
@@ -51,18 +51,18 @@ struct KnownPeer {
 /// The nodes that were asked for something.
 pub(crate) struct Peers {
     block_size: u32,
-    /// That of the cluster, which both sides of a connection prove to know.
+    /// The secret of the cluster, which both sides of a connection prove to know.
     secret: Option<Secret>,
     known: Mutex<HashMap<String, KnownPeer>>,
 }
 
 impl Peers {
-    /// Peers with blocks of this size, in a cluster with this secret.
+    /// Makes peers with blocks of this size, in a cluster with this secret.
     pub(crate) fn new(block_size: u32, secret: Option<Secret>) -> Peers {
         Peers { block_size, secret, known: Mutex::default() }
     }
 
-    /// Has the code of a block made as it is filled, where the cluster has a secret.
+    /// Has the code of a block made as it is filled, if the cluster has a secret.
     pub(crate) fn sign(&self, key: BlockKey, version: u64, blank: &mut Blank) {
         if let Some(secret) = &self.secret {
             let length = blank.length();
@@ -75,7 +75,7 @@ impl Peers {
         self.secret.is_some()
     }
 
-    /// The connection to a member; None while it is left alone.
+    /// Returns the connection to a member; None while it is left alone.
     pub(crate) fn get(&self, member: &Member) -> Option<Arc<Peer>> {
         let shards = match member.shards.is_empty() {
             true => std::slice::from_ref(&member.address),
@@ -118,7 +118,7 @@ impl Peers {
         });
     }
 
-    /// Takes a block from the first of the likely members that has it; false if none does. Where it has
+    /// Takes a block from the first of the likely members that has it. True if one had it. If it has
     /// several owners the first of them is asked to read it from the source for all.
     pub(crate) async fn fill(&self, view: &View, wanted: Wanted<'_>, blank: &mut Blank) -> bool {
         let Wanted { key, version, path, replicas } = wanted;
@@ -144,8 +144,8 @@ impl Peers {
         false
     }
 
-    /// A block that a member has, with its code where the cluster has a secret; None if it has it not, or
-    /// vouches for nothing.
+    /// Returns a block that a member has, with its code if the cluster has a secret; None if the member
+    /// does not have it, or has no code for it.
     async fn peek(
         &self,
         peer: &Peer,
@@ -175,7 +175,8 @@ impl Peers {
         Ok(code.map(|code| (bytes, Some(code))))
     }
 
-    /// Puts bytes that a member gave into the blank, if they are what a member has read from the source.
+    /// Puts bytes that a member gave into the blank. True if they are what a member has read from the
+    /// source.
     fn believe(
         &self,
         member: &Member,
@@ -197,7 +198,7 @@ impl Peers {
         is_believed
     }
 
-    /// Takes a block from the member that says that it has it; false if it does not give it.
+    /// Takes a block from the member that listed it. True if the member gave it.
     pub(crate) async fn pull(
         &self,
         member: &Member,
@@ -218,13 +219,13 @@ impl Peers {
     }
 }
 
-/// Time for so many bytes on a slow network, several blocks being on their way at once.
+/// Returns the time for this many bytes on a slow network, with several blocks on their way at once.
 fn patience(length: u32) -> Duration {
     Duration::from_millis(u64::from(length) / SLOWEST_BYTES_PER_MS)
 }
 
-/// Copies the bytes into the blank. False if what lies there afterwards does not match the checksum that
-/// the bytes came with, because of damage on the way, or the code: then the blank is as empty as before.
+/// Copies the bytes into the blank. True if what lies there afterwards matches the checksum that the
+/// bytes came with, and the code. If not, because of damage on the way, the blank is as empty as before.
 fn copy(taken: &PeerBytes, blank: &mut Blank, code: Option<&Mac>) -> bool {
     let copied = blank.fill_with(|position, target| {
         let rest = &taken.bytes[position as usize..];
@@ -286,7 +287,7 @@ mod tests {
         assert!(!copy(&taken(8), &mut blank, Some(&code)), "made up, with a right checksum");
         assert!(copy(&taken(7), &mut blank, Some(&code)));
         let (block, _) = blank.freeze();
-        assert_eq!(block.code(), Some(&code), "who takes it from here sees the same");
+        assert_eq!(block.code(), Some(&code), "a node that takes it from here sees the same");
         memory.release(block);
     }
 }

@@ -1,8 +1,8 @@
-//! Pins and the blocks that are here already: what is pinned now is kept, what is not is let go.
+//! Pins and the blocks that are here already: blocks that are pinned now are kept, others are let go.
 //!
 //! Always holds: after the pins or the owners changed, every block that is in memory is looked at once
 //! more, in pages, so that no shard is held up for long. A block that comes in meanwhile is judged when
-//! it comes in. Leaves the share of the memory, and what to do beyond it, to the cache.
+//! it comes in. The share of the memory, and what to do beyond it, is left to the cache.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::mailbox::{Mail, Mailboxes};
 /// Entries of a shard that are looked at for one message. Guessed: below 0.1 ms of the shard's time.
 const ENTRIES_PER_PAGE: u32 = 2048;
 
-/// Follows the pins for as long as the node runs. `changes` tells of views.
+/// Follows the pins for as long as the node runs. `changes` brings new views.
 pub(crate) async fn run(
     shards: &Mailboxes,
     files: &FileTable,
@@ -57,7 +57,7 @@ async fn sweep(shards: &Mailboxes, files: &FileTable, view: &View, was_unpinned:
     }
 }
 
-/// Blocks that are to be kept and are not, or the other way round.
+/// Returns the blocks that are to be kept and are not, or the other way round.
 fn to_change(
     listing: &Listing,
     files: &FileTable,
@@ -69,7 +69,8 @@ fn to_change(
     let changed = others.filter(|Listed { key, is_kept, .. }| {
         let is_wanted = match files.get(key.file) {
             Some(record) => view.pins(&record.path, key),
-            // Where a forgotten file was is not known: it goes on, unless that may be too long.
+            // The path of a forgotten file is not known: the block stays kept, unless that may be too
+            // long.
             None => *is_kept && !was_unpinned,
         };
         is_wanted == wanted
@@ -89,7 +90,7 @@ mod tests {
         BlockKey { file: FileId(file), block: 0 }
     }
 
-    /// A cache with one block for each of these files.
+    /// Makes a cache with one block for each of these files.
     fn cache(files: &[u128]) -> Cache {
         let mut cache = Cache::new(Arena::new(64).unwrap().cut(1).pop().unwrap(), 50);
         for file in files {

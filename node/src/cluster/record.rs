@@ -55,7 +55,7 @@ pub(crate) struct MemberRecord {
     pub proof: String,
 }
 
-/// What a record is proved for.
+/// What a record's proof is bound to.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bond<'a> {
     /// Id of the cluster.
@@ -65,13 +65,14 @@ pub(crate) struct Bond<'a> {
 }
 
 impl MemberRecord {
-    /// The number of the run; 0 for one that is none.
+    /// Returns the number of the run; 0 for text that is not a number.
     pub(crate) fn run(&self) -> u64 {
         u64::from_str_radix(&self.run, 16).unwrap_or(0)
     }
 
-    /// What only who knows the secret of the cluster could write below this record, in hex digits. It holds
-    /// for one session with coordination, so that a copy that is written in another one proves nothing.
+    /// Returns the proof that only a node that knows the secret of the cluster could write below this
+    /// record, in hex digits. It holds for one session with coordination, so a copy that is written in
+    /// another one proves nothing.
     pub(crate) fn proof(&self, secret: &Secret, bond: Bond<'_>) -> String {
         let code = secret.code(PURPOSE, &self.text(bond));
         code.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -86,7 +87,7 @@ impl MemberRecord {
         code.is_some_and(|code| secret.verify(PURPOSE, &self.text(bond), &code))
     }
 
-    /// All that others believe of it, each text behind its length.
+    /// Returns all that others believe of it, each text after its length.
     fn text(&self, bond: Bond<'_>) -> Vec<u8> {
         let cluster = bond.cluster;
         let numbers = [bond.session, self.weight.into(), self.capacity as i64];
@@ -103,7 +104,7 @@ impl MemberRecord {
         all
     }
 
-    /// Whether it can be told to others: one that cannot is nobody's to follow.
+    /// True if it can be passed on to others; one that cannot is ignored.
     pub(crate) fn is_reasonable(&self) -> bool {
         size_of_member(&self.member(false)) <= MEMBER_BYTES_MAX
             && self.id.len() <= NAME_LENGTH_MAX
@@ -114,7 +115,7 @@ impl MemberRecord {
             && self.local.len() <= SHARDS_MAX
     }
 
-    /// As clients are told.
+    /// Returns it as clients see it.
     pub(crate) fn member(&self, is_draining: bool) -> Member {
         let state = if is_draining { MemberState::Draining } else { MemberState::Active };
         Member {
@@ -134,7 +135,7 @@ impl MemberRecord {
     }
 }
 
-/// The key of a node on the ring: `mix` of the XXH3-64 of its id.
+/// Returns the key of a node on the ring: `mix` of the XXH3-64 of its id.
 pub(crate) fn key_of(id: &str) -> u64 {
     placement::mix(twox_hash::XxHash3_64::oneshot(id.as_bytes()))
 }
@@ -146,7 +147,7 @@ pub(crate) struct MountsRecord {
 }
 
 impl MountsRecord {
-    /// About how many bytes they take in a reply, and not less.
+    /// Returns about how many bytes they take in a reply, and not less.
     pub(crate) fn size(&self) -> usize {
         self.mounts.iter().map(|mount| mount.prefix.len() + mount.source.len() + 32).sum()
     }
@@ -161,7 +162,7 @@ pub(crate) struct MountRecord {
 }
 
 impl MountRecord {
-    /// As the protocol tells it.
+    /// Returns it as the protocol has it.
     pub(crate) fn mount(&self) -> Mount {
         Mount {
             prefix: self.prefix.clone(),
@@ -178,21 +179,22 @@ impl From<&Mount> for MountRecord {
     }
 }
 
-/// `/report`: what the members had told when the master last asked them.
+/// `/report`: what the members reported when the master last asked them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ReportRecord {
-    /// How many reports there were, whoever was the master.
+    /// How many reports there were, of any master.
     pub number: u64,
     /// The master that asked.
     pub node: String,
-    /// Members that there were, and those of them that answered.
+    /// Members at that time, and those of them that answered.
     pub member_count: u32,
     pub answered_count: u32,
     /// Memory for blocks that all members registered, in bytes.
     pub registered_bytes: u64,
     /// The counters of those that answered, added up.
     pub counters: BTreeMap<String, u64>,
-    /// The same for each zone, of the figures that tell how full it is; empty if they are very many.
+    /// The same for each zone, only of the figures that show how full it is; empty if the zones are very
+    /// many.
     pub zones: BTreeMap<String, ZoneReport>,
 }
 
@@ -213,7 +215,8 @@ pub(crate) struct PinsRecord {
 }
 
 impl PinsRecord {
-    /// The paths, sorted, each once. Whatever somebody else wrote there, a reply has room for them.
+    /// Returns the paths, sorted, each once. Whatever another client wrote there, a reply has room for
+    /// them.
     pub(crate) fn pins(mut self) -> Vec<String> {
         self.pins.retain(|pin| check_path(pin).is_ok());
         self.pins.sort();
@@ -226,7 +229,7 @@ impl PinsRecord {
     }
 }
 
-/// Bytes that pins take in a reply.
+/// Returns the bytes that pins take in a reply.
 pub(crate) fn pins_size(pins: &[String]) -> usize {
     pins.iter().map(|pin| pin.len() + PIN_SIZE).sum()
 }
@@ -259,7 +262,7 @@ pub(crate) fn write<T: Serialize>(record: &T) -> Vec<u8> {
     serde_json::to_vec(record).expect("plain structures have a JSON form")
 }
 
-/// About how many bytes a member takes in a reply, and not less.
+/// Returns about how many bytes a member takes in a reply, and not less.
 pub(super) fn size_of_member(member: &Member) -> usize {
     let texts = [&member.id, &member.zone, &member.address, &member.machine, &member.server];
     let texts = texts.into_iter().chain(&member.shards).chain(&member.local);
@@ -281,7 +284,7 @@ mod tests {
         .unwrap();
         let bond = |cluster, session| Bond { cluster, session };
         let own = bond("c", 7);
-        assert!(!record.is_proved(&secret, own), "nothing is no proof");
+        assert!(!record.is_proved(&secret, own), "nothing is not a proof");
         record.proof = record.proof(&secret, own);
         assert!(record.is_proved(&secret, own));
         assert!(!record.is_proved(&secret, bond("d", 7)));

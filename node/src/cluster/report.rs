@@ -1,8 +1,8 @@
 //! The capacity report: the master asks all members how they are, and writes the sum down.
 //!
-//! So a monitor needs no way to the nodes, and has figures of the moment before they failed.
-//! Always holds: only the master asks; its write is checked as every other one, so that one that slept
-//! through its term overwrites no later report.
+//! So a monitor needs no way to the nodes, and has figures of the moment before they failed. Always
+//! holds: only the master asks; its write is checked as every other one, so a master that slept through
+//! its term overwrites no later report.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,18 +27,18 @@ const INTERVAL: Duration = Duration::from_secs(30);
 const AFTER_CHANGE: Duration = Duration::from_secs(2);
 /// Longest wait for one member. Guessed: as for any node of which nothing is heard.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Most zones that are told one by one. Derived: 128 KiB.
+/// Most zones that are listed one by one. Derived: 128 KiB.
 const ZONES_TOLD_MAX: usize = 1024;
 /// Members that are asked at once.
 const ASKED_MAX: usize = 64;
 
-/// What the node tells of itself.
+/// What the node reports of itself.
 pub(crate) struct Own {
     pub counters: Arc<[Counters]>,
     pub progress: Arc<Progress>,
 }
 
-/// What a member told: values with their names.
+/// What a member reported: values with their names.
 type ToldCounters = Vec<(String, u64)>;
 
 impl Own {
@@ -60,7 +60,7 @@ pub(crate) async fn run(cluster: &Cluster, peers: &Peers, own: Own) {
                 if is_master(&view) {
                     let command = Command::Report(gather(&view, peers, &own).await);
                     if let Err(refusal) = cluster.command(command).await {
-                        // The next one is tried all the same.
+                        // The next one is still tried.
                         tracing::debug!("write the report: {}", refusal.message);
                     }
                 }
@@ -104,7 +104,7 @@ async fn ask(peer: Option<Arc<Peer>>) -> Option<ToldCounters> {
     Some(status.counters.into_iter().map(|counter| (counter.name, counter.value)).collect())
 }
 
-/// The report of what was told.
+/// Adds up what was reported.
 fn add_up(me: &str, members: &[Member], told: &[Option<ToldCounters>]) -> ReportRecord {
     let mut report = ReportRecord { node: me.to_owned(), ..ReportRecord::default() };
     let mut zones: BTreeMap<String, ZoneReport> = BTreeMap::new();
@@ -121,7 +121,7 @@ fn add_up(me: &str, members: &[Member], told: &[Option<ToldCounters>]) -> Report
         zone.used_bytes += count("used_bytes");
         zone.pinned_bytes += count("pinned_bytes");
         for (name, value) in told {
-            // The epoch is no amount.
+            // The epoch is not an amount.
             if name != "cluster_epoch" {
                 let sum = report.counters.entry(name.clone()).or_default();
                 *sum = sum.saturating_add(*value);

@@ -1,13 +1,14 @@
-//! Who may read and write what the cluster has in coordination.
+//! Which clients may read and write what the cluster has in coordination.
 //!
 //! ```text
-//!  the cluster's path, /members and what is in it    world reads, who knows the secret does everything
-//!  all else                                          those who know the secret alone
+//! the cluster's path, /members and what is in it    all clients read, a client with the secret does
+//! everything
+//! all else                                          only for clients with the secret
 //! ```
 //!
 //! Clients that look for nodes read addresses and need no secret for that. Always holds: with a secret
-//! nothing is believed that could have been written without it. Without one (`insecure`)
-//! everything is open to everybody.
+//! nothing is believed that could have been written without it. Without one (`insecure`) everything is
+//! open to every client.
 
 use millrace_proto::proof::Secret;
 use zookeeper_client::{
@@ -16,7 +17,7 @@ use zookeeper_client::{
 
 /// The scheme of ZooKeeper for users with passwords.
 const DIGEST: &str = "digest";
-/// Name of the user that every node of a cluster is to coordination.
+/// Name of the user in coordination that every node of a cluster is.
 const USER: &str = "millrace";
 /// What the password is derived for: a server of coordination that learns it does not learn the secret.
 const PURPOSE: &str = "millrace 1 coordination";
@@ -26,16 +27,16 @@ static READABLE: [Acl; 2] = [
     Acl::new_const(Permission::ALL, "auth", ""),
 ];
 
-/// Whether what a node writes is its cluster's alone.
+/// Whether only the cluster may use what a node writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rights {
-    /// Everybody may do everything.
+    /// Every client may do everything.
     Open,
     /// The secret decides.
     Secret,
 }
 
-/// Who may read something besides the nodes.
+/// The clients that may read something besides the nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Readers {
     Nodes,
@@ -43,7 +44,7 @@ pub(crate) enum Readers {
 }
 
 impl Rights {
-    /// Those of a cluster with this secret, or without one.
+    /// Returns the rights of a cluster with this secret, or without one.
     pub(crate) fn of(secret: Option<&Secret>) -> Rights {
         if secret.is_some() { Rights::Secret } else { Rights::Open }
     }
@@ -56,12 +57,12 @@ impl Rights {
         }
     }
 
-    /// How something is created.
+    /// Returns how something is created.
     pub(crate) fn create(self, mode: CreateMode, readers: Readers) -> CreateOptions<'static> {
         mode.with_acls(self.acls(readers))
     }
 
-    /// Creates the path of the cluster where it is not there yet. Those above it, which may be others'
+    /// Creates the path of the cluster if it is not there yet. The nodes above it, which may be others'
     /// too, are open.
     ///
     /// # Errors
@@ -77,8 +78,8 @@ impl Rights {
         }
     }
 
-    /// Judges whether these directories of a cluster are made with the secret, and not
-    /// without it: another client may have made them before.
+    /// Checks that these directories of a cluster were made with the secret, because another client may
+    /// have made them before.
     ///
     /// # Errors
     /// [`Error::NoAuth`] if they are not, and others as coordination.
@@ -95,27 +96,27 @@ impl Rights {
             if !are_ours(&acls) {
                 return Err(Error::NoAuth);
             }
-            // Only the one whom the entry means may do so, and it changes nothing.
+            // Only the user in the entry may do so, and it changes nothing.
             client.set_acl(path, &self.acls(readers), Some(stat.aversion)).await?;
         }
         Ok(())
     }
 }
 
-/// True if one user may do everything and everybody else may read at most.
+/// True if one user may do everything and every other client may read at most.
 fn are_ours(acls: &[Acl]) -> bool {
     let (ours, others): (Vec<&Acl>, Vec<&Acl>) =
         acls.iter().partition(|acl| acl.scheme() == DIGEST && acl.permission() == Permission::ALL);
     ours.len() == 1 && others.iter().all(|acl| Permission::READ.has(acl.permission()))
 }
 
-/// This connector, for who knows the secret.
+/// Returns this connector with the credentials of the secret.
 pub(crate) fn identify(connector: Connector, secret: Option<&Secret>) -> Connector {
     let Some(secret) = secret else { return connector };
     connector.with_auth(DIGEST, credentials(secret).as_bytes())
 }
 
-/// Name and password.
+/// Returns name and password.
 fn credentials(secret: &Secret) -> String {
     let code = secret.code(PURPOSE, b"");
     let password: String = code.iter().map(|byte| format!("{byte:02x}")).collect();

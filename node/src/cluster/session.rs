@@ -1,8 +1,8 @@
 //! Keeps the node in its cluster: registers it, follows what changes, and stands for election.
 //!
-//! Always holds: a view is published only when everything that was told has been read. When coordination
-//! does not answer the node is fenced within the session timeout, before anybody else can be sure that it
-//! is gone; when the session ended it begins anew by itself.
+//! Always holds: a view is published only when every notified change has been read. When coordination
+//! does not answer the node is fenced within the session timeout, before any other node can be sure that
+//! it is gone. When the session ended the node begins again by itself.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,14 +31,14 @@ const CONNECT_TIMEOUT_MIN: Duration = Duration::from_secs(3);
 /// Waits between tries to join, the shortest and the longest.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
-/// Wait before what changed is read again where that failed.
+/// Wait before what changed is read again if that failed.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
-/// Wait before the first in line stands again where it could not begin its term.
+/// Wait before the first in line stands again if it could not begin its term.
 const STAND_AGAIN: Duration = Duration::from_secs(1);
 /// How often the old registration of this node is looked at until it is gone.
 const REGISTER_WAIT: Duration = Duration::from_millis(200);
 
-/// A command for the master, and who waits for what became of it.
+/// A command for the master, and the way back for its result.
 pub(crate) struct Request {
     pub command: Command,
     pub reply: oneshot::Sender<Result<(), Refusal>>,
@@ -46,11 +46,11 @@ pub(crate) struct Request {
 
 /// The ends that the rest of the node holds.
 pub(crate) struct Handle {
-    /// Has the session begin; until then nobody is told of the node.
+    /// Makes the session begin; until then no other process learns of the node.
     pub begin: flume::Sender<()>,
     /// Commands for the master.
     pub requests: flume::Sender<Request>,
-    /// Whether the node has joined, or why not so far; the last one that is told counts.
+    /// The node has joined, or why not so far; the last message counts.
     pub joined: flume::Receiver<Result<(), String>>,
     /// Takes the node out of the cluster; what is sent is answered when it is out.
     pub leave: flume::Sender<flume::Sender<()>>,
@@ -62,10 +62,10 @@ pub(crate) struct SessionSettings {
     pub servers: String,
     pub path: String,
     pub timeout: Duration,
-    /// What the nodes of the cluster know; None in an insecure one.
+    /// The secret of the cluster; None in an insecure one.
     pub secret: Option<Secret>,
     pub identity: Identity,
-    /// What others are told of this node.
+    /// What others learn of this node.
     pub record: MemberRecord,
     pub block_size: u32,
     /// Source of the root, if nothing is mounted yet.
@@ -85,7 +85,7 @@ enum Ending {
     Anew(String),
     /// Coordination does not allow it.
     NotAllowed,
-    /// It will not work before somebody does something.
+    /// It will not work before an operator changes something.
     Never(String),
 }
 
@@ -118,7 +118,7 @@ pub(crate) struct Session {
     known: Known,
     /// Id of the cluster, once it is known.
     cluster: String,
-    /// Whether the view is fenced.
+    /// True if the view is fenced.
     is_fenced: bool,
 }
 
@@ -131,7 +131,7 @@ struct Live {
 }
 
 impl Live {
-    /// Takes note of all that was told so far.
+    /// Notes all notifications so far.
     ///
     /// # Errors
     /// If the session ended.
@@ -142,8 +142,8 @@ impl Live {
         Ok(())
     }
 
-    /// Asks to be told of changes again. After a connection was lost the crate asks for the watches of
-    /// single nodes alone (0.11.2 sends `setWatches` where `setWatches2` is needed).
+    /// Asks for notifications of changes again. After a connection was lost the crate asks only for the
+    /// watches of single nodes (0.11.2 sends `setWatches` where `setWatches2` is needed).
     async fn watch_anew(&mut self) -> Result<(), Error> {
         // The old one goes after the new one is there, so that the server keeps it.
         self.watcher = self.client.watch("/", AddWatchMode::PersistentRecursive).await?;
@@ -152,7 +152,7 @@ impl Live {
 }
 
 impl Session {
-    /// A session and its handle. [`Session::run`] has to be awaited.
+    /// Makes a session and its handle. [`Session::run`] has to be awaited.
     pub(crate) fn new(settings: SessionSettings) -> (Session, Handle) {
         let (request_sender, requests) = flume::bounded(64);
         let (joined_sender, joined) = flume::bounded(1);
@@ -200,7 +200,7 @@ impl Session {
             }
             tracing::warn!("not in the cluster: {reason}");
             if let Some(joined) = &self.joined {
-                // Whoever starts the node waits on, and tells it if nothing better comes.
+                // The thread that starts the node waits on, and reports this if nothing better comes.
                 let _ = joined.try_send(Err(reason));
             }
             if self.joined.is_none() || is_final {
@@ -215,7 +215,7 @@ impl Session {
         }
     }
 
-    /// Waits while there is no session: who asks for something is refused, who wants to leave may.
+    /// Waits while there is no session: commands are refused, and the node may leave.
     async fn pause(&self, wait: Duration) -> Option<flume::Sender<()>> {
         let end = Instant::now() + wait;
         loop {
@@ -223,21 +223,21 @@ impl Session {
                 () = sleep_until(end) => return None,
                 Ok(done) = self.leave.recv_async() => return Some(done),
                 Ok(request) = self.requests.recv_async() => {
-                    // The asker may have gone.
+                    // The caller may have gone.
                     let _ = request.reply.send(Err(fenced()));
                 }
             }
         }
     }
 
-    /// One connection, from joining to its end.
+    /// Lives through one connection, from joining to its end.
     async fn live(&mut self) -> Ending {
         match self.join().await {
             Ok(mut live) => match self.follow(&mut live).await {
                 Err(ending) => ending,
                 Ok(done) => {
                     self.withdraw(&live).await;
-                    // Whoever waits may have given up.
+                    // The caller may have given up waiting.
                     let _ = done.send(());
                     Ending::Left
                 }
@@ -284,7 +284,7 @@ impl Session {
         Rights::of(self.settings.secret.as_ref())
     }
 
-    /// Has the directories of the cluster, and makes sure that they are its own.
+    /// Makes the directories of the cluster, and checks that they are its own.
     async fn prepare(&mut self, client: &Client) -> Result<(), Ending> {
         let rights = self.rights();
         // Before anything there is believed, or noted in the data directory.
@@ -307,7 +307,7 @@ impl Session {
         Ok(())
     }
 
-    /// Says more of what coordination did not allow.
+    /// Adds advice to what coordination did not allow.
     fn explain(&self, ending: Ending) -> Ending {
         let SessionSettings { servers, path, secret, .. } = &self.settings;
         match ending {
@@ -339,13 +339,15 @@ impl Session {
             Err(Error::NodeExists) => {
                 let (data, _) = client.get_data(path::CLUSTER).await?;
                 read::<ClusterRecord>(path::CLUSTER, &data).map_err(|error| {
-                    Ending::Never(format!("{place} is no cluster of Millrace: {error}"))
+                    Ending::Never(format!("{place} is not a cluster of Millrace: {error}"))
                 })?
             }
             Err(error) => return Err(error.into()),
         };
         if record.id.is_empty() || record.id.len() > NAME_LENGTH_MAX {
-            return Err(Ending::Never(format!("{place} is no cluster of Millrace: its id is odd")));
+            return Err(Ending::Never(format!(
+                "{place} is not a cluster of Millrace: its id is odd"
+            )));
         }
         if record.format != FORMAT {
             return Err(Ending::Never(format!(
@@ -471,7 +473,7 @@ impl Session {
                     live.note_events(&mut changes).await?;
                 }
                 state = states.changed() => {
-                    // What happened meanwhile was not told: ZOOKEEPER-4698.
+                    // What happened meanwhile was not notified: ZOOKEEPER-4698.
                     changes = Changes::all();
                     on_state(state, timeout_granted, &mut fence_at)?;
                 }
@@ -484,7 +486,7 @@ impl Session {
                 Ok(request) = self.requests.recv_async() => {
                     self.answer(live, fence_at.is_some(), request).await;
                     if live.term.is_none() {
-                        // It may be its turn.
+                        // It may be the node's turn.
                         changes.note(path::MASTER);
                     }
                 }
@@ -492,8 +494,8 @@ impl Session {
         }
     }
 
-    /// Reads what changed until nothing more is told, and publishes it: all of it is of one moment then.
-    /// False if this node should have begun a term and could not.
+    /// Reads what changed until no more notifications come, and publishes it: then all of it is of one
+    /// moment. False if this node should have begun a term and could not.
     async fn catch_up(&mut self, live: &mut Live, changes: &mut Changes) -> Result<bool, Ending> {
         let mut is_well = true;
         while !changes.is_empty() {
@@ -503,7 +505,8 @@ impl Session {
             self.known.refresh(&live.client, changes).await?;
             *changes = Changes::default();
             is_well = self.stand(live).await?;
-            // A change is told before whatever is read after it: what is not here now was not read.
+            // A notification comes before the answer to any later read, so a change that is not here now
+            // was not read.
             live.note_events(changes).await?;
         }
         self.publish()?;
@@ -515,12 +518,12 @@ impl Session {
         let id = self.settings.identity.id();
         let view = self.known.view(&self.cluster, id);
         if view.layout.member(id).is_none() {
-            // Somebody deleted the registration; a new session makes a new one.
+            // Another client deleted the registration; a new session makes a new one.
             return Err(Ending::Anew("the registration of this node was deleted".to_owned()));
         }
         let old = Arc::clone(&self.settings.views.borrow());
         if view.layout.epoch < old.layout.epoch {
-            // A server that lags behind will tell what it does not know yet; one that was restored
+            // A server that lags behind will report what it does not know yet; one that was restored
             // from a backup will not.
             tracing::warn!(
                 "coordination is at {}, and was at {} before: not followed until it is there again; \
@@ -552,7 +555,7 @@ impl Session {
         } else if let Some(joined) = &self.joined {
             let reason = "nothing is mounted, and the master has no source of its own: say what \
                           is to be served with `millrace admin mount`";
-            // Whoever starts the node waits on, and tells it if nothing better comes.
+            // The thread that starts the node waits on, and reports this if nothing better comes.
             let _ = joined.try_send(Err(reason.to_owned()));
         }
         Ok(())
@@ -585,7 +588,7 @@ impl Session {
         }
     }
 
-    /// The first master of a cluster mounts its own source. False if it could not.
+    /// Mounts the own source of the first master of a cluster. False if that failed.
     async fn mount_root(&mut self, live: &Live, term: &Term) -> Result<bool, Error> {
         let (None, Some(source)) = (self.known.mounts().1, &self.settings.source) else {
             return Ok(true);
@@ -595,7 +598,7 @@ impl Session {
             tracing::warn!("mount {source}: {}", refusal.message);
             return Ok(false);
         }
-        // The node is of use to nobody before it is mounted.
+        // The node is of no use before it is mounted.
         let mut changes = Changes::default();
         changes.note(path::MOUNTS);
         self.known.refresh(&live.client, &changes).await?;
@@ -604,18 +607,18 @@ impl Session {
 
     async fn answer(&self, live: &mut Live, is_lost: bool, request: Request) {
         let Request { command, reply } = request;
-        // A connection that was lost a moment ago is not told of yet, and nothing can be written.
+        // A connection that was lost a moment ago may not be reported yet, and nothing can be written.
         let agreed =
             if is_lost { Err(fenced()) } else { self.settings.views.borrow().check_agreement() };
         if let Err(refusal) = agreed {
-            // The asker may have gone.
+            // The caller may have gone.
             let _ = reply.send(Err(refusal));
             return;
         }
         if let Command::Mount { mount, remove: false } = &command
             && let Err(error) = self.settings.mounts.admit(&mount.source)
         {
-            // The asker may have gone.
+            // The caller may have gone.
             let _ = reply.send(Err(error.into()));
             return;
         }
@@ -631,16 +634,16 @@ impl Session {
             None => {
                 let message = match self.known.master() {
                     Some((_, id)) => format!("the master is {id}"),
-                    None => "nobody is the master at the moment".to_owned(),
+                    None => "no node is the master at the moment".to_owned(),
                 };
                 Err(Refusal::new(Status::NotMaster, message))
             }
         };
         if matches!(&result, Err(refusal) if refusal.status == Status::NotMaster) {
-            // It is over, or begins anew with the next look.
+            // It is over, or begins again with the next look.
             live.term = None;
         }
-        // The asker may have gone.
+        // The caller may have gone.
         let _ = reply.send(result);
     }
 
@@ -669,7 +672,7 @@ impl Session {
         });
     }
 
-    /// Tells whoever waits for news that there will be none from here.
+    /// Notifies the receivers that wait for news that there will be none from here.
     fn take_leave(&self) {
         self.settings.views.send_modify(|view| {
             let mut last = view.with("", true);
@@ -679,7 +682,7 @@ impl Session {
     }
 }
 
-/// What the state of the connection means for the fence.
+/// Decides what the state of the connection means for the fence.
 ///
 /// # Errors
 /// If the session ended.
@@ -699,7 +702,7 @@ fn on_state(
     Ok(())
 }
 
-/// Takes note of what a watch told.
+/// Notes what a watch reported.
 ///
 /// # Errors
 /// If the session ended: after such an event the watcher must not be asked again, it would panic.
@@ -721,8 +724,8 @@ fn fenced() -> Refusal {
     Refusal::new(Status::Fenced, "this node has no connection to coordination: try again later")
 }
 
-/// Whether the node of a registration runs: somebody listens where it says. Of the same node an
-/// earlier run is gone, unless its data directory was copied.
+/// True if the node of a registration runs: a process listens at its address. An earlier run of the same
+/// node is gone, unless its data directory was copied.
 async fn is_alive(record: &MemberRecord) -> bool {
     let connect = tokio::net::TcpStream::connect(&record.address);
     matches!(timeout(Duration::from_secs(1), connect).await, Ok(Ok(_)))

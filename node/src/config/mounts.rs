@@ -1,4 +1,4 @@
-//! What a node is told of single mounts: `PREFIX=OPTION`, joined by commas.
+//! The options of single mounts: `PREFIX=OPTION`, joined by commas.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use millrace_client::source::DeviceRule;
 
 use crate::store::check_path;
 
-/// What the root is called, whose prefix is empty.
+/// The name of the root, whose prefix is empty.
 const ROOT: &str = "/";
 
 /// What goes for a mount beyond what the type of its file system says; see `docs/SOURCES.md`.
@@ -32,12 +32,12 @@ impl MountOption {
     }
 }
 
-/// The options of mounts, by their prefixes. Those of mounts that are not there wait for them.
+/// The options of mounts, by their prefixes. Options of mounts that are not there wait for them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MountOptions(Vec<(String, MountOption)>);
 
 impl MountOptions {
-    /// Reads such as `/=content,models=shared`; `/` is the root. No text is no option.
+    /// Reads options such as `/=content,models=shared`; `/` is the root. An empty text has no options.
     pub fn parse(text: &str) -> Option<MountOptions> {
         let mut options = Vec::new();
         for part in text.split(',').filter(|_| !text.is_empty()) {
@@ -60,7 +60,7 @@ impl MountOptions {
         self.0.iter().any(|(other, it)| other == prefix && *it == option)
     }
 
-    /// Whether the file system of the mount with this prefix is part of versions.
+    /// Returns whether the file system of the mount with this prefix is part of versions.
     pub(crate) fn device_rule(&self, prefix: &str) -> DeviceRule {
         match prefix {
             _ if self.has(prefix, MountOption::Device) => DeviceRule::Always,

@@ -1,4 +1,4 @@
-//! Layers of settings, their texts, and what a wrong value is told.
+//! Layers of settings, their texts, and the errors of wrong values.
 
 use proptest::prelude::*;
 
@@ -105,7 +105,7 @@ fn a_mode_is_octal_and_stands_in_quotes() {
         "flag --socket-mode: `6` is not allowed; \
          expected three octal digits, as chmod takes them, for example `600`",
     );
-    // 0o660 is 432: read as octal digits again it would let everybody in.
+    // 0o660 is 432: read as octal digits again it would let every user in.
     for (number, told) in [("0o660", "432"), ("432", "432"), ("660", "660"), ("[660]", "[660]")] {
         check_error(
             load(Some(&format!("source = '/a'\nsocket_mode = {number}")), &[], &[]),

@@ -11,7 +11,7 @@ use millrace_proto::cluster::NAME_LENGTH_MAX;
 /// Highest number of cores that an affinity mask can name.
 pub(super) const CPUS_MAX: usize = rustix::thread::CpuSet::MAX_CPU;
 
-/// Cores this process may run on, ascending.
+/// Returns the cores that this process may run on, ascending.
 pub fn usable_cpus() -> Vec<usize> {
     match rustix::thread::sched_getaffinity(None) {
         Ok(set) => (0..CPUS_MAX).filter(|cpu| set.is_set(*cpu)).collect(),
@@ -20,7 +20,7 @@ pub fn usable_cpus() -> Vec<usize> {
     }
 }
 
-/// Core numbers and ranges such as `0,2-5`, in the order given, each core once.
+/// Reads core numbers and ranges such as `0,2-5`, in the order given, each core once.
 pub(super) fn parse_cpus(text: &str) -> Option<Vec<usize>> {
     let mut cpus = Vec::new();
     for part in text.trim().split(',') {
@@ -40,7 +40,7 @@ pub(super) fn parse_cpus(text: &str) -> Option<Vec<usize>> {
     Some(cpus)
 }
 
-/// The list as [`parse_cpus`] reads it, with runs of neighbours as ranges.
+/// Formats the list as [`parse_cpus`] reads it, with runs of neighbours as ranges.
 pub(super) fn format_cpus(cpus: &[usize]) -> String {
     cpus.chunk_by(|a, b| a + 1 == *b)
         .map(|run| match run {
@@ -56,7 +56,7 @@ pub(super) fn is_host(text: &str) -> bool {
     text.is_empty() || is_host_name(text) || text.parse::<IpAddr>().is_ok()
 }
 
-/// Whether a text is a name of a node or a zone: short, and safe in paths and tables.
+/// True if a text is a name of a node or a zone: short, and safe in paths and tables.
 pub(super) fn is_name(text: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     (1..=NAME_LENGTH_MAX).contains(&text.len())

@@ -4,7 +4,7 @@ use tempfile::TempDir;
 
 use super::*;
 
-/// A machine with these settings.
+/// Makes a machine with these settings.
 fn machine(files: &[(&str, &str)]) -> (TempDir, SystemFiles) {
     let directory = tempfile::tempdir().unwrap();
     for (path, text) in files {

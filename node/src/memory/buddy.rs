@@ -118,7 +118,7 @@ impl Buddy {
 mod tests {
     use super::*;
 
-    /// Random runs against a plain map of pages: no page twice, none lost, and all free at the end
+    /// Takes random runs beside a plain map of pages: no page twice, none lost, and all free at the end
     /// joins to whole pieces again.
     #[test]
     fn runs_never_overlap_and_none_is_lost() {

@@ -9,7 +9,7 @@ use super::Sources;
 use crate::metrics::{Counters, Figure, Kind};
 use crate::timings::{self, BOUNDS_S, HIT_BOUNDS_S};
 
-/// Returns the text; while the node starts there is little to tell.
+/// Returns the text; while the node starts it has little content.
 pub(super) fn text(format: Format, sources: Option<&Sources>, is_ready: bool) -> String {
     let mut text = Text::new(format);
     text.info("millrace_build", "The build of the node.");
@@ -99,7 +99,7 @@ fn family(text: &mut Text, figure: &Figure) -> &'static str {
 /// Returns the name without its unit, and the unit.
 fn name_and_unit(figure: &Figure) -> (String, &'static str) {
     let stem = match figure.name {
-        // What is now is told in the plural, and no gauge may end in `_count`.
+        // A gauge is named in the plural, and may not end in `_count`.
         "block_count" => "blocks",
         "pinned_count" => "pinned_blocks",
         "connection_count" => "connections",

@@ -39,7 +39,7 @@ const _: () = assert!(RECEIVE_BUFFER_COUNT.is_power_of_two());
 const _: () = assert!(ENTRIES_SIZE.is_multiple_of(4096));
 
 impl Buffer {
-    /// Whether more may have been waiting than went in.
+    /// True if more may have been waiting than went in.
     pub(crate) fn is_full(&self) -> bool {
         self.length == RECEIVE_BUFFER_SIZE
     }

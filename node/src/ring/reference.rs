@@ -5,9 +5,9 @@
 //! ```
 //!
 //! Owns the batches that the kernel may still read after they count as sent. Always holds: a batch, and
-//! with it the pins of its blocks, is given back only when every notification for it has come; nobody
-//! waits for one. Where the kernel copies all the same (loopback, Unix sockets, cards that cannot) it
-//! says so, and the connection goes back to plain sends.
+//! with it the pins of its blocks, is given back only when every notification for it has come; nothing
+//! waits for one. If the kernel still copies (loopback, Unix sockets, cards that cannot) it says so, and
+//! the connection goes back to plain sends.
 //!
 //! Linux 6.1 for `sendmsg`, 6.2 for the report of copies (io_uring_enter(2), IORING_OP_SENDMSG_ZC).
 
@@ -22,12 +22,12 @@ const COPIED: u32 = 1 << 31;
 const BATCH_MIN: u64 = 32 << 10;
 const REPLY_MIN: u64 = 16 << 10;
 
-/// Whether a batch is worth sending by reference.
+/// True if a batch is worth sending by reference.
 pub(super) fn is_worth_it(length: u64, reply_count: u32) -> bool {
     length >= BATCH_MIN && length / u64::from(reply_count.max(1)) >= REPLY_MIN
 }
 
-/// Whether an error means that plain sends would work: no right to lock so many pages, a kernel or a
+/// True if an error means that plain sends would work: no right to lock this many pages, a kernel or a
 /// socket that cannot, or a full socket.
 pub(super) fn is_curable(error: &io::Error) -> bool {
     matches!(
@@ -50,13 +50,13 @@ pub(super) struct Reference {
     pub(super) slot: SendSlot,
     /// Notifications that are to come.
     notifications: u32,
-    /// All bytes are with the socket, or it has failed.
+    /// True if all bytes are with the socket, or it has failed.
     is_sent: bool,
     was_copied: bool,
 }
 
 impl References {
-    /// Bytes that the kernel may still read.
+    /// Returns the bytes that the kernel may still read.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -85,7 +85,7 @@ impl References {
         self.slots[number as usize].as_mut().expect("completions belong to sends under way")
     }
 
-    /// The send, if it is over; its number is free again.
+    /// Takes the send, if it is over; its number is free again.
     pub(super) fn take_if_over(&mut self, number: u32) -> Option<(SendSlot, bool)> {
         let reference = self.get(number);
         if !reference.is_sent || reference.notifications > 0 {
@@ -98,25 +98,25 @@ impl References {
         Some((reference.slot, was_copied))
     }
 
-    /// All that are under way, to be left to the kernel.
+    /// Takes all that are under way, to be left to the kernel.
     pub(super) fn drain(&mut self) -> impl Iterator<Item = SendSlot> {
         self.slots.drain(..).flatten().map(|reference| reference.slot)
     }
 }
 
 impl Reference {
-    /// A result that a notification will follow.
+    /// Notes a result that a notification will follow.
     pub(super) fn expect_notification(&mut self) {
         self.notifications += 1;
     }
 
-    /// A notification came; `result` tells of copies.
+    /// Notes a notification; `result` says whether bytes were copied.
     pub(super) fn notified(&mut self, result: i32) {
         self.notifications -= 1;
         self.was_copied |= result as u32 & COPIED != 0;
     }
 
-    /// Nothing more will be submitted.
+    /// Notes that nothing more will be submitted.
     pub(super) fn sent(&mut self) {
         self.is_sent = true;
     }

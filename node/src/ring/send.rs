@@ -22,8 +22,8 @@ const REPORT_USAGE: u16 = 1 << 3;
 const PIECES_MAX: usize = 1024;
 /// A rest of less than this share of a packet is held back.
 const REST_SHARE: u64 = 4;
-/// In so many packets one more does not count. Measured with 4 KiB reads, 16 in flight: 15 % more with
-/// the small packets held back; with 64 KiB reads, 2 % less.
+/// With this many packets one more does not count. Measured with 4 KiB reads, 16 in flight: 15 % more
+/// with the small packets held back; with 64 KiB reads, 2 % less.
 const PACKETS_MAX: u64 = 4;
 /// Iovecs that an emptied slot keeps.
 const IOVECS_KEPT: usize = 160;
@@ -33,16 +33,16 @@ pub(super) struct SendSlot {
     pub(super) token: Token,
     pub(super) fd: i32,
     pub(super) batch: Batch,
-    /// The batch behind it, where the end of the first was held back for it.
+    /// The batch after it, if the end of the first was held back for it.
     pub(super) second: Option<Batch>,
     /// Bytes of both that are not sent yet.
     pub(super) left: u64,
-    /// Those of them that are to be sent now.
+    /// The bytes of them that are to be sent now.
     pub(super) wanted: u64,
     /// Piece and offset in it that come next.
     pub(super) next_piece: usize,
     pub(super) next_offset: usize,
-    /// Whether the kernel is to read the blocks where they are.
+    /// True if the kernel is to read the blocks where they are.
     pub(super) by_reference: bool,
     iovecs: Vec<libc::iovec>,
     message: Box<libc::msghdr>,
@@ -71,15 +71,15 @@ impl SendSlot {
         }
     }
 
-    /// The batch, once nothing is under way.
+    /// Takes the batch, once nothing is under way.
     pub(super) fn take_batch(&mut self) -> Batch {
         self.iovecs.clear();
         self.iovecs.shrink_to(IOVECS_KEPT);
         std::mem::take(&mut self.batch)
     }
 
-    /// The operation that sends `count` of the bytes that are left, or as many of these as one `sendmsg`
-    /// takes; its user data is still to be set.
+    /// Makes the operation that sends `count` of the bytes that are left, or as many of these as one
+    /// `sendmsg` takes; its user data is still to be set.
     pub(super) fn entry(&mut self, count: u64) -> squeue::Entry {
         self.iovecs.clear();
         self.wanted = count;
@@ -115,7 +115,8 @@ impl SendSlot {
             self.message.msg_control = self.control.as_mut_ptr().cast();
             self.message.msg_controllen = size_of_val(&*self.control);
         }
-        // Not WAITALL: a short send is how we learn that a slow client takes something.
+        // The flag is not WAITALL, because a short send is how we learn that a slow client takes
+        // something.
         let flags = libc::MSG_NOSIGNAL as u32;
         let message = &raw const *self.message;
         if self.by_reference {
@@ -156,9 +157,9 @@ impl SendSlot {
         done
     }
 
-    /// How many of the bytes that are left to send now, where the connection's packets hold `segment`
-    /// bytes: whole packets, if the rest would be a small one. It goes with the next replies, or soon
-    /// by itself; a packet costs much the same whatever it holds.
+    /// Returns how many of the bytes that are left to send now, if the connection's packets hold
+    /// `segment` bytes: whole packets, if the rest would be a small one. The rest goes with the next
+    /// replies, or soon by itself, because a packet costs much the same whatever it holds.
     pub(super) fn worth_sending(&self, segment: u64) -> u64 {
         if segment == 0 || self.left <= segment || self.left > segment * PACKETS_MAX {
             return self.left;
@@ -168,7 +169,7 @@ impl SendSlot {
     }
 }
 
-/// A control message that gives the receiver a copy of a descriptor, as cmsg(3) lays it out: its
+/// Makes a control message that gives the receiver a copy of a descriptor, as cmsg(3) lays it out: its
 /// length, SOL_SOCKET and SCM_RIGHTS, the descriptor, and padding.
 fn descriptor_message(descriptor: RawFd) -> [u64; 3] {
     const LENGTH: usize = size_of::<libc::cmsghdr>() + size_of::<RawFd>();
@@ -187,12 +188,12 @@ mod tests {
     use super::*;
     use crate::memory::Segment;
 
-    /// A batch of replies: a head of 60 bytes, and so many bytes of memory, each.
+    /// Makes a batch of replies: a head of 60 bytes, and `payload` bytes of memory, each.
     fn batch(replies: usize, payload: usize) -> Batch {
         let mut batch = Batch::default();
         for _ in 0..replies {
             batch.push_head(0, |head| head.extend_from_slice(&[7; 60]));
-            // Never looked at: nothing is submitted.
+            // The address is never looked at, because nothing is submitted.
             batch.pieces.push(Piece::Memory(Segment { address: 1 << 20, length: payload }));
             batch.length += payload as u64;
         }

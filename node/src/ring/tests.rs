@@ -6,7 +6,7 @@ use super::*;
 
 mod messages;
 
-/// The flags of newer kernels change when work is done, never whether.
+/// Shows that the flags of newer kernels change when work is done, never whether.
 #[test]
 fn ticks_come_with_and_without_deferred_work() {
     for setup in [Setup::Deferred, Setup::Plain] {
@@ -24,7 +24,7 @@ fn ticks_come_with_and_without_deferred_work() {
     }
 }
 
-/// A kernel that takes no entries any more, here because the descriptor is another file's.
+/// Uses a kernel that takes no entries any more, here because the descriptor is another file's.
 #[test]
 fn a_full_queue_that_the_kernel_does_not_take_is_an_error_of_the_next_enter() {
     let eventfd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).unwrap();

@@ -38,7 +38,7 @@ pub(super) async fn serve(context: Arc<Context>, jobs: flume::Receiver<LookupJob
         }
         let slot = match &lookup {
             ClusterLookup::Command { .. } => Some(Arc::clone(&commands).try_acquire_owned()),
-            // Waits for as long as nothing happens, and costs little meanwhile.
+            // This waits as long as nothing happens, and costs little meanwhile.
             _ => None,
         };
         let (context, inventories) = (Arc::clone(&context), Arc::clone(&inventories));
@@ -115,7 +115,8 @@ impl Context {
         Ok(bytes)
     }
 
-    /// Has the master do what this node was asked for and cannot do: `refusal` is what it said itself.
+    /// Passes a command on to the master, because this node cannot carry it out: `refusal` is its own
+    /// answer.
     async fn pass_on(
         &self,
         command: Command,
@@ -141,14 +142,14 @@ impl Context {
                 MasterOrder::Mount(MountRequest { mount, remove: remove.into() })
             }
             Command::Pin { path, undo } => MasterOrder::Pin(PinRequest { path, undo: undo.into() }),
-            // Of the master to itself.
+            // This command is the master's own.
             Command::Report(_) => return Err(refusal.into()),
         };
         let Some(peer) = self.peers.get(master) else { return Err(refusal.into()) };
         peer.tell(order, patience).await.map_err(|error| failure_of(&master.id, error))
     }
 
-    /// Drops the blocks of a file at all other members; tells what that was.
+    /// Drops the blocks of a file at all other members; returns what that was.
     ///
     /// # Errors
     /// If one of them did not do it; the others may have.
@@ -173,7 +174,7 @@ impl Context {
         let mut total = Dropped::default();
         while let Some((id, freed)) = frees.next().await {
             let freed = match freed {
-                // It never had anything of it, and its source is gone or has it no more.
+                // The member never had anything of it, and its source is gone or no longer has it.
                 Err(Error::Status { status: Status::NotFound, .. }) => continue,
                 freed => freed.map_err(|error| failure_of(&id, error))?,
             };
@@ -183,24 +184,24 @@ impl Context {
         Ok(total)
     }
 
-    /// Whether a member did not answer a moment ago.
+    /// True if a member did not answer a moment ago.
     fn is_avoided(&self, id: &str) -> bool {
         self.cluster.view().layout.member(id).is_some_and(|member| self.peers.get(member).is_none())
     }
 
-    /// The node's milliseconds.
+    /// Returns the node's milliseconds.
     pub(super) fn now_ms(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
     }
 
-    /// Time that is left of a request's budget.
+    /// Returns the time that is left of a request's budget.
     pub(super) fn budget(&self, requester: &Requester) -> Option<Duration> {
         let end = Duration::from_millis(requester.deadline?);
         Some(end.saturating_sub(self.started.elapsed()))
     }
 }
 
-/// What a client is told of another member that did not do something.
+/// Returns the answer to a client about another member that did not do something.
 fn failure_of(id: &str, error: Error) -> Failure {
     match error {
         Error::Status { status, message } => {

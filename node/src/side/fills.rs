@@ -2,8 +2,8 @@
 //!
 //! Always holds: the blank of every job that was taken goes back to its shard, as a block or as it came;
 //! no job waits for another one here, so that a source that hangs stops its own fills alone, and a fill
-//! that takes its block from another node waits for no source. A source that has not answered for long
-//! is told to those who wait, though the blank comes back only when it has.
+//! that takes its block from another node waits for no source. The waiters learn of a source that has
+//! not answered for long, though the blank comes back only when it has.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -74,8 +74,8 @@ impl Context {
             }
             _ => (),
         }
-        // Judged last, and nothing is awaited before it is in the mailbox's line: a pass that looks at
-        // all blocks because the pins have changed since comes after it, and sees this one.
+        // This is judged last, and nothing is awaited before it is in the mailbox's line: a pass that
+        // looks at all blocks because the pins have changed since comes after it, and sees this one.
         let is_pinned = self.cluster.view().pins(&path, &key);
         let mail = Mail::Filled { key, version, is_pinned, result };
         self.shards[shard as usize].post_when_room(mail).await;
@@ -94,7 +94,7 @@ impl Context {
         }
     }
 
-    /// Whether other nodes are asked for a block before the source is, if that is asked at all.
+    /// True if other nodes are asked for a block before the source is, if that is asked at all.
     fn asks_others(&self, job: &FillJob) -> bool {
         let view = self.cluster.view();
         let replicas = view.layout.replicas(&job.path);
@@ -110,8 +110,8 @@ impl Context {
         }
     }
 
-    /// Brings the bytes of a block: from a node that has it, where that is likely, else from the
-    /// source. What is urgent does not wait for other nodes any longer.
+    /// Brings the bytes of a block: from a node that has it, if that is likely, else from the source.
+    /// Urgent fills do not wait for other nodes any longer.
     async fn fill(&self, job: FillJob, others: &Semaphore) -> (Blank, Result<Filling, FillError>) {
         let slot = if self.asks_others(&job) { others.try_acquire().ok() } else { None };
         let FillJob { key, version, path, offset, mut blank, from, errand, .. } = job;
@@ -143,7 +143,7 @@ impl Context {
                     None => (),
                 }
             }
-            // It is not wanted so much that it would wait, or be read from the source.
+            // Only this member was to give it, so the fill neither waits nor reads the source.
             (FillFrom::Member(_), None) => return (blank, Err(FillError::NotThere)),
             (_, Some(_)) => {
                 let replicas = view.layout.replicas(&path);
@@ -165,8 +165,8 @@ impl Context {
         (blank, result.map(|()| Filling::Source))
     }
 
-    /// Reads a part of a file from the source. While its file settles it is none of the readers: a file that
-    /// keeps changing takes no reader from others.
+    /// Reads a part of a file from the source. While its file settles the fill is not one of the
+    /// readers: a file that keeps changing takes no reader from others.
     async fn read_source(
         &self,
         mut part: Part,

@@ -1,8 +1,8 @@
 //! Loads: every block of a file brought in, a window of blocks at a time.
 //!
-//! Always holds: a load ends with the client that asked for it. Loads take as long as the source does, so
-//! that it ends already when the client sends no more: what it would wait for may be hours away, and no
-//! message comes from a client that is gone.
+//! Always holds: a load ends with the client that asked for it. A load takes as long as the source does,
+//! so it ends as soon as the client sends no more: its end may be hours away, and no message comes from
+//! a client that is gone.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +34,7 @@ impl Context {
                 Err(Failure::new(Status::DeadlineExceeded, message))
             }
         };
-        // What has not begun yet need not.
+        // Fills that have not begun yet need not begin.
         for shard in self.shards.iter() {
             shard.post_when_room(Mail::LoadsGone).await;
         }
@@ -61,7 +61,7 @@ impl Context {
         Ok(encode(caller.requester, &LoadReply { entry, block_count, filled_count }))
     }
 
-    /// Has one block in memory; says what had to be done for it.
+    /// Has one block in memory; returns what had to be done for it.
     pub(super) async fn ensure(
         self: Arc<Self>,
         key: BlockKey,

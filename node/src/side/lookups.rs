@@ -1,6 +1,6 @@
 //! Look-ups: what a path is, what a directory holds, and what is dropped when a file has changed.
 //!
-//! Always holds: when a new version of a file is told to a client, the blocks of the one before are gone.
+//! Always holds: when a client gets a new version of a file, the blocks of the one before are gone.
 
 use std::sync::Arc;
 
@@ -66,7 +66,7 @@ pub(super) async fn serve(
     }
 }
 
-/// The one that waits for a look-up.
+/// The connection that waits for a look-up.
 #[derive(Clone, Copy)]
 pub(super) struct Caller<'a> {
     pub(super) requester: &'a Requester,
@@ -99,8 +99,8 @@ impl Context {
         }
     }
 
-    /// Notes what the source told of a file, at a look that began before it was asked, and makes it an
-    /// entry. If the version is new, the blocks of the one before are gone when this returns.
+    /// Notes what the source reported of a file, at a look that began before it was asked, and makes it
+    /// an entry. If the version is new, the blocks of the one before are gone when this returns.
     async fn note(&self, path: &str, name: String, found: Found, look: Look) -> Entry {
         if found.kind == Kind::Directory {
             let Found { kind, version, length, modified_ms } = found;
@@ -108,7 +108,7 @@ impl Context {
         }
         let id = self.store.identify(path);
         let record = FileRecord { path: path.into(), version: found.version, length: found.length };
-        // A look that was overtaken by a newer one is told of it at the first read: the version is stale.
+        // A look that was overtaken by a newer one shows at the first read: the version is stale.
         if self.files.note_at(id, record, look) == Noted::Instead {
             self.drop_blocks(id).await;
         }
@@ -176,7 +176,7 @@ impl Context {
         }
     }
 
-    /// As `look_up`, for what has to be a file.
+    /// Looks a path up that has to be a file.
     pub(super) async fn look_up_file(
         &self,
         caller: Caller<'_>,
@@ -220,7 +220,7 @@ impl Context {
         let mut size = 0;
         for (name, found) in page.entries {
             let whole = if path.is_empty() { name.clone() } else { format!("{path}/{name}") };
-            // What a look-up of it refuses is not shown, and least of all noted.
+            // A name that a look-up refuses is not shown, and least of all noted.
             if !self.is_servable(&whole, found.length) {
                 continue;
             }
@@ -238,11 +238,11 @@ impl Context {
     async fn free(&self, caller: Caller<'_>, path: Arc<str>, everywhere: bool) -> Answer {
         check_path(&path)?;
         if everywhere {
-            // Members that it does not know of would keep theirs.
+            // Members that it does not know of would keep their blocks.
             self.cluster.view().check_agreement()?;
         }
         let id = self.store.identify(&path);
-        // Nothing but the table is asked: a file whose source is gone can still be freed.
+        // Only the table is asked, so a file whose source is gone can still be freed.
         if self.files.get(id).is_none() {
             self.look_up_file(caller, &path).await?;
         }

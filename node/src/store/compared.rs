@@ -1,4 +1,4 @@
-//! A source that does not tell of every change: what is read of it is compared with what was read before.
+//! A source that does not show every change: what is read of it is compared with what was read before.
 //!
 //! Owns what versions are called from outside. Always holds: a block whose bytes differ from those of the same
 //! version before is not given out as that version, wherever they come from.
@@ -16,7 +16,7 @@ use crate::memory::Blank;
 pub(crate) struct Compared {
     inner: Arc<dyn UnderStore>,
     contents: Arc<Contents>,
-    /// What the source is called, for the alarm.
+    /// The name of the source, for the alarm.
     name: String,
 }
 
@@ -30,7 +30,7 @@ impl Compared {
         Compared { inner, contents: Arc::clone(contents), name: name.to_owned() }
     }
 
-    /// What the source told, in the version that its content has.
+    /// Returns what the source reported, in the version that its content has.
     fn named(&self, found: Found, path: &str) -> Found {
         match found.kind {
             Kind::File => {

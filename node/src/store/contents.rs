@@ -1,8 +1,9 @@
-//! What blocks held when they were read last, for sources that do not tell of every change.
+//! What blocks held when they were read last, for sources that do not show every change.
 //!
 //! Owns a hash for each block of the mounts with `verify = content`, and the versions that were made up
-//! because one of them was another the next time. Bounded: what is forgotten is not compared. Always holds: a
-//! block whose bytes differ from those of the same version before is not given out as that version.
+//! because a hash was another one the next time. It is bounded: what is forgotten is not compared.
+//! Always holds: a block whose bytes differ from those of the same version before is not given out as
+//! that version.
 //!
 //! ```text
 //!  source says B ──► version(file, B) = B, or made up (B') once a block of B had other bytes
@@ -40,7 +41,7 @@ pub(crate) struct Seen {
 struct Renewed {
     /// What the source says.
     base: u64,
-    /// What it is called instead.
+    /// The version that it has instead.
     version: u64,
 }
 
@@ -75,7 +76,7 @@ impl Contents {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The version of a file whose source says `base`.
+    /// Returns the version of a file whose source says `base`.
     pub(crate) fn version(&self, file: FileId, base: u64) -> u64 {
         match self.tables().renewed.get(&file) {
             Some(renewed) if renewed.base == base => renewed.version,
@@ -83,7 +84,7 @@ impl Contents {
         }
     }
 
-    /// What the source has to say of a file that is in this version.
+    /// Returns what the source has to say of a file that is in this version.
     pub(crate) fn base(&self, file: FileId, version: u64) -> u64 {
         match self.tables().renewed.get(&file) {
             Some(renewed) if renewed.version == version => renewed.base,
@@ -128,7 +129,7 @@ impl Contents {
     }
 }
 
-/// The version after one whose block has another hash than before.
+/// Returns the version after one whose block has another hash than before.
 fn next(version: u64, hash: u64) -> u64 {
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&version.to_le_bytes());
@@ -180,7 +181,7 @@ mod tests {
         let third = differs(second, 12);
         let late = contents.compare(block(second, 64), 77);
         assert_eq!(late, Err(StoreError::Changed), "read before the third, and never seen before");
-        // The source tells of a change, and then says again what it said first.
+        // The source shows a change, and then says again what it said first.
         assert_eq!(contents.compare(block(5, 0), 20), Ok(()));
         assert_eq!(contents.compare(block(5, 0), 21), Err(StoreError::Differs));
         let again = differs(1, 11);

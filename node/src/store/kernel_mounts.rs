@@ -1,5 +1,5 @@
 //! What the kernel has mounted where, so that a path is known to lead to another file system before
-//! anything on that is touched: one that hangs would not let go of who looks at it.
+//! anything on that is touched: one that hangs would not let go of a thread that looks at it.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-/// Where the kernel tells it, see proc_pid_mountinfo(5).
+/// Where the kernel lists it, see proc_pid_mountinfo(5).
 const MOUNTINFO: &str = "/proc/self/mountinfo";
 
 /// The table, read again when it has changed.
@@ -24,7 +24,7 @@ struct MountTable {
 }
 
 impl KernelMounts {
-    /// The mount that an absolute path lies in: its directory and its number. None where the table
+    /// Returns the mount that an absolute path lies in: its directory and its number. None if the table
     /// cannot be read. Symbolic links are taken for what they look like.
     pub(crate) fn mount_of(&self, path: &str) -> Option<(String, u64)> {
         self.with(|mounts| {
@@ -64,7 +64,7 @@ impl KernelMounts {
     }
 }
 
-/// Whether something was mounted or unmounted since the last look: the kernel tells by POLLPRI, once.
+/// True if something was mounted or unmounted since the last look: the kernel says so by POLLPRI, once.
 fn has_changed(known: &MountTable) -> bool {
     let mut files = [PollFd::new(&known.file, PollFlags::PRI)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -81,14 +81,14 @@ fn read(mut file: File) -> io::Result<MountTable> {
     Ok(MountTable { file, mounts })
 }
 
-/// Directory and number of a line: `36 35 98:0 /root /directory options`.
+/// Returns directory and number of a line: `36 35 98:0 /root /directory options`.
 fn parse(line: &str) -> Option<(String, u64)> {
     let mut fields = line.split(' ');
     let number = fields.next()?.parse().ok()?;
     Some((unescape(fields.nth(3)?)?, number))
 }
 
-/// Undoes `\040` and the like; None for what is no text.
+/// Undoes `\040` and the like; None if the result is not text.
 fn unescape(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -124,7 +124,7 @@ mod tests {
         assert_eq!(mounts.mount_of("/process").map(|(path, _)| path), Some("/".to_owned()));
         assert!(mounts.names_in("/").contains(&"proc".to_owned()));
         assert!(mounts.names_in("/").iter().all(|name| !name.contains('/')));
-        // Asked again the table is not read again, and says the same.
+        // The second time the table is not read again, and says the same.
         assert_eq!(mounts.mount_of("/").map(|(_, number)| number), Some(number));
     }
 }

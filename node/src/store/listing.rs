@@ -1,9 +1,9 @@
 //! Names of a directory, a page at a time.
 //!
 //! A page is the smallest names after the one before, so that a directory has to be read whole for it,
-//! in whatever order the file system keeps it. What is read then is more than a page, a *window*, and
-//! is kept for the pages that follow. Always holds: memory is bounded by the window and not by the
-//! directory; a directory that shows a change is read again; a listing that begins reads it anew.
+//! in whatever order the file system keeps it. What is read then is more than a page, a *window*, and is
+//! kept for the pages that follow. Always holds: memory is bounded by the window and not by the
+//! directory; a directory that shows a change is read again; a listing that begins reads it again.
 
 use std::collections::{BinaryHeap, VecDeque};
 use std::os::fd::OwnedFd;
@@ -18,7 +18,7 @@ use super::StoreError;
 const WINDOW_BYTES: usize = 1 << 20;
 /// Windows that are kept: 16 MiB of names at most.
 const WINDOWS_MAX: usize = 16;
-/// How long a window is good for where the directory's times tell nothing. Guessed: what a network file
+/// How long a window is good for if the directory's times say nothing. Guessed: what a network file
 /// system keeps of a directory itself.
 const WINDOW_AGE: Duration = Duration::from_secs(10);
 /// What a name costs besides its bytes.
@@ -28,7 +28,7 @@ const NAME_COST: usize = size_of::<Name>();
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Name {
     pub name: Box<str>,
-    /// Whether the directory itself says that it is a directory. Some say nothing.
+    /// True if the directory itself says that it is a directory. Some say nothing.
     pub is_directory: bool,
 }
 
@@ -43,7 +43,7 @@ struct Window {
     /// The names are those that come after this one.
     after: String,
     names: Arc<[Name]>,
-    /// No further names follow.
+    /// True if no further names follow.
     is_end: bool,
 }
 
@@ -57,7 +57,7 @@ pub(crate) struct Windows {
 pub(super) type Names = (Vec<Name>, bool);
 
 impl Windows {
-    /// Up to `limit` names after `after` of an open directory.
+    /// Returns up to `limit` names after `after` of an open directory.
     ///
     /// # Errors
     /// If it cannot be read.
@@ -92,7 +92,7 @@ impl Windows {
         Ok(page)
     }
 
-    /// A page out of a window, if one has it.
+    /// Returns a page out of a window, if one has it.
     fn find(&self, path: &str, stamp: Stamp, after: &str, limit: usize) -> Option<Names> {
         let (names, is_end) = {
             let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
@@ -126,8 +126,8 @@ fn page_of(names: &[Name], is_end: bool, limit: usize) -> Names {
     (names[..count].to_vec(), !is_end || names.len() > limit)
 }
 
-/// The smallest names after `after`, as many as a window holds and more than a page in any case; and
-/// whether these are all.
+/// Reads the smallest names after `after`, as many as a window holds and more than a page in any case;
+/// also returns whether these are all.
 fn read(directory: &OwnedFd, after: &str, limit: usize) -> Result<(Vec<Name>, bool), StoreError> {
     let mut names: BinaryHeap<Name> = BinaryHeap::new();
     let (mut bytes, mut is_end) = (0, true);
@@ -139,7 +139,7 @@ fn read(directory: &OwnedFd, after: &str, limit: usize) -> Result<(Vec<Name>, bo
             continue;
         }
         if !is_end && names.peek().is_some_and(|last| &*last.name <= name) {
-            // What comes after the end of a window that was cut already.
+            // It comes after the end of a window that was cut already.
             continue;
         }
         let is_directory = entry.file_type() == FileType::Directory;

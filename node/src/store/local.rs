@@ -1,9 +1,9 @@
 //! A local directory as under-store: a disk, or whatever is mounted there (NFS, FUSE).
 //!
-//! How a path is opened, and which content a file has, is `millrace_client::source`, because clients that
-//! read a source themselves go by the same. The version is taken before and after the bytes are read; if it is
-//! not the one asked for both times the bytes are thrown away. A file that changed a moment ago may change
-//! again and keep its times: it is left to settle before it is read.
+//! How a path is opened, and which content a file has, is `millrace_client::source`, because clients
+//! that read a source themselves use the same rules. The version is taken before and after the bytes are
+//! read; if it is not the one asked for both times the bytes are thrown away. A file that changed a
+//! moment ago may change again and keep its times: it is left to settle before it is read.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -36,8 +36,8 @@ pub(crate) struct LocalStore {
 
 impl LocalStore {
     /// Serves the files below `root`, under a name that all nodes of a cluster use: the real path may
-    /// differ between machines. Nothing is opened before something is asked for, so that a source that
-    /// hangs holds nobody up who does not want it, and one that comes later is found.
+    /// differ between machines. Nothing is opened before something is asked for, so a source that hangs
+    /// blocks only its own requests, and one that comes later is found.
     pub(crate) fn new(
         machine: &Arc<Machine>,
         root: Root,
@@ -48,7 +48,7 @@ impl LocalStore {
         LocalStore { machine, root: Arc::new(root), directory, identity: identity.to_owned(), rule }
     }
 
-    /// The lane of a path: that of the file system which it leads to.
+    /// Returns the lane of a path: of the file system which it leads to.
     fn lane(&self, path: &str) -> LaneId {
         let root = self.directory.to_str().unwrap_or_default();
         self.machine.lane(&self.identity, root.trim_end_matches('/'), path)
@@ -81,7 +81,8 @@ impl UnderStore for LocalStore {
             let (root, rule) = (Arc::clone(&self.root), self.rule);
             let machine = Arc::clone(&self.machine);
             let whole = self.directory.join(&*path).to_string_lossy().into_owned();
-            // Asked here: the threads that list have low priority, and must not hold what others wait for.
+            // This is asked here, because the threads that list have low priority, and must not hold
+            // what others wait for.
             let mounted = machine.mounts.names_in(&whole);
             let listed = ListedDirectory { path, whole, mounted };
             place.ask(move || list(&machine.windows, &root, rule, &listed, &after, limit)).await
@@ -151,13 +152,13 @@ impl From<Errno> for StoreError {
 }
 
 impl From<io::Error> for StoreError {
-    /// Errors of the root itself: for a client the source is gone, whatever the reason.
+    /// Returns the error of the root itself: for a client the source is gone, whatever the reason.
     fn from(error: io::Error) -> StoreError {
         StoreError::Failed(format!("the served directory cannot be opened: {error}"))
     }
 }
 
-/// What a look tells of a file or a directory; `None` for anything else.
+/// Returns what a look found of a file or a directory; `None` for anything else.
 fn found(look: &Look) -> Option<Found> {
     let Look { version, length, modified_ms, .. } = *look;
     Some(Found { kind: look.kind?, version, length, modified_ms })
@@ -228,7 +229,8 @@ fn list(
     let entries = names
         .into_iter()
         .filter_map(|Name { name, is_directory }| {
-            // What is mounted there may hang, and must not take the listing of its parent with it.
+            // A file system that is mounted there may hang, and must not take the listing of its parent
+            // with it.
             let is_mount = is_directory && listed.mounted.iter().any(|other| **other == *name);
             let found = match is_mount {
                 true => Found { kind: Kind::Directory, version: 0, length: 0, modified_ms: 0 },
@@ -240,8 +242,8 @@ fn list(
     Ok(Page { entries, next })
 }
 
-/// What an entry of a directory is, as a look-up of its path would tell: a page is noted as look-ups are.
-/// `None` if it vanished, leads out of the root, or cannot be served.
+/// Looks what an entry of a directory is, as a look-up of its path would, because a page is noted as
+/// look-ups are. `None` if it vanished, leads out of the root, or cannot be served.
 fn look(root: &OwnedFd, rule: DeviceRule, path: &str, name: &str) -> Option<Found> {
     let whole = if path.is_empty() { name.to_owned() } else { format!("{path}/{name}") };
     check_path(&whole).ok()?;

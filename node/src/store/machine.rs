@@ -23,11 +23,11 @@ const LIST_THREADS: usize = 2;
 const READERS_SPARE: usize = 2;
 /// Extra threads of each kind, for further file systems and in place of those that hang.
 const EXTRA_MAX: usize = 128;
-/// How nice threads for listings are: what is read in place of hits must not take their time. With 19
-/// such a thread gets a seventieth of a busy core, and all of an idle one. Measured beside four clients with
-/// 32 listings each of a directory of 50,000 files, all on one core: hits come at 0.6 to 1.0 of their rate, and at
-/// 0.02 without. Reads and look-ups stay as they are: clients wait for them, and a core that is busy with hits
-/// would let them wait long.
+/// How nice threads for listings are, because reading directories must not take time from hits. With 19
+/// such a thread gets a seventieth of a busy core, and all of an idle one. Measured beside four clients
+/// with 32 listings each of a directory of 50,000 files, all on one core: hits come at 0.6 to 1.0 of
+/// their rate, and at 0.02 without. Reads and look-ups stay as they are: clients wait for them, and a
+/// core that is busy with hits would let them wait long.
 const LIST_NICENESS: i32 = 19;
 
 /// What the sources share.
@@ -65,7 +65,7 @@ impl Machine {
         };
         let readers = config.fill_concurrency;
         let reads = PoolLimits {
-            // As many as the shards may have under way: they see to it that clients wait in turn.
+            // There are as many as the shards may have under way, which make clients wait in turn.
             queue_max: config.fill_queue_max + readers,
             queue_key: "fill_queue_max",
             ..limits("millrace-fill", readers + READERS_SPARE, readers)
@@ -84,7 +84,7 @@ impl Machine {
         })
     }
 
-    /// The lane of a path below the root of a source that is called `name`.
+    /// Returns the lane of a path below the root of a source that is called `name`.
     pub(crate) fn lane(&self, name: &str, root: &str, path: &str) -> LaneId {
         let whole = if path.is_empty() { root.to_owned() } else { format!("{root}/{path}") };
         match self.mounts.mount_of(&whole) {

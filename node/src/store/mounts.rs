@@ -1,8 +1,8 @@
 //! The mounts: sources by the prefixes of the paths they serve.
 //!
-//! Owns which source a path leads to. The table is replaced whole; whoever began with the old one ends
-//! with it. What the node was told of single mounts (`mount_options`) goes by their prefixes.
-//! Directories that exist only because something is mounted below them are shown, too.
+//! Owns which source a path leads to. The table is replaced whole; a request that began with the old one
+//! ends with it. The options of single mounts (`mount_options`) are found by their prefixes. Directories
+//! that exist only because something is mounted below them are shown, too.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -35,13 +35,13 @@ struct Table {
     stores: Vec<Store>,
 }
 
-/// All sources of a node. Until it is told what is mounted, it asks to be asked again.
+/// All sources of a node. Until it knows what is mounted, it asks to be asked again.
 pub(crate) struct Mounts {
     machine: Arc<Machine>,
     remote: Arc<dyn RemoteStores>,
     /// For each source on another machine.
     limits: StoreLimits,
-    /// Below them sources have to lie, whatever mounts them.
+    /// Sources have to lie below them, whatever mounts them.
     roots: MountRoots,
     options: MountOptions,
     contents: Arc<Contents>,
@@ -55,7 +55,7 @@ struct MountedPath {
 }
 
 impl Mounts {
-    /// Mounts of sources below these roots with these options, none of which is known yet. Contents are
+    /// Prepares mounts of sources below these roots with these options, none of which is known yet. Contents are
     /// compared by what `contents` remembers; the directories share this machine's threads.
     pub(crate) fn new(
         machine: Arc<Machine>,
@@ -75,13 +75,13 @@ impl Mounts {
         }
     }
 
-    /// With these stores on other machines, each within these limits.
+    /// Adds the stores on other machines, each within these limits.
     pub(crate) fn with_remote(self, remote: Arc<dyn RemoteStores>, limits: StoreLimits) -> Mounts {
         Mounts { remote, limits, ..self }
     }
 
-    /// Judges whether a source may be mounted: every node serves every mount, so what this one may not
-    /// serve it does not have others serve either.
+    /// Checks that a source may be mounted. Every node serves every mount, so a source that this node
+    /// may not serve is not given to others either.
     ///
     /// # Errors
     /// [`StoreError::Denied`] for one outside of the mount roots, [`StoreError::InvalidPath`] for one of a
@@ -93,7 +93,7 @@ impl Mounts {
         }
     }
 
-    /// Replaces the table. Whether a source is there is found when it is asked for something.
+    /// Replaces the table. Whether a source is there is found when something is asked of it.
     pub(crate) fn set(&self, mounts: Vec<Mount>) {
         // The same files at another path are the same blocks: if one mount of a source compares, all do.
         let compared: BTreeSet<&str> = mounts
@@ -112,7 +112,7 @@ impl Mounts {
         *self.table.write().unwrap_or_else(PoisonError::into_inner) = Some(table);
     }
 
-    /// The store that a mount means, whose contents are compared or not.
+    /// Makes the store that a mount means, whose contents are compared or not.
     fn store_of(&self, Mount { prefix, source, .. }: &Mount, is_compared: bool) -> Store {
         let store: Arc<dyn UnderStore> = match self.roots.find(source)? {
             Location::Remote => self.remote.open(source, self.limits)?,
@@ -127,7 +127,7 @@ impl Mounts {
         }
     }
 
-    /// What is mounted.
+    /// Returns what is mounted.
     ///
     /// # Errors
     /// [`StoreError::NotYet`] before that is known.
@@ -143,7 +143,7 @@ impl Table {
         Some(MountedPath { store: self.stores[index].clone(), rest: rest.into() })
     }
 
-    /// The store of the file that a part is of, and its path there.
+    /// Returns the store of the file that a part belongs to, and its path there.
     ///
     /// # Errors
     /// [`StoreError::Remounted`] if the path leads elsewhere by now, and why the source cannot be used.
@@ -156,7 +156,7 @@ impl Table {
         }
     }
 
-    /// Names directly below a path that lead to a mount further down.
+    /// Returns names directly below a path that lead to a mount further down.
     fn names_below(&self, path: &str) -> BTreeSet<String> {
         let below = |prefix: &str| {
             let rest = match path {
@@ -169,7 +169,7 @@ impl Table {
         self.mounts.iter().filter_map(|mount| below(&mount.prefix)).collect()
     }
 
-    /// Whether a path is a directory because of what is mounted at it or below it.
+    /// True if a path is a directory because of what is mounted at it or below it.
     fn leads_to_a_mount(&self, path: &str) -> bool {
         path.is_empty() || !self.names_below(path).is_empty()
     }

@@ -9,8 +9,8 @@
 //! be had. Every file system of every source is a *lane*. Always holds: a lane has a bounded number of
 //! threads and of calls that wait for one; a lane that hangs leaves threads to the others, whatever is
 //! asked of it, is refused at once after a while, and is tried again from time to time; a call that
-//! never returns costs its thread and no other.
-//! Leaves deadlines of requests to those who wait: a call that is not waited for any more goes on.
+//! never returns costs its thread and no other. Deadlines of requests are left to the callers: a call
+//! that is not waited for any more goes on.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
@@ -22,9 +22,9 @@ use tokio::sync::{Notify, oneshot};
 use super::StoreError;
 use crate::cpus::confine;
 
-/// A lane in which nothing was answered for so long is said not to answer: what waits in it is told to
-/// come again, so that it holds no memory that others need. Guessed: sources that are merely slow and
-/// are asked by several at once answer something within that time.
+/// If nothing in a lane was answered for this long it counts as silent: what waits in it is told to come
+/// again, so that it holds no memory that others need. Guessed: sources that are merely slow and are
+/// asked by several at once answer something within that time.
 const SILENT_AFTER: Duration = Duration::from_millis(1500);
 /// How often lanes are looked at while calls are under way.
 const LOOK: Duration = Duration::from_millis(250);
@@ -36,7 +36,7 @@ const TRY_AGAIN_MAX: Duration = Duration::from_secs(30);
 const TRIES_MAX: usize = 4;
 /// Free threads that a lane with as many calls or more leaves to others.
 const LEFT_TO_OTHERS: usize = 3;
-/// An extra thread that had nothing to do for so long ends.
+/// An extra thread that had nothing to do for this long ends.
 const IDLE: Duration = Duration::from_secs(10);
 /// Wait before a thread is asked of the system again that could not be had.
 const SPAWN_AGAIN: Duration = Duration::from_secs(1);
@@ -48,9 +48,9 @@ const STACK_SIZE: usize = 256 << 10;
 /// Names a lane.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct LaneId {
-    /// What a person calls it: the source, and the directory where a file system is mounted in it.
+    /// Its name for people: the source, and the directory where a file system is mounted in it.
     pub name: Arc<str>,
-    /// Number of the mounted file system: what is mounted anew hangs for itself.
+    /// Number of the mounted file system: one that is mounted again hangs by itself.
     pub mount: u64,
 }
 
@@ -67,7 +67,7 @@ pub(crate) struct PoolLimits {
     pub lane_max: usize,
     /// Calls of one lane that wait for a thread.
     pub queue_max: usize,
-    /// What is said of a full queue.
+    /// The key in the message about a full queue.
     pub queue_key: &'static str,
     /// How nice the threads are, 0 to 19, see nice(2).
     pub niceness: i32,
@@ -77,15 +77,14 @@ pub(crate) struct PoolLimits {
     pub cpus: Arc<[usize]>,
 }
 
-/// Tells people of lanes that do not answer: once, and once when they answer again, whichever pool
-/// notices.
+/// Logs lanes that do not answer: once, and once when they answer again, whichever pool notices.
 #[derive(Default)]
 pub(crate) struct Notices {
     told: Mutex<HashMap<LaneId, (usize, Instant)>>,
 }
 
 impl Notices {
-    /// A pool's lane does not answer. Returns whether its answer is to be told.
+    /// Notes that a pool's lane does not answer. True if its next answer is to be logged.
     fn silent(&self, lane: &LaneId, quiet: Duration, waiting: usize) -> bool {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
@@ -133,7 +132,7 @@ struct Lane {
     /// When a lane that hangs is tried again, and the wait after that.
     try_at: Instant,
     try_wait: Duration,
-    /// Its silence was told.
+    /// True if its silence was logged.
     is_told: bool,
 }
 
@@ -149,7 +148,7 @@ impl Lane {
         }
     }
 
-    /// For how long nothing was answered though something was asked.
+    /// Returns for how long nothing was answered though something was asked.
     fn quiet(&self, now: Instant) -> Duration {
         let oldest = self.running.values().next();
         oldest.map_or(Duration::ZERO, |&began| {
@@ -157,7 +156,7 @@ impl Lane {
         })
     }
 
-    /// Calls under way that do not hang, and those that do.
+    /// Counts calls under way that do not hang, and those that do.
     fn active_and_stuck(&self, now: Instant, patience: Duration) -> (usize, usize) {
         let is_stuck = |began: &&Instant| now.saturating_duration_since(**began) >= patience;
         let stuck = self.running.values().take_while(is_stuck).count();
@@ -166,7 +165,7 @@ impl Lane {
 }
 
 struct PoolState {
-    /// Threads there are.
+    /// Threads that there are.
     thread_count: usize,
     /// Those that have a call.
     busy_count: usize,
@@ -179,7 +178,7 @@ struct PoolShared {
     limits: PoolLimits,
     notices: Arc<Notices>,
     state: Mutex<PoolState>,
-    /// Never holds more than there are threads: a place is one of them.
+    /// It never holds more than there are threads, because a place is one of them.
     jobs: flume::Sender<Job>,
     queue: flume::Receiver<Job>,
     /// Rung when the first call begins.
@@ -197,11 +196,11 @@ pub(crate) struct CallPlace {
     shared: Arc<PoolShared>,
     lane: LaneId,
     number: u64,
-    /// The lane hangs, and this finds out whether it still does.
+    /// True if the lane hangs, and this call finds out whether it still does.
     is_try: bool,
 }
 
-/// What is to be done with a call.
+/// What to do with a call.
 enum Verdict {
     Begin { is_try: bool },
     Wait,
@@ -233,9 +232,8 @@ impl Pool {
 
     /// Waits for a thread.
     ///
-    /// # Errors
-    /// [`StoreError::Busy`] where too many wait, or the lane is silent; [`StoreError::Hangs`] where it
-    /// has been for long.
+    /// # Errors [`StoreError::Busy`] if too many wait, or the lane is silent; [`StoreError::Hangs`] if
+    /// it has been silent for long.
     pub(crate) async fn enter(&self, lane: LaneId) -> Result<CallPlace, StoreError> {
         let now = Instant::now();
         let (answer, number) = {
@@ -280,14 +278,14 @@ impl Pool {
         }
     }
 
-    /// Threads there are.
+    /// Returns the number of threads.
     #[cfg(test)]
     pub(crate) fn thread_count(&self) -> usize {
         self.shared.lock().thread_count
     }
 }
 
-/// Takes a call that waits out of its queue when the one who asked goes.
+/// Takes a call that waits out of its queue when its caller goes.
 struct Waits<'a> {
     shared: &'a PoolShared,
     lane: &'a LaneId,
@@ -352,10 +350,10 @@ impl PoolShared {
         Verdict::Wait
     }
 
-    /// Whether a lane with so many calls gets one more thread. If none is free one is made.
+    /// True if a lane with this many calls gets one more thread. If none is free one is made.
     fn has_thread(self: &Arc<Self>, state: &mut PoolState, calls: usize, now: Instant) -> bool {
-        // Of what may be had at all a lane leaves as much again as it takes: however many hang, another one
-        // gets something.
+        // A lane leaves as many of the threads that can be had as it takes: however many lanes hang,
+        // another one gets something.
         if 2 * calls >= self.limits.most - state.busy_count {
             return false;
         }
@@ -408,13 +406,13 @@ impl PoolShared {
         }
         state.let_go(id);
         drop(state);
-        // Sent with the lock free: a place that is not taken is ended here, too.
+        // They are sent with the lock free, because a place that is not taken is ended here, too.
         while let Some((reply, place)) = self.next() {
             drop(reply.send(Ok(place)));
         }
     }
 
-    /// The next call that may begin: of the lane that has fewest.
+    /// Returns the next call that may begin: of the lane that has fewest.
     fn next(self: &Arc<Self>) -> Option<(Reply, CallPlace)> {
         let mut state = self.lock();
         let now = Instant::now();
@@ -433,7 +431,7 @@ impl PoolShared {
         Some((reply, CallPlace { shared: Arc::clone(self), lane: id, number, is_try: false }))
     }
 
-    /// Tells of lanes that are silent, and sends away what waits in them.
+    /// Logs lanes that are silent, and sends away what waits in them.
     fn look(&self, now: Instant) {
         let mut sent_away = Vec::new();
         let mut state = self.lock();
@@ -466,11 +464,11 @@ impl PoolShared {
         let (cpus, niceness) = (Arc::clone(&self.limits.cpus), self.limits.niceness);
         let builder = std::thread::Builder::new().name(self.limits.name.to_owned());
         builder.stack_size(STACK_SIZE).spawn(move || {
-            // The node stays on the processors it was given. Where that is not allowed the side thread
-            // says so.
+            // The node stays on the processors it was given. If that is not allowed the side thread says
+            // so.
             let _ = confine(&cpus);
             if niceness > 0 {
-                // Allowed to everybody; a thread that stays as it was still works.
+                // Every user may do this; a thread that stays as it was still works.
                 let _ = rustix::process::setpriority_process(None, niceness);
             }
             work(&queue, &shared, is_extra);
@@ -507,7 +505,7 @@ fn work(queue: &flume::Receiver<Job>, shared: &Weak<PoolShared>, is_extra: bool)
 }
 
 impl CallPlace {
-    /// For how long the answer may be waited for.
+    /// Returns for how long the answer may be waited for.
     pub(crate) fn patience(&self) -> Duration {
         if self.is_try { SILENT_AFTER } else { self.shared.limits.patience }
     }

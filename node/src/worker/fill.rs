@@ -1,4 +1,4 @@
-//! Brings blocks in: one read of the source for all who wait for the block.
+//! Brings blocks in: one read of the source for all that wait for the block.
 //!
 //! Owns the waiters. Always holds: a block that is being filled is in `fills` once, however many ask
 //! for it, and every waiter is answered when the fill ends or its own deadline passes.
@@ -21,7 +21,7 @@ use crate::side::FillJob;
 use crate::store::{Errand, FillError, StoreError};
 use crate::token::Token;
 
-/// Who waits for a fill.
+/// A request or a load that waits for a fill.
 enum Waiter {
     /// A client, for a range of the block.
     Reader { requester: Requester, offset: u32, length: u32 },
@@ -37,7 +37,7 @@ pub(super) struct Fill {
     payer: Payer,
     waiters: SmallVec<[Waiter; 1]>,
     errand: Arc<Errand>,
-    /// The source hangs: why, for all who ask until it has answered.
+    /// The reason why the source hangs, for all requests until it has answered.
     overdue: Option<String>,
 }
 
@@ -49,7 +49,7 @@ enum Obstacle {
     Refused(FillRefusal),
 }
 
-/// What the client is told.
+/// The answer to the client.
 struct FillRefusal {
     status: Status,
     message: Cow<'static, str>,
@@ -82,12 +82,12 @@ const NOT_YET: FillRefusal = FillRefusal {
     message: Cow::Borrowed("too many blocks are on their way in: try again"),
 };
 
-/// Bytes of blocks that may be on their way in.
+/// Returns the bytes of blocks that may be on their way in.
 pub(super) fn filling_max(capacity_bytes: u64) -> u64 {
     capacity_bytes * FILLING_PERCENT / 100
 }
 
-/// Where a block may be taken from for this request. Another node that asks has asked others.
+/// Returns where a block may be taken from for this request. Another node that asks has asked others.
 fn from_for(requester: &Requester) -> &'static FillFrom {
     if requester.header.op == Op::Fetch as u8 { &FillFrom::Source } else { &FillFrom::Anywhere }
 }
@@ -203,7 +203,7 @@ impl Worker {
                 }
             }
         };
-        // The load may have been given up; then nobody asks.
+        // The load may have been given up; then no task waits for this.
         let _ = reply.try_send(ensured);
     }
 
@@ -230,8 +230,8 @@ impl Worker {
                 return Err(Obstacle::Refused(refusal));
             }
             if *from == FillFrom::Source {
-                // Another node waits for it. What is asked of other nodes may in the end be asked of that
-                // one, which would wait for itself.
+                // Another node waits for it. A request to other nodes may in the end come to that one,
+                // which would wait for itself.
                 fill.errand.urge();
             }
             fill.errand.want(true);
@@ -278,7 +278,7 @@ impl Worker {
         Ok(())
     }
 
-    /// The file of a block that may be filled, and the block's length.
+    /// Returns the file of a block that may be filled, and the block's length.
     fn fillable(
         &self,
         key: BlockKey,
@@ -328,7 +328,8 @@ impl Worker {
             }
             match (waiter, &outcome) {
                 (Waiter::Reader { requester, offset, length }, Ok(_)) => {
-                    // Looked up for each: the reply to the one before may have found it damaged.
+                    // The block is looked up for each, because the reply to the one before may have
+                    // found it damaged.
                     match self.cache.find(&key) {
                         Some((entry, _)) => {
                             let hit = Hit { entry, block_length: self.cache.length(entry) };
@@ -337,7 +338,7 @@ impl Worker {
                         None => self.fail_damaged(&requester, actions),
                     }
                 }
-                // A load that was given up has nobody who asks.
+                // A load that was given up has no receiver.
                 (Waiter::Load { reply, .. }, Ok(filling)) => {
                     drop(reply.try_send(Ensured::Filled(*filling, fill.length)));
                 }
@@ -350,8 +351,8 @@ impl Worker {
                         status => Ensured::Failed(status, error.to_string()),
                     }));
                 }
-                // What waits for this very pull is told. Everything else joined a pull, or a fill that was
-                // not wanted for a moment, and has the block brought in earnest now.
+                // What waits for this very pull is told. Everything else joined a pull, or a fill that no
+                // request waited for at the time, and has the block brought in earnest now.
                 (Waiter::Load { from: FillFrom::Member(_), reply }, Err(FillError::NotThere)) => {
                     drop(reply.try_send(Ensured::NotThere))
                 }
@@ -412,7 +413,7 @@ impl Worker {
         }
     }
 
-    /// Answers all who wait for a block whose source hangs, and from now on all who ask for it. Its
+    /// Answers all that wait for a block whose source hangs, and from now on all that ask for it. Its
     /// memory is not free before the source has answered.
     pub(super) fn on_overdue(
         &mut self,
@@ -426,7 +427,7 @@ impl Worker {
         };
         let waiters = std::mem::take(&mut fill.waiters);
         if fill.overdue.replace(message.clone()).is_none() {
-            // What hangs for ever must not keep others from being filled.
+            // A fill that hangs for ever must not keep others from being filled.
             self.filling_bytes -= u64::from(fill.length);
             self.turns.ended(fill.payer, fill.length);
         }
@@ -444,8 +445,8 @@ impl Worker {
         self.start_waiting(self.now, actions);
     }
 
-    /// Forgets those who wait for blocks and are gone: a connection, by its shard, and loads that were
-    /// given up. What nothing else waits for is not begun any more.
+    /// Forgets waiters that are gone: a connection's, by its shard, and loads that were given up. A fill
+    /// that nothing else waits for is not begun any more.
     pub(super) fn forget_waiters(&mut self, gone: Option<(u32, Token)>) {
         let mut deadlines = 0;
         for fill in self.fills.values_mut() {
@@ -491,7 +492,7 @@ impl Worker {
     /// Drops the blocks of a file, a slice of them in a turn: the rest follows by mail to this shard, so
     /// that others are served in between.
     pub(super) fn on_drop(&mut self, mut job: DropJob, actions: &mut Vec<Action>) {
-        // What comes in meanwhile may go as well, but not for ever.
+        // Blocks that come in meanwhile may go as well, but not for ever.
         let left = job.left.get_or_insert_with(|| self.cache.block_count());
         let count_max = DROP_SLICE.min(*left);
         let (block_count, byte_count) = self.cache.remove_of_file(job.file, count_max);
@@ -501,7 +502,7 @@ impl Worker {
         if block_count == DROP_SLICE && *left > 0 {
             actions.push(Action::Post(self.shard, Mail::Drop(job)));
         } else {
-            // The asker may have gone; the blocks are dropped all the same.
+            // The caller may have gone; the blocks are still dropped.
             let _ = job.reply.try_send(job.dropped);
         }
     }

@@ -6,8 +6,8 @@
 //!
 //! Owns the table of leases. Each is one pin of a block. Always holds: a lease ends at its time, when
 //! its client gives it back, or when its client ends the connection; all of them together hold no more
-//! than their share of the memory. Where this node ends a connection the client may not know it yet,
-//! so its leases stay until they run out.
+//! than their share of the memory. If this node ends a connection the client may not know it yet, so its
+//! leases stay until they run out.
 
 use std::os::fd::AsRawFd;
 
@@ -68,18 +68,18 @@ impl Leases {
         }
     }
 
-    /// When the first of them runs out.
+    /// Returns when the first of them runs out.
     pub(super) fn next_end(&self) -> Option<u64> {
         let first = self.leases.get(self.first as usize)?;
         first.as_ref().map(|lease| lease.ends_at)
     }
 
-    /// Bytes of the pages of leased blocks, once for each lease.
+    /// Returns the bytes of the pages of leased blocks, once for each lease.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Whether there is room for a lease of so many bytes.
+    /// True if there is room for a lease of this many bytes.
     fn has_room(&self, bytes: u64) -> bool {
         self.bytes + bytes <= self.bytes_max && self.leases.len() - self.free.len() < LEASES_MAX
     }
@@ -119,20 +119,21 @@ impl Leases {
         lease
     }
 
-    /// The lease that runs out next, if its time has come.
+    /// Returns the lease that runs out next, if its time has come.
     fn due(&mut self, now: u64) -> Option<u32> {
         self.next_end().is_some_and(|end| end <= now).then_some(self.first)
     }
 }
 
 impl Worker {
-    /// Tells a client how to get at the memory; where it can, the memory goes with it.
+    /// Answers a client how to reach the memory; if it can have the memory, that goes with the answer.
     pub(super) fn attach(&mut self, requester: &Requester) {
         let has_leases = self.has_leases();
         let memory = self.cache.memory();
         let (memory_length, descriptor) = (memory.memory_length(), memory.memfd().as_raw_fd());
         let Some(connection) = self.connection(requester.token) else { return };
-        // Once for each connection: what its client does not take counts against all of the node's.
+        // It is passed once for each connection, because what its client does not take counts against
+        // all of the node's.
         let is_passed = connection.is_local && has_leases && !connection.is_attached;
         if is_passed {
             connection.is_attached = true;
@@ -149,7 +150,7 @@ impl Worker {
         self.push_head(requester, |head| frame::encode(head, header, &reply));
     }
 
-    /// Whether the configuration allows leases.
+    /// True if the configuration allows leases.
     fn has_leases(&self) -> bool {
         self.limits.lease_ms > 0 && self.limits.lease_percent > 0
     }
@@ -191,8 +192,8 @@ impl Worker {
         }
     }
 
-    /// The block that a range lies in. A number of a block that no file has does not matter: `find`
-    /// refuses it, and nothing is leased under it.
+    /// Returns the block that a range lies in. A number of a block that no file has does not matter:
+    /// `find` refuses it, and nothing is leased under it.
     fn key_of(&self, range: &Range) -> BlockKey {
         BlockKey { file: range.file, block: (range.offset >> self.block_shift) as u32 }
     }
@@ -270,7 +271,7 @@ impl Worker {
         self.push_head(&requester, |head| frame::encode_empty(head, header));
     }
 
-    /// Ends a lease: the block may move or go, if nobody else needs it.
+    /// Ends a lease: the block may move or leave, if nothing else needs it.
     fn end_lease(&mut self, index: u32) {
         let lease = self.leases.remove(index);
         self.cache.unpin(lease.entry);
@@ -281,7 +282,7 @@ impl Worker {
         }
     }
 
-    /// Ends the leases of a connection that is closed, if it was its client who ended it.
+    /// Ends the leases of a connection that is closed, if its client ended it.
     pub(super) fn end_leases_of(&mut self, token: Token) {
         let Some(connection) = self.connection(token) else { return };
         let leases = std::mem::take(&mut connection.leases);

@@ -68,7 +68,7 @@ impl Worker {
     ) {
         let Some(connection) = self.connection(token) else { return };
         connection.active_at = now;
-        // What is read after our own shutdown is no word of the client's.
+        // What is read after our own shutdown says nothing of the client.
         let by_client = end != ReceiveEnd::Broken && connection.phase < Phase::Closed;
         connection.client_ended |= by_client;
         if let Some(owner) = &connection.owner {
@@ -184,7 +184,7 @@ impl Worker {
         }
     }
 
-    /// The connections that are open.
+    /// Returns the connections that are open.
     fn tokens(&self) -> Vec<Token> {
         self.connections.iter().flatten().map(|connection| connection.token).collect()
     }

@@ -31,10 +31,10 @@ const SLOW_MS: u64 = 1_000;
 /// holds. Guessed.
 const DRAIN_MS: u64 = 2_000;
 /// Slowest pace at which a client may take replies over `send_timeout_ms`, in bytes a millisecond.
-/// Guessed: a byte now and then is no progress, and 16 KiB/s is less than any link to a data engine.
+/// Guessed: a byte now and then is not progress, and 16 KiB/s is less than any link to a data engine.
 const PACE_MIN: u64 = 16;
 
-/// What a client is told when nothing can be held for it.
+/// The message to a client when nothing can be held for it.
 pub(super) const IN_USE: &str =
     "much of the memory waits for clients that do not read their replies: try again";
 
@@ -47,7 +47,8 @@ pub(super) struct Shares {
 }
 
 impl Shares {
-    /// Of a shard with `capacity` bytes for blocks, one of `shard_count` that are alike.
+    /// Computes the bounds of a shard with `capacity` bytes for blocks, one of `shard_count` that are
+    /// alike.
     pub(super) fn new(
         capacity: u64,
         shard_count: usize,
@@ -78,20 +79,21 @@ pub(super) enum Passage {
     Wait,
 }
 
-/// Bytes that a block of this length holds, whole pages.
+/// Returns the bytes that a block of this length holds, whole pages.
 #[inline]
 pub(super) fn held_bytes(block_length: u32) -> u64 {
     u64::from(ShardMemory::pages_for(block_length)) * u64::from(PAGE_SIZE)
 }
 
 impl Worker {
-    /// Bytes of memory that replies hold, whole pages.
+    /// Returns the bytes of memory that replies hold, whole pages.
     #[inline]
     fn sending_bytes(&self) -> u64 {
         self.cache.in_use_bytes().saturating_sub(self.leases.bytes())
     }
 
-    /// Most bytes that the answers of other shards to this connection will hold, whole blocks.
+    /// Returns the most bytes that the answers of other shards to this connection will hold, whole
+    /// blocks.
     #[inline]
     fn forwarded_bytes(&self, connection: &Connection) -> u64 {
         u64::from(connection.forwarded) * u64::from(self.shared.block_size)
@@ -180,8 +182,8 @@ impl Worker {
         std::mem::replace(&mut self.short_count, count) != count
     }
 
-    /// Bytes that replies of any shard hold beyond their share; connections here may be the cause of
-    /// what is held there.
+    /// Returns the bytes that replies of any shard hold beyond their share; connections here may be the
+    /// cause of what is held there.
     fn over_share(&self) -> u64 {
         let own = self.sending_bytes().saturating_sub(self.shares.sends);
         let others = self.shared.counters.iter().map(|counters| {
@@ -192,7 +194,7 @@ impl Worker {
     }
 }
 
-/// How long the client takes for what its replies hold, at the pace since `elapsed_ms`.
+/// Returns how long the client takes for what its replies hold, at the pace since `elapsed_ms`.
 fn drain_ms(connection: &Connection, elapsed_ms: u64) -> u64 {
     connection.pinned.saturating_mul(elapsed_ms) / connection.taken.max(1)
 }

@@ -1,7 +1,8 @@
-//! Who a connection belongs to, as far as it has proved it, and what it may ask for.
+//! The role of a connection, as far as it has proved it, and what it may ask for.
 //!
 //! Always holds: a connection that has proved nothing reads, and changes nothing. Where it comes from
-//! means nothing, but for the administration socket, which the system lets only that user and root open.
+//! means nothing, except for the administration socket, which the system lets only the node's user and
+//! root open.
 
 use millrace_proto::frame::{self, FrameError};
 use millrace_proto::message::{ArchivedRange, Range};
@@ -20,11 +21,11 @@ use crate::token::Token;
 /// The secrets by which others are recognised.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Proofs {
-    /// That of the cluster.
+    /// The secret of the cluster.
     pub member: Option<Secret>,
     /// The token of administrators.
     pub administrator: Option<Secret>,
-    /// Members prove nothing to each other: there is a cluster, and it has no secret.
+    /// True if members prove nothing to each other, because there is a cluster and it has no secret.
     pub is_insecure: bool,
 }
 
@@ -49,13 +50,13 @@ pub(super) struct Nonces {
 }
 
 impl Nonces {
-    /// Numbers that follow from 32 bytes of chance, other ones for each shard.
+    /// Derives numbers from 32 random bytes, other ones for each shard.
     pub(super) fn new(seed: &[u8; 32], shard: u32) -> Nonces {
         let seed = Secret::from(*seed).code("millrace nonces", &shard.to_le_bytes());
         Nonces { seed: seed.into(), count: 0 }
     }
 
-    /// The next one.
+    /// Returns the next one.
     pub(super) fn next(&mut self) -> Nonce {
         self.count += 1;
         self.seed.code("millrace nonce", &self.count.to_le_bytes())
@@ -63,12 +64,12 @@ impl Nonces {
 }
 
 impl Worker {
-    /// As whom a connection asks; None of one that has proved nothing.
+    /// Returns the role of a connection; None if it has proved nothing.
     pub(super) fn role(&mut self, token: Token) -> Option<Role> {
         self.connection(token)?.role
     }
 
-    /// Why an operation is not for this connection, if it is not.
+    /// Returns why an operation is not for this connection, if it is not.
     pub(super) fn refusal(&mut self, op: Op, token: Token) -> Option<&'static str> {
         match op {
             Op::Free | Op::Drain | Op::Mount | Op::Pin if self.role(token).is_none() => Some(
@@ -87,7 +88,7 @@ impl Worker {
         }
     }
 
-    /// Tells the code of a block that is here.
+    /// Answers with the code of a block that is here.
     pub(super) fn vouch(
         &mut self,
         requester: &Requester,

@@ -38,20 +38,20 @@ impl Worker {
                 let _ = request.map(|request| request.ranges.iter().for_each(&mut add));
             }
         }
-        // One read alone waits as long either way.
+        // A single read waits as long either way.
         if count > 1 {
             self.cache.warm(&reads[..count]);
         }
     }
 
-    /// Number of the block at an offset of a file, and the offset in it.
+    /// Returns the number of the block at an offset of a file, and the offset in it.
     #[inline]
     fn block_and_offset(&self, offset: u64) -> (u64, u32) {
         let shift = self.block_shift;
         (offset >> shift, (offset & ((1 << shift) - 1)) as u32)
     }
 
-    /// Serves a range that was asked for, or sees to it that it will be served.
+    /// Serves a range that was asked for, or starts the work that will serve it.
     #[inline]
     pub(super) fn find(
         &mut self,
@@ -91,7 +91,7 @@ impl Worker {
         }
     }
 
-    /// Answers with a range of a block that is here; says whether bytes were served.
+    /// Answers with a range of a block that is here. True if bytes were served.
     #[inline]
     pub(super) fn serve(
         &mut self,
@@ -170,7 +170,7 @@ impl Worker {
         true
     }
 
-    /// Answers with a copy of a range, so that the block is held by nothing.
+    /// Answers with a copy of a range, so that the block is held by nothing. True if bytes were served.
     fn serve_copy(
         &mut self,
         requester: &Requester,

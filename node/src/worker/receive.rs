@@ -34,7 +34,7 @@ impl Worker {
             return;
         }
         if !connection.sending {
-            // Of a client that takes nothing, what it asks is no sign of life.
+            // The requests of a client that takes nothing do not show that it lives.
             connection.active_at = now;
         }
         let before = connection.stash.len();
@@ -58,8 +58,8 @@ impl Worker {
         }
     }
 
-    /// True if so many bytes of unread requests are stashed that no connection may pile up more. The
-    /// runtime asks whenever it begins to receive, because by the end of the turn it would be late.
+    /// True if the stashes hold too many bytes of unread requests for any connection to pile up more.
+    /// The runtime asks whenever it begins to receive, because by the end of the turn it would be late.
     pub(crate) fn is_crowded(&self) -> bool {
         let of_shard = STASHES_MAX / self.shared.counters.len();
         self.stashed > of_shard.max(STASHES_OF_SHARD_MIN)
@@ -169,7 +169,8 @@ impl Worker {
         }
     }
 
-    /// Answers bytes that are no frame, then closes: where the next frame begins is not known.
+    /// Answers bytes that are not a frame, then closes, because it is not known where the next frame
+    /// begins.
     pub(super) fn refuse_stream(
         &mut self,
         now: u64,
@@ -180,7 +181,7 @@ impl Worker {
     ) {
         self.counters().bad_frame_count.add(1);
         tracing::debug!("close a connection: {error}");
-        // The request id is told if the header can be trusted, that is if only a length is wrong.
+        // The reply has the request id if the header can be trusted, that is if only a length is wrong.
         let header = Header::decode(head).unwrap_or(Header::request(Op::Ping, 0, 0));
         self.take_and_fail(token, &header, error.status(), &error.to_string(), actions);
         if let Some(connection) = self.connection(token) {

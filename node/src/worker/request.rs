@@ -32,7 +32,7 @@ const COLD_IN_FLIGHT_MAX: u64 = 64;
 /// have given another one up.
 const RING_WAITS_MAX: u32 = 4;
 
-/// Name and version of the node, as clients are told.
+/// Name and version of the node, as clients see it.
 pub(crate) const SERVER: &str = concat!("millrace/", env!("CARGO_PKG_VERSION"));
 
 impl Worker {
@@ -167,7 +167,7 @@ impl Worker {
         self.take_ranges(now, requester, ranges, actions);
     }
 
-    /// Names who waits for the reply to a request of this shard's connection.
+    /// Names the requester of a reply to a request of this shard's connection.
     #[inline]
     pub(super) fn requester(
         &mut self,
@@ -207,7 +207,7 @@ impl Worker {
         body: &[u8],
         actions: &mut Vec<Action>,
     ) -> Result<(), FrameError> {
-        // Who speaks for the whole cluster need not find the others.
+        // A client that speaks for the whole cluster need not find the others.
         let is_administrator = self.role(requester.token) == Some(Role::Administrator);
         let lookup: Lookup = match op {
             Op::Hello => {
@@ -310,7 +310,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Most ranges that fit a body.
+    /// Returns the most ranges that fit a body.
     pub(super) fn ranges_max(&self) -> usize {
         let fit = (self.limits.body_length_max as usize - size_of::<ArchivedReadManyRequest>())
             / size_of::<ArchivedRange>();

@@ -35,7 +35,7 @@ pub(super) struct Node {
     _of_cluster: flume::Receiver<LookupJob<ClusterLookup>>,
     /// Sent bytes of each reply, with the connection's shard and token.
     pub(super) sent: Vec<(u32, Token, Vec<u8>)>,
-    /// Sends are answered only when this is set: else the client reads nothing.
+    /// True if sends are answered; else the client reads nothing.
     reads: bool,
     /// Clients that read nothing, whatever the others do.
     deaf: Vec<Token>,
@@ -130,7 +130,7 @@ impl Node {
         }
     }
 
-    /// The batch of a client that reads nothing, which the kernel has.
+    /// Takes the batch of a client that reads nothing, which the kernel has.
     fn unread(&mut self, token: Token) -> Batch {
         let is_its =
             |(_, action): &(u32, Action)| matches!(action, Action::Send(to, _) if *to == token);
@@ -208,7 +208,7 @@ impl Node {
         }
     }
 
-    /// Status and payload of every reply so far, by request id, checked against the content.
+    /// Returns status and payload of every reply so far, by request id, checked against the content.
     fn replies(&mut self) -> Vec<(u64, u16, Status, usize)> {
         let mut replies = Vec::new();
         for (_, _, bytes) in std::mem::take(&mut self.sent) {
@@ -259,7 +259,7 @@ impl Worker {
     }
 }
 
-/// The batch that is sent when a turn ends now.
+/// Returns the batch that is sent when a turn ends now.
 pub(super) fn sent_at_end(worker: &mut Worker, actions: &mut Vec<Action>) -> Option<Batch> {
     worker.handle(0, Event::TurnEnd, actions);
     actions.drain(..).find_map(|action| match action {
@@ -268,8 +268,8 @@ pub(super) fn sent_at_end(worker: &mut Worker, actions: &mut Vec<Action>) -> Opt
     })
 }
 
-/// The bytes that the kernel would send. Test memory is this process's own, so it can be looked at
-/// through the arena's checksums only; the payload is made again from the block it belongs to.
+/// Returns the bytes that the kernel would send. Test memory is this process's own, so it can be looked
+/// at through the arena's checksums only; the payload is made again from the block it belongs to.
 fn bytes_of(batch: &Batch) -> Vec<u8> {
     let mut bytes = Vec::new();
     for piece in &batch.pieces {
@@ -289,7 +289,7 @@ fn encoded<T: Body>(op: Op, id: u64, budget_ms: u32, body: &T) -> Vec<u8> {
     bytes
 }
 
-/// A read of the front of a block; the id tells which block, see `replies`.
+/// Makes a read of the front of a block; the id says which block, see `replies`.
 pub(super) fn read(block: u32, sequence: u64, budget_ms: u32) -> Vec<u8> {
     let range =
         Range { file: FILE, version: VERSION_ONE, offset: u64::from(block * BLOCK), length: 5000 };

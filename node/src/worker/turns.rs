@@ -1,8 +1,8 @@
-//! Whose miss is next: fills are shared out between clients.
+//! The next miss: fills are shared out between clients.
 //!
 //! Owns the misses that wait for their turn, in the order of each client, and what the fills of each
 //! client take. Always holds: a client has at most its share of fills under way; while some wait, the
-//! next fill is that of the client whose turn it is; a client that is gone waits for nothing.
+//! next fill is for the client whose turn it is; a client that is gone waits for nothing.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -19,7 +19,7 @@ const WAITING_MAX: usize = 1 << 16;
 /// the next one waits.
 const COUNT_MIN: u32 = 2;
 
-/// For whom a block is brought in.
+/// The client for which a block is brought in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Payer {
     /// The connection of this shard.
@@ -54,7 +54,7 @@ pub(super) struct Share {
     pub(super) bytes: u64,
 }
 
-/// The misses that wait, and the accounts of those who have fills or misses.
+/// The misses that wait, and the accounts of clients that have fills or misses.
 pub(super) struct Turns {
     accounts: HashMap<Payer, Account>,
     /// Clients with a miss that waits and room in their share.
@@ -71,13 +71,13 @@ impl Turns {
         Turns { accounts, line, waiting_count: 0, share, block_size }
     }
 
-    /// Misses that wait.
+    /// Returns the number of misses that wait.
     pub(super) fn waiting_count(&self) -> usize {
         self.waiting_count
     }
 
-    /// True if a fill of `length` bytes is within the payer's share, which is the smaller the more there
-    /// are. One fill is, whatever its length.
+    /// True if a fill of `length` bytes is within the payer's share, which is the smaller the more
+    /// payers there are. One fill always is, whatever its length.
     pub(super) fn has_room(&self, payer: Payer, length: u32) -> bool {
         let Some(account) = self.accounts.get(&payer) else { return true };
         let count_max = (self.share.count / self.accounts.len() as u32).max(COUNT_MIN);
@@ -106,7 +106,7 @@ impl Turns {
         self.settle(payer);
     }
 
-    /// Has a miss wait for its turn. False if too many do: then it is dropped.
+    /// Puts a miss in line. True if there was room; else it is dropped.
     pub(super) fn wait(&mut self, payer: Payer, miss: Miss) -> bool {
         if self.waiting_count >= WAITING_MAX {
             return false;
@@ -117,7 +117,7 @@ impl Turns {
         true
     }
 
-    /// The miss whose turn it is.
+    /// Returns the miss whose turn it is.
     pub(super) fn next(&mut self) -> Option<(Payer, Miss)> {
         loop {
             let payer = self.line.pop_front()?;

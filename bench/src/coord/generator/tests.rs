@@ -13,7 +13,7 @@ use crate::coord::operation::{Action, Key, Requests, Workload};
 
 const VALUE_LENGTH: usize = 128;
 
-/// What the server answers a request with: an error code, or 0.
+/// Decides the answer of the server to a request: an error code, or 0.
 type Judge = fn(number: i32) -> i32;
 
 /// A server of ZooKeeper's protocol that keeps nothing: a read is answered with the value that the
@@ -87,7 +87,7 @@ fn serve(mut stream: TcpStream, judge: Judge, closed: &AtomicUsize) -> Option<()
     }
 }
 
-/// Ten requests in flight over four connections.
+/// Returns a load of ten requests in flight over four connections.
 fn load<'a>(addresses: &'a [SocketAddr], values: &'a Values) -> Load<'a> {
     Load {
         system: System::Millrace,

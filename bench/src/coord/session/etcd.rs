@@ -81,13 +81,13 @@ impl Etcd {
     }
 }
 
-/// `PutRequest`.
+/// Appends a `PutRequest`.
 fn put(out: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     bytes_field(out, 1, key);
     bytes_field(out, 2, value);
 }
 
-/// `TxnRequest`: if the key was never created, put it.
+/// Appends a `TxnRequest`: if the key was never created, put it.
 fn create(out: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     nested(out, 1, |compare| {
         number_field(compare, 1, 0); // EQUAL
@@ -102,7 +102,7 @@ fn create(out: &mut Vec<u8>, key: &[u8], value: &[u8]) {
 fn judge(operation: Operation, message: &[u8], values: &Values) -> Result<Outcome> {
     let is_set = |number| match field(message, number) {
         Ok(Some(Field::Number(value))) => Ok(value != 0),
-        Ok(Some(Field::Bytes(_))) => bail!("field {number} is no number"),
+        Ok(Some(Field::Bytes(_))) => bail!("field {number} is not a number"),
         Ok(None) => Ok(false),
         Err(error) => Err(error),
     };
@@ -117,7 +117,7 @@ fn judge(operation: Operation, message: &[u8], values: &Values) -> Result<Outcom
         Action::Delete => Err(Refusal::NO_NODE),
         Action::Get => match field(message, 2)? {
             None => Err(Refusal::NO_NODE),
-            Some(Field::Number(_)) => bail!("field 2 is no message"),
+            Some(Field::Number(_)) => bail!("field 2 is not a message"),
             Some(Field::Bytes(pair)) => {
                 let expected = Some(Field::Bytes(values.of(operation.key)));
                 ensure!(field(pair, 5)? == expected, "the value is another one");
@@ -134,7 +134,7 @@ enum Field<'a> {
     Bytes(&'a [u8]),
 }
 
-/// The first field of this number, if the message has one.
+/// Returns the first field of this number, if the message has one.
 fn field(message: &[u8], number: u64) -> Result<Option<Field<'_>>> {
     let mut rest = message;
     while !rest.is_empty() {
@@ -189,7 +189,7 @@ fn bytes_field(out: &mut Vec<u8>, number: u64, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-/// A field that is a message itself; its length is put before it when it is known.
+/// Appends a field that is a message itself; its length is put before it when it is known.
 fn nested(out: &mut Vec<u8>, number: u64, write: impl FnOnce(&mut Vec<u8>)) {
     write_varint(out, number << 3 | 2);
     let start = out.len();

@@ -5,8 +5,8 @@
 //! when some are received, the library is polled until it has nothing more to send.
 //!
 //! ```text
-//!  request   HEADERS (path, authority, type) ─ DATA (0, length, message), end of stream
-//!  reply     HEADERS (:status) ─ DATA (0, length, message) ─ HEADERS (grpc-status), end of stream
+//! request   HEADERS (path, authority, type) ─ DATA (0, length, message), end of stream
+//! reply     HEADERS (:status) ─ DATA (0, length, message) ─ HEADERS (grpc-status), end of stream
 //! ```
 
 use std::pin::Pin;

@@ -14,7 +14,7 @@ fn operation(action: Action, number: u32) -> Operation {
     Operation { action, key: Key::Kept(number) }
 }
 
-/// A session with what it works on, and what it was answered.
+/// A session with what it works on, and its answers.
 struct Fixture {
     session: Session,
     pending: Pending,
@@ -179,7 +179,7 @@ mod zookeeper {
 mod etcd {
     use super::*;
 
-    /// HEADERS with END_HEADERS.
+    /// Returns HEADERS with END_HEADERS.
     fn headers(stream: u32, flags: u8, block: &[u8]) -> Vec<u8> {
         frame(1, flags | 4, stream, block)
     }
@@ -192,7 +192,7 @@ mod etcd {
         bytes
     }
 
-    /// What a server answers a call with: `:status: 200`, the message, `grpc-status` in Huffman
+    /// Returns the answer of a server to a call: `:status: 200`, the message, `grpc-status` in Huffman
     /// code.
     fn reply(stream: u32, status: u8, message: &[u8]) -> Vec<u8> {
         let mut bytes = headers(stream, 0, &hex("20 88 5f 8b 1d75d0620d263d4c4d6564"));

@@ -180,7 +180,8 @@ impl ZooKeeper {
     }
 }
 
-/// Requests count from 0, their xids from 1: those below are for other messages.
+/// Returns the xid of a request. Requests count from 0, their xids from 1: lower ones are for other
+/// messages.
 fn xid_of(number: u64) -> Result<i32> {
     let xid = number.checked_add(1).and_then(|xid| i32::try_from(xid).ok());
     xid.context("a connection has used its numbers up; measure for a shorter time")

@@ -16,7 +16,7 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().build().unwrap()
 }
 
-/// A read in flight that lands as told.
+/// Sends a read whose payload lands in `landing`.
 fn ask(in_flight: &mut InFlight, landing: Landing) -> oneshot::Receiver<Answer> {
     let (sender, receiver) = oneshot::channel();
     let request = Request {
@@ -90,7 +90,7 @@ proptest! {
             let answer = ask(&mut in_flight, landing);
             let payload: Vec<u8> = (0..length).map(|byte| (byte * 31 + index) as u8).collect();
             stream.extend(reply(index as u64 + 1, &payload));
-            // Of kind 2 nobody waits any more.
+            // No caller waits for kind 2 any more.
             if kind != 2 {
                 expected.push((answer, payload, kind == 0));
             }

@@ -2,7 +2,7 @@
 //!
 //! For a person who has to choose; nothing here runs in a node. Two threads, each on a core of its own,
 //! send 16 messages and wait for 16 answers, awake or asleep in between. A message by ring carries 64
-//! bits, so that whatever is larger needs the mailbox all the same.
+//! bits, so a larger one still needs the mailbox.
 //!
 //! `cargo test --release -p millrace-node --lib ring::tests::messages -- --ignored --nocapture`
 
@@ -27,7 +27,7 @@ const BURST: usize = 16;
 /// A way to send messages to the other thread, and to take its messages.
 trait Way {
     fn post_burst(&mut self);
-    /// Messages that have come.
+    /// Takes the messages that have come; returns how many.
     fn take(&mut self) -> usize;
     /// Waits until some may have come.
     fn sleep(&mut self);
@@ -118,7 +118,7 @@ fn wait_for_burst(way: &mut impl Way, sleeps: bool) {
     }
 }
 
-/// Time of one message, one way.
+/// Measures the time of one message, one way.
 fn exchange<W>(makers: [Box<dyn FnOnce() -> (W, i32) + Send>; 2], sleeps: bool) -> Duration
 where
     W: Way + SetOther + 'static,
@@ -155,7 +155,7 @@ where
     time
 }
 
-/// A ring is told of the other one when both are there; a mailbox knows from the start.
+/// A ring learns of the other one when both are there; a mailbox knows it from the start.
 trait SetOther {
     fn set_other(&mut self, fd: i32);
 }

@@ -114,7 +114,7 @@ fn a_source_that_is_not_here_is_told_and_found_when_it_comes() {
     assert_eq!(fixture.stat("later/f"), Ok(Kind::File));
 }
 
-/// The beginning of what a path leads to now.
+/// Makes a part at the beginning of the file that a path leads to now.
 fn part(mounts: &Mounts, path: &str, version: u64) -> Part {
     let file = mounts.identify(path);
     Part { file, path: path.into(), version, offset: 0, is_settled: true }

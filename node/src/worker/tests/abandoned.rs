@@ -26,7 +26,7 @@ fn what_a_closed_connection_alone_waits_for_is_not_begun() {
         let mut node = Node::new(shard_count, 1024, 16);
         let gone = node.workers[0].accept_far(0).unwrap();
         let other = node.workers[0].accept_far(0).unwrap();
-        // Some of these blocks belong to the other shard, which hears of it.
+        // Some of these blocks belong to the other shard, which gets a message.
         for block in 0..4 {
             node.receive(0, 0, gone, &read(block, 1, 100));
         }
@@ -41,7 +41,7 @@ fn what_a_closed_connection_alone_waits_for_is_not_begun() {
             }
         }
         assert_eq!(node.counter("fill_error_count"), 0);
-        // Nothing waits but the other connection: its deadline alone is looked at.
+        // Nothing waits but the other connection: only its deadline is looked at.
         node.event(100, 0, Event::Tick);
         node.event(100, shard_count - 1, Event::Tick);
         let replies = node.replies();
@@ -90,7 +90,7 @@ fn blocks_of_loads_that_were_given_up_are_not_begun() {
     assert!(!is_wanted(&job));
     let third = ensure(&mut node);
     give_back(&mut node, job, FillError::Unwanted);
-    // What came after it was given up gets it all the same.
+    // What came after it was given up still gets it.
     assert_eq!(node.end_fills(0, |_| Ok(())), 1);
     assert!(matches!(third.try_recv(), Ok(crate::mailbox::Ensured::Filled(..))));
 }

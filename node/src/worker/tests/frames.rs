@@ -3,14 +3,14 @@
 use super::*;
 use crate::connection::ReceiveEnd;
 
-/// A frame of the longest body, less its last byte.
+/// Makes a frame of the longest body, less its last byte.
 fn part() -> Vec<u8> {
     let mut bytes = vec![0; frame::HEADER_SIZE + frame::BODY_LENGTH_MAX as usize];
     let mut header = Header::request(Op::ReadMany, 5, 0);
     header.body_length = frame::BODY_LENGTH_MAX;
     let mut head = Vec::new();
     frame::encode_empty(&mut head, Header { body_length: 0, ..header });
-    // As an encoder would write it, with a body that is never looked at.
+    // The head is as an encoder would write it, with a body that is never looked at.
     head[12..16].copy_from_slice(&header.body_length.to_le_bytes());
     let checksum = checksum::of(&head[..36]);
     head[36..40].copy_from_slice(&checksum.to_le_bytes());
@@ -98,7 +98,7 @@ fn a_client_that_reset_its_connection_holds_no_place() {
     let token = node.workers[0].accept_far(0).unwrap();
     node.receive(0, 0, token, &read(1, 1, 0));
     node.end_fills(0, |_| Ok(()));
-    assert_eq!(node.replies().len(), 1, "nobody else's answer goes to the one that is here now");
+    assert_eq!(node.replies().len(), 1, "no other answer goes to the one that is here now");
 }
 
 #[test]

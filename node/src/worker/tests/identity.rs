@@ -35,7 +35,7 @@ fn the_tag_is_in_what_is_sent_wherever_the_block_lies() {
                 node.end_fills(0, |_| Ok(()));
             }
             assert_eq!(flags(&node), [covers; 4]);
-            // Looks at every checksum.
+            // This looks at every checksum.
             assert_eq!(node.replies().len(), 4);
         }
     }

@@ -1,4 +1,4 @@
-//! Leases: what is pinned, for how long, and for whom.
+//! Leases: what is pinned, for how long, and for which client.
 
 use millrace_proto::message::{ArchivedLeaseReply, Extent};
 
@@ -18,7 +18,7 @@ fn lease(blocks: std::ops::Range<u32>, id: u64) -> Vec<u8> {
     encoded(Op::Lease, id, 0, &ranges(blocks))
 }
 
-/// Status of each reply so far, with the extents of those that are leases.
+/// Returns the status of each reply so far, with the extents of those that are leases.
 fn answers(node: &mut Node) -> Vec<(Status, Vec<Extent>)> {
     let mut answers = Vec::new();
     for (_, _, bytes) in std::mem::take(&mut node.sent) {
@@ -47,14 +47,14 @@ fn statuses(node: &mut Node) -> Vec<Status> {
     answers(node).into_iter().map(|(status, _)| status).collect()
 }
 
-/// Evicts all that may leave; whether that was everything.
+/// Evicts all that may leave. True if that was everything.
 fn is_emptied(node: &mut Node) -> bool {
     let cache = &mut node.workers[0].cache;
     let blank = cache.allocate(cache.capacity_bytes() as u32);
     blank.map(|blank| cache.release_blank(blank)).is_some()
 }
 
-/// A shard with room for four blocks, a local client and one far away.
+/// Makes a shard with room for four blocks, a local client and one far away.
 fn node() -> (Node, Token, Token) {
     let mut node = Node::new(1, 64, 8);
     let local = node.workers[0].accept_local(0).unwrap();
@@ -70,10 +70,10 @@ fn a_leased_block_stays_where_it_is_until_the_lease_runs_out() {
     let first = answers(&mut node);
     assert_eq!(first[0].0, Status::Ok);
     assert!(!is_emptied(&mut node));
-    // Asked again just before the end, it is at the same place, and its time begins anew.
+    // Asked for again just before the end, it is at the same place, and its time begins again.
     node.receive(990, 0, local, &lease(0..1, 2));
     assert_eq!(answers(&mut node), first);
-    // Later than it was told, never earlier.
+    // It ends later than the reply says, never earlier.
     for now in [1_200, 1_990] {
         node.event(now, 0, Event::Tick);
         assert!(!is_emptied(&mut node), "{now}");
@@ -129,7 +129,7 @@ fn leases_outlive_a_connection_that_the_node_ends() {
     node.event(1, 0, Event::ReceiveEnded { token: local, end: ReceiveEnd::Finished });
     node.event(1, 0, Event::Closed { token: local });
     assert_eq!(node.workers[0].leases.bytes(), 2 * u64::from(BLOCK));
-    // The place is taken by another client, whom they do not concern.
+    // Another client takes the place, and the old leases do not concern it.
     let next = node.workers[0].accept_local(2).unwrap();
     assert_eq!(next.index, local.index);
     node.receive(2, 0, next, &encoded(Op::Release, 1, 0, &ranges(0..2)));

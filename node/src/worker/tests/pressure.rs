@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// One byte of each of these blocks, in one request.
+/// Makes a request for one byte of each of these blocks.
 fn bytes_of_blocks(blocks: std::ops::Range<u32>, id: u64) -> Vec<u8> {
     let range = |block: u32| Range {
         file: FILE,
@@ -13,14 +13,15 @@ fn bytes_of_blocks(blocks: std::ops::Range<u32>, id: u64) -> Vec<u8> {
     encoded(Op::ReadMany, id, 0, &ReadManyRequest { ranges: blocks.map(range).collect() })
 }
 
-/// A whole block.
+/// Makes a request for a whole block.
 fn whole(block: u32) -> Vec<u8> {
     let range =
         Range { file: FILE, version: VERSION_ONE, offset: u64::from(block * BLOCK), length: BLOCK };
     encoded(Op::Read, u64::from(block) * 1000, 0, &range)
 }
 
-/// A shard with room for `room` blocks, that has `cached` of a file of 1000, and places for clients.
+/// Makes a shard with room for `room` blocks, that has `cached` of a file of 1000, and places for
+/// clients.
 fn node(room: u32, cached: u32) -> Node {
     let mut node = Node::new(1, room * 16, 64);
     node.workers[0].limits.connections_max = 100;
@@ -153,7 +154,7 @@ fn what_other_shards_hold_for_a_client_counts_before_they_answer() {
     }
     node.event(0, 1, Event::Closed { token: reader });
     node.sent.clear();
-    // A byte of each, asked of the shard that owns none of them.
+    // The request is for a byte of each, and goes to the shard that owns none of them.
     let greedy = node.workers[0].accept_far(0).unwrap();
     node.deaf.push(greedy);
     let frames: Vec<u8> = owned

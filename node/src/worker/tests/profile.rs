@@ -1,8 +1,8 @@
 //! Hits for a profiler: what a read of 4 KiB costs in instructions, without the kernel.
 //!
-//! `cargo test --release -p millrace-node --lib --no-run` tells the program; then, for two counts,
-//! `HITS=16000 valgrind --tool=callgrind PROGRAM --ignored --exact worker::tests::profile::hits`.
-//! The difference of the instructions, by that of the counts, is what one hit costs.
+//! `cargo test --release -p millrace-node --lib --no-run` prints the program; then, for two counts,
+//! `HITS=16000 valgrind --tool=callgrind PROGRAM --ignored --exact worker::tests::profile::hits`. The
+//! difference of the instructions, by that of the counts, is what one hit costs.
 
 use super::*;
 

@@ -8,7 +8,7 @@ use millrace_proto::proof::{
 
 use super::*;
 
-/// What the nodes of these tests know as members.
+/// Returns what the nodes of these tests know as members.
 fn secret() -> Secret {
     Secret::parse(b"0123456789abcdef").unwrap()
 }
@@ -18,7 +18,7 @@ fn node() -> Node {
     Node::with_proofs(1, 256, 4, proofs)
 }
 
-/// Asks something; gives status and body of the only reply, if there is one already.
+/// Asks something; returns status and body of the only reply, if there is one already.
 fn ask(node: &mut Node, token: Token, request: &[u8]) -> Option<(Status, Vec<u8>)> {
     node.receive(0, 0, token, request);
     let (_, _, bytes) = node.sent.pop()?;
@@ -72,7 +72,7 @@ fn what_was_heard_before_or_sent_by_the_node_itself_proves_nothing() {
     // A challenge serves for one try.
     let right = exchange.proof(&secret(), Side::Client);
     assert_eq!(prove(&mut node, token, right), Err(Status::PermissionDenied));
-    // The same question is never asked again: not of this shard, nor of another one.
+    // The same challenge never comes again: not from this shard, nor from another one.
     let again = challenge(&mut node, token, role, 0).unwrap();
     assert_ne!(again, answer);
     assert_eq!(prove(&mut node, token, right), Err(Status::PermissionDenied));

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A shard whose file has a thousand blocks, with room for `room` of them.
+/// Makes a shard whose file has a thousand blocks, with room for `room` of them.
 fn node(room: u32) -> Node {
     let mut node = Node::new(1, room * 16, 16);
     node.workers[0].limits.requests_in_flight_max = 256;
@@ -27,7 +27,7 @@ fn a_client_that_asks_for_much_leaves_turns_to_the_others() {
         let replies = node.replies();
         let mine = replies.iter().filter(|reply| reply.0 >= 500_000).collect::<Vec<_>>();
         assert_eq!(mine, [&(u64::from(500 + round) * 1000, 0, Status::Ok, 5000)]);
-        assert!(replies.iter().all(|reply| reply.2 == Status::Ok), "nobody is told Busy");
+        assert!(replies.iter().all(|reply| reply.2 == Status::Ok), "no client gets Busy");
     }
     node.end_all_fills(0);
     assert_eq!(node.counter("fill_count"), 220);
