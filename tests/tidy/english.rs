@@ -23,7 +23,7 @@ const NOT_VERBS: &str = "\
     others owners pages paths peers ports processors ranges replicas schemes seconds sectors \
     sessions settings sizes status texts this threads values";
 /// Older commits are history: the rule of subjects is younger.
-const FIRST_COMMIT: &str = "46a0f40e98840200e7b6b3bc02fea2fe424ec696";
+const FIRST_COMMIT: &str = "5e4b5e8e98840200e7b6b3bc02fea2fe424ec696";
 const SUBJECT_MAX: usize = 72;
 
 /// A phrase for which there is a commoner one.
