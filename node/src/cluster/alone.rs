@@ -316,7 +316,8 @@ mod tests {
         let drain = |node: &str| Command::Drain { node: node.into(), undo: false };
         let refused = [
             (mount("x", "file:///etc"), Status::PermissionDenied),
-            (mount("x", "s3://bucket"), Status::InvalidArgument),
+            (mount("x", "s3://bucket"), Status::PermissionDenied),
+            (mount("x", "s3:bucket"), Status::InvalidArgument),
             (drain("me"), Status::InvalidArgument),
             (drain("other"), Status::NotFound),
             (Command::Pin { path: "x".into(), undo: true }, Status::NotFound),

@@ -363,7 +363,8 @@ mod tests {
         let bad = [
             mount("/a", "file:///a"),
             mount("a/../b", "file:///a"),
-            mount("a", "s3://bucket"),
+            mount("a", "s3:bucket"),
+            mount("a", "https://me:secret@host"),
             mount("a", "file://relative"),
             Mount { replicas: 0, ..mount("a", "file:///a") },
             Mount { replicas: 9, ..mount("a", "file:///a") },

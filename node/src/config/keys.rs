@@ -96,7 +96,7 @@ pub const KEYS: &[Key] = &[
                 config.mount_roots = roots_in(text).into_iter().map(PathBuf::from).collect();
                 let is_root = |root: &PathBuf| match root.to_str().filter(|it| is_remote(it)) {
                     Some(url) => normal(url).is_ok(),
-                    None => root.is_absolute(),
+                    None => root.is_absolute() && !root.to_string_lossy().contains(LIST_SEPARATOR),
                 };
                 config.mount_roots.iter().all(is_root)
             },
@@ -217,7 +217,7 @@ pub const KEYS: &[Key] = &[
         name: "http",
         value: "IP:PORT",
         default: "off",
-        help: "Address of /metrics, /livez, /readyz and /status over HTTP, open to all clients that reach it",
+        help: "Address of /metrics, /livez, /readyz and /status over HTTP, open to every client",
         example: "127.0.0.1:7071",
         access: Access::Text {
             allowed: "an IP address and a port, or off",
