@@ -47,11 +47,22 @@ pub struct Found {
 /// One page of a directory.
 #[derive(Debug)]
 pub struct Page {
-    /// Names and what they are, sorted by the bytes of the names. A store on another machine may have an
-    /// order of its own: a directory as if a `/` followed its name.
+    /// Names and what they are, sorted by the bytes of their tokens.
     pub entries: Vec<(String, Found)>,
+    /// True if the order is that of an object store's keys: a directory as if a `/` followed its name.
+    pub is_by_key: bool,
     /// The last name that was looked at, if more follow it. It need not be among the entries.
     pub next: Option<String>,
+}
+
+impl Page {
+    /// Returns what an entry is sorted by, from which a listing goes on after it.
+    pub fn token(&self, name: &str, kind: Kind) -> String {
+        match kind {
+            Kind::Directory if self.is_by_key => format!("{name}/"),
+            _ => name.to_owned(),
+        }
+    }
 }
 
 /// A part of a file that is to be read.

@@ -1,4 +1,4 @@
-//! What a store's error means to the client that waits.
+//! What a store's error means to the client that waits, and whether the store is away.
 
 use millrace_node::under_store::StoreError;
 use object_store::Error;
@@ -6,48 +6,86 @@ use object_store::Error;
 /// Longest text of a store that is passed on, in bytes. Stores answer with whole documents.
 const TEXT_LENGTH_MAX: usize = 400;
 
-/// What stores say about credentials that do not fit: words of S3's error codes.
-const CREDENTIAL_WORDS: [(&str, &str); 5] = [
+/// S3's error codes for what an operator has to mend.
+const CODES: [(&str, &str); 5] = [
     ("SignatureDoesNotMatch", "the secret key is not the one of the access key"),
     ("InvalidAccessKeyId", "the store does not know the access key"),
     ("ExpiredToken", "the session token is too old"),
     ("RequestTimeTooSkewed", "the clock of this machine and that of the store differ too much"),
     ("NoSuchBucket", "there is no such bucket"),
 ];
-/// What says that fewer requests are wanted.
-const THROTTLE_WORDS: [&str; 5] = ["SlowDown", "TooManyRequests", "429", "503 ", "ServerBusy"];
+/// What comes before the status in the library's texts.
+const STATUS: &str = "non-2xx status code: ";
 
-/// Turns an error of the library into one of ours.
-pub(crate) fn failure(error: &Error) -> StoreError {
-    let text = shortened(&error.to_string());
-    if let Some((word, meaning)) = CREDENTIAL_WORDS.iter().find(|(word, _)| text.contains(word)) {
-        return StoreError::Unusable(format!("{meaning} ({word})"));
-    }
-    match error {
-        Error::NotFound { .. } => StoreError::NotFound,
-        Error::Precondition { .. } | Error::NotModified { .. } => StoreError::Changed,
-        Error::InvalidPath { .. } => {
-            StoreError::Failed(format!("a key that this program cannot name: {text}"))
-        }
-        Error::PermissionDenied { .. } => StoreError::Denied(
-            "the store refuses: the node's credentials may not read this; check the policy of the bucket",
-        ),
-        Error::Unauthenticated { .. } => StoreError::Unusable(format!(
-            "the store wants credentials, or better ones; see docs/STORES.md: {text}"
-        )),
-        Error::NotSupported { .. } | Error::NotImplemented { .. } => {
-            StoreError::Unusable(format!("the store cannot do this: {text}"))
-        }
-        _ if THROTTLE_WORDS.iter().any(|word| text.contains(word)) => {
-            StoreError::Busy(format!("the store wants fewer requests: {text}"))
-        }
-        _ => StoreError::Failed(text),
+/// Why a request brought nothing.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Failure {
+    pub(crate) error: StoreError,
+    /// True if the store did not answer, or says that it cannot.
+    pub(crate) is_outage: bool,
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Failure {
+        Failure { error, is_outage: false }
     }
 }
 
-/// True if an error says that the store is away, and not that it refuses something.
-pub(crate) fn is_outage(error: &StoreError) -> bool {
-    matches!(error, StoreError::Failed(_) | StoreError::Hangs(_))
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        match error {
+            Error::NotFound { .. } if code_of(&error.to_string()).is_none() => {
+                StoreError::NotFound.into()
+            }
+            Error::Precondition { .. } | Error::NotModified { .. } => StoreError::Changed.into(),
+            Error::InvalidPath { .. } => {
+                let text = shortened(&error.to_string());
+                StoreError::Unusable(format!("a key that this program cannot name: {text}")).into()
+            }
+            Error::NotSupported { .. } | Error::NotImplemented { .. } => {
+                let text = shortened(&error.to_string());
+                StoreError::Unusable(format!("the store cannot do this: {text}")).into()
+            }
+            error => judged(&error),
+        }
+    }
+}
+
+fn judged(error: &Error) -> Failure {
+    let text = error.to_string();
+    if let Some((code, meaning)) = code_of(&text) {
+        return StoreError::Unusable(format!("{meaning} ({code})")).into();
+    }
+    let status = match error {
+        Error::PermissionDenied { .. } => Some(403),
+        Error::Unauthenticated { .. } => Some(401),
+        _ => status_of(&text),
+    };
+    let text = shortened(&text);
+    match status {
+        Some(401) => StoreError::Unusable(format!(
+            "the store wants credentials, or better ones; see docs/STORES.md: {text}"
+        ))
+        .into(),
+        Some(403) => StoreError::Denied(
+            "the store refuses: the node's credentials may not read or list this; check the policy of the bucket",
+        )
+        .into(),
+        Some(429 | 503) => StoreError::Busy(format!("the store wants fewer requests: {text}")).into(),
+        Some(400..500) => StoreError::Failed(text).into(),
+        _ => Failure { error: StoreError::Failed(text), is_outage: true },
+    }
+}
+
+/// Finds the code in S3's document. Keys are encoded in URLs, so none looks like one.
+fn code_of(text: &str) -> Option<&'static (&'static str, &'static str)> {
+    CODES.iter().find(|(code, _)| text.contains(&format!("<Code>{code}</Code>")))
+}
+
+/// Finds the status that the library tells.
+fn status_of(text: &str) -> Option<u16> {
+    let (_, rest) = text.rsplit_once(STATUS)?;
+    rest.get(..3)?.parse().ok()
 }
 
 fn shortened(text: &str) -> String {
@@ -64,18 +102,30 @@ fn shortened(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn generic(text: &'static str) -> StoreError {
-        failure(&Error::Generic { store: "S3", source: text.into() })
+    fn generic(text: &'static str) -> Failure {
+        Error::Generic { store: "S3", source: text.into() }.into()
     }
 
     #[test]
-    fn an_error_says_what_to_do() {
-        let told = generic("... <Code>SignatureDoesNotMatch</Code> ...").to_string();
-        assert_eq!(told, "the secret key is not the one of the access key (SignatureDoesNotMatch)");
-        assert!(matches!(generic("status 503 Service Unavailable"), StoreError::Busy(_)));
-        assert!(matches!(generic("connection refused"), StoreError::Failed(_)));
-        let error = Error::Precondition { path: "a".into(), source: "412".into() };
-        assert_eq!(failure(&error), StoreError::Changed);
+    fn an_error_says_what_to_do_and_whether_the_store_is_away() {
+        let told = generic("... <Code>SignatureDoesNotMatch</Code> ...");
+        let text = "the secret key is not the one of the access key (SignatureDoesNotMatch)";
+        assert_eq!((told.error.to_string().as_str(), told.is_outage), (text, false));
+        let busy = generic("Server returned non-2xx status code: 503 Service Unavailable: ");
+        assert!(matches!(busy, Failure { error: StoreError::Busy(_), is_outage: false }));
+        let list = generic("Server returned non-2xx status code: 403 Forbidden: ");
+        assert!(matches!(list, Failure { error: StoreError::Denied(_), is_outage: false }));
+        let odd = generic(
+            "GET http://host/part-503 in 429.1ms - status code: 400, \
+                           Server returned non-2xx status code: 400 Bad Request: ",
+        );
+        assert!(matches!(odd, Failure { error: StoreError::Failed(_), is_outage: false }));
+        for away in ["connection refused", "Server returned non-2xx status code: 500 It: "] {
+            assert!(generic(away).is_outage, "{away}");
+        }
+        // The name of an object is not an answer.
+        let (path, source) = ("ExpiredToken".to_owned(), "412".into());
+        assert_eq!(Failure::from(Error::Precondition { path, source }).error, StoreError::Changed);
     }
 
     #[test]

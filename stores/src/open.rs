@@ -1,5 +1,7 @@
 //! From a URL and options to a store of the library.
 
+#[cfg(feature = "s3")]
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -117,11 +119,20 @@ impl Request<'_> {
     #[cfg(feature = "s3")]
     fn s3(&self) -> Result<Opening, StoreError> {
         use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
-        let client = self.client();
-        let builder = AmazonS3Builder::from_env().with_client_options(client);
-        let builder = builder.with_allow_http(self.has_plain_endpoint());
         let set =
             |it: AmazonS3Builder, key: AmazonS3ConfigKey, value: &str| it.with_config(key, value);
+        let builder = AmazonS3Builder::new().with_client_options(self.client());
+        // What the library's `from_env` does, but after the limits, which are for what no variable sets.
+        let builder = environment("AWS_").into_iter().fold(builder, |builder, (key, value)| {
+            match key.parse() {
+                Ok(known) => set(builder, known, &value),
+                Err(_) => builder,
+            }
+        });
+        let builder = match self.has_plain_endpoint() {
+            true => builder.with_allow_http(true),
+            false => builder,
+        };
         let builder = self.configure(builder, set)?;
         let builder = builder.with_bucket_name(self.place).with_retry(self.retries());
         let store = Arc::new(builder.build().map_err(|error| self.unusable(error))?);
@@ -167,4 +178,15 @@ impl Request<'_> {
         // The URL has the prefix already, and a plain web server lists nothing.
         Ok(Opening { store, pages: None, prefix: String::new() })
     }
+}
+
+/// Returns the variables of the process that begin so, with their names in small letters.
+#[cfg(feature = "s3")]
+fn environment(prefix: &str) -> Vec<(String, String)> {
+    let text = |(name, value): (OsString, OsString)| {
+        Some((name.into_string().ok()?, value.into_string().ok()?))
+    };
+    let variables = std::env::vars_os().filter_map(text);
+    let named = variables.filter(|(name, _)| name.starts_with(prefix));
+    named.map(|(name, value)| (name.to_ascii_lowercase(), value)).collect()
 }

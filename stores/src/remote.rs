@@ -4,8 +4,9 @@
 //! not have (another node looked it up, or it was forgotten) asks the store, and goes on if the tag there gives
 //! that version.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::StreamExt as _;
 use millrace_node::under_store::{
@@ -16,14 +17,17 @@ use millrace_proto::FileId;
 use millrace_proto::message::Kind;
 use object_store::list::{PaginatedListOptions, PaginatedListStore};
 use object_store::path::Path;
-use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt as _};
+use object_store::{
+    GetOptions, GetRange, ListResult, ObjectMeta, ObjectStore, ObjectStoreExt as _,
+};
 use quick_cache::sync::Cache;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::breaker::Breaker;
-use crate::failure::{failure, is_outage};
+use crate::failure::Failure;
 use crate::open::Opening;
 use crate::tag::Tag;
 
@@ -47,8 +51,8 @@ struct Inner {
     pages: Option<Arc<dyn PaginatedListStore>>,
     prefix: String,
     tags: Cache<FileId, Tag>,
-    /// For reads and look-ups together.
-    places: Semaphore,
+    reads: Semaphore,
+    lookups: Semaphore,
     patience: Duration,
     breaker: Breaker,
 }
@@ -67,7 +71,8 @@ impl Remote {
             pages,
             prefix,
             tags: Cache::new(TAGS_MAX),
-            places: Semaphore::new(limits.concurrency),
+            reads: Semaphore::new(limits.concurrency),
+            lookups: Semaphore::new(limits.concurrency),
             patience: limits.patience,
             breaker: Breaker::default(),
         };
@@ -79,14 +84,23 @@ impl Remote {
         &self,
         request: impl Future<Output = T> + Send + 'static,
     ) -> StoreFuture<'_, T> {
-        let task = self.handle.spawn(request);
+        let mut task = Task(self.handle.spawn(request));
         Box::pin(async move {
-            match task.await {
+            match (&mut task.0).await {
                 Ok(done) => done,
                 // A blank is part of the arena and has to come back, so that a panic stops the node.
                 Err(error) => std::panic::resume_unwind(error.into_panic()),
             }
         })
+    }
+}
+
+/// A request that ends with the future that waits for it. One with a blank is always waited for.
+struct Task<T>(JoinHandle<T>);
+
+impl<T> Drop for Task<T> {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
@@ -131,11 +145,11 @@ impl UnderStore for Remote {
 
 impl Inner {
     /// Waits for a place among the requests under way.
-    async fn enter(&self) -> Result<SemaphorePermit<'_>, StoreError> {
+    async fn enter<'a>(&self, places: &'a Semaphore) -> Result<SemaphorePermit<'a>, StoreError> {
         if !self.breaker.admits(Instant::now()) {
             return Err(StoreError::Hangs(Arc::clone(&self.identity)));
         }
-        match timeout(self.patience, self.places.acquire()).await {
+        match timeout(self.patience, places.acquire()).await {
             Ok(Ok(place)) => Ok(place),
             _ => Err(StoreError::Busy(format!(
                 "{} has as many requests under way as it may (fill_concurrency)",
@@ -147,19 +161,20 @@ impl Inner {
     /// Gives a request its time, and notes whether the store answered.
     async fn timed<T>(
         &self,
-        request: impl Future<Output = Result<T, StoreError>>,
+        request: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, StoreError> {
-        let done = timeout(self.patience, request).await;
-        let done = done.unwrap_or_else(|_| Err(StoreError::Hangs(Arc::clone(&self.identity))));
-        self.breaker.note(done.as_ref().err().is_some_and(is_outage));
-        done
+        let done = timeout(self.patience, request).await.unwrap_or_else(|_| {
+            Err(Failure { error: StoreError::Hangs(Arc::clone(&self.identity)), is_outage: true })
+        });
+        self.breaker.note(done.as_ref().err().is_some_and(|failure| failure.is_outage));
+        done.map_err(|failure| failure.error)
     }
 
     async fn bounded<T>(
         &self,
-        request: impl Future<Output = Result<T, StoreError>>,
+        request: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, StoreError> {
-        let _place = self.enter().await?;
+        let _place = self.enter(&self.lookups).await?;
         self.timed(request).await
     }
 
@@ -179,83 +194,105 @@ impl Inner {
     }
 
     /// Notes the tag of a file and says what it is.
-    fn found(&self, path: &str, meta: &ObjectMeta) -> Found {
+    fn found(&self, path: &str, meta: &ObjectMeta) -> Result<Found, Failure> {
         let tag = Tag::of(meta);
+        if tag.is_blind() {
+            return Err(StoreError::Unusable(format!(
+                "{} says neither ETag nor Last-Modified, so no change would be seen: have it say one",
+                self.identity
+            ))
+            .into());
+        }
         let (version, length) = (tag.version(), tag.size);
         self.tags.insert(file_id(&self.identity, path), tag);
         let modified_ms = meta.last_modified.timestamp_millis();
-        Found { kind: Kind::File, version, length, modified_ms }
+        Ok(Found { kind: Kind::File, version, length, modified_ms })
     }
 
-    async fn stat(&self, path: &str) -> Result<Found, StoreError> {
+    async fn stat(&self, path: &str) -> Result<Found, Failure> {
         check_path(path)?;
         if !path.is_empty() {
             match self.store.head(&self.location(path)?).await {
-                Ok(meta) => return Ok(self.found(path, &meta)),
+                Ok(meta) => return self.found(path, &meta),
                 Err(object_store::Error::NotFound { .. }) if self.pages.is_some() => (),
-                Err(error) => return Err(failure(&error)),
+                Err(error) => return Err(error.into()),
             }
         }
         let Some(pages) = &self.pages else { return Ok(directory()) };
         let prefix = below(self.key(path));
         let options = PaginatedListOptions { max_keys: Some(1), ..Default::default() };
         let page = pages.list_paginated(Some(&prefix), options).await;
-        let page = page.map_err(|error| failure(&error))?.result;
+        let page = page?.result;
         // The root of a bucket is there, though it be empty.
         match path.is_empty() || !page.objects.is_empty() {
             true => Ok(directory()),
-            false => Err(StoreError::NotFound),
+            false => Err(StoreError::NotFound.into()),
         }
     }
 
     /// Lists in the order of the store: names by their bytes, each directory as if a `/` followed its name.
-    async fn list(&self, path: &str, after: &str, limit: usize) -> Result<Page, StoreError> {
+    async fn list(&self, path: &str, after: &str, limit: usize) -> Result<Page, Failure> {
         check_path(path)?;
         let Some(pages) = &self.pages else {
-            return Err(StoreError::WrongKind("this source has no listings"));
+            return Err(StoreError::WrongKind("this source has no listings").into());
         };
         let prefix = below(self.key(path));
         // A directory that was the last one is left behind with all that is in it.
         let end = if after.ends_with('/') { LAST.to_string() } else { String::new() };
-        let options = PaginatedListOptions {
+        let mut options = PaginatedListOptions {
             offset: (!after.is_empty()).then(|| format!("{prefix}{after}{end}")),
             delimiter: Some("/".into()),
             max_keys: Some(limit.clamp(1, KEYS_MAX)),
             ..Default::default()
         };
-        let listed = pages.list_paginated(Some(&prefix), options).await;
-        let listed = listed.map_err(|error| failure(&error))?;
-        let mut entries: Vec<(String, Found)> = Vec::new();
-        for meta in &listed.result.objects {
+        loop {
+            let listed = pages.list_paginated(Some(&prefix), options.clone()).await?;
+            let entries = self.entries(path, &prefix, &listed.result)?;
+            let mut page = Page { entries, is_by_key: true, next: None };
+            let Some(token) = listed.page_token else {
+                let is_alone = page.entries.is_empty() && after.is_empty() && !path.is_empty();
+                if is_alone && self.stat(path).await?.kind == Kind::File {
+                    return Err(StoreError::WrongKind("not a directory").into());
+                }
+                return Ok(page);
+            };
+            // A page may hold the object alone that stands for the directory.
+            if let Some((name, found)) = page.entries.last() {
+                page.next = Some(page.token(name, found.kind));
+                return Ok(page);
+            }
+            options.page_token = Some(token);
+        }
+    }
+
+    /// Returns the entries of one answer in their order.
+    fn entries(
+        &self,
+        path: &str,
+        prefix: &str,
+        listed: &ListResult,
+    ) -> Result<Vec<(String, Found)>, Failure> {
+        let mut entries = BTreeMap::new();
+        for meta in &listed.objects {
             // The object that stands for the directory itself has no name in it.
-            if let Some(name) = meta.location.as_ref().strip_prefix(&prefix) {
+            if let Some(name) = meta.location.as_ref().strip_prefix(prefix) {
                 let whole =
                     if path.is_empty() { name.to_owned() } else { format!("{path}/{name}") };
-                entries.push((name.to_owned(), self.found(&whole, meta)));
+                entries.insert(name.to_owned(), (name.to_owned(), self.found(&whole, meta)?));
             }
         }
-        for location in &listed.result.common_prefixes {
-            let name = location.as_ref().strip_prefix(&prefix).unwrap_or_default();
+        for location in &listed.common_prefixes {
+            let name = location.as_ref().strip_prefix(prefix).unwrap_or_default();
             // An object of that name hides it.
-            if !name.is_empty() && !entries.iter().any(|(other, _)| other == name) {
-                entries.push((name.to_owned(), directory()));
+            if !name.is_empty() && !entries.contains_key(name) {
+                entries.insert(format!("{name}/"), (name.to_owned(), directory()));
             }
         }
-        entries.sort_by_cached_key(|(name, found)| in_order(name, found));
-        if entries.is_empty() && after.is_empty() && listed.page_token.is_none() && !path.is_empty()
-        {
-            return Err(match self.stat(path).await?.kind {
-                Kind::File => StoreError::WrongKind("not a directory"),
-                Kind::Directory => return Ok(Page { entries, next: None }),
-            });
-        }
-        let last = entries.last().map(|(name, found)| in_order(name, found));
-        let next = listed.page_token.and(last);
-        Ok(Page { entries, next })
+        Ok(entries.into_values().collect())
     }
 
     async fn fill(&self, part: &Part, blank: &mut Blank, errand: &Errand) -> Result<(), FillError> {
-        let _place = self.enter().await?;
+        let _place = self.enter(&self.reads).await?;
         if !errand.begin(self.patience) {
             return Err(FillError::Unwanted);
         }
@@ -263,47 +300,58 @@ impl Inner {
     }
 
     /// Finds the tag of the version that a part is of.
-    async fn tag(&self, part: &Part, location: &Path) -> Result<Tag, StoreError> {
+    async fn tag(&self, part: &Part, location: &Path) -> Result<Tag, Failure> {
         let known = self.tags.get(&part.file).filter(|tag| tag.version() == part.version);
         if let Some(tag) = known {
             return Ok(tag);
         }
-        let meta = self.store.head(location).await.map_err(|error| failure(&error))?;
+        let meta = self.store.head(location).await?;
         let tag = Tag::of(&meta);
         self.tags.insert(part.file, tag.clone());
-        if tag.version() == part.version { Ok(tag) } else { Err(StoreError::Changed) }
+        match tag.version() == part.version && !tag.is_blind() {
+            true => Ok(tag),
+            false => Err(StoreError::Changed.into()),
+        }
     }
 
-    async fn read(&self, part: &Part, blank: &mut Blank) -> Result<(), StoreError> {
+    async fn read(&self, part: &Part, blank: &mut Blank) -> Result<(), Failure> {
         check_path(&part.path)?;
         let location = self.location(&part.path)?;
         let tag = self.tag(part, &location).await?;
         let end = part.offset + u64::from(blank.length());
         if end > tag.size {
-            return Err(StoreError::Changed);
+            return Err(StoreError::Changed.into());
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let settle = tag.settle(now.as_secs() as i64);
+        if !settle.is_zero() && !part.is_settled {
+            return Err(StoreError::Settling(settle).into());
         }
         // An origin that does not serve ranges serves whole objects.
         let is_whole = part.offset == 0 && end == tag.size;
         let range = (!is_whole).then_some(GetRange::Bounded(part.offset..end));
         let options = GetOptions { if_match: tag.etag.clone(), range, ..Default::default() };
         let answer = self.store.get_opts(&location, options).await;
-        let answer = answer.map_err(|error| self.judged(part, failure(&error)))?;
+        let answer = answer.map_err(|error| self.judged(part, error))?;
         if !Tag::of(&answer.meta).is(&tag) {
             return Err(self.judged(part, StoreError::Changed));
         }
         let mut stream = answer.into_stream();
         while let Some(bytes) = stream.next().await {
-            let bytes = bytes.map_err(|error| self.judged(part, failure(&error)))?;
+            let bytes = bytes.map_err(|error| self.judged(part, error))?;
             if !blank.write(&bytes).is_empty() {
-                return Err(StoreError::Failed("the store sent more than it was asked for".into()));
+                let told = "the store sent more than it was asked for";
+                return Err(StoreError::Failed(told.into()).into());
             }
         }
         if !blank.is_full() {
-            return Err(StoreError::Failed("the store sent less than it was asked for".into()));
+            return Err(
+                StoreError::Failed("the store sent less than it was asked for".into()).into()
+            );
         }
         if tag.etag.is_none() {
             // Nothing tied the bytes to the look-up: they count if it would say the same now.
-            let meta = self.store.head(&location).await.map_err(|error| failure(&error))?;
+            let meta = self.store.head(&location).await?;
             if !Tag::of(&meta).is(&tag) {
                 return Err(self.judged(part, StoreError::Changed));
             }
@@ -312,25 +360,18 @@ impl Inner {
     }
 
     /// Forgets the tag of a file whose content is another one by now.
-    fn judged(&self, part: &Part, error: StoreError) -> StoreError {
-        if error.is_version_gone() {
+    fn judged(&self, part: &Part, error: impl Into<Failure>) -> Failure {
+        let failure = error.into();
+        if failure.error.is_version_gone() {
             self.tags.remove(&part.file);
         }
-        error
+        failure
     }
 }
 
 /// Returns what all keys in a directory begin with.
 fn below(key: String) -> String {
     if key.is_empty() { key } else { format!("{key}/") }
-}
-
-/// Returns an entry by the key that it has in the store.
-fn in_order(name: &str, found: &Found) -> String {
-    match found.kind {
-        Kind::File => name.to_owned(),
-        Kind::Directory => format!("{name}/"),
-    }
 }
 
 fn directory() -> Found {

@@ -2,8 +2,13 @@
 //!
 //! Always holds: look-ups, listings and reads of one content give one version, on every node.
 
+use std::time::Duration;
+
 use object_store::ObjectMeta;
 use twox_hash::XxHash3_64;
+
+/// How long an object without a tag is left alone after it changed. Derived: two of its seconds, and a little.
+const SETTLE: Duration = Duration::from_millis(2200);
 
 /// What a store says of one content of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,8 +24,24 @@ pub(crate) struct Tag {
 impl Tag {
     /// Reads the tag of an object. A weak one (RFC 9110, section 8.8.1) names no bytes and counts as none.
     pub(crate) fn of(meta: &ObjectMeta) -> Tag {
-        let etag = meta.e_tag.clone().filter(|it| !it.is_empty() && !it.starts_with("W/"));
+        let etag = meta.e_tag.as_deref().filter(|it| !it.is_empty() && !it.starts_with("W/"));
+        // Some stores leave the quotes out of listings.
+        let etag = etag.map(|it| format!("\"{}\"", it.trim_matches('"')));
         Tag { etag, size: meta.size, modified_s: meta.last_modified.timestamp() }
+    }
+
+    /// True if the store says neither a tag nor a time, so that no change would be seen.
+    pub(crate) fn is_blind(&self) -> bool {
+        self.etag.is_none() && self.modified_s == 0
+    }
+
+    /// Returns how long the object has to be left alone at this time until a further change would show: its
+    /// time has whole seconds.
+    pub(crate) fn settle(&self, now_s: i64) -> Duration {
+        match self.etag {
+            None if now_s <= self.modified_s + 1 => SETTLE,
+            _ => Duration::ZERO,
+        }
     }
 
     /// True if both are of one content, as far as the store tells.
@@ -76,6 +97,16 @@ mod tests {
             version: None,
         };
         assert_eq!(Tag::of(&meta("W/\"a\"")).etag, None);
-        assert_eq!(Tag::of(&meta("\"a\"")).etag.as_deref(), Some("\"a\""));
+        for quoted in ["\"a\"", "a"] {
+            assert_eq!(Tag::of(&meta(quoted)).etag.as_deref(), Some("\"a\""));
+        }
+        assert!(Tag::of(&meta("")).is_blind() && !Tag::of(&meta("a")).is_blind());
+    }
+
+    #[test]
+    fn an_object_without_a_tag_settles() {
+        let timed = tag(None, 5, 100);
+        assert!(!timed.settle(100).is_zero() && !timed.settle(101).is_zero());
+        assert!(timed.settle(102).is_zero() && tag(Some("a"), 5, 100).settle(100).is_zero());
     }
 }

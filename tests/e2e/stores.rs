@@ -84,7 +84,7 @@ async fn long_directories_come_page_by_page() {
         let name = format!("f{index:05}");
         origin.put("box", &name, vec![1]);
         expect.push(name);
-        if index % 100 == 7 {
+        if index % 2 == 0 {
             origin.put("box", &format!("f{index:05}d/x"), vec![1]);
             expect.push(format!("f{index:05}d"));
         }
@@ -113,6 +113,36 @@ async fn a_plain_web_server_is_a_source() {
         assert!(error.to_string().contains("has no listings"), "{error}");
         node.stop();
     }
+}
+
+#[tokio::test]
+async fn a_server_that_says_nothing_of_changes_is_refused() {
+    let origin = Origin::start();
+    put(&origin, "files", "it", 100);
+    origin.forget_tags();
+    origin.forget_times();
+    let source = format!("{}/files", origin.url());
+    let node = NodeOptions::new(Path::new(&source)).start();
+    let error = node.client().await.stat("it").await.expect_err("it cannot be told apart");
+    assert!(error.to_string().contains("neither ETag nor Last-Modified"), "{error}");
+    node.stop();
+}
+
+#[tokio::test]
+async fn what_a_store_refuses_is_no_outage() {
+    let origin = Origin::start();
+    put(&origin, "box", "it", 100);
+    let node = options(&origin, "s3://box").start();
+    let client = node.client().await;
+    let file = client.stat("it").await.expect("stat");
+    origin.break_reads(Fault::Status(403), usize::MAX);
+    for _ in 0..20 {
+        let error = client.read(&file, 0, 100).await.expect_err("refused");
+        assert!(error.to_string().contains("credentials may not read"), "{error}");
+    }
+    origin.mend();
+    client.read(&file, 0, 100).await.expect("the store was never down");
+    node.stop();
 }
 
 #[tokio::test]

@@ -53,8 +53,10 @@ struct State {
     put_count: u64,
     /// The fault of the next reads, and how many have it.
     fault: Option<(Fault, usize)>,
-    /// True if objects have entity tags.
+    /// True if objects have no entity tags.
     has_no_tags: bool,
+    /// True if objects have no times.
+    has_no_times: bool,
 }
 
 /// The store. Its threads end with the process.
@@ -119,6 +121,11 @@ impl Origin {
     /// Leaves entity tags out from now on.
     pub fn forget_tags(&self) {
         self.state().has_no_tags = true;
+    }
+
+    /// Leaves times out from now on.
+    pub fn forget_times(&self) {
+        self.state().has_no_times = true;
     }
 
     /// Counts the reads of objects so far.
@@ -228,10 +235,10 @@ fn send(
 ) -> io::Result<()> {
     let length = object.bytes.len();
     let is_read = request.method == "GET";
-    let (fault, has_no_tags) = {
+    let (fault, has_no_tags, has_no_times) = {
         let mut state = lock(state);
         let fault = if is_read { fault_of(&mut state) } else { None };
-        (fault, state.has_no_tags)
+        (fault, state.has_no_tags, state.has_no_times)
     };
     if is_read {
         reads.fetch_add(1, Ordering::SeqCst);
@@ -244,7 +251,10 @@ fn send(
     let day = object.number % 28 + 1;
     // The first of October 2026 is a Thursday.
     let weekday = ["Wed", "Thu", "Fri", "Sat", "Sun", "Mon", "Tue"][day as usize % 7];
-    let mut headers = format!("Last-Modified: {weekday}, {day:02} Oct 2026 07:28:00 GMT\r\n");
+    let mut headers = String::new();
+    if !has_no_times {
+        headers += &format!("Last-Modified: {weekday}, {day:02} Oct 2026 07:28:00 GMT\r\n");
+    }
     if !has_no_tags {
         headers += &format!("ETag: {tag}\r\n");
     }

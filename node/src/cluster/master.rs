@@ -285,19 +285,22 @@ pub(super) fn changed(
     if !(1..=REPLICAS_MAX).contains(&mount.replicas) {
         return refuse(format!("{} replicas: 1 to {REPLICAS_MAX} are possible", mount.replicas));
     }
-    let is_directory = mount.source.starts_with("file:///");
-    if !is_directory && let Err(error) = normal(&mount.source) {
-        return refuse(format!("'{}' cannot be mounted: {error}", mount.source));
+    let mut mount = mount.clone();
+    if !mount.source.starts_with("file:///") {
+        match normal(&mount.source) {
+            Ok(source) => mount.source = source,
+            Err(error) => return refuse(format!("'{}' cannot be mounted: {error}", mount.source)),
+        }
     }
     if mount.source.len() > SOURCE_LENGTH_MAX {
         return refuse(format!("the name of a source has at most {SOURCE_LENGTH_MAX} bytes"));
     }
     match place {
-        Some(place) => mounts[place] = mount.clone(),
+        Some(place) => mounts[place] = mount,
         None if mounts.len() >= MOUNTS_MAX => {
             return refuse(format!("{MOUNTS_MAX} mounts are as many as there can be"));
         }
-        None => mounts.push(mount.clone()),
+        None => mounts.push(mount),
     }
     let size: usize = mounts.iter().map(|it| it.prefix.len() + it.source.len() + 32).sum();
     if size > millrace_proto::cluster::MOUNTS_BYTES_MAX {

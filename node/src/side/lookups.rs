@@ -212,13 +212,15 @@ impl Context {
             self.store.list(Arc::clone(&path), token, limit).await
         };
         let look = self.files.look();
-        let page = self.ask(caller, page).await?;
+        let mut page = self.ask(caller, page).await?;
         let mut reply = ListReply {
             entries: Vec::with_capacity(page.entries.len()),
-            next: page.next.unwrap_or_default(),
+            next: page.next.take().unwrap_or_default(),
         };
         let mut size = 0;
-        for (name, found) in page.entries {
+        let entries = std::mem::take(&mut page.entries);
+        let mut last = String::new();
+        for (name, found) in entries {
             let whole = if path.is_empty() { name.clone() } else { format!("{path}/{name}") };
             // A name that a look-up refuses is not shown, and least of all noted.
             if !self.is_servable(&whole, found.length) {
@@ -226,10 +228,10 @@ impl Context {
             }
             size += ENTRY_SIZE + name.len();
             if size > LIST_PAGE_BYTES_MAX {
-                reply.next =
-                    reply.entries.last().map(|last: &Entry| last.name.clone()).unwrap_or_default();
+                reply.next = last;
                 break;
             }
+            last = page.token(&name, found.kind);
             reply.entries.push(self.note(&whole, name, found, look).await);
         }
         Ok(encode(caller.requester, &reply))

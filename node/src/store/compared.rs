@@ -66,7 +66,7 @@ impl UnderStore for Compared {
                 let whole = if path.is_empty() { name.clone() } else { format!("{path}/{name}") };
                 (name, self.named(found, &whole))
             };
-            Ok(Page { entries: page.entries.into_iter().map(named).collect(), next: page.next })
+            Ok(Page { entries: page.entries.into_iter().map(named).collect(), ..page })
         })
     }
 

@@ -239,7 +239,7 @@ fn list(
             Some((name.into_string(), found))
         })
         .collect();
-    Ok(Page { entries, next })
+    Ok(Page { entries, is_by_key: false, next })
 }
 
 /// Looks what an entry of a directory is, as a look-up of its path would, because a page is noted as

@@ -89,7 +89,7 @@ impl Mounts {
     pub(crate) fn admit(&self, source: &str) -> Result<(), StoreError> {
         match self.roots.find(source)? {
             Location::Directory(_) => Ok(()),
-            Location::Remote => self.remote.open(source, self.limits).map(drop),
+            Location::Remote(url) => self.remote.open(&url, self.limits).map(drop),
         }
     }
 
@@ -115,7 +115,7 @@ impl Mounts {
     /// Makes the store that a mount means, whose contents are compared or not.
     fn store_of(&self, Mount { prefix, source, .. }: &Mount, is_compared: bool) -> Store {
         let store: Arc<dyn UnderStore> = match self.roots.find(source)? {
-            Location::Remote => self.remote.open(source, self.limits)?,
+            Location::Remote(url) => self.remote.open(&url, self.limits)?,
             Location::Directory(root) => {
                 let rule = self.options.device_rule(prefix);
                 Arc::new(LocalStore::new(&self.machine, root, source, rule))
@@ -222,7 +222,7 @@ impl UnderStore for Mounts {
             };
             let mut page = match page {
                 Err(StoreError::NotFound) if table.leads_to_a_mount(&path) => {
-                    Page { entries: Vec::new(), next: None }
+                    Page { entries: Vec::new(), is_by_key: false, next: None }
                 }
                 other => other?,
             };
@@ -257,8 +257,10 @@ impl UnderStore for Mounts {
 
 /// Puts directories among the entries of a page; those behind its end wait for the next page.
 fn add(page: &mut Page, names: BTreeSet<String>, after: &str, limit: usize) {
-    let is_here =
-        |name: &String| name.as_str() > after && page.next.as_ref().is_none_or(|next| name <= next);
+    let is_here = |name: &String| {
+        let token = page.token(name, Kind::Directory);
+        token.as_str() > after && page.next.as_ref().is_none_or(|next| token <= *next)
+    };
     let names: Vec<String> = names.into_iter().filter(is_here).collect();
     if names.is_empty() {
         return;
@@ -266,11 +268,13 @@ fn add(page: &mut Page, names: BTreeSet<String>, after: &str, limit: usize) {
     // What is mounted hides what was there.
     page.entries.retain(|(name, _)| !names.contains(name));
     page.entries.extend(names.into_iter().map(|name| (name, directory())));
-    page.entries.sort_by(|(first, _), (second, _)| first.cmp(second));
-    if page.entries.len() > limit {
-        page.entries.truncate(limit);
-        page.next = page.entries.last().map(|(name, _)| name.clone());
+    let mut entries = std::mem::take(&mut page.entries);
+    entries.sort_by_cached_key(|(name, found)| page.token(name, found.kind));
+    if entries.len() > limit {
+        entries.truncate(limit);
+        page.next = entries.last().map(|(name, found)| page.token(name, found.kind));
     }
+    page.entries = entries;
 }
 
 #[cfg(test)]

@@ -30,7 +30,8 @@ pub(crate) struct MountRoots {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Location {
     Directory(Root),
-    Remote,
+    /// At a store, whose URL is in its one form.
+    Remote(String),
 }
 
 impl MountRoots {
@@ -72,7 +73,7 @@ impl MountRoots {
             rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
         match self.remote.iter().any(is_below) {
-            true => Ok(Location::Remote),
+            true => Ok(Location::Remote(source)),
             false => Err(StoreError::Denied(OUTSIDE)),
         }
     }
@@ -118,7 +119,9 @@ pub(crate) fn normal(url: &str) -> Result<String, StoreError> {
             "a source carries no password: credentials belong into the node's environment",
         );
     }
-    if !path.is_empty() && path.split('/').any(|part| matches!(part, "" | "." | "..")) {
+    // A web server takes `%2e` for a point.
+    let plain = path.to_ascii_lowercase().replace("%2e", ".");
+    if !path.is_empty() && plain.split('/').any(|part| matches!(part, "" | "." | "..")) {
         return refuse("a part of the source's path is empty, '.' or '..'");
     }
     Ok(format!("{}://{rest}", scheme.to_ascii_lowercase()))
@@ -145,6 +148,8 @@ mod tests {
             "s3://b/a//c",
             "s3://b/../c",
             "s3://b/./c",
+            "https://h/a/%2E%2e/c",
+            "https://h/a/.%2e",
             "https://h/?k=v",
             "https://h/#x",
             "https://me:secret@h/x",
