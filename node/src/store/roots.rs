@@ -100,6 +100,9 @@ pub(crate) fn normal(url: &str) -> Result<String, StoreError> {
     {
         return refuse("the scheme of the source has letters and digits alone, as in s3://BUCKET");
     }
+    if scheme.eq_ignore_ascii_case("file") {
+        return refuse("write file:///DIR, with the whole path of the directory");
+    }
     if url.len() > SOURCE_LENGTH_MAX {
         return refuse("the name of a source has at most 4096 bytes");
     }
@@ -140,6 +143,7 @@ mod tests {
         assert_eq!(form("abfss://box@it.example/x").unwrap(), "abfss://box@it.example/x");
         let refused = [
             "/data",
+            "file://relative",
             "s3:/b",
             "s3://",
             "s3:///x",
