@@ -12,7 +12,7 @@ pub fn counted(value: usize, noun: &str) -> String {
     if value == 1 { format!("1 {noun}") } else { format!("{value} {noun}s") }
 }
 
-/// Formats a number with two decimals, or `-` if there is none.
+/// Formats a number with two decimals, or `-` without one.
 pub fn optional(value: Option<f64>) -> String {
     value.map_or_else(|| "-".into(), |value| format!("{value:.2}"))
 }

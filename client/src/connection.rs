@@ -362,7 +362,7 @@ impl Lane {
         self.heard.is_after(moment)
     }
 
-    /// Sends one request and waits for its one answer, and for a connection if there is none.
+    /// Sends one request and waits for its one answer, and for a connection without one.
     ///
     /// # Errors
     /// Those no other try can heal: the deadline has passed ([`Error::Connect`] or [`Error::NoHello`]

@@ -133,7 +133,7 @@ pub(crate) fn verdict_of(error: &Error) -> Verdict {
 
 /// One try.
 pub(crate) type Attempt<'a, T> = Pin<Box<dyn Future<Output = Result<T, Failure>> + Send + 'a>>;
-/// A last resort; None if there is none.
+/// A last resort; None without one.
 pub(crate) type Rescue<'a, T> = Pin<Box<dyn Future<Output = Option<Result<T, Error>>> + Send + 'a>>;
 
 /// What an operation asks, and of which members.

@@ -199,7 +199,7 @@ pub struct ClusterInfo {
     pub id: String,
     /// Number that grows with each change of members and mounts.
     pub epoch: u64,
-    /// Id of the member that is master; None if there is none.
+    /// Id of the member that is master; None without one.
     pub master: Option<String>,
     /// What is mounted.
     pub mounts: Vec<MountInfo>,

@@ -190,7 +190,7 @@ impl Reader {
         Poll::Ready(Ok(()))
     }
 
-    /// Asks for the pieces that the window has room for, and for one if there is none.
+    /// Asks for the pieces that the window has room for, and for one at least.
     fn ask(&mut self) {
         let length_max = self.client.config().read_length_max.clamp(1, PIECE_MAX);
         let length = (self.window / WINDOW_PIECES).max(PIECE_MIN).min(length_max);

@@ -13,7 +13,7 @@ pub(crate) struct View {
     pub(crate) layout: Arc<Layout>,
     /// Id of the member that reported it.
     pub(crate) node: String,
-    /// Id of the master; empty if there is none.
+    /// Id of the master; empty without one.
     pub(crate) master: String,
     /// True if the member that told has lost coordination.
     pub(crate) is_fenced: bool,

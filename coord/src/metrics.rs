@@ -32,7 +32,7 @@ impl Latency {
         self.buckets[LATENCY_BOUNDS_US.partition_point(|bound| *bound < took_us)] += 1;
     }
 
-    /// Returns the shortest in whole milliseconds; 0 if there is none.
+    /// Returns the shortest in whole milliseconds; 0 without one.
     pub fn min_ms(&self) -> u64 {
         self.min_us / 1000
     }
@@ -42,7 +42,7 @@ impl Latency {
         self.max_us / 1000
     }
 
-    /// Returns the mean in milliseconds; 0 if there is none.
+    /// Returns the mean in milliseconds; 0 without one.
     pub fn average_ms(&self) -> f64 {
         if self.count == 0 { 0.0 } else { self.sum_us as f64 / self.count as f64 / 1000.0 }
     }
@@ -79,7 +79,7 @@ impl Latency {
     }
 }
 
-/// Sizes in bytes: the last one and the extremes. ZooKeeper shows -1 if there is none.
+/// Sizes in bytes: the last one and the extremes. ZooKeeper shows -1 without one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sizes {
     pub last: i64,

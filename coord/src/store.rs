@@ -70,7 +70,7 @@ pub struct LogState {
     /// The last forgotten entry; 0 in a log that was never compacted or reset.
     pub compacted_index: u64,
     pub compacted_term: u64,
-    /// The last entry, or the compacted one if there is none.
+    /// The last entry, or the compacted one without one.
     pub last_index: u64,
     pub last_term: u64,
 }

@@ -54,7 +54,7 @@ pub(crate) struct View {
     pub layout: Arc<Layout>,
     /// Id of this node.
     pub me: String,
-    /// Id of the master, empty if there is none.
+    /// Id of the master, empty without one.
     pub master: String,
     /// True if coordination was lost: the view may be old.
     pub is_fenced: bool,

@@ -49,7 +49,7 @@ pub struct RingReply {
     pub epoch: u64,
     /// Id of the node that answers.
     pub node: String,
-    /// Id of the master, empty if there is none.
+    /// Id of the master, empty without one.
     pub master: String,
     /// 0 if the node is connected to coordination, 1 if it has lost it: the ring may be an old one.
     pub is_fenced: u8,

@@ -145,7 +145,7 @@ fn what_cannot_be_drained_is_told() {
     cluster.wait_settled();
     runtime().block_on(async {
         let client = connect(&cluster).await;
-        let told = client.drain("nobody").await;
+        let told = client.drain("not-a-member").await;
         assert!(matches!(&told, Err(Error::Status { status: Status::NotFound, .. })), "{told:?}");
         client.drain("node-1").await.expect("drain");
         wait_until("it drains", || {

@@ -128,7 +128,7 @@ impl Wanted {
         command
     }
 
-    /// Runs a seed and prints a failure; returns the tally if there is none.
+    /// Runs a seed and prints a failure; returns the tally of a run without a failure.
     fn judge(&self, seed: u64) -> Option<Tally> {
         let told = match self.run(seed) {
             Ok(Outcome { violation: None, tally, .. }) => return Some(tally),

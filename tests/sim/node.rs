@@ -242,7 +242,7 @@ impl Node {
         self.before_wipe.is_some()
     }
 
-    /// Puts a state on its disk before its first start, if there is none: that of a member of a cluster,
+    /// Puts a state on its disk before its first start, if it has no state yet: that of a member of a cluster,
     /// or of a replica by itself.
     pub(crate) fn put_data(&mut self, cluster_id: u64, members: &[Member]) {
         let state = first_state(self.id, members);

@@ -262,7 +262,7 @@ fn print_config(args: &Args) -> Result<(), Failure> {
     output::print(&as_file(&config, true))
 }
 
-/// Returns the settings as a file that [`Config::load`] reads, without the secret and, if there is none,
+/// Returns the settings as a file that [`Config::load`] reads, without the secret, and, if it is only an example,
 /// without a data directory.
 fn as_file(config: &Config, directory_is_example: bool) -> String {
     let lines = KEYS.iter().map(|key| {

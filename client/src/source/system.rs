@@ -6,7 +6,7 @@
 //! Three kinds. **Own**: times are set by this kernel with each change, and the file system may carry a
 //! number that stays the same wherever and whenever it is mounted. **Shared**: several machines see the same
 //! files, and nothing counts that differs between them. **Foreign**: times come from the maker of the image,
-//! or may be set by any user, so the device counts, or where there is none the mount.
+//! or may be set by any user, so the device counts, or, without a device, the mount.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::os::fd::AsFd;

@@ -20,7 +20,7 @@ use crate::store::{Append, LogStore, StoreError};
 /// long before this. A loop that reaches it waits for the disk.
 const APPENDS_MAX: usize = 4096;
 
-/// Time between two checks for room while there is none.
+/// Time between two checks for room on a full disk.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 enum Work {

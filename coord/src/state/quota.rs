@@ -93,7 +93,7 @@ impl Track {
     }
 }
 
-/// Writes the use of the subtree of `subject`; 0 if there is none.
+/// Writes the use of the subtree of `subject`; 0 without one.
 pub(super) fn stats_of(tree: &Tree, subject: &str) -> String {
     let mut sum = Use { count: 0, bytes: 0 };
     if let Some(top) = tree.find(subject) {

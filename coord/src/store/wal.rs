@@ -133,7 +133,7 @@ impl Wal {
         Ok(Wal::new(directory, recovered, limit_bytes, lock))
     }
 
-    /// Opens the log in a directory and reads all of it; `None` if there is none.
+    /// Opens the log in a directory and reads all of it; `None` without one.
     pub(super) fn open(
         directory: &Path,
         limit_bytes: u64,

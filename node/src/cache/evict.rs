@@ -110,7 +110,7 @@ impl Cache {
     }
 
     /// Evicts one block by S3-FIFO, or one that is kept if there is nothing else. True if a block was
-    /// evicted; false when every block is pinned or there is none.
+    /// evicted; false when every block is pinned or no block is there.
     pub(super) fn evict_one(&mut self) -> bool {
         self.evict_ordinary() || self.evict_kept()
     }

@@ -7,7 +7,7 @@ use millrace_proto::coordination::{Place, SCHEME};
 /// Where coordination is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Coordination {
-    /// There is none: the node is alone, and there is no election and no drain.
+    /// No coordination: the node is alone, without elections and drains.
     None,
     /// The node's own, for a cluster of one node: nothing listens for it.
     Embedded,

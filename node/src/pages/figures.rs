@@ -53,7 +53,7 @@ fn of_node(text: &mut Text, sources: &Sources) {
     let (count, oldest) = sources.timings.fills_under_way();
     text.family("millrace_fills_under_way", "gauge", "", "Blocks on their way in.");
     text.sample(&[], count);
-    let help = "Age of the oldest fill under way; 0 if there is none.";
+    let help = "Age of the oldest fill under way; 0 without one.";
     text.family("millrace_oldest_fill", "gauge", "seconds", help);
     text.sample(&[], oldest.as_secs_f64());
     text.family("millrace_queue_jobs", "gauge", "", "Jobs in a queue of the side thread.");
