@@ -6,7 +6,7 @@
 //! eviction is left to [`evict`], [`queue`] and [`ghost`], the blocks of a file to [`chains`], filling
 //! to the worker.
 
-use millrace_proto::checksum::{self, CHUNK_SIZE, Grain, PAGE_SIZE, pieces};
+use millrace_proto::checksum::{self, Grain, PAGE_SIZE, pieces};
 use millrace_proto::proof::Mac;
 use millrace_proto::{FileId, placement};
 
@@ -16,6 +16,7 @@ mod chains;
 mod evict;
 mod ghost;
 mod index;
+mod parts;
 mod queue;
 mod secret;
 use chains::Chains;
@@ -120,6 +121,8 @@ pub(crate) struct Listed {
     pub version: u64,
     /// True if it is kept from being evicted.
     pub is_kept: bool,
+    /// True if all its bytes are here.
+    pub is_whole: bool,
 }
 
 /// Some of the blocks of a shard.
@@ -219,6 +222,7 @@ impl Cache {
                 key: entry.key,
                 version: entry.version,
                 is_kept,
+                is_whole: entry.block.is_whole(),
             })
         });
         let next = ((end as usize) < self.entries.len()).then_some(end);
@@ -240,6 +244,13 @@ impl Cache {
     #[inline]
     pub(crate) fn length(&self, index: EntryIndex) -> u32 {
         self.entry(index.0).block.length()
+    }
+
+    /// Returns the bytes of the block that are here.
+    fn held_bytes(&self, index: EntryIndex) -> u64 {
+        let block = &self.entry(index.0).block;
+        let pages = u64::from(block.held_pages()) * u64::from(PAGE_SIZE);
+        pages.min(u64::from(block.length()))
     }
 
     /// Returns the code of the block, if it has one: see section 16 of PROTOCOL.md.
@@ -301,7 +312,7 @@ impl Cache {
         }
         entry.block.segments(offset, length, segment);
         if entry.pin_count == 0 {
-            self.in_use_pages += ShardMemory::pages_for(block_length);
+            self.in_use_pages += entry.block.held_pages();
         }
         entry.pin_count += 1;
         Ok(())
@@ -335,7 +346,8 @@ impl Cache {
         entry.pin_count -= 1;
         if entry.pin_count == 0 {
             let waits_for_unpin = entry.place.waits_for_unpin();
-            self.in_use_pages -= ShardMemory::pages_for(entry.block.length());
+            let page_count = entry.block.held_pages();
+            self.in_use_pages -= page_count;
             if waits_for_unpin {
                 self.on_last_unpin(index.0);
             }
@@ -366,19 +378,19 @@ impl Cache {
         block: Block,
         sums: &Sums,
     ) -> EntryIndex {
+        let index = self.add(key, version, block, sums.block);
+        self.note_sums(index, sums, 0);
+        index
+    }
+
+    /// Makes an entry for a block, whose checksums are noted later. One with the same key is removed.
+    fn add(&mut self, key: BlockKey, version: u64, block: Block, block_sum: u32) -> EntryIndex {
         let hash = self.secret.hash(&key);
         if let Some((old, _)) = self.find(&key) {
             self.remove_entry(old);
         }
-        let page_count = ShardMemory::pages_for(block.length());
+        let page_count = block.held_pages();
         let tag = checksum::tag(key.file, version, key.block);
-        for (page, sum) in sums.pages.iter().enumerate() {
-            self.page_sums[self.memory.shard_page(&block, page as u32) as usize] = *sum ^ tag;
-        }
-        for (chunk, sum) in sums.chunks.iter().enumerate() {
-            let first_page = chunk as u32 * (CHUNK_SIZE / PAGE_SIZE);
-            self.chunk_sums[self.memory.shard_page(&block, first_page) as usize] = *sum ^ tag;
-        }
         let place = if self.ghost.contains(key.hash(), self.block_count) {
             QueuePlace::Main
         } else {
@@ -388,7 +400,7 @@ impl Cache {
             key,
             version,
             block,
-            block_sum: sums.block ^ tag,
+            block_sum: block_sum ^ tag,
             tag,
             pin_count: 0,
             last_offset: 0,
@@ -413,13 +425,13 @@ impl Cache {
         EntryIndex(index)
     }
 
-    /// Removes a block, if it is here; returns its length in bytes. Memory that is still being sent is
-    /// freed when that is done.
-    pub(crate) fn remove(&mut self, key: &BlockKey) -> Option<u32> {
+    /// Removes a block, if it is here; returns its bytes here. Memory that is still being sent is freed
+    /// when that is done.
+    pub(crate) fn remove(&mut self, key: &BlockKey) -> Option<u64> {
         let (index, _) = self.find(key)?;
-        let length = self.length(index);
+        let bytes = self.held_bytes(index);
         self.remove_entry(index);
-        Some(length)
+        Some(bytes)
     }
 
     /// Removes at most `count_max` blocks of a file; returns how many, and their bytes. If fewer were
@@ -431,7 +443,7 @@ impl Cache {
                 self.chains.first(file, |index| self.entries[index as usize].as_ref())
         {
             block_count += 1;
-            byte_count += u64::from(self.length(EntryIndex(index)));
+            byte_count += self.held_bytes(EntryIndex(index));
             self.remove_entry(EntryIndex(index));
         }
         (block_count, byte_count)
@@ -445,7 +457,7 @@ impl Cache {
         if entry.key != *key || entry.place == QueuePlace::Doomed || is_kept == wanted {
             return;
         }
-        let page_count = ShardMemory::pages_for(entry.block.length());
+        let page_count = entry.block.held_pages();
         if wanted && self.queues.kept_page_count() + page_count > self.kept_pages_max {
             return;
         }
@@ -459,7 +471,7 @@ impl Cache {
     fn remove_entry(&mut self, index: EntryIndex) {
         let entry = self.entry(index.0);
         let (place, key, pinned) = (entry.place, entry.key, entry.pin_count > 0);
-        let page_count = ShardMemory::pages_for(entry.block.length());
+        let page_count = entry.block.held_pages();
         if place == QueuePlace::Doomed {
             return;
         }

@@ -20,6 +20,8 @@ pub(crate) struct FileRecord {
     pub version: u64,
     /// Its length in bytes.
     pub length: u64,
+    /// True if a part of a block is read where no more is needed.
+    pub is_read_in_parts: bool,
 }
 
 /// When a look at the source began. Later ones are greater.
@@ -107,7 +109,7 @@ mod tests {
     const FILE: FileId = FileId(1);
 
     fn record(version: u64) -> FileRecord {
-        FileRecord { path: "f".into(), version, length: 1 }
+        FileRecord { path: "f".into(), version, length: 1, is_read_in_parts: false }
     }
 
     #[test]

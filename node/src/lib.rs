@@ -17,6 +17,7 @@
 mod access;
 pub mod admin;
 mod cache;
+mod chunks;
 mod cluster;
 pub mod config;
 mod connection;

@@ -16,6 +16,7 @@ use rustix::event::EventfdFlags;
 use smallvec::SmallVec;
 
 use crate::cache::{BlockKey, EntryIndex, Listing};
+use crate::chunks::Chunks;
 use crate::memory::{Blank, Block, Segment, Sums};
 use crate::store::FillError;
 use crate::token::Token;
@@ -68,6 +69,26 @@ pub(crate) struct Served {
     pub sums: SmallVec<[u32; 16]>,
     /// Where the bytes lie.
     pub segments: SmallVec<[Segment; 2]>,
+}
+
+/// Some chunks of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Run {
+    /// The block.
+    pub key: BlockKey,
+    /// Its version.
+    pub version: u64,
+    /// The chunks.
+    pub chunks: Chunks,
+    /// Length of the block in bytes.
+    pub block_length: u32,
+}
+
+impl Run {
+    /// True if it is the whole block.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.chunks == Chunks::all(self.block_length)
+    }
 }
 
 /// Where the bytes of a block came from.
@@ -127,12 +148,12 @@ pub(crate) struct DropJob {
     pub reply: flume::Sender<Dropped>,
 }
 
-/// A block that has come, and from where.
+/// Bytes that have come, and from where.
 #[derive(Debug)]
 pub(crate) struct Arrival {
-    /// The block.
+    /// The block, or a part of one.
     pub block: Block,
-    /// Its checksums.
+    /// The checksums of these bytes.
     pub sums: Sums,
     /// Where it came from.
     pub filling: Filling,
@@ -151,16 +172,15 @@ pub(crate) enum Mail {
     Release(EntryIndex),
     /// A whole reply frame for a connection here.
     Reply { requester: Requester, frame: Vec<u8> },
-    /// A block was read from the source, or could not be.
+    /// A part of a block was read from the source, or could not be.
     Filled {
-        key: BlockKey,
-        version: u64,
+        run: Run,
         /// True if it is to be kept from being evicted.
         is_pinned: bool,
         result: Result<Arrival, (Blank, FillError)>,
     },
-    /// The source has been read for this block for longer than it may take; the read goes on.
-    Overdue { key: BlockKey, version: u64, message: String },
+    /// The source has been read for this part for longer than it may take; the read goes on.
+    Overdue { run: Run, message: String },
     /// Loads were given up: the receivers of some blocks are gone.
     LoadsGone,
     /// Have this block in memory and say when it is.

@@ -25,11 +25,16 @@ use rustix::mm::{Advice, MapFlags, ProtFlags};
 use smallvec::SmallVec;
 
 mod buddy;
+mod parts;
+mod sums;
 use buddy::Buddy;
 pub(crate) use buddy::PAGE_COST;
+pub(crate) use sums::{Sums, of_chunks};
 
 /// Size of a page in bytes as `usize`.
 const PAGE: usize = PAGE_SIZE as usize;
+/// In place of the first page of an extent: these pages of the block are not here.
+const HOLE: u32 = u32::MAX;
 /// Pages in a checksum chunk.
 pub(crate) const PAGES_PER_CHUNK: u32 = CHUNK_SIZE / PAGE_SIZE;
 
@@ -141,7 +146,7 @@ impl Drop for Arena {
 /// A run of adjacent pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Extent {
-    /// First page, counted in the arena.
+    /// First page, counted in the arena, or [`HOLE`].
     page: u32,
     /// Pages, at least 1.
     page_count: u32,
@@ -255,7 +260,7 @@ impl ShardMemory {
     }
 
     fn release_pages(&mut self, pages: OwnedPages) {
-        for extent in &pages.extents {
+        for extent in pages.extents.iter().filter(|extent| extent.page != HOLE) {
             self.buddy.free(extent.page - self.first_page, extent.page_count);
         }
     }
@@ -265,6 +270,7 @@ impl ShardMemory {
         let mut skip = index;
         for extent in &block.pages.extents {
             if skip < extent.page_count {
+                assert_ne!(extent.page, HOLE, "page {index} of the block is not here");
                 return extent.page + skip - self.first_page;
             }
             skip -= extent.page_count;
@@ -451,7 +457,7 @@ impl Blank {
         assert_eq!(self.written, self.pages.length, "a block is frozen when it is full");
         let sums = Sums::combine(self.page_sums, self.pages.length);
         let code = self.signed.map(|signed| Box::new(signed[1].finish()));
-        (Block { pages: self.pages, code }, sums)
+        (Block { pages: self.pages, missing_pages: 0, code }, sums)
     }
 }
 
@@ -473,10 +479,12 @@ fn visit(pages: &OwnedPages, offset: u32, length: u32, mut see: impl FnMut(&[u8]
     });
 }
 
-/// Pages that are full and never written again.
+/// Pages that are full and never written again. A block may lack some of its pages: see [`parts`].
 #[derive(Debug)]
 pub(crate) struct Block {
     pages: OwnedPages,
+    /// Pages that are not here; 0 for a whole block.
+    missing_pages: u32,
     /// The code by which others recognise what was read from the source; see section 16 of PROTOCOL.md.
     code: Option<Box<Mac>>,
 }
@@ -510,11 +518,13 @@ impl Block {
         });
     }
 
-    /// Returns the byte at this offset, or any other if the block is shorter: only for the processor's
-    /// cache.
+    /// Returns the byte at this offset, or any other if it is not here: only for the processor's cache.
     #[inline]
     pub(crate) fn first_byte(&self, offset: u32) -> u8 {
         let mut byte = 0;
+        if !self.is_whole() {
+            return byte;
+        }
         self.pages.segments(offset.min(self.pages.length - 1), 1, |address, _| {
             // SAFETY: one byte of pages that this block owns and that are not written any more.
             #[expect(unsafe_code, reason = "a readable view of arena pages")]
@@ -540,47 +550,6 @@ impl Block {
                 *address.as_ptr() ^= 1;
             }
         });
-    }
-}
-
-/// Checksums of a block at every grain of [`millrace_proto::checksum`].
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Sums {
-    /// Of each 4 KiB page, the last one maybe short.
-    pub pages: Vec<u32>,
-    /// Of each 64 KiB chunk, the last one maybe short.
-    pub chunks: Vec<u32>,
-    /// Of the block.
-    pub block: u32,
-}
-
-impl Sums {
-    /// Derives chunk and block values from those of the pages, without another pass over the bytes:
-    /// `crc(a ++ b)` follows from `crc(a)`, `crc(b)` and the length of `b`. A step is at
-    /// most 32 shifts and exclusive ors for each set bit of that length, one bit for a whole page.
-    fn combine(pages: Vec<u32>, length: u32) -> Sums {
-        let join = |parts: &[u32], part_size: u32, length: u32| {
-            let mut joined = 0;
-            let mut position = 0;
-            for part in parts {
-                let size = part_size.min(length - position);
-                position += size;
-                let mut head = crc32fast::Hasher::new_with_initial(joined);
-                head.combine(&crc32fast::Hasher::new_with_initial_len(*part, u64::from(size)));
-                joined = head.finalize();
-            }
-            joined
-        };
-        let chunks: Vec<u32> = pages
-            .chunks(PAGES_PER_CHUNK as usize)
-            .enumerate()
-            .map(|(index, parts)| {
-                let start = index as u32 * CHUNK_SIZE;
-                join(parts, PAGE_SIZE, CHUNK_SIZE.min(length - start))
-            })
-            .collect();
-        let block = join(&chunks, CHUNK_SIZE, length);
-        Sums { pages, chunks, block }
     }
 }
 

@@ -25,7 +25,6 @@ use millrace_proto::{Status, frame};
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 
-use crate::cache::BlockKey;
 use crate::cluster::answers::Cluster;
 use crate::cluster::handover::{self, Progress};
 use crate::cluster::peers::Peers;
@@ -34,7 +33,7 @@ use crate::config::Config;
 use crate::connection::reply_header;
 use crate::cpus::confine;
 use crate::files::FileTable;
-use crate::mailbox::{FillFrom, Mail, Mailboxes, Requester};
+use crate::mailbox::{FillFrom, Mail, Mailboxes, Requester, Run};
 use crate::memory::Blank;
 use crate::metrics::Counters;
 use crate::owner::Ticket;
@@ -54,18 +53,16 @@ const NAME_STACK_SIZE: usize = 512 << 10;
 /// A time longer than any node runs.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
-/// A block to read.
+/// A part of a block to read.
 #[derive(Debug)]
 pub(crate) struct FillJob {
     /// Shard that owns the block.
     pub shard: u32,
-    /// The block.
-    pub key: BlockKey,
-    /// Version it has to be of.
-    pub version: u64,
+    /// The part, and the version it has to be of.
+    pub run: Run,
     /// Path of the file.
     pub path: Arc<str>,
-    /// Offset of the block in the file in bytes.
+    /// Offset of the part in the file in bytes.
     pub offset: u64,
     /// Where the bytes go.
     pub blank: Blank,

@@ -155,6 +155,8 @@ pub enum FillError {
     NotThere,
     /// Nothing waited for the block any more when its turn came.
     Unwanted,
+    /// Other nodes are asked first, and they give whole blocks: this was to be a part of one.
+    IsShared,
 }
 
 impl From<StoreError> for FillError {
@@ -259,6 +261,11 @@ impl RemoteStores for NoRemoteStores {
 pub trait UnderStore: Send + Sync + 'static {
     /// Returns the id of a path, the same after a restart and on every node that serves the same source.
     fn identify(&self, path: &str) -> FileId;
+
+    /// True if a part of a block of this path costs less than the whole block.
+    fn is_read_in_parts(&self, _path: &str) -> bool {
+        false
+    }
 
     /// Looks up what a path is now.
     fn stat(&self, path: Arc<str>) -> StoreFuture<'_, Result<Found, StoreError>>;

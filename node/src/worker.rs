@@ -43,16 +43,17 @@ mod read;
 mod receive;
 mod request;
 mod turns;
+mod under_way;
 
 pub(crate) use life::Way;
 pub(crate) use prove::Proofs;
 pub(crate) use request::SERVER;
 
-use fill::Fill;
 use lease::Leases;
 use pressure::Shares;
 use prove::Nonces;
 use turns::{Share, Turns};
+use under_way::UnderWay;
 
 /// How often the runtime looks at the time while something waits for it, in milliseconds.
 pub(crate) const TICK_MS: u32 = 25;
@@ -212,7 +213,7 @@ pub(crate) struct Worker {
     free_connections: Vec<u32>,
     generations: Vec<u32>,
     connection_count: u32,
-    fills: HashMap<BlockKey, Fill>,
+    under_way: UnderWay,
     turns: Turns,
     leases: Leases,
     nonces: Nonces,
@@ -268,7 +269,7 @@ impl Worker {
             free_connections: Vec::new(),
             generations: Vec::new(),
             connection_count: 0,
-            fills: HashMap::new(),
+            under_way: UnderWay::default(),
             turns: Turns::new(share, block_size),
             leases,
             nonces,
@@ -560,8 +561,8 @@ impl Worker {
                 self.count_ring(&requester);
                 self.push_head(&requester, |head| head.extend_from_slice(&frame));
             }
-            Mail::Filled { key, version, is_pinned, result } => {
-                self.on_filled(key, version, is_pinned, result, actions);
+            Mail::Filled { run, is_pinned, result } => {
+                self.on_filled(run, is_pinned, result, actions);
             }
             Mail::Ensure { key, version, from, reply } => self.ensure(key, version, from, reply),
             Mail::Drop(job) => self.on_drop(job, actions),
@@ -579,9 +580,7 @@ impl Worker {
                 self.forget_waiters(Some((shard, token)));
             }
             Mail::LoadsGone => self.forget_waiters(None),
-            Mail::Overdue { key, version, message } => {
-                self.on_overdue(key, version, message, actions)
-            }
+            Mail::Overdue { run, message } => self.on_overdue(run, message, actions),
             Mail::Shutdown => self.on_shutdown(now, actions),
         }
     }

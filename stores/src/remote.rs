@@ -109,6 +109,10 @@ impl UnderStore for Remote {
         file_id(&self.inner.identity, path)
     }
 
+    fn is_read_in_parts(&self, _path: &str) -> bool {
+        true
+    }
+
     fn stat(&self, path: Arc<str>) -> StoreFuture<'_, Result<Found, StoreError>> {
         let inner = Arc::clone(&self.inner);
         self.run(async move { inner.bounded(inner.stat(&path)).await })

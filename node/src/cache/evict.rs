@@ -9,7 +9,7 @@
 //! back with its last pin.
 
 use super::queue::Queue;
-use super::{Cache, EntryIndex, ShardMemory};
+use super::{Cache, EntryIndex};
 
 /// Reuses counted at most: more say nothing about the next one (S3-FIFO, section 4.1).
 pub(super) const REUSE_MAX: u8 = 3;
@@ -68,7 +68,7 @@ impl Queues {
         self.kept.page_count() + self.held_kept.page_count()
     }
 
-    fn get(&mut self, place: QueuePlace) -> &mut Queue {
+    pub(super) fn get(&mut self, place: QueuePlace) -> &mut Queue {
         match place {
             QueuePlace::Small => &mut self.small,
             QueuePlace::Main => &mut self.main,
@@ -94,7 +94,7 @@ impl Cache {
     }
 
     fn shift(&mut self, index: u32, place: QueuePlace) {
-        let page_count = ShardMemory::pages_for(self.entry(index).block.length());
+        let page_count = self.entry(index).block.held_pages();
         self.unlink(index, page_count);
         self.push(place, index, page_count);
     }

@@ -60,6 +60,11 @@ impl Queue {
         self.page_count += page_count;
     }
 
+    /// Notes that an entry of the queue holds this many pages more.
+    pub(super) fn grow(&mut self, page_count: u32) {
+        self.page_count += page_count;
+    }
+
     pub(super) fn remove(&mut self, entries: &mut [Option<Entry>], index: u32, page_count: u32) {
         let Links { newer, older } = *links(entries, index);
         if newer == NONE {

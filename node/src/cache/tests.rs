@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use millrace_proto::checksum;
 
 use super::*;
+use crate::chunks::Chunks;
 use crate::memory::Arena;
 
 fn cache(page_count: u32) -> Cache {
@@ -361,4 +362,100 @@ fn blocks_with_one_placement_hash_do_not_lie_in_one_run_of_the_index() {
     // By chance, with half of the 8192 slots used, the longest run has about 50.
     let longest = cache.index.longest_run();
     assert!(longest < 200, "{longest} slots in a row");
+}
+
+type Contents = HashMap<(BlockKey, u64), Vec<u8>>;
+
+/// Adds chunks of a block.
+fn fill_part(
+    cache: &mut Cache,
+    contents: &mut Contents,
+    (key, version): (BlockKey, u64),
+    length: u32,
+    chunks: Chunks,
+) -> bool {
+    let bytes = contents.entry((key, version)).or_insert_with(|| content(key, version, length));
+    let Some(mut blank) = cache.allocate(chunks.length(length)) else { return false };
+    let part = &bytes[chunks.offset() as usize..][..blank.length() as usize];
+    assert!(blank.write(part).is_empty());
+    let (block, sums) = blank.freeze();
+    cache.insert_part(key, version, length, chunks, block, &sums);
+    true
+}
+
+/// Runs random operations on blocks that come by parts beside a set of chunks: what is here has the
+/// right bytes and checksums, also while more comes and after eviction, and memory adds up.
+#[test]
+fn parts_become_blocks_and_memory_adds_up() {
+    const LENGTH: u32 = 10 * 65_536 + 77;
+    for seed in 0..10 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut cache = cache(random.u32(200..900));
+        let mut pins: Vec<(EntryIndex, BlockKey, u64, Chunks)> = Vec::new();
+        let mut contents = Contents::new();
+        for _ in 0..500 {
+            let key = key(random.u128(0..3), random.u32(0..2));
+            let first = random.u32(0..11);
+            let chunks = Chunks { first, end: random.u32(first + 1..=11) };
+            let (offset, length) = (chunks.offset(), chunks.length(LENGTH));
+            match random.u8(0..10) {
+                0..=5 => {
+                    // Versions change rarely.
+                    let version = 1 + u64::from(random.u8(0..40) == 0);
+                    let missing = cache.missing(&key, version, chunks);
+                    for run in missing {
+                        // Making room for one may evict what was here of the block.
+                        let which = (key, version);
+                        let is_added = fill_part(&mut cache, &mut contents, which, LENGTH, run);
+                        assert!(!is_added || cache.missing(&key, version, run).is_empty());
+                    }
+                }
+                6..=7 => {
+                    let Some((index, version)) = cache.find(&key) else { continue };
+                    let is_here = cache.missing(&key, version, chunks).is_empty();
+                    assert_eq!(cache.holds(index, offset, length), is_here);
+                    if is_here {
+                        let bytes = &contents[&(key, version)][offset as usize..];
+                        let bytes = &bytes[..length as usize];
+                        pin(&mut cache, index, offset, bytes, LENGTH);
+                        pins.push((index, key, version, chunks));
+                    }
+                }
+                8 if !pins.is_empty() => {
+                    let (index, key, version, chunks) =
+                        pins.swap_remove(random.usize(..pins.len()));
+                    let bytes = &contents[&(key, version)][chunks.offset() as usize..];
+                    let bytes = &bytes[..chunks.length(LENGTH) as usize];
+                    let block = &cache.entry(index.0).block;
+                    let found = block.sum(chunks.offset(), bytes.len() as u32);
+                    assert_eq!(found, crc32fast::hash(bytes), "seed {seed}");
+                    cache.unpin(index);
+                }
+                _ => {
+                    let Some((index, _)) = cache.find(&key) else { continue };
+                    match random.u8(0..3) {
+                        0 => drop(cache.remove(&key)),
+                        wanted => cache.keep(index, &key, wanted == 1),
+                    }
+                }
+            }
+            assert!(cache.kept_bytes() <= cache.capacity_bytes() / 2);
+            assert!(cache.in_use_bytes() <= cache.used_bytes());
+        }
+        for (index, ..) in pins {
+            cache.unpin(index);
+        }
+        assert_eq!(cache.in_use_bytes(), 0);
+        let held: u64 = cache.used_bytes();
+        let mut removed = 0;
+        for file in 0..3 {
+            removed += cache.remove_of_file(FileId(file), 100).1.next_multiple_of(4096);
+        }
+        // The last page of a block is short, and each block is rounded up by itself.
+        assert!(
+            held - removed.min(held) <= 6 * 4096,
+            "seed {seed}: {held} held, {removed} removed"
+        );
+        assert_eq!((cache.block_count(), cache.used_bytes()), (0, 0));
+    }
 }

@@ -161,7 +161,7 @@ fn collect(
     key: u64,
     blocks: &[Listed],
 ) -> Option<u32> {
-    for Listed { entry, key: block, version, .. } in blocks {
+    for Listed { entry, key: block, version, .. } in blocks.iter().filter(|it| it.is_whole) {
         let known = reply.files.iter_mut().rev().take(8);
         let mut known = known.filter(|it| it.id == block.file && it.version == *version);
         if let Some(file) = known.next() {

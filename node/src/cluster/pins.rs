@@ -107,7 +107,10 @@ mod tests {
         let mut cache = cache(&[1, 2, 3]);
         let files = FileTable::new(8);
         for (file, path) in [(1, "hot/a"), (2, "cold/a")] {
-            files.note(FileId(file), FileRecord { path: path.into(), version: 1, length: 100 });
+            files.note(
+                FileId(file),
+                FileRecord { path: path.into(), version: 1, length: 100, is_read_in_parts: false },
+            );
         }
         let view = |pins: &[&str]| {
             let pins = pins.iter().map(|pin| (*pin).to_owned()).collect();

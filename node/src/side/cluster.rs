@@ -231,8 +231,10 @@ impl Puller for Arc<Context> {
             Some(record) => record.version == file.version,
             None if !self.is_servable(&file.path, file.length) => false,
             None => {
-                let (path, version) = (file.path.as_str().into(), file.version);
-                let record = FileRecord { path, version, length: file.length };
+                let path: Arc<str> = file.path.as_str().into();
+                let version = file.version;
+                let is_read_in_parts = self.store.is_read_in_parts(&path);
+                let record = FileRecord { path, version, length: file.length, is_read_in_parts };
                 // Nothing was known, so nothing is replaced.
                 self.files.note(file.id, record);
                 true

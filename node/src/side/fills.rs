@@ -15,7 +15,7 @@ use tokio::time::sleep;
 
 use super::{Context, FillJob};
 use crate::cluster::peers::Wanted;
-use crate::mailbox::{Arrival, FillFrom, Filling, Mail};
+use crate::mailbox::{Arrival, FillFrom, Filling, Mail, Run};
 use crate::memory::Blank;
 use crate::store::{Errand, FillError, Part, StoreError};
 
@@ -38,7 +38,8 @@ pub(super) async fn serve(
 
 impl Context {
     async fn serve_fill(&self, job: FillJob, others: &Semaphore) {
-        let (shard, key, version) = (job.shard, job.key, job.version);
+        let (shard, run) = (job.shard, job.run);
+        let Run { key, version, .. } = run;
         let (path, errand) = (Arc::clone(&job.path), Arc::clone(&job.errand));
         let under_way = self.timings.begin_fill();
         let mut fill = pin!(self.fill(job, others));
@@ -51,7 +52,7 @@ impl Context {
                 self.fill_count.fetch_sub(1, Ordering::Relaxed);
                 let ms = self.patience.as_millis();
                 let message = format!("the source does not answer (source_timeout_ms = {ms})");
-                let mail = Mail::Overdue { key, version, message };
+                let mail = Mail::Overdue { run, message };
                 self.shards[shard as usize].post_when_room(mail).await;
                 fill.await
             }
@@ -77,7 +78,7 @@ impl Context {
         // This is judged last, and nothing is awaited before it is in the mailbox's line: a pass that
         // looks at all blocks because the pins have changed since comes after it, and sees this one.
         let is_pinned = self.cluster.view().pins(&path, &key);
-        let mail = Mail::Filled { key, version, is_pinned, result };
+        let mail = Mail::Filled { run, is_pinned, result };
         self.shards[shard as usize].post_when_room(mail).await;
     }
 
@@ -105,7 +106,7 @@ impl Context {
                 view.layout.members.len() > 1
                     && (replicas > 1
                         || self.progress.asks_holders(self.now_ms())
-                        || !view.owns_itself(&job.key, replicas))
+                        || !view.owns_itself(&job.run.key, replicas))
             }
         }
     }
@@ -113,8 +114,13 @@ impl Context {
     /// Brings the bytes of a block: from a node that has it, if that is likely, else from the source.
     /// Urgent fills do not wait for other nodes any longer.
     async fn fill(&self, job: FillJob, others: &Semaphore) -> (Blank, Result<Filling, FillError>) {
-        let slot = if self.asks_others(&job) { others.try_acquire().ok() } else { None };
-        let FillJob { key, version, path, offset, mut blank, from, errand, .. } = job;
+        let asks_others = self.asks_others(&job);
+        if asks_others && !job.run.is_whole() {
+            return (job.blank, Err(FillError::IsShared));
+        }
+        let slot = if asks_others { others.try_acquire().ok() } else { None };
+        let FillJob { run, path, offset, mut blank, from, errand, .. } = job;
+        let Run { key, version, .. } = run;
         if self.store.identify(&path) != key.file {
             return (blank, Err(StoreError::Remounted.into()));
         }
@@ -160,7 +166,9 @@ impl Context {
             (_, None) => (),
         }
         drop(slot);
-        self.peers.sign(key, version, &mut blank);
+        if run.is_whole() {
+            self.peers.sign(key, version, &mut blank);
+        }
         let (blank, result) = self.read_source(part, blank, &errand).await;
         (blank, result.map(|()| Filling::Source))
     }

@@ -107,7 +107,12 @@ impl Context {
             return Entry { name, kind, id: FileId(0), version, length, modified_ms };
         }
         let id = self.store.identify(path);
-        let record = FileRecord { path: path.into(), version: found.version, length: found.length };
+        let record = FileRecord {
+            path: path.into(),
+            version: found.version,
+            length: found.length,
+            is_read_in_parts: self.store.is_read_in_parts(path),
+        };
         // A look that was overtaken by a newer one shows at the first read: the version is stale.
         if self.files.note_at(id, record, look) == Noted::Instead {
             self.drop_blocks(id).await;

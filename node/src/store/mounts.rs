@@ -188,6 +188,14 @@ impl UnderStore for Mounts {
         }
     }
 
+    fn is_read_in_parts(&self, path: &str) -> bool {
+        let table = self.table().unwrap_or_default();
+        match table.place(path) {
+            Some(MountedPath { store: Ok(store), rest }) => store.is_read_in_parts(&rest),
+            _ => false,
+        }
+    }
+
     fn stat(&self, path: Arc<str>) -> StoreFuture<'_, Result<Found, StoreError>> {
         Box::pin(async move {
             check_path(&path)?;

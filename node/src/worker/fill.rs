@@ -1,44 +1,40 @@
-//! Brings blocks in: one read of the source for all that wait for the block.
+//! Brings blocks in: one read of the source for all that wait for the same bytes.
 //!
-//! Owns the waiters. Always holds: a block that is being filled is in `fills` once, however many ask
-//! for it, and every waiter is answered when the fill ends or its own deadline passes.
+//! Owns what a miss brings in: of a store that is read in parts the chunks that are asked for, which
+//! double while a reader goes on, else whole blocks. Always holds: every waiter is answered when what it
+//! needs is here or cannot be had, or its own deadline passes.
 
 use std::borrow::Cow;
-use std::collections::hash_map::Entry as MapEntry;
 use std::sync::Arc;
 
 use millrace_proto::message::Range;
 use millrace_proto::{Op, Status};
-use smallvec::SmallVec;
 
-use super::turns::{Miss, Payer};
-use super::{Action, Hit, Worker};
+use super::turns::{Amount, Miss, Payer};
+use super::under_way::{Fill, Waiter, Wish};
+use super::{Action, Worker};
 use crate::cache::BlockKey;
+use crate::chunks::{Chunks, Runs};
 use crate::files::FileRecord;
-use crate::mailbox::{Arrival, DropJob, Ensured, FillFrom, Filling, Mail, Requester};
+use crate::mailbox::{Arrival, DropJob, Ensured, FillFrom, Filling, Mail, Requester, Run};
 use crate::memory::Blank;
 use crate::side::FillJob;
 use crate::store::{Errand, FillError, StoreError};
 use crate::token::Token;
 
-/// A request or a load that waits for a fill.
-enum Waiter {
-    /// A client, for a range of the block.
-    Reader { requester: Requester, offset: u32, length: u32 },
-    /// A load or a hand-over, for the block to be there.
-    Load { from: FillFrom, reply: flume::Sender<Ensured> },
-}
+/// Runs of chunks that one request brings in; with more, the block is brought in whole. Guessed.
+const RUNS_MAX: usize = 4;
 
-/// A block on its way in.
-pub(super) struct Fill {
+/// A block and what of it is wanted.
+#[derive(Clone, Copy)]
+struct Want {
+    key: BlockKey,
     version: u64,
-    /// Length of the block in bytes.
-    length: u32,
-    payer: Payer,
-    waiters: SmallVec<[Waiter; 1]>,
-    errand: Arc<Errand>,
-    /// The reason why the source hangs, for all requests until it has answered.
-    overdue: Option<String>,
+    /// Offset of a byte of the block that has to be there.
+    offset: u32,
+    /// Bytes that are needed from there on; None if the whole block is.
+    length: Option<u32>,
+    amount: Amount,
 }
 
 /// Why a fill did not begin.
@@ -113,27 +109,40 @@ impl Worker {
         let counters = self.counters();
         counters.miss_count.add(1);
         counters.miss_bytes.add(u64::from(range.length));
-        let miss = Miss { requester: *requester, range: *range, key, offset };
+        let amount = Amount::Needed;
+        self.bring(Miss { requester: *requester, range: *range, key, offset, amount }, actions);
+    }
+
+    /// Has a miss wait for its bytes, or for its turn.
+    fn bring(&mut self, miss: Miss, actions: &mut Vec<Action>) {
+        let Miss { requester, range, key, offset, .. } = &miss;
+        let (requester, key) = (*requester, *key);
         let payer = Payer::Client(requester.shard, requester.token);
-        let waits = self.turns.has_waiting(payer) && !self.fills.contains_key(&key);
+        let needs = Chunks::covering(*offset, range.length, u32::MAX);
+        let waits =
+            self.turns.has_waiting(payer) && self.under_way.fills(&key, needs).next().is_none();
         let later = if waits { Some(miss) } else { self.try_fill(payer, miss, actions) };
         self.deadline_count += usize::from(later.is_some() && requester.deadline.is_some());
         if let Some(miss) = later
             && !self.turns.wait(payer, miss)
         {
             self.deadline_count -= usize::from(requester.deadline.is_some());
-            self.fail(requester, NOT_YET.status, &NOT_YET.message, actions);
+            self.fail(&requester, NOT_YET.status, &NOT_YET.message, actions);
         }
     }
 
-    /// Begins the fill of a miss, or has it wait for one that is under way. Gives the miss back when
+    /// Begins the fills of a miss, or has it wait for those that are under way. Gives the miss back when
     /// there is no room at the moment; answers it when there will be none.
     fn try_fill(&mut self, payer: Payer, miss: Miss, actions: &mut Vec<Action>) -> Option<Miss> {
-        let Miss { requester, range, key, offset } = miss;
-        match self.begin_fill(payer, key, range.version, Some(offset), from_for(&requester)) {
-            Ok(()) => {
-                self.deadline_count += usize::from(requester.deadline.is_some());
-                self.wait_for(key, Waiter::Reader { requester, offset, length: range.length });
+        let Miss { requester, range, key, offset, amount } = miss;
+        // A block is leased as a whole.
+        let is_lease = requester.header.op == Op::Lease as u8;
+        let length = (!is_lease).then_some(range.length);
+        let want = Want { key, version: range.version, offset, length, amount };
+        match self.begin_fills(payer, want, from_for(&requester)) {
+            Ok(needs) => {
+                let wish = Wish::Read { requester, offset, length: range.length };
+                self.wait_for(key, Waiter { needs, wish });
             }
             Err(Obstacle::Later) => return Some(miss),
             Err(Obstacle::Refused(refusal)) => {
@@ -146,16 +155,13 @@ impl Worker {
     /// Begins the fills of misses that waited, in turn, while there is room.
     pub(super) fn start_waiting(&mut self, now: u64, actions: &mut Vec<Action>) {
         while let Some((payer, miss)) = self.turns.next() {
-            let Miss { requester, range, key, offset } = miss;
+            let Miss { requester, range, key, offset, .. } = miss;
             let has_deadline = requester.deadline.is_some();
             if requester.deadline.is_some_and(|deadline| deadline <= now) {
                 self.deadline_count -= 1;
                 self.fail(&requester, Status::DeadlineExceeded, LATE, actions);
-            } else if let Some((entry, version)) = self.cache.find(&key)
-                && version == range.version
-            {
+            } else if let Some(hit) = self.hit(&requester, &key, &range, offset) {
                 self.deadline_count -= usize::from(has_deadline);
-                let hit = Hit { entry, block_length: self.cache.length(entry) };
                 self.serve(&requester, hit, offset, range.length, actions);
             } else if let Some(miss) = self.try_fill(payer, miss, actions) {
                 // There is room in its own share, so it is the shard that is full.
@@ -187,14 +193,29 @@ impl Worker {
         from: FillFrom,
         reply: flume::Sender<Ensured>,
     ) {
-        let resident = self.cache.find(&key).is_some_and(|(_, found)| found == version);
-        let ensured = if resident {
+        let is_from_member = matches!(from, FillFrom::Member(_));
+        let amount = if is_from_member { Amount::Whole } else { Amount::Needed };
+        self.ensure_by(key, version, amount, from, reply);
+    }
+
+    fn ensure_by(
+        &mut self,
+        key: BlockKey,
+        version: u64,
+        amount: Amount,
+        from: FillFrom,
+        reply: flume::Sender<Ensured>,
+    ) {
+        let ensured = if self.is_resident(&key, version) {
             Ensured::Resident
         } else if self.draining {
             Ensured::Failed(Status::ShuttingDown, "the node is shutting down".to_owned())
         } else {
-            match self.begin_fill(Payer::Loads, key, version, None, &from) {
-                Ok(()) => return self.wait_for(key, Waiter::Load { from, reply }),
+            let want = Want { key, version, offset: 0, length: None, amount };
+            match self.begin_fills(Payer::Loads, want, &from) {
+                Ok(needs) => {
+                    return self.wait_for(key, Waiter { needs, wish: Wish::Load { from, reply } });
+                }
                 Err(
                     Obstacle::Later | Obstacle::Refused(FillRefusal { status: Status::Busy, .. }),
                 ) => Ensured::Busy,
@@ -207,23 +228,39 @@ impl Worker {
         let _ = reply.try_send(ensured);
     }
 
-    /// Adds a waiter to a fill that is under way.
-    fn wait_for(&mut self, key: BlockKey, waiter: Waiter) {
-        self.fills.get_mut(&key).expect("the fill has begun").waiters.push(waiter);
+    /// True if every byte of the block is here.
+    fn is_resident(&self, key: &BlockKey, version: u64) -> bool {
+        let found = self.cache.find(key).filter(|(_, found)| *found == version);
+        found.is_some_and(|(entry, _)| self.cache.is_whole(entry))
     }
 
-    /// Begins to fill a block, for which something will wait, unless that has begun already.
-    fn begin_fill(
+    /// Adds a waiter to what is under way.
+    fn wait_for(&mut self, key: BlockKey, waiter: Waiter) {
+        self.deadline_count += waiter.deadline_count();
+        self.under_way.wait(key, waiter);
+    }
+
+    /// Begins to bring in what is wanted of a block, for which something will wait, but for what is here
+    /// or under way already. Returns the chunks to wait for: something of them is under way.
+    fn begin_fills(
         &mut self,
         payer: Payer,
-        key: BlockKey,
-        version: u64,
-        offset: Option<u32>,
+        want: Want,
         from: &FillFrom,
-    ) -> Result<(), Obstacle> {
-        if let Some(fill) = self.fills.get_mut(&key)
-            && fill.version == version
-        {
+    ) -> Result<Chunks, Obstacle> {
+        let Want { key, version, offset, length, .. } = want;
+        let (record, block_length) =
+            self.fillable(key, version, offset).map_err(Obstacle::Refused)?;
+        if self.under_way.has_other_version(&key, version) {
+            // The version before this one is still on its way in; it will find itself stale.
+            let refusal = FillRefusal { status: Status::Busy, ..STALE };
+            return Err(Obstacle::Refused(refusal));
+        }
+        let needs = match length {
+            Some(length) => Chunks::covering(offset, length, block_length),
+            None => Chunks::all(block_length),
+        };
+        for fill in self.under_way.fills(&key, needs) {
             if let Some(message) = &fill.overdue {
                 let refusal =
                     FillRefusal { status: Status::SourceError, message: message.clone().into() };
@@ -235,14 +272,72 @@ impl Worker {
                 fill.errand.urge();
             }
             fill.errand.want(true);
-            return Ok(());
         }
-        let (record, length) = self.fillable(key, version, offset).map_err(Obstacle::Refused)?;
-        let MapEntry::Vacant(place) = self.fills.entry(key) else {
-            // The version before this one is still on its way in; it will find itself stale.
-            let refusal = FillRefusal { status: Status::Busy, ..STALE };
-            return Err(Obstacle::Refused(refusal));
-        };
+        let mut obstacle = None;
+        for chunks in self.to_bring(&want, needs, &record, block_length) {
+            let run = Run { key, version, chunks, block_length };
+            obstacle = self.begin_fill(payer, run, &record.path, from).err().or(obstacle);
+        }
+        match (self.under_way.fills(&key, needs).next(), obstacle) {
+            (None, Some(obstacle)) => Err(obstacle),
+            // What could not begin yet is asked for again when the rest is here.
+            _ => Ok(needs),
+        }
+    }
+
+    /// Returns the runs of chunks that a miss brings in.
+    fn to_bring(&self, want: &Want, needs: Chunks, record: &FileRecord, block_length: u32) -> Runs {
+        let Want { key, version, amount, .. } = want;
+        let all = Chunks::all(block_length);
+        let whole = Runs::from_slice(&[all]);
+        if *amount == Amount::Whole {
+            let is_coming = self.under_way.fills(key, all).any(|fill| fill.chunks == all);
+            return if is_coming { Runs::new() } else { whole };
+        }
+        let wanted = if record.is_read_in_parts { needs } else { all };
+        let missing = self.cache.missing(key, *version, wanted);
+        let mut runs = self.under_way.without(key, &missing);
+        if runs.len() > RUNS_MAX {
+            return whole;
+        }
+        if let Some(last) = runs.last_mut()
+            && last.end == wanted.end
+        {
+            last.end = self.read_ahead(want, needs, *last, all.end);
+        }
+        runs
+    }
+
+    /// Returns the end of a run, with more chunks for a reader that goes on: as many as it has had before
+    /// the run without a gap.
+    fn read_ahead(&self, want: &Want, needs: Chunks, run: Chunks, block_end: u32) -> u32 {
+        let Want { key, version, .. } = want;
+        let one = |chunk| Chunks { first: chunk, end: chunk + 1 };
+        let is_coming = |chunk| self.under_way.fills(key, one(chunk)).next().is_some();
+        let is_here = |chunk| self.cache.missing(key, *version, one(chunk)).is_empty();
+        let last = self.cache.last_chunk(key, *version);
+        let goes_on = needs.first > 0
+            && (is_coming(needs.first - 1)
+                || last.is_some_and(|last| last == needs.first || last + 1 == needs.first));
+        if !goes_on {
+            return run.end;
+        }
+        let is_had = |chunk: &u32| is_coming(*chunk) || is_here(*chunk);
+        let before = (0..run.first).rev().take_while(is_had).count();
+        let after = (run.end..block_end).take(before).take_while(|chunk| !is_had(chunk));
+        run.end + after.count() as u32
+    }
+
+    /// Begins to bring in a run of chunks.
+    fn begin_fill(
+        &mut self,
+        payer: Payer,
+        run: Run,
+        path: &Arc<str>,
+        from: &FillFrom,
+    ) -> Result<(), Obstacle> {
+        let Run { key, version, chunks, block_length } = run;
+        let length = chunks.length(block_length);
         // Blocks that are asked for faster than the source gives them must not empty the cache.
         let is_full = self.filling_bytes > 0
             && self.filling_bytes + u64::from(length) > filling_max(self.cache.capacity_bytes());
@@ -253,16 +348,14 @@ impl Worker {
             self.counters().short_count.add(1);
             return Err(Obstacle::Refused(ALL_PINNED));
         };
-        let offset = u64::from(key.block) * u64::from(self.shared.block_size);
-        let path = record.path;
+        let start = u64::from(key.block) * u64::from(self.shared.block_size);
         let errand = Arc::new(Errand::default());
         let for_side = Arc::clone(&errand);
         let job = FillJob {
             shard: self.shard,
-            key,
-            version,
-            path,
-            offset,
+            run,
+            path: Arc::clone(path),
+            offset: start + u64::from(chunks.offset()),
             blank,
             from: from.clone(),
             errand: for_side,
@@ -273,8 +366,7 @@ impl Worker {
         }
         self.filling_bytes += u64::from(length);
         self.turns.began(payer, length);
-        let waiters = SmallVec::new();
-        place.insert(Fill { version, length, payer, waiters, errand, overdue: None });
+        self.under_way.begin(key, version, Fill { chunks, length, payer, errand, overdue: None });
         Ok(())
     }
 
@@ -283,7 +375,7 @@ impl Worker {
         &self,
         key: BlockKey,
         version: u64,
-        offset: Option<u32>,
+        offset: u32,
     ) -> Result<(FileRecord, u32), FillRefusal> {
         let record = self.shared.files.get(key.file).ok_or(UNKNOWN)?;
         if record.version != version {
@@ -292,7 +384,7 @@ impl Worker {
         let block_size = u64::from(self.shared.block_size);
         let start = u64::from(key.block) * block_size;
         let length = record.length.saturating_sub(start).min(block_size) as u32;
-        if length == 0 || offset.is_some_and(|offset| offset >= length) {
+        if offset >= length {
             return Err(PAST_END);
         }
         Ok((record, length))
@@ -300,20 +392,18 @@ impl Worker {
 
     pub(super) fn on_filled(
         &mut self,
-        key: BlockKey,
-        version: u64,
+        run: Run,
         is_pinned: bool,
         result: Result<Arrival, (Blank, FillError)>,
         actions: &mut Vec<Action>,
     ) {
-        let fill = self.fills.remove(&key).expect("a fill ends once");
-        assert_eq!(fill.version, version);
+        let (fill, waiters) = self.under_way.end(&run.key, run.version, run.chunks);
         if fill.overdue.is_none() {
             self.filling_bytes -= u64::from(fill.length);
             self.turns.ended(fill.payer, fill.length);
         }
         let outcome = match result {
-            Ok(arrival) => self.take_in(key, version, is_pinned, arrival),
+            Ok(arrival) => self.take_in(run, is_pinned, arrival),
             Err((blank, error)) => {
                 self.cache.release_blank(blank);
                 if let FillError::Store(error) = &error {
@@ -322,57 +412,92 @@ impl Worker {
                 Err(error)
             }
         };
-        for waiter in fill.waiters {
-            if let Waiter::Reader { requester, .. } = &waiter {
-                self.deadline_count -= usize::from(requester.deadline.is_some());
-            }
-            match (waiter, &outcome) {
-                (Waiter::Reader { requester, offset, length }, Ok(_)) => {
-                    // The block is looked up for each, because the reply to the one before may have
-                    // found it damaged.
-                    match self.cache.find(&key) {
-                        Some((entry, _)) => {
-                            let hit = Hit { entry, block_length: self.cache.length(entry) };
-                            self.serve(&requester, hit, offset, length, actions);
-                        }
-                        None => self.fail_damaged(&requester, actions),
-                    }
-                }
-                // A load that was given up has no receiver.
-                (Waiter::Load { reply, .. }, Ok(filling)) => {
-                    drop(reply.try_send(Ensured::Filled(*filling, fill.length)));
-                }
-                (Waiter::Reader { requester, .. }, Err(FillError::Store(error))) => {
-                    self.fail(&requester, error.status(), &error.to_string(), actions);
-                }
-                (Waiter::Load { reply, .. }, Err(FillError::Store(error))) => {
-                    drop(reply.try_send(match error.status() {
-                        Status::Busy => Ensured::Busy,
-                        status => Ensured::Failed(status, error.to_string()),
-                    }));
-                }
-                // What waits for this very pull is told. Everything else joined a pull, or a fill that no
-                // request waited for at the time, and has the block brought in earnest now.
-                (Waiter::Load { from: FillFrom::Member(_), reply }, Err(FillError::NotThere)) => {
-                    drop(reply.try_send(Ensured::NotThere))
-                }
-                (Waiter::Load { from, reply }, Err(_)) => self.ensure(key, version, from, reply),
-                (Waiter::Reader { requester, offset, length }, Err(_)) => {
-                    let start = u64::from(key.block) * u64::from(self.shared.block_size);
+        for waiter in waiters {
+            self.deadline_count -= waiter.deadline_count();
+            match waiter.wish {
+                Wish::Read { requester, offset, length } => {
+                    let start = u64::from(run.key.block) * u64::from(self.shared.block_size);
                     let at = start + u64::from(offset);
-                    let range = Range { file: key.file, version, offset: at, length };
-                    self.on_miss(self.now, &requester, &range, key, offset, actions);
+                    let (file, version) = (run.key.file, run.version);
+                    let range = Range { file, version, offset: at, length };
+                    let amount = Amount::Needed;
+                    let miss = Miss { requester, range, key: run.key, offset, amount };
+                    self.answer_read(miss, &outcome, actions);
                 }
+                Wish::Load { from, reply } => self.answer_load(run, from, reply, &outcome),
             }
         }
         self.start_waiting(self.now, actions);
     }
 
-    /// Takes a block in that has come.
+    /// Goes on with a read that waited for a fill that has ended.
+    fn answer_read(
+        &mut self,
+        miss: Miss,
+        outcome: &Result<Filling, FillError>,
+        actions: &mut Vec<Action>,
+    ) {
+        let Miss { requester, range, key, offset, .. } = &miss;
+        match outcome {
+            // The block is looked up for each, because the reply to the one before may have found it
+            // damaged.
+            Ok(_) => match self.hit(requester, key, range, *offset) {
+                Some(hit) => {
+                    self.cache.note_place(hit.entry, *offset);
+                    self.serve(requester, hit, *offset, range.length, actions);
+                }
+                None if self.cache.find(key).is_none() => self.fail_damaged(requester, actions),
+                None => self.bring(miss, actions),
+            },
+            Err(FillError::Store(error)) => {
+                self.fail(requester, error.status(), &error.to_string(), actions);
+            }
+            Err(FillError::IsShared) => {
+                self.bring(Miss { amount: Amount::Whole, ..miss }, actions);
+            }
+            // It joined a pull, or a fill that no request waited for at the time, and has the block
+            // brought in earnest now.
+            Err(FillError::NotThere | FillError::Unwanted) => {
+                let (requester, range, key, offset) = (*requester, *range, *key, *offset);
+                self.on_miss(self.now, &requester, &range, key, offset, actions);
+            }
+        }
+    }
+
+    /// Goes on with a load that waited for a fill that has ended.
+    fn answer_load(
+        &mut self,
+        run: Run,
+        from: FillFrom,
+        reply: flume::Sender<Ensured>,
+        outcome: &Result<Filling, FillError>,
+    ) {
+        let Run { key, version, chunks, block_length } = run;
+        let ensured = match outcome {
+            Ok(filling) if self.is_resident(&key, version) => {
+                Ensured::Filled(*filling, chunks.length(block_length))
+            }
+            Err(FillError::Store(error)) => match error.status() {
+                Status::Busy => Ensured::Busy,
+                status => Ensured::Failed(status, error.to_string()),
+            },
+            // What waits for this very pull is told.
+            Err(FillError::NotThere) if matches!(from, FillFrom::Member(_)) => Ensured::NotThere,
+            Err(FillError::IsShared) => {
+                return self.ensure_by(key, version, Amount::Whole, from, reply);
+            }
+            Ok(_) | Err(FillError::NotThere | FillError::Unwanted) => {
+                return self.ensure(key, version, from, reply);
+            }
+        };
+        // A load that was given up has no receiver.
+        let _ = reply.try_send(ensured);
+    }
+
+    /// Takes bytes in that have come.
     fn take_in(
         &mut self,
-        key: BlockKey,
-        version: u64,
+        Run { key, version, chunks, block_length }: Run,
         is_pinned: bool,
         Arrival { block, sums, filling }: Arrival,
     ) -> Result<Filling, FillError> {
@@ -387,7 +512,10 @@ impl Worker {
                 counters.peer_fill_bytes.add(length);
             }
         }
-        let entry = self.cache.insert(key, version, block, &sums);
+        let entry = match chunks == Chunks::all(block_length) {
+            true => self.cache.insert(key, version, block, &sums),
+            false => self.cache.insert_part(key, version, block_length, chunks, block, &sums),
+        };
         if is_pinned {
             self.cache.keep(entry, &key, true);
         }
@@ -415,29 +543,22 @@ impl Worker {
 
     /// Answers all that wait for a block whose source hangs, and from now on all that ask for it. Its
     /// memory is not free before the source has answered.
-    pub(super) fn on_overdue(
-        &mut self,
-        key: BlockKey,
-        version: u64,
-        message: String,
-        actions: &mut Vec<Action>,
-    ) {
-        let Some(fill) = self.fills.get_mut(&key).filter(|fill| fill.version == version) else {
+    pub(super) fn on_overdue(&mut self, run: Run, message: String, actions: &mut Vec<Action>) {
+        let Some((fill, waiters)) = self.under_way.hang(&run.key, run.version, run.chunks) else {
             return;
         };
-        let waiters = std::mem::take(&mut fill.waiters);
         if fill.overdue.replace(message.clone()).is_none() {
             // A fill that hangs for ever must not keep others from being filled.
             self.filling_bytes -= u64::from(fill.length);
             self.turns.ended(fill.payer, fill.length);
         }
         for waiter in waiters {
-            match waiter {
-                Waiter::Reader { requester, .. } => {
-                    self.deadline_count -= usize::from(requester.deadline.is_some());
+            self.deadline_count -= waiter.deadline_count();
+            match waiter.wish {
+                Wish::Read { requester, .. } => {
                     self.fail(&requester, Status::SourceError, &message, actions);
                 }
-                Waiter::Load { reply, .. } => {
+                Wish::Load { reply, .. } => {
                     drop(reply.try_send(Ensured::Failed(Status::SourceError, message.clone())));
                 }
             }
@@ -448,22 +569,7 @@ impl Worker {
     /// Forgets waiters that are gone: a connection's, by its shard, and loads that were given up. A fill
     /// that nothing else waits for is not begun any more.
     pub(super) fn forget_waiters(&mut self, gone: Option<(u32, Token)>) {
-        let mut deadlines = 0;
-        for fill in self.fills.values_mut() {
-            let before = fill.waiters.len();
-            fill.waiters.retain(|waiter| match waiter {
-                Waiter::Reader { requester, .. } => {
-                    let is_gone = gone == Some((requester.shard, requester.token));
-                    deadlines += usize::from(is_gone && requester.deadline.is_some());
-                    !is_gone
-                }
-                Waiter::Load { reply, .. } => !reply.is_disconnected(),
-            });
-            if fill.waiters.len() < before && fill.waiters.is_empty() {
-                fill.errand.want(false);
-            }
-        }
-        self.deadline_count -= deadlines;
+        self.deadline_count -= self.under_way.forget(gone);
     }
 
     /// Answers the waiters whose deadline has passed; their fills go on for the others, and the cache.
@@ -472,17 +578,7 @@ impl Worker {
             return;
         }
         let mut expired: Vec<Requester> = self.turns.expire(now);
-        for fill in self.fills.values_mut() {
-            fill.waiters.retain(|waiter| match waiter {
-                Waiter::Reader { requester, .. }
-                    if requester.deadline.is_some_and(|deadline| deadline <= now) =>
-                {
-                    expired.push(*requester);
-                    false
-                }
-                _ => true,
-            });
-        }
+        self.under_way.expire(now, &mut expired);
         self.deadline_count -= expired.len();
         for requester in expired {
             self.fail(&requester, Status::DeadlineExceeded, LATE, actions);

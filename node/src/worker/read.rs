@@ -77,18 +77,35 @@ impl Worker {
             actions.push(Action::Post(owner, Mail::Read { requester, range: *range }));
             return;
         }
-        match self.cache.find(&key) {
-            Some((entry, version)) if version == range.version => {
-                self.cache.touch(entry, offset);
-                let hit = Hit { entry, block_length: self.cache.length(entry) };
+        match self.hit(requester, &key, range, offset) {
+            Some(hit) => {
+                self.cache.touch(hit.entry, offset);
                 if self.serve(requester, hit, offset, range.length, actions) {
                     let counters = self.counters();
                     counters.hit_count.add(1);
                     counters.hit_bytes.add(u64::from(range.length.min(hit.block_length - offset)));
                 }
             }
-            _ => self.on_miss(now, requester, range, key, offset, actions),
+            None => self.on_miss(now, requester, range, key, offset, actions),
         }
+    }
+
+    /// Returns the block, if what is asked for of it is here.
+    #[inline]
+    pub(super) fn hit(
+        &self,
+        requester: &Requester,
+        key: &BlockKey,
+        range: &Range,
+        offset: u32,
+    ) -> Option<Hit> {
+        let (entry, version) = self.cache.find(key)?;
+        let is_here = self.cache.is_whole(entry)
+            // A block is leased as a whole.
+            || requester.header.op != Op::Lease as u8
+                && self.cache.holds(entry, offset, range.length);
+        let is_hit = version == range.version && is_here;
+        is_hit.then(|| Hit { entry, block_length: self.cache.length(entry) })
     }
 
     /// Answers with a range of a block that is here. True if bytes were served.

@@ -17,6 +17,7 @@ mod abandoned;
 mod frames;
 mod identity;
 mod lease;
+mod parts;
 mod pressure;
 mod profile;
 mod prove;
@@ -74,12 +75,28 @@ impl Node {
         fill_queue_max: usize,
         proofs: Proofs,
     ) -> Node {
+        Node::with_blocks(shard_count, page_count, fill_queue_max, proofs, BLOCK)
+    }
+
+    /// As [`Node::with_proofs`], with blocks of this size.
+    fn with_blocks(
+        shard_count: u32,
+        page_count: u32,
+        fill_queue_max: usize,
+        proofs: Proofs,
+        block_size: u32,
+    ) -> Node {
         let (fill_sender, fills) = flume::bounded(fill_queue_max);
         let (lookup_sender, lookups) = flume::bounded(8);
         let files = FileTable::new(16);
         files.note(
             FILE,
-            FileRecord { path: "f".into(), version: VERSION_ONE, length: 10 * u64::from(BLOCK) },
+            FileRecord {
+                path: "f".into(),
+                version: VERSION_ONE,
+                length: 10 * u64::from(BLOCK),
+                is_read_in_parts: false,
+            },
         );
         let shared = Arc::new(Shared {
             files: Arc::new(files),
@@ -93,7 +110,7 @@ impl Node {
             features: millrace_proto::feature::ALL,
             progress: Arc::default(),
             machine: String::new(),
-            block_size: BLOCK,
+            block_size,
             connection_count: AtomicUsize::new(0),
         });
         let (cluster_sender, of_cluster) = flume::bounded(8);
@@ -172,10 +189,11 @@ impl Node {
         let jobs: Vec<FillJob> = self.fills.try_iter().collect();
         let count = jobs.len();
         for mut job in jobs {
-            let (shard, key, version) = (job.shard, job.key, job.version);
+            let (shard, run) = (job.shard, job.run);
             let result = match outcome(&job) {
                 Ok(()) => {
-                    let bytes = content(key.block, BLOCK);
+                    let bytes = content(run.key.block, run.block_length);
+                    let bytes = &bytes[run.chunks.offset() as usize..];
                     job.blank
                         .fill_with(|offset, target| {
                             let size = target.len();
@@ -188,11 +206,7 @@ impl Node {
                 }
                 Err(error) => Err((job.blank, error.into())),
             };
-            self.event(
-                now,
-                shard,
-                Event::Mail(Mail::Filled { key, version, is_pinned: false, result }),
-            );
+            self.event(now, shard, Event::Mail(Mail::Filled { run, is_pinned: false, result }));
         }
         count
     }
@@ -467,9 +481,15 @@ fn old_and_new_versions_are_never_mixed() {
     node.end_fills(0, |_| Ok(()));
     node.receive(0, 0, token, &read(2, 1, 0));
     // A newer version is seen while block 2 of the old one is on its way in.
-    node.shared
-        .files
-        .note(FILE, FileRecord { path: "f".into(), version: 2, length: u64::from(BLOCK) * 10 });
+    node.shared.files.note(
+        FILE,
+        FileRecord {
+            path: "f".into(),
+            version: 2,
+            length: u64::from(BLOCK) * 10,
+            is_read_in_parts: false,
+        },
+    );
     let dropped = drop_file(&mut node);
     assert_eq!(dropped.recv().unwrap().block_count, 1);
     node.end_fills(0, |_| Ok(()));
@@ -586,7 +606,12 @@ fn drop_file(node: &mut Node) -> flume::Receiver<Dropped> {
 #[test]
 fn a_large_file_is_dropped_in_slices_with_others_served_in_between() {
     let mut node = Node::new(1, 600 * 16, 1024);
-    let record = FileRecord { path: "f".into(), version: 1, length: 600 * u64::from(BLOCK) };
+    let record = FileRecord {
+        path: "f".into(),
+        version: 1,
+        length: 600 * u64::from(BLOCK),
+        is_read_in_parts: false,
+    };
     node.shared.files.note(FILE, record);
     let token = node.workers[0].accept_far(0).unwrap();
     for block in 0..600 {

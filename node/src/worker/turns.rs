@@ -28,13 +28,23 @@ pub(super) enum Payer {
     Loads,
 }
 
-/// A read of a block that is not here.
+/// Which chunks of a block a miss brings in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Amount {
+    /// Those that are needed and not here, and some after them for a reader that goes on.
+    Needed,
+    /// All, because other nodes give whole blocks.
+    Whole,
+}
+
+/// A read of bytes that are not here.
 pub(super) struct Miss {
     pub(super) requester: Requester,
     pub(super) range: Range,
     pub(super) key: BlockKey,
     /// Where the range begins in the block.
     pub(super) offset: u32,
+    pub(super) amount: Amount,
 }
 
 #[derive(Default)]

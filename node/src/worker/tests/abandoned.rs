@@ -3,6 +3,8 @@
 use millrace_proto::message::{LoadRequest, StatRequest};
 
 use super::*;
+use crate::chunks::Chunks;
+use crate::mailbox::Run;
 use crate::store::FillError;
 
 fn jobs(node: &Node) -> Vec<FillJob> {
@@ -11,9 +13,9 @@ fn jobs(node: &Node) -> Vec<FillJob> {
 
 /// Ends a fill with an error.
 fn give_back(node: &mut Node, job: FillJob, error: FillError) {
-    let FillJob { shard, key, version, blank, .. } = job;
+    let FillJob { shard, run, blank, .. } = job;
     let result = Err((blank, error));
-    node.event(0, shard, Event::Mail(Mail::Filled { key, version, is_pinned: false, result }));
+    node.event(0, shard, Event::Mail(Mail::Filled { run, is_pinned: false, result }));
 }
 
 fn is_wanted(job: &FillJob) -> bool {
@@ -35,8 +37,8 @@ fn what_a_closed_connection_alone_waits_for_is_not_begun() {
         let jobs = jobs(&node);
         assert_eq!(jobs.len(), 4);
         for job in jobs {
-            assert_eq!(is_wanted(&job), job.key.block == 3, "block {}", job.key.block);
-            if job.key.block < 3 {
+            assert_eq!(is_wanted(&job), job.run.key.block == 3, "block {}", job.run.key.block);
+            if job.run.key.block < 3 {
                 give_back(&mut node, job, FillError::Unwanted);
             }
         }
@@ -139,8 +141,10 @@ fn a_source_that_hangs_is_told_to_all_who_ask_until_it_answers() {
     node.receive(0, 0, token, &read(1, 1, 0));
     node.receive(0, 0, token, &read(1, 2, 1000));
     let key = BlockKey { file: FILE, block: 1 };
+    let (version, chunks) = (VERSION_ONE, Chunks::all(BLOCK));
+    let run = Run { key, version, chunks, block_length: BLOCK };
     let message = "no answer".to_owned();
-    node.event(0, 0, Event::Mail(Mail::Overdue { key, version: VERSION_ONE, message }));
+    node.event(0, 0, Event::Mail(Mail::Overdue { run, message }));
     node.receive(0, 0, token, &read(1, 3, 0));
     let told: Vec<_> = node.replies().iter().map(|reply| (reply.0, reply.2)).collect();
     let hangs = Status::SourceError;

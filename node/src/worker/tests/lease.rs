@@ -161,7 +161,12 @@ fn a_new_version_is_leased_beside_the_old_one_which_stays_until_it_runs_out() {
     node.receive(0, 0, local, &lease(0..1, 1));
     node.end_all_fills(0);
     let before = answers(&mut node);
-    let record = FileRecord { path: "f".into(), version: 2, length: 10 * u64::from(BLOCK) };
+    let record = FileRecord {
+        path: "f".into(),
+        version: 2,
+        length: 10 * u64::from(BLOCK),
+        is_read_in_parts: false,
+    };
     node.shared.files.note(FILE, record);
     let mut request = ranges(0..1);
     request.ranges[0].version = 2;

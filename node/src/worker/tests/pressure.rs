@@ -26,7 +26,12 @@ fn node(room: u32, cached: u32) -> Node {
     let mut node = Node::new(1, room * 16, 64);
     node.workers[0].limits.connections_max = 100;
     node.workers[0].limits.requests_in_flight_max = 256;
-    let record = FileRecord { path: "f".into(), version: 1, length: 1000 * u64::from(BLOCK) };
+    let record = FileRecord {
+        path: "f".into(),
+        version: 1,
+        length: 1000 * u64::from(BLOCK),
+        is_read_in_parts: false,
+    };
     node.shared.files.note(FILE, record);
     let token = node.workers[0].accept_far(0).unwrap();
     for block in 0..cached {
@@ -140,7 +145,12 @@ fn a_byte_now_and_then_is_no_progress() {
 #[test]
 fn what_other_shards_hold_for_a_client_counts_before_they_answer() {
     let mut node = Node::new(2, 2 * 64 * 16, 64);
-    let record = FileRecord { path: "f".into(), version: 1, length: 1000 * u64::from(BLOCK) };
+    let record = FileRecord {
+        path: "f".into(),
+        version: 1,
+        length: 1000 * u64::from(BLOCK),
+        is_read_in_parts: false,
+    };
     node.shared.files.note(FILE, record);
     for worker in &mut node.workers {
         worker.limits.requests_in_flight_max = 256;

@@ -7,7 +7,12 @@ fn node(room: u32) -> Node {
     let mut node = Node::new(1, room * 16, 16);
     node.workers[0].limits.requests_in_flight_max = 256;
     node.workers[0].limits.bytes_in_flight_max = 1 << 30;
-    let record = FileRecord { path: "f".into(), version: 1, length: 1000 * u64::from(BLOCK) };
+    let record = FileRecord {
+        path: "f".into(),
+        version: 1,
+        length: 1000 * u64::from(BLOCK),
+        is_read_in_parts: false,
+    };
     node.shared.files.note(FILE, record);
     node
 }
