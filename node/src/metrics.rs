@@ -82,7 +82,7 @@ counters! {
     Counter miss_bytes,
     /// Ranges of a block that another shard owns, asked of it.
     Counter forwarded_count,
-    /// Blocks read from the source.
+    /// Blocks, or parts of blocks, read from the source.
     Counter fill_count,
     /// Bytes of those blocks.
     Counter fill_bytes,

@@ -15,7 +15,6 @@
 //! read them there, `turns` shares fills out between clients, `pressure` bounds what
 //! replies hold that clients do not take.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -23,7 +22,7 @@ use millrace_proto::frame::{self, Header};
 use millrace_proto::message::ErrorReply;
 use millrace_proto::{Op, Status};
 
-use crate::cache::{BlockKey, Cache, EntryIndex};
+use crate::cache::{Cache, EntryIndex};
 use crate::cluster::handover::Progress;
 use crate::connection::{Batch, Connection, Hold, Phase, Pin, ReceiveEnd, reply_header};
 use crate::files::FileTable;
@@ -35,6 +34,7 @@ use crate::timings::HitTimes;
 use crate::token::Token;
 
 mod fill;
+mod incoming;
 mod lease;
 mod life;
 mod pressure;
@@ -43,17 +43,16 @@ mod read;
 mod receive;
 mod request;
 mod turns;
-mod under_way;
 
 pub(crate) use life::Way;
 pub(crate) use prove::Proofs;
 pub(crate) use request::SERVER;
 
+use incoming::Incoming;
 use lease::Leases;
 use pressure::Shares;
 use prove::Nonces;
 use turns::{Share, Turns};
-use under_way::UnderWay;
 
 /// How often the runtime looks at the time while something waits for it, in milliseconds.
 pub(crate) const TICK_MS: u32 = 25;
@@ -213,7 +212,7 @@ pub(crate) struct Worker {
     free_connections: Vec<u32>,
     generations: Vec<u32>,
     connection_count: u32,
-    under_way: UnderWay,
+    incoming: Incoming,
     turns: Turns,
     leases: Leases,
     nonces: Nonces,
@@ -269,7 +268,7 @@ impl Worker {
             free_connections: Vec::new(),
             generations: Vec::new(),
             connection_count: 0,
-            under_way: UnderWay::default(),
+            incoming: Incoming::default(),
             turns: Turns::new(share, block_size),
             leases,
             nonces,

@@ -23,6 +23,7 @@ mod logs;
 mod malformed;
 mod memory;
 mod pages;
+mod parts;
 mod paths;
 mod pressure;
 mod read_write;

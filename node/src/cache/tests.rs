@@ -366,7 +366,7 @@ fn blocks_with_one_placement_hash_do_not_lie_in_one_run_of_the_index() {
 
 type Contents = HashMap<(BlockKey, u64), Vec<u8>>;
 
-/// Adds chunks of a block.
+/// True if chunks of a block were added, because there was room for them.
 fn fill_part(
     cache: &mut Cache,
     contents: &mut Contents,

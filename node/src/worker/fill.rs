@@ -10,8 +10,8 @@ use std::sync::Arc;
 use millrace_proto::message::Range;
 use millrace_proto::{Op, Status};
 
+use super::incoming::{Fill, Waiter, Wish};
 use super::turns::{Amount, Miss, Payer};
-use super::under_way::{Fill, Waiter, Wish};
 use super::{Action, Worker};
 use crate::cache::BlockKey;
 use crate::chunks::{Chunks, Runs};
@@ -120,7 +120,7 @@ impl Worker {
         let payer = Payer::Client(requester.shard, requester.token);
         let needs = Chunks::covering(*offset, range.length, u32::MAX);
         let waits =
-            self.turns.has_waiting(payer) && self.under_way.fills(&key, needs).next().is_none();
+            self.turns.has_waiting(payer) && self.incoming.fills(&key, needs).next().is_none();
         let later = if waits { Some(miss) } else { self.try_fill(payer, miss, actions) };
         self.deadline_count += usize::from(later.is_some() && requester.deadline.is_some());
         if let Some(miss) = later
@@ -237,7 +237,7 @@ impl Worker {
     /// Adds a waiter to what is under way.
     fn wait_for(&mut self, key: BlockKey, waiter: Waiter) {
         self.deadline_count += waiter.deadline_count();
-        self.under_way.wait(key, waiter);
+        self.incoming.wait(key, waiter);
     }
 
     /// Begins to bring in what is wanted of a block, for which something will wait, but for what is here
@@ -251,7 +251,7 @@ impl Worker {
         let Want { key, version, offset, length, .. } = want;
         let (record, block_length) =
             self.fillable(key, version, offset).map_err(Obstacle::Refused)?;
-        if self.under_way.has_other_version(&key, version) {
+        if self.incoming.has_other_version(&key, version) {
             // The version before this one is still on its way in; it will find itself stale.
             let refusal = FillRefusal { status: Status::Busy, ..STALE };
             return Err(Obstacle::Refused(refusal));
@@ -260,7 +260,7 @@ impl Worker {
             Some(length) => Chunks::covering(offset, length, block_length),
             None => Chunks::all(block_length),
         };
-        for fill in self.under_way.fills(&key, needs) {
+        for fill in self.incoming.fills(&key, needs) {
             if let Some(message) = &fill.overdue {
                 let refusal =
                     FillRefusal { status: Status::SourceError, message: message.clone().into() };
@@ -278,7 +278,7 @@ impl Worker {
             let run = Run { key, version, chunks, block_length };
             obstacle = self.begin_fill(payer, run, &record.path, from).err().or(obstacle);
         }
-        match (self.under_way.fills(&key, needs).next(), obstacle) {
+        match (self.incoming.fills(&key, needs).next(), obstacle) {
             (None, Some(obstacle)) => Err(obstacle),
             // What could not begin yet is asked for again when the rest is here.
             _ => Ok(needs),
@@ -291,12 +291,12 @@ impl Worker {
         let all = Chunks::all(block_length);
         let whole = Runs::from_slice(&[all]);
         if *amount == Amount::Whole {
-            let is_coming = self.under_way.fills(key, all).any(|fill| fill.chunks == all);
+            let is_coming = self.incoming.fills(key, all).any(|fill| fill.chunks == all);
             return if is_coming { Runs::new() } else { whole };
         }
         let wanted = if record.is_read_in_parts { needs } else { all };
         let missing = self.cache.missing(key, *version, wanted);
-        let mut runs = self.under_way.without(key, &missing);
+        let mut runs = self.incoming.without(key, &missing);
         if runs.len() > RUNS_MAX {
             return whole;
         }
@@ -313,7 +313,7 @@ impl Worker {
     fn read_ahead(&self, want: &Want, needs: Chunks, run: Chunks, block_end: u32) -> u32 {
         let Want { key, version, .. } = want;
         let one = |chunk| Chunks { first: chunk, end: chunk + 1 };
-        let is_coming = |chunk| self.under_way.fills(key, one(chunk)).next().is_some();
+        let is_coming = |chunk| self.incoming.fills(key, one(chunk)).next().is_some();
         let is_here = |chunk| self.cache.missing(key, *version, one(chunk)).is_empty();
         let last = self.cache.last_chunk(key, *version);
         let goes_on = needs.first > 0
@@ -366,7 +366,7 @@ impl Worker {
         }
         self.filling_bytes += u64::from(length);
         self.turns.began(payer, length);
-        self.under_way.begin(key, version, Fill { chunks, length, payer, errand, overdue: None });
+        self.incoming.begin(key, version, Fill { chunks, length, payer, errand, overdue: None });
         Ok(())
     }
 
@@ -397,7 +397,7 @@ impl Worker {
         result: Result<Arrival, (Blank, FillError)>,
         actions: &mut Vec<Action>,
     ) {
-        let (fill, waiters) = self.under_way.end(&run.key, run.version, run.chunks);
+        let (fill, waiters) = self.incoming.end(&run.key, run.version, run.chunks);
         if fill.overdue.is_none() {
             self.filling_bytes -= u64::from(fill.length);
             self.turns.ended(fill.payer, fill.length);
@@ -544,7 +544,7 @@ impl Worker {
     /// Answers all that wait for a block whose source hangs, and from now on all that ask for it. Its
     /// memory is not free before the source has answered.
     pub(super) fn on_overdue(&mut self, run: Run, message: String, actions: &mut Vec<Action>) {
-        let Some((fill, waiters)) = self.under_way.hang(&run.key, run.version, run.chunks) else {
+        let Some((fill, waiters)) = self.incoming.hang(&run.key, run.version, run.chunks) else {
             return;
         };
         if fill.overdue.replace(message.clone()).is_none() {
@@ -569,7 +569,7 @@ impl Worker {
     /// Forgets waiters that are gone: a connection's, by its shard, and loads that were given up. A fill
     /// that nothing else waits for is not begun any more.
     pub(super) fn forget_waiters(&mut self, gone: Option<(u32, Token)>) {
-        self.deadline_count -= self.under_way.forget(gone);
+        self.deadline_count -= self.incoming.forget(gone);
     }
 
     /// Answers the waiters whose deadline has passed; their fills go on for the others, and the cache.
@@ -578,7 +578,7 @@ impl Worker {
             return;
         }
         let mut expired: Vec<Requester> = self.turns.expire(now);
-        self.under_way.expire(now, &mut expired);
+        self.incoming.expire(now, &mut expired);
         self.deadline_count -= expired.len();
         for requester in expired {
             self.fail(&requester, Status::DeadlineExceeded, LATE, actions);

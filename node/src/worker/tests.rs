@@ -5,6 +5,7 @@ use millrace_proto::message::{ArchivedReadReply, Range, ReadManyRequest};
 use millrace_proto::{FileId, Op, checksum, placement};
 
 use super::*;
+use crate::cache::BlockKey;
 use crate::connection::{Piece, RECEIVE_BUFFER_SIZE};
 use crate::files::FileRecord;
 use crate::mailbox::{Arrival, DropJob, Dropped, Filling};

@@ -1,5 +1,6 @@
 //! Blocks that come in by parts: what is read of the source, and that every reader gets its bytes.
 
+use std::collections::HashMap;
 use std::sync::OnceLock;
 
 use super::*;

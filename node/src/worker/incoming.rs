@@ -66,7 +66,7 @@ pub(super) struct Fill {
 }
 
 /// What is on its way of one block.
-struct Incoming {
+struct IncomingBlock {
     version: u64,
     fills: SmallVec<[Fill; 1]>,
     waiters: SmallVec<[Waiter; 1]>,
@@ -74,11 +74,11 @@ struct Incoming {
 
 /// What is on its way of all blocks.
 #[derive(Default)]
-pub(super) struct UnderWay {
-    blocks: HashMap<BlockKey, Incoming>,
+pub(super) struct Incoming {
+    blocks: HashMap<BlockKey, IncomingBlock>,
 }
 
-impl UnderWay {
+impl Incoming {
     /// True if another version of the block is still on its way.
     pub(super) fn has_other_version(&self, key: &BlockKey, version: u64) -> bool {
         self.blocks.get(key).is_some_and(|block| block.version != version)
@@ -101,7 +101,7 @@ impl UnderWay {
 
     /// Adds a fill that begins.
     pub(super) fn begin(&mut self, key: BlockKey, version: u64, fill: Fill) {
-        let block = self.blocks.entry(key).or_insert_with(|| Incoming {
+        let block = self.blocks.entry(key).or_insert_with(|| IncomingBlock {
             version,
             fills: SmallVec::new(),
             waiters: SmallVec::new(),
@@ -191,7 +191,7 @@ impl UnderWay {
     }
 }
 
-fn take_waiters(block: &mut Incoming, chunks: Chunks) -> Vec<Waiter> {
+fn take_waiters(block: &mut IncomingBlock, chunks: Chunks) -> Vec<Waiter> {
     let waiters = std::mem::take(&mut block.waiters).into_iter();
     let (concerned, others) =
         waiters.partition::<Vec<_>, _>(|waiter| waiter.needs.overlaps(chunks));
