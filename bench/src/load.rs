@@ -35,6 +35,14 @@ pub const CONNECTIONS_MAX: usize = 16_384;
 /// Most requests in flight on one connection. Guessed.
 pub const DEPTH_MAX: usize = 4096;
 
+/// Part of a run of a load generator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    WarmUp,
+    Measure,
+    Drain,
+}
+
 /// How a server is loaded.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadOptions<'a> {

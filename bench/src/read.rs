@@ -111,12 +111,12 @@ pub struct ReadReport {
     /// True if checksums were checked.
     pub verified: bool,
     /// Results of each size.
-    pub sizes: Vec<SizeReport>,
+    pub sizes: Vec<ReadSizeReport>,
 }
 
 /// Results of one size of reads.
 #[derive(Clone, Debug, Serialize)]
-pub struct SizeReport {
+pub struct ReadSizeReport {
     /// Size of each read in bytes.
     pub size: u32,
     /// What was measured.
@@ -198,7 +198,7 @@ pub fn read(options: &ReadOptions, mut progress: impl FnMut(&str)) -> Result<Rea
         } else {
             load::run(&mut wire, &addresses, &mut keys, &load)?
         };
-        report.sizes.push(SizeReport { size, result });
+        report.sizes.push(ReadSizeReport { size, result });
     }
     Ok(report)
 }
@@ -276,7 +276,7 @@ impl ReadReport {
             "client s/GB",
             "server s/GB",
         ]);
-        for SizeReport { size, result } in &self.sizes {
+        for ReadSizeReport { size, result } in &self.sizes {
             let latency = &result.latency;
             let cpu = |seconds: Option<f64>| {
                 seconds.map_or_else(|| "-".into(), |seconds| format!("{seconds:.3}"))
@@ -297,7 +297,7 @@ impl ReadReport {
             ]);
         }
         text.push_str(&table.render());
-        for SizeReport { size, result } in &self.sizes {
+        for ReadSizeReport { size, result } in &self.sizes {
             if result.unanswered > 0 {
                 let size = report::size(u64::from(*size));
                 let unanswered = result.unanswered;
@@ -310,7 +310,7 @@ impl ReadReport {
     /// Returns warnings: open loops in which most requests went unanswered.
     pub fn warnings(&self) -> Vec<String> {
         let overrun = self.sizes.iter().filter(|found| found.result.is_overrun());
-        let warning = |found: &SizeReport| {
+        let warning = |found: &ReadSizeReport| {
             let (size, result) = (report::size(u64::from(found.size)), &found.result);
             format!(
                 "{size}: {} of {} requests went unanswered: the rate is more than the node can do",

@@ -30,16 +30,16 @@ Examples:
   millrace admin mount datasets file:///mnt/datasets --replicas 2
   millrace admin pin datasets/hot
   millrace admin nodes --json | jq -r '.[].address'")]
-pub(crate) struct Args {
+pub(crate) struct AdminArgs {
     #[command(flatten)]
     node: NodeAddress,
     #[command(subcommand)]
-    verb: Verb,
+    verb: AdminVerb,
 }
 
 #[derive(Subcommand)]
-enum Verb {
-    Status(status::StatusArgs),
+enum AdminVerb {
+    Status(status::AdminStatusArgs),
     Nodes(status::NodesArgs),
     Drain(change::DrainArgs),
     Undrain(change::UndrainArgs),
@@ -51,28 +51,29 @@ enum Verb {
     Unpin(pins::UnpinArgs),
 }
 
-pub(crate) fn run(args: Args) -> Result<(), Failure> {
+pub(crate) fn run(args: AdminArgs) -> Result<(), Failure> {
     let runtime = fs::runtime()?;
     runtime.block_on(async move {
         let config = match &args.verb {
-            Verb::Status(_) | Verb::Nodes(_) | Verb::Mounts(_) | Verb::Pins(_) => {
-                ClientConfig::new()
-            }
+            AdminVerb::Status(_)
+            | AdminVerb::Nodes(_)
+            | AdminVerb::Mounts(_)
+            | AdminVerb::Pins(_) => ClientConfig::new(),
             _ => args.node.to_change()?,
         };
         let connected = Client::connect(args.node.address, config).await;
         let client = connected.map_err(fs::no_node)?;
         match args.verb {
-            Verb::Status(args) => status::status(&client, &args).await,
-            Verb::Nodes(args) => status::nodes(&client, &args),
-            Verb::Drain(args) => change::drain(&client, &args).await,
-            Verb::Undrain(args) => change::undrain(&client, &args).await,
-            Verb::Mounts(args) => status::mounts(&client, &args),
-            Verb::Mount(args) => change::mount(&client, &args).await,
-            Verb::Unmount(args) => change::unmount(&client, &args).await,
-            Verb::Pins(args) => pins::pins(&client, &args).await,
-            Verb::Pin(args) => pins::pin(&client, &args).await,
-            Verb::Unpin(args) => pins::unpin(&client, &args).await,
+            AdminVerb::Status(args) => status::status(&client, &args).await,
+            AdminVerb::Nodes(args) => status::nodes(&client, &args),
+            AdminVerb::Drain(args) => change::drain(&client, &args).await,
+            AdminVerb::Undrain(args) => change::undrain(&client, &args).await,
+            AdminVerb::Mounts(args) => status::mounts(&client, &args),
+            AdminVerb::Mount(args) => change::mount(&client, &args).await,
+            AdminVerb::Unmount(args) => change::unmount(&client, &args).await,
+            AdminVerb::Pins(args) => pins::pins(&client, &args).await,
+            AdminVerb::Pin(args) => pins::pin(&client, &args).await,
+            AdminVerb::Unpin(args) => pins::unpin(&client, &args).await,
         }
     })
 }

@@ -44,18 +44,18 @@ Examples:
   millrace bench scale --axes connections,blocks
   millrace bench coord --rivals zookeeper
   millrace bench ring --members 1000")]
-pub(crate) struct Args {
+pub(crate) struct BenchArgs {
     #[command(subcommand)]
-    verb: Verb,
+    verb: BenchVerb,
 }
 
 #[derive(Subcommand)]
-enum Verb {
+enum BenchVerb {
     Read(ReadArgs),
     Compare(CompareArgs),
-    Scale(scale::Args),
-    Coord(coord::Args),
-    Ring(ring::Args),
+    Scale(scale::BenchScaleArgs),
+    Coord(coord::BenchCoordArgs),
+    Ring(ring::BenchRingArgs),
 }
 
 /// Load a running node with random reads of its files.
@@ -234,13 +234,13 @@ struct CompareArgs {
     json: bool,
 }
 
-pub(crate) fn run(args: Args) -> Result<(), Failure> {
+pub(crate) fn run(args: BenchArgs) -> Result<(), Failure> {
     match args.verb {
-        Verb::Read(args) => run_read(args),
-        Verb::Compare(args) => run_compare(args),
-        Verb::Scale(args) => scale::run(args),
-        Verb::Coord(args) => coord::run(args),
-        Verb::Ring(args) => ring::run(args),
+        BenchVerb::Read(args) => run_read(args),
+        BenchVerb::Compare(args) => run_compare(args),
+        BenchVerb::Scale(args) => scale::run(args),
+        BenchVerb::Coord(args) => coord::run(args),
+        BenchVerb::Ring(args) => ring::run(args),
     }
 }
 

@@ -38,13 +38,13 @@ const READY: [&str; 2] = ["listening on ", "is serving ZooKeeper clients at "];
 #[command(after_help = "\
 Examples:
   millrace cluster up --dir /tmp/cluster")]
-pub(crate) struct Args {
+pub(crate) struct ClusterArgs {
     #[command(subcommand)]
-    verb: Verb,
+    verb: ClusterVerb,
 }
 
 #[derive(Subcommand)]
-enum Verb {
+enum ClusterVerb {
     Up(UpArgs),
 }
 
@@ -109,9 +109,9 @@ struct Member {
     child: Child,
 }
 
-pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+pub(crate) fn run(args: &ClusterArgs) -> Result<(), Failure> {
     match &args.verb {
-        Verb::Up(args) => up(args),
+        ClusterVerb::Up(args) => up(args),
     }
 }
 

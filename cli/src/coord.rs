@@ -36,16 +36,16 @@ Examples:
   millrace coord --data DIR --print-config > coord.toml
   millrace coord status --data DIR                         how that replica stands"
 )]
-pub(crate) struct Args {
+pub(crate) struct CoordArgs {
     #[command(flatten)]
-    serve: serve::Args,
+    serve: serve::ServeArgs,
     #[command(subcommand)]
-    verb: Option<Verb>,
+    verb: Option<CoordVerb>,
 }
 
 #[derive(Subcommand)]
-enum Verb {
-    Status(status::StatusArgs),
+enum CoordVerb {
+    Status(status::CoordStatusArgs),
     Members(status::MembersArgs),
     Add(change::AddArgs),
     Remove(change::RemoveArgs),
@@ -53,20 +53,20 @@ enum Verb {
     Snapshot(change::SnapshotArgs),
     Backup(data::BackupArgs),
     Restore(data::RestoreArgs),
-    Dump(dump::Args),
+    Dump(dump::DumpArgs),
 }
 
-pub(crate) fn run(args: Args) -> Result<(), Failure> {
+pub(crate) fn run(args: CoordArgs) -> Result<(), Failure> {
     match args.verb {
         None => serve::run(&args.serve),
-        Some(Verb::Status(args)) => status::run(&args),
-        Some(Verb::Members(args)) => status::run_members(&args),
-        Some(Verb::Add(args)) => change::add(&args),
-        Some(Verb::Remove(args)) => change::remove(&args),
-        Some(Verb::Transfer(args)) => change::transfer(&args),
-        Some(Verb::Snapshot(args)) => change::snapshot(&args),
-        Some(Verb::Backup(args)) => data::backup(&args),
-        Some(Verb::Restore(args)) => data::restore(&args),
-        Some(Verb::Dump(args)) => dump::run(&args),
+        Some(CoordVerb::Status(args)) => status::run(&args),
+        Some(CoordVerb::Members(args)) => status::run_members(&args),
+        Some(CoordVerb::Add(args)) => change::add(&args),
+        Some(CoordVerb::Remove(args)) => change::remove(&args),
+        Some(CoordVerb::Transfer(args)) => change::transfer(&args),
+        Some(CoordVerb::Snapshot(args)) => change::snapshot(&args),
+        Some(CoordVerb::Backup(args)) => data::backup(&args),
+        Some(CoordVerb::Restore(args)) => data::restore(&args),
+        Some(CoordVerb::Dump(args)) => dump::run(&args),
     }
 }

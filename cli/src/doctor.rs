@@ -16,7 +16,7 @@ use crate::output;
 Examples:
   millrace doctor
   millrace doctor --json | jq '.[] | select(.state != \"on\")'")]
-pub(crate) struct Args {
+pub(crate) struct DoctorArgs {
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
@@ -42,7 +42,7 @@ fn table(findings: &[Finding]) -> String {
     text
 }
 
-pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+pub(crate) fn run(args: &DoctorArgs) -> Result<(), Failure> {
     let findings = doctor::examine();
     if args.json {
         let report: Vec<_> = findings

@@ -50,7 +50,7 @@ Examples:
   millrace fs --node cache-1:7070 status
   millrace fs --node zk://coord-1:2181,coord-2:2181/millrace ls
   millrace fs --fallback-root /mnt/datasets cat datasets/train.csv")]
-pub(crate) struct Args {
+pub(crate) struct FsArgs {
     #[command(flatten)]
     node: NodeAddress,
     /// Read files below DIR, a directory of this machine, from there when no node of the cluster
@@ -58,7 +58,7 @@ pub(crate) struct Args {
     #[arg(long = "fallback-root", value_name = "DIR", display_order = 101, global = true)]
     fallback_roots: Vec<PathBuf>,
     #[command(subcommand)]
-    verb: Verb,
+    verb: FsVerb,
 }
 
 /// Which node is asked.
@@ -223,26 +223,26 @@ fn is_this_machine(host: &str, port: u16) -> bool {
 }
 
 #[derive(Subcommand)]
-enum Verb {
+enum FsVerb {
     Ls(list::LsArgs),
     Stat(list::StatArgs),
-    Cat(cat::Args),
-    Get(get::Args),
+    Cat(cat::CatArgs),
+    Get(get::GetArgs),
     Load(cache::LoadArgs),
     Free(cache::FreeArgs),
-    Status(status::Args),
+    Status(status::FsStatusArgs),
 }
 
-pub(crate) fn run(args: Args) -> Result<(), Failure> {
+pub(crate) fn run(args: FsArgs) -> Result<(), Failure> {
     let runtime = runtime()?;
     let config = match &args.verb {
-        Verb::Free(_) => args.node.to_change()?,
+        FsVerb::Free(_) => args.node.to_change()?,
         _ => ClientConfig::new(),
     };
     let config = ClientConfig {
         verify: match &args.verb {
-            Verb::Cat(args) => !args.no_verify,
-            Verb::Get(args) => !args.no_verify,
+            FsVerb::Cat(args) => !args.no_verify,
+            FsVerb::Get(args) => !args.no_verify,
             _ => true,
         },
         fallback_roots: whole(args.fallback_roots)?,
@@ -252,17 +252,17 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let result = runtime.block_on(async move {
         let client = Client::connect(address, config).await.map_err(no_node)?;
         match args.verb {
-            Verb::Ls(args) => list::ls(&client, &args).await,
-            Verb::Stat(args) => list::stat(&client, &args).await,
-            Verb::Cat(args) => cat::run(&client, &args).await,
+            FsVerb::Ls(args) => list::ls(&client, &args).await,
+            FsVerb::Stat(args) => list::stat(&client, &args).await,
+            FsVerb::Cat(args) => cat::run(&client, &args).await,
             // Stopped half-way it has files to remove, which happens when the future is dropped.
-            Verb::Get(args) => tokio::select! {
+            FsVerb::Get(args) => tokio::select! {
                 result = get::run(&client, &args) => result,
                 result = signals::interrupted() => result.and(Err(Failure::new("interrupted"))),
             },
-            Verb::Load(args) => cache::load(&client.with_deadline(LOAD_DEADLINE), &args).await,
-            Verb::Free(args) => cache::free(&client, &args).await,
-            Verb::Status(args) => status::run(&client, &args).await,
+            FsVerb::Load(args) => cache::load(&client.with_deadline(LOAD_DEADLINE), &args).await,
+            FsVerb::Free(args) => cache::free(&client, &args).await,
+            FsVerb::Status(args) => status::run(&client, &args).await,
         }
     });
     // This also waits for the writes of `get` that are under way, so that their files are removed, but

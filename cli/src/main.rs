@@ -63,14 +63,14 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    Quickstart(quickstart::Args),
-    Node(node::Args),
-    Coord(Box<coord::Args>),
-    Fs(fs::Args),
-    Admin(admin::Args),
-    Cluster(cluster::Args),
-    Bench(bench::Args),
-    Doctor(doctor::Args),
+    Quickstart(quickstart::QuickstartArgs),
+    Node(node::NodeArgs),
+    Coord(Box<coord::CoordArgs>),
+    Fs(fs::FsArgs),
+    Admin(admin::AdminArgs),
+    Cluster(cluster::ClusterArgs),
+    Bench(bench::BenchArgs),
+    Doctor(doctor::DoctorArgs),
     Completions(CompletionsArgs),
 }
 

@@ -50,7 +50,7 @@ Examples:
   millrace node --config millrace.toml";
 
 /// The flags of `millrace node`.
-pub(crate) struct Args {
+pub(crate) struct NodeArgs {
     config: Option<PathBuf>,
     print_config: bool,
     log_format: Option<LogFormat>,
@@ -58,7 +58,7 @@ pub(crate) struct Args {
     values: Vec<(String, String)>,
 }
 
-impl clap::Args for Args {
+impl clap::Args for NodeArgs {
     fn augment_args(command: Command) -> Command {
         let command = command
             .about("Serve a directory through a cache in memory")
@@ -111,17 +111,17 @@ impl clap::Args for Args {
     }
 
     fn augment_args_for_update(command: Command) -> Command {
-        Args::augment_args(command)
+        NodeArgs::augment_args(command)
     }
 }
 
-impl FromArgMatches for Args {
-    fn from_arg_matches(matches: &ArgMatches) -> Result<Args, clap::Error> {
+impl FromArgMatches for NodeArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<NodeArgs, clap::Error> {
         let value = |name: &'static str| {
             let texts: Vec<&str> = matches.get_many::<String>(name)?.map(String::as_str).collect();
             Some((name.to_owned(), texts.join(&LIST_SEPARATOR.to_string())))
         };
-        Ok(Args {
+        Ok(NodeArgs {
             config: matches.get_one("config").cloned(),
             print_config: matches.get_flag("print_config"),
             log_format: matches.get_one("log_format").copied(),
@@ -134,13 +134,13 @@ impl FromArgMatches for Args {
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        *self = Args::from_arg_matches(matches)?;
+        *self = NodeArgs::from_arg_matches(matches)?;
         Ok(())
     }
 }
 
 /// Serves until a signal.
-pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+pub(crate) fn run(args: &NodeArgs) -> Result<(), Failure> {
     let environment = environment(std::env::vars_os())?;
     let load = |extra: Option<(String, String)>| {
         let flags = args.values.iter().cloned().chain(extra).collect();

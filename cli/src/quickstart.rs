@@ -16,7 +16,7 @@ mod report;
 use crate::failure::Failure;
 use crate::signals::Signals;
 use crate::{fs, log, node, output};
-use report::Report;
+use report::QuickstartReport;
 
 /// The directory that is read where it has files: text of many small files, on most systems.
 const USUAL_DIRECTORY: &str = "/usr/share/doc";
@@ -34,7 +34,7 @@ Examples:
   millrace quickstart
   millrace quickstart ~/datasets --memory 4GiB
   millrace quickstart /data --keep              and serve it on, to try the other verbs")]
-pub(crate) struct Args {
+pub(crate) struct QuickstartArgs {
     /// Directory to read [default: /usr/share/doc, or where this program lies]
     #[arg(value_name = "DIR")]
     directory: Option<PathBuf>,
@@ -58,7 +58,7 @@ pub(crate) struct Args {
     json: bool,
 }
 
-pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+pub(crate) fn run(args: &QuickstartArgs) -> Result<(), Failure> {
     let directory = args.directory.clone().unwrap_or_else(usual_directory);
     if let Err(error) = std::fs::read_dir(&directory) {
         let message = format!("cannot read DIR {}: {error}", directory.display());
@@ -76,7 +76,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
 }
 
 /// Prints what was found, and serves on where that is asked for.
-fn show(report: &Report, args: &Args) -> Result<(), Failure> {
+fn show(report: &QuickstartReport, args: &QuickstartArgs) -> Result<(), Failure> {
     // From here on a signal ends the serving, not the process.
     let signals = (args.keep && report.is_proof()).then(Signals::install).transpose()?;
     let text = if args.json { output::json(report)? } else { report.verdict() };
@@ -116,7 +116,7 @@ fn holds_file(directory: &Path) -> bool {
 }
 
 /// Returns the settings of the node: its defaults, and the flags. The environment does not count.
-fn config(args: &Args, directory: &Path) -> Result<Config, Failure> {
+fn config(args: &QuickstartArgs, directory: &Path) -> Result<Config, Failure> {
     let flags = [
         ("source", Some(directory.display().to_string())),
         ("listen", Some(args.listen.clone())),
@@ -134,7 +134,7 @@ fn config(args: &Args, directory: &Path) -> Result<Config, Failure> {
 }
 
 /// Reads everything twice.
-async fn prove(node: &Node, config: &Config, is_quiet: bool) -> Result<Report, Failure> {
+async fn prove(node: &Node, config: &Config, is_quiet: bool) -> Result<QuickstartReport, Failure> {
     let client = Client::connect(node.address().to_string(), ClientConfig::new()).await?;
     let root = &config.source;
     let mut found = pass::find(&client, root).await?;
@@ -142,7 +142,7 @@ async fn prove(node: &Node, config: &Config, is_quiet: bool) -> Result<Report, F
         let message = format!("{} has no files to read", root.display());
         return Err(Failure::new(message).with_hint("name a directory that has some"));
     }
-    let mut report = Report::new(config, node, &client, &found);
+    let mut report = QuickstartReport::new(config, node, &client, &found);
     report.capacity_bytes = client.status().await?.counter("capacity_bytes");
     if !is_quiet {
         output::print(&report.head())?;

@@ -22,7 +22,7 @@ use crate::peers::{Admission, Peers, Resolver};
 use crate::replica::lists::ListError;
 use crate::replica::{AdminRequest, Replica, Setup};
 use crate::report::{Effect, Wanted};
-use crate::runtime::clients::{Clients, Limits};
+use crate::runtime::clients::{ClientLimits, Clients};
 use crate::runtime::{
     BELL, CLIENT_FIRST, CLIENT_LISTENER, Clock, Disk, Letter, LogThread, Mailbox, PEER_TOKENS,
     Report, Runtime, StateThread, mailbox,
@@ -285,13 +285,13 @@ fn listen_to_peers(config: &Config) -> Result<Option<TcpListener>, StartError> {
     listen(everywhere, PEER_BACKLOG).map(Some)
 }
 
-fn limits(config: &Config) -> Limits {
+fn limits(config: &Config) -> ClientLimits {
     let descriptors = raise_descriptors().saturating_sub(DESCRIPTORS_RESERVED).max(16);
     let configured = config.max_client_connections as u64;
     if configured > descriptors {
         tracing::warn!(configured, descriptors, "fewer connections than configured: see ulimit -n");
     }
-    Limits {
+    ClientLimits {
         message_max_bytes: config.max_message_bytes,
         per_address_max: u32::try_from(config.max_client_connections_per_ip).unwrap_or(u32::MAX),
         total_max: u32::try_from(configured.min(descriptors)).unwrap_or(u32::MAX),

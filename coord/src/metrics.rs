@@ -81,19 +81,19 @@ impl Latency {
 
 /// Sizes in bytes: the last one and the extremes. ZooKeeper shows -1 without one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Sizes {
+pub struct SizeFigures {
     pub last: i64,
     pub min: i64,
     pub max: i64,
 }
 
-impl Default for Sizes {
-    fn default() -> Sizes {
-        Sizes { last: -1, min: -1, max: -1 }
+impl Default for SizeFigures {
+    fn default() -> SizeFigures {
+        SizeFigures { last: -1, min: -1, max: -1 }
     }
 }
 
-impl Sizes {
+impl SizeFigures {
     /// Adds one size in bytes.
     pub fn record(&mut self, size: usize) {
         let size = i64::try_from(size).unwrap_or(i64::MAX);
@@ -114,7 +114,7 @@ macro_rules! metrics {
             $($(#[doc = $help])+ pub $name: u64,)+
             $($(#[doc = $latency_help])+ pub $latency: Latency,)+
             /// Bytes of the entries that this replica proposed.
-            pub proposal_bytes: Sizes,
+            pub proposal_bytes: SizeFigures,
         }
 
         impl Metrics {

@@ -61,7 +61,7 @@ pub(crate) struct Outputs {
 }
 
 /// Messages that wait for an append.
-struct Held {
+struct HeldMessages {
     number: u64,
     /// True if an append has this number. Otherwise it is done when those before it are.
     is_append: bool,
@@ -73,7 +73,7 @@ pub(crate) struct Consensus {
     node: RawNode<Window>,
     election_ticks: usize,
     seed: u64,
-    held: VecDeque<Held>,
+    held: VecDeque<HeldMessages>,
     durable_index: u64,
     /// Last index of each append on its way to the disk.
     appending: VecDeque<(u64, u64)>,
@@ -403,7 +403,7 @@ impl Consensus {
         outputs.restored = restored;
         let messages = ready.take_persisted_messages();
         if is_append || !self.held.is_empty() {
-            self.held.push_back(Held { number, is_append, messages });
+            self.held.push_back(HeldMessages { number, is_append, messages });
         } else {
             outputs.messages.extend(messages);
         }

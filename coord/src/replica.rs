@@ -29,7 +29,7 @@ use crate::metrics::Metrics;
 use crate::peers::Listed;
 use crate::raft::{Consensus, Outputs, Timing};
 use crate::state::{Changes, State};
-use crate::store::{Applied, Identity, LogReader, StoreError};
+use crate::store::{Applied, LogReader, StoreError, StoreIdentity};
 use crate::watch::WatchTable;
 
 mod admin;
@@ -50,7 +50,7 @@ mod snapshot;
 mod timers;
 
 use client::{Client, Phase};
-pub use event::{Action, AdminRequest, Checkpoint, ClientId, Company, Event, Now};
+pub use event::{Action, AdminRequest, Checkpoint, ClientId, Company, Event, Now, StateAction};
 use founding::Founding;
 use lists::Lists;
 use liveness::Liveness;
@@ -80,7 +80,7 @@ fn slot_of(tag: u64) -> usize {
 /// What a replica is made from.
 pub struct Setup {
     pub config: Config,
-    pub identity: Identity,
+    pub identity: StoreIdentity,
     /// Random. It distinguishes this process from earlier ones of the same replica, and is the seed
     /// of what chance decides.
     pub origin: u64,
@@ -100,12 +100,12 @@ pub struct Setup {
 
 /// Encoded commands on their way to a leader, one after another.
 #[derive(Default)]
-struct Outbox {
+struct CommandOutbox {
     bytes: Vec<u8>,
     lengths: VecDeque<usize>,
 }
 
-impl Outbox {
+impl CommandOutbox {
     fn push(&mut self, command: &Command<'_>) {
         let start = self.bytes.len();
         command.encode(&mut self.bytes);
@@ -168,7 +168,7 @@ impl Outbox {
 /// One replica.
 pub struct Replica {
     config: Config,
-    identity: Identity,
+    identity: StoreIdentity,
     origin: u64,
     secret: [u8; 32],
     consensus: Consensus,
@@ -189,7 +189,7 @@ pub struct Replica {
     unblocked: Vec<ClientId>,
 
     /// Commands of our clients and of this replica that no leader was given.
-    outbox: Outbox,
+    outbox: CommandOutbox,
     /// Commands of other replicas' clients, while we lead.
     forwarded: VecDeque<Vec<u8>>,
     forwarded_bytes: usize,
@@ -296,7 +296,7 @@ impl Replica {
             sessions_here: HashMap::new(),
             sends: Vec::new(),
             unblocked: Vec::new(),
-            outbox: Outbox::default(),
+            outbox: CommandOutbox::default(),
             forwarded: VecDeque::new(),
             forwarded_bytes: 0,
             forwards: HashMap::new(),
@@ -576,7 +576,7 @@ impl Replica {
             conf_state: self.consensus.conf_state().clone(),
             zxid: self.state.zxid(),
         };
-        actions.push(Action::Checkpoint { checkpoint });
+        actions.push(StateAction::Checkpoint { checkpoint }.into());
     }
 
     /// Notices a new leader, or the loss of one. Writes that the old one was given have no known

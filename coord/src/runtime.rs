@@ -21,7 +21,7 @@ use mio::{Events, Poll, Token};
 
 use crate::config::Config;
 use crate::peers::{PeerStatus, Peers, Resolved, Tokens};
-use crate::replica::{Action, AdminRequest, ClientId, Event, Now};
+use crate::replica::{Action, AdminRequest, ClientId, Event, Now, StateAction};
 use crate::report::{Effect, Snapshot, Wanted};
 use crate::socket::SHARED_SIZE;
 
@@ -74,9 +74,9 @@ pub(crate) enum Letter {
     /// The outcome of a look-up.
     Resolved(Resolved),
     /// A request of an operator to the replica.
-    Ask(AdminRequest, Answer),
+    Ask(AdminRequest, OperatorAnswer),
     /// Writes a copy of the state to a new file, for an operator.
-    Backup(std::path::PathBuf, Answer),
+    Backup(std::path::PathBuf, OperatorAnswer),
     /// Reports the state of the replica to an operator.
     Report(Wanted, flume::Sender<Report>),
     /// Resets figures, for an operator.
@@ -86,7 +86,7 @@ pub(crate) enum Letter {
 }
 
 /// The channel of a waiting operator.
-pub(crate) type Answer = flume::Sender<Result<String, String>>;
+pub(crate) type OperatorAnswer = flume::Sender<Result<String, String>>;
 
 /// The state of a replica, with what only the loop knows.
 #[derive(Debug, Clone)]
@@ -144,7 +144,7 @@ struct Pass {
     /// Actions in work.
     doing: Vec<Action>,
     /// Waiting operators, by ticket.
-    operators: Vec<(u64, Answer)>,
+    operators: Vec<(u64, OperatorAnswer)>,
     tickets: u64,
     /// The time at which a stopping replica ends in any case.
     stop_at_ms: Option<u64>,
@@ -276,7 +276,7 @@ impl<M: Machine> Runtime<M> {
         }
         if self.disk.room.is_log_pressed() && now.ms >= pass.relieve_at_ms {
             pass.relieve_at_ms = now.ms + RELIEVE_EVERY_MS;
-            self.state.ask(Action::FlushCheckpoint);
+            self.state.ask(StateAction::FlushCheckpoint);
         }
     }
 
@@ -360,7 +360,7 @@ impl<M: Machine> Runtime<M> {
                 }
             }
             Action::Stop { reason } => pass.failure = Some(reason),
-            action => self.state.ask(action),
+            Action::State(action) => self.state.ask(action),
         }
     }
 

@@ -33,7 +33,7 @@ use millrace_proto::zookeeper::record::PASSWORD_SIZE;
 use millrace_proto::zookeeper::{Error, Writer};
 use twox_hash::XxHash3_64;
 
-pub use self::changes::{Changes, Event};
+pub use self::changes::{Changes, WatchEvent};
 pub use self::outcome::{MultiResult, Outcome};
 pub use self::record::{LoadError, Loader, PutRecord};
 

@@ -43,7 +43,7 @@ mod tests;
 
 /// The owner of the data. Both parts get it at creation, and each open compares it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Identity {
+pub struct StoreIdentity {
     /// 0 before the replica joins an ensemble; then `adopt` sets it once.
     pub cluster_id: u64,
     pub replica_id: u64,
@@ -171,7 +171,7 @@ pub fn continuity(log: &dyn LogReader, applied: &Applied) -> Result<Continuity, 
 pub type Push<'a> = dyn FnMut(&[u8], &[u8]) -> Result<(), StoreError> + 'a;
 
 /// Changed records, each key at most once: a key and its new value, `None` for a deleted one.
-pub type Changes<'a, 'b> = dyn Iterator<Item = (&'b [u8], Option<&'b [u8]>)> + 'a;
+pub type RecordChanges<'a, 'b> = dyn Iterator<Item = (&'b [u8], Option<&'b [u8]>)> + 'a;
 
 /// The applied state, as records of a key (1 to [`KEY_SIZE_MAX`] bytes) and a value.
 pub trait StateStore: Send {
@@ -189,7 +189,7 @@ pub trait StateStore: Send {
     /// every write fails like this.
     fn commit(
         &mut self,
-        records: &mut Changes<'_, '_>,
+        records: &mut RecordChanges<'_, '_>,
         applied: &Applied,
     ) -> Result<(), StoreError>;
 

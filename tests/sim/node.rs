@@ -13,13 +13,13 @@ use millrace_coord::command::{Act, Command, Rules};
 use millrace_coord::config::members::{Member, config_lines};
 use millrace_coord::peers::{Admission, Known, Listed};
 use millrace_coord::replica::lists::{self, ListError};
-use millrace_coord::replica::{Action, Event, Now, Replica, Setup};
+use millrace_coord::replica::{Action, Event, Now, Replica, Setup, StateAction};
 use millrace_coord::runtime::{Begun, Keeper, load};
 use millrace_coord::state::{Changes, State};
 use millrace_coord::store::checkpoint::Limits;
 use millrace_coord::store::memory::{MemoryDisk, MemoryLog, Part};
 use millrace_coord::store::{
-    Append, Applied, Continuity, Identity, LogReader, LogStore, StateStore, continuity,
+    Append, Applied, Continuity, LogReader, LogStore, StateStore, StoreIdentity, continuity,
 };
 use millrace_proto::zookeeper::{Writer, create_mode, opcode};
 
@@ -32,7 +32,7 @@ const WALL_MS: i64 = 1_790_000_000_000;
 /// What the state thread is asked.
 #[derive(Debug)]
 enum Job {
-    Act(Action),
+    Act(StateAction),
     /// Make durable what is merged.
     Commit,
 }
@@ -202,7 +202,7 @@ impl Node {
         self.admission = Some(Admission::new(cluster_id, self.id, self.store_id, known));
         let setup = Setup {
             config: self.config(options),
-            identity: Identity { cluster_id, replica_id: self.id, store_id: self.store_id },
+            identity: StoreIdentity { cluster_id, replica_id: self.id, store_id: self.store_id },
             origin: chance,
             secret: [self.id as u8; 32],
             log: self.log.reader(),
@@ -387,7 +387,7 @@ impl Node {
         self.keeper.due_ms()
     }
 
-    pub(crate) fn ask(&mut self, action: Action) {
+    pub(crate) fn ask(&mut self, action: StateAction) {
         if Keeper::commits_before(&action) {
             self.jobs.push_back(Job::Commit);
         }
@@ -406,7 +406,7 @@ impl Node {
             return false;
         }
         while let Some(job) = self.jobs.pop_front() {
-            let is_merge = matches!(job, Job::Act(Action::Checkpoint { .. }));
+            let is_merge = matches!(job, Job::Act(StateAction::Checkpoint { .. }));
             let begun = self.begin(job, now_ms);
             if !is_merge {
                 self.work = Some(begun);

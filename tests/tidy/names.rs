@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use super::{Source, assert_tidy, rust_sources};
 
 /// Crates whose names are kept apart.
-const CRATES: [&str; 4] = ["proto", "ops", "node", "client"];
+const CRATES: [&str; 8] = ["proto", "ops", "node", "stores", "coord", "client", "bench", "cli"];
 /// Names that a crate declares twice on purpose.
 const TWICE: [(&str, &str); 2] = [
     // The same thing, for async callers and for those that block.

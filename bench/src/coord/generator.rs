@@ -20,7 +20,7 @@ use super::link::{Link, Received, Target};
 use super::operation::{Operation, Values};
 use super::session::{Outcome, Refusal, SESSION_TIMEOUT_MS, Sent};
 use super::system::System;
-use crate::load::Latency;
+use crate::load::{Latency, Phase};
 use crate::machine;
 use crate::sockets::{Poll, WAIT_NS, latencies};
 
@@ -105,7 +105,7 @@ pub(crate) fn run(
         load.outstanding
     );
     let mut work = || {
-        let mut generator = Generator::new(load, operations)?;
+        let mut generator = OperationGenerator::new(load, operations)?;
         generator.run()?;
         generator.close()
     };
@@ -115,16 +115,9 @@ pub(crate) fn run(
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    WarmUp,
-    Measure,
-    Drain,
-}
-
 /// CPU times and clock at one moment.
 #[derive(Clone, Copy, Default)]
-struct Reading {
+struct EnsembleReading {
     at_ns: u64,
     client_cpu_s: f64,
     server_cpu_s: f64,
@@ -140,7 +133,7 @@ struct Lane {
 }
 
 /// The results so far.
-struct Tally {
+struct OperationTally {
     is_measuring: bool,
     /// Everything that was answered, in any phase.
     answered: u64,
@@ -150,7 +143,7 @@ struct Tally {
     latency: Histogram<u64>,
 }
 
-impl Tally {
+impl OperationTally {
     #[inline]
     fn take(&mut self, sent: Sent, outcome: Outcome, now_ns: u64) {
         self.answered += 1;
@@ -165,7 +158,7 @@ impl Tally {
     }
 }
 
-struct Generator<'a, 'b> {
+struct OperationGenerator<'a, 'b> {
     load: &'a Load<'a>,
     operations: &'b mut dyn Iterator<Item = Operation>,
     is_exhausted: bool,
@@ -173,16 +166,16 @@ struct Generator<'a, 'b> {
     lanes: Vec<Lane>,
     buffer: Vec<u8>,
     origin: Instant,
-    tally: Tally,
-    begin: Reading,
-    end: Reading,
+    tally: OperationTally,
+    begin: EnsembleReading,
+    end: EnsembleReading,
 }
 
-impl<'a, 'b> Generator<'a, 'b> {
+impl<'a, 'b> OperationGenerator<'a, 'b> {
     fn new(
         load: &'a Load<'a>,
         operations: &'b mut dyn Iterator<Item = Operation>,
-    ) -> Result<Generator<'a, 'b>> {
+    ) -> Result<OperationGenerator<'a, 'b>> {
         let poll = Poll::new()?;
         let mut buffer = Vec::new();
         let count = load.connections.min(load.outstanding);
@@ -201,7 +194,7 @@ impl<'a, 'b> Generator<'a, 'b> {
             let depth = load.outstanding / count + usize::from(index < load.outstanding % count);
             lanes.push(Lane { link, depth, sent_ns: 0 });
         }
-        Ok(Generator {
+        Ok(OperationGenerator {
             load,
             operations,
             is_exhausted: false,
@@ -209,15 +202,15 @@ impl<'a, 'b> Generator<'a, 'b> {
             lanes,
             buffer,
             origin: Instant::now(),
-            tally: Tally {
+            tally: OperationTally {
                 is_measuring: false,
                 answered: 0,
                 operations: 0,
                 refused: BTreeMap::new(),
                 latency: latencies(),
             },
-            begin: Reading::default(),
-            end: Reading::default(),
+            begin: EnsembleReading::default(),
+            end: EnsembleReading::default(),
         })
     }
 
@@ -272,12 +265,16 @@ impl<'a, 'b> Generator<'a, 'b> {
         self.origin.elapsed().as_nanos() as u64
     }
 
-    fn read_clocks(&self) -> Result<Reading> {
+    fn read_clocks(&self) -> Result<EnsembleReading> {
         let mut server_cpu_s = 0.0;
         for &pid in self.load.pids {
             server_cpu_s += machine::process_cpu_s(pid)?;
         }
-        Ok(Reading { server_cpu_s, client_cpu_s: machine::thread_cpu_s(), at_ns: self.now_ns() })
+        Ok(EnsembleReading {
+            server_cpu_s,
+            client_cpu_s: machine::thread_cpu_s(),
+            at_ns: self.now_ns(),
+        })
     }
 
     /// Takes what has arrived on a connection, and sends what there is room for.
@@ -332,7 +329,7 @@ impl<'a, 'b> Generator<'a, 'b> {
     /// Ends the sessions; returns what was measured.
     fn close(self) -> Result<Measurement> {
         self.lanes.into_iter().for_each(|lane| lane.link.close());
-        let Tally { operations, refused, latency, .. } = self.tally;
+        let OperationTally { operations, refused, latency, .. } = self.tally;
         let seconds = (self.end.at_ns - self.begin.at_ns) as f64 / 1e9;
         let server_cpu_s = (self.end.server_cpu_s - self.begin.server_cpu_s).max(0.0);
         let per = |value: f64, by: f64| if by > 0.0 { value / by } else { 0.0 };

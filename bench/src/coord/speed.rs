@@ -51,7 +51,7 @@ pub struct Cell {
     /// Each service.
     pub services: Vec<ServiceReport>,
     /// Ours over each rival.
-    pub ratios: Vec<RatioReport>,
+    pub ratios: Vec<ServiceRatioReport>,
 }
 
 /// Medians over the rounds of one service.
@@ -81,7 +81,7 @@ pub struct ServiceReport {
 
 /// Medians of the ratios of each round, ours over a rival.
 #[derive(Clone, Debug, Serialize)]
-pub struct RatioReport {
+pub struct ServiceRatioReport {
     /// The rival.
     pub rival: System,
     /// Ratio of operations per second; above 1 ours is faster.
@@ -133,7 +133,7 @@ struct Bench<'a> {
 }
 
 /// A service that runs.
-struct Candidate {
+struct RunningService {
     ensemble: Ensemble,
     /// The first key that it was never asked to create.
     fresh_next: u32,
@@ -154,7 +154,7 @@ impl Bench<'_> {
             progress(&format!("{label}: preparing and warming up {name}"));
             super::prepare(&ensemble, self.options, self.values, self.znodes)
                 .with_context(|| format!("prepare {name}"))?;
-            let mut candidate = Candidate { ensemble, fresh_next: 0 };
+            let mut candidate = RunningService { ensemble, fresh_next: 0 };
             self.warm_up(&mut candidate).with_context(|| format!("warm {name} up"))?;
             candidates.push(candidate);
         }
@@ -171,7 +171,7 @@ impl Bench<'_> {
     }
 
     /// Runs every workload for its share of the time, with as much in flight as there will be.
-    fn warm_up(&self, candidate: &mut Candidate) -> Result<()> {
+    fn warm_up(&self, candidate: &mut RunningService) -> Result<()> {
         let outstanding = self.options.outstanding.iter().copied().max().unwrap_or(1);
         let seconds = self.options.warmup_seconds / self.options.workloads.len() as f64;
         if seconds > 0.0 {
@@ -184,7 +184,7 @@ impl Bench<'_> {
 
     fn cell(
         &self,
-        candidates: &mut [Candidate],
+        candidates: &mut [RunningService],
         outstanding: usize,
         workload: Workload,
         progress: &mut impl FnMut(&str),
@@ -218,13 +218,13 @@ impl Bench<'_> {
     /// Loads one service for `(warm-up, measured)` seconds, and deletes what that created.
     fn load(
         &self,
-        candidate: &mut Candidate,
+        candidate: &mut RunningService,
         outstanding: usize,
         workload: Workload,
         seed: u64,
         (warmup_seconds, seconds): (f64, f64),
     ) -> Result<Measurement> {
-        let Candidate { ensemble, fresh_next } = candidate;
+        let RunningService { ensemble, fresh_next } = candidate;
         let addresses = ensemble.addresses_leader_last()?;
         let pids = ensemble.pids();
         let load = Load {
@@ -274,7 +274,7 @@ impl ServiceReport {
 }
 
 /// Returns the ratios of ours, if it is there, to each rival.
-fn ratios(services: &[ServiceReport]) -> Vec<RatioReport> {
+fn ratios(services: &[ServiceReport]) -> Vec<ServiceRatioReport> {
     let (ours, rivals): (Vec<_>, Vec<_>) =
         services.iter().partition(|service| service.system == System::Millrace);
     let Some(ours) = ours.first() else {
@@ -283,7 +283,7 @@ fn ratios(services: &[ServiceReport]) -> Vec<RatioReport> {
     let ratio = |rival: &ServiceReport, value: fn(&Measurement) -> f64| {
         median_ratio(ours.rounds.iter().map(value), rival.rounds.iter().map(value))
     };
-    let over = |rival: &&ServiceReport| RatioReport {
+    let over = |rival: &&ServiceReport| ServiceRatioReport {
         rival: rival.system,
         operations_per_s: ratio(rival, |round| round.operations_per_s),
         p99: ratio(rival, |round| round.latency.p99_us),

@@ -13,7 +13,7 @@ use rustix::event::epoll;
 
 use super::connection::{Connection, Incoming};
 use super::schedule::Schedule;
-use super::{Check, LoadOptions, Measured};
+use super::{Check, LoadOptions, Measured, Phase};
 use crate::address::{Address, Stream};
 use crate::keys::Keys;
 use crate::machine;
@@ -33,13 +33,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const OPEN_DRAIN_NS_MAX: u64 = 3_000_000_000;
 /// Draws until a connection takes a key of another lane, for each lane.
 const DRAWS_PER_LANE_MAX: usize = 64;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    WarmUp,
-    Measure,
-    Drain,
-}
 
 /// CPU times and clock at one moment.
 #[derive(Clone, Copy, Default)]

@@ -18,7 +18,7 @@ pub struct Memcached {
 
 /// Where in a reply a connection is.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
-pub struct Stage {
+pub struct MemcachedStage {
     /// Values whose payload has begun.
     values: usize,
     /// True if what comes next stands after a payload.
@@ -37,7 +37,7 @@ impl Memcached {
 }
 
 impl Wire for Memcached {
-    type Stage = Stage;
+    type Stage = MemcachedStage;
     const IN_ORDER: bool = true;
 
     #[inline]
@@ -51,7 +51,7 @@ impl Wire for Memcached {
     }
 
     #[inline]
-    fn step(&self, stage: &mut Stage, bytes: &[u8]) -> Result<Option<Step>> {
+    fn step(&self, stage: &mut MemcachedStage, bytes: &[u8]) -> Result<Option<Step>> {
         let mut step = Step { head: 0, payload: None, part: 0, slot: None, done: false };
         if stage.trailer {
             let last = stage.values == self.batch;

@@ -19,7 +19,7 @@ pub struct Redis {
 
 /// Where in a reply a connection is.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
-pub enum Stage {
+pub enum RedisStage {
     /// At the start of a reply.
     #[default]
     Start,
@@ -46,7 +46,7 @@ impl Redis {
 }
 
 impl Wire for Redis {
-    type Stage = Stage;
+    type Stage = RedisStage;
     const IN_ORDER: bool = true;
 
     #[inline]
@@ -60,9 +60,9 @@ impl Wire for Redis {
     }
 
     #[inline]
-    fn step(&self, stage: &mut Stage, bytes: &[u8]) -> Result<Option<Step>> {
+    fn step(&self, stage: &mut RedisStage, bytes: &[u8]) -> Result<Option<Step>> {
         let mut step = Step { head: 2, payload: None, part: 0, slot: None, done: false };
-        if let Stage::Trailer(part) = *stage {
+        if let RedisStage::Trailer(part) = *stage {
             match starts(bytes, b"\r\n") {
                 None => return Ok(None),
                 Some(false) => bail!("redis: no line end behind the value"),
@@ -70,7 +70,7 @@ impl Wire for Redis {
             }
             step.part = part;
             step.done = part + 1 == self.batch;
-            *stage = if step.done { Stage::Start } else { Stage::Length(part + 1) };
+            *stage = if step.done { RedisStage::Start } else { RedisStage::Length(part + 1) };
             return Ok(Some(step));
         }
         let Some(line) = line(bytes)? else {
@@ -78,18 +78,18 @@ impl Wire for Redis {
         };
         step.head = line.len() + 2;
         let part = match *stage {
-            Stage::Start if self.batch > 1 => {
+            RedisStage::Start if self.batch > 1 => {
                 ensure!(
                     line.first() == Some(&b'*') && number(&line[1..]) == Some(self.batch),
                     "redis did not answer a batch of {} but {:?}",
                     self.batch,
                     preview(line)
                 );
-                *stage = Stage::Length(0);
+                *stage = RedisStage::Length(0);
                 return Ok(Some(step));
             }
-            Stage::Start => 0,
-            Stage::Length(part) | Stage::Trailer(part) => part,
+            RedisStage::Start => 0,
+            RedisStage::Length(part) | RedisStage::Trailer(part) => part,
         };
         if line.first() != Some(&b'$') {
             bail!("redis answered {:?}", preview(line));
@@ -99,7 +99,7 @@ impl Wire for Redis {
         };
         step.part = part;
         step.payload = Some(length);
-        *stage = Stage::Trailer(part);
+        *stage = RedisStage::Trailer(part);
         Ok(Some(step))
     }
 }

@@ -21,7 +21,7 @@ Examples:
   millrace admin status
   millrace admin status --watch
   millrace admin status --json | jq '.nodes[] | select(.state != \"active\")'")]
-pub(super) struct StatusArgs {
+pub(super) struct AdminStatusArgs {
     /// Look again every second
     #[arg(long)]
     watch: bool,
@@ -81,7 +81,7 @@ struct NodeReport {
 
 /// A cluster in a report.
 #[derive(Serialize)]
-struct Report {
+struct ClusterReport {
     cluster: String,
     epoch: u64,
     master: Option<String>,
@@ -92,7 +92,7 @@ struct Report {
     nodes: Vec<NodeReport>,
 }
 
-pub(super) async fn status(client: &Client, args: &StatusArgs) -> Result<(), Failure> {
+pub(super) async fn status(client: &Client, args: &AdminStatusArgs) -> Result<(), Failure> {
     loop {
         let report = report(client).await?;
         if args.json && args.watch {
@@ -110,7 +110,7 @@ pub(super) async fn status(client: &Client, args: &StatusArgs) -> Result<(), Fai
     }
 }
 
-async fn report(client: &Client) -> Result<Report, Failure> {
+async fn report(client: &Client) -> Result<ClusterReport, Failure> {
     let statuses = client.statuses().await;
     let ClusterInfo { id, epoch, master, members, .. } = cluster(client)?;
     let nodes: Vec<_> = members
@@ -122,7 +122,7 @@ async fn report(client: &Client) -> Result<Report, Failure> {
         .collect();
     let sum = |figure: fn(&NodeReport) -> u64| nodes.iter().map(figure).sum::<u64>();
     let (hits, misses) = (sum(|node| node.hit_count), sum(|node| node.miss_count));
-    Ok(Report {
+    Ok(ClusterReport {
         cluster: id,
         epoch,
         master,
@@ -162,7 +162,7 @@ fn node(member: MemberInfo, status: Option<&Result<NodeStatus, Error>>) -> NodeR
     }
 }
 
-fn render(report: &Report, sizes: Sizes) -> String {
+fn render(report: &ClusterReport, sizes: Sizes) -> String {
     let mut table = Table::new(&[
         Align::Left,
         Align::Left,
@@ -299,7 +299,7 @@ mod tests {
             member.server = "millrace/0".into();
             member
         };
-        let report = Report {
+        let report = ClusterReport {
             cluster: "c".into(),
             epoch: 7,
             master: Some("b".into()),

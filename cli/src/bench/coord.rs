@@ -32,7 +32,7 @@ Examples:
   millrace bench coord --replicas 1 --outstanding 256 --workloads set,get --rivals zookeeper
   millrace bench coord --memory
   millrace bench coord --failover --kills 20 --json")]
-pub(super) struct Args {
+pub(super) struct BenchCoordArgs {
     /// Measure the memory of one replica with a million keys instead
     #[arg(long, conflicts_with = "failover")]
     memory: bool,
@@ -120,7 +120,7 @@ pub(super) struct Args {
     json: bool,
 }
 
-impl Args {
+impl BenchCoordArgs {
     fn options(self) -> CoordOptions {
         CoordOptions {
             ours: !self.rivals_only,
@@ -148,7 +148,7 @@ impl Args {
     }
 }
 
-pub(super) fn run(args: Args) -> Result<(), Failure> {
+pub(super) fn run(args: BenchCoordArgs) -> Result<(), Failure> {
     let cpus = [("--server-cpu", args.server_cpu), ("--client-cpu", args.client_cpu)];
     for (flag, cpu) in cpus {
         cpu.map_or(Ok(()), |cpu| check_cpu(flag, cpu))?;
@@ -198,7 +198,7 @@ mod tests {
     #[derive(Parser)]
     struct Line {
         #[command(flatten)]
-        args: Args,
+        args: BenchCoordArgs,
     }
 
     fn parse(flags: &[&str]) -> Result<CoordOptions, clap::Error> {

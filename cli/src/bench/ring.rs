@@ -24,7 +24,7 @@ Examples:
   millrace bench ring --members 5,50,500
   millrace bench ring --members 10000 --blocks 10000000
   millrace bench ring --members 100,1000 --blocks 1000000,10000000 --json")]
-pub(super) struct Args {
+pub(super) struct BenchRingArgs {
     /// Members of a cluster; simulated one after the other
     #[arg(long, value_name = "COUNT", value_delimiter = ',', value_parser = members(),
         allow_negative_numbers = true, default_value = "10,100,1000,10000")]
@@ -46,7 +46,7 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(args: Args) -> Result<(), Failure> {
+pub(super) fn run(args: BenchRingArgs) -> Result<(), Failure> {
     let (members, blocks) = (args.members.len(), args.blocks.len());
     if blocks > 1 && blocks != members {
         return Err(Failure::usage(format!(
@@ -78,10 +78,10 @@ mod tests {
 
     use super::*;
 
-    fn parse(arguments: &[&str]) -> Result<Args, clap::Error> {
-        let command = Args::augment_args(clap::Command::new("ring"));
+    fn parse(arguments: &[&str]) -> Result<BenchRingArgs, clap::Error> {
+        let command = BenchRingArgs::augment_args(clap::Command::new("ring"));
         let matches = command.try_get_matches_from([&["ring"], arguments].concat())?;
-        Args::from_arg_matches(&matches)
+        BenchRingArgs::from_arg_matches(&matches)
     }
 
     #[test]

@@ -31,7 +31,7 @@ Examples:
   millrace bench scale
   millrace bench scale --axes connections --connections 10,100,1000,5000
   millrace bench scale --axes blocks --memory 64GiB --json")]
-pub(super) struct Args {
+pub(super) struct BenchScaleArgs {
     /// What grows
     #[arg(long, value_delimiter = ',', value_parser = axes(),
         default_value = "shards,connections,blocks")]
@@ -85,7 +85,7 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(args: Args) -> Result<(), Failure> {
+pub(super) fn run(args: BenchScaleArgs) -> Result<(), Failure> {
     let options = ScaleOptions {
         axes: args.axes,
         shards_max: args.shards,
@@ -123,8 +123,9 @@ mod tests {
 
     #[test]
     fn defaults_told_as_text_are_those_of_the_harness() {
-        let matches = Args::augment_args(clap::Command::new("scale")).get_matches_from(["scale"]);
-        let args = Args::from_arg_matches(&matches).unwrap();
+        let matches =
+            BenchScaleArgs::augment_args(clap::Command::new("scale")).get_matches_from(["scale"]);
+        let args = BenchScaleArgs::from_arg_matches(&matches).unwrap();
         let defaults = ScaleOptions::default();
         assert_eq!(args.axes, defaults.axes);
         assert_eq!(args.connections, defaults.connections);

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use millrace_coord::admin::offline::{self, Node, Offline};
+use millrace_coord::admin::offline::{self, Offline, OfflineNode};
 use millrace_proto::zookeeper::Stat;
 use serde_json::{Value, json};
 
@@ -30,7 +30,7 @@ Examples:
   millrace coord dump --data /var/lib/coord
   millrace coord dump /backup/coord-2026-09-01 > /dev/null && echo sound
   millrace coord dump FILE --json | jq -r 'select(.kind == \"node\") | .path'")]
-pub(super) struct Args {
+pub(super) struct DumpArgs {
     /// Data directory of a replica that does not run
     #[arg(long = "data", visible_alias = "data-dir", value_name = "DIR")]
     directory: Option<PathBuf>,
@@ -48,9 +48,9 @@ pub(super) struct Args {
 
 /// Lines on their way to stdout.
 #[derive(Default)]
-struct Lines(String);
+struct DumpOutput(String);
 
-impl Lines {
+impl DumpOutput {
     fn push(&mut self, line: &str) -> Result<(), Failure> {
         self.0.push_str(line);
         self.0.push('\n');
@@ -64,7 +64,7 @@ impl Lines {
     }
 }
 
-pub(super) fn run(args: &Args) -> Result<(), Failure> {
+pub(super) fn run(args: &DumpArgs) -> Result<(), Failure> {
     let (path, loaded) = match (&args.file, &args.directory) {
         (Some(file), _) => (file, offline::open_backup(file)),
         (None, Some(directory)) => (directory, offline::open(directory)),
@@ -74,7 +74,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     if offline.unsettled_count > 0 {
         output::note(&unsettled(offline.unsettled_count));
     }
-    let mut lines = Lines::default();
+    let mut lines = DumpOutput::default();
     for (id, session) in offline.state.sessions() {
         let ephemerals = offline.state.ephemerals(id);
         lines.push(&match args.json {
@@ -96,7 +96,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     lines.flush()
 }
 
-fn node_line(node: &Node<'_>) -> String {
+fn node_line(node: &OfflineNode<'_>) -> String {
     let Stat { czxid, mzxid, pzxid, mtime, version, cversion, aversion, .. } = node.stat;
     let owner = match node.stat.ephemeral_owner {
         0 => String::new(),
@@ -126,7 +126,7 @@ fn preview(data: &[u8]) -> String {
     format!("{length} \"{}\"{more}", output::visible(&text[..end]))
 }
 
-fn node_json(node: &Node<'_>) -> Value {
+fn node_json(node: &OfflineNode<'_>) -> Value {
     let stat = &node.stat;
     let acl = node
         .acl

@@ -34,7 +34,7 @@ const REPORT_WAIT: Duration = Duration::from_secs(5);
 const SERVING_POLL: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
 
 /// The flags of a replica.
-pub(super) struct Args {
+pub(super) struct ServeArgs {
     zoo_cfg: Option<PathBuf>,
     config: Option<PathBuf>,
     /// Java's `-Dname=value`.
@@ -46,7 +46,7 @@ pub(super) struct Args {
     values: Vec<(String, String)>,
 }
 
-impl clap::Args for Args {
+impl clap::Args for ServeArgs {
     fn augment_args(command: Command) -> Command {
         let command = command
             .arg(
@@ -103,18 +103,18 @@ impl clap::Args for Args {
     }
 
     fn augment_args_for_update(command: Command) -> Command {
-        Args::augment_args(command)
+        ServeArgs::augment_args(command)
     }
 }
 
-impl FromArgMatches for Args {
-    fn from_arg_matches(matches: &ArgMatches) -> Result<Args, clap::Error> {
+impl FromArgMatches for ServeArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<ServeArgs, clap::Error> {
         let value = |name: &'static str| {
             let text = matches.get_one::<String>(name)?;
             Some((name.to_owned(), text.clone()))
         };
         let properties = matches.get_many::<String>("property").unwrap_or_default();
-        Ok(Args {
+        Ok(ServeArgs {
             zoo_cfg: matches.get_one(ZOO_CFG).cloned(),
             config: matches.get_one("config").cloned(),
             properties: properties
@@ -130,12 +130,12 @@ impl FromArgMatches for Args {
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        *self = Args::from_arg_matches(matches)?;
+        *self = ServeArgs::from_arg_matches(matches)?;
         Ok(())
     }
 }
 
-impl Args {
+impl ServeArgs {
     fn load(&self) -> Result<Config, Failure> {
         let source = match (&self.zoo_cfg, &self.config) {
             (Some(file), _) => Source::ZooKeeper { file, properties: &self.properties },
@@ -164,7 +164,7 @@ impl Args {
 }
 
 /// Serves until a signal, or until the replica cannot go on.
-pub(super) fn run(args: &Args) -> Result<(), Failure> {
+pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
     if args.print_config {
         return print_config(args);
     }
@@ -245,7 +245,7 @@ fn refused_to_start(error: &StartError) -> Failure {
     }
 }
 
-fn print_config(args: &Args) -> Result<(), Failure> {
+fn print_config(args: &ServeArgs) -> Result<(), Failure> {
     let is_given = args.values.iter().any(|(name, _)| name == "data_dir");
     let has_file = args.zoo_cfg.is_some() || args.config.is_some();
     if is_given || has_file {

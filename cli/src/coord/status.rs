@@ -27,7 +27,7 @@ Examples:
   millrace coord status --data /var/lib/coord
   millrace coord status --admin 10.0.0.1:8080 --watch
   millrace coord status --data DIR --json | jq .members")]
-pub(super) struct StatusArgs {
+pub(super) struct CoordStatusArgs {
     #[command(flatten)]
     replica: Replica,
     /// Print one JSON document
@@ -52,7 +52,7 @@ pub(super) struct MembersArgs {
     json: bool,
 }
 
-pub(super) fn run(args: &StatusArgs) -> Result<(), Failure> {
+pub(super) fn run(args: &CoordStatusArgs) -> Result<(), Failure> {
     loop {
         let status = look(&args.replica)?;
         match (args.json, args.watch) {

@@ -25,7 +25,7 @@ Examples:
   millrace fs cat train.csv --range 0-999       the first 1000 bytes
   millrace fs cat train.csv --range -100        the last 100
   millrace fs cat disk.img --offset 1GiB --length 4KiB | xxd")]
-pub(super) struct Args {
+pub(super) struct CatArgs {
     /// The file
     path: String,
     /// Where to begin, at most at the end of the file
@@ -88,7 +88,7 @@ impl FromStr for Span {
     }
 }
 
-pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
+pub(super) async fn run(client: &Client, args: &CatArgs) -> Result<(), Failure> {
     let path = walk::clean(&args.path);
     let file = client.stat(&path).await.map_err(|error| Failure::at_path(&path, &error))?;
     if file.kind == Kind::Directory {

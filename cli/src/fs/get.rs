@@ -41,7 +41,7 @@ Examples:
   millrace fs get datasets/train.csv copy.csv
   millrace fs get -r datasets ./datasets
   millrace fs get -r datasets ./datasets --json")]
-pub(super) struct Args {
+pub(super) struct GetArgs {
     /// File or directory of the node
     source: String,
     /// Where to put it
@@ -67,35 +67,37 @@ struct GetTotal {
 }
 
 /// Why one file was not copied.
-enum Trouble {
+enum CopyError {
     /// The node did not give it.
     Read(Error),
     /// It could not be written.
     Write(PathBuf, io::Error),
 }
 
-impl Trouble {
+impl CopyError {
     /// Returns the failure of the whole command, if the other files would fail too.
     fn fatal(&self, path: &str) -> Option<Failure> {
         match self {
-            Trouble::Read(error) if is_about_path(error) => None,
-            Trouble::Read(error) => Some(Failure::at_path(path, error)),
-            Trouble::Write(target, error) if error.kind() == io::ErrorKind::StorageFull => {
+            CopyError::Read(error) if is_about_path(error) => None,
+            CopyError::Read(error) => Some(Failure::at_path(path, error)),
+            CopyError::Write(target, error) if error.kind() == io::ErrorKind::StorageFull => {
                 Some(Failure::new(format!("cannot write {}: {error}", target.display())))
             }
-            Trouble::Write(..) => None,
+            CopyError::Write(..) => None,
         }
     }
 
     fn text(&self, path: &str) -> String {
         match self {
-            Trouble::Read(error) => format!("{}: {error}", shown(path)),
-            Trouble::Write(target, error) => format!("cannot write {}: {error}", target.display()),
+            CopyError::Read(error) => format!("{}: {error}", shown(path)),
+            CopyError::Write(target, error) => {
+                format!("cannot write {}: {error}", target.display())
+            }
         }
     }
 }
 
-pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
+pub(super) async fn run(client: &Client, args: &GetArgs) -> Result<(), Failure> {
     let source = walk::clean(&args.source);
     let found = walk::find(client, &source, args.recursive).await?;
     let started = Instant::now();
@@ -126,7 +128,7 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
         output::note(&format!("{circles} left out: to a directory above itself"));
     }
     let (mut file_count, mut copied_bytes) = (0, 0);
-    let done = |(file, result): (File, Result<u64, Trouble>)| {
+    let done = |(file, result): (File, Result<u64, CopyError>)| {
         let trouble = match result {
             Ok(bytes) => {
                 file_count += 1;
@@ -200,10 +202,10 @@ async fn copy(
     file: &File,
     target: &Path,
     bar: &ProgressBar,
-) -> Result<u64, Trouble> {
+) -> Result<u64, CopyError> {
     match copy_version(client, file, target, bar).await {
-        Err(Trouble::Read(Error::Stale { .. })) => {
-            let newer = client.stat(&file.path).await.map_err(Trouble::Read)?;
+        Err(CopyError::Read(Error::Stale { .. })) => {
+            let newer = client.stat(&file.path).await.map_err(CopyError::Read)?;
             copy_version(client, &newer, target, bar).await
         }
         result => result,
@@ -215,8 +217,8 @@ async fn copy_version(
     file: &File,
     target: &Path,
     bar: &ProgressBar,
-) -> Result<u64, Trouble> {
-    let trouble = |error| Trouble::Write(target.to_owned(), error);
+) -> Result<u64, CopyError> {
+    let trouble = |error| CopyError::Write(target.to_owned(), error);
     let part = Arc::new(blocking(target, part_file).await.map_err(trouble)?);
     let block_size = u64::from(file.block_size);
     let window = jobs::window(FILE_WINDOW_BYTES_MAX, block_size, 1, FILE_WINDOW_MAX);
@@ -224,10 +226,10 @@ async fn copy_version(
     let start = |(offset, length)| {
         let (client, file, part) = (client.clone(), file.clone(), part.clone());
         async move {
-            let bytes = client.read(&file, offset, length).await.map_err(Step::Read)?;
+            let bytes = client.read(&file, offset, length).await.map_err(PieceError::Read)?;
             let count = bytes.len() as u64;
-            write(part, bytes, offset).await.map_err(Step::Write)?;
-            if count == length { Ok(count) } else { Err(Step::Short) }
+            write(part, bytes, offset).await.map_err(PieceError::Write)?;
+            if count == length { Ok(count) } else { Err(PieceError::Short) }
         }
     };
     let done = |result| match result {
@@ -245,10 +247,10 @@ async fn copy_version(
     let ended = jobs::for_each(all, window, start, done).await;
     match (outcome, ended) {
         (Ok(()), Ok(())) => {}
-        (Err(Step::Read(error)), _) => return Err(Trouble::Read(error)),
-        (Err(Step::Write(error)), _) => return Err(trouble(error)),
-        (Err(Step::Short) | Ok(()), _) => {
-            return Err(Trouble::Read(Error::Stale { path: file.path.clone() }));
+        (Err(PieceError::Read(error)), _) => return Err(CopyError::Read(error)),
+        (Err(PieceError::Write(error)), _) => return Err(trouble(error)),
+        (Err(PieceError::Short) | Ok(()), _) => {
+            return Err(CopyError::Read(Error::Stale { path: file.path.clone() }));
         }
     }
     // Every job has ended, so this is the only owner left.
@@ -259,7 +261,7 @@ async fn copy_version(
 }
 
 /// What went wrong with one piece.
-enum Step {
+enum PieceError {
     Read(Error),
     Write(io::Error),
     Short,

@@ -58,7 +58,7 @@ pub(super) struct StatArgs {
 
 /// What a script reads of an entry. Id and version are text: they may not fit the numbers of JSON.
 #[derive(Serialize)]
-struct Document<'a> {
+struct EntryDocument<'a> {
     path: &'a str,
     kind: &'static str,
     length: u64,
@@ -163,7 +163,7 @@ fn lines(entries: &[Entry], args: &LsArgs, label: impl Fn(&Entry) -> String) -> 
 }
 
 fn print_line(path: &str, entry: &Entry) -> Result<(), Failure> {
-    output::print_json_line(&Document {
+    output::print_json_line(&EntryDocument {
         path,
         kind: kind_name(entry.kind),
         length: entry.length,
@@ -179,7 +179,7 @@ pub(super) async fn stat(client: &Client, args: &StatArgs) -> Result<(), Failure
     let path = walk::clean(&args.path);
     let file = client.stat(&path).await.map_err(|error| Failure::at_path(&path, &error))?;
     if args.json {
-        return output::print_json(&Document {
+        return output::print_json(&EntryDocument {
             path: &file.path,
             kind: kind_name(file.kind),
             length: file.length,

@@ -18,7 +18,7 @@ use crate::output::{self, Align, Sizes, Table};
 Examples:
   millrace fs status
   millrace fs status --json | jq .counters.hit_count")]
-pub(super) struct Args {
+pub(super) struct FsStatusArgs {
     /// Print exact sizes
     #[arg(long)]
     bytes: bool,
@@ -28,20 +28,20 @@ pub(super) struct Args {
 }
 
 #[derive(Serialize)]
-struct Document<'a> {
+struct StatusDocument<'a> {
     server: &'a str,
     uptime_ms: u64,
     shard_count: u32,
     counters: Map<String, serde_json::Value>,
 }
 
-pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
+pub(super) async fn run(client: &Client, args: &FsStatusArgs) -> Result<(), Failure> {
     let status = client.status().await?;
     if !args.json {
         return output::print(&describe(&status, Sizes::exact_if(args.bytes)));
     }
     let counters = status.counters.iter();
-    output::print_json(&Document {
+    output::print_json(&StatusDocument {
         server: &status.server,
         uptime_ms: u64::try_from(status.uptime.as_millis()).unwrap_or(u64::MAX),
         shard_count: status.shard_count,

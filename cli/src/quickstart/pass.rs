@@ -38,7 +38,7 @@ const LATENCY_MAX_NS: u64 = 3600 * 1_000_000_000;
 
 /// What the node lists.
 #[derive(Default)]
-pub(super) struct Found {
+pub(super) struct Listed {
     pub(super) samples: Vec<Sample>,
     /// Directories that could not be listed, with the reason.
     pub(super) unreadable: Vec<(String, String)>,
@@ -50,12 +50,12 @@ pub(super) struct Found {
 /// One file that is read, and what is wrong with it: nothing while every byte was that of the source.
 pub(super) struct Sample {
     pub(super) file: File,
-    pub(super) trouble: Option<Trouble>,
+    pub(super) trouble: Option<FileTrouble>,
 }
 
 /// What is wrong with a file.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Trouble {
+pub(super) enum FileTrouble {
     /// It changed while it was read.
     Changed,
     /// It cannot be read, for this reason.
@@ -94,8 +94,8 @@ struct Piece {
 ///
 /// # Errors
 /// If the node is lost.
-pub(super) async fn find(client: &Client, root: &Path) -> Result<Found, Failure> {
-    let mut found = Found::default();
+pub(super) async fn find(client: &Client, root: &Path) -> Result<Listed, Failure> {
+    let mut found = Listed::default();
     let mut walk = Walk::new(client, "");
     while let Some(step) = walk.next().await? {
         match step {
@@ -208,13 +208,13 @@ async fn judge(
     file: &File,
     piece: Piece,
     result: Result<Bytes, Error>,
-) -> Result<Option<Trouble>, Failure> {
+) -> Result<Option<FileTrouble>, Failure> {
     let offset = match result {
         Ok(bytes) => match difference(&root.join(&*file.path), piece, &bytes) {
             Ok(None) => return Ok(None),
             Ok(Some(offset)) => offset,
             Err(error) => {
-                return Ok(Some(Trouble::Unreadable(format!("at the source: {error}"))));
+                return Ok(Some(FileTrouble::Unreadable(format!("at the source: {error}"))));
             }
         },
         // The node's bytes were damaged twice, which is the clearest failure.
@@ -223,17 +223,17 @@ async fn judge(
     };
     // Perhaps the file changed since it was read, which the node sees when it looks again.
     match client.stat(&file.path).await {
-        Ok(now) if now.version == file.version => Ok(Some(Trouble::Differs(offset))),
-        Ok(_) => Ok(Some(Trouble::Changed)),
+        Ok(now) if now.version == file.version => Ok(Some(FileTrouble::Differs(offset))),
+        Ok(_) => Ok(Some(FileTrouble::Changed)),
         Err(error) => trouble_of(file, &error).map(Some),
     }
 }
 
 /// Returns what an error says of a file; fails if it says more.
-fn trouble_of(file: &File, error: &Error) -> Result<Trouble, Failure> {
+fn trouble_of(file: &File, error: &Error) -> Result<FileTrouble, Failure> {
     match error {
-        Error::Stale { .. } => Ok(Trouble::Changed),
-        error if is_about_path(error) => Ok(Trouble::Unreadable(error.to_string())),
+        Error::Stale { .. } => Ok(FileTrouble::Changed),
+        error if is_about_path(error) => Ok(FileTrouble::Unreadable(error.to_string())),
         error => Err(Failure::at_path(&file.path, error)),
     }
 }

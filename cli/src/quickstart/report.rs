@@ -12,7 +12,7 @@ use millrace_ops::form;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::pass::{Found, Pass, Trouble};
+use super::pass::{FileTrouble, Listed, Pass};
 use crate::failure::{Failure, shown};
 use crate::output;
 
@@ -23,7 +23,7 @@ const PAGE_SIZE: u64 = millrace_proto::checksum::PAGE_SIZE as u64;
 
 /// All results; as JSON, what `--json` prints.
 #[derive(Default, Serialize)]
-pub(super) struct Report {
+pub(super) struct QuickstartReport {
     directory: String,
     address: String,
     shard_count: usize,
@@ -56,14 +56,19 @@ struct Named {
     detail: String,
 }
 
-impl Report {
-    pub(super) fn new(config: &Config, node: &Node, client: &Client, found: &Found) -> Report {
+impl QuickstartReport {
+    pub(super) fn new(
+        config: &Config,
+        node: &Node,
+        client: &Client,
+        found: &Listed,
+    ) -> QuickstartReport {
         let lengths = || found.samples.iter().map(|sample| sample.file.length);
         let cluster = client.cluster().map(|it| {
             let node_count = it.members.len();
             json!({ "id": it.id, "epoch": it.epoch, "node_count": node_count, "master": it.master })
         });
-        Report {
+        QuickstartReport {
             directory: config.source.display().to_string(),
             address: node.address().to_string(),
             shard_count: config.shards,
@@ -75,7 +80,7 @@ impl Report {
             // Blocks are whole pages already, so that only the last one of a file is rounded up.
             needed_bytes: lengths().map(|length| length.next_multiple_of(PAGE_SIZE)).sum(),
             skipped_count: found.skipped_count,
-            ..Report::default()
+            ..QuickstartReport::default()
         }
     }
 
@@ -88,7 +93,7 @@ impl Report {
     }
 
     /// Takes what became of the files.
-    pub(super) fn set_outcome(&mut self, found: Found, passes: [Pass; 2]) {
+    pub(super) fn set_outcome(&mut self, found: Listed, passes: [Pass; 2]) {
         self.passes = passes.into();
         for (path, detail) in found.unreadable {
             self.unreadable.push(Named { path: shown(&path).into(), detail });
@@ -99,9 +104,13 @@ impl Report {
                     self.matched_count += 1;
                     continue;
                 }
-                Some(Trouble::Changed) => (&mut self.changing, "its version is another".to_owned()),
-                Some(Trouble::Unreadable(reason)) => (&mut self.unreadable, reason),
-                Some(Trouble::Differs(offset)) => (&mut self.mismatches, format!("byte {offset}")),
+                Some(FileTrouble::Changed) => {
+                    (&mut self.changing, "its version is another".to_owned())
+                }
+                Some(FileTrouble::Unreadable(reason)) => (&mut self.unreadable, reason),
+                Some(FileTrouble::Differs(offset)) => {
+                    (&mut self.mismatches, format!("byte {offset}"))
+                }
             };
             list.push(Named { path: sample.file.path.to_string(), detail });
         }

@@ -44,7 +44,7 @@ struct Transfer {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Reconfigure {
+struct ReconfigureBody {
     joining: Option<String>,
     leaving: Option<String>,
 }
@@ -104,7 +104,7 @@ fn command(request: &Request, operator: &Operator) -> Response {
         "/transfer" => body(request).map(|Transfer { to }| {
             wait(&operator.ask(AdminRequest::Transfer { to }), COMMAND_TIME)
         }),
-        "/reconfigure" => body(request).map(|Reconfigure { joining, leaving }| {
+        "/reconfigure" => body(request).map(|ReconfigureBody { joining, leaving }| {
             let change = AdminRequest::Reconfigure { joining, leaving };
             wait(&operator.ask(change), COMMAND_TIME)
         }),

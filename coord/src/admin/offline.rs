@@ -20,12 +20,12 @@ use crate::runtime::load;
 use crate::state::{Changes, State};
 use crate::store::memory::MemoryDisk;
 use crate::store::{
-    self, Append, Applied, Identity, LogStore, Sizes, StateStore, StoreError, Stores,
+    self, Append, Applied, LogStore, Sizes, StateStore, StoreError, StoreIdentity, Stores,
 };
 
 mod walk;
 
-pub use walk::{Node, walk};
+pub use walk::{OfflineNode, walk};
 
 #[cfg(test)]
 mod tests;
@@ -60,7 +60,7 @@ pub enum OfflineError {
 /// The verified content of a data directory or a backup.
 pub struct Offline {
     /// The owner of the data; `None` for a backup.
-    pub identity: Option<Identity>,
+    pub identity: Option<StoreIdentity>,
     /// The last entry in the state, and its term.
     pub index: u64,
     pub term: u64,
@@ -217,7 +217,7 @@ impl Offline {
         }
         fs::create_dir_all(&fresh).map_err(fail("create"))?;
         let (cluster_id, store_id) = (fastrand::u64(1..), fastrand::u64(1..));
-        let identity = Identity { cluster_id, replica_id, store_id };
+        let identity = StoreIdentity { cluster_id, replica_id, store_id };
         let mut stores = store::open(&fresh, identity, Sizes::default())?;
         let conf_state = ConfState { voters: vec![replica_id], ..ConfState::default() };
         self.commit_to(&mut stores.state, conf_state)?;

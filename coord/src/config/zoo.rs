@@ -18,7 +18,7 @@ use super::words::parse_words;
 use super::{ConfigError, Draft, read_file};
 
 /// The effect of a name.
-enum Effect {
+enum KeyEffect {
     /// Sets this key of ours.
     Key(&'static str),
     /// Sets this key of ours, but a negative number stands for the default.
@@ -34,14 +34,14 @@ enum Effect {
 /// A name of `zoo.cfg`. A name that ends with a dot stands for all that begin with it.
 struct ZooKey {
     name: &'static str,
-    effect: Effect,
+    effect: KeyEffect,
 }
 
-const fn zoo(name: &'static str, effect: Effect) -> ZooKey {
+const fn zoo(name: &'static str, effect: KeyEffect) -> ZooKey {
     ZooKey { name, effect }
 }
 
-use Effect::{Ignored, Key, KeyOrDefault, Special, Unsupported};
+use KeyEffect::{Ignored, Key, KeyOrDefault, Special, Unsupported};
 
 const NO_TLS: &str = "TLS is not supported yet: only plain connections are served";
 const NO_SASL: &str = "SASL is not supported: clients authenticate with digest or ip";

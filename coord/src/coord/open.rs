@@ -23,7 +23,7 @@ use crate::replica::lists;
 use crate::runtime::load;
 use crate::state::State;
 use crate::store::{
-    self, Append, Applied, Continuity, Identity, LogStore, Sizes, StateStore, Stores,
+    self, Append, Applied, Continuity, LogStore, Sizes, StateStore, StoreIdentity, Stores,
 };
 
 /// What a replica continues from.
@@ -38,7 +38,8 @@ pub(super) struct Opened {
 pub(super) fn open(config: &Config, joins: bool) -> Result<Opened, StartError> {
     let began = Instant::now();
     let directory = &config.data_dir;
-    let wanted = Identity { cluster_id: 0, replica_id: config.replica_id, store_id: random_id()? };
+    let wanted =
+        StoreIdentity { cluster_id: 0, replica_id: config.replica_id, store_id: random_id()? };
     let sizes =
         Sizes { log_bytes_max: config.log_max_bytes, state_bytes_max: config.map_size_bytes };
     let mut stores = store::open(directory, wanted, sizes)?;

@@ -27,7 +27,7 @@ fn a_latency_knows_its_sum_extremes_and_quantiles() {
 
 #[test]
 fn sizes_begin_with_none() {
-    let mut sizes = Sizes::default();
+    let mut sizes = SizeFigures::default();
     assert_eq!((sizes.last, sizes.min, sizes.max), (-1, -1, -1));
     for size in [5, 9, 0, 7] {
         sizes.record(size);

@@ -109,13 +109,13 @@ fn long(bytes: &[u8], at: usize) -> u64 {
 
 /// The reply of the replica that was dialled.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Answer {
+pub(crate) struct HelloAnswer {
     pub(crate) hello: Hello,
     /// The reason of a refusal.
     pub(crate) refusal: Option<String>,
 }
 
-impl Answer {
+impl HelloAnswer {
     /// Writes the answer. Cuts a long reason.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(ANSWER_SIZE_MAX);
@@ -131,7 +131,7 @@ impl Answer {
     ///
     /// # Errors
     /// The mistake.
-    pub(crate) fn decode(bytes: &[u8]) -> Result<Option<Answer>, String> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Option<HelloAnswer>, String> {
         let Some((head, rest)) = bytes.split_first_chunk::<HELLO_SIZE>() else { return Ok(None) };
         let hello = Hello::decode(head)?;
         let Some((size, rest)) = rest.split_first_chunk::<4>() else { return Ok(None) };
@@ -142,10 +142,10 @@ impl Answer {
         match rest.len() {
             given if given < size => Ok(None),
             given if given > size => Err("bytes after the answer".into()),
-            0 => Ok(Some(Answer { hello, refusal: None })),
+            0 => Ok(Some(HelloAnswer { hello, refusal: None })),
             _ => {
                 let refusal = Some(String::from_utf8_lossy(rest).into_owned());
-                Ok(Some(Answer { hello, refusal }))
+                Ok(Some(HelloAnswer { hello, refusal }))
             }
         }
     }

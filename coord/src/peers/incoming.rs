@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use mio::net::TcpStream;
 
 use super::admission::Admission;
-use super::hello::{self, Answer, HELLO_SIZE, Hello};
+use super::hello::{self, HELLO_SIZE, Hello, HelloAnswer};
 use crate::socket::{self, Cut, Inbox, Received};
 
 /// Milliseconds of silence after which a stream is closed. Its sender sends at least an empty frame each
@@ -112,7 +112,7 @@ fn greet(
         admission.judge(&hello)?;
         Ok(hello.sender)
     });
-    let answer = Answer {
+    let answer = HelloAnswer {
         // This comes after the judgement, because that gives a joining replica its ensemble.
         hello: admission.hello(judged.as_ref().copied().unwrap_or_default()),
         refusal: judged.as_ref().err().cloned(),

@@ -18,7 +18,7 @@ use mio::{Interest, Registry, Token};
 use socket2::SockRef;
 
 use super::admission::Admission;
-use super::hello::{self, ANSWER_SIZE_MAX, Answer};
+use super::hello::{self, ANSWER_SIZE_MAX, HelloAnswer};
 use super::resolver::Resolver;
 use crate::socket::{Outbox, RateLimit};
 
@@ -38,7 +38,7 @@ pub(super) const KEEP_ALIVE_MS: u64 = 1000;
 const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(3);
 
 #[derive(Debug)]
-enum Phase {
+enum DialPhase {
     Waiting { until_ms: u64 },
     Resolving,
     Greeting { stream: TcpStream, connected: bool, answer: Vec<u8>, deadline_ms: u64 },
@@ -65,7 +65,7 @@ pub(super) struct Outgoing {
     pub(super) token: Token,
     /// True if the socket has news.
     pub(super) ready: bool,
-    phase: Phase,
+    phase: DialPhase,
     outbox: Outbox,
     sent_at_ms: u64,
     pause_ms: u64,
@@ -83,7 +83,7 @@ impl Outgoing {
             addresses,
             token,
             ready: false,
-            phase: Phase::Waiting { until_ms: 0 },
+            phase: DialPhase::Waiting { until_ms: 0 },
             outbox: Outbox::default(),
             sent_at_ms: 0,
             pause_ms: PAUSE_MS_MIN,
@@ -107,7 +107,7 @@ impl Outgoing {
     }
 
     pub(super) fn is_open(&self) -> bool {
-        matches!(self.phase, Phase::Open { .. })
+        matches!(self.phase, DialPhase::Open { .. })
     }
 
     /// Says why there is no stream, or why the last one ended.
@@ -122,10 +122,10 @@ impl Outgoing {
     /// Returns the time of the next [`Outgoing::drive`] if the socket has no news before.
     pub(super) fn deadline_ms(&self) -> u64 {
         match &self.phase {
-            Phase::Waiting { until_ms } => *until_ms,
-            Phase::Resolving => u64::MAX,
-            Phase::Greeting { deadline_ms, .. } => *deadline_ms,
-            Phase::Open { .. } => self.sent_at_ms + KEEP_ALIVE_MS,
+            DialPhase::Waiting { until_ms } => *until_ms,
+            DialPhase::Resolving => u64::MAX,
+            DialPhase::Greeting { deadline_ms, .. } => *deadline_ms,
+            DialPhase::Open { .. } => self.sent_at_ms + KEEP_ALIVE_MS,
         }
     }
 
@@ -143,9 +143,9 @@ impl Outgoing {
             return Change::Nothing;
         }
         match &mut self.phase {
-            Phase::Waiting { .. } if due => self.dial(now_ms, registry, resolver, admission),
-            Phase::Waiting { .. } | Phase::Resolving => Change::Nothing,
-            Phase::Greeting { .. } => match self.greet(now_ms, admission) {
+            DialPhase::Waiting { .. } if due => self.dial(now_ms, registry, resolver, admission),
+            DialPhase::Waiting { .. } | DialPhase::Resolving => Change::Nothing,
+            DialPhase::Greeting { .. } => match self.greet(now_ms, admission) {
                 Ok(true) => {
                     tracing::info!(peer = self.peer, address = self.address, "connected to a peer");
                     Change::Connected
@@ -154,7 +154,7 @@ impl Outgoing {
                 Ok(false) => Change::Nothing,
                 Err(why) => self.fail(now_ms, why),
             },
-            Phase::Open { stream } => {
+            DialPhase::Open { stream } => {
                 if due && self.outbox.len() == 0 {
                     hello::frame(self.outbox.tail(), &[]);
                     self.sent_at_ms = now_ms;
@@ -181,7 +181,7 @@ impl Outgoing {
             return self.connect(now_ms, &[address], registry, admission);
         }
         if resolver.ask(self.peer, &self.address) {
-            self.phase = Phase::Resolving;
+            self.phase = DialPhase::Resolving;
             return Change::Nothing;
         }
         self.fail(now_ms, "too many names wait to be looked up".into())
@@ -194,7 +194,7 @@ impl Outgoing {
         registry: &Registry,
         admission: &Admission,
     ) {
-        if !matches!(self.phase, Phase::Resolving) {
+        if !matches!(self.phase, DialPhase::Resolving) {
             return;
         }
         match result {
@@ -225,7 +225,7 @@ impl Outgoing {
                 admission.hello(self.peer).encode(self.outbox.tail());
                 let deadline_ms = now_ms + CONNECT_MS;
                 let answer = Vec::new();
-                self.phase = Phase::Greeting { stream, connected: false, answer, deadline_ms };
+                self.phase = DialPhase::Greeting { stream, connected: false, answer, deadline_ms };
                 Change::Nothing
             }
             Err(error) => self.fail(now_ms, error.to_string()),
@@ -234,7 +234,7 @@ impl Outgoing {
 
     /// Continues the greeting. True if it has succeeded.
     fn greet(&mut self, now_ms: u64, admission: &mut Admission) -> Result<bool, String> {
-        let Phase::Greeting { stream, connected, answer, deadline_ms } = &mut self.phase else {
+        let DialPhase::Greeting { stream, connected, answer, deadline_ms } = &mut self.phase else {
             return Ok(false);
         };
         if let Ok(Some(error)) | Err(error) = stream.take_error() {
@@ -256,7 +256,7 @@ impl Outgoing {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 Err(error) => return Err(error.to_string()),
             }
-            let Some(answer) = Answer::decode(answer)? else { continue };
+            let Some(answer) = HelloAnswer::decode(answer)? else { continue };
             if let Some(why) = answer.refusal {
                 return Err(format!("refused: {why}"));
             }
@@ -264,9 +264,9 @@ impl Outgoing {
                 return Err(format!("answered by replica {}", answer.hello.sender));
             }
             admission.judge(&answer.hello)?;
-            let phase = std::mem::replace(&mut self.phase, Phase::Resolving);
-            if let Phase::Greeting { stream, .. } = phase {
-                self.phase = Phase::Open { stream };
+            let phase = std::mem::replace(&mut self.phase, DialPhase::Resolving);
+            if let DialPhase::Greeting { stream, .. } = phase {
+                self.phase = DialPhase::Open { stream };
             }
             self.sent_at_ms = now_ms;
             self.pause_ms = PAUSE_MS_MIN;
@@ -294,7 +294,7 @@ impl Outgoing {
     }
 
     pub(super) fn flush(&mut self, now_ms: u64) -> Change {
-        let Phase::Open { stream } = &self.phase else { return Change::Nothing };
+        let DialPhase::Open { stream } = &self.phase else { return Change::Nothing };
         if self.outbox.len() == 0 {
             return Change::Nothing;
         }
@@ -315,7 +315,7 @@ impl Outgoing {
         self.trouble = Some(why);
         self.outbox.clear();
         let until_ms = now_ms + self.pause_ms + fastrand::u64(0..=self.pause_ms / 2);
-        self.phase = Phase::Waiting { until_ms };
+        self.phase = DialPhase::Waiting { until_ms };
         self.pause_ms = (self.pause_ms * 2).min(PAUSE_MS_MAX);
         if was_open { Change::Lost } else { Change::Nothing }
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use mio::{Events, Poll};
 
-use super::hello::{Answer, HELLO_SIZE, Hello, frame};
+use super::hello::{HELLO_SIZE, Hello, HelloAnswer, frame};
 use super::*;
 use crate::config::{Member, Role};
 use crate::socket;
@@ -119,7 +119,7 @@ fn connected(one: &mut End, two: &mut End) {
 }
 
 /// Sends a hello over a socket of our own. Returns the stream, and the answer.
-fn greet(end: &mut End, hello: &[u8]) -> (TcpStream, Option<Answer>) {
+fn greet(end: &mut End, hello: &[u8]) -> (TcpStream, Option<HelloAnswer>) {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, end.port)).unwrap();
     stream.write_all(hello).unwrap();
     stream.set_nonblocking(true).unwrap();
@@ -127,7 +127,7 @@ fn greet(end: &mut End, hello: &[u8]) -> (TcpStream, Option<Answer>) {
     loop {
         end.pass();
         let ended = stream.read_to_end(&mut bytes).is_ok();
-        let answer = Answer::decode(&bytes).unwrap();
+        let answer = HelloAnswer::decode(&bytes).unwrap();
         if answer.is_some() || ended {
             return (stream, answer);
         }

@@ -2,7 +2,7 @@
 
 use millrace_proto::zookeeper::{Request, Writer, opcode};
 
-use super::{Action, AdminRequest, Now, Replica, SLOT_BITS, slot_of};
+use super::{Action, AdminRequest, Now, Replica, SLOT_BITS, StateAction, slot_of};
 use crate::command::{Act, Command, Identity};
 
 /// The slot in the tags of operators, which no client has.
@@ -66,7 +66,7 @@ impl Replica {
                 What::Transfer
             }
             AdminRequest::Checkpoint => {
-                actions.push(Action::FlushCheckpoint);
+                actions.push(StateAction::FlushCheckpoint.into());
                 What::Checkpoint { index: self.consensus.applied() }
             }
             AdminRequest::Reconfigure { joining, leaving } => {

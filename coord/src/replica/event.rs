@@ -60,7 +60,7 @@ pub enum Event<'a> {
     /// A store failed for good, so nothing can be acknowledged any more.
     StorageFailed { error: String },
 
-    /// Answers `Action::OpenSnapshot`: the durable state that the chunks will hold.
+    /// Answers `StateAction::OpenSnapshot`: the durable state that the chunks will hold.
     SnapshotOpened { peer: u64, applied: Applied },
     /// The next chunk for `peer`; `None` after the last.
     SnapshotChunk { peer: u64, chunk: Option<Vec<u8>> },
@@ -98,6 +98,18 @@ pub enum Action {
     Append { append: Append },
     /// Forget entries up to `index`, whose term is `term`.
     CompactLog { index: u64, term: u64 },
+    /// Work on the durable state.
+    State(StateAction),
+
+    /// The answer to an operator.
+    AdminReply { ticket: u64, reply: Result<String, String> },
+    /// This replica must stop. `reason` says why, and what to do.
+    Stop { reason: String },
+}
+
+/// One thing to do with the durable state, as part of an [`Action`].
+#[derive(Debug)]
+pub enum StateAction {
     /// Merge these records (`None` deletes) into the state, all or none. The state store chooses
     /// when they become durable; then report `CheckpointDurable`.
     Checkpoint { checkpoint: Checkpoint },
@@ -118,11 +130,12 @@ pub enum Action {
     /// All chunks are there. Verify them, replace the state and load it; then report
     /// `SnapshotInstalled`.
     FinishInstall { peer: u64 },
+}
 
-    /// The answer to an operator.
-    AdminReply { ticket: u64, reply: Result<String, String> },
-    /// This replica must stop. `reason` says why, and what to do.
-    Stop { reason: String },
+impl From<StateAction> for Action {
+    fn from(action: StateAction) -> Action {
+        Action::State(action)
+    }
 }
 
 /// The other replicas, as one replica sees them.

@@ -18,7 +18,7 @@
 use std::collections::BTreeMap;
 
 use super::message::{Holding, PeerMessage};
-use super::{Action, Checkpoint, Now, Replica};
+use super::{Action, Checkpoint, Now, Replica, StateAction};
 use crate::config::Role;
 use crate::store::Applied;
 
@@ -195,8 +195,8 @@ impl Replica {
         let Applied { index, term, conf_state } = self.first_applied();
         let zxid = self.state.zxid();
         let checkpoint = Checkpoint { records, index, term, conf_state, zxid };
-        actions.push(Action::Checkpoint { checkpoint });
-        actions.push(Action::FlushCheckpoint);
+        actions.push(StateAction::Checkpoint { checkpoint }.into());
+        actions.push(StateAction::FlushCheckpoint.into());
         if let Some(founding) = &mut self.founding {
             founding.is_writing = true;
         }

@@ -34,7 +34,7 @@ const FORM_MS: u64 = 2000;
 
 /// A change that the configured list asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Wanted {
+pub enum WantedChange {
     /// A new member.
     Add(Member),
     /// Other addresses, or another role, of a member.
@@ -76,7 +76,7 @@ pub enum ListError {
 /// Returns what the configured list asks for, in the order of asking.
 ///
 /// `before` is the list that was last taken over. `current` are the members of the ensemble.
-pub fn wanted(before: &[Member], listed: &[Member], current: &[Member]) -> Vec<Wanted> {
+pub fn wanted(before: &[Member], listed: &[Member], current: &[Member]) -> Vec<WantedChange> {
     let find = |list: &[Member], id| list.iter().find(|member| member.id == id).cloned();
     let mut wanted = Vec::new();
     for member in listed {
@@ -85,14 +85,14 @@ pub fn wanted(before: &[Member], listed: &[Member], current: &[Member]) -> Vec<W
             continue;
         }
         match find(current, member.id) {
-            None => wanted.push(Wanted::Add(member.clone())),
+            None => wanted.push(WantedChange::Add(member.clone())),
             Some(known) if known.is_same(member) => {}
-            Some(_) => wanted.push(Wanted::Change(member.clone())),
+            Some(_) => wanted.push(WantedChange::Change(member.clone())),
         }
     }
     for member in before {
         if find(listed, member.id).is_none() && find(current, member.id).is_some() {
-            wanted.push(Wanted::Remove(member.id));
+            wanted.push(WantedChange::Remove(member.id));
         }
     }
     wanted
@@ -103,8 +103,8 @@ fn taken_over(before: &[Member], listed: &[Member], current: &[Member]) -> Vec<M
     let pending = wanted(before, listed, current);
     let is_pending = |id: u64| {
         pending.iter().any(|wanted| match wanted {
-            Wanted::Add(member) | Wanted::Change(member) => member.id == id,
-            Wanted::Remove(leaving) => *leaving == id,
+            WantedChange::Add(member) | WantedChange::Change(member) => member.id == id,
+            WantedChange::Remove(leaving) => *leaving == id,
         })
     };
     let done = listed.iter().filter(|member| !is_pending(member.id));
@@ -144,7 +144,7 @@ pub fn check(
     let Some(before) = before.filter(|_| !current.is_empty()) else { return Ok(()) };
     let changes = wanted(before, &config.members, current);
     for change in &changes {
-        if let Wanted::Change(listed) = change
+        if let WantedChange::Change(listed) = change
             && let Some(known) = current.iter().find(|known| known.id == listed.id)
             && !before.iter().any(|member| member.id == listed.id)
         {
@@ -152,7 +152,7 @@ pub fn check(
             return Err(ListError::Conflict { listed, known });
         }
     }
-    let leaves = |id: u64| changes.contains(&Wanted::Remove(id));
+    let leaves = |id: u64| changes.contains(&WantedChange::Remove(id));
     let voters = || current.iter().filter(|member| member.role == Role::Participant);
     let of = voters().count();
     let kept = voters().filter(|member| !leaves(member.id)).count();
@@ -252,7 +252,7 @@ fn participants(members: &[Member]) -> usize {
 
 impl Replica {
     /// Lists what the configured list still asks for. This is empty while there is no ensemble.
-    fn wanted(&self) -> Vec<Wanted> {
+    fn wanted(&self) -> Vec<WantedChange> {
         match &self.lists.before {
             Some(before) if !self.state.config_text().is_empty() => {
                 wanted(before, &self.config.members, &self.members)
@@ -264,8 +264,8 @@ impl Replica {
     /// Lists the members to connect to before they are members, because the configured list adds them.
     pub(super) fn wanted_members(&self) -> Vec<Member> {
         let add = |wanted| match wanted {
-            Wanted::Add(member) => Some(member),
-            Wanted::Change(_) | Wanted::Remove(_) => None,
+            WantedChange::Add(member) => Some(member),
+            WantedChange::Change(_) | WantedChange::Remove(_) => None,
         };
         self.wanted().into_iter().filter_map(add).collect()
     }
@@ -274,7 +274,7 @@ impl Replica {
     pub(super) fn moved_members(&self) -> Vec<(u64, String)> {
         let own = self.identity.replica_id;
         let moved = |wanted| match wanted {
-            Wanted::Change(member) if member.id != own && self.is_move(&member) => {
+            WantedChange::Change(member) if member.id != own && self.is_move(&member) => {
                 Some((member.id, member.peer_address))
             }
             _ => None,
@@ -290,13 +290,13 @@ impl Replica {
 
     /// True if a change can be asked for: a new or moved member must be connected at its new address. A new
     /// address would cut off a member that still is at the old one.
-    fn is_due(&self, wanted: &Wanted) -> bool {
+    fn is_due(&self, wanted: &WantedChange) -> bool {
         match wanted {
-            Wanted::Add(member) => self.connected.contains(&member.id),
-            Wanted::Change(member) if self.is_move(member) => {
+            WantedChange::Add(member) => self.connected.contains(&member.id),
+            WantedChange::Change(member) if self.is_move(member) => {
                 member.id == self.identity.replica_id || self.lists.moved.contains(&member.id)
             }
-            Wanted::Change(_) | Wanted::Remove(_) => true,
+            WantedChange::Change(_) | WantedChange::Remove(_) => true,
         }
     }
 
@@ -365,10 +365,10 @@ impl Replica {
         if self.reconfigure.is_some() || self.consensus.is_changing_members() {
             return;
         }
-        let (due, early): (Vec<Wanted>, Vec<Wanted>) =
+        let (due, early): (Vec<WantedChange>, Vec<WantedChange>) =
             self.wanted().into_iter().partition(|wanted| self.is_due(wanted));
         for wanted in early {
-            if let Wanted::Add(member) | Wanted::Change(member) = wanted
+            if let WantedChange::Add(member) | WantedChange::Change(member) = wanted
                 && self.lists.told.insert(member.id)
             {
                 tracing::info!(
@@ -381,8 +381,10 @@ impl Replica {
         // A refused change does not block the others, because one of them may be what it needs first.
         let Some(next) = self.lists.refused.checked_rem(due.len()) else { return };
         let (joining, leaving) = match &due[next] {
-            Wanted::Add(member) | Wanted::Change(member) => (Some(member.to_string()), None),
-            Wanted::Remove(id) => (None, Some(id.to_string())),
+            WantedChange::Add(member) | WantedChange::Change(member) => {
+                (Some(member.to_string()), None)
+            }
+            WantedChange::Remove(id) => (None, Some(id.to_string())),
         };
         tracing::info!(
             replica = self.identity.replica_id,
@@ -399,9 +401,8 @@ impl Replica {
     /// leader: the leader may be dialling the old address. Replicas that do not lead refuse it.
     fn tell_own_move(&mut self, now: Now, actions: &mut Vec<Action>) {
         let own = self.identity.replica_id;
-        let is_own_move =
-            |wanted: &Wanted| matches!(wanted, Wanted::Change(member) if member.id == own);
-        let Some(Wanted::Change(member)) = self.wanted().into_iter().find(is_own_move) else {
+        let is_own_move = |wanted: &WantedChange| matches!(wanted, WantedChange::Change(member) if member.id == own);
+        let Some(WantedChange::Change(member)) = self.wanted().into_iter().find(is_own_move) else {
             return;
         };
         if !self.is_move(&member) {

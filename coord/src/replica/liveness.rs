@@ -17,7 +17,7 @@ fn bucket(timeout_ms: u64, now_ms: u64) -> u64 {
     (now_ms + timeout_ms + ALIVE_MS) / BUCKET_MS + 1
 }
 
-struct Entry {
+struct TrackedSession {
     timeout_ms: u64,
     bucket: u64,
 }
@@ -25,7 +25,7 @@ struct Entry {
 /// Deadlines of all sessions.
 #[derive(Default)]
 pub(super) struct Liveness {
-    sessions: HashMap<i64, Entry>,
+    sessions: HashMap<i64, TrackedSession>,
     buckets: BTreeMap<u64, HashSet<i64>>,
 }
 
@@ -39,7 +39,7 @@ impl Liveness {
     pub(super) fn insert(&mut self, session: i64, timeout_ms: u64, now_ms: u64) {
         self.remove(session);
         let bucket = bucket(timeout_ms, now_ms);
-        self.sessions.insert(session, Entry { timeout_ms, bucket });
+        self.sessions.insert(session, TrackedSession { timeout_ms, bucket });
         self.buckets.entry(bucket).or_default().insert(session);
     }
 

@@ -8,7 +8,7 @@
 use ::raft::eraftpb::Message;
 
 use super::message::{PeerMessage, set_snapshot};
-use super::{Action, Replica};
+use super::{Action, Replica, StateAction};
 use crate::state::{Changes, State};
 use crate::store::Applied;
 
@@ -62,7 +62,7 @@ impl Replica {
         self.metrics.snapshots_sent += 1;
         let sending = Sending { message, chunks_in_flight: 0, is_reading: false, is_at_end: false };
         self.sending.insert(peer, sending);
-        actions.push(Action::OpenSnapshot { peer });
+        actions.push(StateAction::OpenSnapshot { peer }.into());
     }
 
     pub(super) fn snapshot_opened(
@@ -72,14 +72,14 @@ impl Replica {
         actions: &mut Vec<Action>,
     ) {
         let Some(sending) = self.sending.get_mut(&peer) else {
-            return actions.push(Action::CloseSnapshot { peer });
+            return actions.push(StateAction::CloseSnapshot { peer }.into());
         };
         // The durable state may be newer than what Raft asked for, which is as good.
         set_snapshot(&mut sending.message, applied);
         sending.is_reading = true;
         let message = PeerMessage::SnapshotBegin(sending.message.clone());
         self.send_peer(peer, &message, actions);
-        actions.push(Action::ReadSnapshot { peer });
+        actions.push(StateAction::ReadSnapshot { peer }.into());
     }
 
     pub(super) fn snapshot_chunk(
@@ -93,12 +93,12 @@ impl Replica {
         let Some(chunk) = chunk else {
             sending.is_at_end = true;
             self.send_peer(peer, &PeerMessage::SnapshotEnd, actions);
-            return actions.push(Action::CloseSnapshot { peer });
+            return actions.push(StateAction::CloseSnapshot { peer }.into());
         };
         sending.chunks_in_flight += 1;
         if sending.chunks_in_flight < CHUNKS_IN_FLIGHT_MAX {
             sending.is_reading = true;
-            actions.push(Action::ReadSnapshot { peer });
+            actions.push(StateAction::ReadSnapshot { peer }.into());
         }
         self.send_peer(peer, &PeerMessage::SnapshotChunk { chunk: &chunk }, actions);
     }
@@ -108,7 +108,7 @@ impl Replica {
         sending.chunks_in_flight = sending.chunks_in_flight.saturating_sub(1);
         if !sending.is_reading && !sending.is_at_end {
             sending.is_reading = true;
-            actions.push(Action::ReadSnapshot { peer });
+            actions.push(StateAction::ReadSnapshot { peer }.into());
         }
     }
 
@@ -122,7 +122,7 @@ impl Replica {
         tracing::info!(peer, is_installed, "a snapshot was sent");
         self.consensus.report_snapshot(peer, is_installed);
         if !sending.is_at_end {
-            actions.push(Action::CloseSnapshot { peer });
+            actions.push(StateAction::CloseSnapshot { peer }.into());
         }
     }
 
@@ -176,7 +176,7 @@ impl Replica {
         tracing::info!(peer, index, "receiving a snapshot");
         self.metrics.snapshots_received += 1;
         self.receiving = Some(Receiving { peer, message, is_installing: false, installed: None });
-        actions.push(Action::BeginInstall { peer });
+        actions.push(StateAction::BeginInstall { peer }.into());
     }
 
     pub(super) fn receive_chunk(&mut self, peer: u64, chunk: &[u8], actions: &mut Vec<Action>) {
@@ -185,7 +185,7 @@ impl Replica {
             .as_ref()
             .is_some_and(|receiving| receiving.peer == peer && !receiving.is_installing);
         if is_expected {
-            actions.push(Action::StoreSnapshot { peer, chunk: chunk.to_vec() });
+            actions.push(StateAction::StoreSnapshot { peer, chunk: chunk.to_vec() }.into());
         } else {
             self.refuse_snapshot_of(peer, actions);
         }
@@ -220,7 +220,7 @@ impl Replica {
             return self.send_peer(peer, &message, actions);
         }
         receiving.is_installing = true;
-        actions.push(Action::FinishInstall { peer });
+        actions.push(StateAction::FinishInstall { peer }.into());
     }
 
     pub(super) fn snapshot_installed(

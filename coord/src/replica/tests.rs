@@ -100,7 +100,7 @@ impl Ensemble {
             log.0.lock().unwrap().1.last_index = 1;
             let setup = Setup {
                 config,
-                identity: Identity { cluster_id: 1, replica_id: id, store_id: id },
+                identity: StoreIdentity { cluster_id: 1, replica_id: id, store_id: id },
                 origin: 1000 + id,
                 secret: [id as u8; 32],
                 log: Box::new(log.clone()),

@@ -35,7 +35,7 @@ const TELNET_CLOSE: [u8; 4] = [0xff, 0xf4, 0xff, 0xfd];
 
 /// The limits of clients.
 #[derive(Debug, Clone)]
-pub(crate) struct Limits {
+pub(crate) struct ClientLimits {
     /// Longest message in bytes (`jute.maxbuffer`).
     pub(crate) message_max_bytes: usize,
     /// Most connections of one address; 0 for no such limit.
@@ -48,7 +48,7 @@ pub(crate) struct Limits {
 
 /// The stage of a connection.
 #[derive(Debug)]
-enum Phase {
+enum SocketPhase {
     /// Fewer than four bytes have come: it may become a client or a four-letter word.
     New,
     /// The replica knows it.
@@ -60,11 +60,11 @@ enum Phase {
 }
 
 #[derive(Debug)]
-struct Client {
+struct ClientSocket {
     id: ClientId,
     address: SocketAddr,
     stream: TcpStream,
-    phase: Phase,
+    phase: SocketPhase,
     inbox: Inbox,
     /// True if the socket may have bytes.
     is_readable: bool,
@@ -96,14 +96,14 @@ enum Look {
 
 #[derive(Debug)]
 pub(crate) struct Clients {
-    limits: Limits,
+    limits: ClientLimits,
     registry: Registry,
     listener: TcpListener,
     first_token: usize,
     /// True if the listener may have connections.
     has_waiting: bool,
     paused_until_ms: u64,
-    slots: Vec<Option<Client>>,
+    slots: Vec<Option<ClientSocket>>,
     generations: Vec<u32>,
     free: Vec<u32>,
     per_address: HashMap<IpAddr, u32>,
@@ -127,7 +127,7 @@ impl Clients {
     /// # Errors
     /// Fails if the listener cannot be polled.
     pub(crate) fn new(
-        limits: Limits,
+        limits: ClientLimits,
         registry: Registry,
         mut listener: TcpListener,
         listener_token: Token,
@@ -183,7 +183,7 @@ impl Clients {
         }
     }
 
-    fn get(&mut self, id: ClientId) -> Option<&mut Client> {
+    fn get(&mut self, id: ClientId) -> Option<&mut ClientSocket> {
         self.slots.get_mut(id.slot as usize)?.as_mut().filter(|client| client.id == id)
     }
 
@@ -243,11 +243,11 @@ impl Clients {
         let generation = &mut self.generations[slot as usize];
         *generation = generation.wrapping_add(1);
         let id = ClientId { slot, generation: *generation };
-        self.slots[slot as usize] = Some(Client {
+        self.slots[slot as usize] = Some(ClientSocket {
             id,
             address,
             stream,
-            phase: Phase::New,
+            phase: SocketPhase::New,
             inbox: Inbox::default(),
             is_readable: false,
             has_ended: false,
@@ -341,7 +341,7 @@ impl Clients {
         let mut outbox = Outbox::of(rest);
         match outbox.flush(&client.stream) {
             Ok(()) if outbox.len() > 0 => {
-                client.phase = Phase::Leaving(outbox);
+                client.phase = SocketPhase::Leaving(outbox);
                 self.leaving.push_back((now_ms + FAREWELL_MS, id));
             }
             _ => self.remove(id),
@@ -351,7 +351,7 @@ impl Clients {
 
     /// Closes a client, and reports it to the replica if that knows the client.
     fn drop_client(&mut self, id: ClientId, world: &mut World<'_, impl Machine>) {
-        if self.get(id).is_some_and(|client| matches!(client.phase, Phase::Open)) {
+        if self.get(id).is_some_and(|client| matches!(client.phase, SocketPhase::Open)) {
             world.handle(Event::ClientClosed { client: id });
         }
         self.remove(id);
@@ -377,7 +377,7 @@ impl Clients {
     /// Closes clients whose time is over. Returns the time of the next call.
     pub(crate) fn run_timers(&mut self, now_ms: u64) -> u64 {
         while let Some((_, id)) = self.new.pop_front_if(|(deadline, _)| *deadline <= now_ms) {
-            if self.get(id).is_some_and(|client| matches!(client.phase, Phase::New)) {
+            if self.get(id).is_some_and(|client| matches!(client.phase, SocketPhase::New)) {
                 self.remove(id);
             }
         }
@@ -399,14 +399,16 @@ impl Clients {
     ) {
         let all: Vec<ClientId> = self.slots.iter().flatten().map(|client| client.id).collect();
         for id in all {
-            if self.get(id).is_some_and(|client| !matches!(client.phase, Phase::Leaving(_))) {
+            if self.get(id).is_some_and(|client| !matches!(client.phase, SocketPhase::Leaving(_))) {
                 self.close(id, now_ms, machine);
             }
         }
         let began = Instant::now();
         while began.elapsed() < patience {
             let unsent = self.slots.iter_mut().flatten().any(|client| match &mut client.phase {
-                Phase::Leaving(outbox) => outbox.flush(&client.stream).is_ok() && outbox.len() > 0,
+                SocketPhase::Leaving(outbox) => {
+                    outbox.flush(&client.stream).is_ok() && outbox.len() > 0
+                }
                 _ => false,
             });
             if !unsent {
@@ -417,24 +419,24 @@ impl Clients {
     }
 }
 
-impl Client {
+impl ClientSocket {
     /// Sends and receives what is possible, once.
     fn look(
         &mut self,
-        limits: &Limits,
+        limits: &ClientLimits,
         metrics: &mut Metrics,
         shared: &mut [u8],
         world: &mut World<'_, impl Machine>,
     ) -> Look {
         match &mut self.phase {
-            Phase::Leaving(outbox) => {
+            SocketPhase::Leaving(outbox) => {
                 return match outbox.flush(&self.stream) {
                     Ok(()) if outbox.len() > 0 => Look::Idle,
                     _ => Look::Gone,
                 };
             }
-            Phase::Asked => return Look::Idle,
-            Phase::New | Phase::Open => {}
+            SocketPhase::Asked => return Look::Idle,
+            SocketPhase::New | SocketPhase::Open => {}
         }
         if self.is_full && self.flush(metrics, world.machine).is_err() {
             return Look::Gone;
@@ -499,10 +501,10 @@ impl Client {
 /// Cuts messages and hands them to the replica while it accepts them.
 fn cut(
     bytes: &[u8],
-    phase: &mut Phase,
+    phase: &mut SocketPhase,
     client: ClientId,
     address: SocketAddr,
-    limits: &Limits,
+    limits: &ClientLimits,
     world: &mut World<'_, impl Machine>,
 ) -> (Cut, Look) {
     let all = Cut { consumed: bytes.len(), needed: 0 };
@@ -512,12 +514,12 @@ fn cut(
         let Some(head) = rest.first_chunk::<4>() else {
             return (Cut { consumed, needed: 4 }, Look::Idle);
         };
-        if matches!(phase, Phase::New) {
+        if matches!(phase, SocketPhase::New) {
             if *head == TELNET_CLOSE {
                 return (all, Look::Gone);
             }
             if head.iter().all(u8::is_ascii_lowercase) {
-                *phase = Phase::Asked;
+                *phase = SocketPhase::Asked;
                 return (all, Look::Word(*head));
             }
         }
@@ -529,9 +531,9 @@ fn cut(
         let Some(message) = rest.get(4..4 + length) else {
             return (Cut { consumed, needed: 4 + length }, Look::Idle);
         };
-        if matches!(phase, Phase::New) {
+        if matches!(phase, SocketPhase::New) {
             world.handle(Event::ClientOpened { client, address });
-            *phase = Phase::Open;
+            *phase = SocketPhase::Open;
         }
         if !world.machine.accepts(client) {
             return (Cut { consumed, needed: 0 }, Look::Held);

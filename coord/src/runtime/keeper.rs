@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use crate::replica::{Action, Checkpoint, Event};
+use crate::replica::{Checkpoint, Event, StateAction};
 use crate::state::{Loader, State};
 use crate::store::checkpoint::{self, Limits};
 use crate::store::{Applied, SnapshotReader, StateStore, StoreError};
@@ -59,7 +59,7 @@ pub struct Keeper {
     seed: u64,
     /// Most bytes of one chunk of a snapshot.
     chunk_size: usize,
-    merged: checkpoint::Checkpoint,
+    merged: checkpoint::MergedCheckpoint,
     /// The point of the last merged checkpoint.
     merged_to: Applied,
     merged_zxid: i64,
@@ -77,7 +77,7 @@ impl Keeper {
             store,
             seed,
             chunk_size,
-            merged: checkpoint::Checkpoint::new(limits),
+            merged: checkpoint::MergedCheckpoint::new(limits),
             merged_to: Applied::default(),
             merged_zxid: 0,
             snapshots: HashMap::new(),
@@ -87,8 +87,8 @@ impl Keeper {
     }
 
     /// True if the merged changes must be committed before `action` begins, because a peer may lack them.
-    pub fn commits_before(action: &Action) -> bool {
-        matches!(action, Action::OpenSnapshot { .. })
+    pub fn commits_before(action: &StateAction) -> bool {
+        matches!(action, StateAction::OpenSnapshot { .. })
     }
 
     /// Returns when the next commit is due, in the caller's milliseconds; `None` if nothing waits.
@@ -102,23 +102,20 @@ impl Keeper {
     }
 
     /// Begins an action on the durable state.
-    ///
-    /// # Panics
-    /// Panics if the action is another one.
-    pub fn begin(&mut self, action: Action, now_ms: u64) -> Begun {
+    pub fn begin(&mut self, action: StateAction, now_ms: u64) -> Begun {
         if self.is_broken {
             return Begun::Nothing;
         }
         match action {
-            Action::Checkpoint { checkpoint } => self.merge(checkpoint, now_ms),
-            Action::FlushCheckpoint => self.commit(),
-            Action::OpenSnapshot { peer } => self.open_snapshot(peer),
-            Action::ReadSnapshot { peer } => self.read_snapshot(peer),
-            Action::CloseSnapshot { peer } => {
+            StateAction::Checkpoint { checkpoint } => self.merge(checkpoint, now_ms),
+            StateAction::FlushCheckpoint => self.commit(),
+            StateAction::OpenSnapshot { peer } => self.open_snapshot(peer),
+            StateAction::ReadSnapshot { peer } => self.read_snapshot(peer),
+            StateAction::CloseSnapshot { peer } => {
                 self.snapshots.remove(&peer);
                 Begun::Nothing
             }
-            Action::BeginInstall { .. } => {
+            StateAction::BeginInstall { .. } => {
                 let begun = self.store.begin_install();
                 match self.note(begun) {
                     Err(failed) => Begun::Tell(*failed),
@@ -128,9 +125,8 @@ impl Keeper {
                     }
                 }
             }
-            Action::StoreSnapshot { peer, chunk } => self.store_snapshot(peer, &chunk),
-            Action::FinishInstall { peer } => self.finish_install(peer),
-            other => unreachable!("{other:?} is not about the durable state"),
+            StateAction::StoreSnapshot { peer, chunk } => self.store_snapshot(peer, &chunk),
+            StateAction::FinishInstall { peer } => self.finish_install(peer),
         }
     }
 
@@ -158,8 +154,11 @@ impl Keeper {
                 Ok(Some((applied, state))) => {
                     Event::SnapshotInstalled { peer, applied, state: Box::new(state) }
                 }
-                Ok(None) => unreachable!("a state was installed a moment ago"),
                 // The old state is gone, and the new one cannot be read.
+                Ok(None) => self.fail(&StoreError::Corrupt {
+                    what: "the state".into(),
+                    at: "a snapshot was installed, and nothing is there".into(),
+                }),
                 Err(error) => self.fail(&error),
             }),
         }

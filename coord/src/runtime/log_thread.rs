@@ -23,14 +23,14 @@ const APPENDS_MAX: usize = 4096;
 /// Time between two checks for room on a full disk.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-enum Work {
+enum LogWork {
     Append(Append),
     Compact { index: u64, term: u64 },
 }
 
 /// The loop's end of the thread.
 pub(crate) struct LogThread {
-    work: Sender<Work>,
+    work: Sender<LogWork>,
     thread: JoinHandle<()>,
     last_append: u64,
 }
@@ -67,7 +67,7 @@ impl LogThread {
     /// Queues an append. Waits while too many do.
     pub(super) fn append(&mut self, append: Append) {
         self.last_append = append.number;
-        self.send(Work::Append(append));
+        self.send(LogWork::Append(append));
     }
 
     /// Returns the number of the last queued append; 0 for none.
@@ -77,10 +77,10 @@ impl LogThread {
 
     /// Asks the thread to forget the entries up to `index` later.
     pub(super) fn compact(&self, index: u64, term: u64) {
-        self.send(Work::Compact { index, term });
+        self.send(LogWork::Compact { index, term });
     }
 
-    fn send(&self, work: Work) {
+    fn send(&self, work: LogWork) {
         // A thread that ended has reported it with `StorageFailed`.
         let _ = self.work.send(work);
     }
@@ -100,7 +100,7 @@ struct Writer {
     mailbox: Mailbox,
     disk: Disk,
     free_space: FreeSpace,
-    work: Receiver<Work>,
+    work: Receiver<LogWork>,
     /// Appends of the next commit.
     batch: Vec<Append>,
     /// Index and term of the last entry to forget.
@@ -140,10 +140,10 @@ impl Writer {
         }
     }
 
-    fn take(&mut self, work: Work) {
+    fn take(&mut self, work: LogWork) {
         match work {
-            Work::Append(append) => self.batch.push(append),
-            Work::Compact { index, term } => self.compaction = Some((index, term)),
+            LogWork::Append(append) => self.batch.push(append),
+            LogWork::Compact { index, term } => self.compaction = Some((index, term)),
         }
     }
 

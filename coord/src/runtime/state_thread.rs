@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use flume::{Receiver, RecvTimeoutError, Sender, TrySendError};
 
 use super::keeper::{Begun, Keeper};
-use super::{Action, Answer, Clock, Disk, Event, Letter, Mailbox};
-use crate::replica::Checkpoint;
+use super::{Clock, Disk, Event, Letter, Mailbox, OperatorAnswer};
+use crate::replica::{Checkpoint, StateAction};
 use crate::store::StateStore;
 use crate::store::checkpoint::Limits;
 
@@ -30,18 +30,18 @@ const RETRY_MS: u64 = 5;
 /// Bytes of one chunk of a snapshot.
 const CHUNK_SIZE: usize = 256 << 10;
 
-enum Work {
+enum StateWork {
     /// An action on the durable state.
-    Act(Action),
+    Act(StateAction),
     /// A copy to write to a new file.
-    Backup(PathBuf, Answer),
+    Backup(PathBuf, OperatorAnswer),
 }
 
 /// The loop's end of the thread.
 pub(crate) struct StateThread {
-    work: Sender<Work>,
+    work: Sender<StateWork>,
     /// Work with its bytes.
-    waiting: VecDeque<(Work, usize)>,
+    waiting: VecDeque<(StateWork, usize)>,
     waiting_bytes: usize,
     thread: JoinHandle<()>,
 }
@@ -70,16 +70,16 @@ impl StateThread {
     }
 
     /// Queues an action on the durable state.
-    pub(super) fn ask(&mut self, action: Action) {
-        if let Action::Checkpoint { checkpoint } = action {
+    pub(super) fn ask(&mut self, action: StateAction) {
+        if let StateAction::Checkpoint { checkpoint } = action {
             return self.merge(checkpoint);
         }
-        self.waiting.push_back((Work::Act(action), 0));
+        self.waiting.push_back((StateWork::Act(action), 0));
     }
 
     /// Queues a copy into the new file `path`.
-    pub(super) fn backup(&mut self, path: PathBuf, answer: Answer) {
-        self.waiting.push_back((Work::Backup(path, answer), 0));
+    pub(super) fn backup(&mut self, path: PathBuf, answer: OperatorAnswer) {
+        self.waiting.push_back((StateWork::Backup(path, answer), 0));
     }
 
     /// Adds a checkpoint to one that still waits.
@@ -87,7 +87,7 @@ impl StateThread {
         let added = size(&next);
         self.waiting_bytes += added;
         match self.waiting.back_mut() {
-            Some((Work::Act(Action::Checkpoint { checkpoint }), bytes)) => {
+            Some((StateWork::Act(StateAction::Checkpoint { checkpoint }), bytes)) => {
                 *bytes += added;
                 checkpoint.records.extend(next.records);
                 checkpoint.index = next.index;
@@ -96,7 +96,7 @@ impl StateThread {
                 checkpoint.zxid = next.zxid;
             }
             _ => {
-                let work = Work::Act(Action::Checkpoint { checkpoint: next });
+                let work = StateWork::Act(StateAction::Checkpoint { checkpoint: next });
                 self.waiting.push_back((work, added));
             }
         }
@@ -150,7 +150,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(mut self, work: Receiver<Work>) {
+    fn run(mut self, work: Receiver<StateWork>) {
         loop {
             let next = match self.keeper.due_ms() {
                 None => work.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -160,8 +160,8 @@ impl Worker {
                 }
             };
             match next {
-                Ok(Work::Act(action)) => self.act(action),
-                Ok(Work::Backup(path, answer)) => {
+                Ok(StateWork::Act(action)) => self.act(action),
+                Ok(StateWork::Backup(path, answer)) => {
                     // The operator may have left.
                     let _ = answer.send(self.backup(&path));
                 }
@@ -175,11 +175,11 @@ impl Worker {
         }
     }
 
-    fn act(&mut self, action: Action) {
+    fn act(&mut self, action: StateAction) {
         if Keeper::commits_before(&action) {
             self.commit();
         }
-        if matches!(action, Action::FlushCheckpoint) {
+        if matches!(action, StateAction::FlushCheckpoint) {
             return self.commit();
         }
         let begun = self.keeper.begin(action, self.clock.now().ms);

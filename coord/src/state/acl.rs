@@ -24,13 +24,13 @@ pub(super) const FIXED_COUNT: u32 = 2;
 
 /// An entry that lives as long as its list.
 #[derive(Debug)]
-struct Entry {
+struct AclEntry {
     perms: i32,
     scheme: Box<str>,
     id: Box<str>,
 }
 
-impl Entry {
+impl AclEntry {
     fn borrow(&self) -> Acl<'_> {
         Acl { perms: self.perms, scheme: &self.scheme, id: &self.id }
     }
@@ -38,14 +38,14 @@ impl Entry {
 
 #[derive(Debug)]
 pub(super) struct AclList {
-    entries: Box<[Entry]>,
+    entries: Box<[AclEntry]>,
     /// Permissions of every client.
     world: i32,
 }
 
 impl AclList {
     fn new(acl: &[Acl<'_>]) -> AclList {
-        let own = |acl: &Acl<'_>| Entry {
+        let own = |acl: &Acl<'_>| AclEntry {
             perms: acl.perms,
             scheme: acl.scheme.into(),
             id: acl.id.into(),
@@ -55,7 +55,7 @@ impl AclList {
     }
 
     pub(super) fn entries(&self) -> impl ExactSizeIterator<Item = Acl<'_>> {
-        self.entries.iter().map(Entry::borrow)
+        self.entries.iter().map(AclEntry::borrow)
     }
 
     /// True if one of `identities` has one of the permissions `perms` (ZooKeeper's `checkACL`).

@@ -20,7 +20,7 @@ pub(super) enum Touched {
 }
 
 #[derive(Debug)]
-struct Entry {
+struct EventSpan {
     kind: i32,
     path_start: usize,
     path_end: usize,
@@ -31,7 +31,7 @@ struct Entry {
 /// The events and the touched records; see the module.
 #[derive(Debug, Default)]
 pub struct Changes {
-    events: Vec<Entry>,
+    events: Vec<EventSpan>,
     /// The paths of all events.
     paths: String,
     touched: Vec<Touched>,
@@ -39,7 +39,7 @@ pub struct Changes {
 
 /// A change of a node.
 #[derive(Debug, Clone, Copy)]
-pub struct Event<'a> {
+pub struct WatchEvent<'a> {
     /// One of `millrace_proto::zookeeper::event`.
     pub kind: i32,
     pub path: &'a str,
@@ -48,7 +48,7 @@ pub struct Event<'a> {
     acl: &'a AclHandle,
 }
 
-impl Event<'_> {
+impl WatchEvent<'_> {
     /// True if these identities could read the node at the time of the event: the changed node or, for a
     /// change of children, the parent (CVE-2024-23944).
     pub fn may_read(&self, identities: &[Identity<'_>]) -> bool {
@@ -62,8 +62,8 @@ impl Changes {
     }
 
     /// Lists the events since they were last cleared.
-    pub fn events(&self) -> impl Iterator<Item = Event<'_>> {
-        self.events.iter().map(|entry| Event {
+    pub fn events(&self) -> impl Iterator<Item = WatchEvent<'_>> {
+        self.events.iter().map(|entry| WatchEvent {
             kind: entry.kind,
             path: &self.paths[entry.path_start..entry.path_end],
             zxid: entry.zxid,
@@ -79,7 +79,7 @@ impl Changes {
     pub(super) fn event(&mut self, kind: i32, path: &str, zxid: i64, acl: AclHandle) {
         let path_start = self.paths.len();
         self.paths.push_str(if path.is_empty() { "/" } else { path });
-        self.events.push(Entry { kind, path_start, path_end: self.paths.len(), zxid, acl });
+        self.events.push(EventSpan { kind, path_start, path_end: self.paths.len(), zxid, acl });
     }
 
     pub(super) fn event_count(&self) -> usize {

@@ -23,7 +23,7 @@ pub struct Limits {
 
 /// Changes that wait for their commit.
 #[derive(Debug)]
-pub struct Checkpoint {
+pub struct MergedCheckpoint {
     limits: Limits,
     /// The records, in the order of their keys, which is the cheapest order for the store.
     records: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
@@ -33,9 +33,9 @@ pub struct Checkpoint {
     since_ms: u64,
 }
 
-impl Checkpoint {
-    pub fn new(limits: Limits) -> Checkpoint {
-        Checkpoint { limits, records: BTreeMap::new(), bytes: 0, applied: None, since_ms: 0 }
+impl MergedCheckpoint {
+    pub fn new(limits: Limits) -> MergedCheckpoint {
+        MergedCheckpoint { limits, records: BTreeMap::new(), bytes: 0, applied: None, since_ms: 0 }
     }
 
     /// Adds the changes of the entries up to `applied`, in the order of the log. A later value of a

@@ -14,7 +14,7 @@ use super::lmdb::{self, Environment};
 use super::record::StateHeader;
 use super::state::LmdbState;
 use super::wal::Wal;
-use super::{Identity, StoreError};
+use super::{StoreError, StoreIdentity};
 
 const LOG: &str = "log";
 const STATE: &str = "state";
@@ -34,7 +34,7 @@ impl Default for Sizes {
 
 /// Both stores of a directory, open. The directory is locked while either of them is open.
 pub struct Stores {
-    pub identity: Identity,
+    pub identity: StoreIdentity,
     pub log: Wal,
     pub state: LmdbState,
 }
@@ -61,7 +61,7 @@ impl Stores {
 /// # Errors
 /// [`StoreError::Locked`], [`StoreError::Foreign`], [`StoreError::Incomplete`],
 /// [`StoreError::Corrupt`], or [`StoreError::Io`].
-pub fn open(directory: &Path, wanted: Identity, sizes: Sizes) -> Result<Stores, StoreError> {
+pub fn open(directory: &Path, wanted: StoreIdentity, sizes: Sizes) -> Result<Stores, StoreError> {
     fs::create_dir_all(directory).map_err(|error| StoreError::io("create", directory, error))?;
     let mut stores = open_any(directory, Some(wanted), sizes)?;
     let found = stores.identity;
@@ -96,7 +96,7 @@ pub fn open_existing(directory: &Path, sizes: Sizes) -> Result<Stores, StoreErro
 
 fn open_any(
     directory: &Path,
-    create_for: Option<Identity>,
+    create_for: Option<StoreIdentity>,
     sizes: Sizes,
 ) -> Result<Stores, StoreError> {
     let lock = Arc::new(Lock::take(directory)?);
@@ -174,7 +174,7 @@ fn agree(directory: &Path, mut log: Wal, mut state: LmdbState) -> Result<Stores,
     Err(StoreError::Foreign { path: directory.to_owned(), reason })
 }
 
-fn describe(identity: &Identity) -> String {
+fn describe(identity: &StoreIdentity) -> String {
     format!(
         "replica {} of cluster {:016x}, store {:016x}",
         identity.replica_id, identity.cluster_id, identity.store_id
@@ -184,7 +184,7 @@ fn describe(identity: &Identity) -> String {
 fn create(
     log_path: &Path,
     state_path: &Path,
-    identity: Identity,
+    identity: StoreIdentity,
     sizes: Sizes,
     lock: &Arc<Lock>,
 ) -> Result<Stores, StoreError> {

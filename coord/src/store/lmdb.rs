@@ -15,7 +15,7 @@ use heed::{Database, Env, EnvFlags, EnvOpenOptions, MdbError, RoTxn, RwTxn, With
 
 use super::StoreError;
 use super::files::{Lock, remove_if_there};
-use super::pages::{self, Damage, View};
+use super::pages::{self, Damage, PageView};
 use super::record::{self, HEADER_KEY};
 
 /// The unnamed database of the environment, with all records.
@@ -226,7 +226,7 @@ fn read_header(path: &Path, name: &str, limit_bytes: u64) -> Result<Option<Vec<u
 }
 
 /// Checks that the first record that a transaction sees is a header which it wrote itself.
-fn check_view(view: &View) -> Result<(), &'static str> {
+fn check_view(view: &PageView) -> Result<(), &'static str> {
     let Some((key, value)) = &view.first else {
         // Every commit writes a header, so a file without one had no commit.
         return if view.transaction == 0 { Ok(()) } else { Err("its header is missing") };

@@ -16,8 +16,8 @@ use raft::eraftpb::{Entry, HardState};
 
 use super::snapshot::{Decoder, Encoder};
 use super::{
-    Append, Applied, COMPACT_ENTRIES_MAX, Changes, KEY_SIZE_MAX, LogReader, LogState, LogStore,
-    Push, SnapshotReader, StateStore, StoreError,
+    Append, Applied, COMPACT_ENTRIES_MAX, KEY_SIZE_MAX, LogReader, LogState, LogStore, Push,
+    RecordChanges, SnapshotReader, StateStore, StoreError,
 };
 
 /// One of the two stores.
@@ -30,12 +30,12 @@ pub enum Part {
 /// A disk with the two stores of one replica. Clones are the same disk.
 #[derive(Debug, Clone, Default)]
 pub struct MemoryDisk {
-    inner: Arc<Mutex<Disk>>,
+    inner: Arc<Mutex<DiskState>>,
     store_id: u64,
 }
 
 #[derive(Debug, Default)]
-struct Disk {
+struct DiskState {
     log: Device<LogImage>,
     state: Device<StateImage>,
     is_held: bool,
@@ -92,18 +92,18 @@ impl MemoryDisk {
         disk.state.crash();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Disk> {
+    fn lock(&self) -> MutexGuard<'_, DiskState> {
         // A panic in the middle of a change fails the simulation anyway.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-type Write<T> = Box<dyn FnOnce(&mut T) + Send>;
+type UnsyncedWrite<T> = Box<dyn FnOnce(&mut T) + Send>;
 
 /// An image, and the writes that are not in it yet.
 struct Device<T> {
     image: T,
-    waiting: Vec<Write<T>>,
+    waiting: Vec<UnsyncedWrite<T>>,
     syncs_to_failure: Option<u64>,
     failed: Option<StoreError>,
 }
@@ -301,12 +301,12 @@ impl LogReader for MemoryLog {
     }
 }
 
-type Records = BTreeMap<Vec<u8>, Bytes>;
+type RecordMap = BTreeMap<Vec<u8>, Bytes>;
 
 #[derive(Debug, Default)]
 struct StateImage {
     /// Shared with snapshots, and copied when it changes while one is open.
-    records: Arc<Records>,
+    records: Arc<RecordMap>,
     applied: Option<Applied>,
 }
 
@@ -314,7 +314,7 @@ struct StateImage {
 #[derive(Debug)]
 pub struct MemoryState {
     disk: MemoryDisk,
-    incoming: Option<(Decoder, Records)>,
+    incoming: Option<(Decoder, RecordMap)>,
 }
 
 impl StateStore for MemoryState {
@@ -330,7 +330,7 @@ impl StateStore for MemoryState {
 
     fn commit(
         &mut self,
-        changes: &mut Changes<'_, '_>,
+        changes: &mut RecordChanges<'_, '_>,
         applied: &Applied,
     ) -> Result<(), StoreError> {
         let mut owned = Vec::new();
@@ -364,7 +364,7 @@ impl StateStore for MemoryState {
 
     fn begin_install(&mut self) -> Result<(), StoreError> {
         self.disk.lock().state.check()?;
-        self.incoming = Some((Decoder::default(), Records::new()));
+        self.incoming = Some((Decoder::default(), RecordMap::new()));
         Ok(())
     }
 
@@ -404,7 +404,7 @@ fn not_begun() -> StoreError {
 
 /// A snapshot of a state in memory. It stays readable after the state is replaced.
 struct MemorySnapshot {
-    records: Arc<Records>,
+    records: Arc<RecordMap>,
     applied: Applied,
     encoder: Encoder,
 }

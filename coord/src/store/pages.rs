@@ -24,7 +24,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 mod page;
-use page::{Page, PageKind};
+use page::{LmdbPage, PageKind};
 
 const _: () = assert!(cfg!(target_endian = "little"), "LMDB files here are little-endian");
 
@@ -67,7 +67,7 @@ fn damage<T>(number: u64, reason: impl Into<String>) -> Result<T, Damage> {
 
 /// A transaction, and the first record it sees.
 #[derive(Debug)]
-pub(super) struct View {
+pub(super) struct PageView {
     pub(super) transaction: u64,
     /// Key and value; `None` in an empty file.
     pub(super) first: Option<(Vec<u8>, Vec<u8>)>,
@@ -75,10 +75,10 @@ pub(super) struct View {
 
 /// The content of a sound file.
 #[derive(Debug)]
-pub(super) struct Report {
-    pub(super) newest: View,
+pub(super) struct PagesReport {
+    pub(super) newest: PageView,
     /// The transaction before the newest, if there was one.
-    pub(super) older: Option<View>,
+    pub(super) older: Option<PageView>,
     /// Pages in the two trees.
     pub(super) used_pages: u64,
     /// Pages in free lists.
@@ -86,7 +86,7 @@ pub(super) struct Report {
 }
 
 /// Walks the file, which must not be written meanwhile. `map_bytes` is the size it may grow to.
-pub(super) fn verify(file: &File, map_bytes: u64) -> Result<Report, Damage> {
+pub(super) fn verify(file: &File, map_bytes: u64) -> Result<PagesReport, Damage> {
     let file_bytes = file.metadata()?.len();
     let [first, second] = read_metas(file)?;
     let (newest, older) =
@@ -103,17 +103,17 @@ pub(super) fn verify(file: &File, map_bytes: u64) -> Result<Report, Damage> {
     // The walk goes in key order, which is any order in the file. This is only advice: if it is refused,
     // reads are slower.
     let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::WillNeed);
-    let source = Source { file, page_size: newest.page_size, file_bytes };
+    let source = PageSource { file, page_size: newest.page_size, file_bytes };
     let pages_max = map_bytes.max(file_bytes) / newest.page_size as u64;
     for meta in [&newest, &older] {
         if meta.last_page < 1 || meta.last_page >= pages_max {
             return damage(meta.number, format!("its last page {} is too far", meta.last_page));
         }
     }
-    let mut walk = Walk::new(&source, newest.last_page);
+    let mut walk = PageWalk::new(&source, newest.last_page);
     walk.tree(newest.number, TreeKind::Main, &newest.main)?;
     walk.tree(newest.number, TreeKind::Free, &newest.free)?;
-    Ok(Report {
+    Ok(PagesReport {
         older: match newest.transaction {
             0 => None,
             _ => Some(source.view(&older)?),
@@ -126,7 +126,7 @@ pub(super) fn verify(file: &File, map_bytes: u64) -> Result<Report, Damage> {
 
 /// A tree, `MDB_db` in LMDB.
 #[derive(Debug)]
-struct Tree {
+struct PageTree {
     flags: u16,
     depth: u16,
     branch_pages: u64,
@@ -136,11 +136,11 @@ struct Tree {
     root: u64,
 }
 
-impl Tree {
+impl PageTree {
     const SIZE: usize = 48;
 
-    fn read(bytes: &[u8]) -> Tree {
-        Tree {
+    fn read(bytes: &[u8]) -> PageTree {
+        PageTree {
             flags: u16_at(bytes, 4),
             depth: u16_at(bytes, 6),
             branch_pages: u64_at(bytes, 8),
@@ -153,18 +153,18 @@ impl Tree {
 }
 
 /// A meta page, `MDB_meta` in LMDB.
-struct Meta {
+struct MetaPage {
     /// The number of the page, 0 or 1.
     number: u64,
     page_size: usize,
-    free: Tree,
-    main: Tree,
+    free: PageTree,
+    main: PageTree,
     last_page: u64,
     transaction: u64,
 }
 
-impl Meta {
-    fn read(file: &File, number: u64, offset: usize) -> Result<Meta, Damage> {
+impl MetaPage {
+    fn read(file: &File, number: u64, offset: usize) -> Result<MetaPage, Damage> {
         let mut bytes = [0; META_SIZE];
         match file.read_exact_at(&mut bytes, offset as u64) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
@@ -181,8 +181,8 @@ impl Meta {
         }
         // The page size is in a field of the free tree that has no other use.
         let page_size = u32_at(fields, 24) as usize;
-        let free = Tree::read(&fields[24..]);
-        let main = Tree::read(&fields[24 + Tree::SIZE..]);
+        let free = PageTree::read(&fields[24..]);
+        let main = PageTree::read(&fields[24 + PageTree::SIZE..]);
         if !PAGE_SIZES.contains(&page_size) || !page_size.is_power_of_two() {
             return damage(number, format!("it says that pages have {page_size} bytes"));
         }
@@ -194,13 +194,13 @@ impl Meta {
             return damage(number, "it has a tree before its first transaction");
         }
         let last_page = u64_at(fields, 120);
-        Ok(Meta { number, page_size, free, main, last_page, transaction })
+        Ok(MetaPage { number, page_size, free, main, last_page, transaction })
     }
 }
 
-fn read_metas(file: &File) -> Result<[Meta; 2], Damage> {
-    let first = Meta::read(file, 0, 0)?;
-    let second = Meta::read(file, 1, first.page_size)?;
+fn read_metas(file: &File) -> Result<[MetaPage; 2], Damage> {
+    let first = MetaPage::read(file, 0, 0)?;
+    let second = MetaPage::read(file, 1, first.page_size)?;
     if second.page_size != first.page_size {
         return damage(1, "it says another page size than the first meta page");
     }
@@ -208,13 +208,13 @@ fn read_metas(file: &File) -> Result<[Meta; 2], Damage> {
 }
 
 /// The file, as pages.
-struct Source<'a> {
+struct PageSource<'a> {
     file: &'a File,
     page_size: usize,
     file_bytes: u64,
 }
 
-impl Source<'_> {
+impl PageSource<'_> {
     /// Fills `bytes` from `offset` on inside page `number`. Overflow values continue in later pages.
     fn read(&self, number: u64, offset: usize, bytes: &mut [u8]) -> Result<(), Damage> {
         let start = number.checked_mul(self.page_size as u64).and_then(|at| {
@@ -228,11 +228,11 @@ impl Source<'_> {
     }
 
     /// Reads page `number` and checks it by itself.
-    fn page(&self, number: u64, buffer: Vec<u8>, tree: TreeKind) -> Result<Page, Damage> {
+    fn page(&self, number: u64, buffer: Vec<u8>, tree: TreeKind) -> Result<LmdbPage, Damage> {
         let mut bytes = buffer;
         bytes.resize(self.page_size, 0);
         self.read(number, 0, &mut bytes)?;
-        Page::new(bytes, number, tree).or_else(|reason| damage(number, reason))
+        LmdbPage::new(bytes, number, tree).or_else(|reason| damage(number, reason))
     }
 
     /// Returns the count of pages of the value with `value_size` bytes that begins in overflow page
@@ -255,7 +255,7 @@ impl Source<'_> {
     }
 
     /// Reads the whole value of node `index` of a leaf.
-    fn value(&self, leaf: &Page, index: usize) -> Result<Vec<u8>, Damage> {
+    fn value(&self, leaf: &LmdbPage, index: usize) -> Result<Vec<u8>, Damage> {
         let node = leaf.node(index);
         let Some(overflow) = node.overflow else {
             return Ok(leaf.bytes(node.value).to_vec());
@@ -268,10 +268,10 @@ impl Source<'_> {
     }
 
     /// Finds the first record that a transaction sees, down the first child of each branch.
-    fn view(&self, meta: &Meta) -> Result<View, Damage> {
+    fn view(&self, meta: &MetaPage) -> Result<PageView, Damage> {
         let transaction = meta.transaction;
         if meta.main.root == NO_PAGE {
-            return Ok(View { transaction, first: None });
+            return Ok(PageView { transaction, first: None });
         }
         let mut number = meta.main.root;
         for _ in 0..DEPTH_MAX {
@@ -281,7 +281,7 @@ impl Source<'_> {
             let page = self.page(number, Vec::new(), TreeKind::Main)?;
             if page.kind() == PageKind::Leaf {
                 let key = page.bytes(page.node(0).key).to_vec();
-                return Ok(View { transaction, first: Some((key, self.value(&page, 0)?)) });
+                return Ok(PageView { transaction, first: Some((key, self.value(&page, 0)?)) });
             }
             number = page.node(0).child;
         }
@@ -299,8 +299,8 @@ enum TreeKind {
 }
 
 /// The pages met so far.
-struct Walk<'a> {
-    source: &'a Source<'a>,
+struct PageWalk<'a> {
+    source: &'a PageSource<'a>,
     last_page: u64,
     /// One bit for each page.
     seen: Vec<u64>,
@@ -314,10 +314,10 @@ struct Walk<'a> {
     buffers: Vec<Vec<u8>>,
 }
 
-impl<'a> Walk<'a> {
-    fn new(source: &'a Source<'a>, last_page: u64) -> Walk<'a> {
+impl<'a> PageWalk<'a> {
+    fn new(source: &'a PageSource<'a>, last_page: u64) -> PageWalk<'a> {
         let words = usize::try_from(last_page / 64 + 1).expect("bounded by the map");
-        Walk {
+        PageWalk {
             source,
             last_page,
             seen: vec![0; words],
@@ -346,7 +346,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    fn tree(&mut self, meta: u64, kind: TreeKind, tree: &Tree) -> Result<(), Damage> {
+    fn tree(&mut self, meta: u64, kind: TreeKind, tree: &PageTree) -> Result<(), Damage> {
         self.branch_pages = 0;
         self.leaf_pages = 0;
         self.overflow_pages = 0;
@@ -404,7 +404,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    fn leaf(&mut self, kind: TreeKind, leaf: &Page) -> Result<(), Damage> {
+    fn leaf(&mut self, kind: TreeKind, leaf: &LmdbPage) -> Result<(), Damage> {
         self.leaf_pages += 1;
         self.entries += leaf.count() as u64;
         for index in 0..leaf.count() {

@@ -14,7 +14,7 @@ use bytes::{Buf, BufMut};
 use protobuf::Message;
 use raft::eraftpb::ConfState;
 
-use super::{Applied, Identity};
+use super::{Applied, StoreIdentity};
 
 /// Most bytes of a state record's key. LMDB takes 511.
 pub const KEY_SIZE_MAX: usize = 256;
@@ -101,19 +101,19 @@ impl Tally {
 pub(super) struct Origin {
     /// The LMDB transaction that wrote it.
     pub(super) transaction: u64,
-    pub(super) identity: Identity,
+    pub(super) identity: StoreIdentity,
 }
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct StateHeader {
-    pub(super) identity: Identity,
+    pub(super) identity: StoreIdentity,
     /// `None` until the first commit.
     pub(super) applied: Option<Applied>,
     pub(super) tally: Tally,
 }
 
 impl StateHeader {
-    pub(super) fn new(identity: Identity) -> StateHeader {
+    pub(super) fn new(identity: StoreIdentity) -> StateHeader {
         StateHeader { identity, applied: None, tally: Tally::default() }
     }
 
@@ -157,7 +157,7 @@ pub(super) fn read_applied(mut fields: &[u8]) -> Option<Applied> {
     Some(Applied { index, term, conf_state: ConfState::parse_from_bytes(fields).ok()? })
 }
 
-fn begin_header(transaction: u64, identity: &Identity) -> Vec<u8> {
+fn begin_header(transaction: u64, identity: &StoreIdentity) -> Vec<u8> {
     let mut value = vec![0; 4];
     value.put_u8(VERSION);
     value.put_u64_le(transaction);
@@ -187,7 +187,7 @@ pub(super) fn read_origin(value: &[u8]) -> Result<(Origin, &[u8]), &'static str>
         return Err("its header has a version that this program does not know");
     }
     let transaction = fields.get_u64_le();
-    let identity = Identity {
+    let identity = StoreIdentity {
         cluster_id: fields.get_u64_le(),
         replica_id: fields.get_u64_le(),
         store_id: fields.get_u64_le(),

@@ -19,7 +19,8 @@ use super::lmdb::{BorrowedView, Environment, OwnedView, Records};
 use super::record::{self, HEADER_KEY, StateHeader, Tally};
 use super::snapshot::{Decoder, Encoder};
 use super::{
-    Applied, Changes, Identity, Push, SNAPSHOTS_MAX, SnapshotReader, StateStore, StoreError,
+    Applied, Push, RecordChanges, SNAPSHOTS_MAX, SnapshotReader, StateStore, StoreError,
+    StoreIdentity,
 };
 
 /// The view of a snapshot; `None` after the state is replaced.
@@ -31,12 +32,12 @@ pub struct LmdbState {
     environment: Option<Environment>,
     /// The header of the last commit.
     header: StateHeader,
-    incoming: Option<Incoming>,
+    incoming: Option<IncomingSnapshot>,
     snapshots: Vec<Weak<SharedView>>,
 }
 
 /// A snapshot that is being received.
-struct Incoming {
+struct IncomingSnapshot {
     environment: Environment,
     decoder: Decoder,
 }
@@ -84,7 +85,7 @@ impl LmdbState {
     }
 
     /// Returns the owner of the state.
-    pub fn identity(&self) -> Identity {
+    pub fn identity(&self) -> StoreIdentity {
         self.header.identity
     }
 
@@ -190,7 +191,7 @@ impl StateStore for LmdbState {
 
     fn commit(
         &mut self,
-        changes: &mut Changes<'_, '_>,
+        changes: &mut RecordChanges<'_, '_>,
         applied: &Applied,
     ) -> Result<(), StoreError> {
         let environment = self.environment()?;
@@ -263,7 +264,7 @@ impl StateStore for LmdbState {
         let (environment, _) = Environment::open(&path, limit_bytes, lock)?;
         // The header comes first, so that records can follow it.
         write_header(&environment, &StateHeader::new(self.header.identity))?;
-        self.incoming = Some(Incoming { environment, decoder: Decoder::default() });
+        self.incoming = Some(IncomingSnapshot { environment, decoder: Decoder::default() });
         Ok(())
     }
 
@@ -271,7 +272,7 @@ impl StateStore for LmdbState {
         let identity = self.header.identity;
         // The incoming snapshot is put back only if all went well.
         let mut incoming = self.incoming.take().ok_or_else(not_begun)?;
-        let Incoming { environment, decoder } = &mut incoming;
+        let IncomingSnapshot { environment, decoder } = &mut incoming;
         environment.write(|transaction, records, number| {
             let mut stored = Vec::new();
             decoder.accept(chunk, &mut |key, value| {
@@ -288,7 +289,8 @@ impl StateStore for LmdbState {
     }
 
     fn finish_install(&mut self) -> Result<Applied, StoreError> {
-        let Incoming { environment, decoder } = self.incoming.take().ok_or_else(not_begun)?;
+        let IncomingSnapshot { environment, decoder } =
+            self.incoming.take().ok_or_else(not_begun)?;
         let (applied, tally) = decoder.finish()?;
         let identity = self.header.identity;
         let header = StateHeader { identity, applied: Some(applied.clone()), tally };

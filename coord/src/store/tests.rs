@@ -8,7 +8,8 @@ use tempfile::TempDir;
 
 use super::memory::{MemoryDisk, MemoryLog, MemoryState};
 use super::{
-    Append, Applied, Identity, LogStore, Sizes, StateStore, StoreError, Stores, open, open_existing,
+    Append, Applied, LogStore, Sizes, StateStore, StoreError, StoreIdentity, Stores, open,
+    open_existing,
 };
 
 mod checkpoint;
@@ -20,7 +21,7 @@ mod log;
 mod pages;
 mod state;
 
-const IDENTITY: Identity = Identity { cluster_id: 7, replica_id: 3, store_id: 0x5eed };
+const IDENTITY: StoreIdentity = StoreIdentity { cluster_id: 7, replica_id: 3, store_id: 0x5eed };
 const SIZES: Sizes = Sizes { log_bytes_max: 256 << 20, state_bytes_max: 256 << 20 };
 
 /// Small segments, so that there are several.

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::files::Lock;
-use super::{Append, COMPACT_ENTRIES_MAX, Identity, LogReader, LogStore, StoreError};
+use super::{Append, COMPACT_ENTRIES_MAX, LogReader, LogStore, StoreError, StoreIdentity};
 
 mod batch;
 mod index;
@@ -112,7 +112,7 @@ impl Wal {
     /// Makes an empty log in a directory that has none.
     pub(super) fn create(
         directory: &Path,
-        identity: Identity,
+        identity: StoreIdentity,
         limit_bytes: u64,
         lock: Arc<Lock>,
     ) -> Result<Wal, StoreError> {
@@ -170,7 +170,7 @@ impl Wal {
     }
 
     /// Returns the owner of the log.
-    pub fn identity(&self) -> Identity {
+    pub fn identity(&self) -> StoreIdentity {
         self.header.identity
     }
 

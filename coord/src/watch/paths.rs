@@ -7,14 +7,14 @@ use twox_hash::XxHash3_64;
 
 /// A watched path, or a free slot: no watchers.
 #[derive(Default)]
-struct Slot {
+struct PathSlot {
     path: Box<str>,
     /// The clients, each once, in no order.
     watchers: Vec<u32>,
 }
 
 pub(super) struct Paths {
-    slots: Vec<Slot>,
+    slots: Vec<PathSlot>,
     free: Vec<u32>,
     index: HashTable<u32>,
     seed: u64,
@@ -58,7 +58,7 @@ impl Paths {
             return id;
         }
         // Most paths have one watcher, so there is no spare room until a second comes.
-        let slot = Slot { path: path.into(), watchers: vec![client] };
+        let slot = PathSlot { path: path.into(), watchers: vec![client] };
         let id = match self.free.pop() {
             Some(id) => {
                 self.slots[id as usize] = slot;
@@ -100,7 +100,7 @@ impl Paths {
         if let Ok(entry) = self.index.find_entry(hash, |other| *other == id) {
             entry.remove();
         }
-        *slot = Slot::default();
+        *slot = PathSlot::default();
         self.free.push(id);
     }
 }

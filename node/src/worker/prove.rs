@@ -4,14 +4,15 @@
 //! means nothing, except for the administration socket, which the system lets only the node's user and
 //! root open.
 
+use millrace_proto::Status;
 use millrace_proto::frame::{self, FrameError};
 use millrace_proto::message::{ArchivedRange, Range};
 use millrace_proto::proof::{
     ArchivedChallengeRequest, ArchivedProof, ChallengeReply, Exchange, Nonce, Proof, Role, Secret,
     Side,
 };
-use millrace_proto::{Op, Status};
 
+use super::request::ColdOp;
 use super::{Action, Worker};
 use crate::cache::BlockKey;
 use crate::connection::reply_header;
@@ -70,13 +71,17 @@ impl Worker {
     }
 
     /// Returns why an operation is not for this connection, if it is not.
-    pub(super) fn refusal(&mut self, op: Op, token: Token) -> Option<&'static str> {
+    pub(super) fn refusal(&mut self, op: ColdOp, token: Token) -> Option<&'static str> {
         match op {
-            Op::Free | Op::Drain | Op::Mount | Op::Pin if self.role(token).is_none() => Some(
-                "only at the node's administration socket (--admin), or with its token \
+            ColdOp::Free | ColdOp::Drain | ColdOp::Mount | ColdOp::Pin
+                if self.role(token).is_none() =>
+            {
+                Some(
+                    "only at the node's administration socket (--admin), or with its token \
                  (--admin-token): this connection has neither",
-            ),
-            Op::Inventory | Op::Vouch
+                )
+            }
+            ColdOp::Inventory | ColdOp::Vouch
                 if self.role(token).is_none() && !self.shared.proofs.is_insecure =>
             {
                 Some(
@@ -97,7 +102,7 @@ impl Worker {
     ) -> Result<(), FrameError> {
         let range = Range::from(frame::body::<ArchivedRange>(body)?);
         self.take(requester);
-        if let Some(message) = self.refusal(Op::Vouch, requester.token) {
+        if let Some(message) = self.refusal(ColdOp::Vouch, requester.token) {
             self.fail(requester, Status::PermissionDenied, message, actions);
             return Ok(());
         }

@@ -32,6 +32,28 @@ const COLD_IN_FLIGHT_MAX: u64 = 64;
 /// have given another one up.
 const RING_WAITS_MAX: u32 = 4;
 
+/// Operations that read no blocks: what the hot path does not answer.
+#[derive(Clone, Copy)]
+pub(super) enum ColdOp {
+    Hello,
+    Ping,
+    Status,
+    Attach,
+    Stat,
+    List,
+    Load,
+    Free,
+    Ring,
+    Inventory,
+    Drain,
+    Mount,
+    Pin,
+    Pins,
+    Challenge,
+    Vouch,
+    Prove,
+}
+
 /// Name and version of the node, as clients see it.
 pub(crate) const SERVER: &str = concat!("millrace/", env!("CARGO_PKG_VERSION"));
 
@@ -79,14 +101,23 @@ impl Worker {
                 .map(|request| self.lease(now, requester, request, actions)),
             Op::Release => frame::body::<ArchivedReadManyRequest>(body)
                 .map(|request| self.release(requester, request)),
-            _ => {
-                if op != Op::Ping {
-                    // Replies to these are made in the heap: few of them may wait unsent.
-                    let share = self.limits.bytes_in_flight_max / COLD_IN_FLIGHT_MAX;
-                    requester.asked = share.min(u64::from(u32::MAX)) as u32;
-                }
-                self.on_cold_request(now, op, requester, body, actions)
-            }
+            Op::Hello => self.on_cold_request(now, ColdOp::Hello, requester, body, actions),
+            Op::Ping => self.on_cold_request(now, ColdOp::Ping, requester, body, actions),
+            Op::Status => self.on_cold_request(now, ColdOp::Status, requester, body, actions),
+            Op::Attach => self.on_cold_request(now, ColdOp::Attach, requester, body, actions),
+            Op::Stat => self.on_cold_request(now, ColdOp::Stat, requester, body, actions),
+            Op::List => self.on_cold_request(now, ColdOp::List, requester, body, actions),
+            Op::Load => self.on_cold_request(now, ColdOp::Load, requester, body, actions),
+            Op::Free => self.on_cold_request(now, ColdOp::Free, requester, body, actions),
+            Op::Ring => self.on_cold_request(now, ColdOp::Ring, requester, body, actions),
+            Op::Inventory => self.on_cold_request(now, ColdOp::Inventory, requester, body, actions),
+            Op::Drain => self.on_cold_request(now, ColdOp::Drain, requester, body, actions),
+            Op::Mount => self.on_cold_request(now, ColdOp::Mount, requester, body, actions),
+            Op::Pin => self.on_cold_request(now, ColdOp::Pin, requester, body, actions),
+            Op::Pins => self.on_cold_request(now, ColdOp::Pins, requester, body, actions),
+            Op::Challenge => self.on_cold_request(now, ColdOp::Challenge, requester, body, actions),
+            Op::Vouch => self.on_cold_request(now, ColdOp::Vouch, requester, body, actions),
+            Op::Prove => self.on_cold_request(now, ColdOp::Prove, requester, body, actions),
         };
         if let Err(error) = result {
             self.counters().bad_frame_count.add(1);
@@ -202,15 +233,20 @@ impl Worker {
     fn on_cold_request(
         &mut self,
         now: u64,
-        op: Op,
-        requester: Requester,
+        op: ColdOp,
+        mut requester: Requester,
         body: &[u8],
         actions: &mut Vec<Action>,
     ) -> Result<(), FrameError> {
+        if !matches!(op, ColdOp::Ping) {
+            // Replies to these are made in the heap: few of them may wait unsent.
+            let share = self.limits.bytes_in_flight_max / COLD_IN_FLIGHT_MAX;
+            requester.asked = share.min(u64::from(u32::MAX)) as u32;
+        }
         // A client that speaks for the whole cluster need not find the others.
         let is_administrator = self.role(requester.token) == Some(Role::Administrator);
         let lookup: Lookup = match op {
-            Op::Hello => {
+            ColdOp::Hello => {
                 let request = frame::body::<ArchivedHelloRequest>(body)?;
                 let spoken = request.version_min <= VERSION && VERSION <= request.version_max;
                 let features = request.features.to_native() & self.shared.features;
@@ -218,48 +254,48 @@ impl Worker {
                 self.hello(&requester, spoken, features, actions);
                 return Ok(());
             }
-            Op::Ping => {
+            ColdOp::Ping => {
                 self.take(&requester);
                 let header = reply_header(&requester.header, 0, Status::Ok);
                 self.push_head(&requester, |head| frame::encode_empty(head, header));
                 return Ok(());
             }
-            Op::Status => {
+            ColdOp::Status => {
                 self.take(&requester);
                 let reply = self.status(now);
                 let header = reply_header(&requester.header, 0, Status::Ok);
                 self.push_head(&requester, |head| frame::encode(head, header, &reply));
                 return Ok(());
             }
-            Op::Attach => {
+            ColdOp::Attach => {
                 self.take(&requester);
                 self.attach(&requester);
                 return Ok(());
             }
-            Op::Stat => {
+            ColdOp::Stat => {
                 let path = text(&frame::body::<ArchivedStatRequest>(body)?.path);
                 PathLookup::Stat { path }.into()
             }
-            Op::List => {
+            ColdOp::List => {
                 let request = frame::body::<ArchivedListRequest>(body)?;
                 let (path, token) = (text(&request.path), text(&request.token));
                 PathLookup::List { path, token, limit: request.limit.to_native() }.into()
             }
-            Op::Load => {
+            ColdOp::Load => {
                 let path = text(&frame::body::<ArchivedLoadRequest>(body)?.path);
                 PathLookup::Load { path }.into()
             }
-            Op::Free => {
+            ColdOp::Free => {
                 let path = text(&frame::body::<ArchivedFreeRequest>(body)?.path);
                 PathLookup::Free { path, everywhere: is_administrator }.into()
             }
-            Op::Ring => {
+            ColdOp::Ring => {
                 let request = frame::body::<ArchivedRingRequest>(body)?;
                 let (epoch, first) = (request.epoch.to_native(), request.first.to_native());
                 let may_wait = self.counts_ring(requester.token);
                 ClusterLookup::Ring { epoch, first, wait: request.wait != 0 && may_wait }.into()
             }
-            Op::Inventory => {
+            ColdOp::Inventory => {
                 let request = frame::body::<ArchivedInventoryRequest>(body)?;
                 let request = InventoryRequest {
                     key: request.key.to_native(),
@@ -268,31 +304,28 @@ impl Worker {
                 };
                 ClusterLookup::Inventory(request).into()
             }
-            Op::Drain => {
+            ColdOp::Drain => {
                 let request = frame::body::<ArchivedDrainRequest>(body)?;
                 let node = request.node.as_str().to_owned();
                 let command = Command::Drain { node, undo: request.undo != 0 };
                 ClusterLookup::Command { command, passes_on: is_administrator }.into()
             }
-            Op::Mount => {
+            ColdOp::Mount => {
                 let request = frame::body::<ArchivedMountRequest>(body)?;
                 let mount = (&request.mount).into();
                 let command = Command::Mount { mount, remove: request.remove != 0 };
                 ClusterLookup::Command { command, passes_on: is_administrator }.into()
             }
-            Op::Pin => {
+            ColdOp::Pin => {
                 let request = frame::body::<ArchivedPinRequest>(body)?;
                 let path = request.path.as_str().to_owned();
                 let command = Command::Pin { path, undo: request.undo != 0 };
                 ClusterLookup::Command { command, passes_on: is_administrator }.into()
             }
-            Op::Pins => ClusterLookup::Pins.into(),
-            Op::Challenge => return self.challenge(&requester, body, actions),
-            Op::Vouch => return self.vouch(&requester, body, actions),
-            Op::Prove => return self.prove(&requester, body, actions),
-            Op::Read | Op::Peek | Op::Fetch | Op::ReadMany | Op::Lease | Op::Release => {
-                unreachable!("taken by on_request")
-            }
+            ColdOp::Pins => ClusterLookup::Pins.into(),
+            ColdOp::Challenge => return self.challenge(&requester, body, actions),
+            ColdOp::Vouch => return self.vouch(&requester, body, actions),
+            ColdOp::Prove => return self.prove(&requester, body, actions),
         };
         self.take(&requester);
         if let Some(message) = self.refusal(op, requester.token) {

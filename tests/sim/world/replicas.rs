@@ -123,7 +123,7 @@ impl World {
             Action::CompactLog { index, term } => self.nodes[node].compact(index, term),
             Action::AdminReply { reply, .. } => self.note(format_args!("operator: {reply:?}")),
             Action::Stop { reason } => self.nodes[node].failure = Some(reason),
-            action => self.nodes[node].ask(action),
+            Action::State(action) => self.nodes[node].ask(action),
         }
     }
 

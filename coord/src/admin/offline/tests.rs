@@ -51,7 +51,7 @@ fn add_voter(index: u64) -> Entry {
 /// Makes the directory of a stopped replica 1: its state has entry 1, and its log `entries` from 2 on.
 fn directory(voters: &[u64], entries: Vec<Entry>, commit: u64) -> TempDir {
     let directory = tempfile::tempdir().unwrap();
-    let identity = Identity { cluster_id: 7, replica_id: 1, store_id: 9 };
+    let identity = StoreIdentity { cluster_id: 7, replica_id: 1, store_id: 9 };
     let mut stores = store::open(directory.path(), identity, SIZES).unwrap();
     let offline = Offline {
         identity: Some(identity),

@@ -6,7 +6,7 @@ use crate::state::State;
 use crate::state::read::read;
 
 /// One node.
-pub struct Node<'a> {
+pub struct OfflineNode<'a> {
     pub path: &'a str,
     pub stat: Stat,
     /// `None` is null data, which differs from empty data.
@@ -19,7 +19,10 @@ pub struct Node<'a> {
 ///
 /// # Errors
 /// The first error of `show`.
-pub fn walk<E>(state: &State, mut show: impl FnMut(&Node<'_>) -> Result<(), E>) -> Result<(), E> {
+pub fn walk<E>(
+    state: &State,
+    mut show: impl FnMut(&OfflineNode<'_>) -> Result<(), E>,
+) -> Result<(), E> {
     let mut waiting = vec!["/".to_owned()];
     let (mut data, mut acl, mut children) = (Vec::new(), Vec::new(), Vec::new());
     while let Some(path) = waiting.pop() {
@@ -28,7 +31,7 @@ pub fn walk<E>(state: &State, mut show: impl FnMut(&Node<'_>) -> Result<(), E>) 
         answer(state, &Request::GetChildren { path: &path, watch: false }, &mut children);
         let mut reader = Reader::new(&data);
         let own = "what was just written is readable";
-        let node = Node {
+        let node = OfflineNode {
             path: &path,
             data: reader.buffer().expect(own),
             stat: Stat::decode(&mut reader).expect(own),

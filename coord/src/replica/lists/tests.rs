@@ -33,7 +33,11 @@ fn what_was_edited_is_asked_for_until_it_is_so() {
     let listed = list(&["1=a:1:2", "2=b:9:2", "4=d:1:2"]);
     let mut current = before.clone();
     let [two, four] = [listed[1].clone(), listed[2].clone()];
-    let expect = [Wanted::Change(two.clone()), Wanted::Add(four.clone()), Wanted::Remove(3)];
+    let expect = [
+        WantedChange::Change(two.clone()),
+        WantedChange::Add(four.clone()),
+        WantedChange::Remove(3),
+    ];
     assert_eq!(wanted(&before, &listed, &current), expect);
     assert_eq!(taken_over(&before, &listed, &current), before);
     current[1] = two;

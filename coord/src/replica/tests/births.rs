@@ -31,7 +31,7 @@ fn config(lines: &[&str]) -> Config {
 /// Builds a setup without data.
 fn fresh(config: Config) -> Setup {
     let identity =
-        Identity { cluster_id: 0, replica_id: config.replica_id, store_id: config.replica_id };
+        StoreIdentity { cluster_id: 0, replica_id: config.replica_id, store_id: config.replica_id };
     Setup {
         config,
         identity,
@@ -50,7 +50,7 @@ fn fresh(config: Config) -> Setup {
 fn alone(config: Config, listed: Option<Listed>) -> Setup {
     let conf_state = ConfState { voters: vec![1], ..ConfState::default() };
     let applied = Applied { index: 1, term: 1, conf_state };
-    let identity = Identity { cluster_id: 7, replica_id: 1, store_id: 1 };
+    let identity = StoreIdentity { cluster_id: 7, replica_id: 1, store_id: 1 };
     Setup { identity, applied, listed, ..fresh(config) }
 }
 

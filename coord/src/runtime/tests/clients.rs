@@ -11,7 +11,7 @@ use mio::{Events, Poll, Token};
 use crate::config::Config;
 use crate::replica::{Action, ClientId, Event, Now};
 use crate::report::{Effect, Snapshot, Wanted};
-use crate::runtime::clients::{Clients, Limits};
+use crate::runtime::clients::{ClientLimits, Clients};
 use crate::runtime::machine::{Machine, World};
 use crate::socket;
 
@@ -94,8 +94,8 @@ struct Server {
     shared: Vec<u8>,
 }
 
-fn server(change: impl FnOnce(&mut Limits)) -> Server {
-    let mut limits = Limits {
+fn server(change: impl FnOnce(&mut ClientLimits)) -> Server {
+    let mut limits = ClientLimits {
         message_max_bytes: 100_000,
         per_address_max: 0,
         total_max: 100,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use mio::{Events, Poll, Token};
 use raft::eraftpb::Entry;
 
-use crate::replica::{Action, Checkpoint, Event};
+use crate::replica::{Checkpoint, Event, StateAction};
 use crate::runtime::{Disk, Letter, Letters, LogThread, Mailbox, StateThread, load, mailbox};
 use crate::state::State;
 use crate::store::memory::{MemoryDisk, Part};
@@ -126,7 +126,7 @@ fn keeper(disk: &MemoryDisk, interval_ms: u64) -> Keeper {
 }
 
 impl Keeper {
-    fn ask(&mut self, action: Action) {
+    fn ask(&mut self, action: StateAction) {
         self.thread.ask(action);
         let began = Instant::now();
         loop {
@@ -139,9 +139,9 @@ impl Keeper {
     }
 }
 
-fn checkpoint(index: u64, records: Vec<(Vec<u8>, Option<Vec<u8>>)>) -> Action {
+fn checkpoint(index: u64, records: Vec<(Vec<u8>, Option<Vec<u8>>)>) -> StateAction {
     let checkpoint = Checkpoint { records, index, term: 1, ..Checkpoint::default() };
-    Action::Checkpoint { checkpoint }
+    StateAction::Checkpoint { checkpoint }
 }
 
 /// Lists every record of a fresh state, as a first checkpoint has them.
@@ -168,7 +168,7 @@ fn checkpoints_become_durable_in_order_when_it_is_time_and_at_once_when_asked() 
     for index in 8..2000 {
         keeper.thread.ask(checkpoint(index, vec![(b"n".to_vec(), None)]));
     }
-    keeper.ask(Action::FlushCheckpoint);
+    keeper.ask(StateAction::FlushCheckpoint);
     while last < 1999 {
         let Event::CheckpointDurable { applied } = event(&keeper.letters) else { panic!() };
         assert!(applied.index > last);
@@ -207,7 +207,7 @@ fn pass_snapshot(
     target: &mut Keeper,
     spoil: impl Fn(&mut Vec<u8>),
 ) -> Event<'static> {
-    source.ask(Action::OpenSnapshot { peer: 2 });
+    source.ask(StateAction::OpenSnapshot { peer: 2 });
     loop {
         match event(&source.letters) {
             Event::SnapshotOpened { peer: 2, .. } => break,
@@ -215,17 +215,17 @@ fn pass_snapshot(
             other => panic!("{other:?}"),
         }
     }
-    target.ask(Action::BeginInstall { peer: 1 });
+    target.ask(StateAction::BeginInstall { peer: 1 });
     loop {
-        source.ask(Action::ReadSnapshot { peer: 2 });
+        source.ask(StateAction::ReadSnapshot { peer: 2 });
         let Event::SnapshotChunk { peer: 2, chunk } = event(&source.letters) else { panic!() };
         let Some(mut chunk) = chunk else { break };
         spoil(&mut chunk);
-        target.ask(Action::StoreSnapshot { peer: 1, chunk });
+        target.ask(StateAction::StoreSnapshot { peer: 1, chunk });
         assert!(matches!(event(&target.letters), Event::SnapshotStored { peer: 1 }));
     }
-    source.ask(Action::CloseSnapshot { peer: 2 });
-    target.ask(Action::FinishInstall { peer: 1 });
+    source.ask(StateAction::CloseSnapshot { peer: 2 });
+    target.ask(StateAction::FinishInstall { peer: 1 });
     event(&target.letters)
 }
 

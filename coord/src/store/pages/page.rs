@@ -36,7 +36,7 @@ impl PageKind {
 
 /// A node of a checked page.
 #[derive(Debug, Clone)]
-pub(super) struct Node {
+pub(super) struct PageNode {
     pub(super) key: Range<usize>,
     /// Place of the value, if it is in the page.
     pub(super) value: Range<usize>,
@@ -48,16 +48,16 @@ pub(super) struct Node {
 }
 
 /// A page that was checked by itself. The walk checks where its nodes point to.
-pub(super) struct Page {
+pub(super) struct LmdbPage {
     bytes: Vec<u8>,
     number: u64,
     kind: PageKind,
-    nodes: Vec<Node>,
+    nodes: Vec<PageNode>,
 }
 
-impl Page {
+impl LmdbPage {
     /// Checks a page. The error names the mistake.
-    pub(super) fn new(bytes: Vec<u8>, number: u64, tree: TreeKind) -> Result<Page, String> {
+    pub(super) fn new(bytes: Vec<u8>, number: u64, tree: TreeKind) -> Result<LmdbPage, String> {
         if u64_at(&bytes, 0) != number {
             return Err(format!("its header says that it is page {}", u64_at(&bytes, 0)));
         }
@@ -76,7 +76,7 @@ impl Page {
         if count < if kind == PageKind::Branch { 2 } else { 1 } {
             return Err(format!("it has {count} nodes"));
         }
-        let mut page = Page { bytes, number, kind, nodes: Vec::with_capacity(count) };
+        let mut page = LmdbPage { bytes, number, kind, nodes: Vec::with_capacity(count) };
         let mut spans = Vec::with_capacity(count);
         for index in 0..count {
             let start = usize::from(u16_at(&page.bytes, HEADER_SIZE + 2 * index));
@@ -124,7 +124,7 @@ impl Page {
         if !fits {
             return Err(format!("node {index} has a key of {key_size} bytes"));
         }
-        let mut node = Node {
+        let mut node = PageNode {
             value: key.end..key.end,
             key,
             value_size: 0,
@@ -180,7 +180,7 @@ impl Page {
         self.nodes.len()
     }
 
-    pub(super) fn node(&self, index: usize) -> Node {
+    pub(super) fn node(&self, index: usize) -> PageNode {
         self.nodes[index].clone()
     }
 

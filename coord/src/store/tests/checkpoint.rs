@@ -1,7 +1,7 @@
 //! A checkpoint commits the last value of each key, when it is due and not before.
 
 use super::*;
-use crate::store::checkpoint::{Checkpoint, Limits};
+use crate::store::checkpoint::{Limits, MergedCheckpoint};
 
 const LIMITS: Limits = Limits { wait_ms_max: 100, bytes_max: 10_000 };
 
@@ -14,7 +14,7 @@ fn records(changes: &[(&str, Option<&str>)]) -> Vec<(Vec<u8>, Option<Vec<u8>>)> 
 fn batches_become_one_commit_and_the_last_value_wins() {
     each(|machine| {
         commit(machine.state(), &[("d", Some("old"))], 1);
-        let mut checkpoint = Checkpoint::new(LIMITS);
+        let mut checkpoint = MergedCheckpoint::new(LIMITS);
         checkpoint.add(records(&[("a", Some("1")), ("b", Some("1"))]), applied(2), 0);
         checkpoint.add(records(&[("a", Some("2")), ("b", None), ("d", None)]), applied(3), 5);
         checkpoint.add(records(&[("c", None)]), applied(3), 6);
@@ -30,7 +30,7 @@ fn batches_become_one_commit_and_the_last_value_wins() {
 
 #[test]
 fn a_commit_is_due_when_the_oldest_change_waited_long_enough() {
-    let mut checkpoint = Checkpoint::new(LIMITS);
+    let mut checkpoint = MergedCheckpoint::new(LIMITS);
     assert_eq!((checkpoint.due_ms(), checkpoint.is_due(u64::MAX)), (None, false));
     checkpoint.add(records(&[("a", Some("1"))]), applied(1), 1000);
     checkpoint.add(records(&[("a", Some("2"))]), applied(2), 1090);
@@ -45,7 +45,7 @@ fn a_commit_is_due_when_the_oldest_change_waited_long_enough() {
 
 #[test]
 fn a_commit_is_due_at_once_when_many_bytes_wait() {
-    let mut checkpoint = Checkpoint::new(LIMITS);
+    let mut checkpoint = MergedCheckpoint::new(LIMITS);
     let large = "x".repeat(LIMITS.bytes_max / 2);
     checkpoint.add(records(&[("a", Some(&large))]), applied(1), 50);
     checkpoint.add(records(&[("a", Some(&large))]), applied(2), 50);
@@ -57,7 +57,7 @@ fn a_commit_is_due_at_once_when_many_bytes_wait() {
 #[test]
 fn a_failed_commit_loses_nothing() {
     let disk = MemoryDisk::new(1);
-    let mut checkpoint = Checkpoint::new(LIMITS);
+    let mut checkpoint = MergedCheckpoint::new(LIMITS);
     checkpoint.add(records(&[("a", Some("1"))]), applied(1), 0);
     disk.fail_sync(crate::store::memory::Part::State, 1);
     let failed = checkpoint.commit(&mut disk.state());
@@ -71,7 +71,7 @@ fn a_failed_commit_loses_nothing() {
 #[test]
 #[should_panic(expected = "goes back")]
 fn entries_come_in_order() {
-    let mut checkpoint = Checkpoint::new(LIMITS);
+    let mut checkpoint = MergedCheckpoint::new(LIMITS);
     checkpoint.add(vec![], applied(2), 0);
     checkpoint.add(vec![], applied(1), 0);
 }

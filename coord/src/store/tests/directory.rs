@@ -53,15 +53,15 @@ fn a_lock_ends_though_a_forked_process_still_has_its_file() {
 fn a_directory_of_another_replica_or_cluster_is_refused() {
     let mut machine = used();
     machine.stores = None;
-    let other = Identity { replica_id: 4, ..IDENTITY };
+    let other = StoreIdentity { replica_id: 4, ..IDENTITY };
     let refused = error(open(machine.path(), other, SIZES)).to_string();
     assert!(refused.contains("replica 3, but this is replica 4"), "{refused}");
-    let other = Identity { cluster_id: 8, ..IDENTITY };
+    let other = StoreIdentity { cluster_id: 8, ..IDENTITY };
     let refused = error(open(machine.path(), other, SIZES)).to_string();
     assert!(refused.contains("cluster 0000000000000007"), "{refused}");
     assert!(refused.contains("cluster 0000000000000008"), "{refused}");
     // The random id comes from the directory. An unknown cluster id is replaced by the directory's too.
-    let unknown = Identity { store_id: 1, cluster_id: 0, ..IDENTITY };
+    let unknown = StoreIdentity { store_id: 1, cluster_id: 0, ..IDENTITY };
     assert_eq!(open(machine.path(), unknown, SIZES).unwrap().identity, IDENTITY);
     assert_eq!(open_existing(machine.path(), SIZES).unwrap().identity, IDENTITY);
 }
@@ -69,13 +69,13 @@ fn a_directory_of_another_replica_or_cluster_is_refused() {
 #[test]
 fn a_directory_that_joins_gets_its_cluster_once() {
     let directory = scratch();
-    let joining = Identity { cluster_id: 0, ..IDENTITY };
+    let joining = StoreIdentity { cluster_id: 0, ..IDENTITY };
     let mut stores = open(directory.path(), joining, SIZES).unwrap();
     stores.adopt(7).unwrap();
     assert_eq!(stores.identity, IDENTITY);
     drop(stores);
     assert_eq!(open(directory.path(), joining, SIZES).unwrap().identity, IDENTITY);
-    let other = Identity { cluster_id: 8, ..IDENTITY };
+    let other = StoreIdentity { cluster_id: 8, ..IDENTITY };
     assert!(matches!(error(open(directory.path(), other, SIZES)), StoreError::Foreign { .. }));
 }
 
@@ -83,7 +83,7 @@ fn a_directory_that_joins_gets_its_cluster_once() {
 fn an_adoption_that_was_cut_short_is_finished() {
     for is_log_first in [true, false] {
         let directory = scratch();
-        let joining = Identity { cluster_id: 0, ..IDENTITY };
+        let joining = StoreIdentity { cluster_id: 0, ..IDENTITY };
         let mut stores = open(directory.path(), joining, SIZES).unwrap();
         match is_log_first {
             true => stores.log.adopt(7).unwrap(),
@@ -100,7 +100,7 @@ fn an_adoption_that_was_cut_short_is_finished() {
 fn halves_of_two_replicas_are_refused() {
     let machine = used();
     let other = scratch();
-    let twin = Identity { store_id: 99, ..IDENTITY };
+    let twin = StoreIdentity { store_id: 99, ..IDENTITY };
     drop(open(other.path(), twin, SIZES).unwrap());
     fs::rename(machine.path().join("state"), machine.path().join("mine")).unwrap();
     fs::rename(other.path().join("state"), machine.path().join("state")).unwrap();
@@ -171,7 +171,7 @@ fn a_creation_that_was_cut_short_is_done_again() {
     for (number, cut) in cuts.into_iter().enumerate() {
         let directory = OnDisk::new().close();
         cut(directory.path());
-        let identity = Identity { store_id: 77, ..IDENTITY };
+        let identity = StoreIdentity { store_id: 77, ..IDENTITY };
         let mut stores = open(directory.path(), identity, SIZES).unwrap();
         assert_eq!(stores.identity, identity, "cut {number}");
         commit(&mut stores.state, &[("a", Some("b"))], 1);

@@ -23,7 +23,7 @@ use bytes::{Buf, BufMut};
 use protobuf::Message;
 use raft::eraftpb::{Entry, HardState};
 
-use super::super::Identity;
+use super::super::StoreIdentity;
 use super::super::files::is_zero;
 use super::index::{Header, Op, Position};
 
@@ -197,7 +197,7 @@ fn write_begin(begin: &Begin) -> Vec<u8> {
     item.put_u8(VERSION);
     item.put_u32_le(*segment);
     item.put_u64_le(*size);
-    let Identity { cluster_id, replica_id, store_id } = header.identity;
+    let StoreIdentity { cluster_id, replica_id, store_id } = header.identity;
     for number in [cluster_id, replica_id, store_id] {
         item.put_u64_le(number);
     }
@@ -213,7 +213,7 @@ fn read_begin(mut body: &[u8]) -> Result<Begin, &'static str> {
     }
     let segment = body.get_u32_le();
     let size = body.get_u64_le();
-    let identity = Identity {
+    let identity = StoreIdentity {
         cluster_id: body.get_u64_le(),
         replica_id: body.get_u64_le(),
         store_id: body.get_u64_le(),
@@ -286,7 +286,7 @@ impl Head {
 
 /// A batch that was read.
 #[derive(Debug)]
-pub(super) struct Batch<'a> {
+pub(super) struct LogBatch<'a> {
     pub(super) number: u64,
     pub(super) link: u32,
     /// The link of the next batch.
@@ -296,16 +296,16 @@ pub(super) struct Batch<'a> {
     items: &'a [u8],
 }
 
-impl<'a> Batch<'a> {
+impl<'a> LogBatch<'a> {
     /// Reads the batch that `bytes` begin with, if it is there and complete.
-    pub(super) fn read(bytes: &'a [u8], store_id: u64) -> Option<Batch<'a>> {
+    pub(super) fn read(bytes: &'a [u8], store_id: u64) -> Option<LogBatch<'a>> {
         let Head { crc, body_crc, size, number, link, items_size, .. } =
             Head::read(bytes, store_id)?;
         let body = bytes.get(HEAD_SIZE..size)?;
         if crc32fast::hash(body) != body_crc {
             return None;
         }
-        Some(Batch { number, link, crc, size, items: body.get(..items_size)? })
+        Some(LogBatch { number, link, crc, size, items: body.get(..items_size)? })
     }
 
     /// Returns the item that begins the segment, if this is its first batch, and the operations. Places are

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use raft::eraftpb::HardState;
 
-use super::super::Identity;
+use super::super::StoreIdentity;
 use super::segment::Segment;
 
 /// Index and term of an entry.
@@ -22,7 +22,7 @@ pub(super) struct Position {
 /// Everything about a log except its entries.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Header {
-    pub(super) identity: Identity,
+    pub(super) identity: StoreIdentity,
     pub(super) hard_state: HardState,
     /// The last forgotten entry.
     pub(super) compacted: Position,
@@ -50,7 +50,7 @@ pub(super) enum Op {
 }
 
 impl Header {
-    pub(super) fn new(identity: Identity) -> Header {
+    pub(super) fn new(identity: StoreIdentity) -> Header {
         Header {
             identity,
             hard_state: HardState::default(),

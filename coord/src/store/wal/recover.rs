@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use super::super::StoreError;
 use super::super::files::{is_zero, sync_directory};
-use super::batch::{Batch, Begin, check_end};
+use super::batch::{Begin, LogBatch, check_end};
 use super::index::{Index, Live};
 use super::segment::{Mark, Segment, remove_unfinished};
 
@@ -104,7 +104,7 @@ impl<'a> Replay<'a> {
         let bytes = segment.read()?;
         let segment = Arc::new(segment);
         let mut offset = 0;
-        while let Some(batch) = Batch::read(&bytes[offset..], self.store_id) {
+        while let Some(batch) = LogBatch::read(&bytes[offset..], self.store_id) {
             let taken = self.take(&segment, offset, &batch);
             if !taken.map_err(|reason| self.corrupt(&segment.path, offset, reason))? {
                 break;
@@ -124,7 +124,7 @@ impl<'a> Replay<'a> {
         &mut self,
         segment: &Arc<Segment>,
         offset: usize,
-        batch: &Batch<'_>,
+        batch: &LogBatch<'_>,
     ) -> Result<bool, &'static str> {
         if self.index.is_some() && (batch.number, batch.link) != (self.number + 1, self.link) {
             return Ok(false);

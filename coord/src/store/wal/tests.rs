@@ -10,7 +10,7 @@ use super::batch::SECTOR;
 use super::*;
 use raft::eraftpb::Entry;
 
-const IDENTITY: Identity = Identity { cluster_id: 7, replica_id: 3, store_id: 0x5eed };
+const IDENTITY: StoreIdentity = StoreIdentity { cluster_id: 7, replica_id: 3, store_id: 0x5eed };
 /// A limit that makes segments of 64 KiB.
 const LIMIT_BYTES: u64 = 1 << 20;
 
@@ -441,7 +441,7 @@ fn a_segment_of_another_store_is_refused() {
     let (mut scratch, ..) = three(true);
     let path = scratch.path("other");
     fs::create_dir(&path).unwrap();
-    let identity = Identity { store_id: 9, ..IDENTITY };
+    let identity = StoreIdentity { store_id: 9, ..IDENTITY };
     let lock = Arc::new(Lock::take(&path).unwrap());
     let mut twin = Wal::create(&path, identity, LIMIT_BYTES, lock).unwrap();
     for index in 1..=3 {
