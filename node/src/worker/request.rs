@@ -327,12 +327,24 @@ impl Worker {
             ColdOp::Vouch => return self.vouch(&requester, body, actions),
             ColdOp::Prove => return self.prove(&requester, body, actions),
         };
+        self.offer(op, requester, lookup, actions);
+        Ok(())
+    }
+
+    /// Hands a request to the side thread, if its connection may ask for that and there is room.
+    fn offer(
+        &mut self,
+        op: ColdOp,
+        requester: Requester,
+        lookup: Lookup,
+        actions: &mut Vec<Action>,
+    ) {
         self.take(&requester);
         if let Some(message) = self.refusal(op, requester.token) {
             self.fail(&requester, Status::PermissionDenied, message, actions);
-            return Ok(());
+            return;
         }
-        let Some(connection) = self.connection(requester.token) else { return Ok(()) };
+        let Some(connection) = self.connection(requester.token) else { return };
         let loads = &connection.loads_of_machine;
         let ticket = connection.owner.get_or_insert_with(|| Owner::new(loads.clone())).ticket();
         if self.side.offer_lookup(LookupJob { requester, ticket, lookup }).is_err() {
@@ -340,7 +352,6 @@ impl Worker {
             let message = "too many requests wait for the source (metadata_queue_max)";
             self.fail(&requester, Status::Busy, message, actions);
         }
-        Ok(())
     }
 
     /// Returns the most ranges that fit a body.
