@@ -22,6 +22,7 @@ mod get;
 
 mod cache;
 mod status;
+mod tree;
 
 use crate::failure::Failure;
 use crate::signals;
@@ -226,6 +227,8 @@ fn is_this_machine(host: &str, port: u16) -> bool {
 enum FsVerb {
     Ls(list::LsArgs),
     Stat(list::StatArgs),
+    Find(tree::FindArgs),
+    Du(tree::DuArgs),
     Cat(cat::CatArgs),
     Get(get::GetArgs),
     Load(cache::LoadArgs),
@@ -254,6 +257,8 @@ pub(crate) fn run(args: FsArgs) -> Result<(), Failure> {
         match args.verb {
             FsVerb::Ls(args) => list::ls(&client, &args).await,
             FsVerb::Stat(args) => list::stat(&client, &args).await,
+            FsVerb::Find(args) => tree::find(&client, &args).await,
+            FsVerb::Du(args) => tree::du(&client, &args).await,
             FsVerb::Cat(args) => cat::run(&client, &args).await,
             // Stopped half-way it has files to remove, which happens when the future is dropped.
             FsVerb::Get(args) => tokio::select! {

@@ -4,7 +4,7 @@
 //! Dropped or stopped early, it leaves no job running. Order, where it matters, is left to the
 //! caller.
 
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 use crate::failure::Failure;
 
@@ -32,13 +32,46 @@ where
         }
         match jobs.join_next().await {
             None => return Ok(()),
-            Some(Ok(outcome)) => done(outcome)?,
-            Some(Err(error)) => match error.try_into_panic() {
-                Ok(panic) => std::panic::resume_unwind(panic),
-                Err(error) => return Err(Failure::new(format!("a task ended: {error}"))),
-            },
+            Some(outcome) => done(ended(outcome)?)?,
         }
     }
+}
+
+/// As [`for_each`], for items that are found one after the other.
+///
+/// # Errors
+/// The first failure of `next` or `done`; jobs in flight are then dropped.
+pub(crate) async fn for_each_found<T, F, R>(
+    mut next: impl AsyncFnMut() -> Result<Option<T>, Failure>,
+    in_flight_max: usize,
+    mut start: impl FnMut(T) -> F,
+    mut done: impl FnMut(R) -> Result<(), Failure>,
+) -> Result<(), Failure>
+where
+    F: Future<Output = R> + Send + 'static,
+    R: Send + 'static,
+{
+    let mut jobs = JoinSet::new();
+    while let Some(item) = next().await? {
+        jobs.spawn(start(item));
+        while jobs.len() >= in_flight_max.max(1)
+            && let Some(outcome) = jobs.join_next().await
+        {
+            done(ended(outcome)?)?;
+        }
+    }
+    while let Some(outcome) = jobs.join_next().await {
+        done(ended(outcome)?)?;
+    }
+    Ok(())
+}
+
+/// Returns the outcome of a job. A job that panicked panics here.
+fn ended<R>(outcome: Result<R, JoinError>) -> Result<R, Failure> {
+    outcome.map_err(|error| match error.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(error) => Failure::new(format!("a task ended: {error}")),
+    })
 }
 
 /// Returns how many pieces of `piece_bytes` fit `bytes_max`, between `min` and `max`.

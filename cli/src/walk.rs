@@ -1,14 +1,14 @@
-//! A tree as the node lists it, directory by directory, parents first and names in order.
+//! A tree as the node lists it, page by page, parents first.
 //!
 //! Owns the path syntax of the command line and the check of names that come from the network. A name
 //! that could lead out of a directory ends the walk, so that nothing built on it writes where it should
-//! not. The walk holds one directory and the names of those still to do, never the tree. A node follows
-//! symbolic links that stay in its root, so a tree may have circles. A directory that lists exactly what
-//! one above it lists is that one again, and is not entered; where no file tells directories apart, the
-//! depth is bounded.
+//! not. The walk holds one page of each directory on its way, never the tree and never a large directory.
+//! A node follows symbolic links that stay in its root, so a tree may have circles. A directory whose
+//! first page is exactly that of one above it is that one again, and is not entered; where no file tells
+//! directories apart, the depth is bounded.
 
+use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::Arc;
 
 use millrace_client::{Client, Entry, File, Kind};
 
@@ -21,136 +21,182 @@ const DEPTH_MAX: usize = 64;
 /// A walk in progress.
 pub(crate) struct Walk<'a> {
     client: &'a Client,
-    pending: Vec<Pending>,
+    /// The directory to begin with, before it was entered.
+    start: Option<String>,
+    /// The directories on the way to where the walk is.
+    levels: Vec<Level>,
 }
 
-struct Pending {
+/// A directory that the walk is in.
+struct Level {
     path: String,
-    above: Option<Arc<Above>>,
-}
-
-/// A directory on the way to another one.
-struct Above {
-    /// Hash of its entries, `None` if there is no file among them.
+    /// Directories of the last page that were not entered yet.
+    directories: std::vec::IntoIter<String>,
+    /// Where its next page begins.
+    token: Option<String>,
+    /// Hash of its first page, `None` if there is no file in it.
     print: Option<u64>,
-    depth: usize,
-    above: Option<Arc<Above>>,
-}
-
-impl Above {
-    fn has(&self, print: u64) -> bool {
-        let mut next = Some(self);
-        while let Some(above) = next {
-            if above.print == Some(print) {
-                return true;
-            }
-            next = above.above.as_deref();
-        }
-        false
-    }
 }
 
 /// What a step of a walk found.
 #[derive(Debug)]
 pub(crate) enum Step {
-    /// A directory, with its path and all its entries.
+    /// A page of a directory, with its path. Directories in it are entered before its next page.
     Directory { path: String, entries: Vec<Entry> },
     /// A directory that is one of those above it: a symbolic link that leads in a circle.
     Circle,
-    /// A directory that could not be listed, and why. The walk goes on beside it.
+    /// A directory that could not be listed, or not to its end, and why. The walk goes on beside it.
     Unreadable { path: String, reason: String },
 }
 
 impl<'a> Walk<'a> {
     /// Begins a walk at the directory `path`.
     pub(crate) fn new(client: &'a Client, path: &str) -> Walk<'a> {
-        Walk { client, pending: vec![Pending { path: path.to_owned(), above: None }] }
+        Walk { client, start: Some(path.to_owned()), levels: Vec::new() }
     }
 
-    /// Lists the next directory, `None` after the last.
+    /// Lists the next page, `None` after the last.
     ///
     /// # Errors
     /// If the node is lost, or names something that is not a name.
     pub(crate) async fn next(&mut self) -> Result<Option<Step>, Failure> {
-        let Some(Pending { path, above }) = self.pending.pop() else {
-            return Ok(None);
-        };
-        let entries = match self.client.list(&path).await {
-            Ok(entries) => entries,
-            Err(error) if is_about_path(&error) => {
-                let reason = error.to_string();
-                return Ok(Some(Step::Unreadable { path, reason }));
-            }
-            Err(error) => return Err(Failure::at_path(&path, &error)),
-        };
-        check_names(&path, &entries)?;
-        let print = print(&entries);
-        if let (Some(print), Some(above)) = (print, &above)
-            && above.has(print)
-        {
-            return Ok(Some(Step::Circle));
+        if let Some(start) = self.start.take() {
+            return self.list(start, None, None).await.map(Some);
         }
-        let depth = above.as_ref().map_or(0, |above| above.depth + 1);
-        let here = Arc::new(Above { print, depth, above });
-        let below = self.pending.len();
-        for entry in &entries {
-            if entry.kind == Kind::Directory {
-                if depth >= DEPTH_MAX {
+        while let Some(level) = self.levels.last_mut() {
+            if let Some(name) = level.directories.next() {
+                let path = join(&level.path, &name);
+                if self.levels.len() > DEPTH_MAX {
                     return Err(Failure::new(format!(
                         "{}: more than {DEPTH_MAX} levels of directories; \
                          look for a symbolic link that leads in a circle",
                         shown(&path)
                     )));
                 }
-                let path = join(&path, &entry.name);
-                self.pending.push(Pending { path, above: Some(here.clone()) });
+                return self.list(path, None, None).await.map(Some);
+            }
+            let Level { path, token, print, .. } = self.levels.pop().expect("there is one");
+            if token.is_some() {
+                return self.list(path, token, print).await.map(Some);
             }
         }
-        // The last one pushed is the next one popped.
-        self.pending[below..].reverse();
-        Ok(Some(Step::Directory { path, entries }))
+        Ok(None)
+    }
+
+    /// Lists a page of a directory, which is then the one that the walk is in. `print` is that of its
+    /// first page, if this is not it.
+    async fn list(
+        &mut self,
+        path: String,
+        token: Option<String>,
+        print: Option<u64>,
+    ) -> Result<Step, Failure> {
+        let (entries, next) = match self.client.list_page(&path, token.as_deref(), 0).await {
+            Ok(page) => page,
+            Err(error) if is_about_path(&error) => {
+                let reason = error.to_string();
+                return Ok(Step::Unreadable { path, reason });
+            }
+            Err(error) => return Err(Failure::at_path(&path, &error)),
+        };
+        if next.is_some() && next == token {
+            let message = "the node lists the same page again; update the node";
+            return Err(Failure::new(format!("{}: {message}", shown(&path))));
+        }
+        check_names(&path, &entries)?;
+        let print = if token.is_none() { hash_of(&entries) } else { print };
+        if print.is_some() && self.levels.iter().any(|above| above.print == print) {
+            return Ok(Step::Circle);
+        }
+        let directories = entries.iter().filter(|entry| entry.kind == Kind::Directory);
+        let directories: Vec<String> = directories.map(|entry| entry.name.clone()).collect();
+        let directories = directories.into_iter();
+        self.levels.push(Level { path: path.clone(), directories, token: next, print });
+        Ok(Step::Directory { path, entries })
     }
 }
 
-/// The files below a path, and the directories among them that could not be listed.
-#[derive(Debug, Default)]
-pub(crate) struct Found {
-    /// Files, in the order of the walk.
-    pub(crate) files: Vec<File>,
-    /// Paths, each with the reason.
-    pub(crate) unreadable: Vec<(String, String)>,
-    /// Directories that were not entered, because they lead in a circle.
-    pub(crate) circle_count: u64,
+/// What [`Files`] found.
+#[derive(Debug)]
+pub(crate) enum Item {
+    File(File),
+    /// A directory that could not be listed to its end, and why.
+    Unreadable {
+        path: String,
+        reason: String,
+    },
+    /// A directory that was not entered, because it leads in a circle.
+    Circle,
 }
 
-/// Finds one file, or with `recursive` all files below a directory.
-///
-/// # Errors
-/// If the path is not there, is a directory without `recursive`, or the node is lost.
-pub(crate) async fn find(client: &Client, path: &str, recursive: bool) -> Result<Found, Failure> {
-    let at_path = |error| Failure::at_path(path, &error);
-    let mut found = Found::default();
-    let top = client.stat(path).await.map_err(at_path)?;
-    if top.kind == Kind::File {
-        found.files.push(top);
-        return Ok(found);
+/// The files below a path, one after the other. A page of each directory on the way is held, however
+/// many files there are.
+pub(crate) struct Files<'a> {
+    client: &'a Client,
+    walk: Option<Walk<'a>>,
+    found: VecDeque<File>,
+}
+
+impl<'a> Files<'a> {
+    /// Finds one file, or with `recursive` all files below a directory.
+    ///
+    /// # Errors
+    /// If the path is not there, is a directory without `recursive`, or the node is lost.
+    pub(crate) async fn find(
+        client: &'a Client,
+        path: &str,
+        recursive: bool,
+    ) -> Result<Files<'a>, Failure> {
+        let top = client.stat(path).await.map_err(|error| Failure::at_path(path, &error))?;
+        Files::of(client, top, recursive)
     }
-    if !recursive {
-        let message = format!("{} is a directory; add -r for all files below it", shown(path));
-        return Err(Failure::new(message));
+
+    /// As [`Files::find`], of what was looked up already.
+    ///
+    /// # Errors
+    /// If it is a directory without `recursive`.
+    pub(crate) fn of(client: &'a Client, top: File, recursive: bool) -> Result<Files<'a>, Failure> {
+        if top.kind == Kind::File {
+            return Ok(Files { client, walk: None, found: VecDeque::from([top]) });
+        }
+        if !recursive {
+            let path = shown(&top.path);
+            return Err(Failure::new(format!(
+                "{path} is a directory; add -r for all files below it"
+            )));
+        }
+        let walk = Some(Walk::new(client, &top.path));
+        Ok(Files { client, walk, found: VecDeque::new() })
     }
-    let mut walk = Walk::new(client, path);
-    while let Some(step) = walk.next().await? {
-        match step {
-            Step::Directory { path, entries } => {
-                let files = entries.iter().filter(|entry| entry.kind == Kind::File);
-                found.files.extend(files.map(|entry| client.file(&path, entry)));
+
+    /// True if the path is a directory.
+    pub(crate) fn is_tree(&self) -> bool {
+        self.walk.is_some()
+    }
+
+    /// Returns the next one, `None` after the last.
+    ///
+    /// # Errors
+    /// As [`Walk::next`].
+    pub(crate) async fn next(&mut self) -> Result<Option<Item>, Failure> {
+        loop {
+            if let Some(file) = self.found.pop_front() {
+                return Ok(Some(Item::File(file)));
             }
-            Step::Circle => found.circle_count += 1,
-            Step::Unreadable { path, reason } => found.unreadable.push((path, reason)),
+            let Some(walk) = &mut self.walk else { return Ok(None) };
+            match walk.next().await? {
+                None => return Ok(None),
+                Some(Step::Directory { path, entries }) => {
+                    let files = entries.iter().filter(|entry| entry.kind == Kind::File);
+                    self.found.extend(files.map(|entry| self.client.file(&path, entry)));
+                }
+                Some(Step::Circle) => return Ok(Some(Item::Circle)),
+                Some(Step::Unreadable { path, reason }) => {
+                    return Ok(Some(Item::Unreadable { path, reason }));
+                }
+            }
         }
     }
-    Ok(found)
 }
 
 /// Returns a path as a node wants it, from one that people write: `/a//b/`, `./a/b` and `a/b` are the
@@ -168,7 +214,7 @@ pub(crate) fn join(directory: &str, name: &str) -> String {
 
 /// Returns a hash of the entries of a directory. Among others the inode is part of the version of a
 /// file, so two directories that agree in it are one; directories alone could agree by chance.
-fn print(entries: &[Entry]) -> Option<u64> {
+fn hash_of(entries: &[Entry]) -> Option<u64> {
     if !entries.iter().any(|entry| entry.kind == Kind::File) {
         return None;
     }
@@ -232,13 +278,10 @@ mod tests {
             length: 1,
             modified_ms: 1,
         };
-        let one = print(&[entry(Kind::File, 7), entry(Kind::Directory, 0)]);
-        let other = print(&[entry(Kind::File, 8), entry(Kind::Directory, 0)]);
-        assert_eq!(print(&[entry(Kind::Directory, 0)]), None);
-        let top = Arc::new(Above { print: one, depth: 0, above: None });
-        let below = Above { print: None, depth: 1, above: Some(top) };
-        assert!(one.is_some_and(|print| below.has(print)));
-        assert!(other.is_some_and(|print| !below.has(print)));
+        let one = hash_of(&[entry(Kind::File, 7), entry(Kind::Directory, 0)]);
+        let other = hash_of(&[entry(Kind::File, 8), entry(Kind::Directory, 0)]);
+        assert_eq!(hash_of(&[entry(Kind::Directory, 0)]), None);
+        assert!(one.is_some() && one != other);
     }
 
     #[test]

@@ -384,6 +384,61 @@ fn fs_lists_and_tells() {
 }
 
 #[test]
+fn fs_finds_by_name_size_and_kind_and_sums_directories() {
+    let root = awkward_tree();
+    let node = Node::start(root.path());
+    let find = |arguments: &[&str]| node.fs_text(&[&["find"], arguments].concat());
+    assert_eq!(find(&["--name", "*.bin"]), "large.bin\n");
+    assert_eq!(find(&["--type", "d"]), "a\na/b\na/circle\na/nothing\na/b/c\n");
+    assert_eq!(find(&["--min-size", "64KiB", "--max-size", "64KiB"]), "a/b/c/exact\n");
+    assert_eq!(find(&["--older-than", "1d"]), "");
+    assert_eq!(find(&["--name", "l*", "-0", "--newer-than", "1d"]), "large.bin\0");
+    let found = json(&find(&["--json", "--name", "exact"]));
+    assert_eq!((&found["path"], &found["length"]), (&"a/b/c/exact".into(), &65_536.into()));
+    assert!(node.fs_fails(&["find", "absent"]).contains("absent"));
+
+    let large = 5 * 65_536 + 123;
+    let lines = node.fs_text(&["du", "--json"]);
+    let sums: Vec<Value> = lines.lines().map(json).collect();
+    let sum = |path: &str| {
+        let sum = sums.iter().find(|sum| sum["path"] == path).expect(path);
+        (sum["file_count"].as_u64().unwrap(), sum["total_bytes"].as_u64().unwrap())
+    };
+    assert_eq!(sum("a/b/c"), (1, 65_536));
+    assert_eq!(sum("a/b"), (1, 65_536));
+    assert_eq!(sum("a"), (2, 65_536 + large));
+    assert_eq!(sum("a/nothing"), (0, 0));
+    assert_eq!(sum(""), (6, 65_536 + 2 * large + 16 + 18));
+    let text = node.fs_text(&["du", "-d", "1", "--bytes"]);
+    let paths: Vec<_> = text.lines().filter_map(|line| line.split(' ').next_back()).collect();
+    assert_eq!(paths, ["a", "/"]);
+    assert!(node.fs_text(&["du", "large.bin"]).contains("1 file"));
+}
+
+/// Walks a directory that is listed in pages, with directories in each of them.
+#[test]
+fn fs_walks_a_wide_directory_page_by_page() {
+    let root = tempfile::tempdir().unwrap();
+    for number in 0..3_000 {
+        let name = format!("{number:04}-{}", "n".repeat(100));
+        match number % 100 {
+            0 => {
+                std::fs::create_dir(root.path().join(&name)).unwrap();
+                std::fs::write(root.path().join(name).join("x"), "x").unwrap();
+            }
+            _ => std::fs::write(root.path().join(name), "x").unwrap(),
+        }
+    }
+    let node = Node::start(root.path());
+    assert_eq!(node.fs_text(&["ls"]).lines().count(), 3_000);
+    assert_eq!(node.fs_text(&["ls", "-R"]).lines().count(), 3_030);
+    assert_eq!(node.fs_text(&["find", "--type", "f"]).lines().count(), 3_000);
+    assert_eq!(json(&node.fs_text(&["du", "--json", "-d", "0"]))["file_count"], 3_000);
+    let load = json(&node.fs_text(&["load", "-r", "--json", "/"]));
+    assert_eq!((&load["file_count"], &load["failed_count"]), (&3_000.into(), &0.into()));
+}
+
+#[test]
 fn fs_cat_writes_the_bytes_asked_for() {
     let root = awkward_tree();
     let node = Node::start(root.path());
@@ -454,6 +509,15 @@ fn fs_steers_the_cache() {
     assert_eq!(load["filled_count"], 0);
     let load = report(&["load", "-r", "--json", "/"]);
     assert_eq!((&load["file_count"], &load["failed_count"]), (&6.into(), &0.into()));
+    // Several paths, also from a file: one that fails does not stop the others.
+    let list = root.path().join("list");
+    std::fs::write(&list, "large.bin\n\nabsent\na/b/c/exact\r\n").unwrap();
+    let arguments = ["load", "--json", "empty", "--paths-from", text(&list)];
+    let output = said(node.fs(&arguments).output().unwrap());
+    assert_eq!(output.code, Some(1));
+    assert!(output.stderr.contains("absent: not found"), "{}", output.stderr);
+    let load = json(&output.stdout);
+    assert_eq!((&load["file_count"], &load["failed_count"]), (&3.into(), &1.into()));
     let status = report(&["status", "--json"]);
     assert_eq!(
         (&status["shard_count"], &status["counters"]["fill_error_count"]),

@@ -3,6 +3,10 @@
 //! Owns the two verbs for single files and for trees. A file that fails does not stop the others: it is
 //! named, and the exit code is 1. The source is never written to.
 
+use std::cell::Cell;
+use std::fs;
+use std::io::{self, BufRead, BufReader, Lines};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use indicatif::ProgressBar;
@@ -12,12 +16,12 @@ use serde::Serialize;
 use crate::failure::{Failure, is_about_path, shown};
 use crate::jobs;
 use crate::output::{self, Sizes};
-use crate::walk::{self, Found};
+use crate::walk::{self, Files, Item};
 
 /// Files at once. Guessed: a node reads its source with 16 threads unless told otherwise.
 const FILES_AT_ONCE: usize = 16;
 /// Most files that are named when they fail.
-const NAMED_MAX: usize = 10;
+const NAMED_MAX: u64 = 10;
 
 /// Bring every block of a file, or with -r of all files below a directory, into the cache.
 ///
@@ -27,7 +31,8 @@ const NAMED_MAX: usize = 10;
 #[command(after_help = "\
 Examples:
   millrace fs load datasets/train.csv
-  millrace fs load -r datasets
+  millrace fs load -r datasets models/large
+  millrace fs find datasets --name '*.parquet' | millrace fs load --paths-from -
   millrace fs load -r / --json")]
 pub(super) struct LoadArgs {
     #[command(flatten)]
@@ -50,8 +55,12 @@ pub(super) struct FreeArgs {
 
 #[derive(clap::Args)]
 struct What {
-    /// File or directory
-    path: String,
+    /// Files or directories
+    #[arg(value_name = "PATH", required_unless_present = "paths_from")]
+    paths: Vec<String>,
+    /// Also take paths from FILE, one on a line; - for standard input
+    #[arg(long, value_name = "FILE")]
+    paths_from: Option<PathBuf>,
     /// Include all files below a directory
     #[arg(short, long)]
     recursive: bool,
@@ -61,6 +70,13 @@ struct What {
     /// Print one JSON document
     #[arg(long, conflicts_with = "bytes")]
     json: bool,
+}
+
+impl What {
+    /// True if more than one path is named, so that one that fails does not stop the others.
+    fn are_many(&self) -> bool {
+        self.paths.len() > 1 || self.paths_from.is_some()
+    }
 }
 
 /// What `load` prints for scripts.
@@ -147,13 +163,33 @@ where
     R: Send + 'static,
     F: Future<Output = Result<R, Error>> + Send + 'static,
 {
-    let path = walk::clean(&what.path);
-    let Found { files, unreadable, .. } = walk::find(client, &path, what.recursive).await?;
-    let bar = output::bytes_bar(verb, files.iter().map(|file| file.length).sum());
-    let mut failed_count = 0;
-    for (path, reason) in &unreadable {
-        tell(&bar, &mut failed_count, path, reason);
-    }
+    let bar = output::bytes_bar(verb, 0);
+    let failed_count = Cell::new(0);
+    let mut paths = Paths::new(what)?;
+    let goes_on = what.recursive || what.are_many();
+    let mut files: Option<Files<'_>> = None;
+    let next = async || loop {
+        let Some(found) = &mut files else {
+            let Some(path) = paths.next()? else { return Ok(None) };
+            match client.stat(&path).await {
+                Ok(top) => files = Some(Files::of(client, top, what.recursive)?),
+                Err(error) if what.are_many() && is_about_path(&error) => {
+                    tell(&bar, &failed_count, &path, &error.to_string());
+                }
+                Err(error) => return Err(Failure::at_path(&path, &error)),
+            }
+            continue;
+        };
+        match found.next().await? {
+            None => files = None,
+            Some(Item::Circle) => (),
+            Some(Item::Unreadable { path, reason }) => tell(&bar, &failed_count, &path, &reason),
+            Some(Item::File(file)) => {
+                bar.inc_length(file.length);
+                return Ok(Some(file));
+            }
+        }
+    };
     let start = |file: File| {
         let result = run(client.clone(), file.clone());
         async move { (file, result.await) }
@@ -162,24 +198,67 @@ where
         bar.inc(file.length);
         match result {
             Ok(report) => add(report),
-            Err(error) if what.recursive && is_about_path(&error) => {
-                tell(&bar, &mut failed_count, &file.path, &error.to_string());
+            Err(error) if goes_on && is_about_path(&error) => {
+                tell(&bar, &failed_count, &file.path, &error.to_string());
             }
             Err(error) => return Err(Failure::at_path(&file.path, &error)),
         }
         Ok(())
     };
-    let result = jobs::for_each(files, FILES_AT_ONCE, start, done).await;
+    let result = jobs::for_each_found(next, FILES_AT_ONCE, start, done).await;
     bar.finish_and_clear();
-    result.map(|()| failed_count as u64)
+    result.map(|()| failed_count.get())
+}
+
+/// The paths that were named, on the command line and in a file.
+struct Paths {
+    named: std::vec::IntoIter<String>,
+    lines: Option<Lines<Box<dyn BufRead>>>,
+}
+
+impl Paths {
+    /// Opens the file with paths, if there is one.
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    fn new(what: &What) -> Result<Paths, Failure> {
+        let open = |name: &PathBuf| -> Result<Box<dyn BufRead>, Failure> {
+            if name.as_os_str() == "-" {
+                return Ok(Box::new(io::stdin().lock()));
+            }
+            let file = fs::File::open(name).map_err(|error| {
+                Failure::usage(format!("flag --paths-from: {}: {error}", name.display()))
+            })?;
+            Ok(Box::new(BufReader::new(file)))
+        };
+        let lines = what.paths_from.as_ref().map(open).transpose()?.map(BufRead::lines);
+        Ok(Paths { named: what.paths.clone().into_iter(), lines })
+    }
+
+    /// Returns the next path. Empty lines are left out.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or is not UTF-8.
+    fn next(&mut self) -> Result<Option<String>, Failure> {
+        if let Some(path) = self.named.next() {
+            return Ok(Some(walk::clean(&path)));
+        }
+        for line in self.lines.iter_mut().flatten() {
+            let line = line.map_err(|error| Failure::new(format!("flag --paths-from: {error}")))?;
+            if !line.trim().is_empty() {
+                return Ok(Some(walk::clean(line.trim_end_matches('\r'))));
+            }
+        }
+        Ok(None)
+    }
 }
 
 /// Names a path that failed, unless too many were named before.
-fn tell(bar: &ProgressBar, failed_count: &mut usize, path: &str, reason: &str) {
-    if *failed_count < NAMED_MAX {
+fn tell(bar: &ProgressBar, failed_count: &Cell<u64>, path: &str, reason: &str) {
+    if failed_count.get() < NAMED_MAX {
         bar.suspend(|| output::note(&format!("millrace: {}: {reason}", shown(path))));
     }
-    *failed_count += 1;
+    failed_count.set(failed_count.get() + 1);
 }
 
 fn judge(failed_count: u64, done: &str) -> Result<(), Failure> {

@@ -4,6 +4,7 @@
 //! written beside that name and renamed at the end, and removed when anything goes wrong first. A file
 //! that changes meanwhile is copied once more from the start.
 
+use std::cell::Cell;
 use std::fs::{File as Target, Permissions};
 use std::io;
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -19,7 +20,8 @@ use tempfile::NamedTempFile;
 
 use super::cat::pieces;
 use crate::failure::{Failure, is_about_path, shown};
-use crate::{jobs, output, walk};
+use crate::walk::{self, Files, Item};
+use crate::{jobs, output};
 
 /// Files at once.
 const FILES_AT_ONCE: usize = 8;
@@ -99,11 +101,10 @@ impl CopyError {
 
 pub(super) async fn run(client: &Client, args: &GetArgs) -> Result<(), Failure> {
     let source = walk::clean(&args.source);
-    let found = walk::find(client, &source, args.recursive).await?;
+    let mut files = Files::find(client, &source, args.recursive).await?;
     let started = Instant::now();
-    let total_bytes = found.files.iter().map(|file| file.length).sum();
-    let bar = output::bytes_bar("get", total_bytes);
-    let is_tree = !matches!(&found.files[..], [only] if *only.path == *source);
+    let bar = output::bytes_bar("get", 0);
+    let is_tree = files.is_tree();
     if is_tree {
         make_directory(&args.target)?;
     }
@@ -119,14 +120,24 @@ pub(super) async fn run(client: &Client, args: &GetArgs) -> Result<(), Failure> 
             (file, result)
         }
     };
-    let mut failed = found.unreadable.len();
-    for (path, reason) in found.unreadable.iter().take(NAMED_MAX) {
-        output::note(&format!("millrace: {}: {reason}", shown(path)));
-    }
-    if found.circle_count > 0 {
-        let circles = output::counted(found.circle_count, "symbolic link");
-        output::note(&format!("{circles} left out: to a directory above itself"));
-    }
+    let (failed, circle_count) = (Cell::new(0), Cell::new(0));
+    let tell = |text: &str| {
+        if failed.get() < NAMED_MAX {
+            bar.suspend(|| output::note(&format!("millrace: {text}")));
+        }
+        failed.set(failed.get() + 1);
+    };
+    let next = async || loop {
+        match files.next().await? {
+            None => return Ok(None),
+            Some(Item::Circle) => circle_count.set(circle_count.get() + 1),
+            Some(Item::Unreadable { path, reason }) => tell(&format!("{}: {reason}", shown(&path))),
+            Some(Item::File(file)) => {
+                bar.inc_length(file.length);
+                return Ok(Some(file));
+            }
+        }
+    };
     let (mut file_count, mut copied_bytes) = (0, 0);
     let done = |(file, result): (File, Result<u64, CopyError>)| {
         let trouble = match result {
@@ -143,15 +154,17 @@ pub(super) async fn run(client: &Client, args: &GetArgs) -> Result<(), Failure> 
         if !is_tree {
             return Err(Failure::new(trouble.text(&file.path)));
         }
-        if failed < NAMED_MAX {
-            bar.suspend(|| output::note(&format!("millrace: {}", trouble.text(&file.path))));
-        }
-        failed += 1;
+        tell(&trouble.text(&file.path));
         Ok(())
     };
-    let result = jobs::for_each(found.files, FILES_AT_ONCE, start, done).await;
+    let result = jobs::for_each_found(next, FILES_AT_ONCE, start, done).await;
     bar.finish_and_clear();
     result?;
+    if circle_count.get() > 0 {
+        let circles = output::counted(circle_count.get(), "symbolic link");
+        output::note(&format!("{circles} left out: to a directory above itself"));
+    }
+    let failed = failed.get();
     let seconds = started.elapsed().as_secs_f64();
     if args.json {
         output::print_json(&GetTotal {

@@ -1,7 +1,7 @@
 //! `millrace fs ls` and `millrace fs stat`: what is there.
 //!
-//! Owns their text and JSON forms. A recursive listing is printed directory by directory, so a
-//! large tree starts to appear at once and never has to fit memory.
+//! Owns their text and JSON forms. A listing is printed page by page, so a large directory or tree starts
+//! to appear at once and never has to fit memory.
 
 use std::fmt::Write as _;
 
@@ -84,15 +84,24 @@ pub(super) async fn ls(client: &Client, args: &LsArgs) -> Result<(), Failure> {
     if args.recursive {
         return ls_tree(client, &path, args).await;
     }
-    match client.list(&path).await {
-        Ok(entries) if args.json => {
-            entries.iter().try_for_each(|entry| print_line(&walk::join(&path, &entry.name), entry))
+    let mut token: Option<String> = None;
+    loop {
+        let (entries, next) = match client.list_page(&path, token.as_deref(), 0).await {
+            Err(error) if token.is_none() && error.status() == Some(Status::WrongKind) => {
+                return ls_file(client, &path, args).await;
+            }
+            page => page.map_err(|error| Failure::at_path(&path, &error))?,
+        };
+        if args.json {
+            let mut entries = entries.iter();
+            entries.try_for_each(|entry| print_line(&walk::join(&path, &entry.name), entry))?;
+        } else {
+            output::print(&lines(&entries, args, |entry| entry.name.clone()))?;
         }
-        Ok(entries) => output::print(&lines(&entries, args, |entry| entry.name.clone())),
-        Err(error) if error.status() == Some(Status::WrongKind) => {
-            ls_file(client, &path, args).await
+        if next.is_none() || next == token {
+            return Ok(());
         }
-        Err(error) => Err(Failure::at_path(&path, &error)),
+        token = next;
     }
 }
 
@@ -162,7 +171,8 @@ fn lines(entries: &[Entry], args: &LsArgs, label: impl Fn(&Entry) -> String) -> 
     text
 }
 
-fn print_line(path: &str, entry: &Entry) -> Result<(), Failure> {
+/// Prints one JSON document on a line.
+pub(super) fn print_line(path: &str, entry: &Entry) -> Result<(), Failure> {
     output::print_json_line(&EntryDocument {
         path,
         kind: kind_name(entry.kind),
