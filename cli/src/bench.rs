@@ -22,6 +22,7 @@ use millrace_ops::size::parse_size;
 mod coord;
 mod ring;
 mod scale;
+mod store;
 
 use crate::failure::Failure;
 use crate::fs::{NO_NODE_HINT, NodeAddress};
@@ -32,7 +33,7 @@ const ROUNDS_MAX: usize = 10_000;
 /// Largest skew: nearly every read is then of one range.
 const THETA_MAX: f64 = 10.0;
 
-/// Measure a node or the coordination service, alone or beside other servers, or simulate a ring.
+/// Measure a node or the coordination service, alone or beside other servers or a store, or simulate a ring.
 ///
 /// The load generator is one thread that speaks each server's own protocol and checks the length of
 /// every reply, so that what is measured is the server. A GB is 10^9 bytes of payload.
@@ -43,7 +44,8 @@ Examples:
   millrace bench compare --sizes 64KiB --rivals redis
   millrace bench scale --axes connections,blocks
   millrace bench coord --rivals zookeeper
-  millrace bench ring --members 1000")]
+  millrace bench ring --members 1000
+  millrace bench store")]
 pub(crate) struct BenchArgs {
     #[command(subcommand)]
     verb: BenchVerb,
@@ -56,6 +58,7 @@ enum BenchVerb {
     Scale(scale::BenchScaleArgs),
     Coord(coord::BenchCoordArgs),
     Ring(ring::BenchRingArgs),
+    Store(store::BenchStoreArgs),
 }
 
 /// Load a running node with random reads of its files.
@@ -241,6 +244,7 @@ pub(crate) fn run(args: BenchArgs) -> Result<(), Failure> {
         BenchVerb::Scale(args) => scale::run(args),
         BenchVerb::Coord(args) => coord::run(args),
         BenchVerb::Ring(args) => ring::run(args),
+        BenchVerb::Store(args) => store::run(args),
     }
 }
 

@@ -181,6 +181,7 @@ fn every_verb_has_help_with_examples() {
         &["bench", "compare"],
         &["bench", "scale"],
         &["bench", "ring"],
+        &["bench", "store"],
         &["cluster", "up"],
         &["admin"],
         &["admin", "status"],
@@ -579,6 +580,37 @@ fn bench_scales_a_node_of_its_own() {
     let report = json(&run_well(&[&["bench", "scale"], &short[..], &few].concat()));
     let reason = report["axes"][0]["skipped"][0]["reason"].as_str().unwrap();
     assert!(reason.contains("--memory"), "{reason}");
+}
+
+#[test]
+fn bench_reads_a_store_through_a_node_and_directly() {
+    let short =
+        ["--rounds", "1", "--seconds", "0.05", "--latency-ms", "2", "--object-size", "2MiB"];
+    let few = ["--concurrency", "2", "--small", "4", "--groups", "2", "--sharing", "20", "--json"];
+    let report = json(&run_well(&[&["bench", "store"], &short[..], &few].concat()));
+    let lines = report["lines"].as_array().unwrap();
+    let round = |name: &str| {
+        let line = lines.iter().find(|line| line["name"].as_str().unwrap().contains(name));
+        line.unwrap_or_else(|| panic!("{name}: {report}"))["rounds"][0].clone()
+    };
+    let pair = |round: &Value, what: &str| [0, 1].map(|side| round[what][side].as_u64().unwrap());
+    assert_eq!(pair(&round("many readers"), "reads"), [20, 1]);
+    let columns = round("columns, bytes");
+    // Two row groups of four chunks with 15 parts, and a footer that is read twice.
+    let asked = 2 * 15 * 100_003 + 40_968;
+    let [direct, ours] = pair(&columns, "bytes");
+    assert!((asked..asked + 10_000).contains(&direct), "{columns}");
+    assert!(ours >= asked - 8, "{columns}");
+    assert_eq!(pair(&columns, "reads")[0], 2 + 2 * 4);
+    let [direct, ours] = pair(&round("cold, large"), "bytes");
+    assert!(direct >= 4 << 20 && ours >= 4 << 20 && ours < direct + 100_000, "{direct} {ours}");
+    let [direct, ours] = pair(&round("cold, 4 KiB"), "reads");
+    assert_eq!((direct, ours), (4, 4));
+    for warm in ["warm, large", "warm, 4 KiB"] {
+        assert_eq!(pair(&round(warm), "reads")[1], 0, "{warm}");
+    }
+    assert!(pair(&round("hits during"), "bytes")[1] >= 4 << 20);
+    run_badly(&["bench", "store", "--store", "s3://b"], 1, &["http://HOST:PORT/BUCKET"]);
 }
 
 #[test]

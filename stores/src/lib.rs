@@ -12,7 +12,10 @@
 
 mod breaker;
 mod failure;
+mod gather;
+mod lengths;
 mod open;
+mod reads;
 mod remote;
 mod tag;
 

@@ -11,6 +11,8 @@ use millrace_node::under_store::{StoreError, StoreLimits};
 use object_store::list::PaginatedListStore;
 use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 
+use crate::lengths::LengthConnector;
+
 /// Schemes that are known, whatever this program was built with.
 const SCHEMES: [&str; 8] = ["s3", "s3a", "gs", "az", "abfs", "abfss", "http", "https"];
 /// Longest wait for a connection. Guessed: a store within reach answers in much less.
@@ -135,6 +137,7 @@ impl Request<'_> {
         };
         let builder = self.configure(builder, set)?;
         let builder = builder.with_bucket_name(self.place).with_retry(self.retries());
+        let builder = builder.with_http_connector(LengthConnector::default());
         let store = Arc::new(builder.build().map_err(|error| self.unusable(error))?);
         Ok(Opening { pages: Some(store.clone()), store, prefix: self.prefix.to_owned() })
     }
@@ -148,6 +151,7 @@ impl Request<'_> {
         };
         let builder = self.configure(builder, set)?;
         let builder = builder.with_bucket_name(self.place).with_retry(self.retries());
+        let builder = builder.with_http_connector(LengthConnector::default());
         let store = Arc::new(builder.build().map_err(|error| self.unusable(error))?);
         Ok(Opening { pages: Some(store.clone()), store, prefix: self.prefix.to_owned() })
     }
@@ -161,6 +165,7 @@ impl Request<'_> {
             it.with_config(key, value)
         };
         let builder = self.configure(builder, set)?.with_retry(self.retries());
+        let builder = builder.with_http_connector(LengthConnector::default());
         let store = Arc::new(builder.build().map_err(|error| self.unusable(error))?);
         Ok(Opening { pages: Some(store.clone()), store, prefix: self.prefix.to_owned() })
     }
@@ -173,6 +178,7 @@ impl Request<'_> {
         let set = |it: ClientOptions, key: ClientConfigKey, value: &str| it.with_config(key, value);
         let client = self.configure(client, set)?;
         let builder = HttpBuilder::new().with_url(self.source).with_client_options(client);
+        let builder = builder.with_http_connector(LengthConnector::default());
         let store = builder.with_retry(self.retries()).build();
         let store = Arc::new(store.map_err(|error| self.unusable(error))?);
         // The URL has the prefix already, and a plain web server lists nothing.

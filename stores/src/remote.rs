@@ -6,9 +6,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use futures_util::StreamExt as _;
 use millrace_node::under_store::{
     Blank, Errand, FillError, Found, Page, Part, StoreError, StoreFuture, StoreLimits, UnderStore,
     check_path, file_id,
@@ -17,17 +17,16 @@ use millrace_proto::FileId;
 use millrace_proto::message::Kind;
 use object_store::list::{PaginatedListOptions, PaginatedListStore};
 use object_store::path::Path;
-use object_store::{
-    GetOptions, GetRange, ListResult, ObjectMeta, ObjectStore, ObjectStoreExt as _,
-};
+use object_store::{ListResult, ObjectMeta, ObjectStore, ObjectStoreExt as _};
 use quick_cache::sync::Cache;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::breaker::Breaker;
 use crate::failure::Failure;
+use crate::gather::{Asked, Line, Waiting};
 use crate::open::Opening;
 use crate::tag::Tag;
 
@@ -44,17 +43,22 @@ pub(crate) struct Remote {
     handle: Handle,
 }
 
-struct Inner {
+/// What the requests to a store share. Look-ups are here, reads in `reads.rs`.
+pub(crate) struct Inner {
     /// What the source is called in the cluster.
-    identity: Arc<str>,
-    store: Arc<dyn ObjectStore>,
+    pub(crate) identity: Arc<str>,
+    pub(crate) store: Arc<dyn ObjectStore>,
     pages: Option<Arc<dyn PaginatedListStore>>,
     prefix: String,
-    tags: Cache<FileId, Tag>,
-    reads: Semaphore,
-    lookups: Semaphore,
-    patience: Duration,
-    breaker: Breaker,
+    pub(crate) tags: Cache<FileId, Tag>,
+    pub(crate) reads: Arc<Semaphore>,
+    lookups: Arc<Semaphore>,
+    /// Reads that have no place yet.
+    pub(crate) line: Line<Waiting>,
+    pub(crate) patience: Duration,
+    pub(crate) breaker: Breaker,
+    /// False while the store answers reads of parts with whole objects.
+    pub(crate) serves_ranges: AtomicBool,
 }
 
 impl Remote {
@@ -71,10 +75,12 @@ impl Remote {
             pages,
             prefix,
             tags: Cache::new(TAGS_MAX),
-            reads: Semaphore::new(limits.concurrency),
-            lookups: Semaphore::new(limits.concurrency),
+            reads: Arc::new(Semaphore::new(limits.concurrency)),
+            lookups: Arc::new(Semaphore::new(limits.concurrency)),
+            line: Line::default(),
             patience: limits.patience,
             breaker: Breaker::default(),
+            serves_ranges: AtomicBool::new(true),
         };
         Remote { inner: Arc::new(inner), handle }
     }
@@ -110,7 +116,7 @@ impl UnderStore for Remote {
     }
 
     fn is_read_in_parts(&self, _path: &str) -> bool {
-        true
+        self.inner.serves_ranges.load(Ordering::Relaxed)
     }
 
     fn stat(&self, path: Arc<str>) -> StoreFuture<'_, Result<Found, StoreError>> {
@@ -131,14 +137,13 @@ impl UnderStore for Remote {
     fn fill(
         &self,
         part: Part,
-        mut blank: Blank,
+        blank: Blank,
         errand: Arc<Errand>,
     ) -> StoreFuture<'_, (Blank, Result<(), FillError>)> {
         let inner = Arc::clone(&self.inner);
-        self.run(async move {
-            let result = inner.fill(&part, &mut blank, &errand).await;
-            (blank, result)
-        })
+        // It waits from now on, so that those that are asked for in one turn find each other.
+        let wait = inner.join(Asked { part, blank, written: 0, errand }, false);
+        self.run(async move { inner.fill(wait).await })
     }
 
     fn compare(&self, _part: &Part, _blank: &Blank) -> Result<(), StoreError> {
@@ -149,11 +154,14 @@ impl UnderStore for Remote {
 
 impl Inner {
     /// Waits for a place among the requests under way.
-    async fn enter<'a>(&self, places: &'a Semaphore) -> Result<SemaphorePermit<'a>, StoreError> {
+    pub(crate) async fn enter(
+        &self,
+        places: &Arc<Semaphore>,
+    ) -> Result<OwnedSemaphorePermit, StoreError> {
         if !self.breaker.admits(Instant::now()) {
             return Err(StoreError::Hangs(Arc::clone(&self.identity)));
         }
-        match timeout(self.patience, places.acquire()).await {
+        match timeout(self.patience, Arc::clone(places).acquire_owned()).await {
             Ok(Ok(place)) => Ok(place),
             _ => Err(StoreError::Busy(format!(
                 "{} has as many requests under way as it may (fill_concurrency)",
@@ -191,7 +199,7 @@ impl Inner {
         }
     }
 
-    fn location(&self, path: &str) -> Result<Path, StoreError> {
+    pub(crate) fn location(&self, path: &str) -> Result<Path, StoreError> {
         let invalid =
             |_| StoreError::InvalidPath("a part of the path is one that stores do not take");
         Path::parse(self.key(path)).map_err(invalid)
@@ -293,83 +301,6 @@ impl Inner {
             }
         }
         Ok(entries.into_values().collect())
-    }
-
-    async fn fill(&self, part: &Part, blank: &mut Blank, errand: &Errand) -> Result<(), FillError> {
-        let _place = self.enter(&self.reads).await?;
-        if !errand.begin(self.patience) {
-            return Err(FillError::Unwanted);
-        }
-        Ok(self.timed(self.read(part, blank)).await?)
-    }
-
-    /// Finds the tag of the version that a part is of.
-    async fn tag(&self, part: &Part, location: &Path) -> Result<Tag, Failure> {
-        let known = self.tags.get(&part.file).filter(|tag| tag.version() == part.version);
-        if let Some(tag) = known {
-            return Ok(tag);
-        }
-        let meta = self.store.head(location).await?;
-        let tag = Tag::of(&meta);
-        self.tags.insert(part.file, tag.clone());
-        match tag.version() == part.version && !tag.is_blind() {
-            true => Ok(tag),
-            false => Err(StoreError::Changed.into()),
-        }
-    }
-
-    async fn read(&self, part: &Part, blank: &mut Blank) -> Result<(), Failure> {
-        check_path(&part.path)?;
-        let location = self.location(&part.path)?;
-        let tag = self.tag(part, &location).await?;
-        let end = part.offset + u64::from(blank.length());
-        if end > tag.size {
-            return Err(StoreError::Changed.into());
-        }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let settle = tag.settle(now.as_secs() as i64);
-        if !settle.is_zero() && !part.is_settled {
-            return Err(StoreError::Settling(settle).into());
-        }
-        // An origin that does not serve ranges serves whole objects.
-        let is_whole = part.offset == 0 && end == tag.size;
-        let range = (!is_whole).then_some(GetRange::Bounded(part.offset..end));
-        let options = GetOptions { if_match: tag.etag.clone(), range, ..Default::default() };
-        let answer = self.store.get_opts(&location, options).await;
-        let answer = answer.map_err(|error| self.judged(part, error))?;
-        if !Tag::of(&answer.meta).is(&tag) {
-            return Err(self.judged(part, StoreError::Changed));
-        }
-        let mut stream = answer.into_stream();
-        while let Some(bytes) = stream.next().await {
-            let bytes = bytes.map_err(|error| self.judged(part, error))?;
-            if !blank.write(&bytes).is_empty() {
-                let told = "the store sent more than it was asked for";
-                return Err(StoreError::Failed(told.into()).into());
-            }
-        }
-        if !blank.is_full() {
-            return Err(
-                StoreError::Failed("the store sent less than it was asked for".into()).into()
-            );
-        }
-        if tag.etag.is_none() {
-            // Nothing tied the bytes to the look-up: they count if it would say the same now.
-            let meta = self.store.head(&location).await?;
-            if !Tag::of(&meta).is(&tag) {
-                return Err(self.judged(part, StoreError::Changed));
-            }
-        }
-        Ok(())
-    }
-
-    /// Forgets the tag of a file whose content is another one by now.
-    fn judged(&self, part: &Part, error: impl Into<Failure>) -> Failure {
-        let failure = error.into();
-        if failure.error.is_version_gone() {
-            self.tags.remove(&part.file);
-        }
-        failure
     }
 }
 

@@ -30,6 +30,7 @@ mod read_write;
 mod rude;
 mod single_flight;
 mod sources;
+mod store_neighbours;
 mod stores;
 mod trust;
 mod versions;

@@ -5,7 +5,7 @@ use std::path::Path;
 use millrace_client::{Client, ClientConfig};
 use millrace_tests::cluster::Cluster;
 use millrace_tests::coord::{Ensemble, Options};
-use millrace_tests::origin::Origin;
+use millrace_tests::origin::{Fault, Origin};
 use millrace_tests::{Node, NodeOptions, content};
 
 const KIB: u64 = 1 << 10;
@@ -59,6 +59,30 @@ async fn a_small_cold_read_fetches_64_kib_and_a_warm_one_nothing() {
     assert!(bytes == content::bytes("it", 0, LENGTH));
     assert_eq!(node.counter("fill_bytes"), LENGTH as u64);
     assert_eq!(node.counter("used_bytes").div_ceil(4 * KIB), (LENGTH as u64).div_ceil(4 * KIB));
+    node.stop();
+}
+
+#[tokio::test]
+async fn a_store_without_ranges_is_read_by_whole_objects() {
+    let origin = store();
+    origin.put("box", "small", content::bytes("small", 0, 300 << 10));
+    origin.break_reads(Fault::Whole, usize::MAX);
+    let node = node(&origin);
+    let client = client(&node, false).await;
+    let file = client.stat("small").await.expect("stat");
+    let bytes = client.read(&file, 100 * KIB, 1000).await.expect("read");
+    assert_eq!(bytes, content::bytes("small", 100 * KIB, 1000));
+    // From now on blocks are read whole: one request brings what the object still lacks.
+    let before = origin.read_count();
+    let file = client.stat("small").await.expect("stat");
+    for offset in [0, 70, 150, 250] {
+        let bytes = client.read(&file, offset * KIB, 1000).await.expect("read");
+        assert_eq!(bytes, content::bytes("small", offset * KIB, 1000));
+    }
+    assert!(origin.read_count() - before <= 4, "{} requests", origin.read_count() - before);
+    let large = client.stat("it").await.expect("stat");
+    let bytes = client.read(&large, LARGE + 5, 4 * KIB).await.expect("read");
+    assert_eq!(bytes, content::bytes("it", LARGE + 5, 4096));
     node.stop();
 }
 
