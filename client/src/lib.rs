@@ -84,3 +84,8 @@ pub use millrace_proto::Status;
 pub use millrace_proto::proof::Secret;
 pub use read::ReadOptions;
 pub use reader::{ByteStream, Reader};
+
+/// The program in README, which is compiled as a test of the documentation.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

@@ -1,8 +1,9 @@
 //! Figures as text: Prometheus' format 0.0.4 and OpenMetrics 1.0.
 //!
-//! Writes what it is given in the order it comes, one family after another. There is no registry,
-//! because the threads keep their figures already and a registry would only copy them.
+//! Writes what it is given in the order it comes, one family after another. It has no registry, because the
+//! threads keep their figures already. Why it is ours is in `docs/PERFORMANCE.md`.
 
+use std::borrow::Cow;
 use std::fmt::{Display, Write};
 
 /// In which form figures are written.
@@ -129,8 +130,13 @@ impl Text {
     }
 }
 
-fn escape(text: &str) -> String {
-    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+/// Escapes what a label or a help may not hold as it is. Nearly no text has any of it, so nearly none is
+/// copied.
+fn escape(text: &str) -> Cow<'_, str> {
+    if !text.contains(['\\', '"', '\n']) {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"))
 }
 
 #[cfg(test)]

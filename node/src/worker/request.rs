@@ -230,6 +230,12 @@ impl Worker {
         count <= RING_WAITS_MAX
     }
 
+    /// Returns the bytes that a cold request counts as: its reply is made in the heap, so few may wait unsent.
+    fn cold_share(&self) -> u32 {
+        let share = self.limits.bytes_in_flight_max / COLD_IN_FLIGHT_MAX;
+        share.min(u64::from(u32::MAX)) as u32
+    }
+
     fn on_cold_request(
         &mut self,
         now: u64,
@@ -239,9 +245,7 @@ impl Worker {
         actions: &mut Vec<Action>,
     ) -> Result<(), FrameError> {
         if !matches!(op, ColdOp::Ping) {
-            // Replies to these are made in the heap: few of them may wait unsent.
-            let share = self.limits.bytes_in_flight_max / COLD_IN_FLIGHT_MAX;
-            requester.asked = share.min(u64::from(u32::MAX)) as u32;
+            requester.asked = self.cold_share();
         }
         // A client that speaks for the whole cluster need not find the others.
         let is_administrator = self.role(requester.token) == Some(Role::Administrator);
