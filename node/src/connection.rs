@@ -17,6 +17,7 @@ use crate::mailbox::Requester;
 use crate::memory::Segment;
 use crate::owner::{Loads, Owner};
 use crate::token::Token;
+use crate::worker::OpenUpload;
 
 /// Receive buffers of a shard, a power of two.
 pub(crate) const RECEIVE_BUFFER_COUNT: u16 = 256;
@@ -236,6 +237,8 @@ pub(crate) struct Connection {
     pub taken: u64,
     /// Owns the work on the side thread; None until the client first asks for some.
     pub owner: Option<Owner>,
+    /// Objects that it writes; they are given up with it.
+    pub uploads: Vec<OpenUpload>,
     /// Loads under way of all connections of its machine.
     pub loads_of_machine: Loads,
     pub phase: Phase,
@@ -278,6 +281,7 @@ impl Connection {
             taken_since: now,
             taken: 0,
             owner: None,
+            uploads: Vec::new(),
             loads_of_machine: Loads::default(),
             phase: Phase::Open,
             covers_identity: false,

@@ -29,6 +29,8 @@ mod read_write;
 mod rude;
 mod single_flight;
 mod sources;
+mod store_writes;
 mod stores;
 mod trust;
 mod versions;
+mod writes;

@@ -80,7 +80,8 @@ impl Worker {
             Op::Release => frame::body::<ArchivedReadManyRequest>(body)
                 .map(|request| self.release(requester, request)),
             _ => {
-                if op != Op::Ping {
+                // Parts are many, and their replies have no body.
+                if !matches!(op, Op::Ping | Op::PutPart) {
                     // Replies to these are made in the heap: few of them may wait unsent.
                     let share = self.limits.bytes_in_flight_max / COLD_IN_FLIGHT_MAX;
                     requester.asked = share.min(u64::from(u32::MAX)) as u32;
@@ -290,6 +291,9 @@ impl Worker {
             Op::Challenge => return self.challenge(&requester, body, actions),
             Op::Vouch => return self.vouch(&requester, body, actions),
             Op::Prove => return self.prove(&requester, body, actions),
+            Op::Put | Op::PutPart | Op::PutEnd | Op::PutAbort | Op::Delete => {
+                return self.on_write(op, requester, body, actions);
+            }
             Op::Read | Op::Peek | Op::Fetch | Op::ReadMany | Op::Lease | Op::Release => {
                 unreachable!("taken by on_request")
             }
