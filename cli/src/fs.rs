@@ -22,6 +22,7 @@ mod get;
 
 mod cache;
 mod status;
+mod write;
 
 use crate::failure::Failure;
 use crate::signals;
@@ -40,13 +41,15 @@ const LOAD_DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
 /// Look at, read and steer what a running node serves.
 ///
 /// Paths are relative to the directory that the node serves; a `/` in front makes no difference.
-/// Nothing here writes to that directory: `load` and `free` change only what is in the cache.
+/// `load` and `free` change only what is in the cache. `put` and `rm` change the source, where the node lets
+/// clients write.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   millrace fs ls -l datasets
   millrace fs cat datasets/train.csv --range 0-999
   millrace fs get -r datasets ./datasets
+  millrace fs put model.bin models/model.bin
   millrace fs --node cache-1:7070 status
   millrace fs --node zk://coord-1:2181,coord-2:2181/millrace ls
   millrace fs --fallback-root /mnt/datasets cat datasets/train.csv")]
@@ -230,6 +233,8 @@ enum Verb {
     Get(get::Args),
     Load(cache::LoadArgs),
     Free(cache::FreeArgs),
+    Put(write::PutArgs),
+    Rm(write::RmArgs),
     Status(status::Args),
 }
 
@@ -262,6 +267,8 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
             },
             Verb::Load(args) => cache::load(&client.with_deadline(LOAD_DEADLINE), &args).await,
             Verb::Free(args) => cache::free(&client, &args).await,
+            Verb::Put(args) => write::put(&client, &args).await,
+            Verb::Rm(args) => write::rm(&client, &args).await,
             Verb::Status(args) => status::run(&client, &args).await,
         }
     });
