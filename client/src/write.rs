@@ -173,6 +173,7 @@ impl Client {
             offset: 0,
             unanswered: VecDeque::new(),
             ahead: 0,
+            is_broken: false,
         })
     }
 
@@ -239,6 +240,8 @@ pub struct Upload {
     unanswered: VecDeque<(usize, oneshot::Receiver<Answer>)>,
     /// Bytes of these parts.
     ahead: usize,
+    /// True once a write has failed, or was dropped before it was done: bytes may be missing.
+    is_broken: bool,
 }
 
 impl Upload {
@@ -250,8 +253,27 @@ impl Upload {
     /// Writes the next bytes. It waits while the node has as much of this upload as it takes.
     ///
     /// # Errors
-    /// As [`Client::put`]. Nothing was written, and the upload is of no more use.
-    pub async fn write(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
+    /// As [`Client::put`]. Nothing was written, and the upload is of no more use. The same goes for one whose write
+    /// was dropped before it was done: [`Error::InvalidArgument`].
+    pub async fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.check()?;
+        self.is_broken = true;
+        self.take(bytes).await?;
+        self.is_broken = false;
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        match self.is_broken {
+            true => Err(Error::InvalidArgument(format!(
+                "an earlier write to '{}' failed or was dropped before it was done; begin the upload again",
+                self.path
+            ))),
+            false => Ok(()),
+        }
+    }
+
+    async fn take(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
         while !bytes.is_empty() {
             let count = bytes.len().min(self.part_max - self.buffer.len());
             let (now, later) = bytes.split_at(count);
@@ -269,6 +291,7 @@ impl Upload {
     /// # Errors
     /// As [`Client::put`].
     pub async fn finish(mut self) -> Result<File, Error> {
+        self.check()?;
         if !self.buffer.is_empty() {
             self.send_part().await?;
         }
