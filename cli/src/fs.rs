@@ -23,6 +23,7 @@ mod get;
 mod cache;
 mod status;
 mod tree;
+mod write;
 
 use crate::failure::Failure;
 use crate::signals;
@@ -41,13 +42,15 @@ const LOAD_DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
 /// Look at, read and steer what a running node serves.
 ///
 /// Paths are relative to the directory that the node serves; a `/` in front makes no difference.
-/// Nothing here writes to that directory: `load` and `free` change only what is in the cache.
+/// `load` and `free` change only what is in the cache. `put` and `rm` change the source, where the node lets
+/// clients write.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   millrace fs ls -l datasets
   millrace fs cat datasets/train.csv --range 0-999
   millrace fs get -r datasets ./datasets
+  millrace fs put model.bin models/model.bin
   millrace fs --node cache-1:7070 status
   millrace fs --node zk://coord-1:2181,coord-2:2181/millrace ls
   millrace fs --fallback-root /mnt/datasets cat datasets/train.csv")]
@@ -233,6 +236,8 @@ enum FsVerb {
     Get(get::GetArgs),
     Load(cache::LoadArgs),
     Free(cache::FreeArgs),
+    Put(write::PutArgs),
+    Rm(write::RmArgs),
     Status(status::FsStatusArgs),
 }
 
@@ -267,6 +272,8 @@ pub(crate) fn run(args: FsArgs) -> Result<(), Failure> {
             },
             FsVerb::Load(args) => cache::load(&client.with_deadline(LOAD_DEADLINE), &args).await,
             FsVerb::Free(args) => cache::free(&client, &args).await,
+            FsVerb::Put(args) => write::put(&client, &args).await,
+            FsVerb::Rm(args) => write::rm(&client, &args).await,
             FsVerb::Status(args) => status::run(&client, &args).await,
         }
     });

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use millrace_proto::write::Condition;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncSeekExt};
 use tokio::runtime::{self, Handle, Runtime};
 
@@ -20,6 +21,10 @@ use crate::file::{
 };
 use crate::lease::Lease;
 use crate::read::ReadOptions;
+use crate::write::PutOptions;
+
+/// Bytes that are read at once from what is written.
+const PUT_BUFFER: usize = 256 << 10;
 
 /// A client of one node whose methods wait. Cloning is cheap, and clones share their connections.
 ///
@@ -220,6 +225,66 @@ impl Client {
     /// See [`crate::Client::reader`].
     pub fn reader(&self, file: &File) -> Reader {
         Reader { reader: self.client.reader(file), runtime: self.runtime.clone() }
+    }
+
+    /// See [`crate::Client::put`]; the reader is one of the standard library.
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn put(
+        &self,
+        path: &str,
+        mut reader: impl io::Read,
+        options: PutOptions,
+    ) -> Result<File, Error> {
+        let wait = &self.runtime.handle;
+        let mut upload = wait.block_on(self.client.upload(path, options))?;
+        let mut buffer = vec![0; PUT_BUFFER];
+        loop {
+            match reader.read(&mut buffer) {
+                Ok(0) => return wait.block_on(upload.finish()),
+                Ok(count) => wait.block_on(upload.write(&buffer[..count]))?,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+                Err(error) => return Err(Error::Unreadable { source: Arc::new(error) }),
+            }
+        }
+    }
+
+    /// See [`crate::Client::put_if_absent`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn put_if_absent(&self, path: &str, reader: impl io::Read) -> Result<File, Error> {
+        self.put(path, reader, PutOptions { condition: Condition::Absent })
+    }
+
+    /// See [`crate::Client::put_if_version`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn put_if_version(
+        &self,
+        path: &str,
+        version: u64,
+        reader: impl io::Read,
+    ) -> Result<File, Error> {
+        self.put(path, reader, PutOptions { condition: Condition::Version(version) })
+    }
+
+    /// See [`crate::Client::delete`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn delete(&self, path: &str) -> Result<(), Error> {
+        self.runtime.handle.block_on(self.client.delete(path))
+    }
+
+    /// See [`crate::Client::delete_if_version`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn delete_if_version(&self, path: &str, version: u64) -> Result<(), Error> {
+        self.runtime.handle.block_on(self.client.delete_if_version(path, version))
     }
 
     /// See [`crate::Client::load`].

@@ -1,8 +1,9 @@
 //! The client: paths in, files and reports out.
 //!
 //! Owns the way in and what is asked of one node; reads are in `read.rs` and `read_many.rs`, what is
-//! asked of all members of a cluster in `control.rs`. All requests may be sent twice without harm, so a
-//! lost connection or a busy node costs only time, up to the deadline of the operation.
+//! asked of all members of a cluster in `control.rs`, writes in `write.rs`. All other requests may
+//! be sent twice without harm, so a lost connection or a busy node costs only time, up to the deadline
+//! of the operation.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};

@@ -32,6 +32,7 @@ use millrace_proto::cluster::{
 use millrace_proto::message::{
     FreeRequest, HelloRequest, ListRequest, LoadRequest, Range, ReadManyRequest, StatRequest,
 };
+use millrace_proto::write::{PutEndRequest, PutPartRequest, WriteRequest};
 use millrace_proto::{Header, Op, frame};
 use smallvec::{SmallVec, smallvec};
 use tokio::runtime::Handle;
@@ -72,6 +73,10 @@ pub(crate) enum Body {
     Mount(MountRequest),
     Pin(PinRequest),
     Pins,
+    Put(WriteRequest),
+    PutPart(PutPartRequest),
+    PutEnd(PutEndRequest),
+    Delete(WriteRequest),
 }
 
 impl Body {
@@ -97,6 +102,10 @@ impl Body {
             Body::Mount(_) => Op::Mount,
             Body::Pin(_) => Op::Pin,
             Body::Pins => Op::Pins,
+            Body::Put(_) => Op::Put,
+            Body::PutPart(_) => Op::PutPart,
+            Body::PutEnd(_) => Op::PutEnd,
+            Body::Delete(_) => Op::Delete,
         }
     }
 
@@ -118,6 +127,9 @@ impl Body {
             Body::Drain(body) => frame::encode(out, header, body),
             Body::Mount(body) => frame::encode(out, header, body),
             Body::Pin(body) => frame::encode(out, header, body),
+            Body::Put(body) | Body::Delete(body) => frame::encode(out, header, body),
+            Body::PutPart(body) => frame::encode(out, header, body),
+            Body::PutEnd(body) => frame::encode(out, header, body),
             Body::Ping | Body::Status | Body::Pins => frame::encode_empty(out, header),
         }
     }
@@ -439,6 +451,22 @@ impl Lane {
         deadline: Instant,
         is_patient: bool,
     ) -> Result<Answer, Error> {
+        let receiver = self.begin(body, landing, deadline, is_patient).await?;
+        receiver.await.map_err(|_| self.gone())
+    }
+
+    /// Sends one request behind all that were sent before; its one answer comes out of the channel. With
+    /// `is_patient` it waits for a connection; else the answer says so if there can be none.
+    ///
+    /// # Errors
+    /// The driver is gone.
+    pub(crate) async fn begin(
+        &self,
+        body: Body,
+        landing: Landing,
+        deadline: Instant,
+        is_patient: bool,
+    ) -> Result<oneshot::Receiver<Answer>, Error> {
         let payload_max = match &body {
             Body::Read(range) | Body::Peek(range) | Body::Fetch(range) => range.length,
             _ => 0,
@@ -453,7 +481,7 @@ impl Lane {
         };
         let sent = self.requests.send(request).await;
         sent.map_err(|_| self.gone())?;
-        receiver.await.map_err(|_| self.gone())
+        Ok(receiver)
     }
 
     /// Returns the node's memory, while the connection stands on which it came.

@@ -89,6 +89,23 @@ pub enum Error {
         /// How it was lost.
         reason: Arc<str>,
     },
+    /// The answer to a write was lost: the source has made the change, or not. Look the path up before you write
+    /// again, because another client may have written in between.
+    #[error(
+        "whether '{path}' was written is not known: {reason}; look it up before you write again"
+    )]
+    OutcomeUnknown {
+        /// Path of the file.
+        path: Arc<str>,
+        /// How the answer was lost.
+        reason: Arc<str>,
+    },
+    /// What was to be written could not be read to its end; nothing was written.
+    #[error("cannot read what is to be written: {source}; nothing was written")]
+    Unreadable {
+        /// What the reader said.
+        source: Arc<io::Error>,
+    },
     /// The received bytes did not match their checksum, twice: suspect memory or network hardware.
     #[error(
         "bytes of '{path}' at offset {offset} do not match their checksum, also when read again; \
@@ -140,7 +157,7 @@ impl From<Error> for io::Error {
                 _ => io::ErrorKind::Other,
             },
             Error::DeadlineExceeded => io::ErrorKind::TimedOut,
-            Error::Connect { source, .. } => source.kind(),
+            Error::Connect { source, .. } | Error::Unreadable { source } => source.kind(),
             Error::ConnectionLost { .. } => io::ErrorKind::ConnectionReset,
             Error::Corrupt { .. } | Error::Protocol(_) => io::ErrorKind::InvalidData,
             Error::InvalidArgument(_) => io::ErrorKind::InvalidInput,

@@ -12,8 +12,9 @@
 //! # }
 //! ```
 //!
-//! [`Client::read_many`] reads many ranges at once, [`Client::reader`] a file from a position on, and
-//! [`blocking`] is for code without async. Whole programs are in `examples/`.
+//! [`Client::read_many`] reads many ranges at once, [`Client::reader`] a file from a position on.
+//! [`Client::put`] writes one, where the operator of the node allows it, and [`blocking`] is for code without
+//! async. Whole programs are in `examples/`.
 //!
 //! ```text
 //!  Client ── read: cut at block borders ──► Topology: block → shard ──► Lane ──► driver task ──► node
@@ -31,6 +32,7 @@ mod control;
 mod read;
 mod read_many;
 mod reader;
+mod write;
 
 mod failover;
 mod store;
@@ -82,8 +84,10 @@ pub use file::{
 pub use lease::Lease;
 pub use millrace_proto::Status;
 pub use millrace_proto::proof::Secret;
+pub use millrace_proto::write::Condition;
 pub use read::ReadOptions;
 pub use reader::{ByteStream, Reader};
+pub use write::{PutOptions, Upload};
 
 /// The program in README, which is compiled as a test of the documentation.
 #[cfg(doctest)]

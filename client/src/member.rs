@@ -16,7 +16,7 @@ use tokio::time::{self, Instant};
 
 use crate::address::{machine, shard_address};
 use crate::config::ClientConfig;
-use crate::connection::{Attachment, Body, Claim, Landing, Lane, Reply};
+use crate::connection::{Attachment, Body, Claim, Landing, Lane, Reply, socket_path};
 use crate::error::Error;
 use crate::health::Health;
 
@@ -204,6 +204,20 @@ impl Member {
     /// Returns the lane for everything but reads.
     pub(crate) fn main(&self) -> &Lane {
         self.main.as_ref().unwrap_or_else(|| self.lane_at(0, 0))
+    }
+
+    /// Makes a lane to any shard that no other request uses, and that ends with its handle. It leads over the
+    /// network if it can, because it shares no memory with the node.
+    pub(crate) fn own_lane(&self) -> Lane {
+        let Way { addresses, node } = &self.shards[fastrand::usize(..self.shards.len())].way;
+        let all = addresses.iter().chain(self.main.iter().map(Lane::address));
+        let plain: SmallVec<_> = all.filter(|it| socket_path(it).is_none()).cloned().collect();
+        let way = match plain.is_empty() {
+            true => Way { addresses: addresses.clone(), node: *node },
+            false => Way { addresses: plain, node: None },
+        };
+        let config = ClientConfig { local: way.node.is_some(), ..(*self.maker.config).clone() };
+        Maker { config: Arc::new(config), ..self.maker.clone() }.lane(&way)
     }
 
     /// True if bytes came from the lanes of a shard since this moment.

@@ -218,6 +218,30 @@ impl Peer {
         Ok(frame::body::<ArchivedFreeReply>(&body)?.into())
     }
 
+    /// Has the node forget what it has of a file that has changed. A node that takes no orders from this one looks
+    /// the path up, and so sees the change itself.
+    ///
+    /// # Errors
+    /// As [`Peer::tell`].
+    pub async fn forget(&self, path: &str, patience: Duration) -> Result<(), Error> {
+        let is_not_there = |error: &Error| error.status() == Some(Status::NotFound);
+        let error = match self.free(path, patience).await {
+            Ok(_) => return Ok(()),
+            Err(error) if is_not_there(&error) => return Ok(()),
+            Err(error) => error,
+        };
+        if error.status() != Some(Status::PermissionDenied) {
+            return Err(error);
+        }
+        let body = Body::Stat(StatRequest { path: path.to_owned() });
+        let answer = self.lanes[0].exchange(body, Landing::Any, Instant::now() + patience).await?;
+        match reply::judge(answer.outcome).map_err(Setback::into_error) {
+            Ok(_) => Ok(()),
+            Err(error) if is_not_there(&error) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Returns the counters of the node.
     ///
     /// # Errors

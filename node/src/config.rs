@@ -65,6 +65,8 @@ pub struct Config {
     pub source: PathBuf,
     /// Options of stores on other machines, for all of them.
     pub source_options: Vec<(String, String)>,
+    /// True if clients may write to the source.
+    pub writable: bool,
     /// Directories below which sources may lie; empty for the source alone.
     pub mount_roots: Vec<PathBuf>,
     /// Address to listen on; port 0 takes any free one.
@@ -137,6 +139,8 @@ pub struct Config {
     pub metadata_queue_max: usize,
     /// `Load` jobs at once.
     pub load_concurrency: usize,
+    /// Uploads at once.
+    pub upload_concurrency: usize,
     /// A source that takes longer to answer is taken to hang.
     pub source_timeout_ms: u64,
     /// Files remembered.
@@ -320,6 +324,7 @@ impl Config {
         Config {
             source,
             source_options: Vec::new(),
+            writable: false,
             mount_roots: Vec::new(),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             socket: PathBuf::from(AUTOMATIC),
@@ -357,6 +362,7 @@ impl Config {
             fill_queue_max: 8,
             metadata_queue_max: 8,
             load_concurrency: 2,
+            upload_concurrency: 2,
             source_timeout_ms: 10_000,
             files_max: 64,
             send_timeout_ms: 1000,
@@ -370,6 +376,7 @@ impl Config {
         Config {
             source: PathBuf::new(),
             source_options: Vec::new(),
+            writable: false,
             mount_roots: Vec::new(),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7070)),
             socket: PathBuf::from(AUTOMATIC),
@@ -407,6 +414,7 @@ impl Config {
             fill_queue_max: 1024,
             metadata_queue_max: 1024,
             load_concurrency: 64,
+            upload_concurrency: 16,
             source_timeout_ms: 10_000,
             files_max: 100_000,
             send_timeout_ms: 30_000,

@@ -7,7 +7,6 @@
 use std::collections::HashMap;
 use std::os::fd::RawFd;
 
-use millrace_proto::Status;
 use millrace_proto::frame::{self, Header};
 use millrace_proto::message::Range;
 use millrace_proto::proof::{Exchange, Role};
@@ -17,6 +16,7 @@ use crate::mailbox::Requester;
 use crate::memory::Segment;
 use crate::owner::{Loads, Owner};
 use crate::token::Token;
+use crate::worker::OpenUpload;
 
 /// Receive buffers of a shard, a power of two.
 pub(crate) const RECEIVE_BUFFER_COUNT: u16 = 256;
@@ -236,6 +236,8 @@ pub(crate) struct Connection {
     pub taken: u64,
     /// Owns the work on the side thread; None until the client first asks for some.
     pub owner: Option<Owner>,
+    /// Objects that it writes; they are given up with it.
+    pub uploads: Vec<OpenUpload>,
     /// Loads under way of all connections of its machine.
     pub loads_of_machine: Loads,
     pub phase: Phase,
@@ -278,6 +280,7 @@ impl Connection {
             taken_since: now,
             taken: 0,
             owner: None,
+            uploads: Vec::new(),
             loads_of_machine: Loads::default(),
             phase: Phase::Open,
             covers_identity: false,
@@ -330,9 +333,4 @@ impl Connection {
         let spare = std::mem::take(&mut self.spares[spare]);
         Some(std::mem::replace(&mut self.building, spare))
     }
-}
-
-/// Returns the header of a reply to `header` with this status, for range `part` of it.
-pub(crate) fn reply_header(header: &Header, part: u16, status: Status) -> Header {
-    Header { part, ..header.reply(status) }
 }

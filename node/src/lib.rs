@@ -52,7 +52,7 @@ pub use secret::SecretError;
 pub mod under_store {
     pub use crate::memory::Blank;
     pub use crate::store::{
-        Errand, FillError, Found, NoRemoteStores, Page, Part, RemoteStores, StoreError,
-        StoreFuture, StoreLimits, UnderStore, check_path, file_id,
+        Condition, Errand, FillError, Found, NoRemoteStores, Page, Part, RemoteStores, StoreError,
+        StoreFuture, StoreLimits, UnderStore, Upload, check_path, file_id,
     };
 }

@@ -54,6 +54,11 @@ impl Requester {
     }
 }
 
+/// Returns the header of a reply to `header` with this status, for range `part` of it.
+pub(crate) fn reply_header(header: &Header, part: u16, status: Status) -> Header {
+    Header { part, ..header.reply(status) }
+}
+
 /// A range that the owner pinned for another shard to send.
 #[derive(Debug)]
 pub(crate) struct Served {

@@ -10,8 +10,8 @@
 //! Owns the thread and the queues into it. Always holds: every job it took is answered to the shard it
 //! came from, and every blank goes back there, until the thread is stopped. Queues are bounded; a full
 //! one gives the job back and the shard answers `Busy`. Memory and blocks are left to the shards.
-//! Modules: `fills` is the cold read, `lookups` what paths are, `loads` brings whole files in, `cluster`
-//! what needs no source, and what is pulled over from other nodes.
+//! Modules: `fills` is the cold read, `lookups` what paths are, `uploads` writes, `loads` brings whole files
+//! in, `cluster` what needs no source, and what is pulled over from other nodes.
 
 use std::io;
 use std::sync::Arc;
@@ -23,28 +23,28 @@ use millrace_proto::cluster::InventoryRequest;
 use millrace_proto::proof::Secret;
 use millrace_proto::{Status, frame};
 use tokio::runtime::Runtime;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::cluster::answers::Cluster;
 use crate::cluster::handover::{self, Progress};
 use crate::cluster::peers::Peers;
 use crate::cluster::{Command, Refusal, Task, pins, report};
 use crate::config::Config;
-use crate::connection::reply_header;
 use crate::cpus::confine;
 use crate::files::FileTable;
-use crate::mailbox::{FillFrom, Mail, Mailboxes, Requester, Run};
+use crate::mailbox::{FillFrom, Mail, Mailboxes, Requester, Run, reply_header};
 use crate::memory::Blank;
 use crate::metrics::Counters;
 use crate::owner::Ticket;
 use crate::store::machine::Machine;
-use crate::store::{Errand, StoreError, UnderStore};
+use crate::store::{Condition, Errand, StoreError, UnderStore};
 use crate::timings::Timings;
 
 mod cluster;
 mod fills;
 mod loads;
 mod lookups;
+pub(crate) mod uploads;
 
 /// Threads that resolve names. One is there from the start; a second one if it can be had.
 const NAME_THREADS_MAX: usize = 2;
@@ -52,6 +52,10 @@ const NAME_THREADS_MAX: usize = 2;
 const NAME_STACK_SIZE: usize = 512 << 10;
 /// A time longer than any node runs.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+/// Writes that a test may have open.
+#[cfg(test)]
+pub(crate) const UPLOADS_OF_TESTS: usize = 6;
 
 /// A part of a block to read.
 #[derive(Debug)]
@@ -97,6 +101,13 @@ pub(crate) enum PathLookup {
     Free {
         path: Arc<str>,
         everywhere: bool,
+    },
+    Put(uploads::Put),
+    Delete {
+        path: Arc<str>,
+        condition: Condition,
+        /// Its place among the writes of the node.
+        slot: OwnedSemaphorePermit,
     },
 }
 
@@ -148,6 +159,8 @@ pub(crate) struct SideQueue {
     lookups: flume::Sender<LookupJob<PathLookup>>,
     /// Look-ups that need no source, and so never wait behind those that do.
     cluster: flume::Sender<LookupJob<ClusterLookup>>,
+    /// Places for writes.
+    slots: uploads::Slots,
 }
 
 impl SideQueue {
@@ -159,7 +172,13 @@ impl SideQueue {
         cluster: flume::Sender<LookupJob<ClusterLookup>>,
     ) -> SideQueue {
         let (fill_count, fills_max) = (Arc::default(), usize::MAX);
-        SideQueue { fills, fill_count, fills_max, lookups, cluster }
+        let slots = uploads::Slots::new(UPLOADS_OF_TESTS);
+        SideQueue { fills, fill_count, fills_max, lookups, cluster, slots }
+    }
+
+    /// Takes a place among the writes of the node; None if all are taken.
+    pub(crate) fn upload_slot(&self) -> Option<OwnedSemaphorePermit> {
+        self.slots.take()
     }
 
     /// Queues a fill. If as many wait as may, the blank comes back.
@@ -282,6 +301,7 @@ pub(crate) fn start(config: &Config, parts: Parts) -> io::Result<Side> {
         started,
         timings,
     });
+    let slots = uploads::Slots::new(config.upload_concurrency);
     let (stop, stopped) = flume::bounded::<()>(1);
     let cpus = config.cpus.clone();
     let handover_rate = config.handover_rate;
@@ -317,7 +337,7 @@ pub(crate) fn start(config: &Config, parts: Parts) -> io::Result<Side> {
         runtime.shutdown_timeout(Duration::from_secs(1));
     })?;
     let (fills, lookups, cluster) = (fill_sender, lookup_sender, cluster_sender);
-    let queue = SideQueue { fills, fill_count, fills_max, lookups, cluster };
+    let queue = SideQueue { fills, fill_count, fills_max, lookups, cluster, slots };
     Ok(Side { queue, stop, thread })
 }
 

@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 pub use millrace_proto::source::file_id;
 
 use crate::memory::Blank;
+pub use write::{Condition, Upload};
 
 mod compared;
 pub(crate) mod contents;
@@ -27,6 +28,7 @@ pub(crate) mod machine;
 pub(crate) mod mounts;
 pub(crate) mod roots;
 pub(crate) mod threads;
+pub(crate) mod write;
 
 /// A future that a store returns.
 pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -123,6 +125,12 @@ pub enum StoreError {
     /// The store failed; it may work later.
     #[error("{0}")]
     Failed(String),
+    /// The condition of a write does not hold; nothing was written.
+    #[error("{0}")]
+    Condition(&'static str),
+    /// A write was made or not: the store did not say.
+    #[error("it may be written or not, look the path up: {0}")]
+    Unknown(String),
 }
 
 impl StoreError {
@@ -137,6 +145,8 @@ impl StoreError {
             StoreError::Remounted => Status::UnknownFile,
             StoreError::NotYet | StoreError::Settling(_) | StoreError::Busy(_) => Status::Busy,
             StoreError::Hangs(_) | StoreError::Failed(_) => Status::SourceError,
+            StoreError::Condition(_) => Status::ConditionFailed,
+            StoreError::Unknown(_) => Status::DeadlineExceeded,
         }
     }
 
@@ -294,7 +304,35 @@ pub trait UnderStore: Send + Sync + 'static {
     /// [`StoreError::Differs`], [`StoreError::Changed`], and [`StoreError::Remounted`] if the path leads to
     /// another file by now, or to none: it must not be used.
     fn compare(&self, part: &Part, blank: &Blank) -> Result<(), StoreError>;
+
+    /// Begins to write a file.
+    ///
+    /// # Errors
+    /// [`StoreError::Condition`] if the condition does not hold already, and [`StoreError::Denied`] or
+    /// [`StoreError::Unusable`] from a store that takes no writes, or none with this condition.
+    fn put(
+        &self,
+        _path: Arc<str>,
+        _condition: Condition,
+    ) -> StoreFuture<'_, Result<Box<dyn Upload>, StoreError>> {
+        Box::pin(async { Err(READ_ONLY) })
+    }
+
+    /// Deletes a file.
+    ///
+    /// # Errors
+    /// [`StoreError::Unknown`] if the store may have done it or not. After every other error it has not.
+    fn delete(
+        &self,
+        _path: Arc<str>,
+        _condition: Condition,
+    ) -> StoreFuture<'_, Result<(), StoreError>> {
+        Box::pin(async { Err(READ_ONLY) })
+    }
 }
+
+/// The answer of a store that takes no writes.
+const READ_ONLY: StoreError = StoreError::Denied("this kind of source takes no writes");
 
 /// Checks a path: relative, `/` between parts, no part empty, `.` or `..`. The empty path is the root.
 ///

@@ -12,7 +12,7 @@
 //! the call that brought the request, without a task and without an allocation.
 //! Modules: `life` begins and ends connections, `receive` cuts bytes into frames, `request` turns frames
 //! into work, `read` finds blocks, `fill` brings them in, `lease` keeps them in place for clients that
-//! read them there, `turns` shares fills out between clients, `pressure` bounds what
+//! read them there, `upload` passes writes on, `turns` shares fills out between clients, `pressure` bounds what
 //! replies hold that clients do not take.
 
 use std::sync::Arc;
@@ -24,9 +24,9 @@ use millrace_proto::{Op, Status};
 
 use crate::cache::{Cache, EntryIndex};
 use crate::cluster::handover::Progress;
-use crate::connection::{Batch, Connection, Hold, Phase, Pin, ReceiveEnd, reply_header};
+use crate::connection::{Batch, Connection, Hold, Phase, Pin, ReceiveEnd};
 use crate::files::FileTable;
-use crate::mailbox::{Mail, Requester, Served};
+use crate::mailbox::{Mail, Requester, Served, reply_header};
 use crate::memory::Segment;
 use crate::metrics::Counters;
 use crate::side::SideQueue;
@@ -43,10 +43,12 @@ mod read;
 mod receive;
 mod request;
 mod turns;
+mod upload;
 
 pub(crate) use life::Way;
 pub(crate) use prove::Proofs;
 pub(crate) use request::SERVER;
+pub(crate) use upload::OpenUpload;
 
 use incoming::Incoming;
 use lease::Leases;
@@ -216,6 +218,8 @@ pub(crate) struct Worker {
     turns: Turns,
     leases: Leases,
     nonces: Nonces,
+    /// Uploads that were begun.
+    upload_count: u64,
     /// Time of the event that is handled, in the node's milliseconds.
     now: u64,
     /// Bytes of the blocks that are on their way in.
@@ -272,6 +276,7 @@ impl Worker {
             turns: Turns::new(share, block_size),
             leases,
             nonces,
+            upload_count: 0,
             now: 0,
             filling_bytes: 0,
             deadline_count: 0,

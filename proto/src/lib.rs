@@ -29,6 +29,7 @@ pub mod ring;
 pub mod socket;
 pub mod source;
 pub mod status;
+pub mod write;
 pub mod zookeeper;
 
 pub use frame::{FrameError, HEADER_SIZE, Header};
@@ -59,7 +60,9 @@ pub mod feature {
     /// `Challenge` and `Prove`: the node knows a secret, and serves some operations only to peers that
     /// prove that they know it. See [`crate::proof`].
     pub const PROOFS: u64 = 1 << 6;
+    /// `Put` and `Delete`: the node writes to sources where its operator allows it. See [`crate::write`].
+    pub const WRITES: u64 = 1 << 8;
     /// All features of this version.
     pub const ALL: u64 =
-        READ_MANY | CHECKSUMS | SHARD_ADDRESSES | LEASES | CLUSTER | IDENTITY | PROOFS;
+        READ_MANY | CHECKSUMS | SHARD_ADDRESSES | LEASES | CLUSTER | IDENTITY | PROOFS | WRITES;
 }

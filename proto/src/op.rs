@@ -53,11 +53,21 @@ pub enum Op {
     /// Get the code by which a block of another member is recognised as what that member read from the
     /// source.
     Vouch = 23,
+    /// Begin to write an object.
+    Put = 32,
+    /// Bring bytes of it.
+    PutPart = 33,
+    /// Have the whole object acknowledged by the source.
+    PutEnd = 34,
+    /// Give an upload up.
+    PutAbort = 35,
+    /// Delete a file at the source.
+    Delete = 36,
 }
 
 impl Op {
     /// Every operation, in wire order.
-    pub const ALL: [Op; 23] = [
+    pub const ALL: [Op; 28] = [
         Op::Hello,
         Op::Ping,
         Op::Stat,
@@ -81,20 +91,29 @@ impl Op {
         Op::Challenge,
         Op::Prove,
         Op::Vouch,
+        Op::Put,
+        Op::PutPart,
+        Op::PutEnd,
+        Op::PutAbort,
+        Op::Delete,
     ];
 
     /// Returns the operation with this number, if this version knows it.
     #[inline]
     pub fn from_code(code: u8) -> Option<Op> {
-        let index = usize::from(code).checked_sub(1)?;
-        Op::ALL.get(index).copied()
+        BY_CODE.get(usize::from(code)).copied().flatten()
     }
 }
 
-const _: () = {
+/// The operations by their numbers, some of which are not taken.
+const BY_CODE: [Option<Op>; 64] = {
+    let mut table = [None; 64];
     let mut index = 0;
     while index < Op::ALL.len() {
-        assert!(Op::ALL[index] as usize == index + 1);
+        let op = Op::ALL[index];
+        assert!(table[op as usize].is_none() && op as usize != 0);
+        table[op as usize] = Some(op);
         index += 1;
     }
+    table
 };

@@ -71,6 +71,9 @@ pub enum Status {
     /// The node has lost coordination and does nothing that other nodes have to agree to.
     #[error("cut off from coordination")]
     Fenced = 21,
+    /// The condition of a write does not hold; nothing was written.
+    #[error("the condition does not hold")]
+    ConditionFailed = 22,
 }
 
 /// What a client does about a status.
@@ -90,7 +93,7 @@ pub enum Next {
 
 impl Status {
     /// Every status, in wire order.
-    pub const ALL: [Status; 22] = [
+    pub const ALL: [Status; 23] = [
         Status::Ok,
         Status::Busy,
         Status::DeadlineExceeded,
@@ -113,6 +116,7 @@ impl Status {
         Status::NotCached,
         Status::NotMaster,
         Status::Fenced,
+        Status::ConditionFailed,
     ];
 
     /// Returns the status with this number; an unknown one is [`Status::Internal`], which no client

@@ -135,6 +135,8 @@ impl Request<'_> {
             true => builder.with_allow_http(true),
             false => builder,
         };
+        // One object is deleted at a time, and not every store knows the request that deletes many.
+        let builder = builder.with_disable_bulk_delete(true);
         let builder = self.configure(builder, set)?;
         let builder = builder.with_bucket_name(self.place).with_retry(self.retries());
         let builder = builder.with_http_connector(LengthConnector::default());

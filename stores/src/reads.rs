@@ -185,7 +185,7 @@ impl Inner {
         let (part, range) = (first.asked.part.clone(), first.asked.start()..last.asked.end());
         let location = self.location(&part.path)?;
         let mut end = Instant::now() + self.patience;
-        let begun = self.begin(&part, &location, range.clone());
+        let begun = self.begin_read(&part, &location, range.clone());
         let Begun { tag, answer, bytes } = self.in_time(end, begun).await?;
         let is_length_known = answer.extensions.get::<LengthKnown>().is_some();
         request.is_held = tag.etag.is_none() || !is_length_known;
@@ -225,7 +225,7 @@ impl Inner {
     }
 
     /// Asks for a range of the version that a part is of.
-    async fn begin(
+    async fn begin_read(
         &self,
         part: &Part,
         location: &Path,

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use millrace_node::under_store::{
-    Blank, Errand, FillError, Found, Page, Part, StoreError, StoreFuture, StoreLimits, UnderStore,
-    check_path, file_id,
+    Blank, Condition, Errand, FillError, Found, Page, Part, StoreError, StoreFuture, StoreLimits,
+    UnderStore, Upload, check_path, file_id,
 };
 use millrace_proto::FileId;
 use millrace_proto::message::Kind;
@@ -29,6 +29,8 @@ use crate::failure::Failure;
 use crate::gather::{Asked, Line, Waiting};
 use crate::open::Opening;
 use crate::tag::Tag;
+
+mod write;
 
 /// Files whose tags are kept; of a further one the store is asked again. Guessed: some 20 MB.
 const TAGS_MAX: usize = 100_000;
@@ -150,6 +152,27 @@ impl UnderStore for Remote {
         // A tag is the store's own word for a content.
         Ok(())
     }
+
+    fn put(
+        &self,
+        path: Arc<str>,
+        condition: Condition,
+    ) -> StoreFuture<'_, Result<Box<dyn Upload>, StoreError>> {
+        Box::pin(async move {
+            let upload = self.inner.begin(&self.handle, path, condition)?;
+            let upload: Box<dyn Upload> = Box::new(upload);
+            Ok(upload)
+        })
+    }
+
+    fn delete(
+        &self,
+        path: Arc<str>,
+        condition: Condition,
+    ) -> StoreFuture<'_, Result<(), StoreError>> {
+        let inner = Arc::clone(&self.inner);
+        self.run(async move { inner.remove(&path, condition).await })
+    }
 }
 
 impl Inner {
@@ -188,6 +211,11 @@ impl Inner {
     ) -> Result<T, StoreError> {
         let _place = self.enter(&self.lookups).await?;
         self.timed(request).await
+    }
+
+    /// Returns the id of a path.
+    fn file(&self, path: &str) -> FileId {
+        file_id(&self.identity, path)
     }
 
     /// Returns the key of a path.

@@ -31,6 +31,8 @@ mod rude;
 mod single_flight;
 mod sources;
 mod store_neighbours;
+mod store_writes;
 mod stores;
 mod trust;
 mod versions;
+mod writes;

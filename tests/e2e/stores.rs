@@ -332,14 +332,14 @@ async fn a_store_that_is_down_answers_at_once_and_comes_back() {
 }
 
 /// A real S3 server, SeaweedFS; None, said aloud, where it is not installed or does not come up.
-struct Weed {
+pub(crate) struct Weed {
     _process: Process,
     _directory: tempfile::TempDir,
-    port: u16,
+    pub(crate) port: u16,
 }
 
 impl Weed {
-    fn start() -> Option<Weed> {
+    pub(crate) fn start() -> Option<Weed> {
         let directory = tempfile::tempdir().expect("a directory");
         let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr());
         let port = port.expect("a port").port();

@@ -11,6 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+mod writes;
+
+pub use writes::WriteFault;
+
 /// What is wrong with the answer to a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -57,6 +61,7 @@ struct State {
     has_no_tags: bool,
     /// True if objects have no times.
     has_no_times: bool,
+    writes: writes::Writes,
 }
 
 /// The store. Its threads end with the process.
@@ -143,6 +148,7 @@ struct Request {
     path: String,
     query: BTreeMap<String, String>,
     headers: BTreeMap<String, String>,
+    body: Vec<u8>,
 }
 
 fn receive(reader: &mut impl BufRead) -> io::Result<Option<Request>> {
@@ -160,11 +166,12 @@ fn receive(reader: &mut impl BufRead) -> io::Result<Option<Request>> {
         headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
     }
     let length = headers.get("content-length").and_then(|it| it.parse().ok()).unwrap_or(0);
-    io::copy(&mut reader.take(length), &mut io::sink())?;
+    let mut body = Vec::new();
+    reader.take(length).read_to_end(&mut body)?;
     let (path, query) = target.split_once('?').unwrap_or((&target, ""));
-    let query = query.split('&').filter_map(|pair| pair.split_once('='));
+    let query = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
     let query = query.map(|(key, value)| (decoded(key), decoded(value))).collect();
-    Ok(Some(Request { method, path: decoded(path), query, headers }))
+    Ok(Some(Request { method, path: decoded(path), query, headers, body }))
 }
 
 /// Undoes `%41`.
@@ -208,10 +215,15 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, reads: &AtomicUsize) -> io::R
         match (request.method.as_str(), found) {
             ("GET" | "HEAD", Some(object)) => send(&mut out, &request, &object, state, reads)?,
             ("GET" | "HEAD", None) => answer(&mut out, 404, "", b"")?,
-            _ => answer(&mut out, 405, "", b"")?,
+            (_, found) => writes::serve(&mut out, &request, (bucket, key), found, state)?,
         }
     }
     Ok(())
+}
+
+/// Returns the tag of the object that was put with this number.
+fn tag_of(number: u64, length: usize) -> String {
+    format!("\"{number:x}-{length:x}\"")
 }
 
 fn answer(out: &mut impl Write, status: u16, headers: &str, body: &[u8]) -> io::Result<()> {
@@ -244,7 +256,7 @@ fn send(
         reads.fetch_add(1, Ordering::SeqCst);
     }
     let number = if fault == Some(Fault::OtherTag) { object.number + 1 } else { object.number };
-    let tag = format!("\"{number:x}-{length:x}\"");
+    let tag = tag_of(number, length);
     if request.headers.get("if-match").is_some_and(|wanted| *wanted != tag) {
         return answer(out, 412, "", b"");
     }

@@ -122,6 +122,9 @@ impl World {
             | Op::Inventory => {
                 frame::encode_empty(&mut out, asked.header.reply(Status::UnknownOp));
             }
+            Op::Put | Op::PutPart | Op::PutEnd | Op::PutAbort | Op::Delete => {
+                frame::encode_empty(&mut out, asked.header.reply(Status::UnknownOp));
+            }
             Op::Drain | Op::Mount | Op::Pin | Op::Pins | Op::Challenge | Op::Prove | Op::Vouch => {
                 frame::encode_empty(&mut out, asked.header.reply(Status::UnknownOp));
             }

@@ -92,7 +92,11 @@ pub(crate) fn membership(
 ) -> Membership {
     let contents = Contents::new(config.memory, config.block_size);
     let (machine, roots) = (Arc::clone(machine), MountRoots::of(config));
-    let mounts = Mounts::new(machine, roots, config.mount_options.clone(), contents);
+    let options = match config.writable {
+        true => config.mount_options.clone().with_writable_root(),
+        false => config.mount_options.clone(),
+    };
+    let mounts = Mounts::new(machine, roots, options, contents);
     let mounts = Arc::new(mounts.with_remote(stores, limits(config)));
     let views: Arc<Views> = Arc::new(watch::Sender::new(Arc::new(View::default())));
     if config.coord == Coordination::None {

@@ -51,7 +51,7 @@ pub const KEYS: &[Key] = &[
         name: "source",
         value: "DIR|URL",
         default: "none: it must be given",
-        help: "Directory or store to serve, such as s3://BUCKET/PREFIX; it is only ever read",
+        help: "Directory or store to serve, such as s3://BUCKET/PREFIX; only read unless `writable` says more",
         example: "/data",
         access: Access::Text {
             allowed: "a path, or a URL",
@@ -82,6 +82,17 @@ pub const KEYS: &[Key] = &[
                     .collect();
                 options.join(&LIST_SEPARATOR.to_string())
             },
+        },
+    },
+    Key {
+        name: "writable",
+        value: "BOOL",
+        default: "false",
+        help: "Let every client that reaches the node write to its source and delete there",
+        example: "true",
+        access: Access::Flag {
+            set: |config, value| config.writable = value,
+            get: |config| config.writable,
         },
     },
     Key {
@@ -351,10 +362,10 @@ pub const KEYS: &[Key] = &[
         name: "mount_options",
         value: "LIST",
         default: "none: the type of the file system decides",
-        help: "How contents of a mount are told apart: PREFIX=content, device or shared; / for the root",
+        help: "Options of mounts: PREFIX=writable, or how contents are told apart: content, device, shared",
         example: "/=content,models=shared",
         access: Access::Text {
-            allowed: "prefixes of mounts, each with =content, =device or =shared, joined by commas",
+            allowed: "prefixes of mounts, each with =writable, =content, =device or =shared, joined by commas",
             set: |config, text| {
                 MountOptions::parse(text).is_some_and(|options| {
                     config.mount_options = options;
@@ -539,6 +550,14 @@ pub const KEYS: &[Key] = &[
         help: "Most files being loaded at once; further Load requests are answered Busy",
         example: "16",
         access: Access::Count(number!(load_concurrency, 1..=4096)),
+    },
+    Key {
+        name: "upload_concurrency",
+        value: "COUNT",
+        default: "16",
+        help: "Most files being written at once, each with up to 26 MiB of memory; then Busy",
+        example: "64",
+        access: Access::Count(number!(upload_concurrency, 1..=1024)),
     },
     Key {
         name: "source_timeout_ms",

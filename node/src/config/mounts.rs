@@ -18,16 +18,20 @@ enum MountOption {
     Device,
     /// It never is: all nodes see the same, and another content has another path.
     Shared,
+    /// Clients may write there.
+    Writable,
 }
 
 impl MountOption {
-    const ALL: [MountOption; 3] = [MountOption::Content, MountOption::Device, MountOption::Shared];
+    const ALL: [MountOption; 4] =
+        [MountOption::Content, MountOption::Device, MountOption::Shared, MountOption::Writable];
 
     fn name(self) -> &'static str {
         match self {
             MountOption::Content => "content",
             MountOption::Device => "device",
             MountOption::Shared => "shared",
+            MountOption::Writable => "writable",
         }
     }
 }
@@ -69,6 +73,17 @@ impl MountOptions {
         }
     }
 
+    /// Adds that clients may write to the root.
+    pub(crate) fn with_writable_root(mut self) -> MountOptions {
+        self.0.push((String::new(), MountOption::Writable));
+        self
+    }
+
+    /// True if clients may write to the mount with this prefix.
+    pub(crate) fn is_writable(&self, prefix: &str) -> bool {
+        self.has(prefix, MountOption::Writable)
+    }
+
     /// True if blocks of any mount are compared with what they were.
     pub(crate) fn compares_any(&self) -> bool {
         self.0.iter().any(|(_, option)| *option == MountOption::Content)
@@ -104,6 +119,14 @@ mod tests {
         let rules = all.map(|it| options.device_rule(it));
         use DeviceRule::{Always, ByType, Never};
         assert_eq!(rules, [ByType, Never, Always, ByType]);
+    }
+
+    #[test]
+    fn a_mount_is_writable_if_its_own_option_says_so() {
+        let options = MountOptions::parse("a=writable").unwrap();
+        let is_writable = ["", "a", "a/b"].map(|it| options.is_writable(it));
+        assert_eq!(is_writable, [false, true, false]);
+        assert!(options.with_writable_root().is_writable(""));
     }
 
     #[test]

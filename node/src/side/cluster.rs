@@ -17,9 +17,8 @@ use super::{Answer, ClusterLookup, Context, Failure, LookupJob, encode};
 use crate::cache::BlockKey;
 use crate::cluster::handover::{Brought, Puller};
 use crate::cluster::{Command, Refusal, View};
-use crate::connection::reply_header;
 use crate::files::FileRecord;
-use crate::mailbox::{Dropped, Ensured, FillFrom, Filling, Requester};
+use crate::mailbox::{Dropped, Ensured, FillFrom, Filling, Requester, reply_header};
 
 /// Inventories that are made at once: each goes over the entries of the shards.
 const INVENTORIES_MAX: usize = 4;

@@ -59,6 +59,11 @@ pub(super) async fn serve(
                     context.free(caller, path, everywhere).await
                 }
                 PathLookup::Load { path } => context.load(caller, path).await,
+                PathLookup::Delete { path, condition, slot } => {
+                    context.delete(&requester, path, condition, slot).await
+                }
+                // It answers more than this one request.
+                PathLookup::Put(put) => return context.upload(requester, &ticket, put).await,
             };
             context.answer(requester, answer).await;
             drop((slot, share));
@@ -75,7 +80,7 @@ pub(super) struct Caller<'a> {
 
 impl Context {
     /// Asks a source, for as long as a caller waits and there is time for it.
-    async fn ask<T>(
+    pub(super) async fn ask<T>(
         &self,
         caller: Caller<'_>,
         answer: impl Future<Output = Result<T, StoreError>>,
@@ -101,7 +106,7 @@ impl Context {
 
     /// Notes what the source reported of a file, at a look that began before it was asked, and makes it
     /// an entry. If the version is new, the blocks of the one before are gone when this returns.
-    async fn note(&self, path: &str, name: String, found: Found, look: Look) -> Entry {
+    pub(super) async fn note(&self, path: &str, name: String, found: Found, look: Look) -> Entry {
         if found.kind == Kind::Directory {
             let Found { kind, version, length, modified_ms } = found;
             return Entry { name, kind, id: FileId(0), version, length, modified_ms };
@@ -119,6 +124,13 @@ impl Context {
         }
         let Found { kind, version, length, modified_ms } = found;
         Entry { name, kind, id, version, length, modified_ms }
+    }
+
+    /// Forgets what is known of a path, and drops its blocks.
+    pub(super) async fn forget_all(&self, path: &str) {
+        let id = self.store.identify(path);
+        self.files.forget(id);
+        self.drop_blocks(id).await;
     }
 
     /// Forgets a file that is no longer in this version, and drops its blocks.
@@ -160,7 +172,25 @@ impl Context {
     async fn look_up(&self, caller: Caller<'_>, path: &Arc<str>) -> Result<Entry, Failure> {
         check_path(path)?;
         let look = self.files.look();
-        match self.ask(caller, self.store.stat(Arc::clone(path))).await {
+        let found = self.ask(caller, self.store.stat(Arc::clone(path))).await;
+        self.judge(path, found, look).await
+    }
+
+    /// As [`Context::look_up`], for no caller: the time is bounded elsewhere.
+    pub(super) async fn see_now(&self, path: &Arc<str>) -> Result<Entry, Failure> {
+        let look = self.files.look();
+        let found = self.store.stat(Arc::clone(path)).await.map_err(Failure::from);
+        self.judge(path, found, look).await
+    }
+
+    /// Notes what a look that began before the source was asked has found, or not.
+    async fn judge(
+        &self,
+        path: &Arc<str>,
+        found: Result<Found, Failure>,
+        look: Look,
+    ) -> Result<Entry, Failure> {
+        match found {
             Ok(found) => {
                 if !self.is_servable(path, found.length) {
                     let message =

@@ -9,7 +9,9 @@ use millrace_proto::FileId;
 use millrace_proto::message::Kind;
 
 use super::contents::{Contents, Seen};
-use super::{Errand, FillError, Found, Page, Part, StoreError, StoreFuture, UnderStore};
+use super::{
+    Condition, Errand, FillError, Found, Page, Part, StoreError, StoreFuture, UnderStore, Upload,
+};
 use crate::memory::Blank;
 
 /// A store whose contents are compared.
@@ -38,6 +40,16 @@ impl Compared {
                 Found { version, ..found }
             }
             Kind::Directory => found,
+        }
+    }
+
+    /// Returns a condition as the source understands it.
+    fn based(&self, path: &str, condition: Condition) -> Condition {
+        match condition {
+            Condition::Version(version) => {
+                Condition::Version(self.contents.base(self.identify(path), version))
+            }
+            other => other,
         }
     }
 }
@@ -98,5 +110,23 @@ impl UnderStore for Compared {
             );
         }
         result
+    }
+
+    fn put(
+        &self,
+        path: Arc<str>,
+        condition: Condition,
+    ) -> StoreFuture<'_, Result<Box<dyn Upload>, StoreError>> {
+        let condition = self.based(&path, condition);
+        self.inner.put(path, condition)
+    }
+
+    fn delete(
+        &self,
+        path: Arc<str>,
+        condition: Condition,
+    ) -> StoreFuture<'_, Result<(), StoreError>> {
+        let condition = self.based(&path, condition);
+        self.inner.delete(path, condition)
     }
 }

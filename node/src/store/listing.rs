@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Dir, FileType};
 
 use super::StoreError;
+use super::write::is_temporary;
 
 /// Bytes of names in a window: some ten thousand names.
 const WINDOW_BYTES: usize = 1 << 20;
@@ -135,7 +136,7 @@ fn read(directory: &OwnedFd, after: &str, limit: usize) -> Result<(Vec<Name>, bo
         let entry = entry?;
         // Names that are not UTF-8 cannot be asked for in this protocol, so they are not listed.
         let Ok(name) = entry.file_name().to_str() else { continue };
-        if name == "." || name == ".." || name <= after {
+        if name == "." || name == ".." || name <= after || is_temporary(name) {
             continue;
         }
         if !is_end && names.peek().is_some_and(|last| &*last.name <= name) {

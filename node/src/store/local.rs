@@ -16,13 +16,18 @@ use millrace_proto::message::Kind;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
+use self::write::{LocalFile, LocalUpload, Swept, Target};
 use super::listing::{Name, Windows};
 use super::machine::Machine;
 use super::threads::LaneId;
+use super::write::is_temporary;
 use super::{
-    Errand, FillError, Found, Page, Part, StoreError, StoreFuture, UnderStore, check_path, file_id,
+    Condition, Errand, FillError, Found, Page, Part, StoreError, StoreFuture, UnderStore, Upload,
+    check_path, file_id,
 };
 use crate::memory::Blank;
+
+mod write;
 
 /// A local directory.
 pub(crate) struct LocalStore {
@@ -32,6 +37,7 @@ pub(crate) struct LocalStore {
     directory: PathBuf,
     identity: String,
     rule: DeviceRule,
+    swept: Arc<Swept>,
 }
 
 impl LocalStore {
@@ -45,7 +51,20 @@ impl LocalStore {
         rule: DeviceRule,
     ) -> LocalStore {
         let (machine, directory) = (Arc::clone(machine), root.path());
-        LocalStore { machine, root: Arc::new(root), directory, identity: identity.to_owned(), rule }
+        let (root, identity, swept) = (Arc::new(root), identity.to_owned(), Arc::default());
+        LocalStore { machine, root, directory, identity, rule, swept }
+    }
+
+    /// Returns what is to be written.
+    fn target(&self, path: Arc<str>, condition: Condition) -> Result<Target, StoreError> {
+        check_path(&path)?;
+        if path.is_empty() {
+            return Err(StoreError::WrongKind("the root of the source is a directory"));
+        }
+        if is_temporary(path.rsplit('/').next().unwrap_or_default()) {
+            return Err(write::reserved());
+        }
+        Ok(Target { root: Arc::clone(&self.root), rule: self.rule, path, condition })
     }
 
     /// Returns the lane of a path: of the file system which it leads to.
@@ -120,6 +139,35 @@ impl UnderStore for LocalStore {
     fn compare(&self, _part: &Part, _blank: &Blank) -> Result<(), StoreError> {
         // A directory remembers no contents.
         Ok(())
+    }
+
+    fn put(
+        &self,
+        path: Arc<str>,
+        condition: Condition,
+    ) -> StoreFuture<'_, Result<Box<dyn Upload>, StoreError>> {
+        Box::pin(async move {
+            let target = self.target(path, condition)?;
+            let lane = self.lane(&target.path);
+            let place = self.machine.writes.enter(lane.clone()).await?;
+            let swept = Arc::clone(&self.swept);
+            let file = place.ask(move || LocalFile::begin(target, &swept)).await?;
+            let upload: Box<dyn Upload> = Box::new(LocalUpload::new(&self.machine, lane, file));
+            Ok(upload)
+        })
+    }
+
+    fn delete(
+        &self,
+        path: Arc<str>,
+        condition: Condition,
+    ) -> StoreFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            let target = self.target(path, condition)?;
+            let place = self.machine.writes.enter(self.lane(&target.path)).await?;
+            // Its outcome is waited for however long it takes: it may be done later.
+            place.run(move || write::delete(&target)).await
+        })
     }
 }
 

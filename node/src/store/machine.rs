@@ -18,6 +18,10 @@ const LOOKUP_THREADS: usize = 6;
 const LISTS_MAX: usize = 2;
 /// Threads for listings that are kept.
 const LIST_THREADS: usize = 2;
+/// Files of one file system that are written at once. Guessed: a disk has no more to gain.
+const WRITES_MAX: usize = 4;
+/// Threads for writes that are kept.
+const WRITE_THREADS: usize = 1;
 /// Threads for reads that are kept beyond `fill_concurrency`: what other file systems find when one
 /// hangs and no thread can be had.
 const READERS_SPARE: usize = 2;
@@ -38,6 +42,8 @@ pub(crate) struct Machine {
     pub lookups: Pool,
     /// Threads that read directories.
     pub lists: Pool,
+    /// Threads that write files.
+    pub writes: Pool,
     /// What the kernel has mounted.
     pub mounts: KernelMounts,
     /// Directories that are being listed.
@@ -78,7 +84,8 @@ impl Machine {
         Ok(Machine {
             reads: Pool::start(reads, Arc::clone(&notices))?,
             lookups: Pool::start(lookups, Arc::clone(&notices))?,
-            lists: Pool::start(lists, notices)?,
+            lists: Pool::start(lists, Arc::clone(&notices))?,
+            writes: Pool::start(limits("millrace-write", WRITE_THREADS, WRITES_MAX), notices)?,
             mounts: KernelMounts::default(),
             windows: Windows::default(),
         })
@@ -103,6 +110,7 @@ impl Machine {
 
     /// Looks after file systems that do not answer, for as long as it is polled.
     pub(crate) async fn watch(&self) {
-        tokio::join!(self.reads.watch(), self.lookups.watch(), self.lists.watch());
+        let pools = [&self.reads, &self.lookups, &self.lists, &self.writes];
+        futures_util::future::join_all(pools.map(Pool::watch)).await;
     }
 }

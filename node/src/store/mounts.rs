@@ -18,8 +18,8 @@ use super::local::LocalStore;
 use super::machine::Machine;
 use super::roots::{Location, MountRoots};
 use super::{
-    Errand, FillError, Found, NoRemoteStores, Page, Part, RemoteStores, StoreError, StoreFuture,
-    StoreLimits, UnderStore, check_path, file_id,
+    Condition, Errand, FillError, Found, NoRemoteStores, Page, Part, RemoteStores, StoreError,
+    StoreFuture, StoreLimits, UnderStore, Upload, check_path, file_id,
 };
 use crate::config::MountOptions;
 use crate::memory::Blank;
@@ -260,6 +260,56 @@ impl UnderStore for Mounts {
     fn compare(&self, part: &Part, blank: &Blank) -> Result<(), StoreError> {
         let (store, rest) = self.table()?.place_of(part)?;
         store.compare(&Part { path: rest, ..part.clone() }, blank)
+    }
+
+    fn put(
+        &self,
+        path: Arc<str>,
+        condition: Condition,
+    ) -> StoreFuture<'_, Result<Box<dyn Upload>, StoreError>> {
+        Box::pin(async move {
+            let (store, rest) = self.writable(&path)?;
+            store.put(rest, condition).await
+        })
+    }
+
+    fn delete(
+        &self,
+        path: Arc<str>,
+        condition: Condition,
+    ) -> StoreFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            let (store, rest) = self.writable(&path)?;
+            store.delete(rest, condition).await
+        })
+    }
+}
+
+impl Mounts {
+    /// Returns the store that a path is written to, and the path there.
+    ///
+    /// # Errors
+    /// [`StoreError::Unusable`] for a mount that is read-only, [`StoreError::WrongKind`] for a path that is a
+    /// directory because something is mounted at it or below it.
+    fn writable(&self, path: &str) -> Result<(Arc<dyn UnderStore>, Arc<str>), StoreError> {
+        check_path(path)?;
+        let table = self.table()?;
+        let (index, _) = mount_of(&table.mounts, path).ok_or(StoreError::NotFound)?;
+        if table.leads_to_a_mount(path) {
+            return Err(StoreError::WrongKind("a directory is there: something is mounted below"));
+        }
+        let prefix = &table.mounts[index].prefix;
+        if !self.options.is_writable(prefix) {
+            let option = match prefix.as_str() {
+                "" => "--writable".to_owned(),
+                prefix => format!("--mount-options {prefix}=writable"),
+            };
+            return Err(StoreError::Unusable(format!(
+                "what is mounted at '/{prefix}' is read-only: start the node with {option} to write there"
+            )));
+        }
+        let MountedPath { store, rest } = table.place(path).ok_or(StoreError::NotFound)?;
+        Ok((store?, rest))
     }
 }
 

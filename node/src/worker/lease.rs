@@ -18,8 +18,7 @@ use millrace_proto::{Status, placement};
 
 use super::{Action, Hit, Worker};
 use crate::cache::{BlockKey, EntryIndex};
-use crate::connection::reply_header;
-use crate::mailbox::Requester;
+use crate::mailbox::{Requester, reply_header};
 use crate::memory::ShardMemory;
 use crate::token::Token;
 

@@ -15,8 +15,7 @@ use millrace_proto::proof::{
 use super::request::ColdOp;
 use super::{Action, Worker};
 use crate::cache::BlockKey;
-use crate::connection::reply_header;
-use crate::mailbox::Requester;
+use crate::mailbox::{Requester, reply_header};
 use crate::token::Token;
 
 /// The secrets by which others are recognised.

@@ -7,8 +7,8 @@ use smallvec::SmallVec;
 use super::pressure::{IN_USE, Passage, held_bytes};
 use super::{Action, Hit, Worker, ask_to_send, find_connection};
 use crate::cache::{BlockKey, Damage, WARM_MAX};
-use crate::connection::{Hold, Pin, reply_header};
-use crate::mailbox::{Mail, Requester, Served};
+use crate::connection::{Hold, Pin};
+use crate::mailbox::{Mail, Requester, Served, reply_header};
 
 impl Worker {
     /// Touches in advance what the reads in `bytes` will need, see [`crate::cache::Cache::warm`].

@@ -15,10 +15,11 @@ use millrace_proto::message::{
 use millrace_proto::proof::Role;
 use millrace_proto::{FrameError, Op, Status, VERSION, feature};
 
+use super::upload::WriteOp;
 use super::{Action, Worker};
 use crate::cluster::Command;
-use crate::connection::{Rest, reply_header};
-use crate::mailbox::Requester;
+use crate::connection::Rest;
+use crate::mailbox::{Requester, reply_header};
 use crate::metrics;
 use crate::owner::Owner;
 use crate::side::{ClusterLookup, Lookup, LookupJob, PathLookup};
@@ -52,6 +53,7 @@ pub(super) enum ColdOp {
     Challenge,
     Vouch,
     Prove,
+    Write(WriteOp),
 }
 
 /// Name and version of the node, as clients see it.
@@ -118,6 +120,21 @@ impl Worker {
             Op::Challenge => self.on_cold_request(now, ColdOp::Challenge, requester, body, actions),
             Op::Vouch => self.on_cold_request(now, ColdOp::Vouch, requester, body, actions),
             Op::Prove => self.on_cold_request(now, ColdOp::Prove, requester, body, actions),
+            Op::Put => {
+                self.on_cold_request(now, ColdOp::Write(WriteOp::Begin), requester, body, actions)
+            }
+            Op::PutPart => {
+                self.on_cold_request(now, ColdOp::Write(WriteOp::Part), requester, body, actions)
+            }
+            Op::PutEnd => {
+                self.on_cold_request(now, ColdOp::Write(WriteOp::End), requester, body, actions)
+            }
+            Op::PutAbort => {
+                self.on_cold_request(now, ColdOp::Write(WriteOp::Abort), requester, body, actions)
+            }
+            Op::Delete => {
+                self.on_cold_request(now, ColdOp::Write(WriteOp::Delete), requester, body, actions)
+            }
         };
         if let Err(error) = result {
             self.counters().bad_frame_count.add(1);
@@ -244,7 +261,8 @@ impl Worker {
         body: &[u8],
         actions: &mut Vec<Action>,
     ) -> Result<(), FrameError> {
-        if !matches!(op, ColdOp::Ping) {
+        // Parts are many, and their replies have no body.
+        if !matches!(op, ColdOp::Ping | ColdOp::Write(WriteOp::Part)) {
             requester.asked = self.cold_share();
         }
         // A client that speaks for the whole cluster need not find the others.
@@ -330,6 +348,7 @@ impl Worker {
             ColdOp::Challenge => return self.challenge(&requester, body, actions),
             ColdOp::Vouch => return self.vouch(&requester, body, actions),
             ColdOp::Prove => return self.prove(&requester, body, actions),
+            ColdOp::Write(op) => return self.on_write(op, requester, body, actions),
         };
         self.offer(op, requester, lookup, actions);
         Ok(())

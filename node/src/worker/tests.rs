@@ -23,6 +23,7 @@ mod pressure;
 mod profile;
 mod prove;
 mod turns;
+mod upload;
 
 const BLOCK: u32 = 64 << 10;
 const FILE: FileId = FileId(0xf11e);

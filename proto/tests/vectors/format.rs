@@ -9,6 +9,7 @@ use millrace_proto::cluster::*;
 use millrace_proto::frame::{self, BODY_LENGTH_MAX, PAYLOAD_LENGTH_MAX};
 use millrace_proto::message::*;
 use millrace_proto::proof::*;
+use millrace_proto::write::*;
 use millrace_proto::{FileId, FrameError, HEADER_SIZE, Header, Op, Status};
 
 /// A message that can be put in a file and compared with what a file holds.
@@ -179,6 +180,54 @@ message!(
             ]))
         ),
     ])
+);
+message!(
+    WriteRequest,
+    ArchivedWriteRequest,
+    |a| WriteRequest {
+        path: text(&a.path),
+        condition: a.condition,
+        version: a.version.to_native()
+    },
+    |m| object(&[
+        ("path", string(&m.path)),
+        ("condition", m.condition.to_string()),
+        ("version", m.version.to_string())
+    ])
+);
+message!(
+    PutReply,
+    ArchivedPutReply,
+    |a| PutReply { upload: a.upload.to_native(), credit: a.credit.to_native() },
+    |m| object(&[("upload", m.upload.to_string()), ("credit", m.credit.to_string())])
+);
+message!(
+    PutPartRequest,
+    ArchivedPutPartRequest,
+    |a| PutPartRequest {
+        upload: a.upload.to_native(),
+        offset: a.offset.to_native(),
+        checksum: a.checksum.to_native(),
+        bytes: a.bytes.to_vec(),
+    },
+    |m| object(&[
+        ("upload", m.upload.to_string()),
+        ("offset", m.offset.to_string()),
+        ("checksum", m.checksum.to_string()),
+        ("bytes", list(&m.bytes, u8::to_string)),
+    ])
+);
+message!(
+    PutEndRequest,
+    ArchivedPutEndRequest,
+    |a| PutEndRequest { upload: a.upload.to_native(), length: a.length.to_native() },
+    |m| object(&[("upload", m.upload.to_string()), ("length", m.length.to_string())])
+);
+message!(
+    PutAbortRequest,
+    ArchivedPutAbortRequest,
+    |a| PutAbortRequest { upload: a.upload.to_native() },
+    |m| object(&[("upload", m.upload.to_string())])
 );
 message!(LoadRequest, ArchivedLoadRequest, |a| LoadRequest { path: text(&a.path) }, |m| object(&[
     ("path", string(&m.path))

@@ -6,6 +6,7 @@ use millrace_proto::{FileId, Header, Op, Status, VERSION};
 
 use crate::cluster;
 use crate::format::*;
+use crate::write;
 
 /// Feature bits before there were clusters.
 const FEATURES: u64 = 15;
@@ -124,6 +125,7 @@ fn requests_are_as_published() {
         ),
     ];
     vectors.extend(cluster::requests());
+    vectors.extend(write::requests());
     check_frames("requests.txt", "# Requests: client to node.\n", &vectors);
 }
 
@@ -288,6 +290,7 @@ fn replies_are_as_published() {
         ),
     ];
     vectors.extend(cluster::replies());
+    vectors.extend(write::replies());
     for status in &Status::ALL[2..] {
         let name: &'static str = format!("{status:?}").leak();
         let message = ErrorReply { message: status.to_string() };

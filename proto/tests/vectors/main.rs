@@ -9,3 +9,4 @@ mod frames;
 mod refused;
 mod ring;
 mod rules;
+mod write;

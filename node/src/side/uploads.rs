@@ -1,0 +1,308 @@
+//! Uploads: objects that clients write through the node, and what is told when a path has changed.
+//!
+//! ```text
+//!  worker ── Step ──► one task for each upload ──► the store's Upload
+//!                        │ PutEnd                      │ acknowledged
+//!                        └── waits for as long         ▼
+//!                            as the client does     note, drop blocks, tell the other members
+//! ```
+//!
+//! Always holds: every step is answered; an upload ends with its connection, and leaves nothing unless its store
+//! has acknowledged it. A change that the store was asked to make is waited for to its end, whether a client
+//! still waits or not, because blocks of the version before have to go.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use millrace_proto::message::{Entry, StatReply};
+use millrace_proto::write::PutReply;
+use millrace_proto::{Status, checksum, frame};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::time::timeout;
+
+use super::lookups::Caller;
+use super::{Answer, Context, Failure, encode};
+use crate::mailbox::{Requester, reply_header};
+use crate::owner::Ticket;
+use crate::store::{Condition, StoreError, Upload};
+
+mod door;
+
+pub(crate) use door::{CREDIT, Door, Slots};
+
+/// How long an upload is kept of which nothing comes.
+const IDLE: Duration = Duration::from_secs(60);
+/// How long a store may take to remove what it has of an upload.
+const ABORT_TIME: Duration = Duration::from_secs(30);
+/// How long another member may take to drop its blocks. One that takes longer sees the change when it asks the
+/// source.
+const TELL_TIME: Duration = Duration::from_secs(2);
+
+/// An upload that was asked for.
+#[derive(Debug)]
+pub(crate) struct Put {
+    pub(crate) path: Arc<str>,
+    pub(crate) condition: Condition,
+    /// Number of the upload.
+    pub(crate) number: u64,
+    pub(crate) steps: flume::Receiver<Step>,
+    pub(crate) door: Arc<Door>,
+    /// Its place among all uploads of the node.
+    pub(crate) slot: OwnedSemaphorePermit,
+}
+
+/// What a client asks of its upload.
+#[derive(Debug)]
+pub(crate) struct Step {
+    pub(crate) requester: Requester,
+    pub(crate) kind: StepKind,
+}
+
+#[derive(Debug)]
+pub(crate) enum StepKind {
+    Part { offset: u64, checksum: u32, bytes: Bytes },
+    End { length: u64 },
+    Abort,
+}
+
+/// A change that a store is asked to make.
+enum Change {
+    Put(Box<dyn Upload>),
+    Delete(Condition),
+}
+
+fn invalid(message: &str) -> Failure {
+    Failure::new(Status::InvalidArgument, message)
+}
+
+fn empty(requester: &Requester) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    frame::encode_empty(&mut bytes, reply_header(&requester.header, 0, Status::Ok));
+    bytes
+}
+
+impl Context {
+    /// Serves one upload from its first request to its end.
+    pub(super) async fn upload(self: &Arc<Self>, requester: Requester, ticket: &Ticket, put: Put) {
+        let Put { path, condition, number, steps, door, slot } = put;
+        let caller = Caller { requester: &requester, ticket };
+        let opened = self.ask(caller, self.store.put(Arc::clone(&path), condition)).await;
+        let failure = match opened {
+            Ok(upload) => {
+                let reply = PutReply { upload: number, credit: CREDIT };
+                self.answer(requester, Ok(encode(&requester, &reply))).await;
+                self.take_steps(&path, upload, ticket, &steps, &door, slot).await
+            }
+            Err(failure) => {
+                // Both make room for the next upload before the client hears of this one.
+                drop(slot);
+                door.shut();
+                let Failure { status, message } = &failure;
+                let rest = Failure { status: *status, message: message.clone() };
+                self.answer(requester, Err(failure)).await;
+                Some(rest)
+            }
+        };
+        door.shut();
+        let Some(Failure { status, message }) = failure else { return };
+        // What was on its way is answered too; the worker brings no more once it sees that this has ended.
+        while let Ok(Step { requester, .. }) = steps.recv_async().await {
+            let failure = Failure { status, message: message.clone() };
+            self.answer(requester, Err(failure)).await;
+        }
+    }
+
+    /// Takes the steps of an upload; returns why it ended without the client's having ended it.
+    async fn take_steps(
+        self: &Arc<Self>,
+        path: &Arc<str>,
+        mut upload: Box<dyn Upload>,
+        ticket: &Ticket,
+        steps: &flume::Receiver<Step>,
+        door: &Door,
+        slot: OwnedSemaphorePermit,
+    ) -> Option<Failure> {
+        let mut taken = 0;
+        loop {
+            let step = match timeout(IDLE, steps.recv_async()).await {
+                Ok(Ok(step)) => step,
+                Ok(Err(_)) => {
+                    // The connection is gone.
+                    give_up(upload).await;
+                    return None;
+                }
+                Err(_) => {
+                    give_up(upload).await;
+                    return Some(invalid("the upload has ended: nothing came of it for a minute"));
+                }
+            };
+            let requester = step.requester;
+            let answer = match step.kind {
+                StepKind::Part { offset, checksum, bytes } => {
+                    let length = bytes.len() as u64;
+                    let caller = Caller { requester: &requester, ticket };
+                    let part = (taken, offset, checksum, bytes);
+                    let answer = self.take_part(caller, &mut *upload, part).await;
+                    taken += length;
+                    door.leave(length as usize);
+                    answer
+                }
+                StepKind::End { length } if length != taken => {
+                    let message = format!("{taken} bytes came, and not the {length} of the object");
+                    Err(invalid(&message))
+                }
+                StepKind::End { .. } => {
+                    let change = Change::Put(upload);
+                    let entry = self.make(&requester, path, change, slot).await;
+                    let entry = entry.and_then(|entry| entry.ok_or_else(Failure::gone));
+                    let block_size = self.block_size;
+                    let reply =
+                        entry.map(|entry| encode(&requester, &StatReply { entry, block_size }));
+                    self.answer(requester, reply).await;
+                    return None;
+                }
+                StepKind::Abort => {
+                    give_up(upload).await;
+                    self.answer(requester, Ok(empty(&requester))).await;
+                    return None;
+                }
+            };
+            if let Err(Failure { status, message }) = &answer {
+                let failure = Failure { status: *status, message: message.clone() };
+                give_up(upload).await;
+                door.shut();
+                self.answer(requester, answer).await;
+                return Some(failure);
+            }
+            self.answer(requester, answer).await;
+        }
+    }
+
+    async fn take_part(
+        &self,
+        caller: Caller<'_>,
+        upload: &mut dyn Upload,
+        (taken, offset, sum, bytes): (u64, u64, u32, Bytes),
+    ) -> Answer {
+        if offset != taken {
+            let message = format!("the part begins at {offset}, and {taken} bytes came before it");
+            return Err(invalid(&message));
+        }
+        if checksum::of(&bytes) != sum {
+            return Err(Failure::new(Status::BadChecksum, "the part was damaged on the way"));
+        }
+        self.ask(caller, upload.write(bytes)).await?;
+        Ok(empty(caller.requester))
+    }
+
+    /// Deletes a file at its source.
+    pub(super) async fn delete(
+        self: &Arc<Self>,
+        requester: &Requester,
+        path: Arc<str>,
+        condition: Condition,
+        slot: OwnedSemaphorePermit,
+    ) -> Answer {
+        self.make(requester, &path, Change::Delete(condition), slot).await?;
+        Ok(empty(requester))
+    }
+
+    /// Has the store make a change, and waits for as long as the request may take. The change itself goes on.
+    async fn make(
+        self: &Arc<Self>,
+        requester: &Requester,
+        path: &Arc<str>,
+        change: Change,
+        slot: OwnedSemaphorePermit,
+    ) -> Result<Option<Entry>, Failure> {
+        let patience = self.budget(requester).unwrap_or(2 * self.patience);
+        let (sender, made) = oneshot::channel();
+        let (context, path) = (Arc::clone(self), Arc::clone(path));
+        tokio::spawn(async move {
+            let done = context.change(&path, change).await;
+            drop(slot);
+            // The client may have gone.
+            let _ = sender.send(done);
+        });
+        match timeout(patience, made).await {
+            Ok(Ok(done)) => done,
+            Ok(Err(_)) => Err(Failure::gone()),
+            Err(_) => {
+                let error = StoreError::Unknown("the source has not answered yet".to_owned());
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Makes a change at the store, then sees to it that everything of the version before is gone.
+    async fn change(&self, path: &Arc<str>, change: Change) -> Result<Option<Entry>, Failure> {
+        let done = match change {
+            Change::Put(upload) => upload.finish().await.map(Some),
+            Change::Delete(condition) => {
+                self.store.delete(Arc::clone(path), condition).await.map(|()| None)
+            }
+        };
+        match done {
+            Ok(Some(found)) if !self.is_servable(path, found.length) => {
+                self.tell_others(path).await;
+                let message =
+                    "the file is written, and has more than 2^32 blocks: use a larger block_size";
+                Err(invalid(message))
+            }
+            Ok(Some(found)) => {
+                let look = self.files.look();
+                let entry = self.note(path, path.to_string(), found, look).await;
+                self.tell_others(path).await;
+                Ok(Some(entry))
+            }
+            Ok(None) => {
+                self.see(path).await;
+                self.tell_others(path).await;
+                Ok(None)
+            }
+            Err(error @ StoreError::Unknown(_)) => {
+                self.see(path).await;
+                self.tell_others(path).await;
+                Err(error.into())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Looks what a path is now; blocks of what it was before are gone afterwards.
+    async fn see(&self, path: &Arc<str>) {
+        let seen = timeout(self.patience, self.see_now(path)).await;
+        if !matches!(seen, Ok(Ok(_)) | Ok(Err(Failure { status: Status::NotFound, .. }))) {
+            // Nothing tells what the source has: nothing is believed until it does.
+            self.forget_all(path).await;
+        }
+    }
+
+    /// Has all other members drop what they have of a path. One that does not answer sees the change when it
+    /// asks the source.
+    async fn tell_others(&self, path: &Arc<str>) {
+        let view = self.cluster.view();
+        let others = view.layout.members.iter().filter(|member| member.id != view.me);
+        let mut told: FuturesUnordered<_> = others
+            .filter_map(|member| Some((member.id.clone(), self.peers.get(member)?)))
+            .map(|(id, peer)| {
+                let path = Arc::clone(path);
+                async move { (id, peer.forget(&path, TELL_TIME).await) }
+            })
+            .collect();
+        while let Some((id, result)) = told.next().await {
+            if let Err(error) = result {
+                tracing::warn!("{id} was not told that '{path}' has changed: {error}");
+            }
+        }
+    }
+}
+
+/// Removes what a store has of an upload.
+async fn give_up(upload: Box<dyn Upload>) {
+    if timeout(ABORT_TIME, upload.abort()).await.is_err() {
+        tracing::warn!("a source does not remove what it has of an upload that was given up");
+    }
+}

@@ -1,0 +1,395 @@
+//! Writes to a store on another machine: one request for a small object, an upload in parts for a large one.
+//!
+//! ```text
+//!  write ── 8 MiB ──► part 1 ┐
+//!        ── 8 MiB ──► part 2 ┴ two under way at once ── finish: the rest, then complete ──► the object
+//! ```
+//!
+//! Always holds: the store shows the object before or the new one, whole; what is given up is aborted at the store,
+//! so that no parts of it are kept and paid for. The store itself judges a condition, with the one request that
+//! makes the object visible, so that a conditional object has the size of one request.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use bytes::Bytes;
+use millrace_node::under_store::{Condition, Found, StoreError, StoreFuture, Upload, check_path};
+use millrace_proto::message::Kind;
+use object_store::path::Path;
+use object_store::{
+    Error, MultipartUpload, ObjectMeta, ObjectStoreExt as _, PutMode, PutOptions, PutPayload,
+    PutResult, UpdateVersion,
+};
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::Inner;
+use crate::failure::Failure;
+use crate::tag::Tag;
+
+/// Bytes of a part, except of the last one. Guessed: more than the 5 MiB that S3 wants; some stores want all of them
+/// alike.
+const PART_SIZE: usize = 8 << 20;
+/// Parts of an object under way at once.
+const PARTS_IN_FLIGHT: usize = 2;
+/// Most parts that S3 takes.
+const PARTS_MAX: u64 = 10_000;
+/// Most bytes of an object that is written on a condition. Guessed: what it is for are the small files by which
+/// tables are committed.
+const CONDITIONAL_MAX: u64 = 16 << 20;
+
+/// Why a path cannot be written.
+const IS_DIRECTORY: StoreError = StoreError::WrongKind("a directory is there: name a file");
+/// Why a condition does not hold.
+const TAKEN: StoreError = StoreError::Condition("the path is taken already");
+const OTHER_VERSION: StoreError =
+    StoreError::Condition("the object is in another version, or gone: look it up again");
+
+/// An object that is being written.
+pub(super) struct RemoteUpload {
+    inner: Arc<Inner>,
+    handle: Handle,
+    path: Arc<str>,
+    location: Path,
+    condition: Condition,
+    /// Bytes of the next part.
+    chunks: Vec<Bytes>,
+    buffered: usize,
+    /// Bytes that came.
+    length: u64,
+    /// None as long as one request has room for all.
+    multipart: Option<Box<dyn MultipartUpload>>,
+    /// Parts under way.
+    parts: VecDeque<JoinHandle<Result<(), StoreError>>>,
+}
+
+impl Inner {
+    /// Begins to write an object. Nothing is asked of the store before there are bytes.
+    pub(super) fn begin(
+        self: &Arc<Self>,
+        handle: &Handle,
+        path: Arc<str>,
+        condition: Condition,
+    ) -> Result<RemoteUpload, StoreError> {
+        let location = self.target(&path)?;
+        Ok(RemoteUpload {
+            inner: Arc::clone(self),
+            handle: handle.clone(),
+            path,
+            location,
+            condition,
+            chunks: Vec::new(),
+            buffered: 0,
+            length: 0,
+            multipart: None,
+            parts: VecDeque::new(),
+        })
+    }
+
+    /// Returns the place of a path that is to be written.
+    fn target(&self, path: &str) -> Result<Path, StoreError> {
+        check_path(path)?;
+        if self.pages.is_none() {
+            return Err(StoreError::Denied(
+                "a source over HTTP is only read: mount the store by its own protocol to write to it",
+            ));
+        }
+        if path.is_empty() {
+            return Err(IS_DIRECTORY);
+        }
+        if !self.breaker.admits(Instant::now()) {
+            return Err(StoreError::Hangs(Arc::clone(&self.identity)));
+        }
+        self.location(path)
+    }
+
+    /// Deletes an object.
+    pub(super) async fn remove(&self, path: &str, condition: Condition) -> Result<(), StoreError> {
+        let location = self.target(path)?;
+        if self.timed(self.stat(path)).await?.kind == Kind::Directory {
+            return Err(IS_DIRECTORY);
+        }
+        match condition {
+            Condition::None => (),
+            Condition::Absent => return Err(TAKEN),
+            Condition::Version(_) => {
+                return Err(StoreError::Denied(
+                    "the store deletes whatever version is there: delete without the condition",
+                ));
+            }
+        }
+        let deleted = self.commit(self.store.delete(&location)).await;
+        self.tags.remove(&self.file(path));
+        deleted
+    }
+
+    /// Makes the one request by which a change is seen.
+    async fn commit<T>(
+        &self,
+        request: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, StoreError> {
+        let Ok(done) = timeout(self.patience, request).await else {
+            self.breaker.note(true);
+            return Err(StoreError::Unknown("the store does not answer".to_owned()));
+        };
+        let failure = match done {
+            Ok(done) => {
+                self.breaker.note(false);
+                return Ok(done);
+            }
+            Err(Error::AlreadyExists { .. }) => return Err(TAKEN),
+            Err(Error::Precondition { .. }) => return Err(OTHER_VERSION),
+            Err(error) => Failure::from(error),
+        };
+        self.breaker.note(failure.is_outage);
+        Err(match failure.error {
+            error if failure.is_outage => StoreError::Unknown(error.to_string()),
+            StoreError::Changed => OTHER_VERSION,
+            StoreError::NotFound => StoreError::Failed(
+                "the store does not know what it was sent; nothing was written".into(),
+            ),
+            StoreError::Denied(_) => StoreError::Denied(
+                "the store refuses: the node's credentials may not write this; check the policy of the bucket",
+            ),
+            error => error,
+        })
+    }
+
+    /// Returns what the store has to compare a condition with.
+    async fn mode(&self, location: &Path, condition: Condition) -> Result<PutMode, StoreError> {
+        match condition {
+            Condition::None => Ok(PutMode::Overwrite),
+            Condition::Absent => Ok(PutMode::Create),
+            Condition::Version(version) => {
+                let looked = async { Ok(self.store.head(location).await?) };
+                let meta = match self.timed(looked).await {
+                    Err(StoreError::NotFound) => return Err(OTHER_VERSION),
+                    looked => looked?,
+                };
+                let tag = Tag::of(&meta);
+                if tag.version() != version {
+                    return Err(OTHER_VERSION);
+                }
+                if tag.etag.is_none() {
+                    return Err(StoreError::Denied(
+                        "the store has no tags to compare with: write without the condition",
+                    ));
+                }
+                Ok(PutMode::Update(UpdateVersion { e_tag: meta.e_tag, version: meta.version }))
+            }
+        }
+    }
+
+    /// Writes an object in one request; returns what it is then.
+    async fn put_whole(
+        &self,
+        path: &str,
+        location: &Path,
+        condition: Condition,
+        chunks: Vec<Bytes>,
+    ) -> Result<Found, StoreError> {
+        let mode = self.mode(location, condition).await?;
+        let length = chunks.iter().map(|chunk| chunk.len() as u64).sum();
+        let payload = PutPayload::from_iter(chunks);
+        let options = PutOptions { mode, ..Default::default() };
+        let result = self.commit(self.store.put_opts(location, payload, options)).await?;
+        self.written(path, location, length, result).await
+    }
+
+    /// Returns what an object is that was just written, in the version that look-ups will say.
+    async fn written(
+        &self,
+        path: &str,
+        location: &Path,
+        length: u64,
+        result: PutResult,
+    ) -> Result<Found, StoreError> {
+        let own = ObjectMeta {
+            location: location.clone(),
+            last_modified: SystemTime::now().into(),
+            size: length,
+            e_tag: result.e_tag,
+            version: result.version,
+        };
+        let looked = async { Ok(self.store.head(location).await?) };
+        let unknown =
+            || StoreError::Unknown("the store took it, and does not say its tag".to_owned());
+        let meta = match self.timed(looked).await {
+            // Another writer may have been here since.
+            Ok(meta) if own.e_tag.is_none() || Tag::of(&meta).is(&Tag::of(&own)) => meta,
+            _ if Tag::of(&own).etag.is_some() => own,
+            _ => return Err(unknown()),
+        };
+        self.found(path, &meta).map_err(|_| unknown())
+    }
+}
+
+impl RemoteUpload {
+    async fn take(&mut self, mut bytes: Bytes) -> Result<(), StoreError> {
+        self.length += bytes.len() as u64;
+        if self.condition != Condition::None {
+            if self.length > CONDITIONAL_MAX {
+                return Err(StoreError::Unusable(format!(
+                    "at a store on another machine an object that is written on a condition has at most \
+                     {CONDITIONAL_MAX} bytes: write it without the condition"
+                )));
+            }
+            self.chunks.push(bytes);
+            return Ok(());
+        }
+        if self.length > PARTS_MAX * PART_SIZE as u64 {
+            let most = PARTS_MAX * PART_SIZE as u64;
+            return Err(StoreError::Unusable(format!("an object has at most {most} bytes here")));
+        }
+        while !bytes.is_empty() {
+            if self.buffered == PART_SIZE {
+                self.send_part().await?;
+            }
+            let piece = bytes.split_to(bytes.len().min(PART_SIZE - self.buffered));
+            self.buffered += piece.len();
+            self.chunks.push(piece);
+        }
+        Ok(())
+    }
+
+    /// Sends the bytes that were gathered as the next part, once there is room for it.
+    async fn send_part(&mut self) -> Result<(), StoreError> {
+        if self.multipart.is_none() {
+            let (inner, location) = (Arc::clone(&self.inner), self.location.clone());
+            let begin = async move {
+                let begun = async {
+                    Ok(inner.store.put_multipart_opts(&location, Default::default()).await?)
+                };
+                inner.timed(begun).await
+            };
+            self.multipart = Some(on(&self.handle, begin).await?);
+        }
+        while self.parts.len() >= PARTS_IN_FLIGHT {
+            self.take_part().await?;
+        }
+        let payload = PutPayload::from_iter(std::mem::take(&mut self.chunks));
+        self.buffered = 0;
+        let Some(multipart) = &mut self.multipart else { return Ok(()) };
+        let (part, inner) = (multipart.put_part(payload), Arc::clone(&self.inner));
+        let sent = async move { inner.timed(async { Ok(part.await?) }).await };
+        self.parts.push_back(self.handle.spawn(sent));
+        Ok(())
+    }
+
+    /// Waits for the part that was sent first.
+    async fn take_part(&mut self) -> Result<(), StoreError> {
+        match self.parts.pop_front() {
+            Some(part) => joined(part).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn end(&mut self) -> Result<Found, StoreError> {
+        if self.multipart.is_none() {
+            let (inner, path) = (Arc::clone(&self.inner), Arc::clone(&self.path));
+            let (location, condition) = (self.location.clone(), self.condition);
+            let chunks = std::mem::take(&mut self.chunks);
+            let put = async move { inner.put_whole(&path, &location, condition, chunks).await };
+            return on(&self.handle, put).await;
+        }
+        self.send_part().await?;
+        while !self.parts.is_empty() {
+            self.take_part().await?;
+        }
+        let Some(mut multipart) = self.multipart.take() else { return Err(given_up()) };
+        let inner = Arc::clone(&self.inner);
+        let complete = async move {
+            let done = inner.commit(multipart.complete()).await;
+            (multipart, done)
+        };
+        let (multipart, done) = on(&self.handle, complete).await;
+        let result = match done {
+            Ok(result) => result,
+            // Aborted it would be gone, if it is not there yet.
+            Err(error @ StoreError::Unknown(_)) => return Err(error),
+            Err(error) => {
+                self.multipart = Some(multipart);
+                return Err(error);
+            }
+        };
+        let (inner, path) = (Arc::clone(&self.inner), Arc::clone(&self.path));
+        let (location, length) = (self.location.clone(), self.length);
+        let look = async move { inner.written(&path, &location, length, result).await };
+        on(&self.handle, look).await
+    }
+
+    /// Has the store remove its parts, and waits for that.
+    fn give_up(&mut self) -> Option<JoinHandle<()>> {
+        let mut multipart = self.multipart.take()?;
+        let parts = std::mem::take(&mut self.parts);
+        let inner = Arc::clone(&self.inner);
+        Some(self.handle.spawn(async move {
+            for part in &parts {
+                part.abort();
+            }
+            for part in parts {
+                // A part that comes after the abort would stay.
+                let _ = part.await;
+            }
+            let aborted = inner.timed(async { Ok(multipart.abort().await?) }).await;
+            if let Err(error) = aborted {
+                tracing::warn!(
+                    "{} keeps parts of an object that was given up, until the bucket's own rule removes \
+                     them: {error}",
+                    inner.identity
+                );
+            }
+        }))
+    }
+}
+
+fn given_up() -> StoreError {
+    StoreError::Failed("the upload was given up; nothing was written".to_owned())
+}
+
+/// Runs a request on the threads of the stores, to its end though it is not waited for.
+async fn on<T: Send + 'static>(
+    handle: &Handle,
+    request: impl Future<Output = T> + Send + 'static,
+) -> T {
+    match handle.spawn(request).await {
+        Ok(done) => done,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+async fn joined(part: JoinHandle<Result<(), StoreError>>) -> Result<(), StoreError> {
+    part.await.unwrap_or_else(|_| Err(given_up()))
+}
+
+impl Drop for RemoteUpload {
+    fn drop(&mut self) {
+        self.give_up();
+    }
+}
+
+impl Upload for RemoteUpload {
+    fn write(&mut self, bytes: Bytes) -> StoreFuture<'_, Result<(), StoreError>> {
+        Box::pin(self.take(bytes))
+    }
+
+    fn finish(mut self: Box<Self>) -> StoreFuture<'static, Result<Found, StoreError>> {
+        Box::pin(async move {
+            let done = self.end().await;
+            if let (Err(_), Some(given_up)) = (&done, self.give_up()) {
+                let _ = given_up.await;
+            }
+            done
+        })
+    }
+
+    fn abort(mut self: Box<Self>) -> StoreFuture<'static, ()> {
+        Box::pin(async move {
+            if let Some(given_up) = self.give_up() {
+                let _ = given_up.await;
+            }
+        })
+    }
+}

@@ -1,0 +1,360 @@
+//! Writes to a directory through the cache: whole or not at all, and nothing left behind.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use millrace_client::{Client, Error, PutOptions, Status, blocking};
+use millrace_proto::write::{
+    ArchivedPutReply, Condition, PutEndRequest, PutPartRequest, WriteRequest,
+};
+use millrace_proto::{Op, checksum, frame};
+use millrace_tests::cluster::Cluster;
+use millrace_tests::mounted::{self, MountPoint};
+use millrace_tests::{Node, NodeOptions, Peer, Scratch, content, wait_until};
+
+fn writable(source: &Path) -> NodeOptions {
+    NodeOptions::new(source).set("writable", true)
+}
+
+async fn read_whole(client: &Client, path: &str) -> Result<Vec<u8>, Error> {
+    let file = client.stat(path).await?;
+    Ok(client.read(&file, 0, u64::MAX).await?.to_vec())
+}
+
+/// Returns the names in a directory, with those that a node hides.
+fn names(directory: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(directory).expect("list");
+    let name = |entry: std::fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
+    let mut names: Vec<_> = entries.map(|entry| name(entry.expect("an entry"))).collect();
+    names.sort();
+    names
+}
+
+fn status(error: &Error) -> Option<Status> {
+    error.status()
+}
+
+/// Begins an upload on a connection of its own; returns its number.
+fn begin(peer: &mut Peer, path: &str, condition: Condition) -> u64 {
+    let reply = peer.ask(Op::Put, &WriteRequest::new(path, condition));
+    assert_eq!(reply.status(), Status::Ok, "{}", reply.message());
+    frame::body::<ArchivedPutReply>(&reply.body).expect("a reply").upload.to_native()
+}
+
+fn part(upload: u64, offset: u64, bytes: &[u8]) -> PutPartRequest {
+    let checksum = checksum::of(bytes);
+    PutPartRequest { upload, offset, checksum, bytes: bytes.to_vec() }
+}
+
+#[tokio::test]
+async fn what_is_put_is_read_and_lies_in_the_source() {
+    let scratch = Scratch::new();
+    let node = writable(scratch.root()).start();
+    let client = node.client().await;
+    for (path, length) in [("empty", 0), ("one", 1), ("deep/er/two", 200_000), ("large", 9 << 20)] {
+        let bytes = content::bytes(path, 0, length);
+        let file = client.put(path, &bytes[..], PutOptions::new()).await.expect(path);
+        assert_eq!(file.length, length as u64);
+        assert_eq!(file, client.stat(path).await.expect("stat"), "{path}");
+        assert_eq!(read_whole(&client, path).await.expect(path), bytes, "{path}");
+        assert_eq!(std::fs::read(scratch.at(path)).expect("in the source"), bytes, "{path}");
+    }
+    assert_eq!(names(scratch.root()), ["deep", "empty", "large", "one"]);
+    client.delete("deep/er/two").await.expect("delete");
+    assert!(!scratch.at("deep/er/two").exists());
+    let gone = client.stat("deep/er/two").await.expect_err("it is gone");
+    assert_eq!(status(&gone), Some(Status::NotFound));
+    let twice = client.delete("deep/er/two").await.expect_err("it is gone");
+    assert_eq!(status(&twice), Some(Status::NotFound));
+    for directory in ["deep", ""] {
+        let put = client.put(directory, &b"x"[..], PutOptions::new()).await.expect_err("refused");
+        let deleted = client.delete(directory).await.expect_err("refused");
+        let both = [status(&put), status(&deleted)];
+        assert_eq!(both, [Some(Status::WrongKind); 2], "'{directory}'");
+    }
+    let outside = client.put("../x", &b"x"[..], PutOptions::new()).await.expect_err("outside");
+    assert_eq!(status(&outside), Some(Status::PermissionDenied));
+    node.stop();
+}
+
+#[test]
+fn threads_write_too() {
+    let scratch = Scratch::new();
+    let node = writable(scratch.root()).start();
+    let client = blocking::Client::connect(node.address().to_string(), Default::default());
+    let client = client.expect("connect");
+    let file = client.put("a", &[7; 300_000][..], PutOptions::new()).expect("put");
+    let taken = client.put_if_absent("a", &b"other"[..]).expect_err("taken");
+    assert_eq!(status(&taken), Some(Status::ConditionFailed));
+    let new = client.put_if_version("a", file.version, &b"new"[..]).expect("the same version");
+    let old = client.put_if_version("a", file.version, &b"newer"[..]).expect_err("another one");
+    assert_eq!(status(&old), Some(Status::ConditionFailed));
+    let kept = client.delete_if_version("a", file.version).expect_err("another one");
+    assert_eq!(status(&kept), Some(Status::ConditionFailed));
+    assert_eq!(std::fs::read(scratch.at("a")).expect("there"), b"new");
+    client.delete_if_version("a", new.version).expect("delete");
+    assert!(names(scratch.root()).is_empty());
+    drop(client);
+    node.stop();
+}
+
+#[tokio::test]
+async fn a_source_is_read_only_unless_its_operator_says_otherwise() {
+    let scratch = Scratch::new();
+    scratch.file("it", 10);
+    let node = Node::serve(scratch.root());
+    let client = node.client().await;
+    let put = client.put("new", &b"x"[..], PutOptions::new()).await.expect_err("read-only");
+    let deleted = client.delete("it").await.expect_err("read-only");
+    for error in [put, deleted] {
+        assert_eq!(status(&error), Some(Status::PermissionDenied));
+        let text = error.to_string();
+        assert!(text.contains("read-only") && text.contains("--writable"), "{text}");
+    }
+    assert_eq!(names(scratch.root()), ["it"]);
+    node.stop();
+}
+
+#[tokio::test]
+async fn readers_see_one_version_whole_while_it_is_replaced() {
+    const LENGTH: usize = 400_000;
+    const LAST: u32 = 15;
+    let scratch = Scratch::new();
+    scratch.write("it", &content::versioned(1, LENGTH));
+    let node = writable(scratch.root()).start();
+    let client = node.client().await;
+    let writer = client.clone();
+    let writes = tokio::spawn(async move {
+        for version in 2..LAST + 1 {
+            let bytes = content::versioned(version, LENGTH);
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            writer.put("it", &bytes[..], PutOptions::new()).await.expect("put");
+        }
+    });
+    let mut last = 0;
+    let mut count = 0;
+    while last < LAST {
+        let bytes = match read_whole(&client, "it").await {
+            Ok(bytes) => bytes,
+            Err(Error::Stale { .. }) => continue,
+            Err(error) => panic!("{error}"),
+        };
+        let version = content::version_of(0, &bytes).expect("one version");
+        assert_eq!(bytes, content::versioned(version, LENGTH), "of version {version}");
+        assert!(version >= last, "{version} after {last}");
+        last = version;
+        count += 1;
+    }
+    writes.await.expect("all writes");
+    assert!(count > 1, "some were read in between");
+    node.stop();
+}
+
+#[tokio::test]
+async fn of_writers_that_want_the_path_free_exactly_one_wins() {
+    let scratch = Scratch::new();
+    let nodes = [writable(scratch.root()).start(), writable(scratch.root()).start()];
+    let clients = [nodes[0].client().await, nodes[1].client().await];
+    for round in 0..10 {
+        let path = format!("commit/{round}");
+        let writers = (0..4_u8).map(|writer| {
+            let (client, path) = (clients[usize::from(writer) % 2].clone(), path.clone());
+            tokio::spawn(async move { client.put_if_absent(&path, &[writer; 1000][..]).await })
+        });
+        let mut winners = Vec::new();
+        for (writer, result) in writers.collect::<Vec<_>>().into_iter().enumerate() {
+            match result.await.expect("a task") {
+                Ok(_) => winners.push(writer as u8),
+                Err(error) => assert_eq!(status(&error), Some(Status::ConditionFailed), "{error}"),
+            }
+        }
+        assert_eq!(winners.len(), 1, "{winners:?}");
+        let bytes = std::fs::read(scratch.at(&path)).expect("there");
+        assert_eq!(bytes, vec![winners[0]; 1000]);
+    }
+    assert_eq!(names(&scratch.at("commit")).len(), 10);
+    for node in nodes {
+        node.stop();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_client_abandons_leaves_nothing() {
+    let scratch = Scratch::new();
+    scratch.write("it", b"old");
+    let node = writable(scratch.root()).start();
+    let mut peer = node.peer();
+    let upload = begin(&mut peer, "it", Condition::None);
+    assert_eq!(peer.ask(Op::PutPart, &part(upload, 0, &[1; 50_000])).status(), Status::Ok);
+    assert_eq!(names(scratch.root()).len(), 2, "it is being written");
+    let client = node.client().await;
+    let listed = client.list("").await.expect("list");
+    assert_eq!(listed.len(), 1, "a file that is being written is not listed: {listed:?}");
+    drop(peer);
+    wait_until("it is removed", || names(scratch.root()) == ["it"]);
+    assert_eq!(read_whole(&client, "it").await.expect("read"), b"old");
+    // The same for a client that goes in the middle.
+    let mut upload = client.upload("it", PutOptions::new()).await.expect("begin");
+    upload.write(&[2; 500_000]).await.expect("write");
+    drop(upload);
+    wait_until("it is removed", || names(scratch.root()) == ["it"]);
+    assert_eq!(std::fs::read(scratch.at("it")).expect("read"), b"old");
+    node.stop();
+}
+
+#[test]
+fn an_upload_that_breaks_the_rules_ends_and_leaves_nothing() {
+    let scratch = Scratch::new();
+    let node = writable(scratch.root()).start();
+    let mut peer = node.peer();
+    let damaged = |upload| PutPartRequest { checksum: 7, ..part(upload, 0, b"abc") };
+    let wrong: [(&dyn Fn(u64) -> PutPartRequest, Status); 3] = [
+        (&|upload| part(upload, 5, b"abc"), Status::InvalidArgument),
+        (&|upload| part(upload, 0, b""), Status::InvalidArgument),
+        (&damaged, Status::BadChecksum),
+    ];
+    for (wrong, expect) in wrong {
+        let upload = begin(&mut peer, "it", Condition::None);
+        assert_eq!(peer.ask(Op::PutPart, &wrong(upload)).status(), expect);
+        let after = peer.ask(Op::PutPart, &part(upload, 0, b"abc"));
+        assert_ne!(after.status(), Status::Ok, "it has ended");
+    }
+    let upload = begin(&mut peer, "it", Condition::None);
+    assert_eq!(peer.ask(Op::PutPart, &part(upload, 0, b"abc")).status(), Status::Ok);
+    let short = peer.ask(Op::PutEnd, &PutEndRequest { upload, length: 4 });
+    assert_eq!(short.status(), Status::InvalidArgument, "{}", short.message());
+    // An upload of another connection.
+    let upload = begin(&mut peer, "it", Condition::None);
+    let stolen = node.peer().ask(Op::PutPart, &part(upload, 0, b"abc"));
+    assert_eq!(stolen.status(), Status::InvalidArgument);
+    let unknown = WriteRequest { path: "it".into(), condition: 9, version: 0 };
+    assert_eq!(peer.ask(Op::Put, &unknown).status(), Status::InvalidArgument);
+    drop(peer);
+    wait_until("all are gone", || names(scratch.root()).is_empty());
+    node.stop();
+}
+
+#[test]
+fn uploads_are_few_for_a_connection_and_for_a_node() {
+    let scratch = Scratch::new();
+    let node = writable(scratch.root()).set("upload_concurrency", 6).start();
+    let (mut first, mut second) = (node.peer(), node.peer());
+    let put = |peer: &mut Peer, name: u32| {
+        let reply = peer.ask(Op::Put, &WriteRequest::new(&name.to_string(), Condition::None));
+        (reply.status(), reply.message())
+    };
+    for name in 0..4 {
+        assert_eq!(put(&mut first, name).0, Status::Ok);
+    }
+    let (status, message) = put(&mut first, 4);
+    assert!(status == Status::Busy && message.contains("a connection may have"), "{message}");
+    for name in 5..7 {
+        assert_eq!(put(&mut second, name).0, Status::Ok);
+    }
+    let (status, message) = put(&mut second, 7);
+    assert!(status == Status::Busy && message.contains("upload_concurrency"), "{message}");
+    drop(first);
+    wait_until("there is room again", || put(&mut second, 8).0 == Status::Ok);
+    drop(second);
+    node.stop();
+}
+
+#[tokio::test]
+async fn a_full_disk_is_told_and_keeps_the_file_before() {
+    let scratch = Scratch::new();
+    let mut disk = MountPoint::at(scratch.at("small"));
+    if let Err(missing) =
+        mounted::needs_root().and_then(|()| disk.mount("tmpfs", "tmpfs", "size=4m"))
+    {
+        println!("skipped: {missing}");
+        return;
+    }
+    std::fs::write(disk.path().join("it"), b"old").expect("write");
+    let node = writable(disk.path()).start();
+    let client = node.client().await;
+    let full = client.put("it", &vec![1; 8 << 20][..], PutOptions::new()).await;
+    let full = full.expect_err("there is no room");
+    assert!(full.to_string().contains("is full; nothing was written"), "{full}");
+    assert_eq!(read_whole(&client, "it").await.expect("read"), b"old");
+    wait_until("it is removed", || names(disk.path()) == ["it"]);
+    client.put("it", &b"new"[..], PutOptions::new()).await.expect("there is room for this");
+    assert_eq!(read_whole(&client, "it").await.expect("read"), b"new");
+    node.stop();
+    disk.unmount();
+}
+
+#[tokio::test]
+async fn what_a_node_that_died_left_behind_goes_at_the_next_write() {
+    let scratch = Scratch::new();
+    let mut node = writable(scratch.root()).start();
+    let mut peer = node.peer();
+    let upload = begin(&mut peer, "it", Condition::None);
+    assert_eq!(peer.ask(Op::PutPart, &part(upload, 0, b"abc")).status(), Status::Ok);
+    node.kill();
+    let left = names(scratch.root());
+    assert_eq!(left.len(), 1, "{left:?}");
+    let old = std::time::SystemTime::now() - Duration::from_secs(3600);
+    let file = std::fs::File::options().write(true).open(scratch.at(&left[0])).expect("open");
+    file.set_modified(old).expect("make it old");
+    node.restart();
+    let client = node.client().await;
+    assert!(client.list("").await.expect("list").is_empty(), "it is hidden");
+    // Files of other names stay, however much they look like it.
+    scratch.write(".millrace-notes.tmp", b"mine");
+    client.put("new", &b"x"[..], PutOptions::new()).await.expect("put");
+    assert_eq!(names(scratch.root()), [".millrace-notes.tmp", "new"]);
+    assert_eq!(client.list("").await.expect("list").len(), 2);
+    node.stop();
+}
+
+#[tokio::test]
+async fn a_file_that_is_replaced_keeps_its_permissions() {
+    let scratch = Scratch::new();
+    scratch.write("secret", b"old");
+    let secret = std::fs::Permissions::from_mode(0o600);
+    std::fs::set_permissions(scratch.at("secret"), secret).expect("change the mode");
+    let node = writable(scratch.root()).start();
+    let client = node.client().await;
+    client.put("secret", &b"new"[..], PutOptions::new()).await.expect("put");
+    let about = std::fs::metadata(scratch.at("secret")).expect("there");
+    assert_eq!(about.permissions().mode() & 0o777, 0o600);
+    node.stop();
+}
+
+#[test]
+fn what_is_put_through_one_member_is_seen_through_the_others() {
+    let scratch = Scratch::new();
+    scratch.write("it", b"old");
+    let mut cluster = Cluster::start(1, 0, scratch.root());
+    for _ in 0..2 {
+        cluster.add().set("writable", true);
+    }
+    for member in &mut cluster.members {
+        member.start();
+    }
+    cluster.wait_settled();
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let addresses: Vec<_> = cluster.members.iter().map(|it| it.address()).collect();
+        let mut peers: Vec<_> = addresses.iter().map(|it| Peer::connect(*it)).collect();
+        let client = cluster.client().await;
+        for round in 0..5_u8 {
+            // Both members have blocks of the version before.
+            for peer in &mut peers {
+                let entry = peer.stat("it").expect("stat");
+                peer.read(&entry, 0, 3).expect("read");
+            }
+            let file = client.put("it", &[round; 3][..], PutOptions::new()).await.expect("put");
+            for peer in &mut peers {
+                let entry = peer.stat("it").expect("stat");
+                assert_eq!(entry.version, file.version);
+                assert_eq!(peer.read(&entry, 0, 3).expect("read"), [round; 3]);
+            }
+        }
+        client.delete("it").await.expect("delete");
+        for peer in &mut peers {
+            assert_eq!(peer.stat("it").expect_err("gone"), Status::NotFound);
+        }
+    });
+}
