@@ -240,7 +240,7 @@ pub struct Upload {
     unanswered: VecDeque<(usize, oneshot::Receiver<Answer>)>,
     /// Bytes of these parts.
     ahead: usize,
-    /// True once a write has failed, or was dropped before it was done: bytes may be missing.
+    /// True if a write has failed, or was dropped before it was done: bytes may be missing.
     is_broken: bool,
 }
 

@@ -48,7 +48,6 @@ mod upload;
 pub(crate) use life::Way;
 pub(crate) use prove::Proofs;
 pub(crate) use request::SERVER;
-pub(crate) use upload::OpenUpload;
 
 use fill::Fill;
 use lease::Leases;

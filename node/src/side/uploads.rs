@@ -28,10 +28,7 @@ use crate::connection::reply_header;
 use crate::mailbox::Requester;
 use crate::owner::Ticket;
 use crate::store::{Condition, StoreError, Upload};
-
-mod door;
-
-pub(crate) use door::{CREDIT, Door, Slots};
+use crate::upload::{CREDIT, Door, Step, StepKind};
 
 /// How long an upload is kept of which nothing comes.
 const IDLE: Duration = Duration::from_secs(60);
@@ -52,20 +49,6 @@ pub(crate) struct Put {
     pub(crate) door: Arc<Door>,
     /// Its place among all uploads of the node.
     pub(crate) slot: OwnedSemaphorePermit,
-}
-
-/// What a client asks of its upload.
-#[derive(Debug)]
-pub(crate) struct Step {
-    pub(crate) requester: Requester,
-    pub(crate) kind: StepKind,
-}
-
-#[derive(Debug)]
-pub(crate) enum StepKind {
-    Part { offset: u64, checksum: u32, bytes: Bytes },
-    End { length: u64 },
-    Abort,
 }
 
 /// A change that a store is asked to make.
