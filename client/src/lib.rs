@@ -13,8 +13,8 @@
 //! ```
 //!
 //! [`Client::read_many`] reads many ranges at once, [`Client::reader`] a file from a position on.
-//! [`Client::put`] writes one, where the operator of the node allows it, and [`blocking`] is for code without
-//! async. Whole programs are in `examples/`.
+//! [`Client::put`] writes a file, where the operator of the node allows it, and [`blocking`] is for code
+//! without async. Whole programs are in `examples/`.
 //!
 //! ```text
 //!  Client ── read: cut at block borders ──► Topology: block → shard ──► Lane ──► driver task ──► node

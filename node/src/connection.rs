@@ -16,7 +16,7 @@ use crate::mailbox::Requester;
 use crate::memory::Segment;
 use crate::owner::{Loads, Owner};
 use crate::token::Token;
-use crate::worker::OpenUpload;
+use crate::upload::OpenUpload;
 
 /// Receive buffers of a shard, a power of two.
 pub(crate) const RECEIVE_BUFFER_COUNT: u16 = 256;

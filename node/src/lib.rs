@@ -41,6 +41,7 @@ mod side;
 mod store;
 mod timings;
 mod token;
+mod upload;
 mod worker;
 
 pub use cluster::identity::IdentityError;

@@ -10,8 +10,8 @@
 //! Owns the thread and the queues into it. Always holds: every job it took is answered to the shard it
 //! came from, and every blank goes back there, until the thread is stopped. Queues are bounded; a full
 //! one gives the job back and the shard answers `Busy`. Memory and blocks are left to the shards.
-//! Modules: `fills` is the cold read, `lookups` what paths are, `uploads` writes, `loads` brings whole files
-//! in, `cluster` what needs no source, and what is pulled over from other nodes.
+//! Modules: `fills` is the cold read, `lookups` what paths are, `uploads` writes, `loads` brings whole
+//! files in, `cluster` what needs no source, and what is pulled over from other nodes.
 
 use std::io;
 use std::sync::Arc;
@@ -39,6 +39,7 @@ use crate::owner::Ticket;
 use crate::store::machine::Machine;
 use crate::store::{Condition, Errand, StoreError, UnderStore};
 use crate::timings::Timings;
+use crate::upload::Slots;
 
 mod cluster;
 mod fills;
@@ -160,7 +161,7 @@ pub(crate) struct SideQueue {
     /// Look-ups that need no source, and so never wait behind those that do.
     cluster: flume::Sender<LookupJob<ClusterLookup>>,
     /// Places for writes.
-    slots: uploads::Slots,
+    slots: Slots,
 }
 
 impl SideQueue {
@@ -172,7 +173,7 @@ impl SideQueue {
         cluster: flume::Sender<LookupJob<ClusterLookup>>,
     ) -> SideQueue {
         let (fill_count, fills_max) = (Arc::default(), usize::MAX);
-        let slots = uploads::Slots::new(UPLOADS_OF_TESTS);
+        let slots = Slots::new(UPLOADS_OF_TESTS);
         SideQueue { fills, fill_count, fills_max, lookups, cluster, slots }
     }
 
@@ -301,7 +302,7 @@ pub(crate) fn start(config: &Config, parts: Parts) -> io::Result<Side> {
         started,
         timings,
     });
-    let slots = uploads::Slots::new(config.upload_concurrency);
+    let slots = Slots::new(config.upload_concurrency);
     let (stop, stopped) = flume::bounded::<()>(1);
     let cpus = config.cpus.clone();
     let handover_rate = config.handover_rate;

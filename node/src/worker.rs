@@ -48,7 +48,6 @@ mod upload;
 pub(crate) use life::Way;
 pub(crate) use prove::Proofs;
 pub(crate) use request::SERVER;
-pub(crate) use upload::OpenUpload;
 
 use incoming::Incoming;
 use lease::Leases;

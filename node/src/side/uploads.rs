@@ -27,10 +27,7 @@ use super::{Answer, Context, Failure, encode};
 use crate::mailbox::{Requester, reply_header};
 use crate::owner::Ticket;
 use crate::store::{Condition, StoreError, Upload};
-
-mod door;
-
-pub(crate) use door::{CREDIT, Door, Slots};
+use crate::upload::{CREDIT, Door, Step, StepKind};
 
 /// How long an upload is kept of which nothing comes.
 const IDLE: Duration = Duration::from_secs(60);
@@ -51,20 +48,6 @@ pub(crate) struct Put {
     pub(crate) door: Arc<Door>,
     /// Its place among all uploads of the node.
     pub(crate) slot: OwnedSemaphorePermit,
-}
-
-/// What a client asks of its upload.
-#[derive(Debug)]
-pub(crate) struct Step {
-    pub(crate) requester: Requester,
-    pub(crate) kind: StepKind,
-}
-
-#[derive(Debug)]
-pub(crate) enum StepKind {
-    Part { offset: u64, checksum: u32, bytes: Bytes },
-    End { length: u64 },
-    Abort,
 }
 
 /// A change that a store is asked to make.

@@ -16,8 +16,9 @@ use millrace_proto::{FrameError, Status, placement};
 use super::{Action, Worker};
 use crate::mailbox::Requester;
 use crate::owner::Owner;
-use crate::side::uploads::{Door, Put, Step, StepKind};
+use crate::side::uploads::Put;
 use crate::side::{LookupJob, PathLookup};
+use crate::upload::{Door, OpenUpload, Step, StepKind};
 
 /// Uploads that one connection may have open. Guessed: a client writes a file for each of a few tasks.
 const UPLOADS_OF_CONNECTION_MAX: usize = 4;
@@ -30,14 +31,6 @@ pub(super) enum WriteOp {
     End,
     Abort,
     Delete,
-}
-
-/// An upload of a connection.
-#[derive(Debug)]
-pub(crate) struct OpenUpload {
-    number: u64,
-    steps: flume::Sender<Step>,
-    door: Arc<Door>,
 }
 
 const ENDED: &str = "no such upload is open on this connection: it has ended, or belongs to another connection; \

@@ -1,11 +1,12 @@
-//! Uploads as a shard sees them: what each connection may send, and when it is over.
+//! Uploads as a shard sees them: which requests it takes, and when it is over.
 
 use millrace_proto::checksum;
 use millrace_proto::write::{Condition, PutAbortRequest, PutPartRequest, WriteRequest};
 
 use super::*;
 use crate::side::UPLOADS_OF_TESTS;
-use crate::side::uploads::{CREDIT, Put, Step, StepKind};
+use crate::side::uploads::Put;
+use crate::upload::{CREDIT, Step, StepKind};
 
 /// A part as long as a body has room for.
 const PART: usize = 65_508;

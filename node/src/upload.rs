@@ -1,4 +1,4 @@
-//! What a worker and an upload on the side thread share: how much may come in.
+//! What a worker and an upload on the side thread share: its steps, and how much may come in.
 //!
 //! Always holds: the bytes of parts that the side thread has not taken are bounded for each upload, and the
 //! uploads for each node, so that the memory of all of them is bounded.
@@ -6,10 +6,35 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::mailbox::Requester;
 
 /// Most bytes of an upload that may be unanswered at a time. Derived: 200 MB/s to a store that takes 10 ms.
 pub(crate) const CREDIT: u32 = 2 << 20;
+
+/// What a client asks of its upload.
+#[derive(Debug)]
+pub(crate) struct Step {
+    pub(crate) requester: Requester,
+    pub(crate) kind: StepKind,
+}
+
+#[derive(Debug)]
+pub(crate) enum StepKind {
+    Part { offset: u64, checksum: u32, bytes: Bytes },
+    End { length: u64 },
+    Abort,
+}
+
+/// An upload of a connection. It ends when this is dropped, because its task sees the other end of the channel go.
+#[derive(Debug)]
+pub(crate) struct OpenUpload {
+    pub(crate) number: u64,
+    pub(crate) steps: flume::Sender<Step>,
+    pub(crate) door: Arc<Door>,
+}
 
 /// Whether parts may come in, and how much is inside.
 #[derive(Debug, Default)]
@@ -19,7 +44,7 @@ pub(crate) struct Door {
 }
 
 impl Door {
-    /// True if a part was taken in, because it has no more bytes than the credit leaves.
+    /// True if the credit leaves room for the bytes of a part, which are inside then.
     pub(crate) fn enter(&self, length: usize) -> bool {
         // The worker alone counts up, so that it cannot overshoot.
         let inside = self.inside.load(Ordering::Relaxed);
