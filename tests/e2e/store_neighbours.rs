@@ -14,6 +14,8 @@ const BLOCKS: u64 = 2 * READERS;
 
 /// Starts a node that has one request to its store under way.
 fn start(origin: &Origin) -> Node {
+    // Without an object there is no bucket.
+    origin.put("box", "first", vec![1]);
     let endpoint = format!("endpoint={}:skip_signature=true", origin.url());
     NodeOptions::new(Path::new("s3://box"))
         .set("source_option", endpoint)
