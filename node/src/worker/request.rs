@@ -79,9 +79,12 @@ impl Worker {
                 .map(|request| self.lease(now, requester, request, actions)),
             Op::Release => frame::body::<ArchivedReadManyRequest>(body)
                 .map(|request| self.release(requester, request)),
+            // Their replies are small, and few of them wait: writes are bounded by themselves.
+            Op::Put | Op::PutPart | Op::PutEnd | Op::PutAbort | Op::Delete => {
+                self.on_write(op, requester, body, actions)
+            }
             _ => {
-                // Parts are many, and their replies have no body.
-                if !matches!(op, Op::Ping | Op::PutPart) {
+                if op != Op::Ping {
                     // Replies to these are made in the heap: few of them may wait unsent.
                     let share = self.limits.bytes_in_flight_max / COLD_IN_FLIGHT_MAX;
                     requester.asked = share.min(u64::from(u32::MAX)) as u32;
@@ -291,10 +294,17 @@ impl Worker {
             Op::Challenge => return self.challenge(&requester, body, actions),
             Op::Vouch => return self.vouch(&requester, body, actions),
             Op::Prove => return self.prove(&requester, body, actions),
-            Op::Put | Op::PutPart | Op::PutEnd | Op::PutAbort | Op::Delete => {
-                return self.on_write(op, requester, body, actions);
-            }
-            Op::Read | Op::Peek | Op::Fetch | Op::ReadMany | Op::Lease | Op::Release => {
+            Op::Read
+            | Op::Peek
+            | Op::Fetch
+            | Op::ReadMany
+            | Op::Lease
+            | Op::Release
+            | Op::Put
+            | Op::PutPart
+            | Op::PutEnd
+            | Op::PutAbort
+            | Op::Delete => {
                 unreachable!("taken by on_request")
             }
         };
