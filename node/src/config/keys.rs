@@ -51,7 +51,7 @@ pub const KEYS: &[Key] = &[
         name: "source",
         value: "DIR|URL",
         default: "none: it must be given",
-        help: "Directory or store to serve, such as s3://BUCKET/PREFIX; only read unless `writable` says more",
+        help: "Directory or store to serve, such as s3://BUCKET/PREFIX; only read unless `writable`",
         example: "/data",
         access: Access::Text {
             allowed: "a path, or a URL",
@@ -362,7 +362,7 @@ pub const KEYS: &[Key] = &[
         name: "mount_options",
         value: "LIST",
         default: "none: the type of the file system decides",
-        help: "Options of mounts: PREFIX=writable, or how contents are told apart: content, device, shared",
+        help: "PREFIX=writable lets clients write there; content, device, shared tell contents apart",
         example: "/=content,models=shared",
         access: Access::Text {
             allowed: "prefixes of mounts, each with =writable, =content, =device or =shared, joined by commas",

@@ -53,7 +53,6 @@ pub(super) enum ColdOp {
     Challenge,
     Vouch,
     Prove,
-    Write(WriteOp),
 }
 
 /// Name and version of the node, as clients see it.
@@ -120,21 +119,12 @@ impl Worker {
             Op::Challenge => self.on_cold_request(now, ColdOp::Challenge, requester, body, actions),
             Op::Vouch => self.on_cold_request(now, ColdOp::Vouch, requester, body, actions),
             Op::Prove => self.on_cold_request(now, ColdOp::Prove, requester, body, actions),
-            Op::Put => {
-                self.on_cold_request(now, ColdOp::Write(WriteOp::Begin), requester, body, actions)
-            }
-            Op::PutPart => {
-                self.on_cold_request(now, ColdOp::Write(WriteOp::Part), requester, body, actions)
-            }
-            Op::PutEnd => {
-                self.on_cold_request(now, ColdOp::Write(WriteOp::End), requester, body, actions)
-            }
-            Op::PutAbort => {
-                self.on_cold_request(now, ColdOp::Write(WriteOp::Abort), requester, body, actions)
-            }
-            Op::Delete => {
-                self.on_cold_request(now, ColdOp::Write(WriteOp::Delete), requester, body, actions)
-            }
+            // Their replies are small, and few of them wait: writes are bounded by themselves.
+            Op::Put => self.on_write(WriteOp::Begin, requester, body, actions),
+            Op::PutPart => self.on_write(WriteOp::Part, requester, body, actions),
+            Op::PutEnd => self.on_write(WriteOp::End, requester, body, actions),
+            Op::PutAbort => self.on_write(WriteOp::Abort, requester, body, actions),
+            Op::Delete => self.on_write(WriteOp::Delete, requester, body, actions),
         };
         if let Err(error) = result {
             self.counters().bad_frame_count.add(1);
@@ -261,8 +251,7 @@ impl Worker {
         body: &[u8],
         actions: &mut Vec<Action>,
     ) -> Result<(), FrameError> {
-        // Parts are many, and their replies have no body.
-        if !matches!(op, ColdOp::Ping | ColdOp::Write(WriteOp::Part)) {
+        if !matches!(op, ColdOp::Ping) {
             requester.asked = self.cold_share();
         }
         // A client that speaks for the whole cluster need not find the others.
@@ -348,7 +337,6 @@ impl Worker {
             ColdOp::Challenge => return self.challenge(&requester, body, actions),
             ColdOp::Vouch => return self.vouch(&requester, body, actions),
             ColdOp::Prove => return self.prove(&requester, body, actions),
-            ColdOp::Write(op) => return self.on_write(op, requester, body, actions),
         };
         self.offer(op, requester, lookup, actions);
         Ok(())
