@@ -219,7 +219,7 @@ fn bad_value_names_its_flag_and_what_is_allowed() {
     run_badly(&["fs", "ls", "--node", "zk://coord-1:2181"], 2, &words);
     run_badly(&["admin", "status", "--node", "zk://coord-1/m"], 2, &words);
     run_badly(&["node"], 2, &["--source DIR"]);
-    run_badly(&["node", source, "--source", source], 2, &["[DIR]", "--source"]);
+    run_badly(&["node", source, "--source", source], 2, &["[DIR|URL]", "--source"]);
 }
 
 #[test]

@@ -29,6 +29,7 @@ mod read_write;
 mod rude;
 mod single_flight;
 mod sources;
+mod store_credentials;
 mod stores;
 mod trust;
 mod versions;
