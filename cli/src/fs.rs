@@ -21,6 +21,7 @@ pub(crate) mod cat;
 mod get;
 
 mod cache;
+mod refresh;
 mod status;
 
 use crate::failure::Failure;
@@ -230,6 +231,7 @@ enum Verb {
     Get(get::Args),
     Load(cache::LoadArgs),
     Free(cache::FreeArgs),
+    Refresh(refresh::Args),
     Status(status::Args),
 }
 
@@ -262,6 +264,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
             },
             Verb::Load(args) => cache::load(&client.with_deadline(LOAD_DEADLINE), &args).await,
             Verb::Free(args) => cache::free(&client, &args).await,
+            Verb::Refresh(args) => refresh::run(&client, &args).await,
             Verb::Status(args) => status::run(&client, &args).await,
         }
     });

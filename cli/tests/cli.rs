@@ -175,6 +175,7 @@ fn every_verb_has_help_with_examples() {
         &["fs", "get"],
         &["fs", "load"],
         &["fs", "free"],
+        &["fs", "refresh"],
         &["fs", "status"],
         &["bench"],
         &["bench", "read"],

@@ -20,6 +20,7 @@ use crate::file::{
 };
 use crate::lease::Lease;
 use crate::read::ReadOptions;
+use crate::refresh::Refreshed;
 
 /// A client of one node whose methods wait. Cloning is cheap, and clones share their connections.
 ///
@@ -244,6 +245,14 @@ impl Client {
     /// Those of the async method.
     pub fn status(&self) -> Result<NodeStatus, Error> {
         self.runtime.handle.block_on(self.client.status())
+    }
+
+    /// See [`crate::Client::refresh`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn refresh(&self, path: &str, recursive: bool) -> Result<Vec<Refreshed>, Error> {
+        self.runtime.handle.block_on(self.client.refresh(path, recursive))
     }
 
     /// See [`crate::Client::statuses`].

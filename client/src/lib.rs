@@ -31,6 +31,7 @@ mod control;
 mod read;
 mod read_many;
 mod reader;
+mod refresh;
 
 mod failover;
 mod store;
@@ -39,6 +40,7 @@ mod file;
 mod piece;
 
 mod address;
+mod doubts;
 mod network;
 
 mod board;
@@ -84,3 +86,4 @@ pub use millrace_proto::Status;
 pub use millrace_proto::proof::Secret;
 pub use read::ReadOptions;
 pub use reader::{ByteStream, Reader};
+pub use refresh::Refreshed;

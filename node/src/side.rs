@@ -10,7 +10,8 @@
 //! Owns the thread and the queues into it. Always holds: every job it took is answered to the shard it
 //! came from, and every blank goes back there, until the thread is stopped. Queues are bounded; a full
 //! one gives the job back and the shard answers `Busy`. Memory and blocks are left to the shards.
-//! Modules: `fills` is the cold read, `lookups` what paths are, `loads` brings whole files in, `cluster`
+//! Modules: `fills` is the cold read, `lookups` what paths are, `beliefs` what they
+//! were a moment ago, `loads` brings whole files in, `cluster`
 //! what needs no source, and what is pulled over from other nodes.
 
 use std::io;
@@ -41,7 +42,9 @@ use crate::owner::Ticket;
 use crate::store::machine::Machine;
 use crate::store::{Errand, StoreError, UnderStore};
 use crate::timings::Timings;
+use beliefs::Beliefs;
 
+mod beliefs;
 mod cluster;
 mod fills;
 mod loads;
@@ -92,6 +95,11 @@ pub(crate) enum PathLookup {
         path: Arc<str>,
         token: Arc<str>,
         limit: u32,
+    },
+    /// Asks the source whatever is known, with `recursive` of all that is below the path, too.
+    Refresh {
+        path: Arc<str>,
+        recursive: bool,
     },
     Load {
         path: Arc<str>,
@@ -229,6 +237,7 @@ pub(crate) struct Parts {
 struct Context {
     store: Arc<dyn UnderStore>,
     files: Arc<FileTable>,
+    beliefs: Beliefs,
     shards: Mailboxes,
     cluster: Cluster,
     peers: Peers,
@@ -273,6 +282,7 @@ pub(crate) fn start(config: &Config, parts: Parts) -> io::Result<Side> {
     let context = Arc::new(Context {
         store,
         files,
+        beliefs: Beliefs::new(config.files_max, started),
         shards,
         cluster,
         peers: Peers::new(config.block_size, secret),

@@ -53,11 +53,13 @@ pub enum Op {
     /// Get the code by which a block of another member is recognised as what that member read from the
     /// source.
     Vouch = 23,
+    /// As `Stat`, but the source is asked, whatever is known.
+    Refresh = 24,
 }
 
 impl Op {
     /// Every operation, in wire order.
-    pub const ALL: [Op; 23] = [
+    pub const ALL: [Op; 24] = [
         Op::Hello,
         Op::Ping,
         Op::Stat,
@@ -81,6 +83,7 @@ impl Op {
         Op::Challenge,
         Op::Prove,
         Op::Vouch,
+        Op::Refresh,
     ];
 
     /// Returns the operation with this number, if this version knows it.

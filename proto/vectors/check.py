@@ -65,9 +65,10 @@ STRUCTURES = {
     "ChallengeRequest": {"role": "u8", "node": "u64", "nonce": "bytes32"},
     "ChallengeReply": {"nonce": "bytes32"},
     "Proof": {"mac": "bytes32"},
+    "RefreshRequest": {"path": "text", "recursive": "u8"},
 }
 SIZES = dict(zip(STRUCTURES, (18, 41, 8, 8, 8, 49, 53, 20, 16, 36, 8, 8, 36, 12, 16, 65, 16, 16, 28, 8,
-                              13, 17, 85, 53, 24, 48, 16, 9, 18, 9, 8, 41, 32, 32), strict=True))
+                              13, 17, 85, 53, 24, 48, 16, 9, 18, 9, 8, 41, 32, 32, 9), strict=True))
 OPS = dict(enumerate((
     ("HelloRequest", "HelloReply"), ("None", "None"), ("StatRequest", "StatReply"),
     ("ListRequest", "ListReply"), ("Range", "ReadReply"), ("ReadManyRequest", "ReadReply"),
@@ -76,7 +77,7 @@ OPS = dict(enumerate((
     ("RingRequest", "RingReply"), ("Range", "ReadReply"), ("InventoryRequest", "InventoryReply"),
     ("DrainRequest", "None"), ("MountRequest", "None"), ("Range", "ReadReply"),
     ("PinRequest", "None"), ("None", "PinsReply"), ("ChallengeRequest", "ChallengeReply"),
-    ("Proof", "Proof"), ("Range", "Proof")), 1))
+    ("Proof", "Proof"), ("Range", "Proof"), ("RefreshRequest", "StatReply")), 1))
 NUMBERS = {"u8": "<B", "u32": "<I", "u64": "<Q", "i64": "<q"}
 
 

@@ -122,7 +122,14 @@ impl World {
             | Op::Inventory => {
                 frame::encode_empty(&mut out, asked.header.reply(Status::UnknownOp));
             }
-            Op::Drain | Op::Mount | Op::Pin | Op::Pins | Op::Challenge | Op::Prove | Op::Vouch => {
+            Op::Drain
+            | Op::Mount
+            | Op::Pin
+            | Op::Pins
+            | Op::Challenge
+            | Op::Prove
+            | Op::Vouch
+            | Op::Refresh => {
                 frame::encode_empty(&mut out, asked.header.reply(Status::UnknownOp));
             }
             Op::Load => frame::encode(

@@ -87,7 +87,10 @@ impl Worker {
                     counters.hit_bytes.add(u64::from(range.length.min(hit.block_length - offset)));
                 }
             }
-            _ => self.on_miss(now, requester, range, key, offset, actions),
+            _ => {
+                self.shared.files.doubt(range.file, range.version);
+                self.on_miss(now, requester, range, key, offset, actions);
+            }
         }
     }
 

@@ -9,8 +9,8 @@ use millrace_proto::cluster::{
 use millrace_proto::frame::{self, Header};
 use millrace_proto::message::{
     ArchivedFreeRequest, ArchivedHelloRequest, ArchivedListRequest, ArchivedLoadRequest,
-    ArchivedRange, ArchivedReadManyRequest, ArchivedStatRequest, Counter, HelloReply, RANGES_MAX,
-    READ_MANY_BYTES_MAX, Range, StatusReply,
+    ArchivedRange, ArchivedReadManyRequest, ArchivedRefreshRequest, ArchivedStatRequest, Counter,
+    HelloReply, RANGES_MAX, READ_MANY_BYTES_MAX, Range, StatusReply,
 };
 use millrace_proto::proof::Role;
 use millrace_proto::{FrameError, Op, Status, VERSION, feature};
@@ -236,22 +236,8 @@ impl Worker {
                 self.attach(&requester);
                 return Ok(());
             }
-            Op::Stat => {
-                let path = text(&frame::body::<ArchivedStatRequest>(body)?.path);
-                PathLookup::Stat { path }.into()
-            }
-            Op::List => {
-                let request = frame::body::<ArchivedListRequest>(body)?;
-                let (path, token) = (text(&request.path), text(&request.token));
-                PathLookup::List { path, token, limit: request.limit.to_native() }.into()
-            }
-            Op::Load => {
-                let path = text(&frame::body::<ArchivedLoadRequest>(body)?.path);
-                PathLookup::Load { path }.into()
-            }
-            Op::Free => {
-                let path = text(&frame::body::<ArchivedFreeRequest>(body)?.path);
-                PathLookup::Free { path, everywhere: is_administrator }.into()
+            Op::Stat | Op::Refresh | Op::List | Op::Load | Op::Free => {
+                path_lookup(op, body, is_administrator)?.into()
             }
             Op::Ring => {
                 let request = frame::body::<ArchivedRingRequest>(body)?;
@@ -370,4 +356,33 @@ impl Worker {
 
 fn text(archived: &str) -> Arc<str> {
     Arc::from(archived)
+}
+
+/// Reads a request about a path; `everywhere` if the connection speaks for the whole cluster.
+fn path_lookup(op: Op, body: &[u8], everywhere: bool) -> Result<PathLookup, FrameError> {
+    Ok(match op {
+        Op::Stat => {
+            let path = text(&frame::body::<ArchivedStatRequest>(body)?.path);
+            PathLookup::Stat { path }
+        }
+        Op::Refresh => {
+            let request = frame::body::<ArchivedRefreshRequest>(body)?;
+            let (path, recursive) = (text(&request.path), request.recursive != 0);
+            PathLookup::Refresh { path, recursive }
+        }
+        Op::List => {
+            let request = frame::body::<ArchivedListRequest>(body)?;
+            let (path, token) = (text(&request.path), text(&request.token));
+            PathLookup::List { path, token, limit: request.limit.to_native() }
+        }
+        Op::Load => {
+            let path = text(&frame::body::<ArchivedLoadRequest>(body)?.path);
+            PathLookup::Load { path }
+        }
+        Op::Free => {
+            let path = text(&frame::body::<ArchivedFreeRequest>(body)?.path);
+            PathLookup::Free { path, everywhere }
+        }
+        _ => unreachable!("the caller has the operations on paths"),
+    })
 }
