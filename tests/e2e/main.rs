@@ -30,6 +30,7 @@ mod rude;
 mod single_flight;
 mod sources;
 mod store_credentials;
+mod store_refusals;
 mod store_sources;
 mod store_staleness;
 mod stores;
