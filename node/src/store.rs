@@ -20,6 +20,7 @@ use crate::memory::Blank;
 
 mod compared;
 pub(crate) mod contents;
+mod filtered;
 mod kernel_mounts;
 mod listing;
 pub(crate) mod local;

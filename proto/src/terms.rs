@@ -11,6 +11,13 @@ pub const CREDENTIAL_LENGTH_MAX: usize = 64;
 const NEVER: &str = "never";
 const CREDENTIAL: &str = "credential";
 const STALE_AFTER: &str = "stale_after_ms";
+const INCLUDE: &str = "include";
+const EXCLUDE: &str = "exclude";
+const SIZE_MAX: &str = "file_size_max";
+/// Longest pattern in bytes.
+pub const PATTERN_LENGTH_MAX: usize = 256;
+/// Most patterns of a mount.
+pub const PATTERNS_MAX: usize = 16;
 
 /// How long what is known of a file is believed before its source is asked again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +54,12 @@ pub struct Terms {
     pub credential: Option<String>,
     /// How long look-ups are believed; None for what each node takes for the kind of source.
     pub stale_after: Option<StaleAfter>,
+    /// Patterns of paths below the mount of which one has to match; none for all files.
+    pub include: Vec<String>,
+    /// Patterns of which none may match.
+    pub exclude: Vec<String>,
+    /// Longest file that is shown, in bytes.
+    pub size_max: Option<u64>,
 }
 
 impl Terms {
@@ -62,9 +75,12 @@ impl Terms {
 
     /// Returns the source with these terms.
     pub fn join(&self, source: &str) -> String {
-        let credential = self.credential.as_ref().map(|it| format!("{CREDENTIAL}={it}"));
-        let stale_after = self.stale_after.map(|it| format!("{STALE_AFTER}={it}"));
-        let terms: Vec<String> = credential.into_iter().chain(stale_after).collect();
+        let mut terms = Vec::new();
+        terms.extend(self.credential.as_ref().map(|it| format!("{CREDENTIAL}={it}")));
+        terms.extend(self.stale_after.map(|it| format!("{STALE_AFTER}={it}")));
+        terms.extend(self.include.iter().map(|it| format!("{INCLUDE}={}", escaped(it))));
+        terms.extend(self.exclude.iter().map(|it| format!("{EXCLUDE}={}", escaped(it))));
+        terms.extend(self.size_max.map(|it| format!("{SIZE_MAX}={it}")));
         match terms.is_empty() {
             true => source.to_owned(),
             false => format!("{source}?{}", terms.join("&")),
@@ -75,25 +91,68 @@ impl Terms {
         let mut terms = Terms::default();
         for term in text.split('&') {
             let (key, value) = term.split_once('=').unwrap_or((term, ""));
-            let is_new = match key {
-                CREDENTIAL if is_credential(value) => {
-                    terms.credential.replace(value.to_owned()).is_none()
-                }
-                STALE_AFTER => match StaleAfter::parse(value) {
-                    Some(it) => terms.stale_after.replace(it).is_none(),
-                    None => false,
-                },
-                _ => false,
-            };
-            if !is_new {
+            if !terms.take(key, value) {
                 return Err(format!(
-                    "'{term}' is not an option of a mount here: {CREDENTIAL}=NAME and \
-                     {STALE_AFTER}=MS are, each once"
+                    "'{term}' is not an option of a mount here: {CREDENTIAL}=NAME, {STALE_AFTER}=MS and \
+                     {SIZE_MAX}=BYTES are, each once, and {INCLUDE}=PATTERN and {EXCLUDE}=PATTERN"
                 ));
             }
         }
         Ok(terms)
     }
+
+    /// Takes a term. True if it is one, with a value that is allowed, and was not there before.
+    fn take(&mut self, key: &str, value: &str) -> bool {
+        let is_full = self.include.len() + self.exclude.len() >= PATTERNS_MAX;
+        match key {
+            CREDENTIAL if is_credential(value) => {
+                self.credential.replace(value.to_owned()).is_none()
+            }
+            STALE_AFTER => {
+                let value = StaleAfter::parse(value);
+                value.is_some_and(|it| self.stale_after.replace(it).is_none())
+            }
+            SIZE_MAX => value.parse().is_ok_and(|it| self.size_max.replace(it).is_none()),
+            INCLUDE | EXCLUDE if !is_full => {
+                let patterns = if key == INCLUDE { &mut self.include } else { &mut self.exclude };
+                let pattern = unescaped(value).filter(|it| is_pattern(it));
+                pattern.map(|it| patterns.push(it)).is_some()
+            }
+            _ => false,
+        }
+    }
+}
+
+/// True if this can be a pattern: 1 to [`PATTERN_LENGTH_MAX`] bytes.
+pub fn is_pattern(text: &str) -> bool {
+    (1..=PATTERN_LENGTH_MAX).contains(&text.len())
+}
+
+/// Writes every byte that is not a letter, a digit or harmless as `%` and two hex digits.
+fn escaped(text: &str) -> String {
+    let mut out = String::new();
+    for byte in text.bytes() {
+        match byte {
+            b'-' | b'_' | b'.' | b'/' | b'*' => out.push(byte.into()),
+            byte if byte.is_ascii_alphanumeric() => out.push(byte.into()),
+            byte => out.push_str(&format!("%{byte:02x}")),
+        }
+    }
+    out
+}
+
+/// Undoes [`escaped`]; None if a `%` has no two digits, or it is not UTF-8.
+fn unescaped(text: &str) -> Option<String> {
+    let mut bytes = Vec::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('%') {
+        bytes.extend(before.bytes());
+        let digits = after.get(..2)?;
+        bytes.push(u8::from_str_radix(digits, 16).ok()?);
+        rest = &after[2..];
+    }
+    bytes.extend(rest.bytes());
+    String::from_utf8(bytes).ok()
 }
 
 /// Returns a source without its terms: what its files are identified by.
@@ -102,10 +161,11 @@ pub fn bare(source: &str) -> &str {
 }
 
 /// True if this can be the name of a credential: 1 to [`CREDENTIAL_LENGTH_MAX`] letters, digits, `-`, `_` and
-/// `.`.
+/// `.`, and not points alone.
 pub fn is_credential(name: &str) -> bool {
     let is_letter = |it: char| it.is_ascii_alphanumeric() || matches!(it, '-' | '_' | '.');
-    (1..=CREDENTIAL_LENGTH_MAX).contains(&name.len()) && name.chars().all(is_letter)
+    let is_named = name.contains(|it: char| it.is_ascii_alphanumeric());
+    is_named && name.len() <= CREDENTIAL_LENGTH_MAX && name.chars().all(is_letter)
 }
 
 /// Cuts a source at the `?` before its terms. The name of a directory may have a `?`, too: there terms have to
@@ -133,7 +193,8 @@ mod tests {
             ("file:///a?b=c", "file:///a?b=c", None, None),
         ] {
             let (found, terms) = Terms::split(text).unwrap();
-            let expect = Terms { credential: credential.map(str::to_owned), stale_after };
+            let credential = credential.map(str::to_owned);
+            let expect = Terms { credential, stale_after, ..Terms::default() };
             assert_eq!((found, &terms), (bare, &expect), "{text}");
             assert_eq!(terms.join(found), text);
             assert_eq!(super::bare(text), bare);
@@ -141,6 +202,15 @@ mod tests {
         let both = "https://h?credential=x&stale_after_ms=0";
         let (bare, terms) = Terms::split(both).unwrap();
         assert_eq!(terms.join(bare), both);
+        let patterns = Terms {
+            include: vec!["**/a?b&c=d%.csv".to_owned(), "ü x".to_owned()],
+            exclude: vec!["tmp/**".to_owned()],
+            size_max: Some(5),
+            ..Terms::default()
+        };
+        for source in ["s3://b", "file:///d?"] {
+            assert_eq!(Terms::split(&patterns.join(source)).unwrap(), (source, patterns.clone()));
+        }
     }
 
     #[test]
@@ -154,6 +224,9 @@ mod tests {
             "s3://b?stale_after_ms=soon",
             "s3://b?stale_after_ms=-1",
             "s3://b?credential=a?credential=b",
+            "s3://b?include=",
+            "s3://b?exclude=%f",
+            "s3://b?file_size_max=1&file_size_max=1",
         ] {
             assert!(Terms::split(text).is_err(), "{text}");
         }

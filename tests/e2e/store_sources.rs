@@ -182,3 +182,40 @@ fn quickstart_proves_every_byte_of_a_real_s3_server() {
     let (told, is_well) = quickstart("s3://millrace-it/lake", &weed.url());
     assert!(is_well && told.contains("every byte matched: 4 files"), "{told}");
 }
+
+#[tokio::test]
+async fn a_mount_shows_the_files_that_it_is_for() {
+    let origin = Origin::start();
+    for (key, length) in [
+        ("a.csv", 10),
+        ("deep/b.csv", 10),
+        ("deep/b.bin", 10),
+        ("deep/long.csv", 2000),
+        ("tmp/c.csv", 1),
+    ] {
+        origin.put("box", key, vec![1; length]);
+    }
+    let endpoint = format!("endpoint={}:skip_signature=true", origin.url());
+    let node = NodeOptions::new(Path::new("s3://box")).set("source_option", endpoint).start();
+    let address = node.address().to_string();
+    let admin = node.admin_path().display().to_string();
+    let at = ["--node", &address, "--admin", &admin];
+    let filters = ["--include", "*.csv", "--exclude", "tmp/**", "--file-size-max", "1KiB"];
+    let mounted = run(&[&["admin", "mount", "part", "s3://box"][..], &filters, &at].concat());
+    assert!(mounted.status.success(), "{}", String::from_utf8_lossy(&mounted.stderr));
+    let told = run(&[&["admin", "mounts"][..], &at].concat());
+    let told = String::from_utf8_lossy(&told.stdout).into_owned();
+    assert!(told.contains("only *.csv, not tmp/**, files up to 1 KiB"), "{told}");
+    let listed = run(&[&["fs", "ls", "-R", "part"][..], &at].concat());
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    let files: Vec<_> = listed.lines().filter(|line| !line.ends_with('/')).collect();
+    assert_eq!(files, ["part/a.csv", "part/deep/b.csv"], "{listed}");
+    let client = node.client().await;
+    client.stat("part/deep/b.csv").await.expect("it is shown");
+    for hidden in ["part/deep/b.bin", "part/deep/long.csv", "part/tmp/c.csv"] {
+        let error = client.stat(hidden).await.expect_err(hidden);
+        assert_eq!(error.status(), Some(millrace_client::Status::NotFound), "{hidden}: {error}");
+    }
+    client.stat("deep/b.bin").await.expect("the root shows all");
+    node.stop();
+}

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use millrace_client::{Client, MountInfo, NodeStatus};
-use millrace_proto::terms::{StaleAfter, Terms, bare, is_credential};
+use millrace_proto::terms::{
+    PATTERN_LENGTH_MAX, PATTERNS_MAX, StaleAfter, Terms, bare, is_credential, is_pattern,
+};
 
 use super::cluster;
 use crate::failure::Failure;
@@ -53,6 +55,7 @@ Examples:
   millrace admin mount datasets file:///mnt/datasets
   millrace admin mount lake s3://bucket/prefix
   millrace admin mount lake s3://bucket --credential prod --stale-after-ms 5000
+  millrace admin mount lake s3://bucket --include '*.parquet' --exclude 'tmp/**'
   millrace admin mount / file:///data --replicas 2     change the root's replicas")]
 pub(super) struct MountArgs {
     /// Path below which its files are seen; / for the root
@@ -71,6 +74,16 @@ pub(super) struct MountArgs {
     /// each time [default: as each node's stale_after_ms says]
     #[arg(long, value_name = "MS", value_parser = stale_after)]
     stale_after_ms: Option<StaleAfter>,
+    /// Show only files that match a pattern: * for any letters of a name, ** for any directories, too. A
+    /// pattern without a / goes for the name alone; may be given several times
+    #[arg(long, value_name = "PATTERN", value_parser = pattern)]
+    include: Vec<String>,
+    /// Show no files that match a pattern, whatever is included; may be given several times
+    #[arg(long, value_name = "PATTERN", value_parser = pattern)]
+    exclude: Vec<String>,
+    /// Show no files that are longer, such as 10GiB
+    #[arg(long, value_name = "SIZE", value_parser = millrace_ops::size::parse_size)]
+    file_size_max: Option<u64>,
 }
 
 /// Remove a mount; its source is not touched
@@ -165,7 +178,16 @@ pub(super) async fn undrain(client: &Client, args: &UndrainArgs) -> Result<(), F
 }
 
 pub(super) async fn mount(client: &Client, args: &MountArgs) -> Result<(), Failure> {
-    let terms = Terms { credential: args.credential.clone(), stale_after: args.stale_after_ms };
+    let terms = Terms {
+        credential: args.credential.clone(),
+        stale_after: args.stale_after_ms,
+        include: args.include.clone(),
+        exclude: args.exclude.clone(),
+        size_max: args.file_size_max,
+    };
+    if terms.include.len() + terms.exclude.len() > PATTERNS_MAX {
+        return Err(Failure::usage(format!("a mount has at most {PATTERNS_MAX} patterns")));
+    }
     let source = terms.join(&source(&args.source)?);
     let mount = MountInfo::new(prefix(&args.path), source, args.replicas);
     client.mount(&mount).await?;
@@ -214,6 +236,14 @@ fn credential(text: &str) -> Result<String, String> {
     match is_credential(text) {
         true => Ok(text.to_owned()),
         false => Err("a name has 1 to 64 letters, digits, '-', '_' and '.'".to_owned()),
+    }
+}
+
+/// Reads a pattern of paths.
+fn pattern(text: &str) -> Result<String, String> {
+    match is_pattern(text) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("a pattern has 1 to {PATTERN_LENGTH_MAX} bytes")),
     }
 }
 

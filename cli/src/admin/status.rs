@@ -264,6 +264,9 @@ pub(super) fn mounts(client: &Client, args: &MountsArgs) -> Result<(), Failure> 
         replicas: u8,
         credential: Option<String>,
         stale_after_ms: Option<String>,
+        include: Vec<String>,
+        exclude: Vec<String>,
+        file_size_max: Option<u64>,
     }
     let cluster = cluster(client)?;
     if args.json {
@@ -275,6 +278,9 @@ pub(super) fn mounts(client: &Client, args: &MountsArgs) -> Result<(), Failure> 
                 replicas: mount.replicas,
                 credential: terms.credential,
                 stale_after_ms: terms.stale_after.map(|it| it.to_string()),
+                include: terms.include,
+                exclude: terms.exclude,
+                file_size_max: terms.size_max,
             }
         });
         return output::print_json(&rows.collect::<Vec<_>>());
@@ -288,7 +294,11 @@ pub(super) fn mounts(client: &Client, args: &MountsArgs) -> Result<(), Failure> 
             StaleAfter::Ms(ms) => format!("stale after {ms} ms"),
             StaleAfter::Never => "never stale".to_owned(),
         });
-        let options: Vec<String> = credential.into_iter().chain(stale_after).collect();
+        let include = terms.include.iter().map(|it| format!("only {}", output::visible(it)));
+        let exclude = terms.exclude.iter().map(|it| format!("not {}", output::visible(it)));
+        let size_max = terms.size_max.map(|it| format!("files up to {}", output::size(it)));
+        let options = credential.into_iter().chain(stale_after).chain(include).chain(exclude);
+        let options: Vec<String> = options.chain(size_max).collect();
         table.row([
             format!("/{}", output::visible(&mount.prefix)),
             output::visible(source),

@@ -15,6 +15,7 @@ use millrace_proto::terms::{StaleAfter, Terms, bare};
 
 use super::compared::Compared;
 use super::contents::Contents;
+use super::filtered::Filtered;
 use super::local::LocalStore;
 use super::machine::Machine;
 use super::roots::{Location, MountRoots, is_remote};
@@ -145,10 +146,11 @@ impl Mounts {
                 Arc::new(LocalStore::new(&self.machine, root, source, rule))
             }
         };
-        match is_compared {
-            true => Ok(Arc::new(Compared::new(store, &self.contents, source))),
-            false => Ok(store),
-        }
+        let store: Arc<dyn UnderStore> = match is_compared {
+            true => Arc::new(Compared::new(store, &self.contents, source)),
+            false => store,
+        };
+        Ok(Filtered::over(store, &terms))
     }
 
     /// Returns how long look-ups are believed at a mount.
