@@ -23,6 +23,7 @@ use crate::failure::Failure;
 use crate::log;
 use crate::output::{self, Align, Table};
 use crate::signals::Signals;
+use crate::source::Source;
 
 /// Longest wait for a process to be ready.
 const READY_WAIT: Duration = Duration::from_secs(60);
@@ -57,6 +58,7 @@ enum ClusterVerb {
 #[command(after_help = "\
 Examples:
   millrace cluster up --nodes 3 --dir /tmp/cluster --source ~/datasets
+  millrace cluster up --dir /tmp/cluster --source s3://bucket/prefix
   millrace admin status                          in another terminal
   millrace fs ls")]
 struct UpArgs {
@@ -69,9 +71,12 @@ struct UpArgs {
     /// Directory for everything that is written
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
-    /// Directory to serve
-    #[arg(long, value_name = "DIR", default_value = "/usr/share/doc")]
+    /// Directory or store to serve; credentials come from the environment, as for `millrace node`
+    #[arg(long, value_name = "DIR|URL", default_value = "/usr/share/doc")]
     source: PathBuf,
+    /// Option of the store, such as endpoint=URL or region=NAME; may be given several times
+    #[arg(long = "source-option", value_name = "KEY=VALUE")]
+    source_options: Vec<String>,
     /// Memory of each node
     #[arg(long, value_name = "SIZE", default_value = "256MiB")]
     memory: String,
@@ -116,10 +121,13 @@ pub(crate) fn run(args: &ClusterArgs) -> Result<(), Failure> {
 }
 
 fn up(args: &UpArgs) -> Result<(), Failure> {
-    let source = args.source.canonicalize().map_err(|error| {
-        Failure::new(format!("serve {}: {error}", args.source.display()))
-            .with_hint("name a directory with --source")
-    })?;
+    let source = match Source::named(&args.source)? {
+        Source::Store(url) => PathBuf::from(url),
+        Source::Directory(directory) => directory.canonicalize().map_err(|error| {
+            Failure::new(format!("serve {}: {error}", directory.display()))
+                .with_hint("name a directory or a URL with --source")
+        })?,
+    };
     fs::create_dir_all(&args.dir).map_err(|error| cannot_write(&args.dir, &error))?;
     let dir = args.dir.canonicalize().map_err(|error| cannot_write(&args.dir, &error))?;
     log::start("warn", None)?;
@@ -201,6 +209,9 @@ fn start(
         let address = local(args.port + index * NODE_PORTS);
         let mut command = program()?;
         command.arg("node").arg("--source").arg(source);
+        for option in &args.source_options {
+            command.arg("--source-option").arg(option);
+        }
         command.arg("--data").arg(home.join("data"));
         command.args(["--coord", &coord, "--listen", &address.to_string()]);
         command.args(["--node-id", &name, "--memory", &args.memory]);
@@ -309,7 +320,8 @@ fn wait_ready(member: &mut Member) -> Result<(), Failure> {
             Ok(_) => (),
             Err(_) => {
                 let text = fs::read_to_string(&member.log).unwrap_or_default();
-                let last = text.lines().rev().find(|line| !line.trim().is_empty());
+                let is_told = |line: &&str| !line.trim().is_empty() && !line.starts_with("hint: ");
+                let last = text.lines().rev().find(is_told);
                 let message = format!(
                     "{} does not start: {}",
                     member.name,

@@ -21,6 +21,7 @@ pub(crate) mod cat;
 mod get;
 
 mod cache;
+mod refresh;
 mod status;
 mod tree;
 mod write;
@@ -236,6 +237,7 @@ enum FsVerb {
     Get(get::GetArgs),
     Load(cache::LoadArgs),
     Free(cache::FreeArgs),
+    Refresh(refresh::FsRefreshArgs),
     Put(write::PutArgs),
     Rm(write::RmArgs),
     Status(status::FsStatusArgs),
@@ -274,6 +276,7 @@ pub(crate) fn run(args: FsArgs) -> Result<(), Failure> {
             FsVerb::Free(args) => cache::free(&client, &args).await,
             FsVerb::Put(args) => write::put(&client, &args).await,
             FsVerb::Rm(args) => write::rm(&client, &args).await,
+            FsVerb::Refresh(args) => refresh::run(&client, &args).await,
             FsVerb::Status(args) => status::run(&client, &args).await,
         }
     });

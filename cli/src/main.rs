@@ -33,6 +33,7 @@ mod jobs;
 mod log;
 mod output;
 mod signals;
+mod source;
 mod walk;
 
 use failure::Failure;

@@ -30,7 +30,7 @@ const OTHER_VARIABLES: [&str; 5] =
 const DIRECTORY: &str = "directory";
 
 const LONG_ABOUT: &str = "\
-Serve a directory through a cache in memory.
+Serve a directory or a store through a cache in memory.
 
 Runs in the foreground. Prints `listening on HOST:PORT` on stdout once clients can connect, and \
 logs to stderr; the environment variable MILLRACE_LOG sets what is logged (error, warn, info, debug, \
@@ -45,6 +45,7 @@ over the file.";
 const EXAMPLES: &str = "\
 Examples:
   millrace node /data --memory 8GiB
+  millrace node s3://bucket/prefix --memory 8GiB
   millrace node --source /mnt/nfs --listen 0.0.0.0:7070 --fill-concurrency 64
   millrace node --source /data --print-config > millrace.toml
   millrace node --config millrace.toml";
@@ -61,14 +62,14 @@ pub(crate) struct NodeArgs {
 impl clap::Args for NodeArgs {
     fn augment_args(command: Command) -> Command {
         let command = command
-            .about("Serve a directory through a cache in memory")
+            .about("Serve a directory or a store through a cache in memory")
             .long_about(LONG_ABOUT)
             .after_help(EXAMPLES)
             .arg(
                 Arg::new(DIRECTORY)
-                    .value_name("DIR")
+                    .value_name("DIR|URL")
                     .conflicts_with("source")
-                    .help("Directory to serve, as --source"),
+                    .help("Directory or store to serve, as --source"),
             )
             .arg(
                 Arg::new("config")
@@ -179,8 +180,11 @@ pub(crate) fn run(args: &NodeArgs) -> Result<(), Failure> {
 /// # Errors
 /// With a hint if there is something to do.
 pub(crate) fn start(config: Config) -> Result<Node, Failure> {
-    let stores = Stores::start(config.source_options.clone())
-        .map_err(|error| Failure::new(format!("start the threads that talk to stores: {error}")))?;
+    let stores = Stores::start(config.source_options.clone(), config.credentials.clone());
+    let stores = stores.map_err(|error| match error.kind() {
+        ErrorKind::InvalidInput => Failure::usage(error.to_string()),
+        _ => Failure::new(format!("start the threads that talk to stores: {error}")),
+    })?;
     Node::start_with(config, Arc::new(stores)).map_err(|error| match error {
         StartError::Config(error) => refused(error),
         error => {
@@ -240,6 +244,15 @@ fn as_file(config: &Config, source_is_example: bool) -> String {
         let is_mode = Key::find(name).is_some_and(Key::is_mode);
         let value = if is_mode { format!("\"{value}\"") } else { as_toml(&value) };
         let _ = writeln!(text, "{mark}{name} = {value}");
+    }
+    for (name, options) in config.credentials.shown() {
+        let _ = writeln!(text, "\n[credential.{}]", as_toml(name));
+        for (key, value) in options {
+            let _ = match value {
+                Some(value) => writeln!(text, "{key} = {}", as_toml(value)),
+                None => writeln!(text, "# {key} = (a secret, not shown)"),
+            };
+        }
     }
     text
 }

@@ -1,43 +1,57 @@
 //! `millrace quickstart`: a node, a client and a proof, in one process and a few seconds.
 //!
 //! Owns the order of things: read everything through the empty cache, read it all again, and
-//! compare every byte with the source both times. `pass` finds, reads and compares the files,
-//! `report` prints. The node is the real one, reached over TCP.
+//! compare every byte with the source both times. `pass` finds, reads and compares the files, `truth`
+//! asks the source itself, `report` prints. The node is the real one, reached over TCP.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use millrace_client::{Client, ClientConfig};
+use millrace_node::under_store::StoreLimits;
 use millrace_node::{Config, Node};
+use millrace_ops::settings::LIST_SEPARATOR;
+use millrace_stores::Direct;
 
 mod pass;
 
 mod report;
+mod truth;
 
-use crate::failure::Failure;
+use crate::failure::{Failure, shown};
 use crate::signals::Signals;
+use crate::source::Source;
 use crate::{fs, log, node, output};
 use report::QuickstartReport;
+use truth::Truth;
 
 /// The directory that is read where it has files: text of many small files, on most systems.
 const USUAL_DIRECTORY: &str = "/usr/share/doc";
 /// Most entries of one directory that are looked at to find out whether it holds a file.
 const LOOKED_AT_MAX: usize = 1000;
 
-/// See it work: cache a directory, read it twice, compare every byte.
+/// See it work: cache a directory or a bucket, read it twice, compare every byte.
 ///
-/// Starts a node in this process, reads every file below DIR through it, first with the cache empty
-/// and then from memory, and compares every byte with what the file system says. DIR is only read,
-/// and nothing is left behind.
+/// Starts a node in this process, reads every file below SOURCE through it, first with the cache empty
+/// and then from memory, and compares every byte with what the file system or the store says by itself.
+/// SOURCE is only read, and nothing is left behind. Credentials of a store come from the environment, as
+/// for `millrace node` (docs/STORES.md).
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   millrace quickstart
   millrace quickstart ~/datasets --memory 4GiB
+  millrace quickstart s3://bucket/prefix        with AWS_ACCESS_KEY_ID and the like in the environment
+  millrace quickstart s3://box --source-option endpoint=http://store:9000
   millrace quickstart /data --keep              and serve it on, to try the other verbs")]
 pub(crate) struct QuickstartArgs {
-    /// Directory to read [default: /usr/share/doc, or where this program lies]
-    #[arg(value_name = "DIR")]
-    directory: Option<PathBuf>,
+    /// Directory or store to read [default: /usr/share/doc, or where this program lies]
+    #[arg(value_name = "DIR|URL")]
+    source: Option<PathBuf>,
+    /// Option of the store, such as endpoint=URL or region=NAME; may be given several times
+    #[arg(long = "source-option", value_name = "KEY=VALUE")]
+    source_options: Vec<String>,
     /// Memory for cached blocks [default: 1GiB]
     #[arg(long, value_name = "SIZE")]
     memory: Option<String>,
@@ -50,7 +64,7 @@ pub(crate) struct QuickstartArgs {
     /// Address to listen on; port 0 takes any free one
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:0")]
     listen: String,
-    /// Go on serving DIR afterwards, until Ctrl-C
+    /// Go on serving SOURCE afterwards, until Ctrl-C
     #[arg(long)]
     keep: bool,
     /// Print one JSON document instead of text
@@ -59,17 +73,14 @@ pub(crate) struct QuickstartArgs {
 }
 
 pub(crate) fn run(args: &QuickstartArgs) -> Result<(), Failure> {
-    let directory = args.directory.clone().unwrap_or_else(usual_directory);
-    if let Err(error) = std::fs::read_dir(&directory) {
-        let message = format!("cannot read DIR {}: {error}", directory.display());
-        let advice = "name a directory that exists and may be read: millrace quickstart DIR";
-        return Err(Failure::new(message).with_hint(advice));
-    }
-    let config = config(args, &directory)?;
+    let source = args.source.as_deref().map(Source::named).transpose()?;
+    let source = source.unwrap_or_else(|| Source::Directory(usual_directory()));
+    let config = config(args, &source)?;
+    let truth = Arc::new(truth(&source, &config)?);
     // Quiet unless asked: what matters is in the report.
     log::start("off", None)?;
     let node = node::start(config.clone())?;
-    let proof = fs::runtime()?.block_on(prove(&node, &config, args.json));
+    let proof = fs::runtime()?.block_on(prove(&node, &config, &truth, args.json));
     let result = proof.and_then(|report| show(&report, args));
     node.stop();
     result
@@ -115,13 +126,49 @@ fn holds_file(directory: &Path) -> bool {
     })
 }
 
+/// Opens the other side of the comparison.
+///
+/// # Errors
+/// If the directory cannot be read, or the store cannot be asked what it has.
+fn truth(source: &Source, config: &Config) -> Result<Truth, Failure> {
+    match source {
+        Source::Directory(directory) => match std::fs::read_dir(directory) {
+            Ok(_) => Ok(Truth::Directory(directory.clone())),
+            Err(error) => {
+                let message = format!("cannot read DIR {}: {error}", directory.display());
+                let advice =
+                    "name a directory that exists and may be read: millrace quickstart DIR";
+                Err(Failure::new(message).with_hint(advice))
+            }
+        },
+        Source::Store(url) => {
+            let patience = Duration::from_millis(config.source_timeout_ms);
+            let limits = StoreLimits { concurrency: config.fill_concurrency, patience };
+            let direct = Direct::open(url, &config.source_options, limits)
+                .map_err(|error| Failure::new(format!("open {url}: {error}")))?;
+            if !direct.has_listings() {
+                let message = format!("{url} is a web server, which cannot say which files it has");
+                let advice = format!(
+                    "serve it with `millrace node {url}`, and name the files: millrace fs cat PATH"
+                );
+                return Err(Failure::new(message).with_hint(advice));
+            }
+            Ok(Truth::Store(direct))
+        }
+    }
+}
+
 /// Returns the settings of the node: its defaults, and the flags. The environment does not count.
-fn config(args: &QuickstartArgs, directory: &Path) -> Result<Config, Failure> {
+fn config(args: &QuickstartArgs, source: &Source) -> Result<Config, Failure> {
+    let options = args.source_options.join(&LIST_SEPARATOR.to_string());
     let flags = [
-        ("source", Some(directory.display().to_string())),
+        ("source", Some(source.path().display().to_string())),
+        ("source_option", Some(options).filter(|it| !it.is_empty())),
         ("listen", Some(args.listen.clone())),
         // A quick look should not wait for memory that it will not need.
         ("populate", Some("false".to_owned())),
+        // A file that changes meanwhile is to be told from one with wrong bytes.
+        ("stale_after_ms", Some("0".to_owned())),
         ("memory", args.memory.clone()),
         ("shards", args.shards.clone()),
         ("block_size", args.block_size.clone()),
@@ -129,27 +176,36 @@ fn config(args: &QuickstartArgs, directory: &Path) -> Result<Config, Failure> {
     let flags = flags.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
     let mut config = Config::load(None, [], flags.collect()).map_err(node::refused)?;
     // As text the path may have lost bytes that are not UTF-8.
-    config.source = directory.to_owned();
+    config.source = source.path();
     Ok(config)
 }
 
 /// Reads everything twice.
-async fn prove(node: &Node, config: &Config, is_quiet: bool) -> Result<QuickstartReport, Failure> {
+async fn prove(
+    node: &Node,
+    config: &Config,
+    truth: &Arc<Truth>,
+    is_quiet: bool,
+) -> Result<QuickstartReport, Failure> {
     let client = Client::connect(node.address().to_string(), ClientConfig::new()).await?;
-    let root = &config.source;
-    let mut found = pass::find(&client, root).await?;
+    let mut found = pass::find(&client, truth).await?;
     if found.samples.is_empty() {
-        let message = format!("{} has no files to read", root.display());
-        return Err(Failure::new(message).with_hint("name a directory that has some"));
+        let message = format!("{} has no files to read", config.source.display());
+        let reason = found.unreadable.first().map(|(path, reason)| (shown(path), reason));
+        let hint = match reason {
+            Some((path, reason)) => format!("{path} cannot be listed: {reason}"),
+            None => "name a directory or a prefix that has some".to_owned(),
+        };
+        return Err(Failure::new(message).with_hint(hint));
     }
     let mut report = QuickstartReport::new(config, node, &client, &found);
     report.capacity_bytes = client.status().await?.counter("capacity_bytes");
     if !is_quiet {
         output::print(&report.head())?;
     }
-    let cold = pass::run("cold", &client, root, &mut found.samples).await?;
+    let cold = pass::run("cold", &client, truth, &mut found.samples).await?;
     let before = client.status().await?;
-    let warm = pass::run("warm", &client, root, &mut found.samples).await?;
+    let warm = pass::run("warm", &client, truth, &mut found.samples).await?;
     report.set_warm_counters(&before, &client.status().await?);
     report.set_outcome(found, [cold, warm]);
     Ok(report)

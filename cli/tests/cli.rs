@@ -175,6 +175,7 @@ fn every_verb_has_help_with_examples() {
         &["fs", "get"],
         &["fs", "load"],
         &["fs", "free"],
+        &["fs", "refresh"],
         &["fs", "status"],
         &["bench"],
         &["bench", "read"],
@@ -220,7 +221,7 @@ fn bad_value_names_its_flag_and_what_is_allowed() {
     run_badly(&["fs", "ls", "--node", "zk://coord-1:2181"], 2, &words);
     run_badly(&["admin", "status", "--node", "zk://coord-1/m"], 2, &words);
     run_badly(&["node"], 2, &["--source DIR"]);
-    run_badly(&["node", source, "--source", source], 2, &["[DIR]", "--source"]);
+    run_badly(&["node", source, "--source", source], 2, &["[DIR|URL]", "--source"]);
 }
 
 #[test]

@@ -21,6 +21,7 @@ use crate::file::{
 };
 use crate::lease::Lease;
 use crate::read::ReadOptions;
+use crate::refresh::Refreshed;
 use crate::write::PutOptions;
 
 /// Bytes that are read at once from what is written.
@@ -309,6 +310,14 @@ impl Client {
     /// Those of the async method.
     pub fn status(&self) -> Result<NodeStatus, Error> {
         self.runtime.handle.block_on(self.client.status())
+    }
+
+    /// See [`crate::Client::refresh`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn refresh(&self, path: &str, recursive: bool) -> Result<Vec<Refreshed>, Error> {
+        self.runtime.handle.block_on(self.client.refresh(path, recursive))
     }
 
     /// See [`crate::Client::statuses`].

@@ -232,6 +232,9 @@ impl Client {
         deadline: Instant,
     ) -> Result<File, Error> {
         check_path(&path)?;
+        if self.network.doubts().take(&path) {
+            return self.look_up_now(&path, false, deadline).await;
+        }
         let request = || Body::Stat(StatRequest { path: path.as_ref().to_owned() });
         let order = |topology: &Topology| topology.order_of_path(&path);
         let decode = |reply: &Reply| stat_reply(&path, reply);

@@ -30,7 +30,8 @@ use millrace_proto::cluster::{
     DrainRequest, InventoryRequest, MountRequest, PinRequest, RingRequest,
 };
 use millrace_proto::message::{
-    FreeRequest, HelloRequest, ListRequest, LoadRequest, Range, ReadManyRequest, StatRequest,
+    FreeRequest, HelloRequest, ListRequest, LoadRequest, Range, ReadManyRequest, RefreshRequest,
+    StatRequest,
 };
 use millrace_proto::write::{PutEndRequest, PutPartRequest, WriteRequest};
 use millrace_proto::{Header, Op, frame};
@@ -56,6 +57,7 @@ pub(crate) enum Body {
     Hello(HelloRequest),
     Ping,
     Stat(StatRequest),
+    Refresh(RefreshRequest),
     List(ListRequest),
     Read(Range),
     Peek(Range),
@@ -85,6 +87,7 @@ impl Body {
             Body::Hello(_) => Op::Hello,
             Body::Ping => Op::Ping,
             Body::Stat(_) => Op::Stat,
+            Body::Refresh(_) => Op::Refresh,
             Body::List(_) => Op::List,
             Body::Read(_) => Op::Read,
             Body::Peek(_) => Op::Peek,
@@ -113,6 +116,7 @@ impl Body {
         match self {
             Body::Hello(body) => frame::encode(out, header, body),
             Body::Stat(body) => frame::encode(out, header, body),
+            Body::Refresh(body) => frame::encode(out, header, body),
             Body::List(body) => frame::encode(out, header, body),
             Body::Read(body) | Body::Peek(body) | Body::Fetch(body) | Body::Vouch(body) => {
                 frame::encode(out, header, body)

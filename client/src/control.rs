@@ -117,7 +117,7 @@ impl Client {
     }
 
     /// Asks these members the same, several at a time.
-    async fn ask_each(
+    pub(crate) async fn ask_each(
         &self,
         members: Vec<Arc<Member>>,
         request: &(dyn Fn() -> Body + Send + Sync),
@@ -156,6 +156,8 @@ impl Client {
             if let Some(report) = self.load_version(file, deadline).await? {
                 return Ok(report);
             }
+            // The node that looks paths up may believe longer than those that load.
+            self.network().doubts().note(&path);
         }
         Err(reply::stale(&path))
     }

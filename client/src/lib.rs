@@ -32,6 +32,7 @@ mod control;
 mod read;
 mod read_many;
 mod reader;
+mod refresh;
 mod write;
 
 mod failover;
@@ -41,6 +42,7 @@ mod file;
 mod piece;
 
 mod address;
+mod doubts;
 mod network;
 
 mod board;
@@ -87,6 +89,7 @@ pub use millrace_proto::proof::Secret;
 pub use millrace_proto::write::Condition;
 pub use read::ReadOptions;
 pub use reader::{ByteStream, Reader};
+pub use refresh::Refreshed;
 pub use write::{PutOptions, Upload};
 
 /// The program in README, which is compiled as a test of the documentation.

@@ -21,6 +21,7 @@ use crate::cluster;
 use crate::config::ClientConfig;
 use crate::connection::{Body, Landing, Lane, Link, socket_path};
 use crate::coordination;
+use crate::doubts::Doubts;
 use crate::error::Error;
 use crate::file::HelloInfo;
 use crate::member::{Maker, Way};
@@ -34,6 +35,7 @@ use crate::view::{News, View};
 pub(crate) struct Network {
     board: Arc<Board>,
     follower: AbortHandle,
+    doubts: Doubts,
 }
 
 impl Drop for Network {
@@ -76,7 +78,7 @@ impl Network {
             }
         }
         let follower = tokio::spawn(cluster::follow(board.clone())).abort_handle();
-        Ok(Network { board, follower })
+        Ok(Network { board, follower, doubts: Doubts::default() })
     }
 
     /// Returns the last `Hello` of the node.
@@ -115,6 +117,11 @@ impl Network {
     /// Returns the runtime that the client lives on.
     pub(crate) fn runtime(&self) -> Handle {
         self.board.maker().runtime.clone()
+    }
+
+    /// Returns the paths whose last look-up was contradicted.
+    pub(crate) fn doubts(&self) -> &Doubts {
+        &self.doubts
     }
 
     /// Returns why a view was last refused.

@@ -9,7 +9,7 @@ use millrace_proto::cluster::{
     MountRequest, PinRequest,
 };
 use millrace_proto::message::{
-    ArchivedFreeReply, ArchivedReadReply, FreeRequest, Range, StatRequest,
+    ArchivedFreeReply, ArchivedReadReply, FreeRequest, Range, RefreshRequest, StatRequest,
 };
 use millrace_proto::proof::{ArchivedProof, Mac, Role, Secret};
 use millrace_proto::{FileId, Status, checksum, frame, placement};
@@ -218,8 +218,8 @@ impl Peer {
         Ok(frame::body::<ArchivedFreeReply>(&body)?.into())
     }
 
-    /// Has the node forget what it has of a file that has changed. A node that takes no orders from this one looks
-    /// the path up, and so sees the change itself.
+    /// Has the node forget what it has of a file that has changed. A node that takes no orders from this one asks
+    /// its source, and so sees the change itself.
     ///
     /// # Errors
     /// As [`Peer::tell`].
@@ -233,7 +233,7 @@ impl Peer {
         if error.status() != Some(Status::PermissionDenied) {
             return Err(error);
         }
-        let body = Body::Stat(StatRequest { path: path.to_owned() });
+        let body = Body::Refresh(RefreshRequest { path: path.to_owned(), recursive: 0 });
         let answer = self.lanes[0].exchange(body, Landing::Any, Instant::now() + patience).await?;
         match reply::judge(answer.outcome).map_err(Setback::into_error) {
             Ok(_) => Ok(()),

@@ -344,8 +344,13 @@ impl Client {
             tries.run(&errand).await
         };
         // This is in a box, so that reads that succeed are small.
-        let elsewhere: Pin<Box<dyn Future<Output = _> + Send + '_>> = Box::pin(elsewhere);
-        elsewhere.await
+        let elsewhere: Pin<Box<dyn Future<Output = Result<_, Error>> + Send + '_>> =
+            Box::pin(elsewhere);
+        let result = elsewhere.await;
+        if let Err(Error::Stale { path }) = &result {
+            self.network().doubts().note(path);
+        }
+        result
     }
 
     /// Returns how long a member may take for this many bytes before the next one is asked as well.

@@ -16,6 +16,7 @@ use std::sync::atomic::Ordering;
 use bytes::BytesMut;
 use millrace_proto::cluster::mount_of;
 use millrace_proto::source::file_id;
+use millrace_proto::terms::bare;
 use millrace_proto::{Status, message};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -57,9 +58,9 @@ impl Client {
         let topology = self.topology();
         let view = topology.cluster.as_ref()?;
         let (index, below) = mount_of(&view.layout.mounts, path)?;
-        let source = &view.layout.mounts[index].source;
+        let source = bare(&view.layout.mounts[index].source);
         let (root, directory) = root_of(roots, Path::new(source.strip_prefix("file://")?))?;
-        Some(Spot { source: source.clone(), root, directory, path: below.to_owned() })
+        Some(Spot { source: source.to_owned(), root, directory, path: below.to_owned() })
     }
 
     /// Runs work that may hang on a thread of its own, and not too many at once. None if it cannot be

@@ -19,8 +19,10 @@ use millrace_ops::settings::{
 };
 use millrace_ops::size::format_size;
 use millrace_proto::frame::BODY_LENGTH_MAX;
+use millrace_proto::terms::StaleAfter;
 
 mod coordination;
+mod credentials;
 mod keys;
 mod mounts;
 mod sources;
@@ -28,6 +30,7 @@ mod text;
 
 use crate::local::AUTOMATIC;
 pub use coordination::Coordination;
+pub use credentials::{CredentialOptions, Credentials};
 pub use keys::{
     BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, KEYS, SHARD_BLOCKS_MIN, SHARD_MEMORY_MIN, SHARDS_MAX,
 };
@@ -67,6 +70,12 @@ pub struct Config {
     pub source_options: Vec<(String, String)>,
     /// True if clients may write to the source.
     pub writable: bool,
+    /// Name of the credential of the source; empty for what the environment has.
+    pub source_credential: String,
+    /// Credentials of stores, by their names.
+    pub credentials: Credentials,
+    /// How long look-ups are believed at mounts that do not say; None for what the kind of source asks for.
+    pub stale_after: Option<StaleAfter>,
     /// Directories below which sources may lie; empty for the source alone.
     pub mount_roots: Vec<PathBuf>,
     /// Address to listen on; port 0 takes any free one.
@@ -237,6 +246,14 @@ pub enum ConfigError {
          every node, or with --insecure that the network is trusted"
     )]
     NoSecret,
+    /// Credentials of stores that cannot be used.
+    #[error("credentials in {}: {message}", file.display())]
+    Credential {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong, and what to do.
+        message: String,
+    },
     /// Two settings that contradict each other.
     #[error("{0}")]
     Contradiction(&'static str),
@@ -267,8 +284,11 @@ impl Config {
         flags: Vec<(String, String)>,
     ) -> Result<Config, ConfigError> {
         let mut layers = Vec::new();
+        let mut credentials = Credentials::default();
         if let Some(file) = file {
-            layers.push(file_layer(file)?);
+            let (layer, found) = file_layer(file)?;
+            layers.push(layer);
+            credentials = found;
         }
         layers.push(environment_layer(environment));
         layers.push(Layer {
@@ -278,7 +298,7 @@ impl Config {
                 .map(|(name, value)| (settings::of_flag(&name), value))
                 .collect(),
         });
-        Config::merge(&layers)
+        Ok(Config { credentials, ..Config::merge(&layers)? })
     }
 
     /// Puts layers over the defaults, the last on top, and checks the result.
@@ -325,6 +345,9 @@ impl Config {
             source,
             source_options: Vec::new(),
             writable: false,
+            source_credential: String::new(),
+            credentials: Credentials::default(),
+            stale_after: None,
             mount_roots: Vec::new(),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             socket: PathBuf::from(AUTOMATIC),
@@ -377,6 +400,9 @@ impl Config {
             source: PathBuf::new(),
             source_options: Vec::new(),
             writable: false,
+            source_credential: String::new(),
+            credentials: Credentials::default(),
+            stale_after: None,
             mount_roots: Vec::new(),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7070)),
             socket: PathBuf::from(AUTOMATIC),
@@ -587,15 +613,17 @@ fn is_foreign_variable(name: &str, value: &str) -> bool {
         || (name == "MILLRACE_PORT" && value.contains("://"))
 }
 
-/// Reads a TOML file of scalars and lists of scalars.
-fn file_layer(file: &Path) -> Result<Layer, ConfigError> {
+/// Reads a TOML file of scalars and lists of scalars, and of tables with credentials.
+fn file_layer(file: &Path) -> Result<(Layer, Credentials), ConfigError> {
     let origin = Origin::File(file.to_owned());
-    let table = settings::read_toml(file).map_err(|error| match error {
+    let mut table = settings::read_toml(file).map_err(|error| match error {
         FileError::Read(error) => ConfigError::Read { file: file.to_owned(), error },
         FileError::Syntax { line, message } => {
             ConfigError::Syntax { file: file.to_owned(), line, message }
         }
     })?;
+    let credentials = table.remove(credentials::TABLE);
+    let credentials = credentials.map(|tables| Credentials::read(file, &tables)).transpose()?;
     let mut values = Vec::with_capacity(table.len());
     for (name, value) in table {
         let key = Key::find(&name).ok_or_else(|| unknown_key(&origin, &name))?;
@@ -616,7 +644,7 @@ fn file_layer(file: &Path) -> Result<Layer, ConfigError> {
             .ok_or_else(|| value_error(key, &value.to_string(), origin.clone()))?;
         values.push((name, text));
     }
-    Ok(Layer { origin, values })
+    Ok((Layer { origin, values }, credentials.unwrap_or_default()))
 }
 
 fn value_error(key: &'static Key, value: &str, origin: Origin) -> ConfigError {

@@ -3,7 +3,8 @@
 //! Owns the only table that shards share, a bounded one. It is read on a miss and written when the
 //! source was asked, by the side thread alone; a hit never comes here. An entry may be forgotten at any
 //! time: a read that needs it is then answered `UnknownFile`, and the client looks the path up again.
-//! Always holds: the result of an older look at the source never replaces that of a newer one.
+//! Always holds: the result of an older look at the source never replaces that of a newer one. A file is
+//! doubted once a read wanted another version of it than the known one, until the source is asked again.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -39,16 +40,25 @@ pub(crate) enum Noted {
     TooLate,
 }
 
+/// Files that can be doubted at once. Guessed: those that change between two look-ups.
+const DOUBTS_MAX: usize = 10_000;
+
 /// The table.
 pub(crate) struct FileTable {
     records: Cache<FileId, (FileRecord, Look)>,
+    /// Files whose records may be old, each with the look before which that was found.
+    doubts: Cache<FileId, Look>,
     looks: AtomicU64,
 }
 
 impl FileTable {
     /// Makes a table for at most `files_max` files.
     pub(crate) fn new(files_max: usize) -> FileTable {
-        FileTable { records: Cache::new(files_max), looks: AtomicU64::new(0) }
+        FileTable {
+            records: Cache::new(files_max),
+            doubts: Cache::new(DOUBTS_MAX.min(files_max)),
+            looks: AtomicU64::new(0),
+        }
     }
 
     /// Returns what is known of a file.
@@ -59,6 +69,19 @@ impl FileTable {
     /// Returns what is known of a file since before this look.
     pub(crate) fn get_from_before(&self, id: FileId, look: Look) -> Option<FileRecord> {
         self.records.get(&id).filter(|(_, seen)| *seen < look).map(|(record, _)| record)
+    }
+
+    /// Notes that a read wanted this version. If another one is known, that may be the older one.
+    pub(crate) fn doubt(&self, id: FileId, version: u64) {
+        if self.get(id).is_some_and(|record| record.version != version) {
+            self.doubts.insert(id, self.look());
+        }
+    }
+
+    /// True if a read has wanted another version of a file since the source was asked.
+    pub(crate) fn is_doubted(&self, id: FileId) -> bool {
+        let seen = |look| self.records.get(&id).is_some_and(|(_, seen)| seen > look);
+        self.doubts.get(&id).is_some_and(|look| !seen(look))
     }
 
     /// Begins a look at the source: to be called before the source is asked.
@@ -135,5 +158,24 @@ mod tests {
         assert_eq!(files.get(FILE), Some(record(1)));
         assert_eq!(files.get_from_before(FILE, second), None);
         assert_eq!(files.get_from_before(FILE, files.look()), Some(record(1)));
+    }
+
+    #[test]
+    fn a_read_of_another_version_is_a_doubt_until_the_source_is_asked() {
+        let files = FileTable::new(10);
+        let record =
+            |version| FileRecord { path: "a".into(), version, length: 1, is_read_in_parts: false };
+        files.doubt(FileId(1), 5);
+        assert!(!files.is_doubted(FileId(1)), "nothing is known of it");
+        files.note(FileId(1), record(5));
+        files.doubt(FileId(1), 5);
+        assert!(!files.is_doubted(FileId(1)));
+        let before = files.look();
+        files.doubt(FileId(1), 6);
+        assert!(files.is_doubted(FileId(1)));
+        files.note_at(FileId(1), record(5), before);
+        assert!(files.is_doubted(FileId(1)), "that look began before");
+        files.note(FileId(1), record(5));
+        assert!(!files.is_doubted(FileId(1)));
     }
 }

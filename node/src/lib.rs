@@ -52,6 +52,7 @@ pub use secret::SecretError;
 /// What a crate that brings stores needs: the trait, its words, and the memory that is filled.
 pub mod under_store {
     pub use crate::memory::Blank;
+    pub use crate::store::roots::{FILE_SCHEME, is_remote, normal};
     pub use crate::store::{
         Condition, Errand, FillError, Found, NoRemoteStores, Page, Part, RemoteStores, StoreError,
         StoreFuture, StoreLimits, UnderStore, Upload, check_path, file_id,

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use millrace_proto::checksum::PAGE_SIZE;
+use millrace_proto::terms::bare;
 use rustix::process::{Resource, Rlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -425,8 +426,9 @@ fn source_of(config: &Config, stores: &dyn RemoteStores) -> Result<Option<String
     let refuse = |error| StartError::Source { path: config.source.display().to_string(), error };
     let source = join::source(config).map_err(refuse)?;
     if let Some(url) = source.as_deref().filter(|it| is_remote(it)) {
-        let store = stores.open(url, join::limits(config)).map_err(io::Error::other);
-        let store = store.map_err(refuse)?;
+        let credential = Some(&*config.source_credential).filter(|it| !it.is_empty());
+        let store = stores.open(bare(url), credential, join::limits(config));
+        let store = store.map_err(|error| refuse(io::Error::other(error)))?;
         let waiting = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let found = waiting.map_err(StartError::Side)?.block_on(store.stat("".into()));
         found.map_err(|error| refuse(io::Error::other(error)))?;

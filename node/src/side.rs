@@ -10,8 +10,9 @@
 //! Owns the thread and the queues into it. Always holds: every job it took is answered to the shard it
 //! came from, and every blank goes back there, until the thread is stopped. Queues are bounded; a full
 //! one gives the job back and the shard answers `Busy`. Memory and blocks are left to the shards.
-//! Modules: `fills` is the cold read, `lookups` what paths are, `uploads` writes, `loads` brings whole
-//! files in, `cluster` what needs no source, and what is pulled over from other nodes.
+//! Modules: `fills` is the cold read, `lookups` what paths are, `beliefs` what they were a moment ago,
+//! `uploads` writes, `loads` brings whole files in, `cluster` what needs no source, and what is pulled over
+//! from other nodes.
 
 use std::io;
 use std::sync::Arc;
@@ -40,7 +41,9 @@ use crate::store::machine::Machine;
 use crate::store::{Condition, Errand, StoreError, UnderStore};
 use crate::timings::Timings;
 use crate::upload::Slots;
+use beliefs::Beliefs;
 
+mod beliefs;
 mod cluster;
 mod fills;
 mod loads;
@@ -94,6 +97,11 @@ pub(crate) enum PathLookup {
         path: Arc<str>,
         token: Arc<str>,
         limit: u32,
+    },
+    /// Asks the source whatever is known, with `recursive` of all that is below the path, too.
+    Refresh {
+        path: Arc<str>,
+        recursive: bool,
     },
     Load {
         path: Arc<str>,
@@ -246,6 +254,7 @@ pub(crate) struct Parts {
 struct Context {
     store: Arc<dyn UnderStore>,
     files: Arc<FileTable>,
+    beliefs: Beliefs,
     shards: Mailboxes,
     cluster: Cluster,
     peers: Peers,
@@ -290,6 +299,7 @@ pub(crate) fn start(config: &Config, parts: Parts) -> io::Result<Side> {
     let context = Arc::new(Context {
         store,
         files,
+        beliefs: Beliefs::new(config.files_max, started),
         shards,
         cluster,
         peers: Peers::new(config.block_size, secret),

@@ -21,6 +21,7 @@ pub use write::{Condition, Upload};
 
 mod compared;
 pub(crate) mod contents;
+mod filtered;
 mod kernel_mounts;
 mod listing;
 pub(crate) mod local;
@@ -240,12 +241,18 @@ impl Errand {
 
 /// Opens sources that are not directories of this machine.
 pub trait RemoteStores: Send + Sync + 'static {
-    /// Opens the source with this URL. Nothing is asked of the store yet.
+    /// Opens the source with this URL, with the credential of this name, or without one with what the node has
+    /// for all sources. Nothing is asked of the store yet.
     ///
     /// # Errors
     /// [`StoreError::InvalidPath`] for a URL that names no store here, [`StoreError::Unusable`] for options that
-    /// the store does not take.
-    fn open(&self, source: &str, limits: StoreLimits) -> Result<Arc<dyn UnderStore>, StoreError>;
+    /// the store does not take, and for a credential that the node does not have.
+    fn open(
+        &self,
+        source: &str,
+        credential: Option<&str>,
+        limits: StoreLimits,
+    ) -> Result<Arc<dyn UnderStore>, StoreError>;
 }
 
 /// What one source may take.
@@ -262,7 +269,12 @@ pub struct StoreLimits {
 pub struct NoRemoteStores;
 
 impl RemoteStores for NoRemoteStores {
-    fn open(&self, _: &str, _: StoreLimits) -> Result<Arc<dyn UnderStore>, StoreError> {
+    fn open(
+        &self,
+        _: &str,
+        _: Option<&str>,
+        _: StoreLimits,
+    ) -> Result<Arc<dyn UnderStore>, StoreError> {
         Err(StoreError::InvalidPath("this program serves directories alone: file:///DIR"))
     }
 }
@@ -279,6 +291,11 @@ pub trait UnderStore: Send + Sync + 'static {
 
     /// Looks up what a path is now.
     fn stat(&self, path: Arc<str>) -> StoreFuture<'_, Result<Found, StoreError>>;
+
+    /// Returns for how long what was found at a path is believed; zero to ask at each look-up.
+    fn stale_after(&self, _path: &str) -> Duration {
+        Duration::ZERO
+    }
 
     /// Returns up to `limit` entries of a directory whose names come after `after`.
     fn list(

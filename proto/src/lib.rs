@@ -29,6 +29,7 @@ pub mod ring;
 pub mod socket;
 pub mod source;
 pub mod status;
+pub mod terms;
 pub mod write;
 pub mod zookeeper;
 

@@ -61,6 +61,15 @@ pub struct StatRequest {
     pub path: String,
 }
 
+/// `Refresh`. The reply is a [`StatReply`].
+#[derive(Archive, Serialize, Clone, Debug, PartialEq, Eq)]
+pub struct RefreshRequest {
+    /// Path of a file or directory.
+    pub path: String,
+    /// 1 if what is known of all that is below the path is not to be believed any more either.
+    pub recursive: u8,
+}
+
 /// What an entry is.
 #[derive(Archive, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
 #[rkyv(derive(Clone, Copy, Debug, PartialEq, Eq))]

@@ -53,6 +53,8 @@ pub enum Op {
     /// Get the code by which a block of another member is recognised as what that member read from the
     /// source.
     Vouch = 23,
+    /// As `Stat`, but the source is asked, whatever is known.
+    Refresh = 24,
     /// Begin to write an object.
     Put = 32,
     /// Bring bytes of it.
@@ -67,7 +69,7 @@ pub enum Op {
 
 impl Op {
     /// Every operation, in wire order.
-    pub const ALL: [Op; 28] = [
+    pub const ALL: [Op; 29] = [
         Op::Hello,
         Op::Ping,
         Op::Stat,
@@ -91,6 +93,7 @@ impl Op {
         Op::Challenge,
         Op::Prove,
         Op::Vouch,
+        Op::Refresh,
         Op::Put,
         Op::PutPart,
         Op::PutEnd,

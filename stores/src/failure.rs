@@ -2,17 +2,34 @@
 
 use millrace_node::under_store::StoreError;
 use object_store::Error;
+use std::error::Error as _;
 
 /// Longest text of a store that is passed on, in bytes. Stores answer with whole documents.
 const TEXT_LENGTH_MAX: usize = 400;
 
 /// S3's error codes for what an operator has to mend.
-const CODES: [(&str, &str); 5] = [
+const CODES: [(&str, &str); 8] = [
     ("SignatureDoesNotMatch", "the secret key is not the one of the access key"),
     ("InvalidAccessKeyId", "the store does not know the access key"),
     ("ExpiredToken", "the session token is too old"),
     ("RequestTimeTooSkewed", "the clock of this machine and that of the store differ too much"),
     ("NoSuchBucket", "there is no such bucket"),
+    ("AuthorizationHeaderMalformed", "the region is not the one of the bucket: set region"),
+    ("PermanentRedirect", "the bucket is in another region or at another endpoint: set both"),
+    ("InvalidBucketName", "this cannot be the name of a bucket"),
+];
+/// Words of the causes of a connection that does not come about, and what they mean.
+const CAUSES: [(&str, &str); 7] = [
+    ("lookup address", "the host of the store is not known: check its name and endpoint"),
+    ("Connection refused", "nothing listens at the address of the store: check endpoint"),
+    ("InvalidContentType", "the store does not speak TLS there: write http:// if that is meant"),
+    ("handshake eof", "the store ends connections that begin with TLS: does it speak TLS there?"),
+    (
+        "onnection reset",
+        "the store ends the connection: check endpoint, and whether it speaks TLS there",
+    ),
+    ("timed out", "the store does not answer in time (source_timeout_ms)"),
+    ("peer certificate", "this machine does not trust the certificate of the store"),
 ];
 /// What comes before the status in the library's texts.
 const STATUS: &str = "non-2xx status code: ";
@@ -73,8 +90,21 @@ fn judged(error: &Error) -> Failure {
         .into(),
         Some(429 | 503) => StoreError::Busy(format!("the store wants fewer requests: {text}")).into(),
         Some(400..500) => StoreError::Failed(text).into(),
-        _ => Failure { error: StoreError::Failed(text), is_outage: true },
+        _ => Failure { error: StoreError::Failed(with_cause(error, text)), is_outage: true },
     }
+}
+
+/// Puts what a failed connection means before the text of its error, which has only its outermost words.
+fn with_cause(error: &Error, text: String) -> String {
+    let mut cause: Option<&dyn std::error::Error> = error.source();
+    while let Some(next) = cause {
+        let told = next.to_string();
+        if let Some((_, meaning)) = CAUSES.iter().find(|(words, _)| told.contains(words)) {
+            return format!("{meaning} ({}): {text}", shortened(&told));
+        }
+        cause = next.source();
+    }
+    text
 }
 
 /// Finds the code in S3's document. Keys are encoded in URLs, so none looks like one.

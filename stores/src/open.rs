@@ -12,13 +12,26 @@ use object_store::list::PaginatedListStore;
 use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 
 use crate::lengths::LengthConnector;
+#[cfg(feature = "s3")]
+use crate::profile::{DEFAULT, Files};
 
 /// Schemes that are known, whatever this program was built with.
 const SCHEMES: [&str; 8] = ["s3", "s3a", "gs", "az", "abfs", "abfss", "http", "https"];
+/// Key of a profile of the AWS tools, which the store library does not know.
+const PROFILE: &str = "profile";
 /// Longest wait for a connection. Guessed: a store within reach answers in much less.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Tries after the first one of a request. The time that they take together is bounded, too.
 const RETRIES_MAX: usize = 5;
+
+/// With what a source is opened.
+#[derive(Clone, Copy)]
+pub(crate) enum Access<'a> {
+    /// With the options of the node, and what the environment has.
+    Common(&'a [(String, String)]),
+    /// With the options of the credential of this name, and nothing else.
+    Named(&'a str, &'a [(String, String)]),
+}
 
 /// A store that nothing was asked of yet.
 pub(crate) struct Opening {
@@ -36,13 +49,15 @@ pub(crate) struct Opening {
 /// the store does not take.
 pub(crate) fn open(
     source: &str,
-    options: &[(String, String)],
+    access: Access<'_>,
     limits: StoreLimits,
 ) -> Result<Opening, StoreError> {
+    // The library asks the process which cryptography to use; a second answer changes nothing.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let invalid = StoreError::InvalidPath("write SCHEME://BUCKET/PREFIX");
     let (scheme, rest) = source.split_once("://").ok_or(invalid)?;
     let (place, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-    let request = Request { source, place, prefix, options, limits };
+    let request = Request { source, place, prefix, access, limits };
     match scheme {
         #[cfg(feature = "s3")]
         "s3" | "s3a" => request.s3(),
@@ -66,8 +81,25 @@ struct Request<'a> {
     /// Bucket, container or host.
     place: &'a str,
     prefix: &'a str,
-    options: &'a [(String, String)],
+    access: Access<'a>,
     limits: StoreLimits,
+}
+
+/// True if a key is one of any store that this program was built with, or of credentials.
+pub(crate) fn is_known(key: &str) -> bool {
+    #[cfg(feature = "s3")]
+    if key == PROFILE || key.parse::<object_store::aws::AmazonS3ConfigKey>().is_ok() {
+        return true;
+    }
+    #[cfg(feature = "gcs")]
+    if key.parse::<object_store::gcp::GoogleConfigKey>().is_ok() {
+        return true;
+    }
+    #[cfg(feature = "azure")]
+    if key.parse::<object_store::azure::AzureConfigKey>().is_ok() {
+        return true;
+    }
+    key.parse::<object_store::ClientConfigKey>().is_ok()
 }
 
 impl Request<'_> {
@@ -86,16 +118,26 @@ impl Request<'_> {
             .with_connect_timeout(CONNECT_TIMEOUT.min(self.limits.patience))
     }
 
+    /// Returns the options that were given for this source.
+    fn options(&self) -> &[(String, String)] {
+        let (Access::Common(options) | Access::Named(_, options)) = self.access;
+        options
+    }
+
     /// Applies the options, each by its key.
     fn configure<B, K: FromStr>(
         &self,
         mut builder: B,
         set: impl Fn(B, K, &str) -> B,
     ) -> Result<B, StoreError> {
-        for (key, value) in self.options {
+        for (key, value) in self.options().iter().filter(|(key, _)| key != PROFILE) {
             let Ok(known) = key.parse() else {
+                let option = match self.access {
+                    Access::Common(_) => format!("source option {key}"),
+                    Access::Named(name, _) => format!("key {key} of [credential.{name}]"),
+                };
                 return Err(StoreError::Unusable(format!(
-                    "source option {key} is not one of {}; docs/STORES.md names them",
+                    "{option} is not one of {}; docs/STORES.md names them",
                     self.source
                 )));
             };
@@ -108,14 +150,35 @@ impl Request<'_> {
         StoreError::Unusable(format!("{}: {error}", self.source))
     }
 
-    /// True if the operator named an endpoint without TLS.
+    /// Returns what is known besides the options: variables of the process, but not for a credential, and the
+    /// profile of the AWS tools, where the keys of a user come from nowhere else. Later ones count.
     #[cfg(feature = "s3")]
-    fn has_plain_endpoint(&self) -> bool {
-        let variables = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"];
-        let option = self.options.iter().find(|(key, _)| key.contains("endpoint"));
-        let variable = || variables.iter().find_map(|name| std::env::var(name).ok());
-        let endpoint = option.map(|(_, value)| value.clone()).or_else(variable);
-        endpoint.is_some_and(|it| it.starts_with("http://"))
+    fn surroundings(&self) -> Result<Vec<(String, String)>, StoreError> {
+        let variables = match self.access {
+            Access::Common(_) => environment("AWS_"),
+            Access::Named(..) => Vec::new(),
+        };
+        let given = |name: &str| {
+            let all = self.options().iter().chain(&variables);
+            all.rev().find(|(key, _)| key.trim_start_matches("aws_") == name).map(|(_, it)| it)
+        };
+        let has_keys = ["access_key_id", "web_identity_token_file", "skip_signature"];
+        if has_keys.into_iter().any(|name| given(name).is_some()) {
+            return Ok(variables);
+        }
+        let files = Files::of(|name| std::env::var(name).ok());
+        let named = given(PROFILE).map(String::as_str);
+        let profile = match (named, self.access) {
+            (None, Access::Named(..)) => None,
+            (named, _) => files.profile(named.unwrap_or(DEFAULT))?,
+        };
+        match (named, profile) {
+            (Some(name), None) => Err(StoreError::Unusable(format!(
+                "there is no profile {name} in {}",
+                files.names()
+            ))),
+            (_, profile) => Ok(profile.into_iter().flatten().chain(variables).collect()),
+        }
     }
 
     #[cfg(feature = "s3")]
@@ -124,16 +187,20 @@ impl Request<'_> {
         let set =
             |it: AmazonS3Builder, key: AmazonS3ConfigKey, value: &str| it.with_config(key, value);
         let builder = AmazonS3Builder::new().with_client_options(self.client());
+        let surroundings = self.surroundings()?;
         // What the library's `from_env` does, but after the limits, which are for what no variable sets.
-        let builder = environment("AWS_").into_iter().fold(builder, |builder, (key, value)| {
-            match key.parse() {
-                Ok(known) => set(builder, known, &value),
+        let builder =
+            surroundings.iter().fold(builder, |builder, (key, value)| match key.parse() {
+                Ok(known) => set(builder, known, value),
                 Err(_) => builder,
-            }
-        });
-        let builder = match self.has_plain_endpoint() {
-            true => builder.with_allow_http(true),
-            false => builder,
+            });
+        // An endpoint without TLS was named on purpose.
+        let all = surroundings.iter().chain(self.options());
+        let endpoint =
+            all.rev().find(|(key, _)| key.contains("endpoint") && !key.contains("metadata"));
+        let builder = match endpoint {
+            Some((_, endpoint)) if endpoint.starts_with("http://") => builder.with_allow_http(true),
+            _ => builder,
         };
         // One object is deleted at a time, and not every store knows the request that deletes many.
         let builder = builder.with_disable_bulk_delete(true);
@@ -147,7 +214,11 @@ impl Request<'_> {
     #[cfg(feature = "gcs")]
     fn gcs(&self) -> Result<Opening, StoreError> {
         use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
-        let builder = GoogleCloudStorageBuilder::from_env().with_client_options(self.client());
+        let builder = match self.access {
+            Access::Common(_) => GoogleCloudStorageBuilder::from_env(),
+            Access::Named(..) => GoogleCloudStorageBuilder::new(),
+        };
+        let builder = builder.with_client_options(self.client());
         let set = |it: GoogleCloudStorageBuilder, key: GoogleConfigKey, value: &str| {
             it.with_config(key, value)
         };
@@ -161,8 +232,11 @@ impl Request<'_> {
     #[cfg(feature = "azure")]
     fn azure(&self) -> Result<Opening, StoreError> {
         use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
-        let builder = MicrosoftAzureBuilder::from_env().with_client_options(self.client());
-        let builder = builder.with_url(self.source);
+        let builder = match self.access {
+            Access::Common(_) => MicrosoftAzureBuilder::from_env(),
+            Access::Named(..) => MicrosoftAzureBuilder::new(),
+        };
+        let builder = builder.with_client_options(self.client()).with_url(self.source);
         let set = |it: MicrosoftAzureBuilder, key: AzureConfigKey, value: &str| {
             it.with_config(key, value)
         };

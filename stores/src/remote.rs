@@ -27,6 +27,7 @@ use tokio::time::timeout;
 use crate::breaker::Breaker;
 use crate::failure::Failure;
 use crate::gather::{Asked, Line, Waiting};
+use crate::key::{key, location};
 use crate::open::Opening;
 use crate::tag::Tag;
 
@@ -220,17 +221,11 @@ impl Inner {
 
     /// Returns the key of a path.
     fn key(&self, path: &str) -> String {
-        match (self.prefix.as_str(), path) {
-            (prefix, "") => prefix.to_owned(),
-            ("", path) => path.to_owned(),
-            (prefix, path) => format!("{prefix}/{path}"),
-        }
+        key(&self.prefix, path)
     }
 
     pub(crate) fn location(&self, path: &str) -> Result<Path, StoreError> {
-        let invalid =
-            |_| StoreError::InvalidPath("a part of the path is one that stores do not take");
-        Path::parse(self.key(path)).map_err(invalid)
+        location(&self.prefix, path)
     }
 
     /// Notes the tag of a file and says what it is.

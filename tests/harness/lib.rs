@@ -23,6 +23,7 @@ pub mod preload;
 pub mod process;
 pub mod slow_source;
 pub mod starts;
+pub mod weed;
 
 pub use cluster::Cluster;
 pub use content::{BLOCK, Scratch};

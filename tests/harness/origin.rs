@@ -62,6 +62,10 @@ struct State {
     /// True if objects have no times.
     has_no_times: bool,
     writes: writes::Writes,
+    /// Buckets that are for one access key alone. The signature is not looked at.
+    keys: BTreeMap<String, String>,
+    /// Buckets that refuse everything, with the status and code of S3.
+    refusals: BTreeMap<String, (u16, String)>,
 }
 
 /// The store. Its threads end with the process.
@@ -69,6 +73,7 @@ pub struct Origin {
     address: SocketAddr,
     state: Arc<Mutex<State>>,
     reads: Arc<AtomicUsize>,
+    lookups: Arc<AtomicUsize>,
 }
 
 impl Origin {
@@ -80,15 +85,16 @@ impl Origin {
         let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
         let address = listener.local_addr().expect("an address");
         let (state, reads) = (Arc::<Mutex<State>>::default(), Arc::<AtomicUsize>::default());
-        let serving = (Arc::clone(&state), Arc::clone(&reads));
+        let lookups = Arc::<AtomicUsize>::default();
+        let serving = (Arc::clone(&state), Arc::clone(&reads), Arc::clone(&lookups));
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (state, reads) = (Arc::clone(&serving.0), Arc::clone(&serving.1));
+                let (state, reads, lookups) = serving.clone();
                 // A client that goes away ends its thread.
-                thread::spawn(move || serve(&stream, &state, &reads));
+                thread::spawn(move || serve(&stream, &state, &reads, &lookups));
             }
         });
-        Origin { address, state, reads }
+        Origin { address, state, reads, lookups }
     }
 
     /// Returns the URL of the store.
@@ -131,6 +137,21 @@ impl Origin {
     /// Leaves times out from now on.
     pub fn forget_times(&self) {
         self.state().has_no_times = true;
+    }
+
+    /// Lets only requests with this access key at a bucket.
+    pub fn require_key(&self, bucket: &str, access_key: &str) {
+        self.state().keys.insert(bucket.to_owned(), access_key.to_owned());
+    }
+
+    /// Refuses every request at a bucket from now on with this status, and a code of S3.
+    pub fn refuse(&self, bucket: &str, status: u16, code: &str) {
+        self.state().refusals.insert(bucket.to_owned(), (status, code.to_owned()));
+    }
+
+    /// Counts the look-ups of objects so far: requests for a head, and for a listing.
+    pub fn lookup_count(&self) -> usize {
+        self.lookups.load(Ordering::SeqCst)
     }
 
     /// Counts the reads of objects so far.
@@ -194,12 +215,27 @@ fn decoded(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-fn serve(stream: &TcpStream, state: &Mutex<State>, reads: &AtomicUsize) -> io::Result<()> {
+fn serve(
+    stream: &TcpStream,
+    state: &Mutex<State>,
+    reads: &AtomicUsize,
+    lookups: &AtomicUsize,
+) -> io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     while let Some(request) = receive(&mut reader)? {
         let mut out = stream;
         let bare = request.path.trim_start_matches('/').to_owned();
         let (bucket, key) = bare.split_once('/').unwrap_or((&bare, ""));
+        let refusal = refusal_of(&lock(state), bucket, &request);
+        if let Some((status, code)) = refusal {
+            let body = format!("<Error><Code>{code}</Code></Error>");
+            let body = if request.method == "HEAD" { "" } else { &body };
+            answer(&mut out, status, "", body.as_bytes())?;
+            continue;
+        }
+        if request.method == "HEAD" || request.query.contains_key("list-type") {
+            lookups.fetch_add(1, Ordering::SeqCst);
+        }
         if request.query.contains_key("list-type") {
             let body = listing(&lock(state), bucket, &request.query);
             match body {
@@ -224,6 +260,16 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, reads: &AtomicUsize) -> io::R
 /// Returns the tag of the object that was put with this number.
 fn tag_of(number: u64, length: usize) -> String {
     format!("\"{number:x}-{length:x}\"")
+}
+
+/// Returns why a bucket does not answer a request, if it does not.
+fn refusal_of(state: &State, bucket: &str, request: &Request) -> Option<(u16, String)> {
+    let given = request.headers.get("authorization").map(String::as_str).unwrap_or_default();
+    let is_let_in = |key: &String| given.contains(&format!("Credential={key}/"));
+    match state.keys.get(bucket) {
+        Some(key) if !is_let_in(key) => Some((403, "InvalidAccessKeyId".to_owned())),
+        _ => state.refusals.get(bucket).cloned(),
+    }
 }
 
 fn answer(out: &mut impl Write, status: u16, headers: &str, body: &[u8]) -> io::Result<()> {

@@ -5,10 +5,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use millrace_client::{Client, MountInfo, NodeStatus};
+use millrace_proto::terms::{
+    PATTERN_LENGTH_MAX, PATTERNS_MAX, StaleAfter, Terms, bare, is_credential, is_pattern,
+};
 
 use super::cluster;
 use crate::failure::Failure;
 use crate::output::{self, Activity};
+use crate::source::Source;
 
 /// How often progress is looked at.
 pub(super) const LOOK: Duration = Duration::from_millis(200);
@@ -49,17 +53,37 @@ pub(super) struct UndrainArgs {
 #[command(after_help = "\
 Examples:
   millrace admin mount datasets file:///mnt/datasets
+  millrace admin mount lake s3://bucket/prefix
+  millrace admin mount lake s3://bucket --credential prod --stale-after-ms 5000
+  millrace admin mount lake s3://bucket --include '*.parquet' --exclude 'tmp/**'
   millrace admin mount / file:///data --replicas 2     change the root's replicas")]
 pub(super) struct MountArgs {
     /// Path below which its files are seen; / for the root
     #[arg(value_name = "PATH")]
     path: String,
-    /// The source, such as file:///data; every node has to reach it there
+    /// The source, such as file:///data or s3://bucket/prefix; every node has to reach it there
     #[arg(value_name = "SOURCE")]
     source: String,
     /// Nodes that hold each block
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
     replicas: u8,
+    /// Credential that every node has in its configuration file, as a table [credential.NAME]
+    #[arg(long, value_name = "NAME", value_parser = credential)]
+    credential: Option<String>,
+    /// How long a look-up is believed before the source is asked again, in milliseconds, or never; 0 asks
+    /// each time [default: as each node's stale_after_ms says]
+    #[arg(long, value_name = "MS", value_parser = stale_after)]
+    stale_after_ms: Option<StaleAfter>,
+    /// Show only files that match a pattern: * for any letters of a name, ** for any directories, too. A
+    /// pattern without a / goes for the name alone; may be given several times
+    #[arg(long, value_name = "PATTERN", value_parser = pattern)]
+    include: Vec<String>,
+    /// Show no files that match a pattern, whatever is included; may be given several times
+    #[arg(long, value_name = "PATTERN", value_parser = pattern)]
+    exclude: Vec<String>,
+    /// Show no files that are longer, such as 10GiB
+    #[arg(long, value_name = "SIZE", value_parser = millrace_ops::size::parse_size)]
+    file_size_max: Option<u64>,
 }
 
 /// Remove a mount; its source is not touched
@@ -154,13 +178,24 @@ pub(super) async fn undrain(client: &Client, args: &UndrainArgs) -> Result<(), F
 }
 
 pub(super) async fn mount(client: &Client, args: &MountArgs) -> Result<(), Failure> {
-    let mount = MountInfo::new(prefix(&args.path), source(&args.source)?, args.replicas);
+    let terms = Terms {
+        credential: args.credential.clone(),
+        stale_after: args.stale_after_ms,
+        include: args.include.clone(),
+        exclude: args.exclude.clone(),
+        size_max: args.file_size_max,
+    };
+    if terms.include.len() + terms.exclude.len() > PATTERNS_MAX {
+        return Err(Failure::usage(format!("a mount has at most {PATTERNS_MAX} patterns")));
+    }
+    let source = terms.join(&source(&args.source)?);
+    let mount = MountInfo::new(prefix(&args.path), source, args.replicas);
     client.mount(&mount).await?;
     wait_for(client, "it is mounted", |client| {
         client.cluster()?.mounts.contains(&mount).then_some(())
     })
     .await?;
-    output::print(&format!("{} is mounted at /{}\n", mount.source, mount.prefix))
+    output::print(&format!("{} is mounted at /{}\n", bare(&mount.source), mount.prefix))
 }
 
 pub(super) async fn unmount(client: &Client, args: &UnmountArgs) -> Result<(), Failure> {
@@ -184,13 +219,37 @@ fn prefix(path: &str) -> &str {
 
 /// Returns a source as the cluster names it. A plain path means this path on every node.
 fn source(text: &str) -> Result<String, Failure> {
-    if text.contains("://") {
-        return Ok(text.to_owned());
+    match Source::named(Path::new(text))? {
+        Source::Store(url) => return Ok(url),
+        Source::Directory(directory) if directory.is_absolute() => {
+            return Ok(format!("file://{}", directory.display()));
+        }
+        Source::Directory(_) => (),
     }
-    if Path::new(text).is_absolute() {
-        return Ok(format!("file://{text}"));
+    Err(Failure::usage(format!(
+        "{text:?} is not a source; write file:///DIR, or a URL such as s3://BUCKET/PREFIX"
+    )))
+}
+
+/// Reads a name of a credential.
+fn credential(text: &str) -> Result<String, String> {
+    match is_credential(text) {
+        true => Ok(text.to_owned()),
+        false => Err("a name has 1 to 64 letters, digits, '-', '_' and '.'".to_owned()),
     }
-    Err(Failure::usage(format!("{text:?} is not a source: write file:///DIR")))
+}
+
+/// Reads a pattern of paths.
+fn pattern(text: &str) -> Result<String, String> {
+    match is_pattern(text) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("a pattern has 1 to {PATTERN_LENGTH_MAX} bytes")),
+    }
+}
+
+/// Reads how long a look-up is believed.
+fn stale_after(text: &str) -> Result<StaleAfter, String> {
+    StaleAfter::parse(text).ok_or_else(|| "write milliseconds, such as 5000, or never".to_owned())
 }
 
 /// Waits until this client has seen a change.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use millrace_client::{Client, ClusterInfo, Error, MemberInfo, NodeStatus};
+use millrace_proto::terms::{StaleAfter, Terms};
 use serde::Serialize;
 
 use super::cluster;
@@ -261,26 +262,56 @@ pub(super) fn mounts(client: &Client, args: &MountsArgs) -> Result<(), Failure> 
         prefix: &'a str,
         source: &'a str,
         replicas: u8,
+        credential: Option<String>,
+        stale_after_ms: Option<String>,
+        include: Vec<String>,
+        exclude: Vec<String>,
+        file_size_max: Option<u64>,
     }
     let cluster = cluster(client)?;
     if args.json {
-        let rows = cluster.mounts.iter().map(|mount| Row {
-            prefix: &mount.prefix,
-            source: &mount.source,
-            replicas: mount.replicas,
+        let rows = cluster.mounts.iter().map(|mount| {
+            let (source, terms) = parts(&mount.source);
+            Row {
+                prefix: &mount.prefix,
+                source,
+                replicas: mount.replicas,
+                credential: terms.credential,
+                stale_after_ms: terms.stale_after.map(|it| it.to_string()),
+                include: terms.include,
+                exclude: terms.exclude,
+                file_size_max: terms.size_max,
+            }
         });
         return output::print_json(&rows.collect::<Vec<_>>());
     }
-    let mut table = Table::new(&[Align::Left, Align::Left, Align::Right]);
-    table.row(["path", "source", "replicas"]);
+    let mut table = Table::new(&[Align::Left, Align::Left, Align::Right, Align::Left]);
+    table.row(["path", "source", "replicas", "options"]);
     for mount in &cluster.mounts {
+        let (source, terms) = parts(&mount.source);
+        let credential = terms.credential.map(|it| format!("credential {it}"));
+        let stale_after = terms.stale_after.map(|it| match it {
+            StaleAfter::Ms(ms) => format!("stale after {ms} ms"),
+            StaleAfter::Never => "never stale".to_owned(),
+        });
+        let include = terms.include.iter().map(|it| format!("only {}", output::visible(it)));
+        let exclude = terms.exclude.iter().map(|it| format!("not {}", output::visible(it)));
+        let size_max = terms.size_max.map(|it| format!("files up to {}", output::size(it)));
+        let options = credential.into_iter().chain(stale_after).chain(include).chain(exclude);
+        let options: Vec<String> = options.chain(size_max).collect();
         table.row([
             format!("/{}", output::visible(&mount.prefix)),
-            output::visible(&mount.source),
+            output::visible(source),
             mount.replicas.to_string(),
+            if options.is_empty() { "-".to_owned() } else { options.join(", ") },
         ]);
     }
     output::print(&table.render())
+}
+
+/// Splits a source and the options of its mount. Those of a later version stay with the source.
+fn parts(source: &str) -> (&str, Terms) {
+    Terms::split(source).unwrap_or((source, Terms::default()))
 }
 
 #[cfg(test)]

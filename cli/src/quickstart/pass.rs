@@ -9,9 +9,7 @@
 //! one that does is named and left out. Bytes that differ while the file did not change are a
 //! mismatch, and no second try hides one.
 
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -19,6 +17,7 @@ use hdrhistogram::Histogram;
 use millrace_client::{Client, Error, File, Kind};
 use serde::Serialize;
 
+use super::truth::{Truth, difference};
 use crate::failure::{Failure, is_about_path};
 use crate::fs::cat::pieces;
 use crate::walk::{Step, Walk};
@@ -26,6 +25,8 @@ use crate::{jobs, output};
 
 /// Most reads at once.
 const READS_AT_ONCE: usize = 32;
+/// Most pieces being compared at once. Guessed: a store far away answers many requests side by side.
+const COMPARED_AT_ONCE: usize = 16;
 /// Most bytes being read at once, though always four reads.
 const BYTES_AT_ONCE: u64 = 64 << 20;
 /// Most bytes of a batch, but for its last piece. Guessed: long enough that starting and ending a
@@ -94,13 +95,13 @@ struct Piece {
 ///
 /// # Errors
 /// If the node is lost.
-pub(super) async fn find(client: &Client, root: &Path) -> Result<Listed, Failure> {
+pub(super) async fn find(client: &Client, truth: &Truth) -> Result<Listed, Failure> {
     let mut found = Listed::default();
     let mut walk = Walk::new(client, "");
     while let Some(step) = walk.next().await? {
         match step {
             Step::Directory { path, entries } => {
-                let there = std::fs::read_dir(root.join(&path)).map_or(0, Iterator::count);
+                let there = truth.name_count(&path).await;
                 found.skipped_count += there.saturating_sub(entries.len()) as u64;
                 let files = entries.iter().filter(|entry| entry.kind == Kind::File);
                 let sample = |entry| Sample { file: client.file(&path, entry), trouble: None };
@@ -120,7 +121,7 @@ pub(super) async fn find(client: &Client, root: &Path) -> Result<Listed, Failure
 pub(super) async fn run(
     name: &'static str,
     client: &Client,
-    root: &Path,
+    truth: &Arc<Truth>,
     samples: &mut [Sample],
 ) -> Result<Pass, Failure> {
     let pieces = pieces_of(samples);
@@ -152,16 +153,26 @@ pub(super) async fn run(
         jobs::for_each(batch.iter().copied(), at_once, start, done).await?;
         elapsed += started.elapsed();
         // From here on the clock stands still.
-        for (piece, result, took) in outcomes {
-            if let Ok(bytes) = &result {
+        for (_, result, took) in &outcomes {
+            if let Ok(bytes) = result {
                 read_count += 1;
                 total_bytes += bytes.len() as u64;
                 latency.saturating_record(took.as_nanos() as u64);
             }
-            let Sample { file, trouble } = &mut samples[piece.index];
-            if trouble.is_none() {
-                *trouble = judge(client, root, file, piece, result).await?;
-            }
+        }
+        let compare = |(piece, result, _): (Piece, Result<Bytes, Error>, Duration)| {
+            let (client, truth) = (client.clone(), Arc::clone(truth));
+            let file = samples[piece.index].file.clone();
+            async move { (piece.index, judge(&client, &truth, &file, piece, result).await) }
+        };
+        let mut troubles = Vec::new();
+        let compared = |(index, trouble): (usize, Result<Option<FileTrouble>, Failure>)| {
+            troubles.extend(trouble?.map(|trouble| (index, trouble)));
+            Ok(())
+        };
+        jobs::for_each(outcomes, COMPARED_AT_ONCE, compare, compared).await?;
+        for (index, trouble) in troubles {
+            samples[index].trouble.get_or_insert(trouble);
         }
     }
     bar.finish_and_clear();
@@ -204,19 +215,22 @@ fn batch_length(pieces: &[Piece]) -> usize {
 /// Compares a piece with the source.
 async fn judge(
     client: &Client,
-    root: &Path,
+    truth: &Truth,
     file: &File,
     piece: Piece,
     result: Result<Bytes, Error>,
 ) -> Result<Option<FileTrouble>, Failure> {
     let offset = match result {
-        Ok(bytes) => match difference(&root.join(&*file.path), piece, &bytes) {
-            Ok(None) => return Ok(None),
-            Ok(Some(offset)) => offset,
-            Err(error) => {
-                return Ok(Some(FileTrouble::Unreadable(format!("at the source: {error}"))));
+        Ok(bytes) => {
+            let expected = truth.read(&file.path, piece.offset, piece.length).await;
+            match expected.map(|expected| difference(&expected, &bytes)) {
+                Ok(None) => return Ok(None),
+                Ok(Some(place)) => piece.offset + place,
+                Err(error) => {
+                    return Ok(Some(FileTrouble::Unreadable(format!("at the source: {error}"))));
+                }
             }
-        },
+        }
         // The node's bytes were damaged twice, which is the clearest failure.
         Err(Error::Corrupt { offset, .. }) => offset,
         Err(error) => return trouble_of(file, &error).map(Some),
@@ -236,18 +250,6 @@ fn trouble_of(file: &File, error: &Error) -> Result<FileTrouble, Failure> {
         error if is_about_path(error) => Ok(FileTrouble::Unreadable(error.to_string())),
         error => Err(Failure::at_path(&file.path, error)),
     }
-}
-
-/// Finds the first byte that differs in the file at `path`, or is missing there, and returns its offset.
-fn difference(path: &Path, piece: Piece, bytes: &[u8]) -> io::Result<Option<u64>> {
-    let mut expected = vec![0; piece.length as usize];
-    match std::fs::File::open(path)?.read_exact_at(&mut expected, piece.offset) {
-        Ok(()) if expected == bytes => return Ok(None),
-        Err(error) if error.kind() != ErrorKind::UnexpectedEof => return Err(error),
-        _ => {}
-    }
-    let same = expected.iter().zip(bytes).take_while(|(a, b)| a == b).count();
-    Ok(Some(piece.offset + same as u64))
 }
 
 #[cfg(test)]
@@ -271,21 +273,5 @@ mod tests {
         assert_eq!(batch_length(&large[200..]), 2);
         let small: Vec<Sample> = (0..BATCH_READS + 1).map(|_| sample(10)).collect();
         assert_eq!(batch_length(&pieces_of(&small)), BATCH_READS);
-    }
-
-    #[test]
-    fn one_wrong_byte_is_found_at_its_offset() {
-        let root = tempfile::tempdir().unwrap();
-        let path = root.path().join("f");
-        std::fs::write(&path, "0123456789").unwrap();
-        let piece = |offset, length| Piece { index: 0, offset, length };
-        let check = |offset, length, bytes: &[u8]| difference(&path, piece(offset, length), bytes);
-        assert_eq!(check(0, 10, b"0123456789").unwrap(), None);
-        assert_eq!(check(4, 3, b"456").unwrap(), None);
-        assert_eq!(check(4, 3, b"4x6").unwrap(), Some(5));
-        assert_eq!(check(4, 3, b"45").unwrap(), Some(6), "too few bytes");
-        assert!(check(4, 9, b"456789abc").unwrap().is_some(), "the source is shorter");
-        std::fs::remove_file(&path).unwrap();
-        assert!(check(0, 1, b"0").is_err());
     }
 }

@@ -221,8 +221,9 @@ impl QuickstartReport {
                 ));
         }
         if self.matched_count == 0 {
-            return Err(Failure::new("no file could be compared, so nothing is proven")
-                .with_hint("name a directory whose files may be read and do not change"));
+            return Err(Failure::new("no file could be compared, so nothing is proven").with_hint(
+                "name a directory or a prefix whose files may be read and do not change",
+            ));
         }
         Ok(())
     }

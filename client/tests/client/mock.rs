@@ -125,7 +125,14 @@ impl World {
             Op::Put | Op::PutPart | Op::PutEnd | Op::PutAbort | Op::Delete => {
                 frame::encode_empty(&mut out, asked.header.reply(Status::UnknownOp));
             }
-            Op::Drain | Op::Mount | Op::Pin | Op::Pins | Op::Challenge | Op::Prove | Op::Vouch => {
+            Op::Drain
+            | Op::Mount
+            | Op::Pin
+            | Op::Pins
+            | Op::Challenge
+            | Op::Prove
+            | Op::Vouch
+            | Op::Refresh => {
                 frame::encode_empty(&mut out, asked.header.reply(Status::UnknownOp));
             }
             Op::Load => frame::encode(

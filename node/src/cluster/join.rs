@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_proto::cluster::Mount;
+use millrace_proto::terms::Terms;
 use millrace_proto::{feature, ring};
 use tokio::sync::watch;
 
@@ -53,7 +54,13 @@ pub(crate) fn source(config: &Config) -> io::Result<Option<String>> {
     if let Some(url) = config.source.to_str().filter(|it| is_remote(it)) {
         let url = normal(url).map_err(io::Error::other)?;
         MountRoots::of(config).find(&url).map_err(io::Error::other)?;
-        return Ok(Some(url));
+        let credential = Some(config.source_credential.clone()).filter(|it| !it.is_empty());
+        return Ok(Some(Terms { credential, ..Terms::default() }.join(&url)));
+    }
+    if !config.source_credential.is_empty() {
+        return Err(io::Error::other(
+            "a directory takes no credential: leave source_credential out",
+        ));
     }
     let root = config.source.canonicalize()?;
     // This also finds out whether it is a directory that may be read.
@@ -97,7 +104,8 @@ pub(crate) fn membership(
         false => config.mount_options.clone(),
     };
     let mounts = Mounts::new(machine, roots, options, contents);
-    let mounts = Arc::new(mounts.with_remote(stores, limits(config)));
+    let mounts = mounts.with_remote(stores, limits(config)).believing(config.stale_after);
+    let mounts = Arc::new(mounts);
     let views: Arc<Views> = Arc::new(watch::Sender::new(Arc::new(View::default())));
     if config.coord == Coordination::None {
         let root = source.map(|source| Mount { prefix: String::new(), source, replicas: 1 });

@@ -6,6 +6,7 @@
 
 use millrace_proto::Status;
 use millrace_proto::cluster::{MOUNTS_MAX, Mount, PINS_BYTES_MAX, PINS_MAX, REPLICAS_MAX};
+use millrace_proto::terms::Terms;
 use zookeeper_client::{CheckWriteError, CheckWriter, Client, CreateMode, CreateOptions, Error};
 
 use super::known::{Known, path};
@@ -286,9 +287,13 @@ pub(super) fn changed(
         return refuse(format!("{} replicas: 1 to {REPLICAS_MAX} are possible", mount.replicas));
     }
     let mut mount = mount.clone();
-    if !mount.source.starts_with("file:///") {
-        match normal(&mount.source) {
-            Ok(source) => mount.source = source,
+    let (source, terms) = match Terms::split(&mount.source) {
+        Ok(parts) => parts,
+        Err(error) => return refuse(format!("'{}' cannot be mounted: {error}", mount.source)),
+    };
+    if !source.starts_with("file:///") {
+        match normal(source) {
+            Ok(source) => mount.source = terms.join(&source),
             Err(error) => return refuse(format!("'{}' cannot be mounted: {error}", mount.source)),
         }
     }
@@ -368,6 +373,7 @@ mod tests {
             mount("a/../b", "file:///a"),
             mount("a", "s3:bucket"),
             mount("a", "https://me:secret@host"),
+            mount("a", "s3://box?colour=red"),
             mount("a", "file://relative"),
             Mount { replicas: 0, ..mount("a", "file:///a") },
             Mount { replicas: 9, ..mount("a", "file:///a") },

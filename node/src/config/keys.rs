@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use millrace_ops::settings::{Access, LIST_SEPARATOR, Number};
 use millrace_proto::frame::{BODY_LENGTH_MAX, PAYLOAD_LENGTH_MAX};
+use millrace_proto::terms::{StaleAfter, is_credential};
 
 use super::coordination::Coordination;
 use super::mounts::MountOptions;
@@ -54,10 +55,11 @@ pub const KEYS: &[Key] = &[
         help: "Directory or store to serve, such as s3://BUCKET/PREFIX; only read unless `writable`",
         example: "/data",
         access: Access::Text {
-            allowed: "a path, or a URL",
+            allowed: "a path, file:///DIR, or a URL",
             set: |config, text| {
-                config.source = PathBuf::from(text.strip_prefix(FILE_SCHEME).unwrap_or(text));
-                !text.is_empty()
+                let directory = text.strip_prefix(FILE_SCHEME);
+                config.source = PathBuf::from(directory.unwrap_or(text));
+                !text.is_empty() && directory.is_none_or(|it| it.starts_with('/'))
             },
             get: |config| config.source.display().to_string(),
         },
@@ -96,6 +98,36 @@ pub const KEYS: &[Key] = &[
         },
     },
     Key {
+        name: "source_credential",
+        value: "NAME",
+        default: "what the environment has",
+        help: "Credential of the source: the name of a table [credential.NAME] in the configuration file",
+        example: "prod",
+        access: Access::Text {
+            allowed: "1 to 64 letters, digits, '-', '_' and '.', or nothing",
+            set: |config, text| {
+                config.source_credential = text.to_owned();
+                text.is_empty() || is_credential(text)
+            },
+            get: |config| config.source_credential.clone(),
+        },
+    },
+    Key {
+        name: "stale_after_ms",
+        value: "MS",
+        default: "auto: 30000 for stores on other machines, 0 for directories",
+        help: "How long a look-up is believed before the source is asked again; 0 asks each time",
+        example: "5000",
+        access: Access::Text {
+            allowed: "milliseconds, never or auto",
+            set: |config, text| {
+                config.stale_after = StaleAfter::parse(&text.replace('_', ""));
+                config.stale_after.is_some() || text == AUTOMATIC
+            },
+            get: |config| config.stale_after.map_or(AUTOMATIC.to_owned(), |it| it.to_string()),
+        },
+    },
+    Key {
         name: "mount_root",
         value: "DIR|URL",
         default: "the source alone",
@@ -104,7 +136,9 @@ pub const KEYS: &[Key] = &[
         access: Access::List {
             allowed: "absolute paths and URLs, with ':' between them, or nothing",
             set: |config, text| {
-                config.mount_roots = roots_in(text).into_iter().map(PathBuf::from).collect();
+                let roots = roots_in(text).into_iter();
+                let roots = roots.map(|root| root.strip_prefix(FILE_SCHEME).unwrap_or(root));
+                config.mount_roots = roots.map(PathBuf::from).collect();
                 let is_root = |root: &PathBuf| match root.to_str().filter(|it| is_remote(it)) {
                     Some(url) => normal(url).is_ok(),
                     None => root.is_absolute() && !root.to_string_lossy().contains(LIST_SEPARATOR),

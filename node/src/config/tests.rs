@@ -206,7 +206,7 @@ fn wrong_values_name_the_place_the_range_and_an_example() {
 fn nonsense_is_refused_for_every_key() {
     let free = ["source", "advertise", "data", "coord_secret", "admin_token"];
     let is_free = |key: &&Key| !free.contains(&key.name);
-    let names = ["node_id", "zone", "socket_user", "socket_group"];
+    let names = ["node_id", "zone", "socket_user", "socket_group", "source_credential"];
     let is_name = |key: &&Key| names.contains(&key.name);
     for key in KEYS.iter().filter(is_name) {
         for text in ["?!", "1 2 3", "\u{661}", "..", "a/b", &"n".repeat(65)] {

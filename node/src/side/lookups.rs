@@ -1,8 +1,10 @@
 //! Look-ups: what a path is, what a directory holds, and what is dropped when a file has changed.
 //!
-//! Always holds: when a client gets a new version of a file, the blocks of the one before are gone.
+//! Always holds: when a client gets a new version of a file, the blocks of the one before are gone; what is
+//! answered without asking a source is as young as the mount wants it.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use millrace_proto::message::{Entry, FreeReply, Kind, LIST_PAGE_BYTES_MAX, ListReply, StatReply};
 use millrace_proto::{FileId, Status};
@@ -55,6 +57,9 @@ pub(super) async fn serve(
                 PathLookup::List { path, token, limit } => {
                     context.list(caller, path, token, limit).await
                 }
+                PathLookup::Refresh { path, recursive } => {
+                    context.refresh(caller, path, recursive).await
+                }
                 PathLookup::Free { path, everywhere } => {
                     context.free(caller, path, everywhere).await
                 }
@@ -104,31 +109,60 @@ impl Context {
         }
     }
 
-    /// Notes what the source reported of a file, at a look that began before it was asked, and makes it
+    /// Notes what the source reported of a path, at a look that began before it was asked, and makes it
     /// an entry. If the version is new, the blocks of the one before are gone when this returns.
-    pub(super) async fn note(&self, path: &str, name: String, found: Found, look: Look) -> Entry {
-        if found.kind == Kind::Directory {
-            let Found { kind, version, length, modified_ms } = found;
-            return Entry { name, kind, id: FileId(0), version, length, modified_ms };
+    pub(super) async fn note(
+        &self,
+        path: &Arc<str>,
+        name: String,
+        found: Found,
+        look: Ask,
+    ) -> Entry {
+        let id = self.store.identify(path);
+        let mut noted = Noted::Known;
+        if found.kind == Kind::File {
+            let (version, length) = (found.version, found.length);
+            let is_read_in_parts = self.store.is_read_in_parts(path);
+            let record = FileRecord { path: Arc::clone(path), version, length, is_read_in_parts };
+            // A look that was overtaken by a newer one shows at the first read: the version is stale.
+            noted = self.files.note_at(id, record, look.look);
+            if noted == Noted::Instead {
+                self.drop_blocks(id).await;
+            }
+        }
+        if noted != Noted::TooLate && !self.store.stale_after(path).is_zero() {
+            self.beliefs.note(path, id, Some(found.clone()), look.at);
+        }
+        entry_of(name, id, found)
+    }
+
+    /// Begins to ask a source.
+    pub(super) fn begin(&self) -> Ask {
+        Ask { look: self.files.look(), at: Instant::now() }
+    }
+
+    /// Returns what a look-up found a moment ago, if the mount lets that be believed.
+    fn believed(&self, path: &Arc<str>) -> Option<Result<Entry, Failure>> {
+        let bound = self.store.stale_after(path);
+        if bound.is_zero() {
+            return None;
         }
         let id = self.store.identify(path);
-        let record = FileRecord {
-            path: path.into(),
-            version: found.version,
-            length: found.length,
-            is_read_in_parts: self.store.is_read_in_parts(path),
+        let Some(found) = self.beliefs.get(path, id, bound, Instant::now())? else {
+            return Some(Err(StoreError::NotFound.into()));
         };
-        // A look that was overtaken by a newer one shows at the first read: the version is stale.
-        if self.files.note_at(id, record, look) == Noted::Instead {
-            self.drop_blocks(id).await;
+        // A read has found out more since, or wants a version that another node has seen.
+        let is_known = || self.files.get(id).is_some_and(|it| it.version == found.version);
+        if found.kind == Kind::File && (self.files.is_doubted(id) || !is_known()) {
+            return None;
         }
-        let Found { kind, version, length, modified_ms } = found;
-        Entry { name, kind, id, version, length, modified_ms }
+        Some(Ok(entry_of(path.to_string(), id, found)))
     }
 
     /// Forgets what is known of a path, and drops its blocks.
     pub(super) async fn forget_all(&self, path: &str) {
         let id = self.store.identify(path);
+        self.beliefs.forget(path, Instant::now());
         self.files.forget(id);
         self.drop_blocks(id).await;
     }
@@ -171,14 +205,14 @@ impl Context {
     /// Looks a path up in the source.
     async fn look_up(&self, caller: Caller<'_>, path: &Arc<str>) -> Result<Entry, Failure> {
         check_path(path)?;
-        let look = self.files.look();
+        let look = self.begin();
         let found = self.ask(caller, self.store.stat(Arc::clone(path))).await;
         self.judge(path, found, look).await
     }
 
     /// As [`Context::look_up`], for no caller: the time is bounded elsewhere.
     pub(super) async fn see_now(&self, path: &Arc<str>) -> Result<Entry, Failure> {
-        let look = self.files.look();
+        let look = self.begin();
         let found = self.store.stat(Arc::clone(path)).await.map_err(Failure::from);
         self.judge(path, found, look).await
     }
@@ -188,7 +222,7 @@ impl Context {
         &self,
         path: &Arc<str>,
         found: Result<Found, Failure>,
-        look: Look,
+        look: Ask,
     ) -> Result<Entry, Failure> {
         match found {
             Ok(found) => {
@@ -202,8 +236,11 @@ impl Context {
             Err(failure) => {
                 if failure.status == Status::NotFound {
                     let id = self.store.identify(path);
-                    if let Some(record) = self.files.get_from_before(id, look) {
+                    if let Some(record) = self.files.get_from_before(id, look.look) {
                         self.forget(id, record.version).await;
+                    }
+                    if !self.store.stale_after(path).is_zero() {
+                        self.beliefs.note(path, id, None, look.at);
                     }
                 }
                 Err(failure)
@@ -226,6 +263,19 @@ impl Context {
     }
 
     async fn stat(&self, caller: Caller<'_>, path: Arc<str>) -> Answer {
+        check_path(&path)?;
+        let entry = match self.believed(&path) {
+            Some(believed) => believed?,
+            None => self.look_up(caller, &path).await?,
+        };
+        Ok(encode(caller.requester, &StatReply { entry, block_size: self.block_size }))
+    }
+
+    async fn refresh(&self, caller: Caller<'_>, path: Arc<str>, recursive: bool) -> Answer {
+        check_path(&path)?;
+        if recursive {
+            self.beliefs.forget_below(&path, Instant::now());
+        }
         let entry = self.look_up(caller, &path).await?;
         Ok(encode(caller.requester, &StatReply { entry, block_size: self.block_size }))
     }
@@ -246,7 +296,7 @@ impl Context {
             })?;
             self.store.list(Arc::clone(&path), token, limit).await
         };
-        let look = self.files.look();
+        let look = self.begin();
         let mut page = self.ask(caller, page).await?;
         let mut reply = ListReply {
             entries: Vec::with_capacity(page.entries.len()),
@@ -267,7 +317,7 @@ impl Context {
                 break;
             }
             last = page.token(&name, found.kind);
-            reply.entries.push(self.note(&whole, name, found, look).await);
+            reply.entries.push(self.note(&whole.into(), name, found, look).await);
         }
         Ok(encode(caller.requester, &reply))
     }
@@ -279,6 +329,8 @@ impl Context {
             self.cluster.view().check_agreement()?;
         }
         let id = self.store.identify(&path);
+        // What another node has written is freed here, too, and the next look-up is to see it.
+        self.beliefs.forget(&path, Instant::now());
         // Only the table is asked, so a file whose source is gone can still be freed.
         if self.files.get(id).is_none() {
             self.look_up_file(caller, &path).await?;
@@ -291,4 +343,18 @@ impl Context {
         }
         Ok(encode(caller.requester, &FreeReply { block_count, byte_count }))
     }
+}
+
+/// When a source began to be asked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ask {
+    look: Look,
+    at: Instant,
+}
+
+/// Makes what was found an entry. A directory has no id.
+fn entry_of(name: String, id: FileId, found: Found) -> Entry {
+    let Found { kind, version, length, modified_ms } = found;
+    let id = if kind == Kind::Directory { FileId(0) } else { id };
+    Entry { name, kind, id, version, length, modified_ms }
 }

@@ -235,7 +235,7 @@ impl Context {
                 Err(invalid(message))
             }
             Ok(Some(found)) => {
-                let look = self.files.look();
+                let look = self.begin();
                 let entry = self.note(path, path.to_string(), found, look).await;
                 self.tell_others(path).await;
                 Ok(Some(entry))

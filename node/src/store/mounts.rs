@@ -11,18 +11,24 @@ use std::time::Duration;
 use millrace_proto::FileId;
 use millrace_proto::cluster::{Mount, mount_of};
 use millrace_proto::message::Kind;
+use millrace_proto::terms::{StaleAfter, Terms, bare};
 
 use super::compared::Compared;
 use super::contents::Contents;
+use super::filtered::Filtered;
 use super::local::LocalStore;
 use super::machine::Machine;
-use super::roots::{Location, MountRoots};
+use super::roots::{Location, MountRoots, is_remote};
 use super::{
     Condition, Errand, FillError, Found, NoRemoteStores, Page, Part, RemoteStores, StoreError,
     StoreFuture, StoreLimits, UnderStore, Upload, check_path, file_id,
 };
 use crate::config::MountOptions;
 use crate::memory::Blank;
+
+/// How long look-ups at stores on other machines are believed unless something else is said. Guessed: data sets
+/// change seldom, and an engine opens a file many times within it.
+const REMOTE_STALE_AFTER: Duration = Duration::from_secs(30);
 
 /// A source, or why it cannot be used here.
 type Store = Result<Arc<dyn UnderStore>, StoreError>;
@@ -33,6 +39,8 @@ struct Table {
     mounts: Vec<Mount>,
     /// For each mount its source.
     stores: Vec<Store>,
+    /// For each mount how long a look-up is believed.
+    bounds: Vec<Duration>,
 }
 
 /// All sources of a node. Until it knows what is mounted, it asks to be asked again.
@@ -41,6 +49,8 @@ pub(crate) struct Mounts {
     remote: Arc<dyn RemoteStores>,
     /// For each source on another machine.
     limits: StoreLimits,
+    /// How long look-ups are believed at mounts that do not say.
+    stale_after: Option<StaleAfter>,
     /// Sources have to lie below them, whatever mounts them.
     roots: MountRoots,
     options: MountOptions,
@@ -68,6 +78,7 @@ impl Mounts {
             machine,
             remote: Arc::new(NoRemoteStores),
             limits,
+            stale_after: None,
             roots,
             options,
             contents: Arc::new(contents),
@@ -80,16 +91,25 @@ impl Mounts {
         Mounts { remote, limits, ..self }
     }
 
+    /// Has look-ups believed for this long at mounts that do not say.
+    pub(crate) fn believing(self, stale_after: Option<StaleAfter>) -> Mounts {
+        Mounts { stale_after, ..self }
+    }
+
     /// Checks that a source may be mounted. Every node serves every mount, so a source that this node
     /// may not serve is not given to others either.
     ///
     /// # Errors
     /// [`StoreError::Denied`] for one outside of the mount roots, [`StoreError::InvalidPath`] for one of a
-    /// form that is not known.
+    /// form that is not known, [`StoreError::Unusable`] for options that it cannot have, such as a credential that
+    /// this node lacks.
     pub(crate) fn admit(&self, source: &str) -> Result<(), StoreError> {
+        let (source, terms) = Terms::split(source).map_err(StoreError::Unusable)?;
         match self.roots.find(source)? {
-            Location::Directory(_) => Ok(()),
-            Location::Remote(url) => self.remote.open(&url, self.limits).map(drop),
+            Location::Directory(_) => without_credential(&terms),
+            Location::Remote(url) => {
+                self.remote.open(&url, terms.credential.as_deref(), self.limits).map(drop)
+            }
         }
     }
 
@@ -99,31 +119,48 @@ impl Mounts {
         let compared: BTreeSet<&str> = mounts
             .iter()
             .filter(|mount| self.options.compares_content(&mount.prefix))
-            .map(|mount| mount.source.as_str())
+            .map(|mount| bare(&mount.source))
             .collect();
-        let store_of = |mount: &Mount| self.store_of(mount, compared.contains(&*mount.source));
+        let store_of = |mount: &Mount| self.store_of(mount, compared.contains(bare(&mount.source)));
         let stores: Vec<_> = mounts.iter().map(store_of).collect();
+        let bounds = mounts.iter().map(|mount| self.bound_of(mount)).collect();
         for (mount, store) in mounts.iter().zip(&stores) {
             if let Err(error) = store {
                 tracing::warn!("mount {} at '/{}': {error}", mount.source, mount.prefix);
             }
         }
-        let table = Arc::new(Table { mounts, stores });
+        let table = Arc::new(Table { mounts, stores, bounds });
         *self.table.write().unwrap_or_else(PoisonError::into_inner) = Some(table);
     }
 
     /// Makes the store that a mount means, whose contents are compared or not.
     fn store_of(&self, Mount { prefix, source, .. }: &Mount, is_compared: bool) -> Store {
+        let (source, terms) = Terms::split(source).map_err(StoreError::Unusable)?;
         let store: Arc<dyn UnderStore> = match self.roots.find(source)? {
-            Location::Remote(url) => self.remote.open(&url, self.limits)?,
+            Location::Remote(url) => {
+                self.remote.open(&url, terms.credential.as_deref(), self.limits)?
+            }
             Location::Directory(root) => {
+                without_credential(&terms)?;
                 let rule = self.options.device_rule(prefix);
                 Arc::new(LocalStore::new(&self.machine, root, source, rule))
             }
         };
-        match is_compared {
-            true => Ok(Arc::new(Compared::new(store, &self.contents, source))),
-            false => Ok(store),
+        let store: Arc<dyn UnderStore> = match is_compared {
+            true => Arc::new(Compared::new(store, &self.contents, source)),
+            false => store,
+        };
+        Ok(Filtered::over(store, &terms))
+    }
+
+    /// Returns how long look-ups are believed at a mount.
+    fn bound_of(&self, mount: &Mount) -> Duration {
+        let own = Terms::split(&mount.source).ok().and_then(|(_, terms)| terms.stale_after);
+        match own.or(self.stale_after) {
+            Some(StaleAfter::Never) => Duration::MAX,
+            Some(StaleAfter::Ms(ms)) => Duration::from_millis(ms),
+            None if is_remote(&mount.source) => REMOTE_STALE_AFTER,
+            None => Duration::ZERO,
         }
     }
 
@@ -175,6 +212,16 @@ impl Table {
     }
 }
 
+/// Checks that nothing names a credential for a directory of this machine.
+fn without_credential(terms: &Terms) -> Result<(), StoreError> {
+    match terms.credential {
+        Some(_) => Err(StoreError::Unusable(
+            "a directory takes no credential: the node opens it as its own user".to_owned(),
+        )),
+        None => Ok(()),
+    }
+}
+
 fn directory() -> Found {
     Found { kind: Kind::Directory, version: 0, length: 0, modified_ms: 0 }
 }
@@ -193,6 +240,15 @@ impl UnderStore for Mounts {
         match table.place(path) {
             Some(MountedPath { store: Ok(store), rest }) => store.is_read_in_parts(&rest),
             _ => false,
+        }
+    }
+
+    fn stale_after(&self, path: &str) -> Duration {
+        let Ok(table) = self.table() else { return Duration::ZERO };
+        match mount_of(&table.mounts, path) {
+            // What is mounted below shows at once.
+            Some((index, _)) if table.names_below(path).is_empty() => table.bounds[index],
+            _ => Duration::ZERO,
         }
     }
 

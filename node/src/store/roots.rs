@@ -12,7 +12,7 @@ use super::StoreError;
 use crate::config::Config;
 
 /// How sources on this machine begin.
-pub(crate) const FILE_SCHEME: &str = "file://";
+pub const FILE_SCHEME: &str = "file://";
 /// Longest name of a source in bytes.
 pub(crate) const SOURCE_LENGTH_MAX: usize = 4096;
 /// Why a source is not served.
@@ -80,7 +80,7 @@ impl MountRoots {
 }
 
 /// True if a source is a URL of a store that is not a directory of this machine.
-pub(crate) fn is_remote(source: impl AsRef<Path>) -> bool {
+pub fn is_remote(source: impl AsRef<Path>) -> bool {
     let text = source.as_ref().to_str().unwrap_or_default();
     text.contains("://") && !text.starts_with(FILE_SCHEME)
 }
@@ -90,7 +90,7 @@ pub(crate) fn is_remote(source: impl AsRef<Path>) -> bool {
 ///
 /// # Errors
 /// [`StoreError::InvalidPath`] for a text that is not such a URL, or that carries a password.
-pub(crate) fn normal(url: &str) -> Result<String, StoreError> {
+pub fn normal(url: &str) -> Result<String, StoreError> {
     let refuse = |message| Err(StoreError::InvalidPath(message));
     let Some((scheme, rest)) = url.split_once("://") else {
         return refuse("not a source: write file:///DIR, or a URL such as s3://BUCKET/PREFIX");

@@ -12,7 +12,7 @@ use millrace_proto::proof::{
     Side,
 };
 
-use super::request::ColdOp;
+use super::request::{ColdOp, PathOp};
 use super::{Action, Worker};
 use crate::cache::BlockKey;
 use crate::mailbox::{Requester, reply_header};
@@ -72,7 +72,7 @@ impl Worker {
     /// Returns why an operation is not for this connection, if it is not.
     pub(super) fn refusal(&mut self, op: ColdOp, token: Token) -> Option<&'static str> {
         match op {
-            ColdOp::Free | ColdOp::Drain | ColdOp::Mount | ColdOp::Pin
+            ColdOp::OfPath(PathOp::Free) | ColdOp::Drain | ColdOp::Mount | ColdOp::Pin
                 if self.role(token).is_none() =>
             {
                 Some(

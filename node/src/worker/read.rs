@@ -86,7 +86,10 @@ impl Worker {
                     counters.hit_bytes.add(u64::from(range.length.min(hit.block_length - offset)));
                 }
             }
-            None => self.on_miss(now, requester, range, key, offset, actions),
+            None => {
+                self.shared.files.doubt(range.file, range.version);
+                self.on_miss(now, requester, range, key, offset, actions);
+            }
         }
     }
 

@@ -9,8 +9,8 @@ use millrace_proto::cluster::{
 use millrace_proto::frame::{self, Header};
 use millrace_proto::message::{
     ArchivedFreeRequest, ArchivedHelloRequest, ArchivedListRequest, ArchivedLoadRequest,
-    ArchivedRange, ArchivedReadManyRequest, ArchivedStatRequest, Counter, HelloReply, RANGES_MAX,
-    READ_MANY_BYTES_MAX, Range, StatusReply,
+    ArchivedRange, ArchivedReadManyRequest, ArchivedRefreshRequest, ArchivedStatRequest, Counter,
+    HelloReply, RANGES_MAX, READ_MANY_BYTES_MAX, Range, StatusReply,
 };
 use millrace_proto::proof::Role;
 use millrace_proto::{FrameError, Op, Status, VERSION, feature};
@@ -40,10 +40,7 @@ pub(super) enum ColdOp {
     Ping,
     Status,
     Attach,
-    Stat,
-    List,
-    Load,
-    Free,
+    OfPath(PathOp),
     Ring,
     Inventory,
     Drain,
@@ -53,6 +50,16 @@ pub(super) enum ColdOp {
     Challenge,
     Vouch,
     Prove,
+}
+
+/// Operations that look up paths at the source.
+#[derive(Clone, Copy)]
+pub(super) enum PathOp {
+    Stat,
+    Refresh,
+    List,
+    Load,
+    Free,
 }
 
 /// Name and version of the node, as clients see it.
@@ -106,10 +113,16 @@ impl Worker {
             Op::Ping => self.on_cold_request(now, ColdOp::Ping, requester, body, actions),
             Op::Status => self.on_cold_request(now, ColdOp::Status, requester, body, actions),
             Op::Attach => self.on_cold_request(now, ColdOp::Attach, requester, body, actions),
-            Op::Stat => self.on_cold_request(now, ColdOp::Stat, requester, body, actions),
-            Op::List => self.on_cold_request(now, ColdOp::List, requester, body, actions),
-            Op::Load => self.on_cold_request(now, ColdOp::Load, requester, body, actions),
-            Op::Free => self.on_cold_request(now, ColdOp::Free, requester, body, actions),
+            Op::Stat | Op::Refresh | Op::List | Op::Load | Op::Free => {
+                let op = match op {
+                    Op::Stat => PathOp::Stat,
+                    Op::Refresh => PathOp::Refresh,
+                    Op::List => PathOp::List,
+                    Op::Load => PathOp::Load,
+                    _ => PathOp::Free,
+                };
+                self.on_cold_request(now, ColdOp::OfPath(op), requester, body, actions)
+            }
             Op::Ring => self.on_cold_request(now, ColdOp::Ring, requester, body, actions),
             Op::Inventory => self.on_cold_request(now, ColdOp::Inventory, requester, body, actions),
             Op::Drain => self.on_cold_request(now, ColdOp::Drain, requester, body, actions),
@@ -283,23 +296,7 @@ impl Worker {
                 self.attach(&requester);
                 return Ok(());
             }
-            ColdOp::Stat => {
-                let path = text(&frame::body::<ArchivedStatRequest>(body)?.path);
-                PathLookup::Stat { path }.into()
-            }
-            ColdOp::List => {
-                let request = frame::body::<ArchivedListRequest>(body)?;
-                let (path, token) = (text(&request.path), text(&request.token));
-                PathLookup::List { path, token, limit: request.limit.to_native() }.into()
-            }
-            ColdOp::Load => {
-                let path = text(&frame::body::<ArchivedLoadRequest>(body)?.path);
-                PathLookup::Load { path }.into()
-            }
-            ColdOp::Free => {
-                let path = text(&frame::body::<ArchivedFreeRequest>(body)?.path);
-                PathLookup::Free { path, everywhere: is_administrator }.into()
-            }
+            ColdOp::OfPath(op) => path_lookup(op, body, is_administrator)?.into(),
             ColdOp::Ring => {
                 let request = frame::body::<ArchivedRingRequest>(body)?;
                 let (epoch, first) = (request.epoch.to_native(), request.first.to_native());
@@ -425,4 +422,32 @@ impl Worker {
 
 fn text(archived: &str) -> Arc<str> {
     Arc::from(archived)
+}
+
+/// Reads a request about a path; `everywhere` if the connection speaks for the whole cluster.
+fn path_lookup(op: PathOp, body: &[u8], everywhere: bool) -> Result<PathLookup, FrameError> {
+    Ok(match op {
+        PathOp::Stat => {
+            let path = text(&frame::body::<ArchivedStatRequest>(body)?.path);
+            PathLookup::Stat { path }
+        }
+        PathOp::Refresh => {
+            let request = frame::body::<ArchivedRefreshRequest>(body)?;
+            let (path, recursive) = (text(&request.path), request.recursive != 0);
+            PathLookup::Refresh { path, recursive }
+        }
+        PathOp::List => {
+            let request = frame::body::<ArchivedListRequest>(body)?;
+            let (path, token) = (text(&request.path), text(&request.token));
+            PathLookup::List { path, token, limit: request.limit.to_native() }
+        }
+        PathOp::Load => {
+            let path = text(&frame::body::<ArchivedLoadRequest>(body)?.path);
+            PathLookup::Load { path }
+        }
+        PathOp::Free => {
+            let path = text(&frame::body::<ArchivedFreeRequest>(body)?.path);
+            PathLookup::Free { path, everywhere }
+        }
+    })
 }

@@ -169,6 +169,27 @@ pub(crate) fn requests() -> Vec<Vector> {
             Proof { mac: exchange().proof(&secret(), Side::Client) },
         ),
         vector("vouch", "A range, as in Read.", request(Op::Vouch, FIRST + 20), range(0, 70_000)),
+        vector(
+            "refresh",
+            "A file.",
+            request(Op::Refresh, FIRST + 21),
+            RefreshRequest { path: "datasets/hot".into(), recursive: 0 },
+        ),
+        vector(
+            "refresh_recursive",
+            "All that is served.",
+            request(Op::Refresh, FIRST + 22),
+            RefreshRequest { path: String::new(), recursive: 1 },
+        ),
+        vector(
+            "mount_with_options",
+            "Two options behind the source.",
+            request(Op::Mount, FIRST + 23),
+            MountRequest {
+                mount: mount("lake", "s3://box/it?credential=prod&stale_after_ms=never", 1),
+                remove: 0,
+            },
+        ),
     ]
 }
 

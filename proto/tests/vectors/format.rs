@@ -376,6 +376,12 @@ message!(
     |m| object(&[("mount", mount_json(&m.mount)), ("remove", m.remove.to_string())])
 );
 message!(
+    RefreshRequest,
+    ArchivedRefreshRequest,
+    |a| RefreshRequest { path: text(&a.path), recursive: a.recursive },
+    |m| object(&[("path", string(&m.path)), ("recursive", m.recursive.to_string())])
+);
+message!(
     PinRequest,
     ArchivedPinRequest,
     |a| PinRequest { path: text(&a.path), undo: a.undo },
