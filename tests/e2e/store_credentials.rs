@@ -11,7 +11,7 @@ use millrace_proto::Op;
 use millrace_proto::message::StatRequest;
 use millrace_tests::origin::Origin;
 use millrace_tests::process::program;
-use millrace_tests::{Cluster, HANG_GUARD, NodeOptions, Scratch};
+use millrace_tests::{Cluster, HANG_GUARD, NodeOptions, Scratch, wait_until};
 use tempfile::TempDir;
 
 /// Writes a file that only its owner may read, or that all users may.
@@ -173,7 +173,11 @@ async fn a_node_without_the_credential_says_which_one_it_lacks() {
     client.mount(&mount).await.expect("the first node has it");
     cluster.wait_settled();
     let request = StatRequest { path: "lake/it".to_owned() };
-    let told = cluster.members[1].node().peer().ask(Op::Stat, &request).message();
+    let peer = |cluster: &mut Cluster| cluster.members[1].node().peer();
+    wait_until("the other node knows the mount", || {
+        peer(&mut cluster).ask(Op::Stat, &request).status() != Status::NotFound
+    });
+    let told = peer(&mut cluster).ask(Op::Stat, &request).message();
     assert!(told.contains("credential prod") && told.contains("[credential.prod]"), "{told}");
     assert_eq!(read(&client, "lake/it").await.expect("the other node has it"), vec![1; 1000]);
     assert_eq!(read(&client, "own").await.expect("read"), b"own");

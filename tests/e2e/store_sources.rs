@@ -55,8 +55,10 @@ fn quickstart_compares_a_bucket_with_what_the_store_gives_itself() {
     for word in ["Millrace reads s3://box/lake", "6 files", "every byte matched: 6 files"] {
         assert!(told.contains(word), "no {word:?} in {told}");
     }
-    // Three blocks of five files, once through the node and twice for the comparison.
-    assert_eq!(origin.read_count(), 3 * 5 * 3);
+    // Three blocks of five files: twice for the comparison, and once through the node, which asks for neighbours
+    // at once.
+    let count = origin.read_count();
+    assert!((3 * 5 * 2 + 5..=3 * 5 * 3).contains(&count), "{count} requests");
 }
 
 #[test]

@@ -324,13 +324,22 @@ async fn a_file_that_is_replaced_keeps_its_permissions() {
 
 #[test]
 fn what_is_put_through_one_member_is_seen_through_the_others() {
+    see_writes("0");
+    // Not even where look-ups are believed for good is anything older believed.
+    see_writes("never");
+}
+
+/// Writes through one member and looks through all, whose look-ups are believed for this long.
+fn see_writes(stale_after_ms: &str) {
     let scratch = Scratch::new();
     scratch.write("it", b"old");
     let mut cluster = Cluster::start(1, 0, scratch.root());
     for _ in 0..2 {
-        cluster.add().set("writable", true);
+        cluster.add();
     }
     for member in &mut cluster.members {
+        member.set("writable", true);
+        member.set("stale_after_ms", stale_after_ms);
         member.start();
     }
     cluster.wait_settled();
@@ -355,6 +364,10 @@ fn what_is_put_through_one_member_is_seen_through_the_others() {
         client.delete("it").await.expect("delete");
         for peer in &mut peers {
             assert_eq!(peer.stat("it").expect_err("gone"), Status::NotFound);
+        }
+        let file = client.put("it", &b"again"[..], PutOptions::new()).await.expect("put");
+        for peer in &mut peers {
+            assert_eq!(peer.stat("it").expect("it is there again").version, file.version);
         }
     });
 }

@@ -9,7 +9,9 @@ use millrace_proto::FileId;
 use millrace_proto::message::Kind;
 use millrace_proto::terms::Terms;
 
-use super::{Errand, FillError, Found, Page, Part, StoreError, StoreFuture, UnderStore};
+use super::{
+    Condition, Errand, FillError, Found, Page, Part, StoreError, StoreFuture, UnderStore, Upload,
+};
 use crate::memory::Blank;
 
 /// Which files a mount shows.
@@ -35,6 +37,11 @@ impl Filter {
     }
 }
 
+/// Why nothing is written: what is there may not be shown.
+const SHOWS_A_PART: StoreError = StoreError::Denied(
+    "a mount that shows a part of its files takes no writes: mount the source without a filter for them",
+);
+
 /// See the module.
 pub(super) struct Filtered {
     store: Arc<dyn UnderStore>,
@@ -59,6 +66,10 @@ impl Filtered {
 impl UnderStore for Filtered {
     fn identify(&self, path: &str) -> FileId {
         self.store.identify(path)
+    }
+
+    fn is_read_in_parts(&self, path: &str) -> bool {
+        self.store.is_read_in_parts(path)
     }
 
     fn stat(&self, path: Arc<str>) -> StoreFuture<'_, Result<Found, StoreError>> {
@@ -101,6 +112,22 @@ impl UnderStore for Filtered {
 
     fn compare(&self, part: &Part, blank: &Blank) -> Result<(), StoreError> {
         self.store.compare(part, blank)
+    }
+
+    fn put(
+        &self,
+        _path: Arc<str>,
+        _condition: Condition,
+    ) -> StoreFuture<'_, Result<Box<dyn Upload>, StoreError>> {
+        Box::pin(async { Err(SHOWS_A_PART) })
+    }
+
+    fn delete(
+        &self,
+        _path: Arc<str>,
+        _condition: Condition,
+    ) -> StoreFuture<'_, Result<(), StoreError>> {
+        Box::pin(async { Err(SHOWS_A_PART) })
     }
 }
 
