@@ -27,8 +27,8 @@ const PROGRAM_BYTES: u64 = 32 << 20;
 const SHARD_BYTES: u64 = 4 << 20;
 /// Counted for each client that may be connected: what a quiet one has in tables of ours and the kernel's.
 const CONNECTION_BYTES: u64 = 2 << 10;
-/// Counted for each file that may be known: its record, with a path of usual length.
-const FILE_BYTES: u64 = 256;
+/// Counted for each file that may be known: its record, with a path of usual length, and what is believed of it.
+const FILE_BYTES: u64 = 400;
 /// Taking memory for longer than this is logged, because a start then waits for it.
 const TELLING: Duration = Duration::from_secs(1);
 /// A limit from here on means no limit: control groups of version 1 report "none" as a number like this.

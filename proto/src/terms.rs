@@ -14,6 +14,7 @@ const STALE_AFTER: &str = "stale_after_ms";
 const INCLUDE: &str = "include";
 const EXCLUDE: &str = "exclude";
 const SIZE_MAX: &str = "file_size_max";
+const WRITABLE: &str = "writable";
 /// Longest pattern in bytes.
 pub const PATTERN_LENGTH_MAX: usize = 256;
 /// Most patterns of a mount.
@@ -60,6 +61,8 @@ pub struct Terms {
     pub exclude: Vec<String>,
     /// Longest file that is shown, in bytes.
     pub size_max: Option<u64>,
+    /// True if clients may write there.
+    pub writable: bool,
 }
 
 impl Terms {
@@ -81,6 +84,7 @@ impl Terms {
         terms.extend(self.include.iter().map(|it| format!("{INCLUDE}={}", escaped(it))));
         terms.extend(self.exclude.iter().map(|it| format!("{EXCLUDE}={}", escaped(it))));
         terms.extend(self.size_max.map(|it| format!("{SIZE_MAX}={it}")));
+        terms.extend(self.writable.then(|| format!("{WRITABLE}=true")));
         match terms.is_empty() {
             true => source.to_owned(),
             false => format!("{source}?{}", terms.join("&")),
@@ -93,8 +97,8 @@ impl Terms {
             let (key, value) = term.split_once('=').unwrap_or((term, ""));
             if !terms.take(key, value) {
                 return Err(format!(
-                    "'{term}' is not an option of a mount here: {CREDENTIAL}=NAME, {STALE_AFTER}=MS and \
-                     {SIZE_MAX}=BYTES are, each once, and {INCLUDE}=PATTERN and {EXCLUDE}=PATTERN"
+                    "'{term}' is not an option of a mount here: {CREDENTIAL}=NAME, {STALE_AFTER}=MS, \
+                     {SIZE_MAX}=BYTES and {WRITABLE}=true are, each once, and {INCLUDE}=PATTERN and {EXCLUDE}=PATTERN"
                 ));
             }
         }
@@ -112,6 +116,7 @@ impl Terms {
                 let value = StaleAfter::parse(value);
                 value.is_some_and(|it| self.stale_after.replace(it).is_none())
             }
+            WRITABLE => value == "true" && !std::mem::replace(&mut self.writable, true),
             SIZE_MAX => value.parse().is_ok_and(|it| self.size_max.replace(it).is_none()),
             INCLUDE | EXCLUDE if !is_full => {
                 let patterns = if key == INCLUDE { &mut self.include } else { &mut self.exclude };
@@ -202,6 +207,9 @@ mod tests {
         let both = "https://h?credential=x&stale_after_ms=0";
         let (bare, terms) = Terms::split(both).unwrap();
         assert_eq!(terms.join(bare), both);
+        let writable = "s3://b?writable=true";
+        let (bare, terms) = Terms::split(writable).unwrap();
+        assert!(terms.writable && terms.join(bare) == writable);
         let patterns = Terms {
             include: vec!["**/a?b&c=d%.csv".to_owned(), "ü x".to_owned()],
             exclude: vec!["tmp/**".to_owned()],
@@ -227,6 +235,8 @@ mod tests {
             "s3://b?include=",
             "s3://b?exclude=%f",
             "s3://b?file_size_max=1&file_size_max=1",
+            "s3://b?writable=false",
+            "s3://b?writable=true&writable=true",
         ] {
             assert!(Terms::split(text).is_err(), "{text}");
         }

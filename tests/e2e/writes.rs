@@ -2,16 +2,16 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use millrace_client::{Client, Error, PutOptions, Status, blocking};
+use millrace_client::{Client, ClientConfig, Error, MountInfo, PutOptions, Status, blocking};
 use millrace_proto::write::{
     ArchivedPutReply, Condition, PutEndRequest, PutPartRequest, WriteRequest,
 };
 use millrace_proto::{Op, checksum, frame};
 use millrace_tests::cluster::Cluster;
 use millrace_tests::mounted::{self, MountPoint};
-use millrace_tests::{Node, NodeOptions, Peer, Scratch, content, wait_until};
+use millrace_tests::{HANG_GUARD, Node, NodeOptions, Peer, Scratch, content, wait_until};
 
 fn writable(source: &Path) -> NodeOptions {
     NodeOptions::new(source).set("writable", true)
@@ -113,6 +113,35 @@ async fn a_source_is_read_only_unless_its_operator_says_otherwise() {
         assert!(text.contains("read-only") && text.contains("--writable"), "{text}");
     }
     assert_eq!(names(scratch.root()), ["it"]);
+    node.stop();
+}
+
+#[tokio::test]
+async fn a_mount_is_writable_if_it_says_so() {
+    let (root, out) = (Scratch::new(), Scratch::new());
+    let roots = format!("{}:{}", root.root().display(), out.root().display());
+    let node = NodeOptions::new(root.root()).set("mount_root", roots).start();
+    let client = node.client_with(ClientConfig::new()).await;
+    let source = format!("file://{}", out.root().display());
+    let seen = |path: &'static str| {
+        let client = client.clone();
+        async move {
+            let put = client.put(path, &b"x"[..], PutOptions::new()).await;
+            put.map(|file| file.length).map_err(|error| status(&error))
+        }
+    };
+    for (terms, expect) in [("", Err(Some(Status::PermissionDenied))), ("?writable=true", Ok(1))] {
+        let mount = MountInfo::new("out", format!("{source}{terms}"), 1);
+        client.mount(&mount).await.expect("mount");
+        let start = Instant::now();
+        while seen("out/new").await != expect {
+            assert!(start.elapsed() < HANG_GUARD, "{terms} counts");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    assert_eq!(std::fs::read(out.at("new")).expect("there"), b"x");
+    assert_eq!(seen("beside").await, Err(Some(Status::PermissionDenied)));
+    assert!(names(root.root()).is_empty());
     node.stop();
 }
 

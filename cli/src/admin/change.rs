@@ -84,6 +84,9 @@ pub(super) struct MountArgs {
     /// Show no files that are longer, such as 10GiB
     #[arg(long, value_name = "SIZE", value_parser = millrace_ops::size::parse_size)]
     file_size_max: Option<u64>,
+    /// Let every client that reaches a node write there and delete; not together with a choice of files
+    #[arg(long, conflicts_with_all = ["include", "exclude", "file_size_max"])]
+    writable: bool,
 }
 
 /// Remove a mount; its source is not touched
@@ -184,6 +187,7 @@ pub(super) async fn mount(client: &Client, args: &MountArgs) -> Result<(), Failu
         include: args.include.clone(),
         exclude: args.exclude.clone(),
         size_max: args.file_size_max,
+        writable: args.writable,
     };
     if terms.include.len() + terms.exclude.len() > PATTERNS_MAX {
         return Err(Failure::usage(format!("a mount has at most {PATTERNS_MAX} patterns")));

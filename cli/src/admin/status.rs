@@ -267,6 +267,7 @@ pub(super) fn mounts(client: &Client, args: &MountsArgs) -> Result<(), Failure> 
         include: Vec<String>,
         exclude: Vec<String>,
         file_size_max: Option<u64>,
+        writable: bool,
     }
     let cluster = cluster(client)?;
     if args.json {
@@ -281,6 +282,7 @@ pub(super) fn mounts(client: &Client, args: &MountsArgs) -> Result<(), Failure> 
                 include: terms.include,
                 exclude: terms.exclude,
                 file_size_max: terms.size_max,
+                writable: terms.writable,
             }
         });
         return output::print_json(&rows.collect::<Vec<_>>());
@@ -298,7 +300,8 @@ pub(super) fn mounts(client: &Client, args: &MountsArgs) -> Result<(), Failure> 
         let exclude = terms.exclude.iter().map(|it| format!("not {}", output::visible(it)));
         let size_max = terms.size_max.map(|it| format!("files up to {}", output::size(it)));
         let options = credential.into_iter().chain(stale_after).chain(include).chain(exclude);
-        let options: Vec<String> = options.chain(size_max).collect();
+        let writable = terms.writable.then(|| "writable".to_owned());
+        let options: Vec<String> = options.chain(size_max).chain(writable).collect();
         table.row([
             format!("/{}", output::visible(&mount.prefix)),
             output::visible(source),

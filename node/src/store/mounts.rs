@@ -41,6 +41,8 @@ struct Table {
     stores: Vec<Store>,
     /// For each mount how long a look-up is believed.
     bounds: Vec<Duration>,
+    /// True for those that say of themselves that clients may write there.
+    are_writable: Vec<bool>,
 }
 
 /// All sources of a node. Until it knows what is mounted, it asks to be asked again.
@@ -124,12 +126,15 @@ impl Mounts {
         let store_of = |mount: &Mount| self.store_of(mount, compared.contains(bare(&mount.source)));
         let stores: Vec<_> = mounts.iter().map(store_of).collect();
         let bounds = mounts.iter().map(|mount| self.bound_of(mount)).collect();
+        let is_writable =
+            |mount: &Mount| Terms::split(&mount.source).is_ok_and(|(_, terms)| terms.writable);
+        let are_writable = mounts.iter().map(is_writable).collect();
         for (mount, store) in mounts.iter().zip(&stores) {
             if let Err(error) = store {
                 tracing::warn!("mount {} at '/{}': {error}", mount.source, mount.prefix);
             }
         }
-        let table = Arc::new(Table { mounts, stores, bounds });
+        let table = Arc::new(Table { mounts, stores, bounds, are_writable });
         *self.table.write().unwrap_or_else(PoisonError::into_inner) = Some(table);
     }
 
@@ -355,13 +360,14 @@ impl Mounts {
             return Err(StoreError::WrongKind("a directory is there: something is mounted below"));
         }
         let prefix = &table.mounts[index].prefix;
-        if !self.options.is_writable(prefix) {
+        if !self.options.is_writable(prefix) && !table.are_writable[index] {
             let option = match prefix.as_str() {
                 "" => "--writable".to_owned(),
                 prefix => format!("--mount-options {prefix}=writable"),
             };
             return Err(StoreError::Unusable(format!(
-                "what is mounted at '/{prefix}' is read-only: start the node with {option} to write there"
+                "what is mounted at '/{prefix}' is read-only: start the node with {option}, or mount it with \
+                 `millrace admin mount --writable`, to write there"
             )));
         }
         let MountedPath { store, rest } = table.place(path).ok_or(StoreError::NotFound)?;
