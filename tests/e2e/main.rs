@@ -35,6 +35,7 @@ mod store_neighbours;
 mod store_refusals;
 mod store_sources;
 mod store_staleness;
+mod store_versions;
 mod store_writes;
 mod stores;
 mod trust;
