@@ -31,6 +31,7 @@ mod rude;
 mod single_flight;
 mod sources;
 mod store_credentials;
+mod store_many;
 mod store_neighbours;
 mod store_refusals;
 mod store_sources;

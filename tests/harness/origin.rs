@@ -89,6 +89,8 @@ impl Origin {
         let serving = (Arc::clone(&state), Arc::clone(&reads), Arc::clone(&lookups));
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
+                // Head and body are two writes.
+                let _ = stream.set_nodelay(true);
                 let (state, reads, lookups) = serving.clone();
                 // A client that goes away ends its thread.
                 thread::spawn(move || serve(&stream, &state, &reads, &lookups));
@@ -379,11 +381,11 @@ fn listing(state: &State, bucket: &str, query: &BTreeMap<String, String>) -> Opt
     let (prefix, delimiter) = (text("prefix"), text("delimiter"));
     let limit: usize = text("max-keys").parse().unwrap_or(1000);
     let after = text("continuation-token").max(text("start-after"));
-    let keys = || state.objects.iter().filter(|((other, _), _)| other == bucket);
-    keys().next()?;
+    let keys = |from: &str| state.objects.range((bucket.to_owned(), from.to_owned())..);
+    keys("").next().filter(|((other, _), _)| other == bucket)?;
     let (mut body, mut count, mut last, mut is_cut) = (String::new(), 0, String::new(), false);
-    for ((_, key), object) in keys() {
-        let Some(rest) = key.strip_prefix(prefix) else { continue };
+    for ((other, key), object) in keys(after.max(prefix)) {
+        let Some(rest) = key.strip_prefix(prefix).filter(|_| other == bucket) else { break };
         let cut = if delimiter.is_empty() { None } else { rest.find(delimiter) };
         let common = cut.map(|at| &key[..prefix.len() + at + delimiter.len()]);
         let name = common.unwrap_or(key);
