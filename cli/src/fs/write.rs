@@ -182,6 +182,11 @@ async fn send(
 
 pub(super) async fn rm(client: &Client, args: &RmArgs) -> Result<(), Failure> {
     let path = walk::clean(&args.path);
+    if path.is_empty() {
+        return Err(Failure::usage(
+            "all that is served is not deleted in one go; name a file, or a directory with -r",
+        ));
+    }
     let mut total = RmTotal::default();
     if args.recursive {
         let failed_count = Cell::new(0);
