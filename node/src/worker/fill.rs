@@ -119,8 +119,8 @@ impl Worker {
         let (requester, key) = (*requester, *key);
         let payer = Payer::Client(requester.shard, requester.token);
         let needs = Chunks::covering(*offset, range.length, u32::MAX);
-        let waits =
-            self.turns.has_waiting(payer) && self.incoming.fills(&key, needs).next().is_none();
+        let waits = (self.turns.has_waiting(payer) || self.is_full_of_fills)
+            && self.incoming.fills(&key, needs).next().is_none();
         let later = if waits { Some(miss) } else { self.try_fill(payer, miss, actions) };
         self.deadline_count += usize::from(later.is_some() && requester.deadline.is_some());
         if let Some(miss) = later
@@ -154,6 +154,7 @@ impl Worker {
 
     /// Begins the fills of misses that waited, in turn, while there is room.
     pub(super) fn start_waiting(&mut self, now: u64, actions: &mut Vec<Action>) {
+        self.is_full_of_fills = false;
         while let Some((payer, miss)) = self.turns.next() {
             let Miss { requester, range, key, offset, .. } = miss;
             let has_deadline = requester.deadline.is_some();
@@ -168,6 +169,7 @@ impl Worker {
                 let is_full = self.turns.has_room(payer, self.shared.block_size);
                 self.turns.put_back(payer, miss);
                 if is_full {
+                    self.is_full_of_fills = true;
                     return;
                 }
                 continue;
@@ -439,15 +441,20 @@ impl Worker {
     ) {
         let Miss { requester, range, key, offset, .. } = &miss;
         match outcome {
-            // The block is looked up for each, because the reply to the one before may have found it
-            // damaged.
+            // The block is looked up for each: the reply to the one before may have found it damaged, or room
+            // for what that one needs besides may have been made here.
             Ok(_) => match self.hit(requester, key, range, *offset) {
                 Some(hit) => {
                     self.cache.note_place(hit.entry, *offset);
                     self.serve(requester, hit, *offset, range.length, actions);
                 }
-                None if self.cache.find(key).is_none() => self.fail_damaged(requester, actions),
-                None => self.bring(miss, actions),
+                None => {
+                    // If all it waited for has come, some of it has left again: all in one cannot.
+                    let needs = Chunks::covering(*offset, range.length, u32::MAX);
+                    let waits = self.incoming.fills(key, needs).next().is_some();
+                    let amount = if waits { Amount::Needed } else { Amount::Whole };
+                    self.bring(Miss { amount, ..miss }, actions);
+                }
             },
             Err(FillError::Store(error)) => {
                 self.fail(requester, error.status(), &error.to_string(), actions);

@@ -145,9 +145,9 @@ impl Incoming {
         chunks: Chunks,
     ) -> Option<(&mut Fill, Vec<Waiter>)> {
         let block = self.blocks.get_mut(key).filter(|block| block.version == version)?;
+        let place = block.fills.iter().position(|fill| fill.chunks == chunks)?;
         let waiters = take_waiters(block, chunks);
-        let fill = block.fills.iter_mut().find(|fill| fill.chunks == chunks)?;
-        Some((fill, waiters))
+        Some((&mut block.fills[place], waiters))
     }
 
     /// Forgets waiters that are gone: a connection's, by its shard, and loads that were given up. A fill

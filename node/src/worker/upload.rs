@@ -95,7 +95,8 @@ impl Worker {
         let number = self.next_upload();
         let depth = self.limits.requests_in_flight_max as usize;
         let Some(connection) = self.connection(requester.token) else { return };
-        connection.uploads.retain(|upload| !upload.door.is_shut());
+        let has_ended = |it: &OpenUpload| it.door.is_shut() || it.steps.is_disconnected();
+        connection.uploads.retain(|upload| !has_ended(upload));
         if op == WriteOp::Begin && connection.uploads.len() >= UPLOADS_OF_CONNECTION_MAX {
             let message = "as many uploads as a connection may have are open: end one, or use another \
                            connection";
