@@ -36,6 +36,8 @@ pub(crate) enum Access<'a> {
 /// A store that nothing was asked of yet.
 pub(crate) struct Opening {
     pub(crate) store: Arc<dyn ObjectStore>,
+    /// The same store, by a client that sends no request twice.
+    pub(crate) once: Arc<dyn ObjectStore>,
     /// The same store, if it lists page by page.
     pub(crate) pages: Option<Arc<dyn PaginatedListStore>>,
     /// What all keys begin with; no `/` at its end.
@@ -114,7 +116,8 @@ impl Request<'_> {
 
     fn client(&self) -> ClientOptions {
         ClientOptions::new()
-            .with_timeout(self.limits.patience)
+            // What a request may take is counted here, because a long answer that keeps coming is none that hangs.
+            .with_timeout_disabled()
             .with_connect_timeout(CONNECT_TIMEOUT.min(self.limits.patience))
     }
 
@@ -207,8 +210,11 @@ impl Request<'_> {
         let builder = self.configure(builder, set)?;
         let builder = builder.with_bucket_name(self.place).with_retry(self.retries());
         let builder = builder.with_http_connector(LengthConnector::default());
+        let once = builder.clone().with_retry(RetryConfig { max_retries: 0, ..self.retries() });
+        let once = Arc::new(once.build().map_err(|error| self.unusable(error))?);
         let store = Arc::new(builder.build().map_err(|error| self.unusable(error))?);
-        Ok(Opening { pages: Some(store.clone()), store, prefix: self.prefix.to_owned() })
+        let pages = Some(store.clone() as Arc<dyn PaginatedListStore>);
+        Ok(Opening { pages, store, once, prefix: self.prefix.to_owned() })
     }
 
     #[cfg(feature = "gcs")]
@@ -225,8 +231,11 @@ impl Request<'_> {
         let builder = self.configure(builder, set)?;
         let builder = builder.with_bucket_name(self.place).with_retry(self.retries());
         let builder = builder.with_http_connector(LengthConnector::default());
+        let once = builder.clone().with_retry(RetryConfig { max_retries: 0, ..self.retries() });
+        let once = Arc::new(once.build().map_err(|error| self.unusable(error))?);
         let store = Arc::new(builder.build().map_err(|error| self.unusable(error))?);
-        Ok(Opening { pages: Some(store.clone()), store, prefix: self.prefix.to_owned() })
+        let pages = Some(store.clone() as Arc<dyn PaginatedListStore>);
+        Ok(Opening { pages, store, once, prefix: self.prefix.to_owned() })
     }
 
     #[cfg(feature = "azure")]
@@ -242,8 +251,11 @@ impl Request<'_> {
         };
         let builder = self.configure(builder, set)?.with_retry(self.retries());
         let builder = builder.with_http_connector(LengthConnector::default());
+        let once = builder.clone().with_retry(RetryConfig { max_retries: 0, ..self.retries() });
+        let once = Arc::new(once.build().map_err(|error| self.unusable(error))?);
         let store = Arc::new(builder.build().map_err(|error| self.unusable(error))?);
-        Ok(Opening { pages: Some(store.clone()), store, prefix: self.prefix.to_owned() })
+        let pages = Some(store.clone() as Arc<dyn PaginatedListStore>);
+        Ok(Opening { pages, store, once, prefix: self.prefix.to_owned() })
     }
 
     #[cfg(feature = "http")]
@@ -258,7 +270,8 @@ impl Request<'_> {
         let store = builder.with_retry(self.retries()).build();
         let store = Arc::new(store.map_err(|error| self.unusable(error))?);
         // The URL has the prefix already, and a plain web server lists nothing.
-        Ok(Opening { store, pages: None, prefix: String::new() })
+        let once: Arc<dyn ObjectStore> = store.clone();
+        Ok(Opening { store, once, pages: None, prefix: String::new() })
     }
 }
 

@@ -155,6 +155,9 @@ impl Inner {
                 // The part that has the place may be full before the others are.
                 tokio::spawn(Arc::clone(self).request(SharedRead::new(run.wanted), place));
             }
+        } else {
+            // The request of a neighbour brings it, and another one may have the place.
+            drop(place);
         }
         taken(answer.await)
     }

@@ -51,6 +51,8 @@ pub(crate) struct Inner {
     /// What the source is called in the cluster.
     pub(crate) identity: Arc<str>,
     pub(crate) store: Arc<dyn ObjectStore>,
+    /// The same, for requests that must not be sent twice.
+    once: Arc<dyn ObjectStore>,
     pages: Option<Arc<dyn PaginatedListStore>>,
     prefix: String,
     pub(crate) tags: Cache<FileId, Tag>,
@@ -68,13 +70,14 @@ impl Remote {
     /// Serves a store under the name that it has in the cluster. Requests run on the threads of `handle`.
     pub(crate) fn new(
         identity: &str,
-        Opening { store, pages, prefix }: Opening,
+        Opening { store, once, pages, prefix }: Opening,
         limits: StoreLimits,
         handle: Handle,
     ) -> Remote {
         let inner = Inner {
             identity: identity.into(),
             store,
+            once,
             pages,
             prefix,
             tags: Cache::new(TAGS_MAX),
@@ -160,7 +163,7 @@ impl UnderStore for Remote {
         condition: Condition,
     ) -> StoreFuture<'_, Result<Box<dyn Upload>, StoreError>> {
         Box::pin(async move {
-            let upload = self.inner.begin(&self.handle, path, condition)?;
+            let upload = self.inner.begin(&self.handle, path, condition).await?;
             let upload: Box<dyn Upload> = Box::new(upload);
             Ok(upload)
         })

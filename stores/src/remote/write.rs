@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use millrace_node::under_store::{Condition, Found, StoreError, StoreFuture, Upload, check_path};
 use millrace_proto::message::Kind;
 use object_store::path::Path;
@@ -54,36 +54,44 @@ pub(super) struct RemoteUpload {
     path: Arc<str>,
     location: Path,
     condition: Condition,
-    /// Bytes of the next part.
-    chunks: Vec<Bytes>,
-    buffered: usize,
+    /// Bytes of the next part, copied together, because a client may send them one by one.
+    buffer: BytesMut,
     /// Bytes that came.
     length: u64,
     /// None as long as one request has room for all.
     multipart: Option<Box<dyn MultipartUpload>>,
+    /// The request that begins an upload in parts, while it is under way.
+    beginning: Option<JoinHandle<Result<Box<dyn MultipartUpload>, StoreError>>>,
     /// Parts under way.
     parts: VecDeque<JoinHandle<Result<(), StoreError>>>,
 }
 
 impl Inner {
-    /// Begins to write an object. Nothing is asked of the store before there are bytes.
-    pub(super) fn begin(
+    /// Begins to write an object, unless a directory is there.
+    pub(super) async fn begin(
         self: &Arc<Self>,
         handle: &Handle,
         path: Arc<str>,
         condition: Condition,
     ) -> Result<RemoteUpload, StoreError> {
         let location = self.target(&path)?;
+        let (inner, asked) = (Arc::clone(self), Arc::clone(&path));
+        let there = async move { inner.timed(inner.stat(&asked)).await };
+        match on(handle, there).await {
+            Ok(found) if found.kind == Kind::Directory => return Err(IS_DIRECTORY),
+            Ok(_) | Err(StoreError::NotFound) => (),
+            Err(error) => return Err(error),
+        }
         Ok(RemoteUpload {
             inner: Arc::clone(self),
             handle: handle.clone(),
             path,
             location,
             condition,
-            chunks: Vec::new(),
-            buffered: 0,
+            buffer: BytesMut::new(),
             length: 0,
             multipart: None,
+            beginning: None,
             parts: VecDeque::new(),
         })
     }
@@ -188,13 +196,15 @@ impl Inner {
         path: &str,
         location: &Path,
         condition: Condition,
-        chunks: Vec<Bytes>,
+        bytes: Bytes,
     ) -> Result<Found, StoreError> {
         let mode = self.mode(location, condition).await?;
-        let length = chunks.iter().map(|chunk| chunk.len() as u64).sum();
-        let payload = PutPayload::from_iter(chunks);
+        let length = bytes.len() as u64;
+        let payload = PutPayload::from(bytes);
         let options = PutOptions { mode, ..Default::default() };
-        let result = self.commit(self.store.put_opts(location, payload, options)).await?;
+        // Sent again after an answer that means trouble, it could meet what its first try has written.
+        let store = if condition == Condition::None { &self.store } else { &self.once };
+        let result = self.commit(store.put_opts(location, payload, options)).await?;
         self.written(path, location, length, result).await
     }
 
@@ -236,7 +246,7 @@ impl RemoteUpload {
                      {CONDITIONAL_MAX} bytes: write it without the condition"
                 )));
             }
-            self.chunks.push(bytes);
+            self.buffer.extend_from_slice(&bytes);
             return Ok(());
         }
         if self.length > PARTS_MAX * PART_SIZE as u64 {
@@ -244,12 +254,11 @@ impl RemoteUpload {
             return Err(StoreError::Unusable(format!("an object has at most {most} bytes here")));
         }
         while !bytes.is_empty() {
-            if self.buffered == PART_SIZE {
+            if self.buffer.len() == PART_SIZE {
                 self.send_part().await?;
             }
-            let piece = bytes.split_to(bytes.len().min(PART_SIZE - self.buffered));
-            self.buffered += piece.len();
-            self.chunks.push(piece);
+            let room = PART_SIZE - self.buffer.len();
+            self.buffer.extend_from_slice(&bytes.split_to(bytes.len().min(room)));
         }
         Ok(())
     }
@@ -264,13 +273,16 @@ impl RemoteUpload {
                 };
                 inner.timed(begun).await
             };
-            self.multipart = Some(on(&self.handle, begin).await?);
+            // A client that goes away meanwhile leaves this to `give_up`.
+            let beginning = self.beginning.get_or_insert_with(|| self.handle.spawn(begin));
+            let begun = beginning.await;
+            self.beginning = None;
+            self.multipart = Some(begun.unwrap_or_else(|_| Err(given_up()))?);
         }
         while self.parts.len() >= PARTS_IN_FLIGHT {
             self.take_part().await?;
         }
-        let payload = PutPayload::from_iter(std::mem::take(&mut self.chunks));
-        self.buffered = 0;
+        let payload = PutPayload::from(self.buffer.split().freeze());
         let Some(multipart) = &mut self.multipart else { return Ok(()) };
         let (part, inner) = (multipart.put_part(payload), Arc::clone(&self.inner));
         let sent = async move { inner.timed(async { Ok(part.await?) }).await };
@@ -280,18 +292,19 @@ impl RemoteUpload {
 
     /// Waits for the part that was sent first.
     async fn take_part(&mut self) -> Result<(), StoreError> {
-        match self.parts.pop_front() {
-            Some(part) => joined(part).await,
-            None => Ok(()),
-        }
+        let Some(part) = self.parts.front_mut() else { return Ok(()) };
+        // It stays in the list until it has ended, for `give_up`.
+        let sent = part.await.unwrap_or_else(|_| Err(given_up()));
+        self.parts.pop_front();
+        sent
     }
 
     async fn end(&mut self) -> Result<Found, StoreError> {
         if self.multipart.is_none() {
             let (inner, path) = (Arc::clone(&self.inner), Arc::clone(&self.path));
             let (location, condition) = (self.location.clone(), self.condition);
-            let chunks = std::mem::take(&mut self.chunks);
-            let put = async move { inner.put_whole(&path, &location, condition, chunks).await };
+            let bytes = self.buffer.split().freeze();
+            let put = async move { inner.put_whole(&path, &location, condition, bytes).await };
             return on(&self.handle, put).await;
         }
         self.send_part().await?;
@@ -301,7 +314,11 @@ impl RemoteUpload {
         let Some(mut multipart) = self.multipart.take() else { return Err(given_up()) };
         let inner = Arc::clone(&self.inner);
         let complete = async move {
-            let done = inner.commit(multipart.complete()).await;
+            let done = match inner.commit(multipart.complete()).await {
+                // The first try of a request that was sent again may have ended the upload.
+                Err(StoreError::Failed(text)) => Err(StoreError::Unknown(text)),
+                done => done,
+            };
             (multipart, done)
         };
         let (multipart, done) = on(&self.handle, complete).await;
@@ -322,10 +339,19 @@ impl RemoteUpload {
 
     /// Has the store remove its parts, and waits for that.
     fn give_up(&mut self) -> Option<JoinHandle<()>> {
-        let mut multipart = self.multipart.take()?;
+        let (begun, beginning) = (self.multipart.take(), self.beginning.take());
+        if begun.is_none() && beginning.is_none() {
+            return None;
+        }
         let parts = std::mem::take(&mut self.parts);
         let inner = Arc::clone(&self.inner);
         Some(self.handle.spawn(async move {
+            let begun = match (begun, beginning) {
+                (Some(begun), _) => Some(begun),
+                (None, Some(beginning)) => beginning.await.ok().and_then(Result::ok),
+                (None, None) => None,
+            };
+            let Some(mut multipart) = begun else { return };
             for part in &parts {
                 part.abort();
             }
@@ -358,10 +384,6 @@ async fn on<T: Send + 'static>(
         Ok(done) => done,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
-}
-
-async fn joined(part: JoinHandle<Result<(), StoreError>>) -> Result<(), StoreError> {
-    part.await.unwrap_or_else(|_| Err(given_up()))
 }
 
 impl Drop for RemoteUpload {
