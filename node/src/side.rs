@@ -16,7 +16,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -255,6 +255,8 @@ struct Context {
     store: Arc<dyn UnderStore>,
     files: Arc<FileTable>,
     beliefs: Beliefs,
+    /// Epoch of the cluster in which they were found.
+    believed_epoch: AtomicU64,
     shards: Mailboxes,
     cluster: Cluster,
     peers: Peers,
@@ -300,6 +302,7 @@ pub(crate) fn start(config: &Config, parts: Parts) -> io::Result<Side> {
         store,
         files,
         beliefs: Beliefs::new(config.files_max, started),
+        believed_epoch: AtomicU64::new(0),
         shards,
         cluster,
         peers: Peers::new(config.block_size, secret),

@@ -225,6 +225,8 @@ pub(crate) struct Worker {
     filling_bytes: u64,
     /// Waiters that have a deadline: while there are some, ticks are wanted.
     deadline_count: usize,
+    /// True if a miss whose turn it is waits for room in the shard: no other overtakes it.
+    is_full_of_fills: bool,
     draining: bool,
     /// True if something happened since a tick found no connection that waits for time to pass, so that
     /// a sleep does not have to look at all of them.
@@ -279,6 +281,7 @@ impl Worker {
             now: 0,
             filling_bytes: 0,
             deadline_count: 0,
+            is_full_of_fills: false,
             draining: false,
             is_restless: false,
             stashed: 0,

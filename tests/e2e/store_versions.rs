@@ -44,7 +44,7 @@ async fn write(origin: &Origin, client: &Client, written: &Written, stop: &Atomi
         version += 1;
         let object = version % OBJECTS;
         let bytes = content::versioned(version, LENGTH);
-        let is_written = if version / OBJECTS % 2 == 0 {
+        let is_written = if (version / OBJECTS).is_multiple_of(2) {
             origin.put("box", &key(object), bytes);
             true
         } else {

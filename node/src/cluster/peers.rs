@@ -77,6 +77,16 @@ impl Peers {
 
     /// Returns the connection to a member; None while it is left alone.
     pub(crate) fn get(&self, member: &Member) -> Option<Arc<Peer>> {
+        let (peer, is_avoided) = self.known(member);
+        (!is_avoided).then_some(peer)
+    }
+
+    /// Returns the connection to a member, though it has not answered a moment ago.
+    pub(crate) fn get_in_any_case(&self, member: &Member) -> Arc<Peer> {
+        self.known(member).0
+    }
+
+    fn known(&self, member: &Member) -> (Arc<Peer>, bool) {
         let shards = match member.shards.is_empty() {
             true => std::slice::from_ref(&member.address),
             false => &member.shards,
@@ -91,10 +101,8 @@ impl Peers {
             let peer = self.connect(member, shards);
             *known = KnownPeer { run: member.run, peer, avoid_until: None };
         }
-        match known.avoid_until {
-            Some(until) if Instant::now() < until => None,
-            _ => Some(Arc::clone(&known.peer)),
-        }
+        let is_avoided = known.avoid_until.is_some_and(|until| Instant::now() < until);
+        (Arc::clone(&known.peer), is_avoided)
     }
 
     fn connect(&self, member: &Member, shards: &[String]) -> Arc<Peer> {

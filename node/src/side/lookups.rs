@@ -4,6 +4,7 @@
 //! answered without asking a source is as young as the mount wants it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use millrace_proto::message::{Entry, FreeReply, Kind, LIST_PAGE_BYTES_MAX, ListReply, StatReply};
@@ -46,6 +47,9 @@ pub(super) async fn serve(
         let share = if is_load { ticket.load(load_limits) } else { None };
         let slot = Arc::clone(slots).try_acquire_owned();
         let (Ok(slot), true) = (slot, share.is_some() == is_load) else {
+            if let PathLookup::Put(put) = &lookup {
+                put.door.shut();
+            }
             context.answer(requester, Err(Failure::new(Status::Busy, message))).await;
             continue;
         };
@@ -68,7 +72,9 @@ pub(super) async fn serve(
                     context.delete(&requester, path, condition, slot).await
                 }
                 // It answers more than this one request.
-                PathLookup::Put(put) => return context.upload(requester, &ticket, put).await,
+                PathLookup::Put(put) => {
+                    return context.upload(requester, &ticket, put, slot).await;
+                }
             };
             context.answer(requester, answer).await;
             drop((slot, share));
@@ -147,6 +153,11 @@ impl Context {
         if bound.is_zero() {
             return None;
         }
+        // What is mounted where, and what of it is shown, may be another by now.
+        let epoch = self.cluster.view().layout.epoch;
+        if self.believed_epoch.swap(epoch, Ordering::Relaxed) != epoch {
+            self.beliefs.forget_below("", Instant::now());
+        }
         let id = self.store.identify(path);
         let Some(found) = self.beliefs.get(path, id, bound, Instant::now())? else {
             return Some(Err(StoreError::NotFound.into()));
@@ -157,6 +168,12 @@ impl Context {
             return None;
         }
         Some(Ok(entry_of(path.to_string(), id, found)))
+    }
+
+    /// Has the next look-up of a path ask the source: of two writes at once it is not known here which one was
+    /// the last.
+    pub(super) fn believe_nothing(&self, path: &str) {
+        self.beliefs.forget(path, Instant::now());
     }
 
     /// Forgets what is known of a path, and drops its blocks.
@@ -236,7 +253,9 @@ impl Context {
             Err(failure) => {
                 if failure.status == Status::NotFound {
                     let id = self.store.identify(path);
-                    if let Some(record) = self.files.get_from_before(id, look.look) {
+                    let record = self.files.get_from_before(id, look.look);
+                    // A path that shows a part of a source says nothing of the same file at another one.
+                    if let Some(record) = record.filter(|record| record.path == *path) {
                         self.forget(id, record.version).await;
                     }
                     if !self.store.stale_after(path).is_zero() {
@@ -273,6 +292,7 @@ impl Context {
 
     async fn refresh(&self, caller: Caller<'_>, path: Arc<str>, recursive: bool) -> Answer {
         check_path(&path)?;
+        self.beliefs.forget(&path, Instant::now());
         if recursive {
             self.beliefs.forget_below(&path, Instant::now());
         }

@@ -31,6 +31,8 @@ use crate::upload::{CREDIT, Door, Step, StepKind};
 
 /// How long an upload is kept of which nothing comes.
 const IDLE: Duration = Duration::from_secs(60);
+/// How long steps may still be on their way to an upload that has ended. Guessed: a turn of a shard is far shorter.
+const DRAIN_TIME: Duration = Duration::from_secs(1);
 /// How long a store may take to remove what it has of an upload.
 const ABORT_TIME: Duration = Duration::from_secs(30);
 /// How long another member may take to drop its blocks. One that takes longer sees the change when it asks the
@@ -67,11 +69,19 @@ fn empty(requester: &Requester) -> Vec<u8> {
 }
 
 impl Context {
-    /// Serves one upload from its first request to its end.
-    pub(super) async fn upload(self: &Arc<Self>, requester: Requester, ticket: &Ticket, put: Put) {
+    /// Serves one upload from its first request to its end. `place` is one among look-ups, and is free again
+    /// when the upload has begun, or not.
+    pub(super) async fn upload(
+        self: &Arc<Self>,
+        requester: Requester,
+        ticket: &Ticket,
+        put: Put,
+        place: OwnedSemaphorePermit,
+    ) {
         let Put { path, condition, number, steps, door, slot } = put;
         let caller = Caller { requester: &requester, ticket };
         let opened = self.ask(caller, self.store.put(Arc::clone(&path), condition)).await;
+        drop(place);
         let failure = match opened {
             Ok(upload) => {
                 let reply = PutReply { upload: number, credit: CREDIT };
@@ -90,8 +100,8 @@ impl Context {
         };
         door.shut();
         let Some(Failure { status, message }) = failure else { return };
-        // What was on its way is answered too; the worker brings no more once it sees that this has ended.
-        while let Ok(Step { requester, .. }) = steps.recv_async().await {
+        // What was on its way is answered too; the worker brings no more, because it sees that this has ended.
+        while let Ok(Ok(Step { requester, .. })) = timeout(DRAIN_TIME, steps.recv_async()).await {
             let failure = Failure { status, message: message.clone() };
             self.answer(requester, Err(failure)).await;
         }
@@ -237,16 +247,20 @@ impl Context {
             Ok(Some(found)) => {
                 let look = self.begin();
                 let entry = self.note(path, path.to_string(), found, look).await;
+                self.believe_nothing(path);
                 self.tell_others(path).await;
                 Ok(Some(entry))
             }
             Ok(None) => {
                 self.see(path).await;
+                self.believe_nothing(path);
                 self.tell_others(path).await;
                 Ok(None)
             }
-            Err(error @ StoreError::Unknown(_)) => {
+            // A store may judge the second try of a request that it has served: that may be the change.
+            Err(error @ (StoreError::Unknown(_) | StoreError::Condition(_))) => {
                 self.see(path).await;
+                self.believe_nothing(path);
                 self.tell_others(path).await;
                 Err(error.into())
             }
@@ -269,8 +283,8 @@ impl Context {
         let view = self.cluster.view();
         let others = view.layout.members.iter().filter(|member| member.id != view.me);
         let mut told: FuturesUnordered<_> = others
-            .filter_map(|member| Some((member.id.clone(), self.peers.get(member)?)))
-            .map(|(id, peer)| {
+            .map(|member| {
+                let (id, peer) = (member.id.clone(), self.peers.get_in_any_case(member));
                 let path = Arc::clone(path);
                 async move { (id, peer.forget(&path, TELL_TIME).await) }
             })
