@@ -45,6 +45,9 @@ async fn objects_of_all_sizes_are_put_and_deleted() {
     assert_eq!(twice.status(), Some(Status::NotFound));
     let directory = client.delete("deep").await.expect_err("a directory");
     assert_eq!(directory.status(), Some(Status::WrongKind));
+    let over = client.put("deep", &b"x"[..], PutOptions::new()).await.expect_err("a directory");
+    assert_eq!(over.status(), Some(Status::WrongKind));
+    assert_eq!(client.list("").await.expect("list").len(), 4, "deep, empty, ready and small");
     assert_eq!(origin.open_count(), 0);
     node.stop();
 }
@@ -112,6 +115,21 @@ async fn an_answer_that_is_lost_is_told_to_be_unknown() {
     origin.break_writes(None);
     // It was written once, and is seen.
     assert_eq!(read_whole(&client, "it").await.expect("read"), b"new");
+    assert_eq!(origin.put_count(), 1);
+    node.stop();
+}
+
+#[tokio::test]
+async fn a_conditional_write_is_sent_once_and_never_denied_though_it_was_made() {
+    let origin = Origin::start();
+    origin.put("box", "log/0", b"first".to_vec());
+    let node = options(&origin.url(), "s3://box").set("source_timeout_ms", 2000).start();
+    let client = node.client().await;
+    origin.break_writes(Some(WriteFault::Late(500)));
+    let error = client.put_if_absent("log/1", &b"mine"[..]).await.expect_err("no clear answer");
+    assert!(matches!(error, Error::OutcomeUnknown { .. }), "{error}");
+    origin.break_writes(None);
+    assert_eq!(read_whole(&client, "log/1").await.expect("it was made"), b"mine");
     assert_eq!(origin.put_count(), 1);
     node.stop();
 }

@@ -116,6 +116,32 @@ async fn a_source_is_read_only_unless_its_operator_says_otherwise() {
     node.stop();
 }
 
+#[test]
+fn writes_that_are_refused_hold_no_place_of_look_ups() {
+    let scratch = Scratch::new();
+    scratch.file("it", 10);
+    let node = NodeOptions::new(scratch.root()).set("metadata_queue_max", 1).start();
+    // Many more than there are places, on connections that stay.
+    let mut peers = Vec::new();
+    for number in 0..20 {
+        let mut peer = node.peer();
+        for _ in 0..4 {
+            let path = format!("new-{number}");
+            let mut reply = peer.ask(Op::Put, &WriteRequest::new(&path, Condition::None));
+            wait_until("it is not one of too many", || {
+                if reply.status() == Status::Busy {
+                    reply = peer.ask(Op::Put, &WriteRequest::new(&path, Condition::None));
+                }
+                reply.status() != Status::Busy
+            });
+            assert_eq!(reply.status(), Status::PermissionDenied, "{}", reply.message());
+        }
+        peers.push(peer);
+    }
+    node.peer().stat("it").expect("there is a place for a look-up");
+    node.stop();
+}
+
 #[tokio::test]
 async fn a_mount_is_writable_if_it_says_so() {
     let (root, out) = (Scratch::new(), Scratch::new());

@@ -17,6 +17,8 @@ pub enum WriteFault {
     Status(u16),
     /// The write is made, and no answer comes.
     Silent,
+    /// The write is made, and then answered with this status.
+    Late(u16),
 }
 
 /// Objects that are brought in parts.
@@ -82,7 +84,10 @@ pub(super) fn serve(
     if fault == Some(WriteFault::Silent) {
         thread::sleep(Duration::from_secs(3600));
     }
-    answer(out, status, &headers, body.as_bytes())
+    match fault {
+        Some(WriteFault::Late(late)) if status < 300 => answer(out, late, "", b""),
+        _ => answer(out, status, &headers, body.as_bytes()),
+    }
 }
 
 type Done = (u16, String, String);
