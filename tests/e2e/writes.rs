@@ -1,6 +1,6 @@
 //! Writes to a directory through the cache: whole or not at all, and nothing left behind.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -366,14 +366,34 @@ async fn what_a_node_that_died_left_behind_goes_at_the_next_write() {
 #[tokio::test]
 async fn a_file_that_is_replaced_keeps_its_permissions() {
     let scratch = Scratch::new();
-    scratch.write("secret", b"old");
-    let secret = std::fs::Permissions::from_mode(0o600);
-    std::fs::set_permissions(scratch.at("secret"), secret).expect("change the mode");
+    let mode = |path: &str| {
+        let about = std::fs::metadata(scratch.at(path)).expect("there");
+        about.permissions().mode() & 0o7777
+    };
+    scratch.write("like", b"a file that is made with the umask");
     let node = writable(scratch.root()).start();
-    let client = node.client().await;
-    client.put("secret", &b"new"[..], PutOptions::new()).await.expect("put");
-    let about = std::fs::metadata(scratch.at("secret")).expect("there");
-    assert_eq!(about.permissions().mode() & 0o777, 0o600);
+    let mut peer = node.peer();
+    for (path, before, after) in [
+        ("secret", Some(0o600), 0o600),
+        ("program", Some(0o4755), 0o755),
+        ("open", Some(0o666), 0o666),
+        ("new", None, mode("like")),
+    ] {
+        if let Some(before) = before {
+            scratch.write(path, b"old");
+            let before = std::fs::Permissions::from_mode(before);
+            std::fs::set_permissions(scratch.at(path), before).expect("change the mode");
+        }
+        let upload = begin(&mut peer, path, Condition::None);
+        assert_eq!(peer.ask(Op::PutPart, &part(upload, 0, b"new")).status(), Status::Ok);
+        let written = names(scratch.root()).into_iter().find(|name| name.ends_with(".tmp"));
+        let written = written.expect("it is being written");
+        assert_eq!(mode(&written), 0o600, "{path}: others do not read it yet");
+        let end = peer.ask(Op::PutEnd, &PutEndRequest { upload, length: 3 });
+        assert_eq!(end.status(), Status::Ok, "{}", end.message());
+        assert_eq!(mode(path), after, "{path}: {:o}", mode(path));
+        assert_eq!(std::fs::read(scratch.at(path)).expect("read"), b"new");
+    }
     node.stop();
 }
 
@@ -425,4 +445,91 @@ fn see_writes(stale_after_ms: &str) {
             assert_eq!(peer.stat("it").expect("it is there again").version, file.version);
         }
     });
+}
+
+#[tokio::test]
+async fn a_delete_does_not_go_through_a_link() {
+    let scratch = Scratch::new();
+    scratch.write("datasets/file", b"kept");
+    scratch.write("run/plain", b"x");
+    symlink("../datasets", scratch.at("run/data")).expect("link");
+    symlink("../datasets/file", scratch.at("run/last")).expect("link");
+    let node = writable(scratch.root()).start();
+    let client = node.client().await;
+    let refused = client.delete("run/data/file").await.expect_err("through a link");
+    assert_eq!(status(&refused), Some(Status::WrongKind));
+    let text = refused.to_string();
+    assert!(text.contains("symbolic link") && text.contains("its real path"), "{text}");
+    assert_eq!(std::fs::read(scratch.at("datasets/file")).expect("it stays"), b"kept");
+    client.delete("run/plain").await.expect("a plain file");
+    client.delete("run/last").await.expect("the link itself");
+    assert_eq!(names(&scratch.at("run")), ["data"]);
+    assert_eq!(std::fs::read(scratch.at("datasets/file")).expect("it stays"), b"kept");
+    client.delete("datasets/file").await.expect("by its real path");
+    assert!(names(&scratch.at("datasets")).is_empty());
+    node.stop();
+}
+
+#[tokio::test]
+async fn a_path_of_very_many_new_directories_is_refused() {
+    let scratch = Scratch::new();
+    let node = writable(scratch.root()).start();
+    let client = node.client().await;
+    for levels in [2000, 129] {
+        let path = "a/".repeat(levels) + "x";
+        let refused = client.put(&path, &b"x"[..], PutOptions::new()).await.expect_err("too deep");
+        assert_eq!(status(&refused), Some(Status::InvalidArgument), "{levels}: {refused}");
+        assert!(refused.to_string().contains("at most 128"), "{refused}");
+        assert!(names(scratch.root()).is_empty(), "{levels}");
+    }
+    let path = "a/".repeat(128) + "x";
+    client.put(&path, &b"deep"[..], PutOptions::new()).await.expect("as deep as it may be");
+    assert_eq!(read_whole(&client, &path).await.expect("read"), b"deep");
+    node.stop();
+}
+
+#[test]
+fn directories_that_an_abandoned_upload_made_go_with_it() {
+    let scratch = Scratch::new();
+    std::fs::create_dir(scratch.at("before")).expect("make a directory");
+    let node = writable(scratch.root()).start();
+    let (mut first, mut second) = (node.peer(), node.peer());
+    begin(&mut first, "a/b/c/x", Condition::None);
+    begin(&mut first, "before/d/x", Condition::None);
+    assert_eq!(names(&scratch.at("a/b/c")).len(), 1, "it is being written");
+    drop(first);
+    wait_until("they are gone", || {
+        names(scratch.root()) == ["before"] && names(&scratch.at("before")).is_empty()
+    });
+    // What another one has put there stays, and with it what is above.
+    let mut first = node.peer();
+    begin(&mut first, "a/b/c/x", Condition::None);
+    let upload = begin(&mut second, "a/b/y", Condition::None);
+    let end = second.ask(Op::PutEnd, &PutEndRequest { upload, length: 0 });
+    assert_eq!(end.status(), Status::Ok, "{}", end.message());
+    drop(first);
+    wait_until("the rest is gone", || names(&scratch.at("a/b")) == ["y"]);
+    node.stop();
+}
+
+#[test]
+fn a_file_whose_directory_was_moved_is_not_written_elsewhere() {
+    let scratch = Scratch::new();
+    std::fs::create_dir(scratch.at("here")).expect("make a directory");
+    let node = writable(scratch.root()).start();
+    let mut peer = node.peer();
+    for has_another in [true, false] {
+        let upload = begin(&mut peer, "here/x", Condition::None);
+        std::fs::rename(scratch.at("here"), scratch.at("there")).expect("rename");
+        if has_another {
+            std::fs::create_dir(scratch.at("here")).expect("make another one");
+        }
+        let end = peer.ask(Op::PutEnd, &PutEndRequest { upload, length: 0 });
+        assert_ne!(end.status(), Status::Ok);
+        assert!(end.message().contains("was moved"), "{}", end.message());
+        wait_until("nothing is left", || names(&scratch.at("there")).is_empty());
+        std::fs::remove_dir(scratch.at("there")).expect("remove");
+    }
+    assert!(names(scratch.root()).is_empty());
+    node.stop();
 }

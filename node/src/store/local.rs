@@ -27,6 +27,7 @@ use super::{
 };
 use crate::memory::Blank;
 
+mod directories;
 mod write;
 
 /// A local directory.
@@ -62,7 +63,7 @@ impl LocalStore {
             return Err(StoreError::WrongKind("the root of the source is a directory"));
         }
         if is_temporary(path.rsplit('/').next().unwrap_or_default()) {
-            return Err(write::reserved());
+            return Err(directories::reserved());
         }
         Ok(Target { root: Arc::clone(&self.root), rule: self.rule, path, condition })
     }

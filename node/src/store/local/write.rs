@@ -7,10 +7,10 @@
 //! Always holds: readers see the file before or the new one, whole; nothing outside of the root is written.
 //! Writers of this machine that rename in a directory lock it (flock(2)), so that a condition still holds when
 //! the name changes. A file that is being written is locked too: one that no process locks was left behind by
-//! a node that died, and goes at the next write to its directory.
+//! a node that died, and goes at the next write to its directory. Only the node's user reads a file before it
+//! is in its place, because the one that it replaces may be a secret.
 
 use std::collections::HashSet;
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -18,13 +18,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use millrace_client::source::{self, DeviceRule, Look, Root};
 use millrace_proto::message::Kind;
-use rustix::fs::{AtFlags, Dir, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, Dir, FlockOperation, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
 use super::super::machine::Machine;
 use super::super::threads::LaneId;
 use super::super::write::{Condition, Upload, is_temporary, temporary_name};
 use super::super::{Found, StoreError, StoreFuture};
+use super::directories::{
+    MadeDirectories, failed, in_a_file, is_still_at, open_or_make, open_without_links, split,
+};
 use super::{found, open};
 
 /// Tries to lock a directory, and the pause between two. Guessed: a lock is held for one rename.
@@ -33,6 +36,10 @@ const LOCK_PAUSE: Duration = Duration::from_millis(10);
 /// How old a file without a lock is before it counts as left behind. Derived: an upload of which nothing comes
 /// for a minute ends, and some file systems know no locks between machines.
 const LEFT_AFTER: Duration = Duration::from_secs(600);
+/// How often a write makes its directories again that a write which was given up took away.
+const MAKE_TRIES: usize = 16;
+/// The permissions of a file that is not in its place yet.
+const PRIVATE: u32 = 0o600;
 /// Directories that are remembered as rid of what was left behind.
 const SWEPT_MAX: usize = 4096;
 /// Why a path cannot be written.
@@ -67,7 +74,7 @@ pub(super) struct Target {
 impl Target {
     /// Returns the directory and the name in it.
     fn split(&self) -> (&str, &str) {
-        self.path.rsplit_once('/').unwrap_or(("", &self.path))
+        split(&self.path)
     }
 
     /// Looks what is there, and whether it may be written.
@@ -99,10 +106,6 @@ fn exists() -> StoreError {
     StoreError::Condition("the path is taken already")
 }
 
-fn in_a_file() -> StoreError {
-    StoreError::WrongKind("a part of the path is a file, and no directory")
-}
-
 /// A file that is being written. It goes when it is dropped, unless it took its place.
 pub(super) struct LocalFile {
     target: Target,
@@ -110,6 +113,10 @@ pub(super) struct LocalFile {
     temporary: String,
     file: OwnedFd,
     is_placed: bool,
+    /// The permissions that it gets if nothing is in its place.
+    mode: u32,
+    /// This is dropped last, because some file systems keep the name of a file until it is closed.
+    made: MadeDirectories,
 }
 
 impl Drop for LocalFile {
@@ -125,22 +132,33 @@ impl LocalFile {
     /// Makes the file beside its place, and the directories above it.
     pub(super) fn begin(target: Target, swept: &Swept) -> Result<LocalFile, StoreError> {
         let root = open(&target.root)?;
-        target.check(&root)?;
+        let is_new = target.check(&root)?.is_none();
         let (above, _) = target.split();
-        let directory = open_directory(&root, above)?;
-        if swept.is_first(&format!("{}/{above}", target.root.path().display())) {
-            sweep(&directory);
-        }
         let random = millrace_client::peer::random()?;
         let random = random.first_chunk().copied().map(u64::from_le_bytes).unwrap_or_default();
         let temporary = temporary_name(random);
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY;
-        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&directory, &*temporary, flags, Mode::from_raw_mode(0o666))
-            .map_err(|errno| failed("make a file", &target.path, errno))?;
+        // Of a new file the kernel says which permissions it has by the umask, or by the directory.
+        let mode = Mode::from_raw_mode(if is_new { 0o666 } else { PRIVATE });
+        let mut made = MadeDirectories::none(&target.root);
+        let mut tries = 0;
+        let (directory, file) = loop {
+            match make_file(&root, &target.path, &temporary, mode, &mut made) {
+                Err(StoreError::NotFound) if tries < MAKE_TRIES => tries += 1,
+                other => break other?,
+            }
+        };
         // Where there are no locks age alone tells what was left behind.
         let _ = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
-        Ok(LocalFile { target, directory, temporary, file, is_placed: false })
+        if swept.is_first(&format!("{}/{above}", target.root.path().display())) {
+            sweep(&directory);
+        }
+        let mut it =
+            LocalFile { target, directory, temporary, file, is_placed: false, mode: PRIVATE, made };
+        let stat = it.stat()?;
+        it.mode = it.mode_in_place(&root, &stat)?.unwrap_or(stat.st_mode & 0o777);
+        // Where this fails all files have the same permissions, whatever they are given.
+        let _ = rustix::fs::fchmod(&it.file, Mode::from_raw_mode(PRIVATE));
+        Ok(it)
     }
 
     fn write(&mut self, mut bytes: &[u8]) -> Result<(), StoreError> {
@@ -159,13 +177,20 @@ impl LocalFile {
         let path = Arc::clone(&self.target.path);
         let step =
             |what, result: Result<(), Errno>| result.map_err(|errno| failed(what, &path, errno));
+        self.set_mode(&open(&self.target.root)?)?;
         step("keep", rustix::fs::fsync(&self.file))?;
         lock(&self.directory, self.target.condition)?;
         let root = open(&self.target.root)?;
-        if self.target.check(&root)?.is_some() {
-            self.keep_mode(&root);
+        let (above, name) = self.target.split();
+        if !is_still_at(&root, above, &self.directory)? {
+            return Err(StoreError::Failed(
+                "the directory was moved while the file was written: write again".to_owned(),
+            ));
         }
-        let (_, name) = self.target.split();
+        self.target.check(&root)?;
+        if self.set_mode(&root)? {
+            step("keep", rustix::fs::fsync(&self.file))?;
+        }
         match self.target.condition {
             Condition::Absent => self.link(name)?,
             _ => {
@@ -178,6 +203,7 @@ impl LocalFile {
             }
         }
         self.is_placed = true;
+        self.made.keep();
         let unknown = |errno: Errno| {
             StoreError::Unknown(format!("it is in its place, and may be lost in a crash: {errno}"))
         };
@@ -211,13 +237,60 @@ impl LocalFile {
         }
     }
 
-    /// Gives the file the permissions of the one that it replaces, which may be a secret.
-    fn keep_mode(&self, root: &OwnedFd) {
-        let place = source::open_beneath(root, &*self.target.path, OFlags::PATH);
-        if let Ok(stat) = place.and_then(rustix::fs::fstat) {
-            let mode = Mode::from_raw_mode(stat.st_mode & 0o777);
-            let _ = rustix::fs::fchmod(&self.file, mode);
+    fn stat(&self) -> Result<Stat, StoreError> {
+        let cannot = |errno| failed("look at the file for", &self.target.path, errno);
+        rustix::fs::fstat(&self.file).map_err(cannot)
+    }
+
+    /// Returns the permissions of the file that this one is to replace, as this one may have them; `None` if
+    /// nothing is there. Another group gets nothing, because it is not the one that they were given to.
+    fn mode_in_place(&self, root: &OwnedFd, own: &Stat) -> Result<Option<u32>, StoreError> {
+        let cannot = |errno| failed("look at", &self.target.path, errno);
+        let there = match source::open_beneath(root, &*self.target.path, OFlags::PATH) {
+            Ok(place) => rustix::fs::fstat(place).map_err(cannot)?,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(errno) => return Err(cannot(errno)),
+        };
+        let allowed = if there.st_gid == own.st_gid { 0o777 } else { 0o707 };
+        Ok(Some(there.st_mode & allowed))
+    }
+
+    /// Gives the file the permissions that it has in its place. True if they have changed.
+    fn set_mode(&self, root: &OwnedFd) -> Result<bool, StoreError> {
+        let own = self.stat()?;
+        let mode = self.mode_in_place(root, &own)?.unwrap_or(self.mode);
+        if own.st_mode & 0o7777 == mode {
+            return Ok(false);
         }
+        rustix::fs::fchmod(&self.file, Mode::from_raw_mode(mode)).map_err(|errno| {
+            StoreError::Failed(format!(
+                "the new file of '{}' cannot be given the permissions {mode:o}: {}; nothing was written",
+                self.target.path,
+                std::io::Error::from(errno)
+            ))
+        })?;
+        Ok(true)
+    }
+}
+
+/// Makes the directories of a path and, in the last one, a file.
+///
+/// # Errors
+/// [`StoreError::NotFound`] if a directory went away meanwhile.
+fn make_file(
+    root: &OwnedFd,
+    path: &str,
+    temporary: &str,
+    mode: Mode,
+    made: &mut MadeDirectories,
+) -> Result<(OwnedFd, OwnedFd), StoreError> {
+    let directory = open_or_make(root, split(path).0, made)?;
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY;
+    let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::openat(&directory, temporary, flags, mode) {
+        Ok(file) => Ok((directory, file)),
+        Err(Errno::NOENT) => Err(StoreError::NotFound),
+        Err(errno) => Err(failed("make a file", path, errno)),
     }
 }
 
@@ -225,8 +298,7 @@ impl LocalFile {
 pub(super) fn delete(target: &Target) -> Result<(), StoreError> {
     let root = open(&target.root)?;
     let (above, name) = target.split();
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-    let directory = source::open_beneath(&root, above, flags)?;
+    let directory = open_without_links(&root, above)?;
     lock(&directory, target.condition)?;
     if target.check(&root)?.is_none() {
         return Err(StoreError::NotFound);
@@ -240,54 +312,6 @@ pub(super) fn delete(target: &Target) -> Result<(), StoreError> {
     rustix::fs::fsync(&directory).map_err(|errno| {
         StoreError::Unknown(format!("it is gone, and may be back after a crash: {errno}"))
     })
-}
-
-fn failed(what: &str, path: &str, errno: Errno) -> StoreError {
-    match errno {
-        Errno::ACCESS | Errno::PERM | Errno::ROFS => StoreError::Denied(
-            "the node may not write there: check the permissions of the directory for the node's user",
-        ),
-        Errno::NAMETOOLONG => StoreError::InvalidPath("a part of the path is too long"),
-        Errno::NOSPC | Errno::DQUOT => StoreError::Failed(format!(
-            "the file system of '{path}' is full; nothing was written: make room, then write again"
-        )),
-        other => StoreError::Failed(format!(
-            "{what} '{path}': {}; nothing was written",
-            io::Error::from(other)
-        )),
-    }
-}
-
-/// Opens a directory for what is written into it, and makes it if it is not there.
-fn open_directory(root: &OwnedFd, path: &str) -> Result<OwnedFd, StoreError> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-    match source::open_beneath(root, path, flags) {
-        Err(Errno::NOENT) if !path.is_empty() => {
-            let (above, name) = path.rsplit_once('/').unwrap_or(("", path));
-            if is_temporary(name) {
-                return Err(reserved());
-            }
-            let parent = open_directory(root, above)?;
-            match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o777)) {
-                Ok(()) => {
-                    let kept = rustix::fs::fsync(&parent);
-                    kept.map_err(|errno| failed("make the directory", path, errno))?;
-                }
-                Err(Errno::EXIST) => (),
-                Err(errno) => return Err(failed("make the directory", path, errno)),
-            }
-            source::open_beneath(root, path, flags).map_err(StoreError::from)
-        }
-        Err(Errno::NOTDIR) => Err(in_a_file()),
-        other => Ok(other?),
-    }
-}
-
-/// Returns the refusal of a name that this module uses itself.
-pub(super) fn reserved() -> StoreError {
-    StoreError::InvalidPath(
-        "the node gives names of this form to files that it writes: choose another one",
-    )
 }
 
 /// Locks a directory until it is closed, for the moment in which a name changes.
