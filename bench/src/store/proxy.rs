@@ -218,8 +218,9 @@ impl Line {
             while let Some((due, bytes)) = receiver.recv().await {
                 let at = due.max(free_at);
                 sleep_until(at).await;
-                answers.write_all(&bytes).await?;
+                // Counted first, because the reader looks at the count once it has the bytes.
                 counters.bytes.fetch_add(bytes.len() as u64, Ordering::SeqCst);
+                answers.write_all(&bytes).await?;
                 let from = at.max(Instant::now() - LAG_MAX);
                 free_at = from + Duration::from_secs_f64(bytes.len() as f64 / bytes_per_s as f64);
             }
