@@ -31,7 +31,7 @@ pub(super) struct FindArgs {
     /// Directory to search
     #[arg(default_value = "/")]
     path: String,
-    /// Names that match PATTERN, with * ? and [abc]
+    /// Names that match PATTERN, with `*`, `?` and `[abc]`
     #[arg(long, value_name = "PATTERN")]
     name: Option<Pattern>,
     /// Files or directories alone
