@@ -116,7 +116,7 @@ impl Request<'_> {
 
     fn client(&self) -> ClientOptions {
         ClientOptions::new()
-            // What a request may take is counted here, because a long answer that keeps coming is none that hangs.
+            // What a request may take is counted here, because a long answer that keeps coming does not hang.
             .with_timeout_disabled()
             .with_connect_timeout(CONNECT_TIMEOUT.min(self.limits.patience))
     }
