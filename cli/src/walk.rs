@@ -13,6 +13,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use millrace_client::{Client, Entry, File, Kind};
 
 use crate::failure::{Failure, is_about_path, shown};
+use crate::output;
 
 /// Deepest directory that is listed, counted from where the walk begins. Derived: Linux follows at
 /// most 40 symbolic links in a path, and honest trees are less deep than the rest.
@@ -83,6 +84,28 @@ impl<'a> Walk<'a> {
         Ok(None)
     }
 
+    /// Lists the next page that can be listed; names the others on stderr and counts them.
+    ///
+    /// # Errors
+    /// As [`Walk::next`].
+    pub(crate) async fn next_page(
+        &mut self,
+        failed_count: &mut u64,
+    ) -> Result<Option<(String, Vec<Entry>)>, Failure> {
+        while let Some(step) = self.next().await? {
+            match step {
+                Step::Directory { path, entries } => return Ok(Some((path, entries))),
+                // It is listed as a name of its parent, and its content was listed before.
+                Step::Circle => (),
+                Step::Unreadable { path, reason } => {
+                    output::note(&format!("millrace: {}: {reason}", shown(&path)));
+                    *failed_count += 1;
+                }
+            }
+        }
+        Ok(None)
+    }
+
     /// Lists a page of a directory, which is then the one that the walk is in. `print` is that of its
     /// first page, if this is not it.
     async fn list(
@@ -113,6 +136,20 @@ impl<'a> Walk<'a> {
         let directories = directories.into_iter();
         self.levels.push(Level { path: path.clone(), directories, token: next, print });
         Ok(Step::Directory { path, entries })
+    }
+}
+
+/// Returns the failure of a verb that could not list some directories, if there were any.
+///
+/// # Errors
+/// With their number.
+pub(crate) fn judge_unlisted(failed_count: u64) -> Result<(), Failure> {
+    match failed_count {
+        0 => Ok(()),
+        count => {
+            let failed = output::counted(count, "directory");
+            Err(Failure::new(format!("{failed} could not be listed")))
+        }
     }
 }
 

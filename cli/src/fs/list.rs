@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::failure::{Failure, shown};
 use crate::output::{self, Align, Sizes, Table};
-use crate::walk::{self, Step, Walk};
+use crate::walk::{self, Walk};
 
 /// List a directory.
 ///
@@ -125,29 +125,16 @@ async fn ls_file(client: &Client, path: &str, args: &LsArgs) -> Result<(), Failu
 async fn ls_tree(client: &Client, path: &str, args: &LsArgs) -> Result<(), Failure> {
     let mut walk = Walk::new(client, path);
     let mut failed_count = 0;
-    while let Some(step) = walk.next().await? {
-        match step {
-            Step::Directory { path, entries } if args.json => {
-                for entry in &entries {
-                    print_line(&walk::join(&path, &entry.name), entry)?;
-                }
+    while let Some((path, entries)) = walk.next_page(&mut failed_count).await? {
+        if args.json {
+            for entry in &entries {
+                print_line(&walk::join(&path, &entry.name), entry)?;
             }
-            Step::Directory { path, entries } => {
-                output::print(&lines(&entries, args, |entry| walk::join(&path, &entry.name)))?;
-            }
-            // The directory is listed as a name of its parent, and its content was listed before.
-            Step::Circle => {}
-            Step::Unreadable { path, reason } => {
-                output::note(&format!("millrace: {}: {reason}", shown(&path)));
-                failed_count += 1;
-            }
+        } else {
+            output::print(&lines(&entries, args, |entry| walk::join(&path, &entry.name)))?;
         }
     }
-    if failed_count > 0 {
-        let failed = output::counted(failed_count, "directory");
-        return Err(Failure::new(format!("{failed} could not be listed")));
-    }
-    Ok(())
+    walk::judge_unlisted(failed_count)
 }
 
 /// Formats entries as text, each under the name that `label` gives it.

@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::list::print_line;
 use crate::failure::{Failure, shown};
 use crate::output::{self, Sizes};
-use crate::walk::{self, Step, Walk};
+use crate::walk::{self, Walk};
 
 /// A day, the unit of ages.
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -133,15 +133,7 @@ pub(super) async fn find(client: &Client, args: &FindArgs) -> Result<(), Failure
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut walk = Walk::new(client, &walk::clean(&args.path));
     let mut failed_count = 0;
-    while let Some(step) = walk.next().await? {
-        let (path, entries) = match step {
-            Step::Directory { path, entries } => (path, entries),
-            Step::Circle => continue,
-            Step::Unreadable { path, reason } => {
-                tell(&path, &reason, &mut failed_count);
-                continue;
-            }
-        };
+    while let Some((path, entries)) = walk.next_page(&mut failed_count).await? {
         let wanted = entries.iter().filter(|it| args.is_wanted(it, now.as_millis() as i64));
         let mut text = String::new();
         for entry in wanted {
@@ -154,7 +146,7 @@ pub(super) async fn find(client: &Client, args: &FindArgs) -> Result<(), Failure
         }
         output::print(&text)?;
     }
-    judge(failed_count)
+    walk::judge_unlisted(failed_count)
 }
 
 /// A directory whose sum is not complete yet, and what scripts read of it.
@@ -176,15 +168,7 @@ pub(super) async fn du(client: &Client, args: &DuArgs) -> Result<(), Failure> {
     let mut failed_count = 0;
     // From the top to the directory that the walk is in.
     let mut sums: Vec<Sum> = Vec::new();
-    while let Some(step) = walk.next().await? {
-        let (path, entries) = match step {
-            Step::Directory { path, entries } => (path, entries),
-            Step::Circle => continue,
-            Step::Unreadable { path, reason } => {
-                tell(&path, &reason, &mut failed_count);
-                continue;
-            }
-        };
+    while let Some((path, entries)) = walk.next_page(&mut failed_count).await? {
         while sums.last().is_some_and(|sum| !is_at_or_below(&path, &sum.path)) {
             finish(&mut sums, args)?;
         }
@@ -200,7 +184,7 @@ pub(super) async fn du(client: &Client, args: &DuArgs) -> Result<(), Failure> {
     while !sums.is_empty() {
         finish(&mut sums, args)?;
     }
-    judge(failed_count)
+    walk::judge_unlisted(failed_count)
 }
 
 /// True if a path is a directory, or below it.
@@ -231,21 +215,6 @@ fn print_sum(sum: &Sum, args: &DuArgs) -> Result<(), Failure> {
     let width = if args.bytes { 15 } else { 10 };
     let files = output::counted(sum.file_count, "file");
     output::print(&format!("{size:>width$}  {files:>14}  {}\n", output::name(shown(&sum.path))))
-}
-
-fn tell(path: &str, reason: &str, failed_count: &mut u64) {
-    output::note(&format!("millrace: {}: {reason}", shown(path)));
-    *failed_count += 1;
-}
-
-fn judge(failed_count: u64) -> Result<(), Failure> {
-    match failed_count {
-        0 => Ok(()),
-        count => {
-            let failed = output::counted(count, "directory");
-            Err(Failure::new(format!("{failed} could not be listed")))
-        }
-    }
 }
 
 #[cfg(test)]
