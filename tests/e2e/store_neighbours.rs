@@ -71,32 +71,22 @@ async fn read_until_all_are_there(node: &Node, key: &str) {
 
 #[tokio::test]
 async fn neighbours_that_wait_are_few_requests() {
-    let origin = Origin::start();
-    put(&origin, "it");
-    let node = start(&origin);
-    // The first request is tried again after a while, and meanwhile the others wait for its place.
-    origin.break_reads(Fault::Status(503), 1);
-    for result in read_all(&node, "it").await {
-        result.expect("read");
+    for has_tags in [true, false] {
+        let origin = Origin::start();
+        put(&origin, "it");
+        if !has_tags {
+            origin.forget_tags();
+        }
+        let node = start(&origin);
+        // The first request is tried again after a while, and meanwhile the others wait for its place.
+        origin.break_reads(Fault::Status(503), 1);
+        for result in read_all(&node, "it").await {
+            result.expect("read");
+        }
+        let count = origin.read_count() as u64;
+        assert!(count <= BLOCKS / 3, "{count} requests for {BLOCKS} blocks");
+        node.stop();
     }
-    let count = origin.read_count() as u64;
-    assert!(count <= BLOCKS / 3, "{count} requests for {BLOCKS} blocks");
-    node.stop();
-}
-
-#[tokio::test]
-async fn neighbours_without_a_tag_are_few_requests_too() {
-    let origin = Origin::start();
-    put(&origin, "it");
-    origin.forget_tags();
-    let node = start(&origin);
-    origin.break_reads(Fault::Status(503), 1);
-    for result in read_all(&node, "it").await {
-        result.expect("read");
-    }
-    let count = origin.read_count() as u64;
-    assert!(count <= BLOCKS / 3, "{count} requests for {BLOCKS} blocks");
-    node.stop();
 }
 
 #[tokio::test]
