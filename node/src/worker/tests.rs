@@ -15,6 +15,7 @@ use crate::side::{ClusterLookup, FillJob, LookupJob, PathLookup};
 use crate::store::StoreError;
 
 mod abandoned;
+mod chaos;
 mod frames;
 mod identity;
 mod lease;
