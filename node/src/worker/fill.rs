@@ -319,8 +319,7 @@ impl Worker {
         let is_here = |chunk| self.cache.missing(key, *version, one(chunk)).is_empty();
         let last = self.cache.last_chunk(key, *version);
         let goes_on = needs.first > 0
-            && (is_coming(needs.first - 1)
-                || last.is_some_and(|last| last == needs.first || last + 1 == needs.first));
+            && last.is_some_and(|last| last == needs.first || last + 1 == needs.first);
         if !goes_on {
             return run.end;
         }

@@ -176,6 +176,15 @@ fn a_reader_that_goes_on_gets_more_each_time_and_one_that_jumps_does_not() {
 }
 
 #[test]
+fn a_part_beside_one_that_is_on_its_way_is_not_taken_for_a_reader_that_goes_on() {
+    let (mut node, token) = node(1024);
+    // Two columns of a file, side by side, which are asked for at once.
+    node.receive(0, 0, token, &read_of(0, 2 * BLOCK, 2 * BLOCK, 1, 0));
+    node.receive(0, 0, token, &read_of(0, 4 * BLOCK, BLOCK, 2, 0));
+    assert_eq!(asked(&node).1, [(0, 2, 4), (0, 4, 5)]);
+}
+
+#[test]
 fn a_load_brings_in_what_is_missing_and_the_block_is_whole() {
     let (mut node, token) = node(1024);
     node.receive(0, 0, token, &read_of(0, 4 * BLOCK, BLOCK, 1, 0));
