@@ -14,6 +14,7 @@ mod coord_damage;
 mod coord_ensemble;
 mod coord_limits;
 mod coord_malformed;
+mod engine_store;
 mod free_load;
 mod hung_source;
 mod leases;

@@ -193,7 +193,9 @@ fn receive(reader: &mut impl BufRead) -> io::Result<Option<Request>> {
     reader.take(length).read_to_end(&mut body)?;
     let (path, query) = target.split_once('?').unwrap_or((&target, ""));
     let query = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-    let query = query.map(|(key, value)| (decoded(key), decoded(value))).collect();
+    // A space in a query is a plus.
+    let plain = |text: &str| decoded(&text.replace('+', "%20"));
+    let query = query.map(|(key, value)| (plain(key), plain(value))).collect();
     Ok(Some(Request { method, path: decoded(path), query, headers, body }))
 }
 
