@@ -118,6 +118,14 @@ pub(crate) enum PathLookup {
         /// Its place among the writes of the node.
         slot: OwnedSemaphorePermit,
     },
+    Rename {
+        path: Arc<str>,
+        to: Arc<str>,
+        /// What has to be true of `to`.
+        condition: Condition,
+        /// Its place among the writes of the node.
+        slot: OwnedSemaphorePermit,
+    },
 }
 
 /// A request that needs the cluster or all shards, and no source.

@@ -346,6 +346,22 @@ pub trait UnderStore: Send + Sync + 'static {
     ) -> StoreFuture<'_, Result<(), StoreError>> {
         Box::pin(async { Err(READ_ONLY) })
     }
+
+    /// Gives a file another path, or a directory with all that is below it; returns what the new path is by it. A
+    /// file at the new path is replaced, unless the condition is [`Condition::Absent`].
+    ///
+    /// # Errors
+    /// [`StoreError::WrongKind`] for a directory that the store cannot move in one step, and if the new path is a
+    /// directory; [`StoreError::Unknown`] if the store may have done it, a part of it, or nothing. After every other
+    /// error it has not.
+    fn rename(
+        &self,
+        _path: Arc<str>,
+        _to: Arc<str>,
+        _condition: Condition,
+    ) -> StoreFuture<'_, Result<Found, StoreError>> {
+        Box::pin(async { Err(READ_ONLY) })
+    }
 }
 
 /// The answer of a store that takes no writes.

@@ -31,6 +31,7 @@ use crate::key::{key, location};
 use crate::open::Opening;
 use crate::tag::Tag;
 
+mod rename;
 mod write;
 
 /// Files whose tags are kept; of a further one the store is asked again. Guessed: some 20 MB.
@@ -176,6 +177,16 @@ impl UnderStore for Remote {
     ) -> StoreFuture<'_, Result<(), StoreError>> {
         let inner = Arc::clone(&self.inner);
         self.run(async move { inner.remove(&path, condition).await })
+    }
+
+    fn rename(
+        &self,
+        path: Arc<str>,
+        to: Arc<str>,
+        condition: Condition,
+    ) -> StoreFuture<'_, Result<Found, StoreError>> {
+        let inner = Arc::clone(&self.inner);
+        self.run(async move { inner.rename(&path, &to, condition).await })
     }
 }
 

@@ -27,6 +27,7 @@ mod parts;
 mod paths;
 mod pressure;
 mod read_write;
+mod renames;
 mod rude;
 mod single_flight;
 mod sources;

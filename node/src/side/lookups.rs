@@ -71,6 +71,9 @@ pub(super) async fn serve(
                 PathLookup::Delete { path, condition, slot } => {
                     context.delete(&requester, path, condition, slot).await
                 }
+                PathLookup::Rename { path, to, condition, slot } => {
+                    context.rename(&requester, (path, to), condition, slot).await
+                }
                 // It answers more than this one request.
                 PathLookup::Put(put) => {
                     return context.upload(requester, &ticket, put, slot).await;
@@ -176,12 +179,25 @@ impl Context {
         self.beliefs.forget(path, Instant::now());
     }
 
+    /// Has the next look-ups of all paths below a directory ask the source.
+    pub(super) fn believe_nothing_below(&self, path: &str) {
+        self.beliefs.forget_below(path, Instant::now());
+    }
+
     /// Forgets what is known of a path, and drops its blocks.
     pub(super) async fn forget_all(&self, path: &str) {
         let id = self.store.identify(path);
         self.beliefs.forget(path, Instant::now());
         self.files.forget(id);
         self.drop_blocks(id).await;
+    }
+
+    /// Forgets all files below a directory that is gone, and drops their blocks.
+    pub(super) async fn forget_below(&self, path: &str) {
+        self.beliefs.forget_below(path, Instant::now());
+        for id in self.files.forget_below(path) {
+            self.drop_blocks(id).await;
+        }
     }
 
     /// Forgets a file that is no longer in this version, and drops its blocks.
@@ -296,7 +312,11 @@ impl Context {
         if recursive {
             self.beliefs.forget_below(&path, Instant::now());
         }
-        let entry = self.look_up(caller, &path).await?;
+        let found = self.look_up(caller, &path).await;
+        if recursive && let Err(Failure { status: Status::NotFound, .. }) = &found {
+            self.forget_below(&path).await;
+        }
+        let entry = found?;
         Ok(encode(caller.requester, &StatReply { entry, block_size: self.block_size }))
     }
 
@@ -373,7 +393,7 @@ pub(super) struct Ask {
 }
 
 /// Makes what was found an entry. A directory has no id.
-fn entry_of(name: String, id: FileId, found: Found) -> Entry {
+pub(super) fn entry_of(name: String, id: FileId, found: Found) -> Entry {
     let Found { kind, version, length, modified_ms } = found;
     let id = if kind == Kind::Directory { FileId(0) } else { id };
     Entry { name, kind, id, version, length, modified_ms }

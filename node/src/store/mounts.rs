@@ -344,9 +344,45 @@ impl UnderStore for Mounts {
             store.delete(rest, condition).await
         })
     }
+
+    fn rename(
+        &self,
+        path: Arc<str>,
+        to: Arc<str>,
+        condition: Condition,
+    ) -> StoreFuture<'_, Result<Found, StoreError>> {
+        Box::pin(async move {
+            let (store, rest) = self.writable(&path)?;
+            let (_, rest_of_new) = self.writable(&to)?;
+            self.check_rename(&path, &to)?;
+            store.rename(rest, rest_of_new, condition).await
+        })
+    }
 }
 
 impl Mounts {
+    /// Checks that one path can become the other one.
+    ///
+    /// # Errors
+    /// [`StoreError::InvalidPath`] if it cannot.
+    fn check_rename(&self, path: &str, to: &str) -> Result<(), StoreError> {
+        let table = self.table()?;
+        let mount = |path| mount_of(&table.mounts, path).map(|(index, _)| index);
+        if mount(path) != mount(to) {
+            return Err(StoreError::InvalidPath(
+                "the two paths are in different mounts, between which nothing is renamed: copy it with get and \
+                 put, then delete it",
+            ));
+        }
+        if to == path {
+            return Err(StoreError::InvalidPath("both paths are the same"));
+        }
+        if to.strip_prefix(path).is_some_and(|rest| rest.starts_with('/')) {
+            return Err(StoreError::InvalidPath("the new path is below the old one"));
+        }
+        Ok(())
+    }
+
     /// Returns the store that a path is written to, and the path there.
     ///
     /// # Errors
