@@ -124,6 +124,11 @@ impl FileTable {
         self.records.remove(&id).map(|(_, (record, _))| record)
     }
 
+    /// Returns all files, each with its path.
+    pub(crate) fn all(&self) -> Vec<(FileId, Arc<str>)> {
+        self.records.iter().map(|(id, (record, _))| (id, record.path)).collect()
+    }
+
     /// Forgets all files below a directory; returns which these were.
     pub(crate) fn forget_below(&self, path: &str) -> Vec<FileId> {
         let is_below = |record: &FileRecord| {

@@ -11,8 +11,8 @@
 //! came from, and every blank goes back there, until the thread is stopped. Queues are bounded; a full
 //! one gives the job back and the shard answers `Busy`. Memory and blocks are left to the shards.
 //! Modules: `fills` is the cold read, `lookups` what paths are, `beliefs` what they were a moment ago,
-//! `uploads` writes, `loads` brings whole files in, `cluster` what needs no source, and what is pulled over
-//! from other nodes.
+//! `uploads` writes, `loads` brings whole files in, `stays` frees what has been here long enough, `cluster`
+//! what needs no source, and what is pulled over from other nodes.
 
 use std::io;
 use std::sync::Arc;
@@ -42,12 +42,14 @@ use crate::store::{Condition, Errand, StoreError, UnderStore};
 use crate::timings::Timings;
 use crate::upload::Slots;
 use beliefs::Beliefs;
+use stays::Stays;
 
 mod beliefs;
 mod cluster;
 mod fills;
 mod loads;
 mod lookups;
+mod stays;
 pub(crate) mod uploads;
 
 /// Threads that resolve names. One is there from the start; a second one if it can be had.
@@ -263,6 +265,7 @@ struct Context {
     store: Arc<dyn UnderStore>,
     files: Arc<FileTable>,
     beliefs: Beliefs,
+    stays: Stays,
     /// Epoch of the cluster in which they were found.
     believed_epoch: AtomicU64,
     shards: Mailboxes,
@@ -310,6 +313,7 @@ pub(crate) fn start(config: &Config, parts: Parts) -> io::Result<Side> {
         store,
         files,
         beliefs: Beliefs::new(config.files_max, started),
+        stays: Stays::new(config.files_max),
         believed_epoch: AtomicU64::new(0),
         shards,
         cluster,
@@ -343,12 +347,13 @@ pub(crate) fn start(config: &Config, parts: Parts) -> io::Result<Side> {
         let report = report::run(&context.cluster, &context.peers, own);
         let pins = pins::run(&context.shards, &context.files, context.cluster.views.subscribe());
         let watch = machine.watch();
+        let stays = stays::run(&context, context.cluster.views.subscribe());
         runtime.block_on(async {
             // Ends by itself when the node leaves, and with the runtime.
             let _session = session.map(tokio::spawn);
             tokio::select! {
                 _ = async {
-                    tokio::join!(fills, lookups, of_cluster, handover, pins, report, watch)
+                    tokio::join!(fills, lookups, of_cluster, handover, pins, report, watch, stays)
                 } => (),
                 // Nothing is sent: the other end is dropped once every shard has ended.
                 _ = stopped.recv_async() => (),

@@ -256,12 +256,14 @@ pub trait RemoteStores: Send + Sync + 'static {
 }
 
 /// What one source may take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct StoreLimits {
     /// Requests under way at once.
     pub concurrency: usize,
     /// How long one read or look-up may take, with all its retries.
     pub patience: Duration,
+    /// Bytes a second that are read at most; None for as many as come.
+    pub bandwidth: Option<u64>,
 }
 
 /// A node without sources on other machines.
@@ -295,6 +297,12 @@ pub trait UnderStore: Send + Sync + 'static {
     /// Returns for how long what was found at a path is believed; zero to ask at each look-up.
     fn stale_after(&self, _path: &str) -> Duration {
         Duration::ZERO
+    }
+
+    /// Returns for how long blocks of a path stay after the first one of its file came in. Zero if they go as soon
+    /// as those that wait have them; [`Duration::MAX`] if time plays no part.
+    fn kept_for(&self, _path: &str) -> Duration {
+        Duration::MAX
     }
 
     /// Returns up to `limit` entries of a directory whose names come after `after`.

@@ -22,6 +22,7 @@ mod limits;
 mod logs;
 mod malformed;
 mod memory;
+mod mount_options;
 mod pages;
 mod parts;
 mod paths;

@@ -210,7 +210,8 @@ impl Context {
     }
 
     /// Drops the blocks of a file on every shard.
-    async fn drop_blocks(&self, file: FileId) -> Dropped {
+    pub(super) async fn drop_blocks(&self, file: FileId) -> Dropped {
+        self.stays.forget(file);
         let mut total = Dropped::default();
         let mut replies = Vec::with_capacity(self.shards.len());
         for shard in self.shards.iter() {

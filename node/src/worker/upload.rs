@@ -35,7 +35,7 @@ pub(super) enum WriteOp {
 }
 
 /// What a request that takes a place among the writes of the node asks for.
-enum Wanted {
+enum Intent {
     Put { path: Arc<str>, condition: Condition },
     Delete { path: Arc<str>, condition: Condition },
     Rename { path: Arc<str>, to: Arc<str>, condition: Condition },
@@ -61,8 +61,8 @@ impl Worker {
                 let path = Arc::from(request.path.as_str());
                 self.take(&requester);
                 let wanted = condition.map(|condition| match op {
-                    WriteOp::Delete => Wanted::Delete { path, condition },
-                    _ => Wanted::Put { path, condition },
+                    WriteOp::Delete => Intent::Delete { path, condition },
+                    _ => Intent::Put { path, condition },
                 });
                 match wanted {
                     Some(wanted) => self.begin_write(wanted, requester, actions),
@@ -78,7 +78,7 @@ impl Worker {
                 self.take(&requester);
                 match Condition::from_wire(request.condition, 0) {
                     Some(condition @ (Condition::None | Condition::Absent)) => {
-                        let wanted = Wanted::Rename { path, to, condition };
+                        let wanted = Intent::Rename { path, to, condition };
                         self.begin_write(wanted, requester, actions);
                     }
                     _ => {
@@ -111,13 +111,13 @@ impl Worker {
         Ok(())
     }
 
-    fn begin_write(&mut self, wanted: Wanted, requester: Requester, actions: &mut Vec<Action>) {
+    fn begin_write(&mut self, wanted: Intent, requester: Requester, actions: &mut Vec<Action>) {
         let number = self.next_upload();
         let depth = self.limits.requests_in_flight_max as usize;
         let Some(connection) = self.connection(requester.token) else { return };
         let has_ended = |it: &OpenUpload| it.door.is_shut() || it.steps.is_disconnected();
         connection.uploads.retain(|upload| !has_ended(upload));
-        let is_put = matches!(wanted, Wanted::Put { .. });
+        let is_put = matches!(wanted, Intent::Put { .. });
         if is_put && connection.uploads.len() >= UPLOADS_OF_CONNECTION_MAX {
             let message = "as many uploads as a connection may have are open: end one, or use another \
                            connection";
@@ -132,13 +132,13 @@ impl Worker {
             return;
         };
         let (lookup, upload) = match wanted {
-            Wanted::Delete { path, condition } => {
+            Intent::Delete { path, condition } => {
                 (PathLookup::Delete { path, condition, slot }, None)
             }
-            Wanted::Rename { path, to, condition } => {
+            Intent::Rename { path, to, condition } => {
                 (PathLookup::Rename { path, to, condition, slot }, None)
             }
-            Wanted::Put { path, condition } => {
+            Intent::Put { path, condition } => {
                 let (sender, steps) = flume::bounded(depth);
                 let door = Arc::<Door>::default();
                 let upload = OpenUpload { number, steps: sender, door: Arc::clone(&door) };
