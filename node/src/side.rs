@@ -11,8 +11,8 @@
 //! came from, and every blank goes back there, until the thread is stopped. Queues are bounded; a full
 //! one gives the job back and the shard answers `Busy`. Memory and blocks are left to the shards.
 //! Modules: `fills` is the cold read, `lookups` what paths are, `beliefs` what they were a moment ago,
-//! `uploads` writes, `loads` brings whole files in, `stays` frees what has been here long enough, `cluster`
-//! what needs no source, and what is pulled over from other nodes.
+//! `flights` look-ups under way, `uploads` writes, `loads` brings whole files in, `stays` frees what has
+//! been here long enough, `cluster` what needs no source, and what is pulled over from other nodes.
 
 use std::io;
 use std::sync::Arc;
@@ -42,11 +42,13 @@ use crate::store::{Condition, Errand, StoreError, UnderStore};
 use crate::timings::Timings;
 use crate::upload::Slots;
 use beliefs::Beliefs;
+use flights::Flights;
 use stays::Stays;
 
 mod beliefs;
 mod cluster;
 mod fills;
+mod flights;
 mod loads;
 mod lookups;
 mod stays;
@@ -265,6 +267,7 @@ struct Context {
     store: Arc<dyn UnderStore>,
     files: Arc<FileTable>,
     beliefs: Beliefs,
+    flights: Flights,
     stays: Stays,
     /// Epoch of the cluster in which they were found.
     believed_epoch: AtomicU64,
@@ -313,6 +316,7 @@ pub(crate) fn start(config: &Config, parts: Parts) -> io::Result<Side> {
         store,
         files,
         beliefs: Beliefs::new(config.files_max, started),
+        flights: Flights::default(),
         stays: Stays::new(config.files_max),
         believed_epoch: AtomicU64::new(0),
         shards,
@@ -386,6 +390,7 @@ fn runtime() -> io::Result<Runtime> {
 }
 
 /// A look-up that failed.
+#[derive(Clone, Debug)]
 struct Failure {
     status: Status,
     message: String,

@@ -66,6 +66,40 @@ async fn many_opens_are_one_question_and_a_refresh_asks_again() {
 }
 
 #[tokio::test]
+async fn look_ups_of_one_path_at_the_same_time_are_one_question() {
+    let origin = Origin::start();
+    put(&origin, "it", 1);
+    let node = options(&origin).start();
+    let client = node.client().await;
+    let before = origin.lookup_count();
+    origin.slow_lookups(Duration::from_millis(500));
+    let stats = (0..16).map(|_| {
+        let client = client.clone();
+        tokio::spawn(async move { client.stat("it").await.expect("stat").version })
+    });
+    let mut versions = Vec::new();
+    for stat in stats.collect::<Vec<_>>() {
+        versions.push(stat.await.expect("a task"));
+    }
+    versions.dedup();
+    assert_eq!(versions.len(), 1);
+    assert_eq!(origin.lookup_count(), before + 1);
+    // One that has begun before a refresh does not answer what comes after it.
+    let early = {
+        let client = client.clone();
+        tokio::spawn(async move { client.refresh("it", false).await })
+    };
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    put(&origin, "it", 2);
+    let found = client.refresh("it", false).await.expect("refresh");
+    let [(_, Ok(new))] = &found[..] else { panic!("{found:?}") };
+    assert_ne!(new.version, versions[0]);
+    early.await.expect("a task").expect("refresh");
+    assert_eq!(seen(&client, "it").await, Some(2));
+    node.stop();
+}
+
+#[tokio::test]
 async fn a_change_is_seen_after_the_bound() {
     let origin = Origin::start();
     put(&origin, "it", 1);

@@ -64,6 +64,8 @@ struct State {
     writes: writes::Writes,
     /// How long each read takes.
     read_pause: Duration,
+    /// How long each look-up of an object takes.
+    lookup_pause: Duration,
     /// Reads under way, and the most there were.
     reading_count: usize,
     reading_max: usize,
@@ -159,6 +161,11 @@ impl Origin {
     /// Has each read of an object take this long from now on.
     pub fn slow_reads(&self, pause: Duration) {
         self.state().read_pause = pause;
+    }
+
+    /// Has each look-up of an object take this long from now on.
+    pub fn slow_lookups(&self, pause: Duration) {
+        self.state().lookup_pause = pause;
     }
 
     /// Returns the most reads that were under way at once so far.
@@ -277,7 +284,11 @@ fn serve(
                 lock(state).reading_count -= 1;
                 send(&mut out, &request, &object, state, reads)?;
             }
-            ("HEAD", Some(object)) => send(&mut out, &request, &object, state, reads)?,
+            ("HEAD", Some(object)) => {
+                let pause = lock(state).lookup_pause;
+                thread::sleep(pause);
+                send(&mut out, &request, &object, state, reads)?;
+            }
             ("GET" | "HEAD", None) => answer(&mut out, 404, "", b"")?,
             (_, found) => writes::serve(&mut out, &request, (bucket, key), found, state)?,
         }

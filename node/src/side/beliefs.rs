@@ -84,6 +84,11 @@ impl Beliefs {
         table.insert(Arc::clone(path), Belief { id, found, at });
     }
 
+    /// True if nothing was forgotten since this time.
+    pub(super) fn is_after_refresh(&self, at: Instant) -> bool {
+        at >= *self.not_before.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Forgets the answer for a path.
     pub(super) fn forget(&self, path: &str, now: Instant) {
         let mut not_before = self.not_before.lock().unwrap_or_else(PoisonError::into_inner);

@@ -237,7 +237,11 @@ impl Context {
     }
 
     /// Looks a path up in the source.
-    async fn look_up(&self, caller: Caller<'_>, path: &Arc<str>) -> Result<Entry, Failure> {
+    pub(super) async fn look_up(
+        &self,
+        caller: Caller<'_>,
+        path: &Arc<str>,
+    ) -> Result<Entry, Failure> {
         check_path(path)?;
         let look = self.begin();
         let found = self.ask(caller, self.store.stat(Arc::clone(path))).await;
@@ -298,11 +302,11 @@ impl Context {
         Err(Failure { status: Status::WrongKind, message })
     }
 
-    async fn stat(&self, caller: Caller<'_>, path: Arc<str>) -> Answer {
+    async fn stat(self: &Arc<Self>, caller: Caller<'_>, path: Arc<str>) -> Answer {
         check_path(&path)?;
         let entry = match self.believed(&path) {
             Some(believed) => believed?,
-            None => self.look_up(caller, &path).await?,
+            None => self.look_up_together(caller, &path).await?,
         };
         Ok(encode(caller.requester, &StatReply { entry, block_size: self.block_size }))
     }
