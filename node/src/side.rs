@@ -10,7 +10,8 @@
 //! Owns the thread and the queues into it. Always holds: every job it took is answered to the shard it
 //! came from, and every blank goes back there, until the thread is stopped. Queues are bounded; a full
 //! one gives the job back and the shard answers `Busy`. Memory and blocks are left to the shards.
-//! Modules: `fills` is the cold read, `lookups` what paths are, `beliefs` what they were a moment ago,
+//! Modules: `fills` is the cold read, `lookups` what paths are, `beliefs` and `listings` what they were a
+//! moment ago,
 //! `flights` look-ups under way, `uploads` writes, `loads` brings whole files in, `stays` frees what has
 //! been here long enough, `cluster` what needs no source, and what is pulled over from other nodes.
 
@@ -49,6 +50,7 @@ mod beliefs;
 mod cluster;
 mod fills;
 mod flights;
+mod listings;
 mod loads;
 mod lookups;
 mod stays;

@@ -1,4 +1,4 @@
-//! Look-ups that are under way, so that those who ask for one path at the same time cause one question.
+//! Look-ups that are under way, so that clients that ask for one path at the same time cause one question.
 //!
 //! Owns which path is being looked up since when. Always holds: a look-up is joined only by what would believe its
 //! answer, and not once something was written or refreshed since it began; one that nothing waits for any more ends.
@@ -18,13 +18,13 @@ use super::{Context, Failure};
 use crate::store::StoreError;
 
 /// The answer of a look-up, once it is there.
-type Told = Option<Result<Entry, Failure>>;
+type FlightAnswer = Option<Result<Entry, Failure>>;
 
 /// A look-up under way.
 struct Flight {
     begun: Instant,
     number: u64,
-    told: Weak<watch::Sender<Told>>,
+    told: Weak<watch::Sender<FlightAnswer>>,
 }
 
 #[derive(Default)]
@@ -40,7 +40,7 @@ pub(super) struct Flights(Mutex<Board>);
 /// A look-up that has to be made, for those that wait for what it tells.
 struct Begun {
     number: u64,
-    told: Arc<watch::Sender<Told>>,
+    told: Arc<watch::Sender<FlightAnswer>>,
 }
 
 impl Flights {
@@ -53,7 +53,7 @@ impl Flights {
         &self,
         path: &Arc<str>,
         is_young: impl Fn(Instant) -> bool,
-    ) -> (watch::Receiver<Told>, Option<Begun>) {
+    ) -> (watch::Receiver<FlightAnswer>, Option<Begun>) {
         let mut board = self.lock();
         let young = board.by_path.get(path).filter(|flight| is_young(flight.begun));
         if let Some(told) = young.and_then(|flight| flight.told.upgrade()) {
@@ -69,7 +69,7 @@ impl Flights {
     }
 
     /// Ends a look-up: with its answer, or without one if nothing waits for it. True if it has ended.
-    fn end(&self, path: &str, begun: &Begun, answer: Told) -> bool {
+    fn end(&self, path: &str, begun: &Begun, answer: FlightAnswer) -> bool {
         let mut board = self.lock();
         if answer.is_none() && begun.told.receiver_count() > 0 {
             return false;

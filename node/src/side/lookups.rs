@@ -12,6 +12,7 @@ use millrace_proto::{FileId, Status};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use super::listings::PageName;
 use super::{Answer, Context, Failure, LookupJob, PathLookup, encode};
 use crate::files::{FileRecord, Look, Noted};
 use crate::mailbox::{DropJob, Dropped, Mail, Requester};
@@ -136,6 +137,7 @@ impl Context {
             // A look that was overtaken by a newer one shows at the first read: the version is stale.
             noted = self.files.note_at(id, record, look.look);
             if noted == Noted::Instead {
+                self.beliefs.listings.forget(path, Instant::now());
                 self.drop_blocks(id).await;
             }
         }
@@ -156,11 +158,7 @@ impl Context {
         if bound.is_zero() {
             return None;
         }
-        // What is mounted where, and what of it is shown, may be another by now.
-        let epoch = self.cluster.view().layout.epoch;
-        if self.believed_epoch.swap(epoch, Ordering::Relaxed) != epoch {
-            self.beliefs.forget_below("", Instant::now());
-        }
+        self.believe_this_epoch();
         let id = self.store.identify(path);
         let Some(found) = self.beliefs.get(path, id, bound, Instant::now())? else {
             return Some(Err(StoreError::NotFound.into()));
@@ -171,6 +169,14 @@ impl Context {
             return None;
         }
         Some(Ok(entry_of(path.to_string(), id, found)))
+    }
+
+    /// Forgets all answers of another epoch: what is mounted where, and what of it is shown, may be another by now.
+    fn believe_this_epoch(&self) {
+        let epoch = self.cluster.view().layout.epoch;
+        if self.believed_epoch.swap(epoch, Ordering::Relaxed) != epoch {
+            self.beliefs.forget_below("", Instant::now());
+        }
     }
 
     /// Has the next look-up of a path ask the source: of two writes at once it is not known here which one was
@@ -203,8 +209,9 @@ impl Context {
     /// Forgets a file that is no longer in this version, and drops its blocks.
     pub(super) async fn forget(&self, id: FileId, version: u64) {
         if self.files.get(id).is_some_and(|record| record.version == version)
-            && self.files.forget(id).is_some()
+            && let Some(record) = self.files.forget(id)
         {
+            self.beliefs.listings.forget(&record.path, Instant::now());
             self.drop_blocks(id).await;
         }
     }
@@ -334,6 +341,14 @@ impl Context {
     ) -> Answer {
         check_path(&path)?;
         let limit = if limit == 0 { LIST_PAGE_MAX } else { LIST_PAGE_MAX.min(limit as usize) };
+        let name = PageName { path: Arc::clone(&path), token: Arc::clone(&token), limit };
+        let (bound, id) = (self.store.stale_after(&path), self.store.identify(&path));
+        if !bound.is_zero() {
+            self.believe_this_epoch();
+            if let Some(reply) = self.beliefs.listings.get(&name, id, bound, Instant::now()) {
+                return Ok(encode(caller.requester, &*reply));
+            }
+        }
         // A directory is read whole for one page: one client's do not run side by side.
         let page = async {
             let _turn = caller.ticket.turn().await.ok_or_else(|| {
@@ -364,7 +379,11 @@ impl Context {
             last = page.token(&name, found.kind);
             reply.entries.push(self.note(&whole.into(), name, found, look).await);
         }
-        Ok(encode(caller.requester, &reply))
+        let frame = encode(caller.requester, &reply);
+        if !bound.is_zero() {
+            self.beliefs.listings.note(name, id, Arc::new(reply), look.at);
+        }
+        Ok(frame)
     }
 
     async fn free(&self, caller: Caller<'_>, path: Arc<str>, everywhere: bool) -> Answer {
