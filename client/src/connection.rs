@@ -33,7 +33,7 @@ use millrace_proto::message::{
     FreeRequest, HelloRequest, ListRequest, LoadRequest, Range, ReadManyRequest, RefreshRequest,
     StatRequest,
 };
-use millrace_proto::write::{PutEndRequest, PutPartRequest, WriteRequest};
+use millrace_proto::write::{PutEndRequest, PutPartRequest, RenameRequest, WriteRequest};
 use millrace_proto::{Header, Op, frame};
 use smallvec::{SmallVec, smallvec};
 use tokio::runtime::Handle;
@@ -79,6 +79,7 @@ pub(crate) enum Body {
     PutPart(PutPartRequest),
     PutEnd(PutEndRequest),
     Delete(WriteRequest),
+    Rename(RenameRequest),
 }
 
 impl Body {
@@ -109,6 +110,7 @@ impl Body {
             Body::PutPart(_) => Op::PutPart,
             Body::PutEnd(_) => Op::PutEnd,
             Body::Delete(_) => Op::Delete,
+            Body::Rename(_) => Op::Rename,
         }
     }
 
@@ -132,6 +134,7 @@ impl Body {
             Body::Mount(body) => frame::encode(out, header, body),
             Body::Pin(body) => frame::encode(out, header, body),
             Body::Put(body) | Body::Delete(body) => frame::encode(out, header, body),
+            Body::Rename(body) => frame::encode(out, header, body),
             Body::PutPart(body) => frame::encode(out, header, body),
             Body::PutEnd(body) => frame::encode(out, header, body),
             Body::Ping | Body::Status | Body::Pins => frame::encode_empty(out, header),

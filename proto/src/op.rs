@@ -65,11 +65,13 @@ pub enum Op {
     PutAbort = 35,
     /// Delete a file at the source.
     Delete = 36,
+    /// Give a file or a directory another path at the source.
+    Rename = 37,
 }
 
 impl Op {
     /// Every operation, in wire order.
-    pub const ALL: [Op; 29] = [
+    pub const ALL: [Op; 30] = [
         Op::Hello,
         Op::Ping,
         Op::Stat,
@@ -99,6 +101,7 @@ impl Op {
         Op::PutEnd,
         Op::PutAbort,
         Op::Delete,
+        Op::Rename,
     ];
 
     /// Returns the operation with this number, if this version knows it.

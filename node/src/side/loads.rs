@@ -45,6 +45,11 @@ impl Context {
         let view = self.cluster.view();
         view.check_agreement()?;
         let entry = self.look_up_file(caller, &path).await?;
+        if self.store.kept_for(&path).is_zero() {
+            let message =
+                "what is mounted there is not kept (--cache no), so that there is nothing to load";
+            return Err(Failure::new(Status::InvalidArgument, message));
+        }
         let replicas = view.layout.replicas(&path);
         let blocks = 0..entry.length.div_ceil(u64::from(self.block_size)) as u32;
         let (file, version, deadline) = (entry.id, entry.version, caller.requester.deadline);

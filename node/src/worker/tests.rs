@@ -8,7 +8,7 @@ use super::*;
 use crate::cache::BlockKey;
 use crate::connection::{Piece, RECEIVE_BUFFER_SIZE};
 use crate::files::FileRecord;
-use crate::mailbox::{Arrival, DropJob, Dropped, Filling};
+use crate::mailbox::{Arrival, DropJob, Dropped, Filling, Stay};
 use crate::memory::{Arena, ShardMemory};
 use crate::owner::Loads;
 use crate::side::{ClusterLookup, FillJob, LookupJob, PathLookup};
@@ -209,7 +209,7 @@ impl Node {
                 }
                 Err(error) => Err((job.blank, error.into())),
             };
-            self.event(now, shard, Event::Mail(Mail::Filled { run, is_pinned: false, result }));
+            self.event(now, shard, Event::Mail(Mail::Filled { run, stay: Stay::Usual, result }));
         }
         count
     }

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use super::*;
 use crate::chunks::Chunks;
-use crate::mailbox::{Ensured, FillFrom};
+use crate::mailbox::{Ensured, FillFrom, Stay};
 use crate::store::FillError;
 
 /// Blocks of 16 chunks.
@@ -88,7 +88,7 @@ fn end(node: &mut Node, mut job: FillJob, outcome: Result<(), FillError>) {
         }
         Err(error) => Err((job.blank, error)),
     };
-    node.event(0, shard, Event::Mail(Mail::Filled { run, is_pinned: false, result }));
+    node.event(0, shard, Event::Mail(Mail::Filled { run, stay: Stay::Usual, result }));
 }
 
 fn end_all(node: &mut Node) -> Vec<(u32, u32, u32)> {
