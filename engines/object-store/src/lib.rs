@@ -33,3 +33,8 @@ pub mod v0_13;
     expect(clippy::duplicate_mod, reason = "one source for both versions")
 )]
 pub mod v0_14;
+
+/// The programs in docs/ENGINES.md, which are compiled as tests of the documentation.
+#[cfg(all(doctest, feature = "v0_14"))]
+#[doc = include_str!("../../../docs/ENGINES.md")]
+struct Engines;

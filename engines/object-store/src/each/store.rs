@@ -22,7 +22,8 @@ use super::api::path::Path;
 use super::api::{
     Attributes, CopyMode, CopyOptions, Error, GetOptions, GetRange, GetResult, GetResultPayload,
     ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode, PutMultipartOptions,
-    PutOptions as Put, PutPayload, PutResult, Result, UpdateVersion,
+    PutOptions as Put, PutPayload, PutResult, RenameOptions, RenameTargetMode, Result,
+    UpdateVersion,
 };
 use super::upload::Parts;
 use super::{failure, results, walk};
@@ -211,17 +212,7 @@ impl MillraceStore {
             }
             Err(error) => {
                 self.known.forget(path);
-                let error = failure::error(path, error);
-                Err(match (error, condition) {
-                    (Error::Precondition { path, source }, Condition::Absent) => {
-                        Error::AlreadyExists { path, source }
-                    }
-                    // What is not there has not the version either.
-                    (Error::NotFound { path, source }, Condition::Version(_)) => {
-                        Error::Precondition { path, source }
-                    }
-                    (error, _) => error,
-                })
+                Err(failed_write(path, condition, error))
             }
         }
     }
@@ -232,6 +223,20 @@ impl MillraceStore {
         let file = self.look_up(&from).await?;
         let reader = self.client.reader(&file);
         self.put(&to, reader, condition).await.map(drop)
+    }
+}
+
+/// Returns the error of the trait for a write with a condition.
+fn failed_write(path: &str, condition: Condition, error: ClientError) -> Error {
+    match (failure::error(path, error), condition) {
+        (Error::Precondition { path, source }, Condition::Absent) => {
+            Error::AlreadyExists { path, source }
+        }
+        // What is not there has not the version either.
+        (Error::NotFound { path, source }, Condition::Version(_)) => {
+            Error::Precondition { path, source }
+        }
+        (error, _) => error,
     }
 }
 
@@ -393,6 +398,22 @@ impl ObjectStore for MillraceStore {
             CopyMode::Create => Condition::Absent,
         };
         self.copy(from, to, condition).await
+    }
+
+    async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> Result<()> {
+        let (path, target) = (self.path_of(from), self.path_of(to));
+        // What is at the old path is not a directory, which a node would move as a whole.
+        self.look_up(&path).await?;
+        let (renamed, condition) = match options.target_mode {
+            RenameTargetMode::Overwrite => {
+                (self.client.rename(&path, &target).await, Condition::None)
+            }
+            RenameTargetMode::Create => {
+                (self.client.rename_if_absent(&path, &target).await, Condition::Absent)
+            }
+        };
+        [&path, &target].into_iter().for_each(|path| self.known.forget(path));
+        renamed.map(drop).map_err(|error| failed_write(&path, condition, error))
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use super::api::{Error, MultipartUpload, PutPayload, PutResult, Result, UploadPart};
 use super::failure;
 
-/// A part and who is told that it is written.
+/// A part, and where it is told that it is written.
 type Part = (PutPayload, oneshot::Sender<Result<()>>);
 
 /// An upload that was begun.

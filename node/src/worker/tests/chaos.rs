@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use fastrand::Rng;
 
 use super::*;
-use crate::mailbox::{Ensured, FillFrom};
+use crate::mailbox::{Ensured, FillFrom, Stay};
 use crate::store::FillError;
 
 /// Blocks of the file; the last one is short.
@@ -394,8 +394,12 @@ impl Chaos {
                 Ok(Arrival { block, sums, filling: Filling::Source })
             }
         };
-        let is_pinned = self.random.u8(..) < 20;
-        self.post(job.shard, Mail::Filled { run, is_pinned, result });
+        let stay = match self.random.u8(..10) {
+            0 => Stay::Pinned,
+            1 => Stay::Passing,
+            _ => Stay::Usual,
+        };
+        self.post(job.shard, Mail::Filled { run, stay, result });
     }
 
     fn load_or_give_up(&mut self) {
