@@ -86,6 +86,8 @@ counters! {
     Counter fill_count,
     /// Bytes of those blocks.
     Counter fill_bytes,
+    /// Reads of the source that were asked for a second time, because they took long; of mounts that are hedged.
+    Counter hedged_count,
     /// Blocks taken over from other nodes.
     Counter peer_fill_count,
     /// Bytes of those blocks.

@@ -181,6 +181,7 @@ impl From<StoreError> for FillError {
 pub struct Errand {
     is_unwanted: AtomicBool,
     is_urgent: AtomicBool,
+    is_hedged: AtomicBool,
     urged: Notify,
     /// When the source began to be read, and when that has taken too long.
     reading: Mutex<Option<(Instant, Instant)>>,
@@ -203,6 +204,16 @@ impl Errand {
         while !self.is_urgent.load(Ordering::Acquire) {
             self.urged.notified().await;
         }
+    }
+
+    /// Notes that the source was asked a second time.
+    pub fn hedge(&self) {
+        self.is_hedged.store(true, Ordering::Relaxed);
+    }
+
+    /// True if the source was asked a second time.
+    pub(crate) fn is_hedged(&self) -> bool {
+        self.is_hedged.load(Ordering::Relaxed)
     }
 
     /// Begins to read the source, which may take this long. True if something still waits for it.
@@ -264,6 +275,8 @@ pub struct StoreLimits {
     pub patience: Duration,
     /// Bytes a second that are read at most; None for as many as come.
     pub bandwidth: Option<u64>,
+    /// True if a read that takes longer than nearly all before it is asked for a second time.
+    pub is_hedged: bool,
 }
 
 /// A node without sources on other machines.

@@ -22,6 +22,7 @@ const CACHE: &str = "cache";
 const NO: &str = "no";
 const CONCURRENCY: &str = "concurrency";
 const BANDWIDTH: &str = "bandwidth";
+const HEDGE: &str = "hedge";
 /// Most requests that a mount may let be under way at its store.
 pub const CONCURRENCY_MAX: u32 = 4096;
 /// Fewest bytes a second that a mount may be read with: a block of the default size.
@@ -82,6 +83,8 @@ pub struct Terms {
     pub concurrency: Option<u32>,
     /// Most bytes a second that each node reads there, at least [`BANDWIDTH_MIN`].
     pub bandwidth: Option<u64>,
+    /// True if a read that takes unusually long is asked for a second time.
+    pub is_hedged: bool,
 }
 
 impl Terms {
@@ -108,6 +111,7 @@ impl Terms {
         terms.extend(self.is_passed_through.then(|| format!("{CACHE}={NO}")));
         terms.extend(self.concurrency.map(|it| format!("{CONCURRENCY}={it}")));
         terms.extend(self.bandwidth.map(|it| format!("{BANDWIDTH}={it}")));
+        terms.extend(self.is_hedged.then(|| format!("{HEDGE}=true")));
         match terms.is_empty() {
             true => source.to_owned(),
             false => format!("{source}?{}", terms.join("&")),
@@ -121,7 +125,7 @@ impl Terms {
             if !terms.take(key, value) {
                 return Err(format!(
                     "'{term}' is not an option of a mount here: {CREDENTIAL}=NAME, {STALE_AFTER}=MS, \
-                     {SIZE_MAX}=BYTES, {WRITABLE}=true, {TTL}=MS, {CACHE}={NO}, {CONCURRENCY}=COUNT and \
+                     {SIZE_MAX}=BYTES, {WRITABLE}=true, {HEDGE}=true, {TTL}=MS, {CACHE}={NO}, {CONCURRENCY}=COUNT and \
                      {BANDWIDTH}=BYTES are, each once, and {INCLUDE}=PATTERN and {EXCLUDE}=PATTERN"
                 ));
             }
@@ -141,6 +145,7 @@ impl Terms {
                 value.is_some_and(|it| self.stale_after.replace(it).is_none())
             }
             WRITABLE => value == "true" && !std::mem::replace(&mut self.writable, true),
+            HEDGE => value == "true" && !std::mem::replace(&mut self.is_hedged, true),
             CACHE => value == NO && !std::mem::replace(&mut self.is_passed_through, true),
             TTL => number(value, 1..=u64::MAX).is_some_and(|it| self.ttl_ms.replace(it).is_none()),
             CONCURRENCY => {
@@ -249,10 +254,11 @@ mod tests {
         let writable = "s3://b?writable=true";
         let (bare, terms) = Terms::split(writable).unwrap();
         assert!(terms.writable && terms.join(bare) == writable);
-        let all = "s3://b?ttl_ms=60000&cache=no&concurrency=4096&bandwidth=1048576";
+        let all = "s3://b?ttl_ms=60000&cache=no&concurrency=4096&bandwidth=1048576&hedge=true";
         let (bare, terms) = Terms::split(all).unwrap();
         assert_eq!((terms.ttl_ms, terms.is_passed_through), (Some(60_000), true));
         assert_eq!((terms.concurrency, terms.bandwidth), (Some(4096), Some(1 << 20)));
+        assert!(terms.is_hedged);
         assert_eq!(terms.join(bare), all);
         let patterns = Terms {
             include: vec!["**/a?b&c=d%.csv".to_owned(), "ü x".to_owned()],
@@ -284,6 +290,7 @@ mod tests {
             "s3://b?ttl_ms=1&ttl_ms=1",
             "s3://b?cache=yes",
             "s3://b?cache=no&cache=no",
+            "s3://b?hedge=5",
             "s3://b?concurrency=0",
             "s3://b?concurrency=4097",
             "s3://b?bandwidth=1048575",

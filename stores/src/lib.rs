@@ -14,6 +14,7 @@ mod breaker;
 mod direct;
 mod failure;
 mod gather;
+mod hedge;
 mod key;
 mod lengths;
 mod open;

@@ -7,19 +7,22 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use futures_util::StreamExt as _;
-use millrace_node::under_store::{Blank, FillError, Part, StoreError, check_path};
+use millrace_node::under_store::{Blank, Errand, FillError, Part, StoreError, check_path};
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, GetResult, ObjectStoreExt as _};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::failure::Failure;
 use crate::gather::{Answer, Asked, Wait, Waiting};
+use crate::hedge::{self, Hedge};
 use crate::lengths::LengthKnown;
 use crate::pace::Pace;
 use crate::remote::Inner;
@@ -83,6 +86,14 @@ impl SharedRead {
             }
         }
         Ok(has_filled)
+    }
+
+    /// Takes what is missing from a whole answer that begins at this offset in the file.
+    fn take(&mut self, bytes: &[u8], start: u64) -> Result<(), Failure> {
+        self.is_held = false;
+        let Some(waiting) = self.left.front() else { return Ok(()) };
+        let had = (waiting.asked.start() - start) as usize;
+        self.write(&bytes[had..]).map(drop)
     }
 
     /// Answers what has no answer yet.
@@ -204,8 +215,83 @@ impl Inner {
         })
     }
 
-    /// Reads the parts of a request. Each has the source's time, and those before it have theirs.
+    /// Reads the parts of a request, by a second one too if its answer takes long.
     async fn read(&self, request: &mut SharedRead) -> Result<(), Failure> {
+        let (Some(first), Some(last)) = (request.left.front(), request.left.back()) else {
+            return Ok(());
+        };
+        let (part, range) = (first.asked.part.clone(), first.asked.start()..last.asked.end());
+        let is_held = AtomicBool::new(false);
+        let hedge = self.hedge.as_ref().filter(|_| range.end - range.start <= hedge::RANGE_MAX);
+        let Some(hedge) = hedge else { return self.read_once(request, &is_held).await };
+        let (errand, began) = (Arc::clone(&first.asked.errand), Instant::now());
+        let second = {
+            let mut first = pin!(self.read_once(request, &is_held));
+            tokio::select! {
+                biased;
+                done = &mut first => {
+                    if done.is_ok() {
+                        hedge.note(began.elapsed());
+                    }
+                    return done;
+                }
+                bytes = self.read_again(hedge, &part, range.clone(), &errand) => {
+                    // What has come of the first answer may not count before its end.
+                    if is_held.load(Ordering::Relaxed) {
+                        return first.await;
+                    }
+                    bytes
+                }
+            }
+        };
+        hedge.note(began.elapsed());
+        request.take(&second, range.start)
+    }
+
+    /// Waits until a read takes long, and then asks for it a second time. Returns when the answer is whole, and not at
+    /// all if there is none that counts.
+    async fn read_again(
+        &self,
+        hedge: &Hedge,
+        part: &Part,
+        range: Range<u64>,
+        errand: &Errand,
+    ) -> Bytes {
+        let asked = async {
+            sleep(hedge.wait()?).await;
+            let place = self.reads.try_acquire().ok()?;
+            if !hedge.take() {
+                return None;
+            }
+            errand.hedge();
+            let length = range.end - range.start;
+            if let Some(pace) = &self.pace {
+                pace.spend(length);
+            }
+            let location = self.location(&part.path).ok()?;
+            let Begun { tag, answer, bytes } =
+                self.begin_read(part, &location, range.clone()).await.ok()?;
+            let is_length_known = answer.extensions.get::<LengthKnown>().is_some();
+            if tag.etag.is_none() || !is_length_known || bytes != range {
+                return None;
+            }
+            let bytes = answer.bytes().await.ok().filter(|it| it.len() as u64 == length);
+            drop(place);
+            bytes
+        };
+        match asked.await {
+            Some(bytes) => bytes,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Reads the parts of a request by one answer. Each has the source's time, and those before it have theirs.
+    /// `is_held` becomes true once an answer has begun of which nothing counts before its end.
+    async fn read_once(
+        &self,
+        request: &mut SharedRead,
+        is_held: &AtomicBool,
+    ) -> Result<(), Failure> {
         let (Some(first), Some(last)) = (request.left.front(), request.left.back()) else {
             return Ok(());
         };
@@ -220,6 +306,7 @@ impl Inner {
             pace.spend(more);
         }
         request.is_held = tag.etag.is_none() || !is_length_known;
+        is_held.store(request.is_held, Ordering::Relaxed);
         request.has_begun = true;
         let mut stream = answer.into_stream();
         let mut position = bytes.start;

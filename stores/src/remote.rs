@@ -27,6 +27,7 @@ use tokio::time::timeout;
 use crate::breaker::Breaker;
 use crate::failure::Failure;
 use crate::gather::{Asked, Line, Waiting};
+use crate::hedge::Hedge;
 use crate::key::{key, location};
 use crate::open::Opening;
 use crate::pace::Pace;
@@ -64,6 +65,8 @@ pub(crate) struct Inner {
     pub(crate) line: Line<Waiting>,
     /// None for a store that is read as fast as it goes.
     pub(crate) pace: Option<Pace>,
+    /// None for a store that is asked once for each read.
+    pub(crate) hedge: Option<Hedge>,
     pub(crate) patience: Duration,
     pub(crate) breaker: Breaker,
     /// False while the store answers reads of parts with whole objects.
@@ -89,6 +92,7 @@ impl Remote {
             lookups: Arc::new(Semaphore::new(limits.concurrency)),
             line: Line::default(),
             pace: limits.bandwidth.map(Pace::new),
+            hedge: limits.is_hedged.then(Hedge::default),
             patience: limits.patience,
             breaker: Breaker::default(),
             serves_ranges: AtomicBool::new(true),

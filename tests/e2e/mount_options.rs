@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use millrace_client::{Client, ClientConfig, MountInfo, Status};
-use millrace_tests::origin::Origin;
+use millrace_tests::origin::{Fault, Origin};
 use millrace_tests::{HANG_GUARD, Node, NodeOptions, Scratch, content, wait_until};
 
 /// Starts a node whose administrator may mount a directory, or what a store in this process has.
@@ -131,12 +131,31 @@ async fn a_store_is_read_whole_at_the_rate_of_its_mount() {
 }
 
 #[tokio::test]
+async fn a_read_that_hangs_is_asked_for_again_where_its_mount_is_hedged() {
+    let (root, origin) = (Scratch::new(), Origin::start());
+    for name in 0..101 {
+        origin.put("box", &name.to_string(), content::bytes("it", name, 1000));
+    }
+    let node = node(&root, "s3://box", &origin.url());
+    let client = node.client_with(over_tcp()).await;
+    mount(&node, &client, "s3://box?hedge=true").await;
+    for name in 0..100 {
+        assert!(read(&client, &format!("it/{name}")).await == content::bytes("it", name, 1000));
+    }
+    let before = node.counter("hedged_count");
+    origin.break_reads(Fault::Hang, 1);
+    assert!(read(&client, "it/100").await == content::bytes("it", 100, 1000));
+    assert_eq!(node.counter("hedged_count"), before + 1);
+    node.stop();
+}
+
+#[tokio::test]
 async fn a_directory_is_not_asked_for_what_stores_have() {
     let root = Scratch::new();
     let directory = root.root().display().to_string();
     let node = node(&root, &directory, "http://127.0.0.1:9");
     let client = node.client_with(over_tcp()).await;
-    for term in ["concurrency=1", "bandwidth=1048576"] {
+    for term in ["concurrency=1", "bandwidth=1048576", "hedge=true"] {
         let mount = MountInfo::new("it", format!("file://{directory}?{term}"), 1);
         let error = client.mount(&mount).await.expect_err("refused");
         assert!(error.to_string().contains("fill_concurrency"), "{error}");

@@ -2,14 +2,16 @@
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::process::Command;
 
 use millrace_client::{Client, ClientConfig, Error, Kind, MountInfo, PutOptions, Status, blocking};
 use millrace_proto::Op;
 use millrace_proto::write::RenameRequest;
 use millrace_tests::cluster::Cluster;
 use millrace_tests::origin::{Origin, WriteFault};
+use millrace_tests::process::program;
 use millrace_tests::weed::Weed;
-use millrace_tests::{NodeOptions, Peer, Scratch, content, wait_until};
+use millrace_tests::{Node, NodeOptions, Peer, Scratch, content, wait_until};
 
 fn writable(source: &Path) -> NodeOptions {
     NodeOptions::new(source).set("writable", true)
@@ -133,6 +135,40 @@ async fn what_cannot_be_renamed_is_told_and_stays() {
     let node = NodeOptions::new(scratch.root()).start();
     let error = node.client().await.rename("dir/it", "x").await.expect_err("read-only");
     assert!(error.to_string().contains("read-only"), "{error}");
+    node.stop();
+}
+
+/// Runs a verb of the program at a node; returns its exit code and what it says.
+fn verb(node: &Node, arguments: &[&str]) -> (Option<i32>, String) {
+    let mut command = Command::new(program().expect("a binary"));
+    command.arg("fs").args(arguments).args(["--node", &node.address().to_string()]);
+    let output = command.output().expect("run the program");
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(said).expect("text"))
+}
+
+#[test]
+fn the_program_moves_files_under_their_own_name_too() {
+    let scratch = Scratch::new();
+    for name in ["one", "two", "three"] {
+        scratch.write(name, name.as_bytes());
+    }
+    let node = writable(scratch.root()).start();
+    let moved = verb(&node, &["mv", "/one", "dir/"]);
+    assert_eq!(moved, (Some(0), "one is now dir/one\n".to_owned()));
+    let (code, said) = verb(&node, &["mv", "two", "dir/one", "--if-absent"]);
+    assert!(code == Some(1) && said.contains("taken"), "{code:?} {said}");
+    assert_eq!(verb(&node, &["mv", "two", "dir/one"]).0, Some(0));
+    assert_eq!(std::fs::read(scratch.at("dir/one")).expect("read"), b"two");
+    let (_, said) = verb(&node, &["mv", "dir", "new", "--json"]);
+    assert!(
+        said.contains("\"is_directory\": true") && said.contains("\"path\": \"new\""),
+        "{said}"
+    );
+    let (code, said) = verb(&node, &["mv", "/", "x"]);
+    assert!(code == Some(2) && said.contains("name a file or a directory"), "{code:?} {said}");
+    assert_eq!(verb(&node, &["mv", "three", "/"]).0, Some(1), "it has that path");
+    assert!(scratch.at("three").exists() && scratch.at("new/one").exists());
     node.stop();
 }
 

@@ -106,6 +106,9 @@ pub(super) struct MountArgs {
     /// Most bytes a second that each node reads at the store, at least 1MiB
     #[arg(long, value_name = "SIZE", value_parser = bandwidth)]
     bandwidth: Option<u64>,
+    /// Ask the store a second time for a read that takes longer than 95 of 100 before it; for at most 5 of 100
+    #[arg(long)]
+    hedge: bool,
 }
 
 /// Whether blocks of a mount are kept.
@@ -221,6 +224,7 @@ pub(super) async fn mount(client: &Client, args: &MountArgs) -> Result<(), Failu
         is_passed_through: args.cache == Cache::No,
         concurrency: args.concurrency,
         bandwidth: args.bandwidth,
+        is_hedged: args.hedge,
     };
     if terms.include.len() + terms.exclude.len() > PATTERNS_MAX {
         return Err(Failure::usage(format!("a mount has at most {PATTERNS_MAX} patterns")));

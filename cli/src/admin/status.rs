@@ -272,6 +272,7 @@ pub(super) fn mounts(client: &Client, args: &MountsArgs) -> Result<(), Failure> 
         is_cached: bool,
         concurrency: Option<u32>,
         bandwidth: Option<u64>,
+        is_hedged: bool,
     }
     let cluster = cluster(client)?;
     if args.json {
@@ -291,6 +292,7 @@ pub(super) fn mounts(client: &Client, args: &MountsArgs) -> Result<(), Failure> 
                 is_cached: !terms.is_passed_through,
                 concurrency: terms.concurrency,
                 bandwidth: terms.bandwidth,
+                is_hedged: terms.is_hedged,
             }
         });
         return output::print_json(&rows.collect::<Vec<_>>());
@@ -314,7 +316,9 @@ pub(super) fn mounts(client: &Client, args: &MountsArgs) -> Result<(), Failure> 
         let concurrency = terms.concurrency.map(|it| output::counted(it.into(), "request"));
         let bandwidth = terms.bandwidth.map(|it| format!("{}/s", output::size(it)));
         let options = options.chain(size_max).chain(writable).chain(ttl).chain(uncached);
-        let options: Vec<String> = options.chain(concurrency).chain(bandwidth).collect();
+        let hedged = terms.is_hedged.then(|| "hedged".to_owned());
+        let options = options.chain(concurrency).chain(bandwidth).chain(hedged);
+        let options: Vec<String> = options.collect();
         table.row([
             format!("/{}", output::visible(&mount.prefix)),
             output::visible(source),

@@ -485,6 +485,16 @@ async fn read_many_heals_busy_damaged_and_lost_parts() {
 }
 
 #[tokio::test]
+async fn an_older_node_that_cannot_rename_is_named() {
+    let (_mock, client, _file) = open(Setup::default(), honest).await;
+    for error in [client.rename("a", "b").await, client.rename_if_absent("a", "b").await] {
+        let error = error.expect_err("the mock does not know it");
+        assert_eq!(error.status(), Some(Status::UnknownOp));
+        assert!(error.to_string().contains("its program is older"), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn batch_refused_as_a_whole_fails_each_range() {
     let (_mock, client, file) = open(Setup::default(), |world, asked| match asked.op {
         Op::ReadMany => {

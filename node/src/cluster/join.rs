@@ -78,6 +78,7 @@ pub(crate) fn limits(config: &Config) -> StoreLimits {
         concurrency: config.fill_concurrency,
         patience: Duration::from_millis(config.source_timeout_ms),
         bandwidth: None,
+        is_hedged: false,
     }
 }
 

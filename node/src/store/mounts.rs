@@ -75,7 +75,8 @@ impl Mounts {
         options: MountOptions,
         contents: Contents,
     ) -> Mounts {
-        let limits = StoreLimits { concurrency: 1, patience: Duration::ZERO, bandwidth: None };
+        let patience = Duration::ZERO;
+        let limits = StoreLimits { concurrency: 1, patience, bandwidth: None, is_hedged: false };
         Mounts {
             machine,
             remote: Arc::new(NoRemoteStores),
@@ -163,7 +164,8 @@ impl Mounts {
     fn limits_of(&self, terms: &Terms) -> StoreLimits {
         let most = self.limits.concurrency;
         let concurrency = terms.concurrency.map_or(most, |it| most.min(it as usize));
-        StoreLimits { concurrency, bandwidth: terms.bandwidth, ..self.limits }
+        let Terms { bandwidth, is_hedged, .. } = *terms;
+        StoreLimits { concurrency, bandwidth, is_hedged, ..self.limits }
     }
 
     /// Returns how long look-ups are believed at a mount.
@@ -231,9 +233,9 @@ fn for_a_directory(terms: &Terms) -> Result<(), StoreError> {
     if terms.credential.is_some() {
         return refused("a directory takes no credential: the node opens it as its own user");
     }
-    if terms.concurrency.is_some() || terms.bandwidth.is_some() {
+    if terms.concurrency.is_some() || terms.bandwidth.is_some() || terms.is_hedged {
         return refused(
-            "concurrency and bandwidth are for stores on other machines: leave them out, or set \
+            "concurrency, bandwidth and hedge are for stores on other machines: leave them out, or set \
              fill_concurrency, which holds for each file system",
         );
     }

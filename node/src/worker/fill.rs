@@ -399,6 +399,9 @@ impl Worker {
         actions: &mut Vec<Action>,
     ) {
         let (fill, waiters) = self.incoming.end(&run.key, run.version, run.chunks);
+        if fill.errand.is_hedged() {
+            self.counters().hedged_count.add(1);
+        }
         if fill.overdue.is_none() {
             self.filling_bytes -= u64::from(fill.length);
             self.turns.ended(fill.payer, fill.length);

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::OnceLock;
 
 use super::*;
+use crate::cache::BlockKey;
 use crate::chunks::Chunks;
 use crate::mailbox::{Ensured, FillFrom, Stay};
 use crate::store::FillError;
@@ -76,7 +77,11 @@ fn asked(node: &Node) -> (Vec<FillJob>, Vec<(u32, u32, u32)>) {
 }
 
 /// Ends a fill.
-fn end(node: &mut Node, mut job: FillJob, outcome: Result<(), FillError>) {
+fn end(node: &mut Node, job: FillJob, outcome: Result<(), FillError>) {
+    end_with(node, job, outcome, Stay::Usual);
+}
+
+fn end_with(node: &mut Node, mut job: FillJob, outcome: Result<(), FillError>, stay: Stay) {
     let (run, shard) = (job.run, job.shard);
     let result = match outcome {
         Ok(()) => {
@@ -88,7 +93,7 @@ fn end(node: &mut Node, mut job: FillJob, outcome: Result<(), FillError>) {
         }
         Err(error) => Err((job.blank, error)),
     };
-    node.event(0, shard, Event::Mail(Mail::Filled { run, stay: Stay::Usual, result }));
+    node.event(0, shard, Event::Mail(Mail::Filled { run, stay, result }));
 }
 
 fn end_all(node: &mut Node) -> Vec<(u32, u32, u32)> {
@@ -133,6 +138,30 @@ fn a_cold_read_brings_in_the_chunks_that_it_needs() {
         node.workers[0].cache.used_bytes(),
         3 * u64::from(BLOCK) + 2 * u64::from(BLOCK) + 8192
     );
+}
+
+#[test]
+fn chunks_that_pass_reach_all_that_wait_and_do_not_stay() {
+    let (mut node, token) = node(1024);
+    for chunk in [9, 12] {
+        node.receive(0, 0, token, &read_of(0, chunk * BLOCK, 512, chunk.into(), 0));
+    }
+    // This one waits for both of these, and for what is between them.
+    node.receive(0, 0, token, &read_of(0, 9 * BLOCK, 4 * BLOCK, 99, 0));
+    let (jobs, chunks) = asked(&node);
+    assert_eq!(chunks, [(0, 9, 10), (0, 12, 13), (0, 10, 12)]);
+    for job in jobs {
+        end_with(&mut node, job, Ok(()), Stay::Passing);
+    }
+    let replies = replies_of(&mut node);
+    let ids: Vec<u64> = replies.iter().map(|reply| reply.0).collect();
+    assert_eq!(ids, [9, 12, 99]);
+    assert!(replies[2].2 == bytes_of_block(0)[9 * BLOCK as usize..13 * BLOCK as usize]);
+    let cache = &node.workers[0].cache;
+    assert!(cache.find(&BlockKey { file: FILE, block: 0 }).is_none());
+    assert_eq!(cache.used_bytes(), 0, "what was sent is free");
+    node.receive(0, 0, token, &read_of(0, 9 * BLOCK, 512, 1, 0));
+    assert_eq!(asked(&node).1, [(0, 9, 10)], "the source is asked again");
 }
 
 #[test]
