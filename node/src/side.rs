@@ -11,7 +11,7 @@
 //! came from, and every blank goes back there, until the thread is stopped. Queues are bounded; a full
 //! one gives the job back and the shard answers `Busy`. Memory and blocks are left to the shards.
 //! Modules: `fills` is the cold read, `lookups` what paths are, `beliefs` what they were a moment ago,
-//! `uploads` writes, `loads` brings whole files in, `cluster` what needs no source, and what is pulled over
+//! `uploads` writes, `loads` brings whole files in, `jobs` does so for the cluster, `cluster` what needs no source, and what is pulled over
 //! from other nodes.
 
 use std::io;
@@ -42,11 +42,13 @@ use crate::store::{Condition, Errand, StoreError, UnderStore};
 use crate::timings::Timings;
 use crate::upload::Slots;
 use beliefs::Beliefs;
+use loads::FilePart;
 
 mod beliefs;
 mod cluster;
 mod fills;
-mod loads;
+mod jobs;
+pub(crate) mod loads;
 mod lookups;
 pub(crate) mod uploads;
 
@@ -106,6 +108,7 @@ pub(crate) enum PathLookup {
     Load {
         path: Arc<str>,
     },
+    LoadPart(FilePart),
     /// Here, or with `everywhere` at all members.
     Free {
         path: Arc<str>,
@@ -130,6 +133,8 @@ pub(crate) enum ClusterLookup {
     },
     Inventory(InventoryRequest),
     Pins,
+    /// All jobs, or the one with this id.
+    Jobs(Option<u64>),
     /// With `passes_on` the master is asked if this node is not it.
     Command {
         command: Command,
@@ -334,13 +339,14 @@ pub(crate) fn start(config: &Config, parts: Parts) -> io::Result<Side> {
         let own = report::Own { counters, progress: Arc::clone(&context.progress) };
         let report = report::run(&context.cluster, &context.peers, own);
         let pins = pins::run(&context.shards, &context.files, context.cluster.views.subscribe());
+        let jobs = jobs::serve(Arc::clone(&context));
         let watch = machine.watch();
         runtime.block_on(async {
             // Ends by itself when the node leaves, and with the runtime.
             let _session = session.map(tokio::spawn);
             tokio::select! {
                 _ = async {
-                    tokio::join!(fills, lookups, of_cluster, handover, pins, report, watch)
+                    tokio::join!(fills, lookups, of_cluster, handover, pins, report, jobs, watch)
                 } => (),
                 // Nothing is sent: the other end is dropped once every shard has ended.
                 _ = stopped.recv_async() => (),

@@ -6,9 +6,11 @@
 
 use millrace_proto::Status;
 use millrace_proto::cluster::{MOUNTS_MAX, Mount, PINS_BYTES_MAX, PINS_MAX, REPLICAS_MAX};
+use millrace_proto::job::{JOBS_ENDED_MAX, JOBS_MAX};
 use millrace_proto::terms::Terms;
 use zookeeper_client::{CheckWriteError, CheckWriter, Client, CreateMode, CreateOptions, Error};
 
+use super::job::{JobCommand, JobRecord, changed_jobs, unix_ms};
 use super::known::{Known, path};
 use super::record::{
     MountRecord, MountsRecord, PinsRecord, ReportRecord, TermRecord, pins_size, read, write,
@@ -26,6 +28,8 @@ pub(crate) enum Command {
     Mount { mount: Mount, remove: bool },
     /// Pin a path, or take its pin away.
     Pin { path: String, undo: bool },
+    /// Begin, end or record a load job.
+    Job(JobCommand),
     /// Write down what the members have reported; this node itself asks for it.
     Report(ReportRecord),
 }
@@ -163,6 +167,7 @@ impl Term {
                 let Some(pins) = changed_pins(pins, path, *undo)? else { return Ok(()) };
                 self.write_at(client, path::PINS, version, &write(&PinsRecord { pins })).await
             }
+            Command::Job(command) => self.change_job(client, command).await,
             Command::Report(report) => {
                 let (number, version) = match client.get_data(path::REPORT).await {
                     Ok((data, stat)) => {
@@ -221,6 +226,29 @@ impl Term {
         }
     }
 
+    async fn change_job(&self, client: &Client, command: &JobCommand) -> Result<(), Refusal> {
+        if let JobCommand::Record(record) = command {
+            // The version alone decides: it is another one after any change.
+            let record = JobRecord { recorded_ms: unix_ms(), ..(**record).clone() };
+            let path = job_path(record.spec.id);
+            return self.write_at(client, &path, Some(record.version), &write(&record)).await;
+        }
+        let jobs = read_jobs(client).await?;
+        let change = changed_jobs(&jobs, command, unix_ms())?;
+        let Some((record, is_new)) = change.write else { return Ok(()) };
+        let mut writer = self.writer(client)?;
+        for id in change.forget {
+            writer.add_delete(&job_path(id), None)?;
+        }
+        let (path, data) = (job_path(record.spec.id), write(&record));
+        match is_new {
+            true => writer.add_create(&path, &data, &persistent(self.rights))?,
+            false => writer.add_set_data(&path, &data, Some(record.version))?,
+        }
+        writer.commit().await?;
+        Ok(())
+    }
+
     /// Writes the mounts, unless they were changed since they were read.
     ///
     /// # Errors
@@ -251,6 +279,37 @@ impl Term {
         writer.commit().await?;
         Ok(())
     }
+}
+
+fn job_path(id: u64) -> String {
+    format!("{}/{id:016x}", path::JOBS)
+}
+
+/// Reads the jobs of the cluster, in their order. A record that cannot be read is left out.
+///
+/// # Errors
+/// As coordination.
+pub(super) async fn read_jobs(client: &Client) -> Result<Vec<JobRecord>, Refusal> {
+    let names = client.list_children(path::JOBS).await?;
+    let names = names.into_iter().take(JOBS_MAX + JOBS_ENDED_MAX);
+    // All are asked for before the first answer is awaited.
+    let paths: Vec<String> = names.map(|name| format!("{}/{name}", path::JOBS)).collect();
+    let answers: Vec<_> = paths.iter().map(|path| (path, client.get_data(path))).collect();
+    let mut jobs = Vec::with_capacity(answers.len());
+    for (path, answer) in answers {
+        let (data, stat) = match answer.await {
+            Ok(found) => found,
+            // It was forgotten meanwhile.
+            Err(Error::NoNode) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        match read::<JobRecord>(path, &data) {
+            Ok(record) => jobs.push(JobRecord { version: stat.version, ..record }),
+            Err(error) => tracing::warn!("{error}: the job is left out"),
+        }
+    }
+    jobs.sort_by_key(|job| job.number);
+    Ok(jobs)
 }
 
 /// Returns how the master creates something.
