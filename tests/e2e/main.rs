@@ -16,6 +16,7 @@ mod coord_limits;
 mod coord_malformed;
 mod free_load;
 mod hung_source;
+mod jobs;
 mod leases;
 mod lifecycle;
 mod limits;
