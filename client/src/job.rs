@@ -45,9 +45,9 @@ impl FromStr for JobId {
 #[non_exhaustive]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct JobOptions {
-    /// True to load all files below directories.
+    /// True if all files below directories are loaded, too.
     pub recursive: bool,
-    /// True to pin each path before it is loaded, so that it stays in memory.
+    /// True if each path is pinned before it is loaded, so that it stays in memory.
     pub pin: bool,
     /// Most bytes that all nodes together bring in per second; 0 for no limit.
     pub bytes_per_second: u64,
@@ -177,7 +177,7 @@ impl Client {
         }
         let drawn =
             random().map_err(|error| Error::InvalidArgument(format!("no random id: {error}")))?;
-        // The first eight of the bytes that were drawn; 0 is no id.
+        // The first eight of the bytes that were drawn; 0 names no job.
         let id = drawn[..8].iter().fold(0, |id, byte| id << 8 | u64::from(*byte)).max(1);
         let request = StartJobRequest {
             id,

@@ -13,9 +13,10 @@
 //! Modules: `identity` is the node's id and secret, `record` what it writes about itself, `session`
 //! keeps it in the cluster, `rights` says which clients may read and write there, `known` is what it
 //! read there, `master` what the elected node does, `alone` is a cluster of one node without
-//! coordination, `job` is a load job as the cluster keeps it, `answers` is what clients and other nodes learn, `peers` and `handover` take blocks
-//! over from others, `pins` keeps blocks that are here, or no longer, and with `report` the master
-//! writes down how full all nodes are.
+//! coordination, `job` is a load job as the cluster keeps it, `refusal` why something is not done,
+//! `answers` is what clients and other nodes learn, `peers` and `handover` take blocks over from others,
+//! `pins` keeps blocks that are here, or no longer, and with `report` the master writes down how full all
+//! nodes are.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -40,8 +41,10 @@ pub(crate) mod peers;
 pub(crate) mod pins;
 pub(crate) mod report;
 
-pub(crate) use master::{Command, Refusal};
+pub(crate) use master::Command;
+pub(crate) use refusal::Refusal;
 pub(crate) mod record;
+mod refusal;
 mod rights;
 pub(crate) mod session;
 

@@ -11,8 +11,8 @@
 //! came from, and every blank goes back there, until the thread is stopped. Queues are bounded; a full
 //! one gives the job back and the shard answers `Busy`. Memory and blocks are left to the shards.
 //! Modules: `fills` is the cold read, `lookups` what paths are, `beliefs` what they were a moment ago,
-//! `uploads` writes, `loads` brings whole files in, `jobs` does so for the cluster, `cluster` what needs no source, and what is pulled over
-//! from other nodes.
+//! `uploads` writes, `loads` brings whole files in, `jobs` does so for the cluster, `cluster` what needs no
+//! source, and what is pulled over from other nodes.
 
 use std::io;
 use std::sync::Arc;

@@ -11,13 +11,13 @@ use millrace_proto::Op;
 use millrace_proto::job::{JOBS_MAX, JobsRequest, LoadPartRequest};
 use millrace_tests::cluster::Cluster;
 use millrace_tests::process::program;
-use millrace_tests::{BLOCK, HANG_GUARD, Node, NodeOptions, Scratch, heavy, wait_until};
+use millrace_tests::{BLOCK, HANG_GUARD, Node, NodeOptions, Scratch, wait_until};
 
 /// Files of a tree of the tests, and the length of each.
 const FILES: usize = 200;
 const LENGTH: usize = BLOCK as usize + 1000;
 /// At this rate the tree takes some seconds, so that nodes can be killed meanwhile.
-const RATE: u64 = 8 << 20;
+const RATE: u64 = 4 << 20;
 
 /// Makes files in a directory and in some below it; returns their bytes.
 fn tree(scratch: &Scratch, name: &str) -> u64 {
@@ -85,7 +85,6 @@ fn text(bytes: &[u8]) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_goes_on_without_its_client_and_waits_tell_how_it_ended() {
-    let _alone = heavy();
     let (scratch, data) = (Scratch::new(), Scratch::new());
     let bytes = tree(&scratch, "tree");
     let node = node(&scratch, &data);
@@ -120,7 +119,6 @@ async fn a_job_goes_on_without_its_client_and_waits_tell_how_it_ended() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_goes_on_when_its_only_node_was_killed_and_started_again() {
-    let _alone = heavy();
     let (scratch, data) = (Scratch::new(), Scratch::new());
     let bytes = tree(&scratch, "tree");
     let mut node = node(&scratch, &data);
@@ -144,7 +142,6 @@ async fn a_job_goes_on_when_its_only_node_was_killed_and_started_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_node_goes_on_with_a_job_when_the_one_that_drives_it_is_killed() {
-    let _alone = heavy();
     let scratch = Scratch::new();
     let bytes = tree(&scratch, "tree");
     let mut cluster = Cluster::start(1, 3, scratch.root());
@@ -164,7 +161,6 @@ async fn another_node_goes_on_with_a_job_when_the_one_that_drives_it_is_killed()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_owner_has_its_copy_when_a_job_is_done_and_what_is_pinned_stays() {
-    let _alone = heavy();
     let scratch = Scratch::new();
     tree(&scratch, "tree");
     let mut cluster = Cluster::start(1, 2, scratch.root());

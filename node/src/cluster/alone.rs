@@ -1,8 +1,8 @@
 //! A cluster of one node, without a coordination service: the node itself is its master.
 //!
-//! Owns what is mounted and pinned, and the load jobs, and keeps them in the data directory, if there is one. Nothing listens
-//! anywhere: changes come by the node's own requests. Always holds: a change is kept before it is
-//! published; the epoch grows with each change and each start.
+//! Owns what is mounted and pinned, and the load jobs, and keeps them in the data directory, if there is
+//! one. Nothing listens anywhere: changes come by the node's own requests. Always holds: a change is kept
+//! before it is published; the epoch grows with each change and each start.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -16,8 +16,9 @@ use serde::{Deserialize, Serialize};
 
 use super::identity::{self, Identity};
 use super::job::{JobChange, JobCommand, JobRecord, changed_jobs, unix_ms};
-use super::master::{Command, Refusal, changed, changed_pins};
+use super::master::{Command, changed, changed_pins};
 use super::record::{MemberRecord, MountRecord, PinsRecord, read, write};
+use super::refusal::Refusal;
 use super::session::{Handle, Request};
 use super::{View, Views};
 use crate::store::mounts::Mounts;

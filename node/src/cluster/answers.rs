@@ -11,8 +11,9 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::job::{JobCommand, JobRecord};
-use super::master::{Command, Refusal};
+use super::master::Command;
 use super::record::size_of_member;
+use super::refusal::Refusal;
 use super::session::Request;
 use super::{View, Views};
 use crate::cache::{Listed, Listing};

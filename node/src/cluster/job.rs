@@ -14,7 +14,7 @@ use millrace_proto::job::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::Refusal;
+use super::refusal::Refusal;
 use crate::store::check_path;
 
 /// How long a job that has ended is listed.

@@ -15,9 +15,10 @@ use super::known::{Known, path};
 use super::record::{
     MountRecord, MountsRecord, PinsRecord, ReportRecord, TermRecord, pins_size, read, write,
 };
+use super::refusal::Refusal;
 use super::rights::{Readers, Rights};
+use crate::store::check_path;
 use crate::store::roots::{SOURCE_LENGTH_MAX, normal};
-use crate::store::{StoreError, check_path};
 
 /// What the master is asked to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,53 +33,6 @@ pub(crate) enum Command {
     Job(JobCommand),
     /// Write down what the members have reported; this node itself asks for it.
     Report(ReportRecord),
-}
-
-/// Why something was not done.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Refusal {
-    pub status: Status,
-    pub message: String,
-}
-
-impl Refusal {
-    pub(crate) fn new(status: Status, message: impl Into<String>) -> Refusal {
-        Refusal { status, message: message.into() }
-    }
-}
-
-impl From<Error> for Refusal {
-    fn from(error: Error) -> Refusal {
-        let message = match error {
-            Error::QuotaExceeded => {
-                "coordination is full: nothing is written until room is made".to_owned()
-            }
-            error => format!("coordination: {error}"),
-        };
-        Refusal::new(Status::Fenced, message)
-    }
-}
-
-impl From<StoreError> for Refusal {
-    fn from(error: StoreError) -> Refusal {
-        Refusal::new(error.status(), error.to_string())
-    }
-}
-
-impl From<CheckWriteError> for Refusal {
-    fn from(error: CheckWriteError) -> Refusal {
-        match error {
-            CheckWriteError::CheckFailed { .. }
-            | CheckWriteError::OperationFailed { index: 0, source: Error::BadVersion } => {
-                Refusal::new(Status::NotMaster, "another master was elected meanwhile")
-            }
-            CheckWriteError::OperationFailed { source: Error::BadVersion, .. } => {
-                Refusal::new(Status::Busy, "another client changed it meanwhile: try again")
-            }
-            CheckWriteError::RequestFailed { source }
-            | CheckWriteError::OperationFailed { source, .. } => source.into(),
-        }
-    }
 }
 
 /// A node's place in the line of those that may be elected.

@@ -19,13 +19,13 @@ use std::time::Duration;
 use futures_util::stream::{self, StreamExt};
 use millrace_proto::Status;
 use millrace_proto::job::JobState;
-use millrace_proto::message::{Entry, Kind};
+use millrace_proto::message::Entry;
 use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
-use self::spread::Pace;
-use self::walk::{Step, Tree, TreePage, Walk};
+use self::spread::JobPace;
+use self::walk::{Tree, TreePage, Walk, WalkStep};
 use super::{Context, Failure};
 use crate::cluster::job::{Cursor, JobCommand, JobRecord, NamedFailure, Outcome};
 use crate::cluster::{Command, View};
@@ -49,6 +49,9 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const PAGE_MAX: usize = 1000;
 /// How long something that passes by itself is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The same for what only waits for its turn. Guessed: a job has time, and a file that keeps changing must not
+/// hold it up for good.
+const BUSY_PATIENCE: Duration = Duration::from_secs(600);
 /// How often a source that fails is asked.
 const SOURCE_TRIES: u32 = 3;
 /// Waits before something is tried again, the shortest and the longest.
@@ -65,12 +68,16 @@ pub(super) async fn serve(context: Arc<Context>) {
             changed = views.changed() => if changed.is_err() { return },
             () = drivers.context.cluster.jobs_changed.notified() => (),
             Some(ended) = drivers.tasks.join_next() => {
-                // One that was aborted is not there any more.
-                if let Ok((id, is_done)) = ended {
-                    drivers.running.remove(&id);
-                    if !is_done {
-                        sleep(LOOK_AGAIN).await;
+                let is_done = match ended {
+                    Ok((id, is_done)) => {
+                        drivers.running.remove(&id);
+                        is_done
                     }
+                    // One that was ended is not looked for.
+                    Err(error) => error.is_cancelled(),
+                };
+                if !is_done {
+                    sleep(LOOK_AGAIN).await;
                 }
             }
             () = sleep(LOOK_AGAIN), if looks_again => (),
@@ -87,7 +94,7 @@ struct Drivers {
 }
 
 impl Drivers {
-    /// Ends what is not to be driven any more and begins what is. False if that is not known.
+    /// True if it is known which jobs are to be driven: then no others are, and these are.
     async fn look(&mut self) -> bool {
         if !is_master(&self.context.cluster.view()) {
             self.keep(&[]).await;
@@ -109,6 +116,8 @@ impl Drivers {
 
     /// Ends the driving of all other jobs.
     async fn keep(&mut self, jobs: &[JobRecord]) {
+        // One that failed in a way that is not foreseen begins again at its record.
+        self.running.retain(|_, task| !task.is_finished());
         let before = self.running.len();
         self.running.retain(|id, task| {
             let is_kept = jobs.iter().any(|job| job.spec.id == *id);
@@ -128,8 +137,8 @@ fn is_master(view: &View) -> bool {
 }
 
 impl Context {
-    /// Drives a job from its record on. True if it came to its end; false if it could not be recorded: another
-    /// node may drive it, or it was cancelled.
+    /// True if a job, driven from its record on, has come to its end; false if that could not be recorded,
+    /// because another node drives it, or it was cancelled.
     async fn drive(self: &Arc<Self>, mut record: JobRecord) -> bool {
         let spec = Arc::new(record.spec.clone());
         record.state = JobState::Running as u8;
@@ -144,7 +153,7 @@ impl Context {
             Some((found, walk))
         });
         // The next loads begin before the first ones have ended, and outcomes keep their order.
-        let pace = Arc::new(Pace::new(spec.bytes_per_second));
+        let pace = Arc::new(JobPace::new(spec.bytes_per_second));
         let permits = Arc::new(Semaphore::new(FILES_AT_ONCE));
         let loads = found.map(|(step, cursor)| {
             let (context, pace) = (Arc::clone(self), Arc::clone(&pace));
@@ -187,7 +196,7 @@ impl Context {
         is_done
     }
 
-    /// Records how far a job is. False if that failed.
+    /// True if it could be recorded how far a job is.
     async fn record(&self, record: &mut JobRecord) -> bool {
         let command = Command::Job(JobCommand::Record(Box::new(record.clone())));
         match self.cluster.command(command).await {
@@ -203,11 +212,11 @@ impl Context {
     }
 
     /// Does what a step of a walk asks for.
-    async fn outcome(self: &Arc<Self>, step: Step, pace: &Pace) -> Outcome {
+    async fn outcome(self: &Arc<Self>, step: WalkStep, pace: &JobPace) -> Outcome {
         match step {
-            Step::Circle => Outcome::Passed,
-            Step::Failed(failure) => Outcome::Failed(failure),
-            Step::File { path, entry } => self
+            WalkStep::Circle => Outcome::Passed,
+            WalkStep::Failed(failure) => Outcome::Failed(failure),
+            WalkStep::File { path, entry } => self
                 .load_everywhere(&path.as_str().into(), entry, pace)
                 .await
                 .unwrap_or_else(|failure| {
@@ -265,12 +274,16 @@ impl Context {
         let mut entries = Vec::with_capacity(page.entries.len());
         for (name, found) in std::mem::take(&mut page.entries) {
             let whole = if path.is_empty() { name.clone() } else { format!("{path}/{name}") };
-            // A name that a look-up refuses is not shown by a listing either.
-            if found.kind == Kind::File && !self.is_servable(&whole, found.length) {
-                continue;
-            }
             let token = page.token(&name, found.kind);
-            entries.push((token, self.note(&whole.into(), name, found, look).await));
+            let listed = match self.is_servable(&whole, found.length) {
+                true => Ok(self.note(&whole.into(), name, found, look).await),
+                false => {
+                    let reason =
+                        "no client can ask for it: the path is not one, or the file is too long";
+                    Err(NamedFailure { path: whole, reason: reason.to_owned() })
+                }
+            };
+            entries.push((token, listed));
         }
         Ok(TreePage { entries, next: page.next })
     }
@@ -290,7 +303,7 @@ async fn patiently<T, F>(mut attempt: impl FnMut() -> F) -> Result<T, Failure>
 where
     F: Future<Output = Result<T, Failure>>,
 {
-    let end = Instant::now() + PATIENCE;
+    let start = Instant::now();
     let (mut wait, mut failed_count) = (RETRY_MIN, 0);
     loop {
         let failure = match attempt().await {
@@ -298,7 +311,9 @@ where
             Err(failure) => failure,
         };
         failed_count += u32::from(failure.status == Status::SourceError);
-        if !passes(failure.status) || failed_count >= SOURCE_TRIES || Instant::now() >= end {
+        let patience = if failure.status == Status::Busy { BUSY_PATIENCE } else { PATIENCE };
+        let is_over = failed_count >= SOURCE_TRIES || start.elapsed() >= patience;
+        if is_over || !passes(failure.status) {
             return Err(failure);
         }
         sleep(wait).await;
@@ -321,4 +336,36 @@ fn passes(status: Status) -> bool {
             | Status::NotMaster
             | Status::Fenced
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// Returns how often a request that fails is tried.
+    async fn tries(failing: Status) -> u32 {
+        let count = Cell::new(0);
+        let attempt = || async {
+            count.set(count.get() + 1);
+            Err::<(), _>(Failure::new(failing, "no"))
+        };
+        assert!(patiently(attempt).await.is_err());
+        count.get()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_passes_is_tried_again_and_what_does_not_is_not() {
+        assert_eq!(tries(Status::NotFound).await, 1);
+        assert_eq!(tries(Status::SourceError).await, SOURCE_TRIES);
+        let (late, busy) = (tries(Status::Fenced).await, tries(Status::Busy).await);
+        assert!(1 < late && late < busy, "{late} and {busy}");
+        let count = Cell::new(0);
+        let works_later = || async {
+            count.set(count.get() + 1);
+            if count.get() < 5 { Err(Failure::new(Status::Busy, "no")) } else { Ok(count.get()) }
+        };
+        assert_eq!(patiently(works_later).await.ok(), Some(5));
+    }
 }

@@ -44,7 +44,7 @@ impl Context {
         self: &Arc<Self>,
         path: &Arc<str>,
         found: Entry,
-        pace: &Pace,
+        pace: &JobPace,
     ) -> Result<Outcome, Failure> {
         let mut entry = found;
         for _ in 1..VERSION_TRIES {
@@ -65,7 +65,7 @@ impl Context {
         self: &Arc<Self>,
         path: &Arc<str>,
         entry: &Entry,
-        pace: &Pace,
+        pace: &JobPace,
     ) -> Result<Outcome, Failure> {
         let before = self.cluster.view();
         let block_size = u64::from(self.block_size);
@@ -203,16 +203,16 @@ fn bytes_of(blocks: &Range<u32>, block_size: u64, length: u64) -> u64 {
 }
 
 /// Keeps a mean rate of bytes.
-pub(super) struct Pace {
+pub(super) struct JobPace {
     /// Bytes per second; 0 for no limit.
     rate: u64,
     /// When the next bytes may come.
     next: Mutex<Instant>,
 }
 
-impl Pace {
-    pub(super) fn new(rate: u64) -> Pace {
-        Pace { rate, next: Mutex::new(Instant::now()) }
+impl JobPace {
+    pub(super) fn new(rate: u64) -> JobPace {
+        JobPace { rate, next: Mutex::new(Instant::now()) }
     }
 
     /// Returns how many bytes are asked for at once: what comes in a second at most.
@@ -260,7 +260,7 @@ mod tests {
     fn a_file_is_cut_without_gaps() {
         let parts = |length, part_bytes| cut(length, 100, part_bytes).collect::<Vec<_>>();
         assert_eq!(parts(0, 250), []);
-        assert_eq!(parts(1, 250), [0..1]);
+        assert_eq!(parts(201, 250), [0..2, 2..3]);
         assert_eq!(parts(501, 250), [0..2, 2..4, 4..6]);
         assert_eq!(parts(200, 1), [0..1, 1..2], "one block at least");
         let bytes: u64 = parts(501, 250).iter().map(|part| bytes_of(part, 100, 501)).sum();
@@ -313,7 +313,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn bytes_come_at_the_rate_and_what_was_there_costs_nothing() {
-        let pace = Pace::new(1000);
+        let pace = JobPace::new(1000);
         let start = Instant::now();
         let waited = async |bytes| {
             pace.wait(bytes).await;
@@ -324,7 +324,7 @@ mod tests {
         assert_eq!(waited(1000).await, 1500);
         pace.give_back(1000);
         assert_eq!(waited(1).await, 1500);
-        assert_eq!(Pace::new(0).part_bytes(), PART_BYTES);
-        Pace::new(0).wait(u64::MAX).await;
+        assert_eq!(JobPace::new(0).part_bytes(), PART_BYTES);
+        JobPace::new(0).wait(u64::MAX).await;
     }
 }

@@ -20,11 +20,14 @@ const DEPTH_MAX: usize = 64;
 /// A page of a directory.
 #[derive(Debug, Default)]
 pub(super) struct TreePage {
-    /// What each entry is sorted by, and the entry.
-    pub(super) entries: Vec<(String, Entry)>,
+    /// What each entry is sorted by, and the entry, or why it cannot be loaded.
+    pub(super) entries: Vec<(String, TreeEntry)>,
     /// What the next page follows; `None` after the last.
     pub(super) next: Option<String>,
 }
+
+/// An entry of a directory, or why it cannot be loaded.
+pub(super) type TreeEntry = Result<Entry, NamedFailure>;
 
 /// Where a walk looks.
 pub(super) trait Tree {
@@ -40,7 +43,7 @@ pub(super) trait Tree {
 
 /// What a walk comes to.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum WalkStep {
     File { path: String, entry: Entry },
     Failed(NamedFailure),
     Circle,
@@ -59,7 +62,7 @@ struct Place {
     level: Level,
     path: String,
     /// Entries of the page that were not looked at yet.
-    rest: VecDeque<(String, Entry)>,
+    rest: VecDeque<(String, TreeEntry)>,
     /// What is known of the page that follows them.
     next: NextPage,
 }
@@ -85,15 +88,18 @@ impl<T: Tree> Walk<T> {
     }
 
     /// Returns what comes next, and the place behind it; `None` at the end.
-    pub(super) async fn next(&mut self) -> Option<(Step, Cursor)> {
+    pub(super) async fn next(&mut self) -> Option<(WalkStep, Cursor)> {
         loop {
             let step = match self.places.last_mut() {
                 None if self.paths_done >= self.spec.paths.len() => return None,
                 None => self.enter_path().await,
                 Some(place) => match place.rest.pop_front() {
-                    Some((token, entry)) => {
+                    Some((token, listed)) => {
                         place.level.after = token;
-                        self.enter_entry(entry)
+                        match listed {
+                            Ok(entry) => self.enter_entry(entry),
+                            Err(failure) => Some(WalkStep::Failed(failure)),
+                        }
                     }
                     None => self.list_page().await,
                 },
@@ -105,12 +111,12 @@ impl<T: Tree> Walk<T> {
     }
 
     /// Begins with the next path of the job.
-    async fn enter_path(&mut self) -> Option<Step> {
+    async fn enter_path(&mut self) -> Option<WalkStep> {
         let path = self.spec.paths[self.paths_done].clone();
         let reason = match self.tree.enter(&path).await {
             Ok(entry) if entry.kind == Kind::File => {
                 self.paths_done += 1;
-                return Some(Step::File { path, entry });
+                return Some(WalkStep::File { path, entry });
             }
             Ok(_) if self.spec.recursive => {
                 let level = Level { name: path.clone(), ..Level::default() };
@@ -121,20 +127,20 @@ impl<T: Tree> Walk<T> {
             Err(reason) => reason,
         };
         self.paths_done += 1;
-        Some(Step::Failed(NamedFailure { path, reason }))
+        Some(WalkStep::Failed(NamedFailure { path, reason }))
     }
 
     /// Takes an entry of the directory that the walk is in.
-    fn enter_entry(&mut self, entry: Entry) -> Option<Step> {
+    fn enter_entry(&mut self, entry: Entry) -> Option<WalkStep> {
         let path = join(&self.places.last()?.path, &entry.name);
         if entry.kind == Kind::File {
-            return Some(Step::File { path, entry });
+            return Some(WalkStep::File { path, entry });
         }
         if self.places.len() >= DEPTH_MAX {
             let reason = format!(
                 "more than {DEPTH_MAX} levels of directories; look for a symbolic link that leads in a circle"
             );
-            return Some(Step::Failed(NamedFailure { path, reason }));
+            return Some(WalkStep::Failed(NamedFailure { path, reason }));
         }
         let level = Level { name: entry.name, ..Level::default() };
         self.places.push(Place::new(level, path));
@@ -142,7 +148,7 @@ impl<T: Tree> Walk<T> {
     }
 
     /// Lists the next page of the directory that the walk is in, or leaves it.
-    async fn list_page(&mut self) -> Option<Step> {
+    async fn list_page(&mut self) -> Option<WalkStep> {
         let place = self.places.last_mut()?;
         let NextPage::After(after) = std::mem::replace(&mut place.next, NextPage::End) else {
             self.leave();
@@ -159,7 +165,7 @@ impl<T: Tree> Walk<T> {
             Err(reason) => {
                 let path = place.path.clone();
                 self.leave();
-                return Some(Step::Failed(NamedFailure { path, reason }));
+                return Some(WalkStep::Failed(NamedFailure { path, reason }));
             }
         };
         if after.is_empty() {
@@ -168,7 +174,7 @@ impl<T: Tree> Walk<T> {
             let (_, above) = self.places.split_last()?;
             if print.is_some() && above.iter().any(|above| above.level.print == print) {
                 self.leave();
-                return Some(Step::Circle);
+                return Some(WalkStep::Circle);
             }
         }
         let place = self.places.last_mut()?;
@@ -205,12 +211,13 @@ fn join(directory: &str, name: &str) -> String {
 
 /// Returns a hash of the first page of a directory. The version of a file of a local source has its inode in
 /// it, so two directories that agree in a file are one; directories alone could agree by chance.
-fn print_of(entries: &[(String, Entry)]) -> Option<u64> {
-    if !entries.iter().any(|(_, entry)| entry.kind == Kind::File) {
+fn print_of(entries: &[(String, TreeEntry)]) -> Option<u64> {
+    let entries = entries.iter().filter_map(|(_, listed)| listed.as_ref().ok());
+    if !entries.clone().any(|entry| entry.kind == Kind::File) {
         return None;
     }
     let mut hasher = XxHash3_64::with_seed(0);
-    for (_, Entry { name, kind, version, length, .. }) in entries {
+    for Entry { name, kind, version, length, .. } in entries {
         for bytes in [&(name.len() as u64).to_le_bytes()[..], name.as_bytes(), &[*kind as u8]] {
             std::hash::Hasher::write(&mut hasher, bytes);
         }
@@ -280,7 +287,10 @@ mod tests {
                 // As in an object store.
                 let is_file = name == rest;
                 let token = if is_file { name.to_owned() } else { format!("{name}/") };
-                found.insert(token, Made::entry(name, is_file.then_some(*version)));
+                let entry = Made::entry(name, is_file.then_some(*version));
+                let refusal = || NamedFailure { path: file.clone(), reason: "too long".to_owned() };
+                let listed = if name.starts_with("odd") { Err(refusal()) } else { Ok(entry) };
+                found.insert(token, listed);
             }
             let mut rest = found.into_iter().filter(|(token, _)| token.as_str() > after);
             let entries: Vec<_> = rest.by_ref().take(self.page_max).collect();
@@ -300,9 +310,9 @@ mod tests {
         let mut found = Vec::new();
         while let Some((step, cursor)) = walk.next().now_or_never().expect("nothing waits") {
             let text = match step {
-                Step::File { path, .. } => path,
-                Step::Failed(failure) => format!("{}: {}", failure.path, failure.reason),
-                Step::Circle => "a circle".to_owned(),
+                WalkStep::File { path, .. } => path,
+                WalkStep::Failed(failure) => format!("{}: {}", failure.path, failure.reason),
+                WalkStep::Circle => "a circle".to_owned(),
             };
             found.push((text, cursor));
         }
@@ -328,11 +338,12 @@ mod tests {
     #[test]
     fn a_walk_goes_on_from_each_place_as_if_it_had_never_stopped() {
         let mut tree =
-            Made::new(&["x/a", "x/b/1", "x/b/2", "x/b/3", "x/b/d/1", "x/b.z", "x/c", "y"]);
+            Made::new(&["x/a", "x/b/1", "x/b/2", "x/b/3", "x/b/d/1", "x/b.z", "x/odd", "y"]);
         tree.refused.insert("x/b/d".to_owned());
         let spec = spec(&["x", "y", "x/b"]);
         let whole = walk(&tree, &spec, &Cursor::default());
         assert_eq!(whole.len(), 12);
+        assert!(texts(&whole).contains(&"x/odd: too long"), "{whole:?}");
         for (at, (_, cursor)) in whole.iter().enumerate() {
             // A place is kept as text.
             let text = serde_json::to_string(cursor).unwrap();
