@@ -160,6 +160,24 @@ async fn another_node_goes_on_with_a_job_when_the_one_that_drives_it_is_killed()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_job_waits_for_what_a_member_owned_that_was_killed() {
+    let scratch = Scratch::new();
+    let bytes = tree(&scratch, "tree");
+    let mut cluster = Cluster::start(1, 3, scratch.root());
+    cluster.wait_settled();
+    let client = cluster.client().await;
+    let id = client.start_job(&paths(&["tree"]), &options(true, RATE)).await.expect("start");
+    let before = begun(&client, id).await;
+    let other = cluster.members.iter().position(|member| member.id() != before.node);
+    cluster.members[other.expect("an owner that does not drive")].kill();
+    let done = ended(&client, id).await;
+    assert_eq!(done.node, before.node);
+    assert_eq!((done.state, done.failed_count), (JobState::Done, 0), "{done:?}");
+    assert_eq!((done.file_count, done.total_bytes), (FILES as u64, bytes), "{done:?}");
+    drop(client);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_owner_has_its_copy_when_a_job_is_done_and_what_is_pinned_stays() {
     let scratch = Scratch::new();
     tree(&scratch, "tree");
