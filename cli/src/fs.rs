@@ -43,8 +43,8 @@ const LOAD_DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
 /// Look at, read and steer what a running node serves.
 ///
 /// Paths are relative to the directory that the node serves; a `/` in front makes no difference.
-/// `load` and `free` change only what is in the cache. `put` and `rm` change the source, where the node lets
-/// clients write.
+/// `load` and `free` change only what is in the cache. `put`, `mv` and `rm` change the source, where the node
+/// lets clients write.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -239,6 +239,7 @@ enum FsVerb {
     Free(cache::FreeArgs),
     Refresh(refresh::FsRefreshArgs),
     Put(write::PutArgs),
+    Mv(write::MvArgs),
     Rm(write::RmArgs),
     Status(status::FsStatusArgs),
 }
@@ -276,6 +277,7 @@ pub(crate) fn run(args: FsArgs) -> Result<(), Failure> {
             FsVerb::Load(args) => cache::load(&client.with_deadline(LOAD_DEADLINE), &args).await,
             FsVerb::Free(args) => cache::free(&client, &args).await,
             FsVerb::Put(args) => write::put(&client, &args).await,
+            FsVerb::Mv(args) => write::mv(&client, &args).await,
             FsVerb::Rm(args) => write::rm(&client, &args).await,
             FsVerb::Refresh(args) => refresh::run(&client, &args).await,
             FsVerb::Status(args) => status::run(&client, &args).await,

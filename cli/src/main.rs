@@ -28,6 +28,7 @@ mod doctor;
 #[cfg(test)]
 mod configuration;
 
+mod age;
 mod failure;
 mod jobs;
 mod log;

@@ -143,7 +143,8 @@ fn truth(source: &Source, config: &Config) -> Result<Truth, Failure> {
         },
         Source::Store(url) => {
             let patience = Duration::from_millis(config.source_timeout_ms);
-            let limits = StoreLimits { concurrency: config.fill_concurrency, patience };
+            let concurrency = config.fill_concurrency;
+            let limits = StoreLimits { concurrency, patience, bandwidth: None };
             let direct = Direct::open(url, &config.source_options, limits)
                 .map_err(|error| Failure::new(format!("open {url}: {error}")))?;
             if !direct.has_listings() {

@@ -289,6 +289,22 @@ impl Client {
         self.runtime.handle.block_on(self.client.delete_if_version(path, version))
     }
 
+    /// See [`crate::Client::rename`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn rename(&self, path: &str, to: &str) -> Result<File, Error> {
+        self.runtime.handle.block_on(self.client.rename(path, to))
+    }
+
+    /// See [`crate::Client::rename_if_absent`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn rename_if_absent(&self, path: &str, to: &str) -> Result<File, Error> {
+        self.runtime.handle.block_on(self.client.rename_if_absent(path, to))
+    }
+
     /// See [`crate::Client::load`].
     ///
     /// # Errors

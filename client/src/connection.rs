@@ -34,7 +34,7 @@ use millrace_proto::message::{
     FreeRequest, HelloRequest, ListRequest, LoadRequest, Range, ReadManyRequest, RefreshRequest,
     StatRequest,
 };
-use millrace_proto::write::{PutEndRequest, PutPartRequest, WriteRequest};
+use millrace_proto::write::{PutEndRequest, PutPartRequest, RenameRequest, WriteRequest};
 use millrace_proto::{Header, Op, frame};
 use smallvec::{SmallVec, smallvec};
 use tokio::runtime::Handle;
@@ -84,6 +84,7 @@ pub(crate) enum Body {
     PutPart(PutPartRequest),
     PutEnd(PutEndRequest),
     Delete(WriteRequest),
+    Rename(RenameRequest),
 }
 
 impl Body {
@@ -118,6 +119,7 @@ impl Body {
             Body::PutPart(_) => Op::PutPart,
             Body::PutEnd(_) => Op::PutEnd,
             Body::Delete(_) => Op::Delete,
+            Body::Rename(_) => Op::Rename,
         }
     }
 
@@ -145,6 +147,7 @@ impl Body {
             Body::Jobs(body) => frame::encode(out, header, body),
             Body::LoadPart(body) => frame::encode(out, header, body),
             Body::Put(body) | Body::Delete(body) => frame::encode(out, header, body),
+            Body::Rename(body) => frame::encode(out, header, body),
             Body::PutPart(body) => frame::encode(out, header, body),
             Body::PutEnd(body) => frame::encode(out, header, body),
             Body::Ping | Body::Status | Body::Pins => frame::encode_empty(out, header),

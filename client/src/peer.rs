@@ -272,6 +272,22 @@ impl Peer {
         }
     }
 
+    /// Has the node believe nothing of what it knows below a directory that was renamed, and free what it has of
+    /// files below it if that is gone. A node of an earlier version asks its source at each look-up.
+    ///
+    /// # Errors
+    /// As [`Peer::tell`].
+    pub async fn look_again_below(&self, path: &str, patience: Duration) -> Result<(), Error> {
+        let body = Body::Refresh(RefreshRequest { path: path.to_owned(), recursive: 1 });
+        let answer = self.lanes[0].exchange(body, Landing::Any, Instant::now() + patience).await?;
+        match reply::judge(answer.outcome).map_err(Setback::into_error) {
+            Err(error) if !matches!(error.status(), Some(Status::NotFound | Status::UnknownOp)) => {
+                Err(error)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Returns the counters of the node.
     ///
     /// # Errors

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use millrace_proto::frame::BODY_LENGTH_MAX;
 use millrace_proto::write::{
-    ArchivedPutReply, Condition, PART_OVERHEAD, PutEndRequest, PutPartRequest, WriteRequest,
+    ArchivedPutReply, Condition, PART_OVERHEAD, PutEndRequest, PutPartRequest, RenameRequest,
+    WriteRequest,
 };
 use millrace_proto::{Status, checksum, feature, frame};
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -196,16 +197,66 @@ impl Client {
 
     async fn delete_if(&self, path: &str, condition: Condition) -> Result<(), Error> {
         check_path(path)?;
+        let body = || Body::Delete(WriteRequest::new(path, condition));
+        self.change(path, body).await.map(drop)
+    }
+
+    /// Gives the file at a path another path of the same mount, and replaces the file that is there; returns the file
+    /// that the new path is by it. A directory moves with all that is below it where the source does that in one
+    /// step, to a path that nothing has. A store that cannot rename copies and then deletes, so that readers may see
+    /// both paths for a while; see docs/STORES.md.
+    ///
+    /// ```no_run
+    /// # async fn example(client: millrace_client::Client) -> Result<(), millrace_client::Error> {
+    /// let file = client.rename("out/model.tmp", "out/model.bin").await?;
+    /// assert_eq!(&*file.path, "out/model.bin");
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Status`] with `NotFound`, with `WrongKind` for a directory that the source does not move or that has
+    /// the new path, with `InvalidArgument` for paths of two mounts, with `PermissionDenied` where the source takes no
+    /// writes, and with `UnknownOp` from a node of an earlier version; [`Error::OutcomeUnknown`] if the answer was
+    /// lost, and if a store has made the first of two steps.
+    pub async fn rename(&self, path: &str, to: &str) -> Result<File, Error> {
+        self.rename_if(path, to, Condition::None).await
+    }
+
+    /// As [`Client::rename`], if nothing has the new path. Of several at once one wins.
+    ///
+    /// # Errors
+    /// As [`Client::rename`], and [`Error::Status`] with `ConditionFailed`.
+    pub async fn rename_if_absent(&self, path: &str, to: &str) -> Result<File, Error> {
+        self.rename_if(path, to, Condition::Absent).await
+    }
+
+    async fn rename_if(&self, path: &str, to: &str, condition: Condition) -> Result<File, Error> {
+        check_path(path)?;
+        check_path(to)?;
+        let (condition, _) = condition.to_wire();
+        let body =
+            || Body::Rename(RenameRequest { path: path.to_owned(), to: to.to_owned(), condition });
+        match self.change(path, body).await {
+            Ok(reply) => stat_reply(&to.into(), &reply),
+            Err(Error::Status { status: Status::UnknownOp, .. }) => Err(Error::Status {
+                status: Status::UnknownOp,
+                message: "the node cannot rename, because its program is older".to_owned(),
+            }),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Has a node make a change, and asks no second time once it may be made.
+    async fn change(&self, path: &str, body: impl Fn() -> Body) -> Result<Reply, Error> {
         let deadline = self.deadline();
         let mut retry = self.retry(deadline);
         loop {
             let topology = self.topology();
             let mut last = None;
             for index in topology.order_of_path(path) {
-                let body = Body::Delete(WriteRequest::new(path, condition));
                 let lane = topology.member(index).main();
-                match ask(lane, body, deadline).await {
-                    Ok(_) => return Ok(()),
+                match ask(lane, body(), deadline).await {
+                    Ok(reply) => return Ok(reply),
                     Err(Setback::Again { cause, .. }) if may_be_done(&cause) => {
                         return Err(unknown(path, &cause));
                     }

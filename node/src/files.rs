@@ -123,6 +123,22 @@ impl FileTable {
     pub(crate) fn forget(&self, id: FileId) -> Option<FileRecord> {
         self.records.remove(&id).map(|(_, (record, _))| record)
     }
+
+    /// Returns all files, each with its path.
+    pub(crate) fn all(&self) -> Vec<(FileId, Arc<str>)> {
+        self.records.iter().map(|(id, (record, _))| (id, record.path)).collect()
+    }
+
+    /// Forgets all files below a directory; returns which these were.
+    pub(crate) fn forget_below(&self, path: &str) -> Vec<FileId> {
+        let is_below = |record: &FileRecord| {
+            let rest = record.path.strip_prefix(path);
+            rest.is_some_and(|rest| rest.starts_with('/'))
+        };
+        let below = self.records.iter().filter(|(_, (record, _))| is_below(record));
+        let ids: Vec<FileId> = below.map(|(id, _)| id).collect();
+        ids.into_iter().filter(|id| self.forget(*id).is_some()).collect()
+    }
 }
 
 #[cfg(test)]
@@ -158,6 +174,19 @@ mod tests {
         assert_eq!(files.get(FILE), Some(record(1)));
         assert_eq!(files.get_from_before(FILE, second), None);
         assert_eq!(files.get_from_before(FILE, files.look()), Some(record(1)));
+    }
+
+    #[test]
+    fn what_is_below_a_directory_is_forgotten_and_nothing_else() {
+        let files = FileTable::new(10);
+        for (id, path) in [(1, "a/b"), (2, "a/b/c"), (3, "a/bc"), (4, "a/b/c/d")] {
+            files.note(FileId(id), FileRecord { path: path.into(), ..record(1) });
+        }
+        let mut forgotten = files.forget_below("a/b");
+        forgotten.sort_unstable_by_key(|id| id.0);
+        assert_eq!(forgotten, [FileId(2), FileId(4)]);
+        assert!(files.get(FileId(1)).is_some() && files.get(FileId(3)).is_some());
+        assert!(files.get(FileId(2)).is_none());
     }
 
     #[test]

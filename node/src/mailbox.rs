@@ -178,12 +178,7 @@ pub(crate) enum Mail {
     /// A whole reply frame for a connection here.
     Reply { requester: Requester, frame: Vec<u8> },
     /// A part of a block was read from the source, or could not be.
-    Filled {
-        run: Run,
-        /// True if it is to be kept from being evicted.
-        is_pinned: bool,
-        result: Result<Arrival, (Blank, FillError)>,
-    },
+    Filled { run: Run, stay: Stay, result: Result<Arrival, (Blank, FillError)> },
     /// The source has been read for this part for longer than it may take; the read goes on.
     Overdue { run: Run, message: String },
     /// Loads were given up: the receivers of some blocks are gone.
@@ -200,6 +195,17 @@ pub(crate) enum Mail {
     Gone { shard: u32, token: Token },
     /// Finish what is in flight, then stop.
     Shutdown,
+}
+
+/// How long bytes stay that came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stay {
+    /// Until those that wait for them have them.
+    Passing,
+    /// Until others need the room.
+    Usual,
+    /// They are pinned: others do not get their room.
+    Pinned,
 }
 
 /// One shard's mailbox, as seen by the threads that post.

@@ -10,9 +10,10 @@
 //! Owns the thread and the queues into it. Always holds: every job it took is answered to the shard it
 //! came from, and every blank goes back there, until the thread is stopped. Queues are bounded; a full
 //! one gives the job back and the shard answers `Busy`. Memory and blocks are left to the shards.
-//! Modules: `fills` is the cold read, `lookups` what paths are, `beliefs` what they were a moment ago,
-//! `uploads` writes, `loads` brings whole files in, `jobs` does so for the cluster, `cluster` what needs no
-//! source, and what is pulled over from other nodes.
+//! Modules: `fills` is the cold read, `lookups` what paths are, `beliefs` and `listings` what they were a
+//! moment ago, `flights` look-ups under way, `uploads` writes, `loads` brings whole files in, `jobs` does so
+//! for the cluster, `stays` frees what has been here long enough, `cluster` what needs no source, and what is
+//! pulled over from other nodes.
 
 use std::io;
 use std::sync::Arc;
@@ -42,14 +43,19 @@ use crate::store::{Condition, Errand, StoreError, UnderStore};
 use crate::timings::Timings;
 use crate::upload::Slots;
 use beliefs::Beliefs;
+use flights::Flights;
 use loads::FilePart;
+use stays::Stays;
 
 mod beliefs;
 mod cluster;
 mod fills;
+mod flights;
 mod jobs;
+mod listings;
 pub(crate) mod loads;
 mod lookups;
+mod stays;
 pub(crate) mod uploads;
 
 /// Threads that resolve names. One is there from the start; a second one if it can be had.
@@ -117,6 +123,14 @@ pub(crate) enum PathLookup {
     Put(uploads::Put),
     Delete {
         path: Arc<str>,
+        condition: Condition,
+        /// Its place among the writes of the node.
+        slot: OwnedSemaphorePermit,
+    },
+    Rename {
+        path: Arc<str>,
+        to: Arc<str>,
+        /// What has to be true of `to`.
         condition: Condition,
         /// Its place among the writes of the node.
         slot: OwnedSemaphorePermit,
@@ -260,6 +274,8 @@ struct Context {
     store: Arc<dyn UnderStore>,
     files: Arc<FileTable>,
     beliefs: Beliefs,
+    flights: Flights,
+    stays: Stays,
     /// Epoch of the cluster in which they were found.
     believed_epoch: AtomicU64,
     shards: Mailboxes,
@@ -307,6 +323,8 @@ pub(crate) fn start(config: &Config, parts: Parts) -> io::Result<Side> {
         store,
         files,
         beliefs: Beliefs::new(config.files_max, started),
+        flights: Flights::default(),
+        stays: Stays::new(config.files_max),
         believed_epoch: AtomicU64::new(0),
         shards,
         cluster,
@@ -341,12 +359,15 @@ pub(crate) fn start(config: &Config, parts: Parts) -> io::Result<Side> {
         let pins = pins::run(&context.shards, &context.files, context.cluster.views.subscribe());
         let jobs = jobs::serve(Arc::clone(&context));
         let watch = machine.watch();
+        let stays = stays::run(&context, context.cluster.views.subscribe());
         runtime.block_on(async {
             // Ends by itself when the node leaves, and with the runtime.
             let _session = session.map(tokio::spawn);
             tokio::select! {
                 _ = async {
-                    tokio::join!(fills, lookups, of_cluster, handover, pins, report, jobs, watch)
+                    tokio::join!(
+                        fills, lookups, of_cluster, handover, pins, report, jobs, watch, stays
+                    )
                 } => (),
                 // Nothing is sent: the other end is dropped once every shard has ended.
                 _ = stopped.recv_async() => (),
@@ -379,6 +400,7 @@ fn runtime() -> io::Result<Runtime> {
 }
 
 /// A look-up that failed.
+#[derive(Clone, Debug)]
 struct Failure {
     status: Status,
     message: String,

@@ -256,12 +256,14 @@ pub trait RemoteStores: Send + Sync + 'static {
 }
 
 /// What one source may take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct StoreLimits {
     /// Requests under way at once.
     pub concurrency: usize,
     /// How long one read or look-up may take, with all its retries.
     pub patience: Duration,
+    /// Bytes a second that are read at most; None for as many as come.
+    pub bandwidth: Option<u64>,
 }
 
 /// A node without sources on other machines.
@@ -295,6 +297,12 @@ pub trait UnderStore: Send + Sync + 'static {
     /// Returns for how long what was found at a path is believed; zero to ask at each look-up.
     fn stale_after(&self, _path: &str) -> Duration {
         Duration::ZERO
+    }
+
+    /// Returns for how long blocks of a path stay after the first one of its file came in. Zero if they go as soon
+    /// as those that wait have them; [`Duration::MAX`] if time plays no part.
+    fn kept_for(&self, _path: &str) -> Duration {
+        Duration::MAX
     }
 
     /// Returns up to `limit` entries of a directory whose names come after `after`.
@@ -344,6 +352,22 @@ pub trait UnderStore: Send + Sync + 'static {
         _path: Arc<str>,
         _condition: Condition,
     ) -> StoreFuture<'_, Result<(), StoreError>> {
+        Box::pin(async { Err(READ_ONLY) })
+    }
+
+    /// Gives a file another path, or a directory with all that is below it; returns what the new path is by it. A
+    /// file at the new path is replaced, unless the condition is [`Condition::Absent`].
+    ///
+    /// # Errors
+    /// [`StoreError::WrongKind`] for a directory that the store cannot move in one step, and if the new path is a
+    /// directory; [`StoreError::Unknown`] if the store may have done it, a part of it, or nothing. After every other
+    /// error it has not.
+    fn rename(
+        &self,
+        _path: Arc<str>,
+        _to: Arc<str>,
+        _condition: Condition,
+    ) -> StoreFuture<'_, Result<Found, StoreError>> {
         Box::pin(async { Err(READ_ONLY) })
     }
 }

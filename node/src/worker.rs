@@ -567,8 +567,8 @@ impl Worker {
                 self.count_ring(&requester);
                 self.push_head(&requester, |head| head.extend_from_slice(&frame));
             }
-            Mail::Filled { run, is_pinned, result } => {
-                self.on_filled(run, is_pinned, result, actions);
+            Mail::Filled { run, stay, result } => {
+                self.on_filled(run, stay, result, actions);
             }
             Mail::Ensure { key, version, from, reply } => self.ensure(key, version, from, reply),
             Mail::Drop(job) => self.on_drop(job, actions),

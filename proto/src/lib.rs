@@ -31,6 +31,7 @@ pub mod socket;
 pub mod source;
 pub mod status;
 pub mod terms;
+pub mod version;
 pub mod write;
 pub mod zookeeper;
 

@@ -73,11 +73,13 @@ pub enum Op {
     PutAbort = 35,
     /// Delete a file at the source.
     Delete = 36,
+    /// Give a file or a directory another path at the source.
+    Rename = 37,
 }
 
 impl Op {
     /// Every operation, in wire order.
-    pub const ALL: [Op; 33] = [
+    pub const ALL: [Op; 34] = [
         Op::Hello,
         Op::Ping,
         Op::Stat,
@@ -111,6 +113,7 @@ impl Op {
         Op::PutEnd,
         Op::PutAbort,
         Op::Delete,
+        Op::Rename,
     ];
 
     /// Returns the operation with this number, if this version knows it.

@@ -4,6 +4,7 @@
 //! one over would serve what the mount does not allow.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 
 /// Longest name of a credential in bytes.
 pub const CREDENTIAL_LENGTH_MAX: usize = 64;
@@ -15,6 +16,16 @@ const INCLUDE: &str = "include";
 const EXCLUDE: &str = "exclude";
 const SIZE_MAX: &str = "file_size_max";
 const WRITABLE: &str = "writable";
+const TTL: &str = "ttl_ms";
+const CACHE: &str = "cache";
+/// The value of `cache`: what is there without it has no name.
+const NO: &str = "no";
+const CONCURRENCY: &str = "concurrency";
+const BANDWIDTH: &str = "bandwidth";
+/// Most requests that a mount may let be under way at its store.
+pub const CONCURRENCY_MAX: u32 = 4096;
+/// Fewest bytes a second that a mount may be read with: a block of the default size.
+pub const BANDWIDTH_MIN: u64 = 1 << 20;
 /// Longest pattern in bytes.
 pub const PATTERN_LENGTH_MAX: usize = 256;
 /// Most patterns of a mount.
@@ -63,6 +74,14 @@ pub struct Terms {
     pub size_max: Option<u64>,
     /// True if clients may write there.
     pub writable: bool,
+    /// How long blocks of a file stay in memory after the first one came in, in milliseconds, at least 1.
+    pub ttl_ms: Option<u64>,
+    /// True if blocks are given to those that wait for them, and are not kept.
+    pub is_passed_through: bool,
+    /// Most requests under way at the store from each node, 1 to [`CONCURRENCY_MAX`].
+    pub concurrency: Option<u32>,
+    /// Most bytes a second that each node reads there, at least [`BANDWIDTH_MIN`].
+    pub bandwidth: Option<u64>,
 }
 
 impl Terms {
@@ -85,6 +104,10 @@ impl Terms {
         terms.extend(self.exclude.iter().map(|it| format!("{EXCLUDE}={}", escaped(it))));
         terms.extend(self.size_max.map(|it| format!("{SIZE_MAX}={it}")));
         terms.extend(self.writable.then(|| format!("{WRITABLE}=true")));
+        terms.extend(self.ttl_ms.map(|it| format!("{TTL}={it}")));
+        terms.extend(self.is_passed_through.then(|| format!("{CACHE}={NO}")));
+        terms.extend(self.concurrency.map(|it| format!("{CONCURRENCY}={it}")));
+        terms.extend(self.bandwidth.map(|it| format!("{BANDWIDTH}={it}")));
         match terms.is_empty() {
             true => source.to_owned(),
             false => format!("{source}?{}", terms.join("&")),
@@ -98,7 +121,8 @@ impl Terms {
             if !terms.take(key, value) {
                 return Err(format!(
                     "'{term}' is not an option of a mount here: {CREDENTIAL}=NAME, {STALE_AFTER}=MS, \
-                     {SIZE_MAX}=BYTES and {WRITABLE}=true are, each once, and {INCLUDE}=PATTERN and {EXCLUDE}=PATTERN"
+                     {SIZE_MAX}=BYTES, {WRITABLE}=true, {TTL}=MS, {CACHE}={NO}, {CONCURRENCY}=COUNT and \
+                     {BANDWIDTH}=BYTES are, each once, and {INCLUDE}=PATTERN and {EXCLUDE}=PATTERN"
                 ));
             }
         }
@@ -117,6 +141,16 @@ impl Terms {
                 value.is_some_and(|it| self.stale_after.replace(it).is_none())
             }
             WRITABLE => value == "true" && !std::mem::replace(&mut self.writable, true),
+            CACHE => value == NO && !std::mem::replace(&mut self.is_passed_through, true),
+            TTL => number(value, 1..=u64::MAX).is_some_and(|it| self.ttl_ms.replace(it).is_none()),
+            CONCURRENCY => {
+                let value = number(value, 1..=CONCURRENCY_MAX.into()).map(|it| it as u32);
+                value.is_some_and(|it| self.concurrency.replace(it).is_none())
+            }
+            BANDWIDTH => {
+                let value = number(value, BANDWIDTH_MIN..=u64::MAX);
+                value.is_some_and(|it| self.bandwidth.replace(it).is_none())
+            }
             SIZE_MAX => value.parse().is_ok_and(|it| self.size_max.replace(it).is_none()),
             INCLUDE | EXCLUDE if !is_full => {
                 let patterns = if key == INCLUDE { &mut self.include } else { &mut self.exclude };
@@ -126,6 +160,11 @@ impl Terms {
             _ => false,
         }
     }
+}
+
+/// Reads a number within bounds.
+fn number(text: &str, allowed: RangeInclusive<u64>) -> Option<u64> {
+    text.parse().ok().filter(|it| allowed.contains(it))
 }
 
 /// True if this can be a pattern: 1 to [`PATTERN_LENGTH_MAX`] bytes.
@@ -210,6 +249,11 @@ mod tests {
         let writable = "s3://b?writable=true";
         let (bare, terms) = Terms::split(writable).unwrap();
         assert!(terms.writable && terms.join(bare) == writable);
+        let all = "s3://b?ttl_ms=60000&cache=no&concurrency=4096&bandwidth=1048576";
+        let (bare, terms) = Terms::split(all).unwrap();
+        assert_eq!((terms.ttl_ms, terms.is_passed_through), (Some(60_000), true));
+        assert_eq!((terms.concurrency, terms.bandwidth), (Some(4096), Some(1 << 20)));
+        assert_eq!(terms.join(bare), all);
         let patterns = Terms {
             include: vec!["**/a?b&c=d%.csv".to_owned(), "ü x".to_owned()],
             exclude: vec!["tmp/**".to_owned()],
@@ -236,6 +280,13 @@ mod tests {
             "s3://b?exclude=%f",
             "s3://b?file_size_max=1&file_size_max=1",
             "s3://b?writable=false",
+            "s3://b?ttl_ms=0",
+            "s3://b?ttl_ms=1&ttl_ms=1",
+            "s3://b?cache=yes",
+            "s3://b?cache=no&cache=no",
+            "s3://b?concurrency=0",
+            "s3://b?concurrency=4097",
+            "s3://b?bandwidth=1048575",
             "s3://b?writable=true&writable=true",
         ] {
             assert!(Terms::split(text).is_err(), "{text}");

@@ -61,6 +61,17 @@ impl WriteRequest {
     }
 }
 
+/// `Rename`.
+#[derive(Archive, Serialize, Clone, Debug, PartialEq, Eq)]
+pub struct RenameRequest {
+    /// Path of a file or a directory.
+    pub path: String,
+    /// The path that it gets.
+    pub to: String,
+    /// What `to` has to be: a [`Condition`] without a version, as [`Condition::to_wire`] writes it.
+    pub condition: u8,
+}
+
 /// Reply to `Put`.
 #[derive(Archive, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PutReply {

@@ -67,13 +67,14 @@ STRUCTURES = {
     "Proof": {"mac": "bytes32"},
     "RefreshRequest": {"path": "text", "recursive": "u8"},
     "WriteRequest": {"path": "text", "condition": "u8", "version": "u64"},
+    "RenameRequest": {"path": "text", "to": "text", "condition": "u8"},
     "PutReply": {"upload": "u64", "credit": "u32"},
     "PutPartRequest": {"upload": "u64", "offset": "u64", "checksum": "u32", "bytes": ["u8"]},
     "PutEndRequest": {"upload": "u64", "length": "u64"},
     "PutAbortRequest": {"upload": "u64"},
 }
 SIZES = dict(zip(STRUCTURES, (18, 41, 8, 8, 8, 49, 53, 20, 16, 36, 8, 8, 36, 12, 16, 65, 16, 16, 28, 8,
-                              13, 17, 85, 53, 24, 48, 16, 9, 18, 9, 8, 41, 32, 32, 9, 17, 12, 28, 16, 8),
+                              13, 17, 85, 53, 24, 48, 16, 9, 18, 9, 8, 41, 32, 32, 9, 17, 17, 12, 28, 16, 8),
                  strict=True))
 OPS = dict(enumerate((
     ("HelloRequest", "HelloReply"), ("None", "None"), ("StatRequest", "StatReply"),
@@ -86,7 +87,7 @@ OPS = dict(enumerate((
     ("Proof", "Proof"), ("Range", "Proof"), ("RefreshRequest", "StatReply")), 1))
 OPS |= dict(enumerate((
     ("WriteRequest", "PutReply"), ("PutPartRequest", "None"), ("PutEndRequest", "StatReply"),
-    ("PutAbortRequest", "None"), ("WriteRequest", "None")), 32))
+    ("PutAbortRequest", "None"), ("WriteRequest", "None"), ("RenameRequest", "StatReply")), 32))
 # Section 18.
 JOBS = {
     "StartJobRequest": (26, {"id": "u64", "paths": ["text"], "recursive": "u8", "pin": "u8",

@@ -171,17 +171,18 @@ impl<T> Line<T> {
 
     /// Takes a read out that has a place, with those that touch it: as many as are its share of all that wait, when
     /// this many further places are free. `begin` is asked of each, with their count, if it is still wanted. None if
-    /// a run took the read before.
+    /// a run took the read before. The run has at most `most` bytes, unless the read itself has more.
     pub(crate) fn take(
         &self,
         spot: &Spot,
         free_count: usize,
+        most: u64,
         mut begin: impl FnMut(&T, usize) -> bool,
     ) -> Option<Run<T>> {
         let mut state = self.lock();
         // What waits is spread over the places: a long request while others are free would take longer.
         let places = state.placed_count + free_count as u64;
-        let bytes_max = (state.bytes / places.max(1)).clamp(RUN_MIN, RUN_MAX);
+        let bytes_max = (state.bytes / places.max(1)).clamp(RUN_MIN, RUN_MAX).min(most);
         state.placed_count = state.placed_count.saturating_sub(1);
         let spots = Vec::from(state.run(spot, bytes_max)?);
         let own = spots.iter().position(|other| other == spot)?;
@@ -277,11 +278,11 @@ mod tests {
         }
         let settled = Part { is_settled: true, ..part(1, 6) };
         line.join(&settled, CHUNK, false, 101);
-        let run = line.take(&spots[2], 0, |_, count| count == 3);
+        let run = line.take(&spots[2], 0, u64::MAX, |_, count| count == 3);
         assert_eq!(wanted(run), [3, 4, 5]);
-        assert_eq!(line.take(&spots[1], 0, |_, _| true), None, "a run took it");
+        assert_eq!(line.take(&spots[1], 0, u64::MAX, |_, _| true), None, "a run took it");
         assert_eq!(line.leave(&spots[1]), None);
-        assert_eq!(wanted(line.take(&spots[0], 0, |_, _| true)), [7]);
+        assert_eq!(wanted(line.take(&spots[0], 0, u64::MAX, |_, _| true)), [7]);
         assert_eq!(line.leave(&spots[4]), Some(9));
         assert_eq!(line.lock().waiting.len(), 4, "of other files and versions");
         assert_eq!(line.lock().bytes, 4 * CHUNK);
@@ -293,7 +294,7 @@ mod tests {
         let spots: Vec<Spot> = (0..320).map(|chunk| join(&line, 1, chunk)).collect();
         let count = |spot: &Spot, free_count| {
             line.has_place();
-            wanted(line.take(spot, free_count, |_, _| true)).len() as u64
+            wanted(line.take(spot, free_count, u64::MAX, |_, _| true)).len() as u64
         };
         // 20 MiB wait, then 18, and so on.
         assert_eq!(count(&spots[0], 9), 32, "ten places are free");
@@ -301,21 +302,27 @@ mod tests {
         assert_eq!(count(&spots[48], 0), 128, "none is: a run has at most so much");
         line.has_place();
         assert_eq!(count(&spots[176], 0), 72, "another read has a place, too");
+        let run = line.take(&spots[248], 0, 4 * CHUNK, |_, _| true);
+        assert_eq!(wanted(run).len(), 4, "it was not to be longer");
         let own = (RUN_MAX / CHUNK + 1) * CHUNK;
         let long = line.join(&part(2, 0), own, false, 0);
         line.join(&part(2, own / CHUNK), CHUNK, false, 1);
-        assert_eq!(wanted(line.take(&long, 0, |_, _| true)), [0], "itself however long it is");
+        assert_eq!(
+            wanted(line.take(&long, 0, u64::MAX, |_, _| true)),
+            [0],
+            "itself however long it is"
+        );
     }
 
     #[test]
     fn what_is_not_wanted_ends_a_run() {
         let line = Line::default();
         let spots: Vec<Spot> = (0..7).map(|chunk| join(&line, 1, chunk)).collect();
-        let run = line.take(&spots[3], 0, |&chunk, _| chunk != 1 && chunk != 5).unwrap();
+        let run = line.take(&spots[3], 0, u64::MAX, |&chunk, _| chunk != 1 && chunk != 5).unwrap();
         assert_eq!((Vec::from(run.wanted), run.unwanted), (vec![2, 3, 4], vec![5, 1]));
-        let run = line.take(&spots[0], 0, |_, _| false).unwrap();
+        let run = line.take(&spots[0], 0, u64::MAX, |_, _| false).unwrap();
         assert_eq!((run.wanted.len(), run.unwanted), (0, vec![0]));
-        assert_eq!(wanted(line.take(&spots[6], 0, |_, _| true)), [6], "the others wait");
+        assert_eq!(wanted(line.take(&spots[6], 0, u64::MAX, |_, _| true)), [6], "the others wait");
     }
 
     #[test]
@@ -324,8 +331,8 @@ mod tests {
         let first = join(&line, 1, 0);
         let alone = line.join(&part(1, 1), CHUNK, true, 1);
         join(&line, 1, 2);
-        assert_eq!(wanted(line.take(&first, 0, |_, _| true)), [0]);
-        assert_eq!(wanted(line.take(&alone, 0, |_, _| true)), [1]);
+        assert_eq!(wanted(line.take(&first, 0, u64::MAX, |_, _| true)), [0]);
+        assert_eq!(wanted(line.take(&alone, 0, u64::MAX, |_, _| true)), [1]);
     }
 
     #[test]
@@ -333,7 +340,7 @@ mod tests {
         let line = Line::default();
         let (first, second) = (join(&line, 1, 0), join(&line, 1, 0));
         join(&line, 1, 1);
-        assert_eq!(wanted(line.take(&first, 0, |_, _| true)), [0, 1]);
-        assert_eq!(wanted(line.take(&second, 0, |_, _| true)), [0]);
+        assert_eq!(wanted(line.take(&first, 0, u64::MAX, |_, _| true)), [0, 1]);
+        assert_eq!(wanted(line.take(&second, 0, u64::MAX, |_, _| true)), [0]);
     }
 }

@@ -17,6 +17,7 @@ mod gather;
 mod key;
 mod lengths;
 mod open;
+mod pace;
 mod profile;
 mod reads;
 mod remote;
@@ -36,6 +37,9 @@ use remote::Remote;
 /// Threads that talk to stores. Guessed: one does TLS at some 500 MB/s, and a node has cores for its shards.
 const THREADS_MAX: usize = 4;
 
+/// Sources that are remembered though they are mounted no more. Derived: twice as many as mounts.
+const OPENED_MAX: usize = 128;
+
 /// Opens sources by their URLs, with options of their credential, or else with those of the node.
 pub struct Stores {
     options: Vec<(String, String)>,
@@ -46,8 +50,8 @@ pub struct Stores {
     opened: Mutex<HashMap<Place, Arc<Remote>>>,
 }
 
-/// A source, and the credential with which it is opened.
-type Place = (String, Option<String>);
+/// A source, the credential with which it is opened, and what it may take.
+type Place = (String, Option<String>, StoreLimits);
 
 impl Stores {
     /// Starts the threads that talk to stores. `options` are keys of the store library with their values, for
@@ -99,7 +103,7 @@ impl RemoteStores for Stores {
         credential: Option<&str>,
         limits: StoreLimits,
     ) -> Result<Arc<dyn UnderStore>, StoreError> {
-        let place = (source.to_owned(), credential.map(str::to_owned));
+        let place = (source.to_owned(), credential.map(str::to_owned), limits);
         let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(remote) = opened.get(&place) {
             return Ok(remote.clone());
@@ -107,6 +111,10 @@ impl RemoteStores for Stores {
         let opening = open::open(source, self.access(credential)?, limits)?;
         let runtime = self.runtime.as_ref().expect("it is there until this is dropped");
         let remote = Arc::new(Remote::new(source, opening, limits, runtime.handle().clone()));
+        if opened.len() >= OPENED_MAX {
+            // Those that are mounted stay: there are fewer.
+            opened.retain(|_, remote| Arc::strong_count(remote) > 1);
+        }
         opened.insert(place, Arc::clone(&remote));
         Ok(remote)
     }

@@ -16,11 +16,12 @@ use millrace_node::under_store::{Blank, FillError, Part, StoreError, check_path}
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, GetResult, ObjectStoreExt as _};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::failure::Failure;
 use crate::gather::{Answer, Asked, Wait, Waiting};
 use crate::lengths::LengthKnown;
+use crate::pace::Pace;
 use crate::remote::Inner;
 use crate::tag::Tag;
 
@@ -139,6 +140,25 @@ impl Inner {
                 return taken(answer.await);
             }
         };
+        let turn = match &self.pace {
+            None => None,
+            Some(pace) => {
+                let turn = tokio::select! {
+                    biased;
+                    answer = &mut answer => return taken(answer),
+                    turn = timeout(self.patience, pace.turn()) => turn,
+                };
+                let Ok(turn) = turn else {
+                    if let Some(waiting) = self.line.leave(&spot) {
+                        waiting.end(Err(too_fast(&self.identity).into()));
+                    }
+                    // The request of a neighbour brings it, and another one may have the place.
+                    drop(place);
+                    return taken(answer.await);
+                };
+                Some(turn)
+            }
+        };
         self.line.has_place();
         for _ in 0..TURNS {
             tokio::task::yield_now().await;
@@ -147,9 +167,13 @@ impl Inner {
         let begin = |waiting: &Waiting, count: usize| {
             waiting.asked.errand.begin(self.patience.saturating_mul(count as u32))
         };
-        if let Some(run) = self.line.take(&spot, self.reads.available_permits(), begin) {
+        let most = self.pace.as_ref().map_or(u64::MAX, Pace::run_max);
+        if let Some(run) = self.line.take(&spot, self.reads.available_permits(), most, begin) {
             for unwanted in run.unwanted {
                 unwanted.end(Err(FillError::Unwanted));
+            }
+            if let Some(turn) = turn {
+                turn.spend(run.wanted.iter().map(|it| it.asked.end() - it.asked.start()).sum());
             }
             if !run.wanted.is_empty() {
                 // The part that has the place may be full before the others are.
@@ -191,6 +215,10 @@ impl Inner {
         let begun = self.begin_read(&part, &location, range.clone());
         let Begun { tag, answer, bytes } = self.in_time(end, begun).await?;
         let is_length_known = answer.extensions.get::<LengthKnown>().is_some();
+        if let Some(pace) = &self.pace {
+            let more = (bytes.end - bytes.start) - (range.end - range.start);
+            pace.spend(more);
+        }
         request.is_held = tag.etag.is_none() || !is_length_known;
         request.has_begun = true;
         let mut stream = answer.into_stream();
@@ -292,6 +320,10 @@ impl Inner {
         }
         failure
     }
+}
+
+fn too_fast(identity: &str) -> StoreError {
+    StoreError::Busy(format!("{identity} is read as fast as it may be (--bandwidth of its mount)"))
 }
 
 /// True if a store answered with a whole object where a part was asked for.

@@ -29,8 +29,10 @@ use crate::failure::Failure;
 use crate::gather::{Asked, Line, Waiting};
 use crate::key::{key, location};
 use crate::open::Opening;
+use crate::pace::Pace;
 use crate::tag::Tag;
 
+mod rename;
 mod write;
 
 /// Files whose tags are kept; of a further one the store is asked again. Guessed: some 20 MB.
@@ -60,6 +62,8 @@ pub(crate) struct Inner {
     lookups: Arc<Semaphore>,
     /// Reads that have no place yet.
     pub(crate) line: Line<Waiting>,
+    /// None for a store that is read as fast as it goes.
+    pub(crate) pace: Option<Pace>,
     pub(crate) patience: Duration,
     pub(crate) breaker: Breaker,
     /// False while the store answers reads of parts with whole objects.
@@ -84,6 +88,7 @@ impl Remote {
             reads: Arc::new(Semaphore::new(limits.concurrency)),
             lookups: Arc::new(Semaphore::new(limits.concurrency)),
             line: Line::default(),
+            pace: limits.bandwidth.map(Pace::new),
             patience: limits.patience,
             breaker: Breaker::default(),
             serves_ranges: AtomicBool::new(true),
@@ -177,6 +182,16 @@ impl UnderStore for Remote {
         let inner = Arc::clone(&self.inner);
         self.run(async move { inner.remove(&path, condition).await })
     }
+
+    fn rename(
+        &self,
+        path: Arc<str>,
+        to: Arc<str>,
+        condition: Condition,
+    ) -> StoreFuture<'_, Result<Found, StoreError>> {
+        let inner = Arc::clone(&self.inner);
+        self.run(async move { inner.rename(&path, &to, condition).await })
+    }
 }
 
 impl Inner {
@@ -191,7 +206,7 @@ impl Inner {
         match timeout(self.patience, Arc::clone(places).acquire_owned()).await {
             Ok(Ok(place)) => Ok(place),
             _ => Err(StoreError::Busy(format!(
-                "{} has as many requests under way as it may (fill_concurrency)",
+                "{} has as many requests under way as it may (fill_concurrency, or --concurrency of its mount)",
                 self.identity
             ))),
         }

@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 
+use millrace_proto::version;
 use object_store::ObjectMeta;
-use twox_hash::XxHash3_64;
 
 /// How long an object without a tag is left alone after it changed. Derived: two of its seconds, and a little.
 const SETTLE: Duration = Duration::from_millis(2200);
@@ -24,9 +24,7 @@ pub(crate) struct Tag {
 impl Tag {
     /// Reads the tag of an object. A weak one (RFC 9110, section 8.8.1) names no bytes and counts as none.
     pub(crate) fn of(meta: &ObjectMeta) -> Tag {
-        let etag = meta.e_tag.as_deref().filter(|it| !it.is_empty() && !it.starts_with("W/"));
-        // Some stores leave the quotes out of listings.
-        let etag = etag.map(|it| format!("\"{}\"", it.trim_matches('"')));
+        let etag = version::strong_tag(meta.e_tag.as_deref());
         Tag { etag, size: meta.size, modified_s: meta.last_modified.timestamp() }
     }
 
@@ -50,21 +48,9 @@ impl Tag {
         is_same && (self.etag.is_some() || self.modified_s == other.modified_s)
     }
 
-    /// Computes the version: XXH3-64 of the length as 8 bytes little-endian, and then of the byte 1 and the
-    /// tag, or, without one, of the byte 2 and the time in seconds as 8 bytes.
+    /// Computes the version, see [`version::of_object`].
     pub(crate) fn version(&self) -> u64 {
-        let mut bytes = self.size.to_le_bytes().to_vec();
-        match &self.etag {
-            Some(etag) => {
-                bytes.push(1);
-                bytes.extend(etag.as_bytes());
-            }
-            None => {
-                bytes.push(2);
-                bytes.extend(self.modified_s.to_le_bytes());
-            }
-        }
-        XxHash3_64::oneshot(&bytes)
+        version::of_object(self.etag.as_deref(), self.size, self.modified_s)
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use millrace_client::{Client, ClientConfig, Error, MountInfo, Status};
+use millrace_client::{Client, ClientConfig, Error, MountInfo, PutOptions, Status};
 use millrace_proto::Op;
 use millrace_proto::message::RefreshRequest;
 use millrace_tests::origin::Origin;
@@ -62,6 +62,76 @@ async fn many_opens_are_one_question_and_a_refresh_asks_again() {
     let stale = client.read(&old, 0, 64).await;
     assert!(matches!(stale, Err(Error::Stale { .. })), "its blocks are gone: {stale:?}");
     assert_eq!(seen(&client, "it").await, Some(2));
+    node.stop();
+}
+
+#[tokio::test]
+async fn look_ups_of_one_path_at_the_same_time_are_one_question() {
+    let origin = Origin::start();
+    put(&origin, "it", 1);
+    let node = options(&origin).start();
+    let client = node.client().await;
+    let before = origin.lookup_count();
+    origin.slow_lookups(Duration::from_millis(500));
+    let stats = (0..16).map(|_| {
+        let client = client.clone();
+        tokio::spawn(async move { client.stat("it").await.expect("stat").version })
+    });
+    let mut versions = Vec::new();
+    for stat in stats.collect::<Vec<_>>() {
+        versions.push(stat.await.expect("a task"));
+    }
+    versions.dedup();
+    assert_eq!(versions.len(), 1);
+    assert_eq!(origin.lookup_count(), before + 1);
+    // One that has begun before a refresh does not answer what comes after it.
+    let early = {
+        let client = client.clone();
+        tokio::spawn(async move { client.refresh("it", false).await })
+    };
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    put(&origin, "it", 2);
+    let found = client.refresh("it", false).await.expect("refresh");
+    let [(_, Ok(new))] = &found[..] else { panic!("{found:?}") };
+    assert_ne!(new.version, versions[0]);
+    early.await.expect("a task").expect("refresh");
+    assert_eq!(seen(&client, "it").await, Some(2));
+    node.stop();
+}
+
+#[tokio::test]
+async fn a_listing_is_believed_until_something_below_it_changes() {
+    let origin = Origin::start();
+    for name in 0..2500 {
+        origin.put("box", &format!("lake/{name:04}"), vec![1]);
+    }
+    put(&origin, "other/it", 1);
+    let node = options(&origin).set("writable", true).start();
+    let client = node.client().await;
+    let count = async |path: &str| client.list(path).await.expect("list").len();
+    assert_eq!((count("lake").await, count("other").await), (2500, 1));
+    let before = origin.lookup_count();
+    origin.put("box", "lake/new", vec![1]);
+    assert_eq!((count("lake").await, count("other").await), (2500, 1));
+    assert_eq!(origin.lookup_count(), before, "the store is not asked");
+    // All pages are asked for again, and the other directory is still believed.
+    client.put("lake/deep/er", &b"x"[..], PutOptions::new()).await.expect("put");
+    assert_eq!(count("lake").await, 2502);
+    assert_eq!(count("lake/deep").await, 1);
+    client.delete("lake/deep/er").await.expect("delete");
+    assert_eq!(count("lake").await, 2501);
+    let before = origin.lookup_count();
+    assert_eq!((count("lake").await, count("other").await), (2501, 1));
+    assert_eq!(origin.lookup_count(), before);
+    origin.remove("box", "lake/new");
+    verb(&node, &["fs", "refresh", "-r", "lake"]);
+    assert_eq!(count("lake").await, 2500);
+    // A listing shows no version that is older than one which was looked up.
+    put(&origin, "other/it", 2);
+    client.refresh("other/it", false).await.expect("refresh");
+    let file = client.stat("other/it").await.expect("stat");
+    let listed = client.list("other").await.expect("list");
+    assert_eq!(listed[0].version, file.version);
     node.stop();
 }
 

@@ -62,6 +62,13 @@ struct State {
     /// True if objects have no times.
     has_no_times: bool,
     writes: writes::Writes,
+    /// How long each read takes.
+    read_pause: Duration,
+    /// How long each look-up of an object takes.
+    lookup_pause: Duration,
+    /// Reads under way, and the most there were.
+    reading_count: usize,
+    reading_max: usize,
     /// Buckets that are for one access key alone. The signature is not looked at.
     keys: BTreeMap<String, String>,
     /// Buckets that refuse everything, with the status and code of S3.
@@ -151,6 +158,21 @@ impl Origin {
         self.state().refusals.insert(bucket.to_owned(), (status, code.to_owned()));
     }
 
+    /// Has each read of an object take this long from now on.
+    pub fn slow_reads(&self, pause: Duration) {
+        self.state().read_pause = pause;
+    }
+
+    /// Has each look-up of an object take this long from now on.
+    pub fn slow_lookups(&self, pause: Duration) {
+        self.state().lookup_pause = pause;
+    }
+
+    /// Returns the most reads that were under way at once so far.
+    pub fn reads_at_once_max(&self) -> usize {
+        self.state().reading_max
+    }
+
     /// Counts the look-ups of objects so far: requests for a head, and for a listing.
     pub fn lookup_count(&self) -> usize {
         self.lookups.load(Ordering::SeqCst)
@@ -193,7 +215,9 @@ fn receive(reader: &mut impl BufRead) -> io::Result<Option<Request>> {
     reader.take(length).read_to_end(&mut body)?;
     let (path, query) = target.split_once('?').unwrap_or((&target, ""));
     let query = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-    let query = query.map(|(key, value)| (decoded(key), decoded(value))).collect();
+    // A space in a query is a plus.
+    let plain = |text: &str| decoded(&text.replace('+', "%20"));
+    let query = query.map(|(key, value)| (plain(key), plain(value))).collect();
     Ok(Some(Request { method, path: decoded(path), query, headers, body }))
 }
 
@@ -251,7 +275,22 @@ fn serve(
         }
         let found = lock(state).objects.get(&(bucket.to_owned(), key.to_owned())).cloned();
         match (request.method.as_str(), found) {
-            ("GET" | "HEAD", Some(object)) => send(&mut out, &request, &object, state, reads)?,
+            ("GET", Some(object)) => {
+                let pause = {
+                    let mut state = lock(state);
+                    state.reading_count += 1;
+                    state.reading_max = state.reading_max.max(state.reading_count);
+                    state.read_pause
+                };
+                thread::sleep(pause);
+                lock(state).reading_count -= 1;
+                send(&mut out, &request, &object, state, reads)?;
+            }
+            ("HEAD", Some(object)) => {
+                let pause = lock(state).lookup_pause;
+                thread::sleep(pause);
+                send(&mut out, &request, &object, state, reads)?;
+            }
             ("GET" | "HEAD", None) => answer(&mut out, 404, "", b"")?,
             (_, found) => writes::serve(&mut out, &request, (bucket, key), found, state)?,
         }

@@ -4,12 +4,15 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use clap::ValueEnum;
 use millrace_client::{Client, MountInfo, NodeStatus};
 use millrace_proto::terms::{
-    PATTERN_LENGTH_MAX, PATTERNS_MAX, StaleAfter, Terms, bare, is_credential, is_pattern,
+    BANDWIDTH_MIN, CONCURRENCY_MAX, PATTERN_LENGTH_MAX, PATTERNS_MAX, StaleAfter, Terms, bare,
+    is_credential, is_pattern,
 };
 
 use super::cluster;
+use crate::age;
 use crate::failure::Failure;
 use crate::output::{self, Activity};
 use crate::source::Source;
@@ -56,6 +59,7 @@ Examples:
   millrace admin mount lake s3://bucket/prefix
   millrace admin mount lake s3://bucket --credential prod --stale-after-ms 5000
   millrace admin mount lake s3://bucket --include '*.parquet' --exclude 'tmp/**'
+  millrace admin mount logs s3://logs --ttl 12h --bandwidth 50MiB
   millrace admin mount / file:///data --replicas 2     change the root's replicas")]
 pub(super) struct MountArgs {
     /// Path below which its files are seen; / for the root
@@ -87,7 +91,32 @@ pub(super) struct MountArgs {
     /// Let every client that reaches a node write there and delete; not together with a choice of files
     #[arg(long, conflicts_with_all = ["include", "exclude", "file_size_max"])]
     writable: bool,
+    /// Free the blocks of a file this long after the first one came in, such as 12h; nothing is deleted at the
+    /// source
+    #[arg(long, value_name = "AGE", value_parser = ttl)]
+    ttl: Option<Duration>,
+    /// Whether blocks are kept; with no they are given to those that wait for them, and are gone then
+    #[arg(long, value_enum, default_value_t = Cache::Yes, hide_possible_values = true, value_name = "yes|no",
+        conflicts_with = "ttl")]
+    cache: Cache,
+    /// Most reads under way at the store from each node, and as many look-ups; a node's own fill_concurrency
+    /// goes for it as well
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=CONCURRENCY_MAX as i64))]
+    concurrency: Option<u32>,
+    /// Most bytes a second that each node reads at the store, at least 1MiB
+    #[arg(long, value_name = "SIZE", value_parser = bandwidth)]
+    bandwidth: Option<u64>,
 }
+
+/// Whether blocks of a mount are kept.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Cache {
+    Yes,
+    No,
+}
+
+/// Longest time to live that can be asked for.
+const TTL_MAX: Duration = Duration::from_secs(36_500 * 24 * 60 * 60);
 
 /// Remove a mount; its source is not touched
 #[derive(clap::Args)]
@@ -188,6 +217,10 @@ pub(super) async fn mount(client: &Client, args: &MountArgs) -> Result<(), Failu
         exclude: args.exclude.clone(),
         size_max: args.file_size_max,
         writable: args.writable,
+        ttl_ms: args.ttl.map(|it| it.as_millis() as u64),
+        is_passed_through: args.cache == Cache::No,
+        concurrency: args.concurrency,
+        bandwidth: args.bandwidth,
     };
     if terms.include.len() + terms.exclude.len() > PATTERNS_MAX {
         return Err(Failure::usage(format!("a mount has at most {PATTERNS_MAX} patterns")));
@@ -248,6 +281,24 @@ fn pattern(text: &str) -> Result<String, String> {
     match is_pattern(text) {
         true => Ok(text.to_owned()),
         false => Err(format!("a pattern has 1 to {PATTERN_LENGTH_MAX} bytes")),
+    }
+}
+
+/// Reads how long blocks stay.
+fn ttl(text: &str) -> Result<Duration, String> {
+    match age::parse(text)? {
+        Duration::ZERO => Err("at least 1s; to keep no blocks use --cache no".to_owned()),
+        ttl if ttl > TTL_MAX => Err("at most 36500d".to_owned()),
+        ttl => Ok(ttl),
+    }
+}
+
+/// Reads a number of bytes a second.
+fn bandwidth(text: &str) -> Result<u64, String> {
+    match millrace_ops::size::parse_size(text) {
+        Ok(size) if size >= BANDWIDTH_MIN => Ok(size),
+        Ok(_) => Err("at least 1MiB".to_owned()),
+        Err(error) => Err(error.to_string()),
     }
 }
 

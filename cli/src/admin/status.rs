@@ -268,6 +268,10 @@ pub(super) fn mounts(client: &Client, args: &MountsArgs) -> Result<(), Failure> 
         exclude: Vec<String>,
         file_size_max: Option<u64>,
         writable: bool,
+        ttl_ms: Option<u64>,
+        is_cached: bool,
+        concurrency: Option<u32>,
+        bandwidth: Option<u64>,
     }
     let cluster = cluster(client)?;
     if args.json {
@@ -283,6 +287,10 @@ pub(super) fn mounts(client: &Client, args: &MountsArgs) -> Result<(), Failure> 
                 exclude: terms.exclude,
                 file_size_max: terms.size_max,
                 writable: terms.writable,
+                ttl_ms: terms.ttl_ms,
+                is_cached: !terms.is_passed_through,
+                concurrency: terms.concurrency,
+                bandwidth: terms.bandwidth,
             }
         });
         return output::print_json(&rows.collect::<Vec<_>>());
@@ -301,7 +309,12 @@ pub(super) fn mounts(client: &Client, args: &MountsArgs) -> Result<(), Failure> 
         let size_max = terms.size_max.map(|it| format!("files up to {}", output::size(it)));
         let options = credential.into_iter().chain(stale_after).chain(include).chain(exclude);
         let writable = terms.writable.then(|| "writable".to_owned());
-        let options: Vec<String> = options.chain(size_max).chain(writable).collect();
+        let ttl = terms.ttl_ms.map(|ms| format!("freed after {} s", ms.div_ceil(1000)));
+        let uncached = terms.is_passed_through.then(|| "not cached".to_owned());
+        let concurrency = terms.concurrency.map(|it| output::counted(it.into(), "request"));
+        let bandwidth = terms.bandwidth.map(|it| format!("{}/s", output::size(it)));
+        let options = options.chain(size_max).chain(writable).chain(ttl).chain(uncached);
+        let options: Vec<String> = options.chain(concurrency).chain(bandwidth).collect();
         table.row([
             format!("/{}", output::visible(&mount.prefix)),
             output::visible(source),

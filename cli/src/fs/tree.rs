@@ -12,12 +12,10 @@ use millrace_ops::size::parse_size;
 use serde::Serialize;
 
 use super::list::print_line;
+use crate::age;
 use crate::failure::{Failure, shown};
 use crate::output::{self, Sizes};
 use crate::walk::{self, Walk};
-
-/// A day, the unit of ages.
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Print the paths below a directory that meet all conditions, one on a line.
 #[derive(clap::Args)]
@@ -44,10 +42,10 @@ pub(super) struct FindArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     max_size: Option<u64>,
     /// Files that changed within this time: 30d, 12h, 90m or 45s
-    #[arg(long, value_name = "AGE", value_parser = age)]
+    #[arg(long, value_name = "AGE", value_parser = age::parse)]
     newer_than: Option<Duration>,
     /// Files that have not changed within this time
-    #[arg(long, value_name = "AGE", value_parser = age)]
+    #[arg(long, value_name = "AGE", value_parser = age::parse)]
     older_than: Option<Duration>,
     /// End each path with a zero byte, for `xargs -0`
     #[arg(short = '0', long)]
@@ -90,24 +88,6 @@ enum Only {
     /// Directories
     #[value(alias = "directory")]
     D,
-}
-
-/// Reads an age: a number and a unit.
-///
-/// # Errors
-/// What is wrong with it.
-fn age(text: &str) -> Result<Duration, String> {
-    let help = "expected a number and d, h, m or s, for example 30d";
-    let unit = text.chars().last().ok_or(help)?;
-    let seconds = match unit {
-        'd' => DAY.as_secs(),
-        'h' => 3600,
-        'm' => 60,
-        's' => 1,
-        _ => return Err(help.to_owned()),
-    };
-    let count: u64 = text[..text.len() - 1].parse().map_err(|_| help)?;
-    count.checked_mul(seconds).map(Duration::from_secs).ok_or_else(|| "too long".to_owned())
 }
 
 impl FindArgs {
@@ -222,15 +202,7 @@ mod tests {
     use millrace_client::FileId;
 
     use super::*;
-
-    #[test]
-    fn ages_have_a_number_and_a_unit() {
-        assert_eq!(age("30d"), Ok(30 * DAY));
-        assert_eq!(age("90m"), Ok(Duration::from_secs(5400)));
-        for text in ["", "d", "30", "3.5d", "-1d", "1w", "99999999999999999999s", "1ü"] {
-            assert!(age(text).is_err(), "{text}");
-        }
-    }
+    use crate::age::DAY;
 
     #[test]
     fn sums_go_to_the_directory_above_and_not_beside() {

@@ -1,16 +1,16 @@
-//! `millrace fs put` and `millrace fs rm`: files at the source, through a node.
+//! `millrace fs put`, `rm` and `mv`: files at the source, through a node.
 //!
-//! Owns the two verbs. Always holds: a file that is put is seen whole or not at all, and a verb that is stopped
+//! Owns the three verbs. Always holds: a file that is put is seen whole or not at all, and a verb that is stopped
 //! half-way leaves what was there before.
 
 use std::cell::Cell;
 use std::fs::File as LocalFile;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use indicatif::ProgressBar;
-use millrace_client::{Client, Condition, Error, File, PutOptions};
+use millrace_client::{Client, Condition, Error, File, Kind, PutOptions};
 use serde::Serialize;
 
 use crate::failure::{Failure, is_about_path, shown};
@@ -24,6 +24,8 @@ const CHUNK: usize = 1 << 20;
 const FILES_AT_ONCE: usize = 8;
 /// Most files that are named when they fail.
 const NAMED_MAX: usize = 10;
+/// Longest wait for a rename. Derived: a store copies an object of 5 GiB in some minutes.
+const MV_DEADLINE: Duration = Duration::from_secs(600);
 /// The name of stdin.
 const STDIN: &str = "-";
 
@@ -72,6 +74,42 @@ pub(super) struct RmArgs {
     /// Print one JSON document
     #[arg(long)]
     json: bool,
+}
+
+/// Give a file another path at the source, or a directory with all that is below it.
+///
+/// A file that has the new path is replaced. A directory moves in one step or not at all, to a path that
+/// nothing has; stores of objects move only files, by a copy within the store and a delete. Both paths belong
+/// to one mount, which must be writable: see --writable and --mount-options of `millrace node`.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  millrace fs mv out/model.tmp out/model.bin
+  millrace fs mv out/model.bin archive/               under its own name
+  millrace fs mv staging/run-7 done/run-7             a directory
+  millrace fs mv tmp/00001.json log/00001.json --if-absent")]
+pub(super) struct MvArgs {
+    /// File or directory
+    old: String,
+    /// The path that it gets; with a / at the end the directory
+    new: String,
+    /// Fail if something has the new path already
+    #[arg(long)]
+    if_absent: bool,
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `mv` prints for scripts.
+#[derive(Serialize)]
+struct Moved<'a> {
+    old: &'a str,
+    path: &'a str,
+    is_directory: bool,
+    length: u64,
+    /// Text, because it may not fit a number of JSON.
+    version: String,
 }
 
 /// What `put` prints for scripts.
@@ -239,6 +277,30 @@ pub(super) async fn rm(client: &Client, args: &RmArgs) -> Result<(), Failure> {
             Err(Failure::new(format!("{} could not be deleted", output::counted(count, "path"))))
         }
     }
+}
+
+pub(super) async fn mv(client: &Client, args: &MvArgs) -> Result<(), Failure> {
+    let old = walk::clean(&args.old);
+    let name = old.rsplit('/').next().unwrap_or_default();
+    if name.is_empty() {
+        return Err(Failure::usage(
+            "all that is served is not renamed; name a file or a directory",
+        ));
+    }
+    let new = walk::clean(&args.new);
+    let new = if args.new.ends_with('/') || new.is_empty() { walk::join(&new, name) } else { new };
+    let client = client.with_deadline(MV_DEADLINE);
+    let moved = match args.if_absent {
+        true => client.rename_if_absent(&old, &new).await,
+        false => client.rename(&old, &new).await,
+    };
+    let file = moved.map_err(|error| Failure::at_path(&old, &error))?;
+    if args.json {
+        let (length, version) = (file.length, format!("{:016x}", file.version));
+        let is_directory = file.kind == Kind::Directory;
+        return output::print_json(&Moved { old: &old, path: &new, is_directory, length, version });
+    }
+    output::print(&format!("{} is now {}\n", shown(&old), shown(&new)))
 }
 
 /// Names a path that failed, unless too many were named before.

@@ -122,7 +122,7 @@ impl World {
             | Op::Inventory => {
                 frame::encode_empty(&mut out, asked.header.reply(Status::UnknownOp));
             }
-            Op::Put | Op::PutPart | Op::PutEnd | Op::PutAbort | Op::Delete => {
+            Op::Put | Op::PutPart | Op::PutEnd | Op::PutAbort | Op::Delete | Op::Rename => {
                 frame::encode_empty(&mut out, asked.header.reply(Status::UnknownOp));
             }
             Op::Drain

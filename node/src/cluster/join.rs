@@ -77,6 +77,7 @@ pub(crate) fn limits(config: &Config) -> StoreLimits {
     StoreLimits {
         concurrency: config.fill_concurrency,
         patience: Duration::from_millis(config.source_timeout_ms),
+        bandwidth: None,
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use millrace_proto::FileId;
 use quick_cache::sync::Cache;
 
+use super::listings::Listings;
 use crate::store::Found;
 
 /// How long it is believed that a path is not there. Guessed: engines look for a file twice in a moment, and a
@@ -33,6 +34,8 @@ struct Belief {
 pub(super) struct Beliefs {
     found: Cache<Arc<str>, Belief>,
     missing: Cache<Arc<str>, Belief>,
+    /// Pages of directories. What is forgotten here is forgotten there, too.
+    pub(super) listings: Listings,
     /// When something was refreshed last: look-ups that were under way then are not noted.
     not_before: Mutex<Instant>,
 }
@@ -43,6 +46,7 @@ impl Beliefs {
         Beliefs {
             found: Cache::new(files_max),
             missing: Cache::new(MISSING_MAX.min(files_max)),
+            listings: Listings::new(now),
             not_before: Mutex::new(now),
         }
     }
@@ -84,12 +88,18 @@ impl Beliefs {
         table.insert(Arc::clone(path), Belief { id, found, at });
     }
 
+    /// True if nothing was forgotten since this time.
+    pub(super) fn is_after_refresh(&self, at: Instant) -> bool {
+        at >= *self.not_before.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Forgets the answer for a path.
     pub(super) fn forget(&self, path: &str, now: Instant) {
         let mut not_before = self.not_before.lock().unwrap_or_else(PoisonError::into_inner);
         *not_before = now.max(*not_before);
         self.found.remove(path);
         self.missing.remove(path);
+        self.listings.forget(path, now);
     }
 
     /// Forgets the answers for all paths below this one, the empty one for all.
@@ -102,6 +112,7 @@ impl Beliefs {
         };
         self.found.retain(is_elsewhere);
         self.missing.retain(is_elsewhere);
+        self.listings.forget_around(path, now);
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::time::sleep;
 
 use super::{Context, FillJob};
 use crate::cluster::peers::Wanted;
-use crate::mailbox::{Arrival, FillFrom, Filling, Mail, Run};
+use crate::mailbox::{Arrival, FillFrom, Filling, Mail, Run, Stay};
 use crate::memory::Blank;
 use crate::store::{Errand, FillError, Part, StoreError};
 
@@ -77,9 +77,19 @@ impl Context {
         }
         // This is judged last, and nothing is awaited before it is in the mailbox's line: a pass that
         // looks at all blocks because the pins have changed since comes after it, and sees this one.
-        let is_pinned = self.cluster.view().pins(&path, &key);
-        let mail = Mail::Filled { run, is_pinned, result };
+        let kept_for = self.store.kept_for(&path);
+        let stay = match self.cluster.view().pins(&path, &key) {
+            _ if kept_for.is_zero() => Stay::Passing,
+            true => Stay::Pinned,
+            false => Stay::Usual,
+        };
+        let is_here = result.is_ok();
+        let mail = Mail::Filled { run, stay, result };
         self.shards[shard as usize].post_when_room(mail).await;
+        if is_here && stay != Stay::Passing {
+            // After the block, so that a drop that goes by meanwhile is followed by another one.
+            self.count_down(key.file, kept_for).await;
+        }
     }
 
     /// Waits until the source has been read for longer than it may take.

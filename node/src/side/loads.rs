@@ -88,11 +88,22 @@ impl Context {
         let view = self.cluster.view();
         view.check_agreement()?;
         let entry = self.look_up_file(caller, &path).await?;
+        self.check_kept(&path)?;
         let blocks = 0..entry.length.div_ceil(u64::from(self.block_size)) as u32;
         let part = FilePart { path, file: entry.id, version: entry.version, blocks };
         let (block_count, filled_count, _) =
             self.ensure_own(&part, caller.requester.deadline).await?;
         Ok(encode(caller.requester, &LoadReply { entry, block_count, filled_count }))
+    }
+
+    /// Checks that what is loaded of a path would stay in memory.
+    fn check_kept(&self, path: &str) -> Result<(), Failure> {
+        if !self.store.kept_for(path).is_zero() {
+            return Ok(());
+        }
+        let message =
+            "what is mounted there is not kept (--cache no), so that there is nothing to load";
+        Err(Failure::new(Status::InvalidArgument, message))
     }
 
     /// Brings the blocks of a part of a file that this node owns into memory.
@@ -113,6 +124,7 @@ impl Context {
                 return Err(Failure::new(Status::StaleVersion, message));
             }
         }
+        self.check_kept(&part.path)?;
         let (block_count, filled_count, filled_bytes) = self.ensure_own(part, deadline).await?;
         // A part has few blocks.
         let (block_count, filled_count) = (block_count as u32, filled_count as u32);

@@ -12,6 +12,7 @@ use millrace_proto::{FileId, Status};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use super::listings::PageName;
 use super::{Answer, Context, Failure, LookupJob, PathLookup, encode};
 use crate::files::{FileRecord, Look, Noted};
 use crate::mailbox::{DropJob, Dropped, Mail, Requester};
@@ -71,6 +72,9 @@ pub(super) async fn serve(
                 PathLookup::LoadPart(part) => context.load_part(caller, part).await,
                 PathLookup::Delete { path, condition, slot } => {
                     context.delete(&requester, path, condition, slot).await
+                }
+                PathLookup::Rename { path, to, condition, slot } => {
+                    context.rename(&requester, (path, to), condition, slot).await
                 }
                 // It answers more than this one request.
                 PathLookup::Put(put) => {
@@ -134,6 +138,7 @@ impl Context {
             // A look that was overtaken by a newer one shows at the first read: the version is stale.
             noted = self.files.note_at(id, record, look.look);
             if noted == Noted::Instead {
+                self.beliefs.listings.forget(path, Instant::now());
                 self.drop_blocks(id).await;
             }
         }
@@ -154,11 +159,7 @@ impl Context {
         if bound.is_zero() {
             return None;
         }
-        // What is mounted where, and what of it is shown, may be another by now.
-        let epoch = self.cluster.view().layout.epoch;
-        if self.believed_epoch.swap(epoch, Ordering::Relaxed) != epoch {
-            self.beliefs.forget_below("", Instant::now());
-        }
+        self.believe_this_epoch();
         let id = self.store.identify(path);
         let Some(found) = self.beliefs.get(path, id, bound, Instant::now())? else {
             return Some(Err(StoreError::NotFound.into()));
@@ -171,10 +172,23 @@ impl Context {
         Some(Ok(entry_of(path.to_string(), id, found)))
     }
 
+    /// Forgets all answers of another epoch: what is mounted where, and what of it is shown, may be another by now.
+    fn believe_this_epoch(&self) {
+        let epoch = self.cluster.view().layout.epoch;
+        if self.believed_epoch.swap(epoch, Ordering::Relaxed) != epoch {
+            self.beliefs.forget_below("", Instant::now());
+        }
+    }
+
     /// Has the next look-up of a path ask the source: of two writes at once it is not known here which one was
     /// the last.
     pub(super) fn believe_nothing(&self, path: &str) {
         self.beliefs.forget(path, Instant::now());
+    }
+
+    /// Has the next look-ups of all paths below a directory ask the source.
+    pub(super) fn believe_nothing_below(&self, path: &str) {
+        self.beliefs.forget_below(path, Instant::now());
     }
 
     /// Forgets what is known of a path, and drops its blocks.
@@ -185,17 +199,27 @@ impl Context {
         self.drop_blocks(id).await;
     }
 
+    /// Forgets all files below a directory that is gone, and drops their blocks.
+    pub(super) async fn forget_below(&self, path: &str) {
+        self.beliefs.forget_below(path, Instant::now());
+        for id in self.files.forget_below(path) {
+            self.drop_blocks(id).await;
+        }
+    }
+
     /// Forgets a file that is no longer in this version, and drops its blocks.
     pub(super) async fn forget(&self, id: FileId, version: u64) {
         if self.files.get(id).is_some_and(|record| record.version == version)
-            && self.files.forget(id).is_some()
+            && let Some(record) = self.files.forget(id)
         {
+            self.beliefs.listings.forget(&record.path, Instant::now());
             self.drop_blocks(id).await;
         }
     }
 
     /// Drops the blocks of a file on every shard.
-    async fn drop_blocks(&self, file: FileId) -> Dropped {
+    pub(super) async fn drop_blocks(&self, file: FileId) -> Dropped {
+        self.stays.forget(file);
         let mut total = Dropped::default();
         let mut replies = Vec::with_capacity(self.shards.len());
         for shard in self.shards.iter() {
@@ -221,7 +245,11 @@ impl Context {
     }
 
     /// Looks a path up in the source.
-    async fn look_up(&self, caller: Caller<'_>, path: &Arc<str>) -> Result<Entry, Failure> {
+    pub(super) async fn look_up(
+        &self,
+        caller: Caller<'_>,
+        path: &Arc<str>,
+    ) -> Result<Entry, Failure> {
         check_path(path)?;
         let look = self.begin();
         let found = self.ask(caller, self.store.stat(Arc::clone(path))).await;
@@ -282,11 +310,11 @@ impl Context {
         Err(Failure { status: Status::WrongKind, message })
     }
 
-    async fn stat(&self, caller: Caller<'_>, path: Arc<str>) -> Answer {
+    async fn stat(self: &Arc<Self>, caller: Caller<'_>, path: Arc<str>) -> Answer {
         check_path(&path)?;
         let entry = match self.believed(&path) {
             Some(believed) => believed?,
-            None => self.look_up(caller, &path).await?,
+            None => self.look_up_together(caller, &path).await?,
         };
         Ok(encode(caller.requester, &StatReply { entry, block_size: self.block_size }))
     }
@@ -297,7 +325,11 @@ impl Context {
         if recursive {
             self.beliefs.forget_below(&path, Instant::now());
         }
-        let entry = self.look_up(caller, &path).await?;
+        let found = self.look_up(caller, &path).await;
+        if recursive && let Err(Failure { status: Status::NotFound, .. }) = &found {
+            self.forget_below(&path).await;
+        }
+        let entry = found?;
         Ok(encode(caller.requester, &StatReply { entry, block_size: self.block_size }))
     }
 
@@ -310,6 +342,14 @@ impl Context {
     ) -> Answer {
         check_path(&path)?;
         let limit = if limit == 0 { LIST_PAGE_MAX } else { LIST_PAGE_MAX.min(limit as usize) };
+        let name = PageName { path: Arc::clone(&path), token: Arc::clone(&token), limit };
+        let (bound, id) = (self.store.stale_after(&path), self.store.identify(&path));
+        if !bound.is_zero() {
+            self.believe_this_epoch();
+            if let Some(reply) = self.beliefs.listings.get(&name, id, bound, Instant::now()) {
+                return Ok(encode(caller.requester, &*reply));
+            }
+        }
         // A directory is read whole for one page: one client's do not run side by side.
         let page = async {
             let _turn = caller.ticket.turn().await.ok_or_else(|| {
@@ -340,7 +380,11 @@ impl Context {
             last = page.token(&name, found.kind);
             reply.entries.push(self.note(&whole.into(), name, found, look).await);
         }
-        Ok(encode(caller.requester, &reply))
+        let frame = encode(caller.requester, &reply);
+        if !bound.is_zero() {
+            self.beliefs.listings.note(name, id, Arc::new(reply), look.at);
+        }
+        Ok(frame)
     }
 
     async fn free(&self, caller: Caller<'_>, path: Arc<str>, everywhere: bool) -> Answer {
@@ -374,7 +418,7 @@ pub(super) struct Ask {
 }
 
 /// Makes what was found an entry. A directory has no id.
-fn entry_of(name: String, id: FileId, found: Found) -> Entry {
+pub(super) fn entry_of(name: String, id: FileId, found: Found) -> Entry {
     let Found { kind, version, length, modified_ms } = found;
     let id = if kind == Kind::Directory { FileId(0) } else { id };
     Entry { name, kind, id, version, length, modified_ms }

@@ -16,13 +16,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use millrace_proto::message::{Entry, StatReply};
+use millrace_client::peer::Peer;
+use millrace_proto::message::{Entry, Kind, StatReply};
 use millrace_proto::write::PutReply;
 use millrace_proto::{Status, checksum, frame};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::timeout;
 
-use super::lookups::Caller;
+use super::lookups::{Caller, entry_of};
 use super::{Answer, Context, Failure, encode};
 use crate::mailbox::{Requester, reply_header};
 use crate::owner::Ticket;
@@ -56,6 +57,8 @@ pub(crate) struct Put {
 enum Change {
     Put(Box<dyn Upload>),
     Delete(Condition),
+    /// The path gets this one.
+    Rename(Arc<str>, Condition),
 }
 
 fn invalid(message: &str) -> Failure {
@@ -202,6 +205,19 @@ impl Context {
         Ok(empty(requester))
     }
 
+    /// Gives a file or a directory another path at its source.
+    pub(super) async fn rename(
+        self: &Arc<Self>,
+        requester: &Requester,
+        (path, to): (Arc<str>, Arc<str>),
+        condition: Condition,
+        slot: OwnedSemaphorePermit,
+    ) -> Answer {
+        let entry = self.make(requester, &path, Change::Rename(to, condition), slot).await?;
+        let entry = entry.ok_or_else(Failure::gone)?;
+        Ok(encode(requester, &StatReply { entry, block_size: self.block_size }))
+    }
+
     /// Has the store make a change, and waits for as long as the request may take. The change itself goes on.
     async fn make(
         self: &Arc<Self>,
@@ -232,6 +248,7 @@ impl Context {
     /// Makes a change at the store, then sees to it that everything of the version before is gone.
     async fn change(&self, path: &Arc<str>, change: Change) -> Result<Option<Entry>, Failure> {
         let done = match change {
+            Change::Rename(to, condition) => return self.move_to(path, &to, condition).await,
             Change::Put(upload) => upload.finish().await.map(Some),
             Change::Delete(condition) => {
                 self.store.delete(Arc::clone(path), condition).await.map(|()| None)
@@ -268,6 +285,57 @@ impl Context {
         }
     }
 
+    /// Has the store give a path another name, then sees to it that everything that both had before is gone.
+    async fn move_to(
+        &self,
+        path: &Arc<str>,
+        to: &Arc<str>,
+        condition: Condition,
+    ) -> Result<Option<Entry>, Failure> {
+        let done = self.store.rename(Arc::clone(path), Arc::clone(to), condition).await;
+        let may_be_done =
+            matches!(done, Ok(_) | Err(StoreError::Unknown(_) | StoreError::Condition(_)));
+        if !may_be_done {
+            return Err(done.err().map_or_else(Failure::gone, Failure::from));
+        }
+        let may_be_directory = !done.as_ref().is_ok_and(|found| found.kind == Kind::File);
+        for changed in [path, to] {
+            self.see(changed).await;
+            self.believe_nothing(changed);
+            if may_be_directory {
+                self.see_below(changed).await;
+                self.tell_others_below(changed).await;
+            }
+            self.tell_others(changed).await;
+        }
+        let found = done?;
+        if !self.is_servable(to, found.length) {
+            let message =
+                "the file has its new name, and more than 2^32 blocks: use a larger block_size";
+            return Err(invalid(message));
+        }
+        let id = self.store.identify(to);
+        Ok(Some(entry_of(to.to_string(), id, found)))
+    }
+
+    /// Believes nothing of what is below a directory, and frees what is known of files below it if that is gone.
+    async fn see_below(&self, path: &Arc<str>) {
+        let seen = timeout(self.patience, self.store.stat(Arc::clone(path))).await;
+        match seen {
+            Ok(Ok(found)) if found.kind == Kind::Directory => self.believe_nothing_below(path),
+            _ => self.forget_below(path).await,
+        }
+    }
+
+    /// Has all other members do as [`Context::see_below`].
+    async fn tell_others_below(&self, path: &Arc<str>) {
+        let told = |peer: Arc<Peer>| {
+            let path = Arc::clone(path);
+            async move { peer.look_again_below(&path, TELL_TIME).await }
+        };
+        self.tell_each(path, told).await;
+    }
+
     /// Looks what a path is now; blocks of what it was before are gone afterwards.
     async fn see(&self, path: &Arc<str>) {
         let seen = timeout(self.patience, self.see_now(path)).await;
@@ -280,13 +348,23 @@ impl Context {
     /// Has all other members drop what they have of a path. One that does not answer sees the change when it
     /// asks the source.
     async fn tell_others(&self, path: &Arc<str>) {
+        let told = |peer: Arc<Peer>| {
+            let path = Arc::clone(path);
+            async move { peer.forget(&path, TELL_TIME).await }
+        };
+        self.tell_each(path, told).await;
+    }
+
+    async fn tell_each<F>(&self, path: &str, tell: impl Fn(Arc<Peer>) -> F)
+    where
+        F: Future<Output = Result<(), millrace_client::Error>>,
+    {
         let view = self.cluster.view();
         let others = view.layout.members.iter().filter(|member| member.id != view.me);
         let mut told: FuturesUnordered<_> = others
             .map(|member| {
-                let (id, peer) = (member.id.clone(), self.peers.get_in_any_case(member));
-                let path = Arc::clone(path);
-                async move { (id, peer.forget(&path, TELL_TIME).await) }
+                let (id, answer) = (member.id.clone(), tell(self.peers.get_in_any_case(member)));
+                async move { (id, answer.await) }
             })
             .collect();
         while let Some((id, result)) = told.next().await {

@@ -129,4 +129,16 @@ impl UnderStore for Compared {
         let condition = self.based(&path, condition);
         self.inner.delete(path, condition)
     }
+
+    fn rename(
+        &self,
+        path: Arc<str>,
+        to: Arc<str>,
+        condition: Condition,
+    ) -> StoreFuture<'_, Result<Found, StoreError>> {
+        Box::pin(async move {
+            let found = self.inner.rename(path, Arc::clone(&to), condition).await?;
+            Ok(self.named(found, &to))
+        })
+    }
 }

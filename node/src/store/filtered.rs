@@ -129,6 +129,15 @@ impl UnderStore for Filtered {
     ) -> StoreFuture<'_, Result<(), StoreError>> {
         Box::pin(async { Err(SHOWS_A_PART) })
     }
+
+    fn rename(
+        &self,
+        _path: Arc<str>,
+        _to: Arc<str>,
+        _condition: Condition,
+    ) -> StoreFuture<'_, Result<Found, StoreError>> {
+        Box::pin(async { Err(SHOWS_A_PART) })
+    }
 }
 
 /// True if a pattern matches a path: `*` is any number of letters but `/`, `**` any number of all, `?` one letter

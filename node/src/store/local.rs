@@ -28,6 +28,7 @@ use super::{
 use crate::memory::Blank;
 
 mod directories;
+mod rename;
 mod write;
 
 /// A local directory.
@@ -168,6 +169,21 @@ impl UnderStore for LocalStore {
             let place = self.machine.writes.enter(self.lane(&target.path)).await?;
             // Its outcome is waited for however long it takes: it may be done later.
             place.run(move || write::delete(&target)).await
+        })
+    }
+
+    fn rename(
+        &self,
+        path: Arc<str>,
+        to: Arc<str>,
+        condition: Condition,
+    ) -> StoreFuture<'_, Result<Found, StoreError>> {
+        Box::pin(async move {
+            let target = self.target(path, Condition::None)?;
+            let to = self.target(to, condition)?;
+            let place = self.machine.writes.enter(self.lane(&target.path)).await?;
+            // Its outcome is waited for however long it takes: it may be done later.
+            place.run(move || rename::rename(&target, &to)).await
         })
     }
 }

@@ -41,8 +41,8 @@ struct Table {
     stores: Vec<Store>,
     /// For each mount how long a look-up is believed.
     bounds: Vec<Duration>,
-    /// True for those that say of themselves that clients may write there.
-    are_writable: Vec<bool>,
+    /// For each mount what it asks for.
+    terms: Vec<Terms>,
 }
 
 /// All sources of a node. Until it knows what is mounted, it asks to be asked again.
@@ -75,7 +75,7 @@ impl Mounts {
         options: MountOptions,
         contents: Contents,
     ) -> Mounts {
-        let limits = StoreLimits { concurrency: 1, patience: Duration::ZERO };
+        let limits = StoreLimits { concurrency: 1, patience: Duration::ZERO, bandwidth: None };
         Mounts {
             machine,
             remote: Arc::new(NoRemoteStores),
@@ -108,9 +108,10 @@ impl Mounts {
     pub(crate) fn admit(&self, source: &str) -> Result<(), StoreError> {
         let (source, terms) = Terms::split(source).map_err(StoreError::Unusable)?;
         match self.roots.find(source)? {
-            Location::Directory(_) => without_credential(&terms),
+            Location::Directory(_) => for_a_directory(&terms),
             Location::Remote(url) => {
-                self.remote.open(&url, terms.credential.as_deref(), self.limits).map(drop)
+                let limits = self.limits_of(&terms);
+                self.remote.open(&url, terms.credential.as_deref(), limits).map(drop)
             }
         }
     }
@@ -126,15 +127,14 @@ impl Mounts {
         let store_of = |mount: &Mount| self.store_of(mount, compared.contains(bare(&mount.source)));
         let stores: Vec<_> = mounts.iter().map(store_of).collect();
         let bounds = mounts.iter().map(|mount| self.bound_of(mount)).collect();
-        let is_writable =
-            |mount: &Mount| Terms::split(&mount.source).is_ok_and(|(_, terms)| terms.writable);
-        let are_writable = mounts.iter().map(is_writable).collect();
+        let terms_of = |mount: &Mount| Terms::split(&mount.source).map(|(_, terms)| terms);
+        let terms = mounts.iter().map(|mount| terms_of(mount).unwrap_or_default()).collect();
         for (mount, store) in mounts.iter().zip(&stores) {
             if let Err(error) = store {
                 tracing::warn!("mount {} at '/{}': {error}", mount.source, mount.prefix);
             }
         }
-        let table = Arc::new(Table { mounts, stores, bounds, are_writable });
+        let table = Arc::new(Table { mounts, stores, bounds, terms });
         *self.table.write().unwrap_or_else(PoisonError::into_inner) = Some(table);
     }
 
@@ -143,10 +143,11 @@ impl Mounts {
         let (source, terms) = Terms::split(source).map_err(StoreError::Unusable)?;
         let store: Arc<dyn UnderStore> = match self.roots.find(source)? {
             Location::Remote(url) => {
-                self.remote.open(&url, terms.credential.as_deref(), self.limits)?
+                let limits = self.limits_of(&terms);
+                self.remote.open(&url, terms.credential.as_deref(), limits)?
             }
             Location::Directory(root) => {
-                without_credential(&terms)?;
+                for_a_directory(&terms)?;
                 let rule = self.options.device_rule(prefix);
                 Arc::new(LocalStore::new(&self.machine, root, source, rule))
             }
@@ -156,6 +157,13 @@ impl Mounts {
             false => store,
         };
         Ok(Filtered::over(store, &terms))
+    }
+
+    /// Returns what the store of a mount may take: no more than any store.
+    fn limits_of(&self, terms: &Terms) -> StoreLimits {
+        let most = self.limits.concurrency;
+        let concurrency = terms.concurrency.map_or(most, |it| most.min(it as usize));
+        StoreLimits { concurrency, bandwidth: terms.bandwidth, ..self.limits }
     }
 
     /// Returns how long look-ups are believed at a mount.
@@ -217,14 +225,19 @@ impl Table {
     }
 }
 
-/// Checks that nothing names a credential for a directory of this machine.
-fn without_credential(terms: &Terms) -> Result<(), StoreError> {
-    match terms.credential {
-        Some(_) => Err(StoreError::Unusable(
-            "a directory takes no credential: the node opens it as its own user".to_owned(),
-        )),
-        None => Ok(()),
+/// Checks that nothing is asked for that a directory of this machine cannot have.
+fn for_a_directory(terms: &Terms) -> Result<(), StoreError> {
+    let refused = |text: &str| Err(StoreError::Unusable(text.to_owned()));
+    if terms.credential.is_some() {
+        return refused("a directory takes no credential: the node opens it as its own user");
     }
+    if terms.concurrency.is_some() || terms.bandwidth.is_some() {
+        return refused(
+            "concurrency and bandwidth are for stores on other machines: leave them out, or set \
+             fill_concurrency, which holds for each file system",
+        );
+    }
+    Ok(())
 }
 
 fn directory() -> Found {
@@ -254,6 +267,16 @@ impl UnderStore for Mounts {
             // What is mounted below shows at once.
             Some((index, _)) if table.names_below(path).is_empty() => table.bounds[index],
             _ => Duration::ZERO,
+        }
+    }
+
+    fn kept_for(&self, path: &str) -> Duration {
+        let table = self.table().unwrap_or_default();
+        let terms = mount_of(&table.mounts, path).map(|(index, _)| &table.terms[index]);
+        match terms {
+            Some(terms) if terms.is_passed_through => Duration::ZERO,
+            Some(Terms { ttl_ms: Some(ms), .. }) => Duration::from_millis(*ms),
+            _ => Duration::MAX,
         }
     }
 
@@ -344,9 +367,45 @@ impl UnderStore for Mounts {
             store.delete(rest, condition).await
         })
     }
+
+    fn rename(
+        &self,
+        path: Arc<str>,
+        to: Arc<str>,
+        condition: Condition,
+    ) -> StoreFuture<'_, Result<Found, StoreError>> {
+        Box::pin(async move {
+            let (store, rest) = self.writable(&path)?;
+            let (_, rest_of_new) = self.writable(&to)?;
+            self.check_rename(&path, &to)?;
+            store.rename(rest, rest_of_new, condition).await
+        })
+    }
 }
 
 impl Mounts {
+    /// Checks that one path can become the other one.
+    ///
+    /// # Errors
+    /// [`StoreError::InvalidPath`] if it cannot.
+    fn check_rename(&self, path: &str, to: &str) -> Result<(), StoreError> {
+        let table = self.table()?;
+        let mount = |path| mount_of(&table.mounts, path).map(|(index, _)| index);
+        if mount(path) != mount(to) {
+            return Err(StoreError::InvalidPath(
+                "the two paths are in different mounts, between which nothing is renamed: copy it with get and \
+                 put, then delete it",
+            ));
+        }
+        if to == path {
+            return Err(StoreError::InvalidPath("both paths are the same"));
+        }
+        if to.strip_prefix(path).is_some_and(|rest| rest.starts_with('/')) {
+            return Err(StoreError::InvalidPath("the new path is below the old one"));
+        }
+        Ok(())
+    }
+
     /// Returns the store that a path is written to, and the path there.
     ///
     /// # Errors
@@ -360,7 +419,7 @@ impl Mounts {
             return Err(StoreError::WrongKind("a directory is there: something is mounted below"));
         }
         let prefix = &table.mounts[index].prefix;
-        if !self.options.is_writable(prefix) && !table.are_writable[index] {
+        if !self.options.is_writable(prefix) && !table.terms[index].writable {
             let option = match prefix.as_str() {
                 "" => "--writable".to_owned(),
                 prefix => format!("--mount-options {prefix}=writable"),

@@ -16,7 +16,7 @@ use super::{Action, Worker};
 use crate::cache::BlockKey;
 use crate::chunks::{Chunks, Runs};
 use crate::files::FileRecord;
-use crate::mailbox::{Arrival, DropJob, Ensured, FillFrom, Filling, Mail, Requester, Run};
+use crate::mailbox::{Arrival, DropJob, Ensured, FillFrom, Filling, Mail, Requester, Run, Stay};
 use crate::memory::Blank;
 use crate::side::FillJob;
 use crate::store::{Errand, FillError, StoreError};
@@ -319,8 +319,7 @@ impl Worker {
         let is_here = |chunk| self.cache.missing(key, *version, one(chunk)).is_empty();
         let last = self.cache.last_chunk(key, *version);
         let goes_on = needs.first > 0
-            && (is_coming(needs.first - 1)
-                || last.is_some_and(|last| last == needs.first || last + 1 == needs.first));
+            && last.is_some_and(|last| last == needs.first || last + 1 == needs.first);
         if !goes_on {
             return run.end;
         }
@@ -395,7 +394,7 @@ impl Worker {
     pub(super) fn on_filled(
         &mut self,
         run: Run,
-        is_pinned: bool,
+        stay: Stay,
         result: Result<Arrival, (Blank, FillError)>,
         actions: &mut Vec<Action>,
     ) {
@@ -405,7 +404,7 @@ impl Worker {
             self.turns.ended(fill.payer, fill.length);
         }
         let outcome = match result {
-            Ok(arrival) => self.take_in(run, is_pinned, arrival),
+            Ok(arrival) => self.take_in(run, stay, arrival),
             Err((blank, error)) => {
                 self.cache.release_blank(blank);
                 if let FillError::Store(error) = &error {
@@ -428,6 +427,11 @@ impl Worker {
                 }
                 Wish::Load { from, reply } => self.answer_load(run, from, reply, &outcome),
             }
+        }
+        let all = Chunks::all(run.block_length);
+        if stay == Stay::Passing && self.incoming.fills(&run.key, all).next().is_none() {
+            // What is being sent of it, or leased, stays until that has ended.
+            self.cache.remove(&run.key);
         }
         self.start_waiting(self.now, actions);
     }
@@ -505,7 +509,7 @@ impl Worker {
     fn take_in(
         &mut self,
         Run { key, version, chunks, block_length }: Run,
-        is_pinned: bool,
+        stay: Stay,
         Arrival { block, sums, filling }: Arrival,
     ) -> Result<Filling, FillError> {
         let (counters, length) = (self.counters(), u64::from(block.length()));
@@ -523,7 +527,7 @@ impl Worker {
             true => self.cache.insert(key, version, block, &sums),
             false => self.cache.insert_part(key, version, block_length, chunks, block, &sums),
         };
-        if is_pinned {
+        if stay == Stay::Pinned {
             self.cache.keep(entry, &key, true);
         }
         // While it was on its way a newer version may have been seen, and its drop gone by.

@@ -84,6 +84,12 @@ impl Incoming {
         self.blocks.get(key).is_some_and(|block| block.version != version)
     }
 
+    /// Returns the number of blocks of which something is on its way.
+    #[cfg(test)]
+    pub(super) fn count(&self) -> usize {
+        self.blocks.len()
+    }
+
     /// Returns the fills of a block that bring some of these chunks.
     pub(super) fn fills(&self, key: &BlockKey, chunks: Chunks) -> impl Iterator<Item = &Fill> {
         let fills = self.blocks.get(key).map(|block| block.fills.as_slice()).unwrap_or_default();

@@ -151,6 +151,7 @@ impl Worker {
             Op::PutEnd => self.on_write(WriteOp::End, requester, body, actions),
             Op::PutAbort => self.on_write(WriteOp::Abort, requester, body, actions),
             Op::Delete => self.on_write(WriteOp::Delete, requester, body, actions),
+            Op::Rename => self.on_write(WriteOp::Rename, requester, body, actions),
         };
         if let Err(error) = result {
             self.counters().bad_frame_count.add(1);

@@ -8,13 +8,14 @@ use super::*;
 use crate::cache::BlockKey;
 use crate::connection::{Piece, RECEIVE_BUFFER_SIZE};
 use crate::files::FileRecord;
-use crate::mailbox::{Arrival, DropJob, Dropped, Filling};
+use crate::mailbox::{Arrival, DropJob, Dropped, Filling, Stay};
 use crate::memory::{Arena, ShardMemory};
 use crate::owner::Loads;
 use crate::side::{ClusterLookup, FillJob, LookupJob, PathLookup};
 use crate::store::StoreError;
 
 mod abandoned;
+mod chaos;
 mod frames;
 mod identity;
 mod lease;
@@ -208,7 +209,7 @@ impl Node {
                 }
                 Err(error) => Err((job.blank, error.into())),
             };
-            self.event(now, shard, Event::Mail(Mail::Filled { run, is_pinned: false, result }));
+            self.event(now, shard, Event::Mail(Mail::Filled { run, stay: Stay::Usual, result }));
         }
         count
     }

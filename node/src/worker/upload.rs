@@ -8,8 +8,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use millrace_proto::frame;
 use millrace_proto::write::{
-    ArchivedPutAbortRequest, ArchivedPutEndRequest, ArchivedPutPartRequest, ArchivedWriteRequest,
-    Condition,
+    ArchivedPutAbortRequest, ArchivedPutEndRequest, ArchivedPutPartRequest, ArchivedRenameRequest,
+    ArchivedWriteRequest, Condition,
 };
 use millrace_proto::{FrameError, Status, placement};
 
@@ -31,13 +31,21 @@ pub(super) enum WriteOp {
     End,
     Abort,
     Delete,
+    Rename,
+}
+
+/// What a request that takes a place among the writes of the node asks for.
+enum Intent {
+    Put { path: Arc<str>, condition: Condition },
+    Delete { path: Arc<str>, condition: Condition },
+    Rename { path: Arc<str>, to: Arc<str>, condition: Condition },
 }
 
 const ENDED: &str = "no such upload is open on this connection: it has ended, or belongs to another connection; \
                      begin again with Put";
 
 impl Worker {
-    /// Takes a request of an upload, or to delete a file.
+    /// Takes a request of an upload, to delete a file, or to rename one.
     pub(super) fn on_write(
         &mut self,
         op: WriteOp,
@@ -52,10 +60,29 @@ impl Worker {
                 let condition = Condition::from_wire(request.condition, version);
                 let path = Arc::from(request.path.as_str());
                 self.take(&requester);
-                match condition {
-                    Some(condition) => self.begin_write(op, requester, path, condition, actions),
+                let wanted = condition.map(|condition| match op {
+                    WriteOp::Delete => Intent::Delete { path, condition },
+                    _ => Intent::Put { path, condition },
+                });
+                match wanted {
+                    Some(wanted) => self.begin_write(wanted, requester, actions),
                     None => {
                         let message = "the condition of a write is 0, 1 or 2";
+                        self.fail(&requester, Status::InvalidArgument, message, actions);
+                    }
+                }
+            }
+            WriteOp::Rename => {
+                let request = frame::body::<ArchivedRenameRequest>(body)?;
+                let (path, to) = (Arc::from(request.path.as_str()), Arc::from(request.to.as_str()));
+                self.take(&requester);
+                match Condition::from_wire(request.condition, 0) {
+                    Some(condition @ (Condition::None | Condition::Absent)) => {
+                        let wanted = Intent::Rename { path, to, condition };
+                        self.begin_write(wanted, requester, actions);
+                    }
+                    _ => {
+                        let message = "the condition of a Rename is 0 or 1";
                         self.fail(&requester, Status::InvalidArgument, message, actions);
                     }
                 }
@@ -84,20 +111,14 @@ impl Worker {
         Ok(())
     }
 
-    fn begin_write(
-        &mut self,
-        op: WriteOp,
-        requester: Requester,
-        path: Arc<str>,
-        condition: Condition,
-        actions: &mut Vec<Action>,
-    ) {
+    fn begin_write(&mut self, wanted: Intent, requester: Requester, actions: &mut Vec<Action>) {
         let number = self.next_upload();
         let depth = self.limits.requests_in_flight_max as usize;
         let Some(connection) = self.connection(requester.token) else { return };
         let has_ended = |it: &OpenUpload| it.door.is_shut() || it.steps.is_disconnected();
         connection.uploads.retain(|upload| !has_ended(upload));
-        if op == WriteOp::Begin && connection.uploads.len() >= UPLOADS_OF_CONNECTION_MAX {
+        let is_put = matches!(wanted, Intent::Put { .. });
+        if is_put && connection.uploads.len() >= UPLOADS_OF_CONNECTION_MAX {
             let message = "as many uploads as a connection may have are open: end one, or use another \
                            connection";
             self.fail(&requester, Status::Busy, message, actions);
@@ -110,9 +131,14 @@ impl Worker {
             self.fail(&requester, Status::Busy, message, actions);
             return;
         };
-        let (lookup, upload) = match op {
-            WriteOp::Delete => (PathLookup::Delete { path, condition, slot }, None),
-            _ => {
+        let (lookup, upload) = match wanted {
+            Intent::Delete { path, condition } => {
+                (PathLookup::Delete { path, condition, slot }, None)
+            }
+            Intent::Rename { path, to, condition } => {
+                (PathLookup::Rename { path, to, condition, slot }, None)
+            }
+            Intent::Put { path, condition } => {
                 let (sender, steps) = flume::bounded(depth);
                 let door = Arc::<Door>::default();
                 let upload = OpenUpload { number, steps: sender, door: Arc::clone(&door) };

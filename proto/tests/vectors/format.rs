@@ -197,6 +197,16 @@ message!(
     ])
 );
 message!(
+    RenameRequest,
+    ArchivedRenameRequest,
+    |a| RenameRequest { path: text(&a.path), to: text(&a.to), condition: a.condition },
+    |m| object(&[
+        ("path", string(&m.path)),
+        ("to", string(&m.to)),
+        ("condition", m.condition.to_string())
+    ])
+);
+message!(
     PutReply,
     ArchivedPutReply,
     |a| PutReply { upload: a.upload.to_native(), credit: a.credit.to_native() },

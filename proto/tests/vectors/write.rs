@@ -49,6 +49,18 @@ pub(crate) fn requests() -> Vec<Vector> {
             at(6, Op::Delete),
             WriteRequest::new("a.tar", Condition::Version(7)),
         ),
+        vector(
+            "rename",
+            "A file that may be replaced gets out of the way.",
+            at(7, Op::Rename),
+            RenameRequest { path: "tmp/1".into(), to: "done/1".into(), condition: 0 },
+        ),
+        vector(
+            "rename_if_absent",
+            "Only if nothing has the new path.",
+            at(8, Op::Rename),
+            RenameRequest { path: "tmp".into(), to: "done".into(), condition: 1 },
+        ),
     ]
 }
 
@@ -70,5 +82,11 @@ pub(crate) fn replies() -> Vec<Vector> {
         ),
         vector("put_abort", "No body.", at(5, Op::PutAbort), Nothing),
         vector("delete", "No body.", at(6, Op::Delete), Nothing),
+        vector(
+            "rename",
+            "What the new path has by it.",
+            at(7, Op::Rename),
+            StatReply { entry: file("done/1"), block_size: 1 << 20 },
+        ),
     ]
 }

@@ -11,7 +11,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use millrace_node::under_store::{Condition, Found, StoreError, StoreFuture, Upload, check_path};
@@ -41,7 +41,8 @@ const PARTS_MAX: u64 = 10_000;
 const CONDITIONAL_MAX: u64 = 16 << 20;
 
 /// Why a path cannot be written.
-const IS_DIRECTORY: StoreError = StoreError::WrongKind("a directory is there: name a file");
+pub(super) const IS_DIRECTORY: StoreError =
+    StoreError::WrongKind("a directory is there: name a file");
 /// Why a condition does not hold.
 const TAKEN: StoreError = StoreError::Condition("the path is taken already");
 const OTHER_VERSION: StoreError =
@@ -97,7 +98,7 @@ impl Inner {
     }
 
     /// Returns the place of a path that is to be written.
-    fn target(&self, path: &str) -> Result<Path, StoreError> {
+    pub(super) fn target(&self, path: &str) -> Result<Path, StoreError> {
         check_path(path)?;
         if self.pages.is_none() {
             return Err(StoreError::Denied(
@@ -134,11 +135,20 @@ impl Inner {
     }
 
     /// Makes the one request by which a change is seen.
-    async fn commit<T>(
+    pub(super) async fn commit<T>(
         &self,
         request: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, StoreError> {
-        let Ok(done) = timeout(self.patience, request).await else {
+        self.commit_within(self.patience, request).await
+    }
+
+    /// As [`Inner::commit`], for a request that may take so long.
+    pub(super) async fn commit_within<T>(
+        &self,
+        patience: Duration,
+        request: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, StoreError> {
+        let Ok(done) = timeout(patience, request).await else {
             self.breaker.note(true);
             return Err(StoreError::Unknown("the store does not answer".to_owned()));
         };

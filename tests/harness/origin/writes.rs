@@ -105,6 +105,14 @@ fn change(
     let place = (bucket.to_owned(), key.to_owned());
     let upload = request.query.get("uploadId");
     match (request.method.as_str(), upload) {
+        ("PUT", None) if request.headers.contains_key("x-amz-copy-source") => {
+            let source = super::decoded(&request.headers["x-amz-copy-source"]);
+            let (bucket, key) = source.split_once('/').unwrap_or_default();
+            let source = state.objects.get(&(bucket.to_owned(), key.to_owned()));
+            let Some(bytes) = source.map(|it| it.bytes.to_vec()) else { return plain(404) };
+            let (status, headers, _) = put(state, place, bytes);
+            (status, headers, "<CopyObjectResult></CopyObjectResult>".to_owned())
+        }
         ("PUT", None) => {
             // It may have come since the request was looked at.
             let found = state.objects.get(&place).cloned().or(found);

@@ -22,8 +22,8 @@ const NEW_LEVELS_MAX: usize = 128;
 /// How often an open is tried again, as openat2(2) answers EAGAIN when something was renamed meanwhile.
 const OPEN_TRIES: usize = 16;
 
-/// Device and inode: what a directory is, whatever its name.
-type Inode = (u64, u64);
+/// Device and inode: what a file or a directory is, whatever its name.
+pub(super) type Inode = (u64, u64);
 
 /// Directories that were made for a file. They go when this is dropped, as far as they are empty.
 pub(super) struct MadeDirectories {
@@ -65,7 +65,7 @@ fn remove(root: &OwnedFd, path: &str, made: Inode) -> Result<(), Errno> {
     rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR)
 }
 
-fn identity(stat: &Stat) -> Inode {
+pub(super) fn identity(stat: &Stat) -> Inode {
     (stat.st_dev, stat.st_ino)
 }
 

@@ -43,8 +43,9 @@ const PRIVATE: u32 = 0o600;
 /// Directories that are remembered as rid of what was left behind.
 const SWEPT_MAX: usize = 4096;
 /// Why a path cannot be written.
-const IS_DIRECTORY: StoreError = StoreError::WrongKind("a directory is there: name a file");
-const NOT_A_FILE: StoreError =
+pub(super) const IS_DIRECTORY: StoreError =
+    StoreError::WrongKind("a directory is there: name a file");
+pub(super) const NOT_A_FILE: StoreError =
     StoreError::WrongKind("something is there that is neither a file nor a directory");
 
 /// Directories from which what was left behind is gone.
@@ -73,7 +74,7 @@ pub(super) struct Target {
 
 impl Target {
     /// Returns the directory and the name in it.
-    fn split(&self) -> (&str, &str) {
+    pub(super) fn split(&self) -> (&str, &str) {
         split(&self.path)
     }
 
@@ -102,7 +103,7 @@ impl Target {
     }
 }
 
-fn exists() -> StoreError {
+pub(super) fn exists() -> StoreError {
     StoreError::Condition("the path is taken already")
 }
 
@@ -315,7 +316,7 @@ pub(super) fn delete(target: &Target) -> Result<(), StoreError> {
 }
 
 /// Locks a directory until it is closed, for the moment in which a name changes.
-fn lock(directory: &OwnedFd, condition: Condition) -> Result<(), StoreError> {
+pub(super) fn lock(directory: &OwnedFd, condition: Condition) -> Result<(), StoreError> {
     for _ in 0..LOCK_TRIES {
         match rustix::fs::flock(directory, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(()),

@@ -4,7 +4,7 @@ use millrace_proto::message::{LoadRequest, StatRequest};
 
 use super::*;
 use crate::chunks::Chunks;
-use crate::mailbox::Run;
+use crate::mailbox::{Run, Stay};
 use crate::store::FillError;
 
 fn jobs(node: &Node) -> Vec<FillJob> {
@@ -15,7 +15,7 @@ fn jobs(node: &Node) -> Vec<FillJob> {
 fn give_back(node: &mut Node, job: FillJob, error: FillError) {
     let FillJob { shard, run, blank, .. } = job;
     let result = Err((blank, error));
-    node.event(0, shard, Event::Mail(Mail::Filled { run, is_pinned: false, result }));
+    node.event(0, shard, Event::Mail(Mail::Filled { run, stay: Stay::Usual, result }));
 }
 
 fn is_wanted(job: &FillJob) -> bool {

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use super::*;
 use crate::chunks::Chunks;
-use crate::mailbox::{Ensured, FillFrom};
+use crate::mailbox::{Ensured, FillFrom, Stay};
 use crate::store::FillError;
 
 /// Blocks of 16 chunks.
@@ -88,7 +88,7 @@ fn end(node: &mut Node, mut job: FillJob, outcome: Result<(), FillError>) {
         }
         Err(error) => Err((job.blank, error)),
     };
-    node.event(0, shard, Event::Mail(Mail::Filled { run, is_pinned: false, result }));
+    node.event(0, shard, Event::Mail(Mail::Filled { run, stay: Stay::Usual, result }));
 }
 
 fn end_all(node: &mut Node) -> Vec<(u32, u32, u32)> {
@@ -173,6 +173,15 @@ fn a_reader_that_goes_on_gets_more_each_time_and_one_that_jumps_does_not() {
         let expected = if chunk == 2 { vec![(0, 2, 3)] } else { vec![(0, chunk, chunk + 1)] };
         assert_eq!(end_all(&mut node), expected);
     }
+}
+
+#[test]
+fn a_part_beside_one_that_is_on_its_way_is_not_taken_for_a_reader_that_goes_on() {
+    let (mut node, token) = node(1024);
+    // Two columns of a file, side by side, which are asked for at once.
+    node.receive(0, 0, token, &read_of(0, 2 * BLOCK, 2 * BLOCK, 1, 0));
+    node.receive(0, 0, token, &read_of(0, 4 * BLOCK, BLOCK, 2, 0));
+    assert_eq!(asked(&node).1, [(0, 2, 4), (0, 4, 5)]);
 }
 
 #[test]

@@ -1,0 +1,261 @@
+//! Millrace behind the trait of the crate `object_store`: the crate's own suite for stores, in both versions, and
+//! what a cache around a store must not do.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use millrace_client::{Client, ClientConfig};
+use millrace_object_store::v0_14::{CachedStore, MillraceStore};
+use millrace_tests::origin::Origin;
+use millrace_tests::{Node, NodeOptions, Scratch, content};
+use object_store_0_14 as api;
+use object_store_0_14::path::Path as Key;
+use object_store_0_14::prefix::PrefixStore;
+use object_store_0_14::{Error, GetOptions, ObjectStore, ObjectStoreExt, PutMode};
+
+/// Starts a node with a bucket that can be written to, in front of a store in this process.
+fn node_of(origin: &Origin) -> Node {
+    // The store in this process has a bucket as long as something is in it.
+    origin.put("box", "ready", vec![1]);
+    NodeOptions::new(Path::new("s3://box/lake"))
+        .set("source_option", format!("endpoint={}:skip_signature=true", origin.url()))
+        .set("writable", true)
+        .set("stale_after_ms", 0)
+        .set("memory", "64MiB")
+        .start()
+}
+
+/// Makes a client of the bucket itself.
+fn bucket(origin: &Origin) -> Arc<dyn ObjectStore> {
+    // A second answer changes nothing.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let store = api::aws::AmazonS3Builder::new()
+        .with_endpoint(origin.url())
+        .with_bucket_name("box")
+        .with_region("us-east-1")
+        .with_skip_signature(true)
+        .with_allow_http(true)
+        .with_config(api::aws::AmazonS3ConfigKey::DisableBulkDelete, "true")
+        .build();
+    Arc::new(store.expect("a client"))
+}
+
+/// Makes a client of what [`node_of`] serves.
+fn lake(origin: &Origin) -> Arc<dyn ObjectStore> {
+    Arc::new(PrefixStore::new(bucket(origin), "lake"))
+}
+
+fn url(node: &Node) -> String {
+    format!("millrace://{}", node.address())
+}
+
+async fn read(store: &dyn ObjectStore, key: &str) -> Result<Bytes, Error> {
+    store.get(&Key::from(key)).await?.bytes().await
+}
+
+macro_rules! conformance {
+    ($version:ident, $api:ident) => {
+        mod $version {
+            use $api::integration as suite;
+
+            #[tokio::test]
+            async fn the_suite_of_the_trait_passes() {
+                let origin = super::Origin::start();
+                let node = super::node_of(&origin);
+                let url = super::url(&node);
+                let store = millrace_object_store::$version::MillraceStore::connect(&url);
+                let store = store.await.expect("connect");
+                suite::put_get_delete_list(&store).await;
+                suite::list_with_delimiter(&store).await;
+                suite::list_uses_directories_correctly(&store).await;
+                suite::list_with_offset_exclusivity(&store).await;
+                suite::rename_and_copy(&store).await;
+                suite::copy_if_not_exists(&store).await;
+                suite::copy_rename_nonexistent_object(&store).await;
+                suite::stream_get(&store).await;
+                suite::get_opts(&store).await;
+                suite::put_opts(&store, true).await;
+                suite::multipart_race_condition(&store, true).await;
+                suite::multipart_out_of_order(&store).await;
+                suite::put_get_attributes(&store).await;
+                node.stop();
+            }
+        }
+    };
+}
+
+conformance!(v0_13, object_store_0_13);
+conformance!(v0_14, object_store_0_14);
+
+#[tokio::test]
+async fn the_suite_of_the_trait_passes_for_a_cache_around_a_store() {
+    use api::integration as suite;
+    let origin = Origin::start();
+    let node = node_of(&origin);
+    let store = CachedStore::new(lake(&origin), &node.address().to_string(), "");
+    suite::put_get_delete_list(&store).await;
+    suite::rename_and_copy(&store).await;
+    suite::copy_if_not_exists(&store).await;
+    suite::stream_get(&store).await;
+    suite::list_with_delimiter(&store).await;
+    suite::list_uses_directories_correctly(&store).await;
+    suite::list_with_offset_exclusivity(&store).await;
+    suite::get_opts(&store).await;
+    suite::put_opts(&store, true).await;
+    suite::multipart_race_condition(&store, true).await;
+    let counts = store.counts();
+    assert!(counts.cached_reads > 20 && counts.failed_reads == 0, "{counts:?}");
+    node.stop();
+}
+
+#[tokio::test]
+async fn another_store_at_the_same_path_is_not_taken_for_the_one_that_is_cached() {
+    let origin = Origin::start();
+    let node = node_of(&origin);
+    origin.put("box", "lake/it", vec![1; 1000]);
+    let inner: Arc<dyn ObjectStore> = Arc::new(api::memory::InMemory::new());
+    inner.put(&Key::from("it"), vec![2; 1000].into()).await.expect("put");
+    let store = CachedStore::new(inner, &node.address().to_string(), "");
+    assert_eq!(read(&store, "it").await.expect("read")[..], [2; 1000]);
+    let counts = store.counts();
+    assert_eq!((counts.cached_reads, counts.missed_reads, counts.failed_reads), (0, 1, 0));
+    node.stop();
+}
+
+#[tokio::test]
+async fn only_the_ranges_that_are_asked_for_are_read() {
+    let scratch = Scratch::new();
+    let bytes = content::bytes("it", 0, 3_000_000);
+    std::fs::write(scratch.at("it"), &bytes).expect("write");
+    let node = Node::serve(scratch.root());
+    let config = ClientConfig { local: false, ..ClientConfig::new() };
+    let store = MillraceStore::connect_with(&url(&node), config).await.expect("connect");
+    store.client().load("it").await.expect("load");
+    let key = Key::from("it");
+    // The end of one and a part beyond the end: cut, as a store does it.
+    let ranges = [0..10, 1_000_000..1_100_000, 50..50, 2_999_990..3_000_010];
+    let before = node.counter("hit_bytes");
+    let parts = store.get_ranges(&key, &ranges).await.expect("read");
+    for (range, part) in ranges.iter().zip(&parts) {
+        let end = (range.end as usize).min(bytes.len());
+        assert_eq!(part[..], bytes[range.start as usize..end]);
+    }
+    assert_eq!(node.counter("hit_bytes") - before, 10 + 100_000 + 10);
+    let inverted = std::ops::Range { start: 10, end: 5 };
+    let errors = [
+        store.get_ranges(&key, std::slice::from_ref(&inverted)).await.map(drop),
+        store.get_range(&key, inverted).await.map(drop),
+        store.get_range(&key, 4_000_000..4_000_001).await.map(drop),
+    ];
+    for error in errors {
+        assert!(error.expect_err("no such range").to_string().contains("'it'"));
+    }
+    node.stop();
+}
+
+#[tokio::test]
+async fn an_object_that_is_replaced_is_read_whole_in_one_version() {
+    let scratch = Scratch::new();
+    let path = scratch.at("it");
+    let version = |number: u8| vec![number; 3 << 20];
+    std::fs::write(&path, version(0)).expect("write");
+    let node = Node::serve(scratch.root());
+    let store = MillraceStore::connect(&url(&node)).await.expect("connect");
+    let store = store.with_believed_for(Duration::from_secs(60));
+    let key = Key::from("it");
+    store.head(&key).await.expect("look it up");
+    for number in 1..20 {
+        let begun = store.get(&key).await.expect("begin to read");
+        let other = scratch.at("other");
+        std::fs::write(&other, version(number)).expect("write");
+        std::fs::rename(&other, &path).expect("replace");
+        match begun.bytes().await {
+            Ok(bytes) => assert!(bytes.iter().all(|byte| *byte == bytes[0]), "versions mix"),
+            Err(error) => assert!(matches!(error, Error::Precondition { .. }), "{error}"),
+        }
+        let parts = store.get_ranges(&key, &[0..5, 2 << 20..(2 << 20) + 5]).await.expect("read");
+        assert_eq!(parts[0], parts[1]);
+    }
+    node.stop();
+}
+
+#[tokio::test]
+async fn a_cache_around_a_store_serves_what_the_store_has_and_never_anything_older() {
+    let origin = Origin::start();
+    let node = NodeOptions::new(Path::new("s3://box"))
+        .set("source_option", format!("endpoint={}:skip_signature=true", origin.url()))
+        .set("stale_after_ms", "never")
+        .set("memory", "64MiB");
+    origin.put("box", "lake/it", vec![0; 100_000]);
+    let node = node.start();
+    let inner = bucket(&origin);
+    let store = CachedStore::new(inner, &node.address().to_string(), "");
+    let store = store.with_believed_for(Duration::ZERO);
+    for number in 1..20_u8 {
+        // Of one length each time: only the tag tells them apart.
+        origin.put("box", "lake/it", vec![number; 100_000]);
+        let bytes = read(&store, "lake/it").await.expect("read");
+        assert!(bytes.len() == 100_000 && bytes.iter().all(|byte| *byte == number));
+        let parts = store.get_ranges(&Key::from("lake/it"), &[5..10, 70_000..70_001]).await;
+        assert!(parts.expect("read").concat().iter().all(|byte| *byte == number));
+    }
+    let counts = store.counts();
+    assert_eq!((counts.cached_reads, counts.missed_reads, counts.failed_reads), (38, 0, 0));
+    // A second reader costs the store its heads alone.
+    let before = origin.read_count();
+    read(&store, "lake/it").await.expect("read");
+    assert_eq!(origin.read_count(), before);
+    node.stop();
+}
+
+#[tokio::test]
+async fn a_cache_around_a_store_needs_no_node() {
+    let origin = Origin::start();
+    let mut node = node_of(&origin);
+    let bytes = content::bytes("it", 0, 9_000_000);
+    origin.put("box", "lake/it", bytes.clone());
+    let config = ClientConfig { deadline: Duration::from_secs(1), ..ClientConfig::new() };
+    let inner = lake(&origin);
+    let address = node.address().to_string();
+    let store = CachedStore::with_config(Arc::clone(&inner), &address, "", config.clone());
+    assert!(read(&store, "it").await.expect("read") == bytes);
+    assert!(store.counts().cached_reads > 0);
+    node.kill();
+    for _ in 0..4 {
+        assert!(read(&store, "it").await.expect("read without a node") == bytes);
+    }
+    assert!(store.counts().failed_reads > 0);
+    // Nor does it need one to begin with.
+    let never = CachedStore::with_config(inner, "127.0.0.1:1", "", config);
+    assert!(read(&never, "it").await.expect("read without a node") == bytes);
+    let counts = never.counts();
+    assert_eq!((counts.cached_reads, counts.missed_reads), (0, 0));
+}
+
+#[tokio::test]
+async fn a_store_below_a_path_has_its_own_names() {
+    let scratch = Scratch::new();
+    let node = NodeOptions::new(scratch.root()).set("writable", true).start();
+    let store = MillraceStore::connect(&format!("{}/a/b/", url(&node))).await.expect("connect");
+    store.put(&Key::from("c/d"), "bytes".into()).await.expect("put");
+    assert_eq!(std::fs::read(scratch.at("a/b/c/d")).expect("in the source"), b"bytes");
+    let listed: Vec<_> = store.list(None).try_collect().await.expect("list");
+    assert_eq!(listed.iter().map(|meta| meta.location.as_ref()).collect::<Vec<_>>(), ["c/d"]);
+    assert_eq!(read(&store, "c/d").await.expect("read"), "bytes");
+    let options = PutMode::Create.into();
+    let taken = store.put_opts(&Key::from("c/d"), "other".into(), options).await;
+    assert!(matches!(taken, Err(Error::AlreadyExists { .. })), "{taken:?}");
+    let client = Client::connect(node.address().to_string(), ClientConfig::new()).await;
+    assert_eq!(client.expect("connect").stat("a/b/c/d").await.expect("stat").length, 5);
+    let old = GetOptions { version: Some("1".to_owned()), ..GetOptions::default() };
+    let old = store.get_opts(&Key::from("c/d"), old).await;
+    assert!(matches!(old, Err(Error::NotImplemented { .. })), "{old:?}");
+    for wrong in ["http://host:1", "millrace:/host", "host:1"] {
+        let error = MillraceStore::connect(wrong).await.expect_err("not an address");
+        assert!(error.to_string().contains("millrace://HOST:PORT"), "{error}");
+    }
+    node.stop();
+}
