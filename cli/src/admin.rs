@@ -1,6 +1,6 @@
 //! `millrace admin`: look at a cluster and change it.
 //!
-//! Owns the flags and the connection; `status` presents, `change` changes, `pins` does both for pins.
+//! Owns the flags and the connection; `status` presents, `change` changes, `pins` and `load_jobs` do both.
 //! Any node can be asked, because the client learns of the others. A change goes to the administration
 //! socket of a node, which asks the master by itself.
 
@@ -8,15 +8,16 @@ use clap::Subcommand;
 use millrace_client::{Client, ClientConfig, ClusterInfo};
 
 mod change;
+mod load_jobs;
 mod pins;
 mod status;
 
 use crate::failure::Failure;
 use crate::fs::{self, NodeAddress};
 
-/// Look at a cluster, drain its nodes, change what is mounted and pinned
+/// Look at a cluster, drain its nodes, change what is mounted and pinned, follow load jobs
 ///
-/// Looking needs only a node's address. Changes go to the administration socket of any node of the
+/// Looking needs only a node's address. Changes, and load jobs, go to the administration socket of any node of the
 /// cluster, which the node's user and root may open. On the node's machine the socket is found by
 /// itself; from elsewhere a change needs the nodes' token (--admin-token, at the nodes and here).
 #[derive(clap::Args)]
@@ -29,6 +30,7 @@ Examples:
   millrace admin undrain cache-3
   millrace admin mount datasets file:///mnt/datasets --replicas 2
   millrace admin pin datasets/hot
+  millrace admin jobs
   millrace admin nodes --json | jq -r '.[].address'")]
 pub(crate) struct AdminArgs {
     #[command(flatten)]
@@ -49,6 +51,7 @@ enum AdminVerb {
     Pins(pins::PinsArgs),
     Pin(pins::PinArgs),
     Unpin(pins::UnpinArgs),
+    Jobs(load_jobs::JobsArgs),
 }
 
 pub(crate) fn run(args: AdminArgs) -> Result<(), Failure> {
@@ -74,6 +77,7 @@ pub(crate) fn run(args: AdminArgs) -> Result<(), Failure> {
             AdminVerb::Pins(args) => pins::pins(&client, &args).await,
             AdminVerb::Pin(args) => pins::pin(&client, &args).await,
             AdminVerb::Unpin(args) => pins::unpin(&client, &args).await,
+            AdminVerb::Jobs(args) => load_jobs::run(&client, &args).await,
         }
     })
 }

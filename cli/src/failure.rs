@@ -50,6 +50,16 @@ impl Failure {
         }
     }
 
+    /// Returns the error of a request about load jobs.
+    pub(crate) fn of_job(error: Error) -> Failure {
+        if error.status() == Some(Status::UnknownOp) {
+            return Failure::new(
+                "the node is of an earlier version, which has no load jobs; update it",
+            );
+        }
+        Failure::from(error)
+    }
+
     /// Returns the same failure with another hint.
     pub(crate) fn with_hint(self, advice: impl Into<String>) -> Failure {
         match self {

@@ -248,6 +248,7 @@ pub(crate) fn run(args: FsArgs) -> Result<(), Failure> {
     let runtime = runtime()?;
     let config = match &args.verb {
         FsVerb::Free(_) => args.node.to_change()?,
+        FsVerb::Load(load) if load.changes() => args.node.to_change()?,
         _ => ClientConfig::new(),
     };
     let config = ClientConfig {

@@ -139,7 +139,7 @@ impl Client {
         }
     }
 
-    async fn ask_administration(
+    pub(crate) async fn ask_administration(
         &self,
         request: &(dyn Fn() -> Body + Send + Sync),
     ) -> Result<Reply, Error> {

@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::file::{
     ClusterInfo, Entry, File, FreeReport, HelloInfo, LoadReport, MountInfo, NodeStatus,
 };
+use crate::job::{JobId, JobOptions, JobReport};
 use crate::lease::Lease;
 use crate::read::ReadOptions;
 use crate::refresh::Refreshed;
@@ -400,6 +401,38 @@ impl Client {
     /// Those of the async method.
     pub fn pins(&self) -> Result<Vec<String>, Error> {
         self.runtime.handle.block_on(self.client.pins())
+    }
+
+    /// See [`crate::Client::start_job`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn start_job(&self, paths: &[String], options: &JobOptions) -> Result<JobId, Error> {
+        self.runtime.handle.block_on(self.client.start_job(paths, options))
+    }
+
+    /// See [`crate::Client::cancel_job`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn cancel_job(&self, id: JobId) -> Result<(), Error> {
+        self.runtime.handle.block_on(self.client.cancel_job(id))
+    }
+
+    /// See [`crate::Client::jobs`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn jobs(&self) -> Result<Vec<JobReport>, Error> {
+        self.runtime.handle.block_on(self.client.jobs())
+    }
+
+    /// See [`crate::Client::job`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn job(&self, id: JobId) -> Result<JobReport, Error> {
+        self.runtime.handle.block_on(self.client.job(id))
     }
 
     /// See [`crate::Client::fallback_count`].

@@ -29,6 +29,7 @@ use bytes::{Bytes, BytesMut};
 use millrace_proto::cluster::{
     DrainRequest, InventoryRequest, MountRequest, PinRequest, RingRequest,
 };
+use millrace_proto::job::{CancelJobRequest, JobsRequest, LoadPartRequest, StartJobRequest};
 use millrace_proto::message::{
     FreeRequest, HelloRequest, ListRequest, LoadRequest, Range, ReadManyRequest, RefreshRequest,
     StatRequest,
@@ -75,6 +76,10 @@ pub(crate) enum Body {
     Mount(MountRequest),
     Pin(PinRequest),
     Pins,
+    StartJob(StartJobRequest),
+    CancelJob(CancelJobRequest),
+    Jobs(JobsRequest),
+    LoadPart(LoadPartRequest),
     Put(WriteRequest),
     PutPart(PutPartRequest),
     PutEnd(PutEndRequest),
@@ -106,6 +111,10 @@ impl Body {
             Body::Mount(_) => Op::Mount,
             Body::Pin(_) => Op::Pin,
             Body::Pins => Op::Pins,
+            Body::StartJob(_) => Op::StartJob,
+            Body::CancelJob(_) => Op::CancelJob,
+            Body::Jobs(_) => Op::Jobs,
+            Body::LoadPart(_) => Op::LoadPart,
             Body::Put(_) => Op::Put,
             Body::PutPart(_) => Op::PutPart,
             Body::PutEnd(_) => Op::PutEnd,
@@ -133,6 +142,10 @@ impl Body {
             Body::Drain(body) => frame::encode(out, header, body),
             Body::Mount(body) => frame::encode(out, header, body),
             Body::Pin(body) => frame::encode(out, header, body),
+            Body::StartJob(body) => frame::encode(out, header, body),
+            Body::CancelJob(body) => frame::encode(out, header, body),
+            Body::Jobs(body) => frame::encode(out, header, body),
+            Body::LoadPart(body) => frame::encode(out, header, body),
             Body::Put(body) | Body::Delete(body) => frame::encode(out, header, body),
             Body::Rename(body) => frame::encode(out, header, body),
             Body::PutPart(body) => frame::encode(out, header, body),

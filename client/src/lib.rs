@@ -29,6 +29,7 @@
 mod admin;
 mod client;
 mod control;
+mod job;
 mod read;
 mod read_many;
 mod reader;
@@ -83,6 +84,7 @@ pub use file::{
     ClusterInfo, Counter, Entry, File, FileId, FreeReport, HelloInfo, Kind, LoadReport, MemberInfo,
     MountInfo, NodeStatus,
 };
+pub use job::{JobId, JobOptions, JobReport, JobState};
 pub use lease::Lease;
 pub use millrace_proto::Status;
 pub use millrace_proto::proof::Secret;

@@ -8,6 +8,9 @@ use millrace_proto::cluster::{
     ArchivedInventoryReply, DrainRequest, InventoryFile, InventoryReply, InventoryRequest,
     MountRequest, PinRequest,
 };
+use millrace_proto::job::{
+    ArchivedLoadPartReply, CancelJobRequest, LoadPartReply, LoadPartRequest, StartJobRequest,
+};
 use millrace_proto::message::{
     ArchivedFreeReply, ArchivedReadReply, FreeRequest, Range, RefreshRequest, StatRequest,
 };
@@ -63,6 +66,10 @@ pub enum MasterOrder {
     Mount(MountRequest),
     /// To change the pins.
     Pin(PinRequest),
+    /// To begin a load job.
+    StartJob(StartJobRequest),
+    /// To end one.
+    CancelJob(CancelJobRequest),
 }
 
 /// Another node. It lives on the tokio runtime it was made on, and connects when it is asked for
@@ -202,9 +209,32 @@ impl Peer {
             MasterOrder::Drain(request) => Body::Drain(request),
             MasterOrder::Mount(request) => Body::Mount(request),
             MasterOrder::Pin(request) => Body::Pin(request),
+            MasterOrder::StartJob(request) => Body::StartJob(request),
+            MasterOrder::CancelJob(request) => Body::CancelJob(request),
         };
         let answer = self.lanes[0].exchange(body, Landing::Any, Instant::now() + patience).await?;
         reply::judge(answer.outcome).map(drop).map_err(Setback::into_error)
+    }
+
+    /// Has the node bring in the blocks of a part of a file that it owns; returns how many they are.
+    ///
+    /// # Errors
+    /// As [`Peer::tell`].
+    pub async fn load_part(
+        &self,
+        request: LoadPartRequest,
+        patience: Duration,
+    ) -> Result<LoadPartReply, Error> {
+        let deadline = Instant::now() + patience;
+        let body = Body::LoadPart(request);
+        let answer = self.lanes[0].exchange(body, Landing::Any, deadline).await?;
+        let Reply { body, .. } = reply::judge(answer.outcome).map_err(Setback::into_error)?;
+        let reply = frame::body::<ArchivedLoadPartReply>(&body)?;
+        Ok(LoadPartReply {
+            block_count: reply.block_count.to_native(),
+            filled_count: reply.filled_count.to_native(),
+            filled_bytes: reply.filled_bytes.to_native(),
+        })
     }
 
     /// Drops what the node has of a file; returns what that was.

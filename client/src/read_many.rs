@@ -96,7 +96,7 @@ impl Client {
     ) -> Vec<Result<Bytes, Error>> {
         let terms = self.terms(options);
         let topology = self.topology();
-        let (mut slots, mut jobs) = self.jobs(ranges);
+        let (mut slots, mut jobs) = self.jobs_of(ranges);
         jobs.retain_mut(|job| {
             let found = self.read_in_place(&job.file, job.piece, &mut job.landing, terms.verify);
             let Some(landed) = found else { return true };
@@ -134,7 +134,7 @@ impl Client {
     }
 
     /// Cuts the ranges into jobs. A range of several pieces lands in one buffer.
-    fn jobs(&self, ranges: &[(&File, u64, u64)]) -> (Vec<Slot>, Vec<Job>) {
+    fn jobs_of(&self, ranges: &[(&File, u64, u64)]) -> (Vec<Slot>, Vec<Job>) {
         let mut slots = Vec::with_capacity(ranges.len());
         let mut jobs = Vec::with_capacity(ranges.len());
         let mut length_left = self.config().read_length_max;

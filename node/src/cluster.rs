@@ -13,9 +13,10 @@
 //! Modules: `identity` is the node's id and secret, `record` what it writes about itself, `session`
 //! keeps it in the cluster, `rights` says which clients may read and write there, `known` is what it
 //! read there, `master` what the elected node does, `alone` is a cluster of one node without
-//! coordination, `answers` is what clients and other nodes learn, `peers` and `handover` take blocks
-//! over from others, `pins` keeps blocks that are here, or no longer, and with `report` the master
-//! writes down how full all nodes are.
+//! coordination, `job` is a load job as the cluster keeps it, `refusal` why something is not done,
+//! `answers` is what clients and other nodes learn, `peers` and `handover` take blocks over from others,
+//! `pins` keeps blocks that are here, or no longer, and with `report` the master writes down how full all
+//! nodes are.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -32,6 +33,7 @@ mod alone;
 pub(crate) mod answers;
 pub(crate) mod handover;
 pub(crate) mod identity;
+pub(crate) mod job;
 pub(crate) mod join;
 mod known;
 mod master;
@@ -39,8 +41,10 @@ pub(crate) mod peers;
 pub(crate) mod pins;
 pub(crate) mod report;
 
-pub(crate) use master::{Command, Refusal};
+pub(crate) use master::Command;
+pub(crate) use refusal::Refusal;
 pub(crate) mod record;
+mod refusal;
 mod rights;
 pub(crate) mod session;
 
@@ -124,6 +128,15 @@ impl View {
     /// of the owners of the block. A node that only passes it on has no use for it afterwards.
     pub(crate) fn pins(&self, path: &str, key: &BlockKey) -> bool {
         is_pinned(&self.pins, path) && self.owns_itself(key, self.layout.replicas(path))
+    }
+
+    /// Returns the owners of a block, as indexes of the members of the layout.
+    pub(crate) fn owners(&self, key: &BlockKey, replicas: usize) -> impl Iterator<Item = usize> {
+        let hash = placement::block_hash(key.file, u64::from(key.block));
+        let mut owners = [0; ring::OWNERS_MAX];
+        let wanted = replicas.clamp(1, ring::OWNERS_MAX);
+        let count = self.layout.ring().owners(hash, replicas, &mut owners[..wanted]);
+        owners.into_iter().take(count).map(|index| index as usize)
     }
 
     /// Returns the first of the owners of a block.

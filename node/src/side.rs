@@ -11,9 +11,9 @@
 //! came from, and every blank goes back there, until the thread is stopped. Queues are bounded; a full
 //! one gives the job back and the shard answers `Busy`. Memory and blocks are left to the shards.
 //! Modules: `fills` is the cold read, `lookups` what paths are, `beliefs` and `listings` what they were a
-//! moment ago,
-//! `flights` look-ups under way, `uploads` writes, `loads` brings whole files in, `stays` frees what has
-//! been here long enough, `cluster` what needs no source, and what is pulled over from other nodes.
+//! moment ago, `flights` look-ups under way, `uploads` writes, `loads` brings whole files in, `jobs` does so
+//! for the cluster, `stays` frees what has been here long enough, `cluster` what needs no source, and what is
+//! pulled over from other nodes.
 
 use std::io;
 use std::sync::Arc;
@@ -44,14 +44,16 @@ use crate::timings::Timings;
 use crate::upload::Slots;
 use beliefs::Beliefs;
 use flights::Flights;
+use loads::FilePart;
 use stays::Stays;
 
 mod beliefs;
 mod cluster;
 mod fills;
 mod flights;
+mod jobs;
 mod listings;
-mod loads;
+pub(crate) mod loads;
 mod lookups;
 mod stays;
 pub(crate) mod uploads;
@@ -112,6 +114,7 @@ pub(crate) enum PathLookup {
     Load {
         path: Arc<str>,
     },
+    LoadPart(FilePart),
     /// Here, or with `everywhere` at all members.
     Free {
         path: Arc<str>,
@@ -144,6 +147,8 @@ pub(crate) enum ClusterLookup {
     },
     Inventory(InventoryRequest),
     Pins,
+    /// All jobs, or the one with this id.
+    Jobs(Option<u64>),
     /// With `passes_on` the master is asked if this node is not it.
     Command {
         command: Command,
@@ -352,6 +357,7 @@ pub(crate) fn start(config: &Config, parts: Parts) -> io::Result<Side> {
         let own = report::Own { counters, progress: Arc::clone(&context.progress) };
         let report = report::run(&context.cluster, &context.peers, own);
         let pins = pins::run(&context.shards, &context.files, context.cluster.views.subscribe());
+        let jobs = jobs::serve(Arc::clone(&context));
         let watch = machine.watch();
         let stays = stays::run(&context, context.cluster.views.subscribe());
         runtime.block_on(async {
@@ -359,7 +365,9 @@ pub(crate) fn start(config: &Config, parts: Parts) -> io::Result<Side> {
             let _session = session.map(tokio::spawn);
             tokio::select! {
                 _ = async {
-                    tokio::join!(fills, lookups, of_cluster, handover, pins, report, watch, stays)
+                    tokio::join!(
+                        fills, lookups, of_cluster, handover, pins, report, jobs, watch, stays
+                    )
                 } => (),
                 // Nothing is sent: the other end is dropped once every shard has ended.
                 _ = stopped.recv_async() => (),

@@ -20,6 +20,7 @@ pub mod cluster;
 pub mod coordination;
 pub mod frame;
 pub mod id;
+pub mod job;
 pub mod layout;
 pub mod message;
 pub mod op;

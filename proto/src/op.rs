@@ -55,6 +55,14 @@ pub enum Op {
     Vouch = 23,
     /// As `Stat`, but the source is asked, whatever is known.
     Refresh = 24,
+    /// Have the cluster bring files in by itself.
+    StartJob = 25,
+    /// End such a job.
+    CancelJob = 26,
+    /// List such jobs.
+    Jobs = 27,
+    /// Bring the blocks of a part of a file in that the node owns.
+    LoadPart = 28,
     /// Begin to write an object.
     Put = 32,
     /// Bring bytes of it.
@@ -71,7 +79,7 @@ pub enum Op {
 
 impl Op {
     /// Every operation, in wire order.
-    pub const ALL: [Op; 30] = [
+    pub const ALL: [Op; 34] = [
         Op::Hello,
         Op::Ping,
         Op::Stat,
@@ -96,6 +104,10 @@ impl Op {
         Op::Prove,
         Op::Vouch,
         Op::Refresh,
+        Op::StartJob,
+        Op::CancelJob,
+        Op::Jobs,
+        Op::LoadPart,
         Op::Put,
         Op::PutPart,
         Op::PutEnd,

@@ -88,6 +88,27 @@ OPS = dict(enumerate((
 OPS |= dict(enumerate((
     ("WriteRequest", "PutReply"), ("PutPartRequest", "None"), ("PutEndRequest", "StatReply"),
     ("PutAbortRequest", "None"), ("WriteRequest", "None"), ("RenameRequest", "StatReply")), 32))
+# Section 18.
+JOBS = {
+    "StartJobRequest": (26, {"id": "u64", "paths": ["text"], "recursive": "u8", "pin": "u8",
+                             "bytes_per_second": "u64"}),
+    "CancelJobRequest": (8, {"id": "u64"}),
+    "JobsRequest": (8, {"id": "u64"}),
+    "JobFailure": (16, {"path": "text", "reason": "text"}),
+    "Job": (103, {"id": "u64", "state": "u8", "node": "text", "first_path": "text", "path_count": "u32",
+                  "recursive": "u8", "pin": "u8", "bytes_per_second": "u64", "begun_ms": "i64",
+                  "recorded_ms": "i64", "file_count": "u64", "total_bytes": "u64", "block_count": "u64",
+                  "filled_count": "u64", "failed_count": "u64", "failures": ["JobFailure"]}),
+    "JobsReply": (8, {"jobs": ["Job"]}),
+    "LoadPartRequest": (40, {"path": "text", "file": "id", "version": "u64", "first": "u32",
+                             "count": "u32"}),
+    "LoadPartReply": (16, {"block_count": "u32", "filled_count": "u32", "filled_bytes": "u64"}),
+}
+STRUCTURES |= {name: fields for name, (_, fields) in JOBS.items()}
+SIZES |= {name: size for name, (size, _) in JOBS.items()}
+OPS |= dict(enumerate((
+    ("StartJobRequest", "None"), ("CancelJobRequest", "None"), ("JobsRequest", "JobsReply"),
+    ("LoadPartRequest", "LoadPartReply")), 25))
 NUMBERS = {"u8": "<B", "u32": "<I", "u64": "<Q", "i64": "<q"}
 
 

@@ -17,6 +17,7 @@ mod coord_malformed;
 mod engine_store;
 mod free_load;
 mod hung_source;
+mod jobs;
 mod leases;
 mod lifecycle;
 mod limits;

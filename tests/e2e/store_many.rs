@@ -3,10 +3,12 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
+use millrace_client::JobOptions;
 use millrace_tests::origin::Origin;
 use millrace_tests::process::program;
-use millrace_tests::{Node, NodeOptions};
+use millrace_tests::{Node, NodeOptions, Scratch};
 
 /// Objects unless `MILLRACE_KEYS` says otherwise.
 const KEYS: usize = 20_000;
@@ -39,20 +41,80 @@ fn fs(node: &Node, arguments: &[&str]) -> (usize, String, u64) {
     (count, last, most)
 }
 
-#[test]
-fn a_prefix_of_very_many_keys_is_listed_and_summed_in_little_memory() {
-    let keys = std::env::var("MILLRACE_KEYS").ok().and_then(|it| it.parse().ok()).unwrap_or(KEYS);
+/// Returns how many objects a test makes.
+fn key_count() -> usize {
+    std::env::var("MILLRACE_KEYS").ok().and_then(|it| it.parse().ok()).unwrap_or(KEYS)
+}
+
+/// Makes a store with one object in `few`, and with `keys` in `box/lake`: most lie in one directory, and every
+/// hundredth in one of its own.
+fn store(keys: usize) -> Origin {
     let origin = Origin::start();
     origin.put("few", "it", vec![1]);
     for key in 0..keys {
-        // Most lie in one directory, and every hundredth in one of its own.
         let name = if key % 100 == 0 { format!("d{key:07}/it") } else { format!("f{key:07}") };
         origin.put("box", &format!("lake/{name}"), vec![0; key % 3]);
     }
-    let start = |source: &str| {
-        let endpoint = format!("endpoint={}:skip_signature=true", origin.url());
-        NodeOptions::new(Path::new(source)).set("source_option", endpoint).start()
+    origin
+}
+
+/// Returns the settings of a node that serves a part of a store.
+fn options(origin: &Origin, source: &str) -> NodeOptions {
+    let endpoint = format!("endpoint={}:skip_signature=true", origin.url());
+    NodeOptions::new(Path::new(source)).set("source_option", endpoint)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_for_very_many_keys_needs_little_memory_and_is_killed_in_the_middle() {
+    let keys = key_count();
+    let origin = store(keys);
+    let few = options(&origin, "s3://few").start();
+    fs(&few, &["load", "-r", "/"]);
+    let few_node = peak(few.id()).expect("the node runs");
+    let data = Scratch::new();
+    let mut node = options(&origin, "s3://box/lake").set("data", data.root().display()).start();
+    let client = node.client().await;
+    let mut recursive = JobOptions::new();
+    recursive.recursive = true;
+    let id = client.start_job(&[String::new()], &recursive).await.expect("start");
+    let mut most = 0;
+    for share in [4, 2] {
+        let wanted = (keys / share) as u64;
+        while client.job(id).await.expect("the job").file_count < wanted {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        most = most.max(peak(node.id()).expect("the node runs"));
+        let before = client.job(id).await.expect("the job");
+        assert!(!before.state.is_ended(), "it ended before it could be killed: {before:?}");
+        node.kill();
+        node.restart();
+        let after = client.job(id).await.expect("the job is kept");
+        assert!(after.file_count >= before.file_count, "{before:?}, then {after:?}");
+    }
+    let done = loop {
+        let job = client.job(id).await.expect("the job");
+        if job.state.is_ended() {
+            break job;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
     };
+    most = most.max(peak(node.id()).expect("the node runs"));
+    let bytes: usize = (0..keys).map(|key| key % 3).sum();
+    assert_eq!((done.file_count, done.total_bytes), (keys as u64, bytes as u64), "{done:?}");
+    let blocks = (0..keys).filter(|key| key % 3 > 0).count();
+    assert_eq!((done.block_count, done.failed_count), (blocks as u64, 0), "{done:?}");
+    println!("{keys} keys: node {most} KiB (few: {few_node})");
+    assert!(most <= few_node + GROWTH_MAX, "{most} KiB, and {few_node} KiB for one object");
+    drop(client);
+    node.stop();
+    few.stop();
+}
+
+#[test]
+fn a_prefix_of_very_many_keys_is_listed_and_summed_in_little_memory() {
+    let keys = key_count();
+    let origin = store(keys);
+    let start = |source: &str| options(&origin, source).start();
     let few = start("s3://few");
     let (_, _, few_peak) = fs(&few, &["ls"]);
     let few_node = peak(few.id()).expect("the node runs");

@@ -10,7 +10,8 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use indicatif::ProgressBar;
-use millrace_client::{Client, Error, File, FreeReport, LoadReport};
+use millrace_client::{Client, Error, File, FreeReport, JobOptions, LoadReport};
+use millrace_proto::job::{JOB_PATHS_BYTES_MAX, job_paths_size};
 use serde::Serialize;
 
 use crate::failure::{Failure, is_about_path, shown};
@@ -26,17 +27,38 @@ const NAMED_MAX: u64 = 10;
 /// Bring every block of a file, or with -r of all files below a directory, into the cache.
 ///
 /// Blocks that are there already cost nothing. If the node's memory is too small, the blocks that were
-/// used least leave it.
+/// used least leave it. With --detach the cluster does it by itself, and goes on after this program has
+/// ended and nodes were restarted: `millrace admin jobs` says how far it is. --detach and --pin ask the
+/// administration socket of a node, see `millrace admin --help`.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   millrace fs load datasets/train.csv
   millrace fs load -r datasets models/large
   millrace fs find datasets --name '*.parquet' | millrace fs load --paths-from -
-  millrace fs load -r / --json")]
+  millrace fs load -r / --json
+  millrace fs load -r datasets --detach --bandwidth 100MiB/s
+  millrace fs load -r datasets/hot --pin --detach
+  millrace admin jobs wait $(millrace fs load -r datasets --detach)")]
 pub(super) struct LoadArgs {
     #[command(flatten)]
     what: What,
+    /// Hand the load to the cluster and print the id of its job
+    #[arg(long, conflicts_with = "bytes")]
+    detach: bool,
+    /// Pin each path before it is loaded, so that it stays in memory
+    #[arg(long)]
+    pin: bool,
+    /// Most bytes that all nodes together read for the job in a second, such as 100MiB/s
+    #[arg(long, value_name = "RATE", requires = "detach", value_parser = rate)]
+    bandwidth: Option<u64>,
+}
+
+impl LoadArgs {
+    /// True if this asks for something at an administration socket.
+    pub(super) fn changes(&self) -> bool {
+        self.detach || self.pin
+    }
 }
 
 /// Drop every block of a file, or with -r of all files below a directory, from the cache.
@@ -102,7 +124,53 @@ struct FreeTotal {
     failed_count: u64,
 }
 
+/// What `load --detach` prints for scripts.
+#[derive(Serialize)]
+struct Detached {
+    job: String,
+}
+
+/// Hands a load to the cluster.
+async fn detach(client: &Client, args: &LoadArgs) -> Result<(), Failure> {
+    let (mut paths, mut all) = (Vec::new(), Paths::new(&args.what)?);
+    while let Some(path) = all.next()? {
+        paths.push(path);
+        let size = job_paths_size(&paths);
+        if size > JOB_PATHS_BYTES_MAX {
+            return Err(Failure::usage(format!(
+                "the first {} take {size} bytes, and {JOB_PATHS_BYTES_MAX} are kept of one job; name \
+                 directories with -r, start several jobs, or leave --detach out",
+                output::counted(paths.len() as u64, "path")
+            )));
+        }
+    }
+    if paths.is_empty() {
+        return Err(Failure::usage("no path was named; give one at least"));
+    }
+    let mut options = JobOptions::new();
+    options.recursive = args.what.recursive;
+    options.pin = args.pin;
+    options.bytes_per_second = args.bandwidth.unwrap_or(0);
+    let id = client.start_job(&paths, &options).await.map_err(Failure::of_job)?;
+    match args.what.json {
+        true => output::print_json(&Detached { job: id.to_string() }),
+        false => output::print(&format!("{id}\n")),
+    }
+}
+
+/// Reads a rate such as `100MiB/s`.
+fn rate(text: &str) -> Result<u64, String> {
+    let size = text.strip_suffix("/s").unwrap_or(text);
+    match millrace_ops::size::parse_size(size) {
+        Ok(0) => Err("nothing would ever come; leave the flag out for no limit".to_owned()),
+        done => done.map_err(|error| error.to_string()),
+    }
+}
+
 pub(super) async fn load(client: &Client, args: &LoadArgs) -> Result<(), Failure> {
+    if args.detach {
+        return detach(client, args).await;
+    }
     let started = Instant::now();
     let mut total = LoadTotal::default();
     let run = |client: Client, file: File| async move { client.load(&file.path).await };
@@ -112,7 +180,7 @@ pub(super) async fn load(client: &Client, args: &LoadArgs) -> Result<(), Failure
         total.block_count += report.block_count;
         total.filled_count += report.filled_count;
     };
-    total.failed_count = for_files(client, &args.what, "load", run, add).await?;
+    total.failed_count = for_files(client, (&args.what, args.pin), "load", run, add).await?;
     total.seconds = started.elapsed().as_secs_f64();
     if args.what.json {
         output::print_json(&total)?;
@@ -137,7 +205,7 @@ pub(super) async fn free(client: &Client, args: &FreeArgs) -> Result<(), Failure
         total.block_count += report.block_count;
         total.total_bytes += report.byte_count;
     };
-    total.failed_count = for_files(client, &args.what, "free", run, add).await?;
+    total.failed_count = for_files(client, (&args.what, false), "free", run, add).await?;
     if args.what.json {
         output::print_json(&total)?;
     } else {
@@ -151,10 +219,11 @@ pub(super) async fn free(client: &Client, args: &FreeArgs) -> Result<(), Failure
     judge(total.failed_count, "freed")
 }
 
-/// Runs an operation on every file asked for; returns how many paths failed.
+/// Runs an operation on every file asked for, if wanted after each path is pinned; returns how many paths
+/// failed.
 async fn for_files<R, F>(
     client: &Client,
-    what: &What,
+    (what, pins): (&What, bool),
     verb: &str,
     run: impl Fn(Client, File) -> F,
     mut add: impl FnMut(R),
@@ -172,7 +241,12 @@ where
         let Some(found) = &mut files else {
             let Some(path) = paths.next()? else { return Ok(None) };
             match client.stat(&path).await {
-                Ok(top) => files = Some(Files::of(client, top, what.recursive)?),
+                Ok(top) => {
+                    files = Some(Files::of(client, top, what.recursive)?);
+                    if pins {
+                        client.pin(&path).await.map_err(|error| Failure::at_path(&path, &error))?;
+                    }
+                }
                 Err(error) if what.are_many() && is_about_path(&error) => {
                     tell(&bar, &failed_count, &path, &error.to_string());
                 }
@@ -267,4 +341,18 @@ fn judge(failed_count: u64, done: &str) -> Result<(), Failure> {
     }
     let what = output::counted(failed_count, "path");
     Err(Failure::new(format!("{what} could not be {done}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_a_size_for_each_second() {
+        assert_eq!(rate("100MiB/s"), Ok(100 << 20));
+        assert_eq!(rate("64KiB"), Ok(64 << 10));
+        for text in ["", "0", "fast", "1MiB/h", "/s"] {
+            assert!(rate(text).is_err(), "{text}");
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! The client against a mock node that breaks the rules one at a time.
 
+mod jobs;
 mod mock;
 mod reader;
 

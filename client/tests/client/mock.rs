@@ -132,7 +132,11 @@ impl World {
             | Op::Challenge
             | Op::Prove
             | Op::Vouch
-            | Op::Refresh => {
+            | Op::Refresh
+            | Op::StartJob
+            | Op::CancelJob
+            | Op::Jobs
+            | Op::LoadPart => {
                 frame::encode_empty(&mut out, asked.header.reply(Status::UnknownOp));
             }
             Op::Load => frame::encode(

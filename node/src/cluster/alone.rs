@@ -1,8 +1,8 @@
 //! A cluster of one node, without a coordination service: the node itself is its master.
 //!
-//! Owns what is mounted and pinned, and keeps it in the data directory, if there is one. Nothing listens
-//! anywhere: changes come by the node's own requests. Always holds: a change is kept before it is
-//! published; the epoch grows with each change and each start.
+//! Owns what is mounted and pinned, and the load jobs, and keeps them in the data directory, if there is
+//! one. Nothing listens anywhere: changes come by the node's own requests. Always holds: a change is kept
+//! before it is published; the epoch grows with each change and each start.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -15,14 +15,18 @@ use millrace_proto::layout::Layout;
 use serde::{Deserialize, Serialize};
 
 use super::identity::{self, Identity};
-use super::master::{Command, Refusal, changed, changed_pins};
+use super::job::{JobChange, JobCommand, JobRecord, changed_jobs, unix_ms};
+use super::master::{Command, changed, changed_pins};
 use super::record::{MemberRecord, MountRecord, PinsRecord, read, write};
+use super::refusal::Refusal;
 use super::session::{Handle, Request};
 use super::{View, Views};
 use crate::store::mounts::Mounts;
 
 /// Name of the file in the data directory.
 const FILE: &str = "cluster.json";
+/// Name of the file there with the load jobs. They change often, and are no part of an epoch.
+const JOBS_FILE: &str = "jobs.json";
 /// Where earlier versions kept the same.
 const FILE_BEFORE: &str = "coord";
 
@@ -53,6 +57,7 @@ pub(crate) struct AloneSettings {
 pub(crate) struct Alone {
     settings: AloneSettings,
     kept: AloneRecord,
+    jobs: Vec<JobRecord>,
     begin: flume::Receiver<()>,
     requests: flume::Receiver<Request>,
     joined: flume::Sender<Result<(), String>>,
@@ -66,8 +71,8 @@ impl Alone {
         let (joined_sender, joined) = flume::bounded(1);
         let (leave_sender, leave) = flume::bounded(1);
         let (begin_sender, begin) = flume::bounded(1);
-        let kept = AloneRecord::default();
-        let alone = Alone { settings, kept, begin, requests, joined: joined_sender, leave };
+        let (kept, jobs) = (AloneRecord::default(), Vec::new());
+        let alone = Alone { settings, kept, jobs, begin, requests, joined: joined_sender, leave };
         let handle =
             Handle { begin: begin_sender, requests: request_sender, joined, leave: leave_sender };
         (alone, handle)
@@ -94,10 +99,11 @@ impl Alone {
                     let _ = done.send(());
                     return;
                 }
-                Ok(Request { command, reply }) = self.requests.recv_async() => {
+                Ok(request) = self.requests.recv_async() => match request {
                     // The caller may have gone.
-                    let _ = reply.send(self.carry_out(&command));
-                }
+                    Request::Command { command, reply } => drop(reply.send(self.carry_out(&command).await)),
+                    Request::Jobs { reply } => drop(reply.send(Ok(self.jobs.clone()))),
+                },
                 else => return,
             }
         }
@@ -106,6 +112,7 @@ impl Alone {
     /// Takes up what was kept, and mounts the source where nothing is mounted yet.
     fn begin(&mut self) -> Result<(), String> {
         let kept = self.load()?;
+        self.jobs = self.load_jobs()?;
         let source = self.settings.source.clone().unwrap_or_default();
         let mut mounts: Vec<Mount> = kept.mounts.iter().map(MountRecord::mount).collect();
         let root = mounts.iter_mut().find(|mount| mount.prefix.is_empty());
@@ -152,11 +159,45 @@ impl Alone {
         }
     }
 
+    /// Returns the jobs that were kept.
+    fn load_jobs(&self) -> Result<Vec<JobRecord>, String> {
+        let path = self.settings.data.join(JOBS_FILE);
+        if self.settings.data.as_os_str().is_empty() {
+            return Ok(Vec::new());
+        }
+        match fs::read(&path) {
+            Ok(bytes) => read(&path.display().to_string(), &bytes).map_err(|error| {
+                format!("{error}. Restore it, or remove it to begin without load jobs")
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(format!("read {}: {error}", path.display())),
+        }
+    }
+
+    async fn change_job(&mut self, command: &JobCommand) -> Result<(), Refusal> {
+        let JobChange { write: new, forget } = changed_jobs(&self.jobs, command, unix_ms())?;
+        let Some((record, _)) = new else { return Ok(()) };
+        let version = record.version + 1;
+        let others = self.jobs.iter().filter(|job| job.spec.id != record.spec.id);
+        let mut jobs: Vec<_> =
+            others.filter(|job| !forget.contains(&job.spec.id)).cloned().collect();
+        jobs.push(JobRecord { version, ..record });
+        jobs.sort_by_key(|job| job.number);
+        if !self.settings.data.as_os_str().is_empty() {
+            let (data, bytes) = (self.settings.data.clone(), write(&jobs));
+            // A job is recorded every second, and this thread has more to do than to wait for a disk.
+            let saved = tokio::task::spawn_blocking(move || save(&data, JOBS_FILE, &bytes)).await;
+            saved.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(not_kept)?;
+        }
+        self.jobs = jobs;
+        Ok(())
+    }
+
     /// Keeps a new state, as the next epoch, and publishes it.
     fn change(&mut self, kept: AloneRecord) -> io::Result<()> {
         let kept = AloneRecord { epoch: kept.epoch + 1, ..kept };
         if !self.settings.data.as_os_str().is_empty() {
-            save(&self.settings.data, &write(&kept))?;
+            save(&self.settings.data, FILE, &write(&kept))?;
         }
         self.kept = kept;
         let AloneSettings { identity, record, views, mounts, .. } = &self.settings;
@@ -174,7 +215,7 @@ impl Alone {
         Ok(())
     }
 
-    fn carry_out(&mut self, command: &Command) -> Result<(), Refusal> {
+    async fn carry_out(&mut self, command: &Command) -> Result<(), Refusal> {
         let me = self.settings.identity.id();
         let mut kept = self.kept.clone();
         match command {
@@ -185,6 +226,7 @@ impl Alone {
                 return Err(Refusal::new(Status::InvalidArgument, message));
             }
             Command::Drain { node, .. } => return Err(super::master::unknown(node)),
+            Command::Job(command) => return self.change_job(command).await,
             Command::Mount { mount, remove } => {
                 if !remove {
                     self.settings.mounts.admit(&mount.source)?;
@@ -198,16 +240,17 @@ impl Alone {
                 None => return Ok(()),
             },
         }
-        self.change(kept).map_err(|error| {
-            let message = format!("keep it in the data directory: {error}");
-            Refusal::new(Status::Internal, message)
-        })
+        self.change(kept).map_err(not_kept)
     }
 }
 
-/// Writes the file: whole, or not at all.
-fn save(data: &Path, bytes: &[u8]) -> io::Result<()> {
-    let (path, new) = (data.join(FILE), data.join("cluster.json.new"));
+fn not_kept(error: io::Error) -> Refusal {
+    Refusal::new(Status::Internal, format!("keep it in the data directory: {error}"))
+}
+
+/// Writes a file of the data directory: whole, or not at all.
+fn save(data: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let (path, new) = (data.join(name), data.join(format!("{name}.new")));
     let mut file = File::create(&new)?;
     file.write_all(bytes)?;
     file.sync_all()?;
@@ -218,6 +261,7 @@ fn save(data: &Path, bytes: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::job::{Cursor, JobSpec, Outcome};
     use crate::config::{Config, MountOptions};
     use crate::store::contents::Contents;
     use crate::store::machine::Machine;
@@ -261,6 +305,11 @@ mod tests {
         alone
     }
 
+    fn done(alone: &mut Alone, command: &Command) -> Result<(), Refusal> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(alone.carry_out(command))
+    }
+
     fn view(alone: &Alone) -> Arc<View> {
         Arc::clone(&alone.settings.views.borrow())
     }
@@ -274,8 +323,8 @@ mod tests {
     fn what_is_mounted_and_pinned_survives_a_restart_in_a_later_epoch() {
         let directory = tempfile::tempdir().unwrap();
         let mut first = begun(directory.path(), "file:///a");
-        first.carry_out(&mount("x", "file:///b/x")).unwrap();
-        first.carry_out(&Command::Pin { path: "x/hot".into(), undo: false }).unwrap();
+        done(&mut first, &mount("x", "file:///b/x")).unwrap();
+        done(&mut first, &Command::Pin { path: "x/hot".into(), undo: false }).unwrap();
         let before = view(&first);
         assert_eq!(
             (before.layout.epoch, before.master.as_str(), before.is_fenced),
@@ -296,15 +345,41 @@ mod tests {
     }
 
     #[test]
+    fn jobs_survive_a_restart_with_what_was_recorded_last() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut first = begun(directory.path(), "file:///a");
+        let epoch = view(&first).layout.epoch;
+        let spec = JobSpec { id: 7, paths: vec!["x".into()], ..JobSpec::default() };
+        done(&mut first, &Command::Job(JobCommand::Start(spec))).unwrap();
+        let mut record = first.jobs[0].clone();
+        let loaded = Outcome::Loaded { bytes: 9, blocks: 1, filled: 1 };
+        record.count(loaded, Cursor { paths_done: 1, levels: Vec::new() });
+        let command = Command::Job(JobCommand::Record(Box::new(record)));
+        done(&mut first, &command).unwrap();
+        assert_eq!(
+            done(&mut first, &command).unwrap_err().status,
+            Status::Busy,
+            "it is an old one now"
+        );
+        assert_eq!(view(&first).layout.epoch, epoch, "clients hear nothing of it");
+        drop(first);
+        let mut second = begun(directory.path(), "file:///a");
+        let job = &second.jobs[0];
+        assert_eq!((job.file_count, job.total_bytes, job.cursor.paths_done), (1, 9, 1));
+        done(&mut second, &Command::Job(JobCommand::Cancel(7))).unwrap();
+        assert!(second.jobs[0].is_ended());
+    }
+
+    #[test]
     fn a_root_that_was_taken_away_or_chosen_stays_so() {
         let directory = tempfile::tempdir().unwrap();
         let mut first = begun(directory.path(), "file:///a");
-        first.carry_out(&mount("", "file:///b")).unwrap();
+        done(&mut first, &mount("", "file:///b")).unwrap();
         drop(first);
         let mut second = begun(directory.path(), "file:///a");
         assert_eq!(view(&second).layout.mounts[0].source, "file:///b");
         let mount = view(&second).layout.mounts[0].clone();
-        second.carry_out(&Command::Mount { mount, remove: true }).unwrap();
+        done(&mut second, &Command::Mount { mount, remove: true }).unwrap();
         drop(second);
         assert!(view(&begun(directory.path(), "file:///a")).layout.mounts.is_empty());
     }
@@ -323,7 +398,7 @@ mod tests {
             (Command::Pin { path: "x".into(), undo: true }, Status::NotFound),
         ];
         for (command, status) in refused {
-            assert_eq!(alone.carry_out(&command).unwrap_err().status, status, "{command:?}");
+            assert_eq!(done(&mut alone, &command).unwrap_err().status, status, "{command:?}");
         }
         assert_eq!(view(&alone).layout.epoch, epoch);
     }

@@ -7,11 +7,13 @@ use millrace_proto::Status;
 use millrace_proto::cluster::{
     InventoryFile, InventoryReply, InventoryRequest, Mount, PAGE_BYTES_MAX, PinsReply, RingReply,
 };
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::master::{Command, Refusal};
+use super::job::{JobCommand, JobRecord};
+use super::master::Command;
 use super::record::size_of_member;
+use super::refusal::Refusal;
 use super::session::Request;
 use super::{View, Views};
 use crate::cache::{Listed, Listing};
@@ -43,12 +45,15 @@ pub(crate) struct Cluster {
     pub(crate) views: Arc<Views>,
     requests: Option<flume::Sender<Request>>,
     waiters: Arc<Semaphore>,
+    /// Notified after this node, as the master, has begun or ended a job.
+    pub(crate) jobs_changed: Notify,
 }
 
 impl Cluster {
     /// Makes it with the way to the master's work; None outside a cluster.
     pub(crate) fn new(views: Arc<Views>, requests: Option<flume::Sender<Request>>) -> Cluster {
-        Cluster { views, requests, waiters: Arc::new(Semaphore::new(WAITERS_MAX)) }
+        let waiters = Arc::new(Semaphore::new(WAITERS_MAX));
+        Cluster { views, requests, waiters, jobs_changed: Notify::new() }
     }
 
     /// Returns the view as it is now.
@@ -81,13 +86,32 @@ impl Cluster {
 
     /// Has the master do something, if that is this node.
     pub(crate) async fn command(&self, command: Command) -> Result<(), Refusal> {
+        let is_of_job =
+            matches!(&command, Command::Job(it) if !matches!(it, JobCommand::Record(_)));
+        let done = self.ask(|reply| Request::Command { command, reply }).await;
+        if is_of_job && done.is_ok() {
+            self.jobs_changed.notify_one();
+        }
+        done
+    }
+
+    /// Returns the load jobs of the cluster, in their order.
+    pub(crate) async fn jobs(&self) -> Result<Vec<JobRecord>, Refusal> {
+        self.ask(|reply| Request::Jobs { reply }).await
+    }
+
+    /// Asks the task that keeps the node in its cluster.
+    async fn ask<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<Result<T, Refusal>>) -> Request,
+    ) -> Result<T, Refusal> {
         let gone = || Refusal::new(Status::ShuttingDown, "the node is shutting down");
         let Some(requests) = &self.requests else {
             let message = "this node is in no cluster: start it with --coord";
             return Err(Refusal::new(Status::InvalidArgument, message));
         };
         let (reply, answer) = oneshot::channel();
-        if requests.send_async(Request { command, reply }).await.is_err() {
+        if requests.send_async(request(reply)).await.is_err() {
             return Err(gone());
         }
         answer.await.unwrap_or_else(|_| Err(gone()))

@@ -22,6 +22,7 @@ pub(crate) mod path {
     pub(crate) const MOUNTS: &str = "/mounts";
     pub(crate) const PINS: &str = "/pins";
     pub(crate) const REPORT: &str = "/report";
+    pub(crate) const JOBS: &str = "/jobs";
     pub(crate) const MASTER: &str = "/master";
     /// Followed by a number of ten digits.
     pub(crate) const LATCH: &str = "/master/latch-";
@@ -326,7 +327,7 @@ mod tests {
         let members = BTreeSet::from(["a".to_owned()]);
         let wanted = Changes { member_list: true, members, latches: true, ..Changes::default() };
         assert_eq!(changes, wanted);
-        for path in ["/", "/cluster", "/master/term", "/else"] {
+        for path in ["/", "/cluster", "/master/term", "/jobs/1", "/else"] {
             let mut changes = Changes::default();
             changes.note(path);
             assert!(changes.is_empty(), "{path}");

@@ -6,16 +6,19 @@
 
 use millrace_proto::Status;
 use millrace_proto::cluster::{MOUNTS_MAX, Mount, PINS_BYTES_MAX, PINS_MAX, REPLICAS_MAX};
+use millrace_proto::job::{JOBS_ENDED_MAX, JOBS_MAX};
 use millrace_proto::terms::Terms;
 use zookeeper_client::{CheckWriteError, CheckWriter, Client, CreateMode, CreateOptions, Error};
 
+use super::job::{JobCommand, JobRecord, changed_jobs, unix_ms};
 use super::known::{Known, path};
 use super::record::{
     MountRecord, MountsRecord, PinsRecord, ReportRecord, TermRecord, pins_size, read, write,
 };
+use super::refusal::Refusal;
 use super::rights::{Readers, Rights};
+use crate::store::check_path;
 use crate::store::roots::{SOURCE_LENGTH_MAX, normal};
-use crate::store::{StoreError, check_path};
 
 /// What the master is asked to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,55 +29,10 @@ pub(crate) enum Command {
     Mount { mount: Mount, remove: bool },
     /// Pin a path, or take its pin away.
     Pin { path: String, undo: bool },
+    /// Begin, end or record a load job.
+    Job(JobCommand),
     /// Write down what the members have reported; this node itself asks for it.
     Report(ReportRecord),
-}
-
-/// Why something was not done.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Refusal {
-    pub status: Status,
-    pub message: String,
-}
-
-impl Refusal {
-    pub(crate) fn new(status: Status, message: impl Into<String>) -> Refusal {
-        Refusal { status, message: message.into() }
-    }
-}
-
-impl From<Error> for Refusal {
-    fn from(error: Error) -> Refusal {
-        let message = match error {
-            Error::QuotaExceeded => {
-                "coordination is full: nothing is written until room is made".to_owned()
-            }
-            error => format!("coordination: {error}"),
-        };
-        Refusal::new(Status::Fenced, message)
-    }
-}
-
-impl From<StoreError> for Refusal {
-    fn from(error: StoreError) -> Refusal {
-        Refusal::new(error.status(), error.to_string())
-    }
-}
-
-impl From<CheckWriteError> for Refusal {
-    fn from(error: CheckWriteError) -> Refusal {
-        match error {
-            CheckWriteError::CheckFailed { .. }
-            | CheckWriteError::OperationFailed { index: 0, source: Error::BadVersion } => {
-                Refusal::new(Status::NotMaster, "another master was elected meanwhile")
-            }
-            CheckWriteError::OperationFailed { source: Error::BadVersion, .. } => {
-                Refusal::new(Status::Busy, "another client changed it meanwhile: try again")
-            }
-            CheckWriteError::RequestFailed { source }
-            | CheckWriteError::OperationFailed { source, .. } => source.into(),
-        }
-    }
 }
 
 /// A node's place in the line of those that may be elected.
@@ -163,6 +121,7 @@ impl Term {
                 let Some(pins) = changed_pins(pins, path, *undo)? else { return Ok(()) };
                 self.write_at(client, path::PINS, version, &write(&PinsRecord { pins })).await
             }
+            Command::Job(command) => self.change_job(client, command).await,
             Command::Report(report) => {
                 let (number, version) = match client.get_data(path::REPORT).await {
                     Ok((data, stat)) => {
@@ -221,6 +180,29 @@ impl Term {
         }
     }
 
+    async fn change_job(&self, client: &Client, command: &JobCommand) -> Result<(), Refusal> {
+        if let JobCommand::Record(record) = command {
+            // The version alone decides: it is another one after any change.
+            let record = JobRecord { recorded_ms: unix_ms(), ..(**record).clone() };
+            let path = job_path(record.spec.id);
+            return self.write_at(client, &path, Some(record.version), &write(&record)).await;
+        }
+        let jobs = read_jobs(client).await?;
+        let change = changed_jobs(&jobs, command, unix_ms())?;
+        let Some((record, is_new)) = change.write else { return Ok(()) };
+        let mut writer = self.writer(client)?;
+        for id in change.forget {
+            writer.add_delete(&job_path(id), None)?;
+        }
+        let (path, data) = (job_path(record.spec.id), write(&record));
+        match is_new {
+            true => writer.add_create(&path, &data, &persistent(self.rights))?,
+            false => writer.add_set_data(&path, &data, Some(record.version))?,
+        }
+        writer.commit().await?;
+        Ok(())
+    }
+
     /// Writes the mounts, unless they were changed since they were read.
     ///
     /// # Errors
@@ -251,6 +233,37 @@ impl Term {
         writer.commit().await?;
         Ok(())
     }
+}
+
+fn job_path(id: u64) -> String {
+    format!("{}/{id:016x}", path::JOBS)
+}
+
+/// Reads the jobs of the cluster, in their order. A record that cannot be read is left out.
+///
+/// # Errors
+/// As coordination.
+pub(super) async fn read_jobs(client: &Client) -> Result<Vec<JobRecord>, Refusal> {
+    let names = client.list_children(path::JOBS).await?;
+    let names = names.into_iter().take(JOBS_MAX + JOBS_ENDED_MAX);
+    // All are asked for before the first answer is awaited.
+    let paths: Vec<String> = names.map(|name| format!("{}/{name}", path::JOBS)).collect();
+    let answers: Vec<_> = paths.iter().map(|path| (path, client.get_data(path))).collect();
+    let mut jobs = Vec::with_capacity(answers.len());
+    for (path, answer) in answers {
+        let (data, stat) = match answer.await {
+            Ok(found) => found,
+            // It was forgotten meanwhile.
+            Err(Error::NoNode) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        match read::<JobRecord>(path, &data) {
+            Ok(record) => jobs.push(JobRecord { version: stat.version, ..record }),
+            Err(error) => tracing::warn!("{error}: the job is left out"),
+        }
+    }
+    jobs.sort_by_key(|job| job.number);
+    Ok(jobs)
 }
 
 /// Returns how the master creates something.

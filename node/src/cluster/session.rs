@@ -19,9 +19,11 @@ use zookeeper_client::{
 
 use super::handover::Progress;
 use super::identity::Identity;
+use super::job::JobRecord;
 use super::known::{Changes, Known, path};
-use super::master::{Command, Latch, Refusal, Term};
+use super::master::{Command, Latch, Term, read_jobs};
 use super::record::{Bond, ClusterRecord, FORMAT, MemberRecord, read, size_of_member, write};
+use super::refusal::Refusal;
 use super::rights::{self, Readers, Rights};
 use super::{Views, identity, record};
 use crate::store::mounts::Mounts;
@@ -38,10 +40,23 @@ const STAND_AGAIN: Duration = Duration::from_secs(1);
 /// How often the old registration of this node is looked at until it is gone.
 const REGISTER_WAIT: Duration = Duration::from_millis(200);
 
-/// A command for the master, and the way back for its result.
-pub(crate) struct Request {
-    pub command: Command,
-    pub reply: oneshot::Sender<Result<(), Refusal>>,
+/// What is asked of the task that keeps the node in its cluster, and the way back for the answer.
+pub(crate) enum Request {
+    /// A command for the master.
+    Command { command: Command, reply: oneshot::Sender<Result<(), Refusal>> },
+    /// The jobs of the cluster, in their order.
+    Jobs { reply: oneshot::Sender<Result<Vec<JobRecord>, Refusal>> },
+}
+
+impl Request {
+    /// Answers with a refusal.
+    fn refuse(self, refusal: Refusal) {
+        // The caller may have gone.
+        match self {
+            Request::Command { reply, .. } => drop(reply.send(Err(refusal))),
+            Request::Jobs { reply } => drop(reply.send(Err(refusal))),
+        }
+    }
 }
 
 /// The ends that the rest of the node holds.
@@ -222,10 +237,7 @@ impl Session {
             tokio::select! {
                 () = sleep_until(end) => return None,
                 Ok(done) = self.leave.recv_async() => return Some(done),
-                Ok(request) = self.requests.recv_async() => {
-                    // The caller may have gone.
-                    let _ = request.reply.send(Err(fenced()));
-                }
+                Ok(request) = self.requests.recv_async() => request.refuse(fenced()),
             }
         }
     }
@@ -294,6 +306,7 @@ impl Session {
             (path::MEMBERS, Readers::World),
             (path::DRAINS, Readers::Nodes),
             (path::MASTER, Readers::Nodes),
+            (path::JOBS, Readers::Nodes),
         ];
         for (directory, readers) in directories {
             let options = rights.create(CreateMode::Persistent, readers);
@@ -606,15 +619,21 @@ impl Session {
     }
 
     async fn answer(&self, live: &mut Live, is_lost: bool, request: Request) {
-        let Request { command, reply } = request;
         // A connection that was lost a moment ago may not be reported yet, and nothing can be written.
         let agreed =
             if is_lost { Err(fenced()) } else { self.settings.views.borrow().check_agreement() };
         if let Err(refusal) = agreed {
-            // The caller may have gone.
-            let _ = reply.send(Err(refusal));
-            return;
+            return request.refuse(refusal);
         }
+        let (command, reply) = match request {
+            Request::Command { command, reply } => (command, reply),
+            Request::Jobs { reply } => {
+                let found = timeout(live.client.session_timeout() / 3, read_jobs(&live.client));
+                let found = found.await.unwrap_or_else(|_| Err(fenced()));
+                // The caller may have gone.
+                return drop(reply.send(found));
+            }
+        };
         if let Command::Mount { mount, remove: false } = &command
             && let Err(error) = self.settings.mounts.admit(&mount.source)
         {

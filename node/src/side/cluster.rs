@@ -9,6 +9,7 @@ use millrace_client::peer::{MasterOrder, Peer};
 use millrace_proto::Status;
 use millrace_proto::cluster::{DrainRequest, InventoryFile, Member, MountRequest, PinRequest};
 use millrace_proto::frame;
+use millrace_proto::job::{CancelJobRequest, JobsReply, StartJobRequest};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -16,6 +17,7 @@ use super::lookups::Caller;
 use super::{Answer, ClusterLookup, Context, Failure, LookupJob, encode};
 use crate::cache::BlockKey;
 use crate::cluster::handover::{Brought, Puller};
+use crate::cluster::job::{JobCommand, no_job, unix_ms};
 use crate::cluster::{Command, Refusal, View};
 use crate::files::FileRecord;
 use crate::mailbox::{Dropped, Ensured, FillFrom, Filling, Requester, reply_header};
@@ -82,6 +84,32 @@ impl Context {
                 self.command(requester, command, passes_on, budget).await
             }
             ClusterLookup::Pins => Ok(encode(requester, &self.cluster.pins())),
+            ClusterLookup::Jobs(id) => self.jobs(requester, id, budget).await,
+        }
+    }
+
+    /// Returns all jobs without their failures, or one with them.
+    async fn jobs(
+        &self,
+        requester: &Requester,
+        id: Option<u64>,
+        budget: Option<Duration>,
+    ) -> Answer {
+        let patience = budget.unwrap_or(COMMAND_TIME).min(COMMAND_TIME);
+        let Ok(jobs) = timeout(patience, self.cluster.jobs()).await else {
+            return Err(Failure::new(Status::Fenced, "coordination does not answer"));
+        };
+        let (mut jobs, now_ms) = (jobs?, unix_ms());
+        jobs.retain(|job| match id {
+            Some(id) => job.spec.id == id,
+            None => !job.is_old(now_ms),
+        });
+        match id {
+            Some(id) if jobs.is_empty() => Err(no_job(id).into()),
+            _ => {
+                let jobs = jobs.iter().map(|job| job.job(id.is_some())).collect();
+                Ok(encode(requester, &JobsReply { jobs }))
+            }
         }
     }
 
@@ -141,8 +169,16 @@ impl Context {
                 MasterOrder::Mount(MountRequest { mount, remove: remove.into() })
             }
             Command::Pin { path, undo } => MasterOrder::Pin(PinRequest { path, undo: undo.into() }),
-            // This command is the master's own.
-            Command::Report(_) => return Err(refusal.into()),
+            Command::Job(JobCommand::Start(spec)) => MasterOrder::StartJob(StartJobRequest {
+                id: spec.id,
+                paths: spec.paths,
+                recursive: spec.recursive.into(),
+                pin: spec.pin.into(),
+                bytes_per_second: spec.bytes_per_second,
+            }),
+            Command::Job(JobCommand::Cancel(id)) => MasterOrder::CancelJob(CancelJobRequest { id }),
+            // These commands are the master's own.
+            Command::Job(JobCommand::Record(_)) | Command::Report(_) => return Err(refusal.into()),
         };
         let Some(peer) = self.peers.get(master) else { return Err(refusal.into()) };
         peer.tell(order, patience).await.map_err(|error| failure_of(&master.id, error))

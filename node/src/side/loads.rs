@@ -4,12 +4,14 @@
 //! so it ends as soon as the client sends no more: its end may be hours away, and no message comes from
 //! a client that is gone.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
+use millrace_proto::job::{LOAD_PART_BLOCKS_MAX, LoadPartReply};
 use millrace_proto::message::LoadReply;
-use millrace_proto::{Status, placement};
+use millrace_proto::{FileId, Status, placement};
 
 use super::lookups::Caller;
 use super::{Answer, Context, Failure, encode};
@@ -22,48 +24,138 @@ const LOAD_WINDOW: usize = 8;
 /// How long a load waits when a shard is busy, before it asks again.
 const LOAD_RETRY: Duration = Duration::from_millis(5);
 
+/// Some blocks of one version of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FilePart {
+    pub path: Arc<str>,
+    pub file: FileId,
+    pub version: u64,
+    pub blocks: Range<u32>,
+}
+
+impl FilePart {
+    /// Checks the numbers of a request.
+    fn check(&self) -> Result<(), Failure> {
+        let is_right =
+            !self.blocks.is_empty() && self.blocks.len() <= LOAD_PART_BLOCKS_MAX as usize;
+        if is_right {
+            return Ok(());
+        }
+        let message = format!("a part of a file has 1 to {LOAD_PART_BLOCKS_MAX} blocks");
+        Err(Failure { status: Status::InvalidArgument, message })
+    }
+}
+
 impl Context {
     /// Brings every block of a file that this node owns into memory, a window of blocks at a time, for
     /// as long as the client is there.
     pub(super) async fn load(self: &Arc<Self>, caller: Caller<'_>, path: Arc<str>) -> Answer {
+        self.while_asked(caller, self.load_whole(caller, path)).await
+    }
+
+    /// As [`Context::load`], a part of a file.
+    pub(super) async fn load_part(self: &Arc<Self>, caller: Caller<'_>, part: FilePart) -> Answer {
+        let load = async {
+            part.check()?;
+            let loaded = self.load_own(&part, caller.requester.deadline).await?;
+            Ok(encode(caller.requester, &loaded))
+        };
+        self.while_asked(caller, load).await
+    }
+
+    /// Loads for as long as the client is there.
+    async fn while_asked(&self, caller: Caller<'_>, load: impl Future<Output = Answer>) -> Answer {
         let answer = tokio::select! {
-            answer = self.load_whole(caller, path) => return answer,
+            answer = load => return answer,
             // A client that sends no more may be gone for good: nothing else shows that it is.
             () = caller.ticket.ended() => {
                 let message = "the client has ended its side of the connection, and the load with it";
                 Err(Failure::new(Status::DeadlineExceeded, message))
             }
         };
-        // Fills that have not begun yet need not begin.
+        self.forget_loads().await;
+        answer
+    }
+
+    /// Has fills that were for loads that have ended, and have not begun yet, not begin.
+    pub(super) async fn forget_loads(&self) {
         for shard in self.shards.iter() {
             shard.post_when_room(Mail::LoadsGone).await;
         }
-        answer
     }
 
     async fn load_whole(self: &Arc<Self>, caller: Caller<'_>, path: Arc<str>) -> Answer {
         let view = self.cluster.view();
         view.check_agreement()?;
         let entry = self.look_up_file(caller, &path).await?;
-        if self.store.kept_for(&path).is_zero() {
-            let message =
-                "what is mounted there is not kept (--cache no), so that there is nothing to load";
-            return Err(Failure::new(Status::InvalidArgument, message));
-        }
-        let replicas = view.layout.replicas(&path);
+        self.check_kept(&path)?;
         let blocks = 0..entry.length.div_ceil(u64::from(self.block_size)) as u32;
-        let (file, version, deadline) = (entry.id, entry.version, caller.requester.deadline);
-        let loads = blocks
-            .map(|block| BlockKey { file, block })
+        let part = FilePart { path, file: entry.id, version: entry.version, blocks };
+        let (block_count, filled_count, _) =
+            self.ensure_own(&part, caller.requester.deadline).await?;
+        Ok(encode(caller.requester, &LoadReply { entry, block_count, filled_count }))
+    }
+
+    /// Checks that what is loaded of a path would stay in memory.
+    fn check_kept(&self, path: &str) -> Result<(), Failure> {
+        if !self.store.kept_for(path).is_zero() {
+            return Ok(());
+        }
+        let message =
+            "what is mounted there is not kept (--cache no), so that there is nothing to load";
+        Err(Failure::new(Status::InvalidArgument, message))
+    }
+
+    /// Brings the blocks of a part of a file that this node owns into memory.
+    pub(super) async fn load_own(
+        self: &Arc<Self>,
+        part: &FilePart,
+        deadline: Option<u64>,
+    ) -> Result<LoadPartReply, Failure> {
+        self.cluster.view().check_agreement()?;
+        if self.store.identify(&part.path) != part.file {
+            let message = "another source is mounted there, or this node has not seen it yet";
+            return Err(Failure::new(Status::UnknownFile, message));
+        }
+        if self.files.get(part.file).is_none_or(|known| known.version != part.version) {
+            let entry = self.see_now(&part.path).await?;
+            if entry.version != part.version {
+                let message = "the file is in another version";
+                return Err(Failure::new(Status::StaleVersion, message));
+            }
+        }
+        self.check_kept(&part.path)?;
+        let (block_count, filled_count, filled_bytes) = self.ensure_own(part, deadline).await?;
+        // A part has few blocks.
+        let (block_count, filled_count) = (block_count as u32, filled_count as u32);
+        Ok(LoadPartReply { block_count, filled_count, filled_bytes })
+    }
+
+    /// Has the blocks of a part of a file that this node owns in memory; returns how many they are, and how many
+    /// blocks and bytes had to be read from the source.
+    async fn ensure_own(
+        self: &Arc<Self>,
+        part: &FilePart,
+        deadline: Option<u64>,
+    ) -> Result<(u64, u64, u64), Failure> {
+        let view = self.cluster.view();
+        let replicas = view.layout.replicas(&part.path);
+        let loads = part
+            .blocks
+            .clone()
+            .map(|block| BlockKey { file: part.file, block })
             .filter(|key| view.owns_itself(key, replicas))
-            .map(|key| Arc::clone(self).ensure(key, version, FillFrom::Anywhere, deadline));
+            .map(|key| Arc::clone(self).ensure(key, part.version, FillFrom::Anywhere, deadline));
         let mut loads = stream::iter(loads).buffer_unordered(LOAD_WINDOW);
-        let (mut block_count, mut filled_count) = (0, 0);
+        let (mut block_count, mut filled_count, mut filled_bytes) = (0, 0, 0);
         while let Some(ensured) = loads.next().await {
             block_count += 1;
-            filled_count += u64::from(matches!(ensured?, Ensured::Filled(Filling::Source, _)));
+            if let Ensured::Filled(Filling::Source, length) = ensured? {
+                filled_count += 1;
+                filled_bytes += u64::from(length);
+            }
         }
-        Ok(encode(caller.requester, &LoadReply { entry, block_count, filled_count }))
+        Ok((block_count, filled_count, filled_bytes))
     }
 
     /// Has one block in memory; returns what had to be done for it.

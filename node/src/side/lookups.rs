@@ -40,7 +40,7 @@ pub(super) async fn serve(
         }
         // Loads take long and wait for look-ups of other clients to go on: they have slots of their own,
         // of which no client gets all, however many connections its machine has.
-        let is_load = matches!(lookup, PathLookup::Load { .. });
+        let is_load = matches!(lookup, PathLookup::Load { .. } | PathLookup::LoadPart(_));
         let (slots, message) = match is_load {
             true => (&context.loads, "as many loads as allowed are under way (load_concurrency)"),
             false => (&slots, "too many requests wait for sources (metadata_queue_max)"),
@@ -69,6 +69,7 @@ pub(super) async fn serve(
                     context.free(caller, path, everywhere).await
                 }
                 PathLookup::Load { path } => context.load(caller, path).await,
+                PathLookup::LoadPart(part) => context.load_part(caller, part).await,
                 PathLookup::Delete { path, condition, slot } => {
                     context.delete(&requester, path, condition, slot).await
                 }

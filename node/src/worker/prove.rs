@@ -72,7 +72,13 @@ impl Worker {
     /// Returns why an operation is not for this connection, if it is not.
     pub(super) fn refusal(&mut self, op: ColdOp, token: Token) -> Option<&'static str> {
         match op {
-            ColdOp::OfPath(PathOp::Free) | ColdOp::Drain | ColdOp::Mount | ColdOp::Pin
+            ColdOp::OfPath(PathOp::Free)
+            | ColdOp::Drain
+            | ColdOp::Mount
+            | ColdOp::Pin
+            | ColdOp::StartJob
+            | ColdOp::CancelJob
+            | ColdOp::Jobs
                 if self.role(token).is_none() =>
             {
                 Some(
@@ -80,7 +86,7 @@ impl Worker {
                  (--admin-token): this connection has neither",
                 )
             }
-            ColdOp::Inventory | ColdOp::Vouch
+            ColdOp::Inventory | ColdOp::Vouch | ColdOp::OfPath(PathOp::LoadPart)
                 if self.role(token).is_none() && !self.shared.proofs.is_insecure =>
             {
                 Some(

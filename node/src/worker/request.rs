@@ -7,6 +7,9 @@ use millrace_proto::cluster::{
     ArchivedRingRequest, InventoryRequest,
 };
 use millrace_proto::frame::{self, Header};
+use millrace_proto::job::{
+    ArchivedCancelJobRequest, ArchivedJobsRequest, ArchivedLoadPartRequest, ArchivedStartJobRequest,
+};
 use millrace_proto::message::{
     ArchivedFreeRequest, ArchivedHelloRequest, ArchivedListRequest, ArchivedLoadRequest,
     ArchivedRange, ArchivedReadManyRequest, ArchivedRefreshRequest, ArchivedStatRequest, Counter,
@@ -18,10 +21,12 @@ use millrace_proto::{FrameError, Op, Status, VERSION, feature};
 use super::upload::WriteOp;
 use super::{Action, Worker};
 use crate::cluster::Command;
+use crate::cluster::job::{JobCommand, JobSpec};
 use crate::connection::Rest;
 use crate::mailbox::{Requester, reply_header};
 use crate::metrics;
 use crate::owner::Owner;
+use crate::side::loads::FilePart;
 use crate::side::{ClusterLookup, Lookup, LookupJob, PathLookup};
 use crate::token::Token;
 
@@ -47,6 +52,9 @@ pub(super) enum ColdOp {
     Mount,
     Pin,
     Pins,
+    StartJob,
+    CancelJob,
+    Jobs,
     Challenge,
     Vouch,
     Prove,
@@ -59,6 +67,7 @@ pub(super) enum PathOp {
     Refresh,
     List,
     Load,
+    LoadPart,
     Free,
 }
 
@@ -113,12 +122,13 @@ impl Worker {
             Op::Ping => self.on_cold_request(now, ColdOp::Ping, requester, body, actions),
             Op::Status => self.on_cold_request(now, ColdOp::Status, requester, body, actions),
             Op::Attach => self.on_cold_request(now, ColdOp::Attach, requester, body, actions),
-            Op::Stat | Op::Refresh | Op::List | Op::Load | Op::Free => {
+            Op::Stat | Op::Refresh | Op::List | Op::Load | Op::LoadPart | Op::Free => {
                 let op = match op {
                     Op::Stat => PathOp::Stat,
                     Op::Refresh => PathOp::Refresh,
                     Op::List => PathOp::List,
                     Op::Load => PathOp::Load,
+                    Op::LoadPart => PathOp::LoadPart,
                     _ => PathOp::Free,
                 };
                 self.on_cold_request(now, ColdOp::OfPath(op), requester, body, actions)
@@ -129,6 +139,9 @@ impl Worker {
             Op::Mount => self.on_cold_request(now, ColdOp::Mount, requester, body, actions),
             Op::Pin => self.on_cold_request(now, ColdOp::Pin, requester, body, actions),
             Op::Pins => self.on_cold_request(now, ColdOp::Pins, requester, body, actions),
+            Op::StartJob => self.on_cold_request(now, ColdOp::StartJob, requester, body, actions),
+            Op::CancelJob => self.on_cold_request(now, ColdOp::CancelJob, requester, body, actions),
+            Op::Jobs => self.on_cold_request(now, ColdOp::Jobs, requester, body, actions),
             Op::Challenge => self.on_cold_request(now, ColdOp::Challenge, requester, body, actions),
             Op::Vouch => self.on_cold_request(now, ColdOp::Vouch, requester, body, actions),
             Op::Prove => self.on_cold_request(now, ColdOp::Prove, requester, body, actions),
@@ -332,6 +345,14 @@ impl Worker {
                 ClusterLookup::Command { command, passes_on: is_administrator }.into()
             }
             ColdOp::Pins => ClusterLookup::Pins.into(),
+            ColdOp::StartJob | ColdOp::CancelJob => {
+                let command = Command::Job(job_command(op, body)?);
+                ClusterLookup::Command { command, passes_on: is_administrator }.into()
+            }
+            ColdOp::Jobs => {
+                let id = frame::body::<ArchivedJobsRequest>(body)?.id.to_native();
+                ClusterLookup::Jobs((id != 0).then_some(id)).into()
+            }
             ColdOp::Challenge => return self.challenge(&requester, body, actions),
             ColdOp::Vouch => return self.vouch(&requester, body, actions),
             ColdOp::Prove => return self.prove(&requester, body, actions),
@@ -421,6 +442,22 @@ impl Worker {
     }
 }
 
+/// Reads a request to begin or to end a load job.
+fn job_command(op: ColdOp, body: &[u8]) -> Result<JobCommand, FrameError> {
+    if matches!(op, ColdOp::CancelJob) {
+        let request = frame::body::<ArchivedCancelJobRequest>(body)?;
+        return Ok(JobCommand::Cancel(request.id.to_native()));
+    }
+    let request = frame::body::<ArchivedStartJobRequest>(body)?;
+    Ok(JobCommand::Start(JobSpec {
+        id: request.id.to_native(),
+        paths: request.paths.iter().map(|path| path.as_str().to_owned()).collect(),
+        recursive: request.recursive != 0,
+        pin: request.pin != 0,
+        bytes_per_second: request.bytes_per_second.to_native(),
+    }))
+}
+
 fn text(archived: &str) -> Arc<str> {
     Arc::from(archived)
 }
@@ -445,6 +482,16 @@ fn path_lookup(op: PathOp, body: &[u8], everywhere: bool) -> Result<PathLookup, 
         PathOp::Load => {
             let path = text(&frame::body::<ArchivedLoadRequest>(body)?.path);
             PathLookup::Load { path }
+        }
+        PathOp::LoadPart => {
+            let request = frame::body::<ArchivedLoadPartRequest>(body)?;
+            let first = request.first.to_native();
+            PathLookup::LoadPart(FilePart {
+                path: text(&request.path),
+                file: (&request.file).into(),
+                version: request.version.to_native(),
+                blocks: first..first.saturating_add(request.count.to_native()),
+            })
         }
         PathOp::Free => {
             let path = text(&frame::body::<ArchivedFreeRequest>(body)?.path);

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use millrace_proto::checksum;
 use millrace_proto::cluster::*;
 use millrace_proto::frame::{self, BODY_LENGTH_MAX, PAYLOAD_LENGTH_MAX};
+use millrace_proto::job::*;
 use millrace_proto::message::*;
 use millrace_proto::proof::*;
 use millrace_proto::write::*;
@@ -403,6 +404,71 @@ message!(
     |a| PinsReply { pins: a.pins.iter().map(text).collect() },
     |m| object(&[("pins", list(&m.pins, |pin| string(pin)))])
 );
+message!(
+    StartJobRequest,
+    ArchivedStartJobRequest,
+    |a| StartJobRequest {
+        id: a.id.to_native(),
+        paths: a.paths.iter().map(text).collect(),
+        recursive: a.recursive,
+        pin: a.pin,
+        bytes_per_second: a.bytes_per_second.to_native(),
+    },
+    |m| object(&[
+        ("id", m.id.to_string()),
+        ("paths", list(&m.paths, |path| string(path))),
+        ("recursive", m.recursive.to_string()),
+        ("pin", m.pin.to_string()),
+        ("bytes_per_second", m.bytes_per_second.to_string()),
+    ])
+);
+message!(
+    CancelJobRequest,
+    ArchivedCancelJobRequest,
+    |a| CancelJobRequest { id: a.id.to_native() },
+    |m| object(&[("id", m.id.to_string())])
+);
+message!(JobsRequest, ArchivedJobsRequest, |a| JobsRequest { id: a.id.to_native() }, |m| object(
+    &[("id", m.id.to_string())]
+));
+message!(
+    JobsReply,
+    ArchivedJobsReply,
+    |a| JobsReply { jobs: a.jobs.iter().map(Job::from).collect() },
+    |m| object(&[("jobs", list(&m.jobs, job_json))])
+);
+message!(
+    LoadPartRequest,
+    ArchivedLoadPartRequest,
+    |a| LoadPartRequest {
+        path: text(&a.path),
+        file: (&a.file).into(),
+        version: a.version.to_native(),
+        first: a.first.to_native(),
+        count: a.count.to_native(),
+    },
+    |m| object(&[
+        ("path", string(&m.path)),
+        ("file", string(&m.file.to_string())),
+        ("version", m.version.to_string()),
+        ("first", m.first.to_string()),
+        ("count", m.count.to_string()),
+    ])
+);
+message!(
+    LoadPartReply,
+    ArchivedLoadPartReply,
+    |a| LoadPartReply {
+        block_count: a.block_count.to_native(),
+        filled_count: a.filled_count.to_native(),
+        filled_bytes: a.filled_bytes.to_native(),
+    },
+    |m| object(&[
+        ("block_count", m.block_count.to_string()),
+        ("filled_count", m.filled_count.to_string()),
+        ("filled_bytes", m.filled_bytes.to_string()),
+    ])
+);
 message!(ErrorReply, ArchivedErrorReply, |a| ErrorReply { message: text(&a.message) }, |m| object(
     &[("message", string(&m.message))]
 ));
@@ -463,6 +529,32 @@ pub(crate) fn range_json(range: &Range) -> String {
         ("version", range.version.to_string()),
         ("offset", range.offset.to_string()),
         ("length", range.length.to_string()),
+    ])
+}
+
+fn job_json(job: &Job) -> String {
+    object(&[
+        ("id", job.id.to_string()),
+        ("state", job.state.to_string()),
+        ("node", string(&job.node)),
+        ("first_path", string(&job.first_path)),
+        ("path_count", job.path_count.to_string()),
+        ("recursive", job.recursive.to_string()),
+        ("pin", job.pin.to_string()),
+        ("bytes_per_second", job.bytes_per_second.to_string()),
+        ("begun_ms", job.begun_ms.to_string()),
+        ("recorded_ms", job.recorded_ms.to_string()),
+        ("file_count", job.file_count.to_string()),
+        ("total_bytes", job.total_bytes.to_string()),
+        ("block_count", job.block_count.to_string()),
+        ("filled_count", job.filled_count.to_string()),
+        ("failed_count", job.failed_count.to_string()),
+        (
+            "failures",
+            list(&job.failures, |failure| {
+                object(&[("path", string(&failure.path)), ("reason", string(&failure.reason))])
+            }),
+        ),
     ])
 }
 

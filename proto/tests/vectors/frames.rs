@@ -6,6 +6,7 @@ use millrace_proto::{FileId, Header, Op, Status, VERSION};
 
 use crate::cluster;
 use crate::format::*;
+use crate::job;
 use crate::write;
 
 /// Feature bits before there were clusters.
@@ -125,6 +126,7 @@ fn requests_are_as_published() {
         ),
     ];
     vectors.extend(cluster::requests());
+    vectors.extend(job::requests());
     vectors.extend(write::requests());
     check_frames("requests.txt", "# Requests: client to node.\n", &vectors);
 }
@@ -290,6 +292,7 @@ fn replies_are_as_published() {
         ),
     ];
     vectors.extend(cluster::replies());
+    vectors.extend(job::replies());
     vectors.extend(write::replies());
     for status in &Status::ALL[2..] {
         let name: &'static str = format!("{status:?}").leak();

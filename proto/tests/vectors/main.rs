@@ -6,6 +6,7 @@
 mod cluster;
 mod format;
 mod frames;
+mod job;
 mod refused;
 mod ring;
 mod rules;
