@@ -285,3 +285,22 @@ fn environment(prefix: &str) -> Vec<(String, String)> {
     let named = variables.filter(|(name, _)| name.starts_with(prefix));
     named.map(|(name, value)| (name.to_ascii_lowercase(), value)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use object_store::ClientConfigKey;
+
+    use super::*;
+
+    #[test]
+    fn no_clock_of_the_library_ends_a_long_answer() {
+        let limits = StoreLimits { patience: Duration::from_secs(60), concurrency: 1 };
+        let access = Access::Common(&[]);
+        let request = Request { source: "s3://box", place: "box", prefix: "", access, limits };
+        let client = request.client();
+        // It would be 30 seconds for all of an answer, however steadily it comes.
+        assert_eq!(client.get_config_value(&ClientConfigKey::Timeout), None);
+        let connect = client.get_config_value(&ClientConfigKey::ConnectTimeout);
+        assert!(connect.is_some_and(|it| it.starts_with('5')), "a connection has its time");
+    }
+}

@@ -149,6 +149,30 @@ async fn what_a_client_abandons_is_aborted_at_the_store() {
     node.stop();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_in_parts_that_is_abandoned_while_it_begins_is_aborted() {
+    let origin = Origin::start();
+    origin.put("box", "ready", vec![1]);
+    let node = options(&origin.url(), "s3://box").start();
+    let client = node.client().await;
+    // A connection of its own, because its end is what takes the writer away in the middle.
+    let own = node.client().await;
+    let mut upload = own.upload("it", PutOptions::new()).await.expect("begin");
+    origin.slow_writes(Duration::from_millis(1500));
+    let writer = tokio::spawn(async move { upload.write(&vec![1; LARGE]).await });
+    wait_until("the store is asked to begin", || origin.asked_count() == 1);
+    assert_eq!(origin.begun_count(), 0, "it has not answered yet");
+    writer.abort();
+    assert!(writer.await.expect_err("it was dropped").is_cancelled());
+    drop(own);
+    origin.slow_writes(Duration::ZERO);
+    wait_until("it was begun", || origin.begun_count() == 1);
+    wait_until("and aborted", || origin.open_count() == 0);
+    let gone = client.stat("it").await.expect_err("nothing is there");
+    assert_eq!(gone.status(), Some(Status::NotFound));
+    node.stop();
+}
+
 #[tokio::test]
 async fn a_slow_store_holds_the_writer_back() {
     let origin = Origin::start();
