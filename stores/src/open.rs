@@ -42,6 +42,8 @@ pub(crate) struct Opening {
     pub(crate) pages: Option<Arc<dyn PaginatedListStore>>,
     /// What all keys begin with; no `/` at its end.
     pub(crate) prefix: String,
+    /// True if the store judges a condition when an object in parts becomes complete.
+    pub(crate) judges_completion: bool,
 }
 
 /// Makes a client for the store that a URL names.
@@ -210,11 +212,15 @@ impl Request<'_> {
         let builder = self.configure(builder, set)?;
         let builder = builder.with_bucket_name(self.place).with_retry(self.retries());
         let builder = builder.with_http_connector(LengthConnector::default());
+        // An operator who says that the store knows no conditions means this request, too.
+        let conditions = builder.get_config_value(&AmazonS3ConfigKey::ConditionalPut);
+        let judges_completion = conditions.as_deref() != Some("disabled");
         let once = builder.clone().with_retry(RetryConfig { max_retries: 0, ..self.retries() });
         let once = Arc::new(once.build().map_err(|error| self.unusable(error))?);
         let store = Arc::new(builder.build().map_err(|error| self.unusable(error))?);
         let pages = Some(store.clone() as Arc<dyn PaginatedListStore>);
-        Ok(Opening { pages, store, once, prefix: self.prefix.to_owned() })
+        let prefix = self.prefix.to_owned();
+        Ok(Opening { pages, store, once, prefix, judges_completion })
     }
 
     #[cfg(feature = "gcs")]
@@ -235,7 +241,8 @@ impl Request<'_> {
         let once = Arc::new(once.build().map_err(|error| self.unusable(error))?);
         let store = Arc::new(builder.build().map_err(|error| self.unusable(error))?);
         let pages = Some(store.clone() as Arc<dyn PaginatedListStore>);
-        Ok(Opening { pages, store, once, prefix: self.prefix.to_owned() })
+        let prefix = self.prefix.to_owned();
+        Ok(Opening { pages, store, once, prefix, judges_completion: false })
     }
 
     #[cfg(feature = "azure")]
@@ -255,7 +262,8 @@ impl Request<'_> {
         let once = Arc::new(once.build().map_err(|error| self.unusable(error))?);
         let store = Arc::new(builder.build().map_err(|error| self.unusable(error))?);
         let pages = Some(store.clone() as Arc<dyn PaginatedListStore>);
-        Ok(Opening { pages, store, once, prefix: self.prefix.to_owned() })
+        let prefix = self.prefix.to_owned();
+        Ok(Opening { pages, store, once, prefix, judges_completion: false })
     }
 
     #[cfg(feature = "http")]
@@ -271,7 +279,8 @@ impl Request<'_> {
         let store = Arc::new(store.map_err(|error| self.unusable(error))?);
         // The URL has the prefix already, and a plain web server lists nothing.
         let once: Arc<dyn ObjectStore> = store.clone();
-        Ok(Opening { store, once, pages: None, prefix: String::new() })
+        let prefix = String::new();
+        Ok(Opening { store, once, pages: None, prefix, judges_completion: false })
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use millrace_client::{Client, ClientConfig, Error, PutOptions, Status};
+use millrace_client::{Client, ClientConfig, Condition, Error, PutOptions, Status};
 use millrace_tests::origin::{Origin, WriteFault};
 use millrace_tests::{NodeOptions, content, wait_until};
 
@@ -76,10 +76,53 @@ async fn conditions_are_judged_by_the_store() {
     assert_eq!(read_whole(&client, "it").await.expect("read"), b"two");
     let kept = client.delete_if_version("it", second.version).await.expect_err("S3 cannot");
     assert!(kept.to_string().contains("delete without the condition"), "{kept}");
-    let large = vec![0; LARGE];
-    let large = client.put_if_absent("large", &large[..]).await.expect_err("too large");
+    node.stop();
+}
+
+#[tokio::test]
+async fn conditions_hold_for_objects_in_parts_too() {
+    let origin = Origin::start();
+    origin.put("box", "ready", vec![1]);
+    let node = options(&origin.url(), "s3://box").set("source_timeout_ms", 2000).start();
+    let client = node.client().await;
+    let bytes = |letter: u8| vec![letter; LARGE];
+    let before = origin.put_count();
+    let first = client.put_if_absent("it", &bytes(1)[..]).await.expect("free");
+    assert_eq!(origin.put_count() - before, 3, "three parts");
+    let taken = client.put_if_absent("it", &bytes(2)[..]).await.expect_err("taken");
+    assert_eq!(taken.status(), Some(Status::ConditionFailed), "{taken}");
+    assert!(taken.to_string().contains("taken already"), "{taken}");
+    // Another writer comes while the parts are under way: the store itself has to judge.
+    let other = bytes(9);
+    let mut upload = client
+        .upload("it", PutOptions { condition: Condition::Version(first.version) })
+        .await
+        .expect("begin");
+    upload.write(&bytes(3)).await.expect("write");
+    origin.replace_at_next_end("box", "it", other.clone());
+    let late = upload.finish().await.expect_err("another version");
+    assert_eq!(late.status(), Some(Status::ConditionFailed), "{late}");
+    assert!(origin.get("box", "it") == Some(other));
+    let now =
+        client.refresh("it", false).await.expect("refresh")[0].1.clone().expect("it is there");
+    client.put_if_version("it", now.version, &bytes(4)[..]).await.expect("the same version");
+    assert!(read_whole(&client, "it").await.expect("read") == bytes(4));
+    // It is sent once, and never denied though it was made.
+    origin.break_writes(Some(WriteFault::LateEnd(500)));
+    let lost = client.put_if_absent("more", &bytes(5)[..]).await.expect_err("no clear answer");
+    assert!(matches!(lost, Error::OutcomeUnknown { .. }), "{lost}");
+    origin.break_writes(None);
+    assert!(read_whole(&client, "more").await.expect("it was made") == bytes(5));
+    assert_eq!(origin.open_count(), 0);
+    node.stop();
+    // Where the operator says that the store knows no conditions nothing is written that has one.
+    let options = options(&origin.url(), "s3://box");
+    let endpoint = format!("endpoint={}:skip_signature=true", origin.url());
+    let node = options.set("source_option", endpoint + ":conditional_put=disabled").start();
+    let client = node.client().await;
+    let large = client.put_if_absent("new", &bytes(6)[..]).await.expect_err("too large");
     assert!(large.to_string().contains("on a condition has at most"), "{large}");
-    assert_eq!(origin.get("box", "large"), None);
+    assert_eq!(origin.get("box", "new"), None);
     node.stop();
 }
 
