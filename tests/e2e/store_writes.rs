@@ -7,7 +7,7 @@ use millrace_client::{Client, ClientConfig, Condition, Error, PutOptions, Status
 use millrace_tests::origin::{Origin, WriteFault};
 use millrace_tests::{NodeOptions, content, wait_until};
 
-use millrace_tests::weed::Weed;
+use millrace_tests::servers::Server;
 
 /// More than two parts of an upload.
 const LARGE: usize = (20 << 20) + 12_345;
@@ -261,7 +261,7 @@ async fn a_web_server_is_only_read() {
 
 #[tokio::test]
 async fn a_real_s3_server_takes_writes() {
-    let Some(weed) = Weed::start() else { return };
+    let Some(weed) = Server::weed() else { return };
     let endpoint = format!("http://127.0.0.1:{}", weed.port());
     let node = options(&endpoint, "s3://millrace-it").start();
     let config = ClientConfig { deadline: Duration::from_secs(60), ..ClientConfig::new() };

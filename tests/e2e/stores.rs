@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use millrace_client::{Client, ClientConfig, Error, Kind, MountInfo};
 use millrace_tests::origin::{Fault, Origin};
-use millrace_tests::weed::Weed;
+use millrace_tests::servers::Server;
 use millrace_tests::{BLOCK, HANG_GUARD, Node, NodeOptions, Scratch, content};
 
 /// Length of an object of four blocks, the last one short.
@@ -441,7 +441,7 @@ async fn a_store_that_is_down_answers_at_once_and_comes_back() {
 
 #[tokio::test]
 async fn a_real_s3_server_is_a_source() {
-    let Some(weed) = Weed::start() else { return };
+    let Some(weed) = Server::weed() else { return };
     let lengths = [0, 1, LENGTH, 5 << 20];
     for (index, length) in lengths.into_iter().enumerate() {
         let key = format!("deep/f{index}");
