@@ -26,7 +26,7 @@ pub enum Fault {
     Reset(usize),
     /// The answer is right, and begins after this time.
     Late(Duration),
-    /// The answer is right, and comes in eight pieces, each after this time.
+    /// The answer is right, and comes in pieces of 16 KiB, each after this time.
     Trickle(Duration),
     /// Half of the body, and then nothing more.
     Stuck,
@@ -418,7 +418,7 @@ fn send(
     out.write_all(&body[..sent])?;
     match fault {
         Some(Fault::Trickle(pause)) => {
-            for piece in body.chunks(body.len().div_ceil(8).max(1)) {
+            for piece in body.chunks(16 << 10) {
                 thread::sleep(pause);
                 out.write_all(piece)?;
             }
