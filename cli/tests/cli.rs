@@ -398,6 +398,11 @@ fn fs_finds_by_name_size_and_kind_and_sums_directories() {
     let found = json(&find(&["--json", "--name", "exact"]));
     assert_eq!((&found["path"], &found["length"]), (&"a/b/c/exact".into(), &65_536.into()));
     assert!(node.fs_fails(&["find", "absent"]).contains("absent"));
+    for pattern in ["[a", "a***b", "***"] {
+        let said = said(node.fs(&["find", "--name", pattern]).output().unwrap());
+        assert_eq!(said.code, Some(2), "{pattern}: {}", said.stdout);
+        assert!(said.stderr.contains("--name") && said.stderr.contains(pattern), "{}", said.stderr);
+    }
 
     let large = 5 * 65_536 + 123;
     let lines = node.fs_text(&["du", "--json"]);
@@ -520,6 +525,10 @@ fn fs_steers_the_cache() {
     assert!(output.stderr.contains("absent: not found"), "{}", output.stderr);
     let load = json(&output.stdout);
     assert_eq!((&load["file_count"], &load["failed_count"]), (&3.into(), &1.into()));
+    // What cannot be a path ends the list, and what came before it is loaded.
+    std::fs::write(&list, b"large.bin\nb\xfcro.bin\n").unwrap();
+    let told = node.fs_fails(&["load", "--paths-from", text(&list)]);
+    assert!(told.contains("flag --paths-from") && told.contains("UTF-8"), "{told}");
     let status = report(&["status", "--json"]);
     assert_eq!(
         (&status["shard_count"], &status["counters"]["fill_error_count"]),

@@ -1,7 +1,8 @@
 //! The length of an answer: it is known before the first byte is used, or the whole answer is waited for.
 //!
-//! Owns the way of requests to the network. Always holds: a part whose head says another length than its range is
-//! refused; an answer with [`LengthKnown`] ends after the bytes of its range, or breaks.
+//! Owns the way of requests to the network, where [`completion`] adds what the library leaves out. Always holds: a
+//! part whose head says another length than its range is refused; an answer with [`LengthKnown`] ends after the bytes
+//! of its range, or breaks.
 
 use std::pin::Pin;
 
@@ -10,6 +11,8 @@ use object_store::client::{
     ReqwestConnector,
 };
 use object_store::{ClientOptions, Result};
+
+use crate::completion;
 
 /// Says of an answer that its head names the length of its body.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +48,8 @@ impl HttpService for LengthService {
         Self: 'f,
     {
         Box::pin(async move {
+            let mut request = request;
+            completion::prepare(&mut request)?;
             let mut response = self.0.execute(request).await?;
             let header = |name| response.headers().get(name)?.to_str().ok();
             let told = header("content-length").and_then(|text| text.parse::<u64>().ok());

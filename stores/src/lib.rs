@@ -11,6 +11,7 @@
 //! own threads. `docs/STORES.md` says what each store can.
 
 mod breaker;
+mod completion;
 mod direct;
 mod failure;
 mod gather;

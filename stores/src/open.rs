@@ -42,6 +42,8 @@ pub(crate) struct Opening {
     pub(crate) pages: Option<Arc<dyn PaginatedListStore>>,
     /// What all keys begin with; no `/` at its end.
     pub(crate) prefix: String,
+    /// True if the store judges a condition when an object in parts becomes complete.
+    pub(crate) judges_completion: bool,
 }
 
 /// Makes a client for the store that a URL names.
@@ -210,11 +212,15 @@ impl Request<'_> {
         let builder = self.configure(builder, set)?;
         let builder = builder.with_bucket_name(self.place).with_retry(self.retries());
         let builder = builder.with_http_connector(LengthConnector::default());
+        // An operator who says that the store knows no conditions means this request, too.
+        let conditions = builder.get_config_value(&AmazonS3ConfigKey::ConditionalPut);
+        let judges_completion = conditions.as_deref() != Some("disabled");
         let once = builder.clone().with_retry(RetryConfig { max_retries: 0, ..self.retries() });
         let once = Arc::new(once.build().map_err(|error| self.unusable(error))?);
         let store = Arc::new(builder.build().map_err(|error| self.unusable(error))?);
         let pages = Some(store.clone() as Arc<dyn PaginatedListStore>);
-        Ok(Opening { pages, store, once, prefix: self.prefix.to_owned() })
+        let prefix = self.prefix.to_owned();
+        Ok(Opening { pages, store, once, prefix, judges_completion })
     }
 
     #[cfg(feature = "gcs")]
@@ -235,7 +241,8 @@ impl Request<'_> {
         let once = Arc::new(once.build().map_err(|error| self.unusable(error))?);
         let store = Arc::new(builder.build().map_err(|error| self.unusable(error))?);
         let pages = Some(store.clone() as Arc<dyn PaginatedListStore>);
-        Ok(Opening { pages, store, once, prefix: self.prefix.to_owned() })
+        let prefix = self.prefix.to_owned();
+        Ok(Opening { pages, store, once, prefix, judges_completion: false })
     }
 
     #[cfg(feature = "azure")]
@@ -255,7 +262,8 @@ impl Request<'_> {
         let once = Arc::new(once.build().map_err(|error| self.unusable(error))?);
         let store = Arc::new(builder.build().map_err(|error| self.unusable(error))?);
         let pages = Some(store.clone() as Arc<dyn PaginatedListStore>);
-        Ok(Opening { pages, store, once, prefix: self.prefix.to_owned() })
+        let prefix = self.prefix.to_owned();
+        Ok(Opening { pages, store, once, prefix, judges_completion: false })
     }
 
     #[cfg(feature = "http")]
@@ -271,7 +279,8 @@ impl Request<'_> {
         let store = Arc::new(store.map_err(|error| self.unusable(error))?);
         // The URL has the prefix already, and a plain web server lists nothing.
         let once: Arc<dyn ObjectStore> = store.clone();
-        Ok(Opening { store, once, pages: None, prefix: String::new() })
+        let prefix = String::new();
+        Ok(Opening { store, once, pages: None, prefix, judges_completion: false })
     }
 }
 
@@ -284,4 +293,28 @@ fn environment(prefix: &str) -> Vec<(String, String)> {
     let variables = std::env::vars_os().filter_map(text);
     let named = variables.filter(|(name, _)| name.starts_with(prefix));
     named.map(|(name, value)| (name.to_ascii_lowercase(), value)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use object_store::ClientConfigKey;
+
+    use super::*;
+
+    #[test]
+    fn no_clock_of_the_library_ends_a_long_answer() {
+        let limits = StoreLimits {
+            patience: Duration::from_secs(60),
+            concurrency: 1,
+            bandwidth: None,
+            is_hedged: false,
+        };
+        let access = Access::Common(&[]);
+        let request = Request { source: "s3://box", place: "box", prefix: "", access, limits };
+        let client = request.client();
+        // It would be 30 seconds for all of an answer, however steadily it comes.
+        assert_eq!(client.get_config_value(&ClientConfigKey::Timeout), None);
+        let connect = client.get_config_value(&ClientConfigKey::ConnectTimeout);
+        assert!(connect.is_some_and(|it| it.starts_with('5')), "a connection has its time");
+    }
 }

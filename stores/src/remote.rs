@@ -58,6 +58,8 @@ pub(crate) struct Inner {
     once: Arc<dyn ObjectStore>,
     pages: Option<Arc<dyn PaginatedListStore>>,
     prefix: String,
+    /// True if the store judges a condition when an object in parts becomes complete.
+    judges_completion: bool,
     pub(crate) tags: Cache<FileId, Tag>,
     pub(crate) reads: Arc<Semaphore>,
     lookups: Arc<Semaphore>,
@@ -77,7 +79,7 @@ impl Remote {
     /// Serves a store under the name that it has in the cluster. Requests run on the threads of `handle`.
     pub(crate) fn new(
         identity: &str,
-        Opening { store, once, pages, prefix }: Opening,
+        Opening { store, once, pages, prefix, judges_completion }: Opening,
         limits: StoreLimits,
         handle: Handle,
     ) -> Remote {
@@ -87,6 +89,7 @@ impl Remote {
             once,
             pages,
             prefix,
+            judges_completion,
             tags: Cache::new(TAGS_MAX),
             reads: Arc::new(Semaphore::new(limits.concurrency)),
             lookups: Arc::new(Semaphore::new(limits.concurrency)),

@@ -38,6 +38,7 @@ mod store_credentials;
 mod store_many;
 mod store_neighbours;
 mod store_refusals;
+mod store_servers;
 mod store_sources;
 mod store_staleness;
 mod store_versions;

@@ -212,3 +212,19 @@ fn a_missing_file_is_found_once_it_is_there() {
     drop(peer);
     node.stop();
 }
+
+#[tokio::test]
+async fn names_that_cannot_be_asked_for_are_counted_in_the_log() {
+    use std::os::unix::ffi::OsStrExt;
+    let scratch = Scratch::new();
+    std::fs::write(scratch.at("good"), "x").expect("write");
+    for name in [&b"bad\xff"[..], b"\xc3\x28"] {
+        std::fs::write(scratch.root().join(std::ffi::OsStr::from_bytes(name)), "x").expect("write");
+    }
+    let node = Node::serve(scratch.root());
+    let client = node.client().await;
+    let entries = client.list("").await.expect("list");
+    assert_eq!(entries.iter().map(|entry| &*entry.name).collect::<Vec<_>>(), ["good"]);
+    wait_until("the log says so", || node.log().contains("2 names in '/' are not UTF-8"));
+    node.stop();
+}

@@ -10,7 +10,7 @@ use millrace_proto::write::RenameRequest;
 use millrace_tests::cluster::Cluster;
 use millrace_tests::origin::{Origin, WriteFault};
 use millrace_tests::process::program;
-use millrace_tests::weed::Weed;
+use millrace_tests::servers::Server;
 use millrace_tests::{Node, NodeOptions, Peer, Scratch, content, wait_until};
 
 fn writable(source: &Path) -> NodeOptions {
@@ -256,7 +256,7 @@ async fn a_rename_whose_answer_is_lost_is_told_to_be_unknown() {
 
 #[tokio::test]
 async fn a_real_s3_server_renames_objects() {
-    let Some(weed) = Weed::start() else { return };
+    let Some(weed) = Server::weed() else { return };
     let node = writable(Path::new("s3://millrace-it"))
         .set("source_option", format!("endpoint={}:skip_signature=true", weed.url()))
         .start();

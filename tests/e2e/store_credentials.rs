@@ -232,3 +232,29 @@ async fn a_profile_of_the_aws_tools_is_used() {
     assert_eq!(read(&node.client().await, "it").await.expect("read"), vec![1; 1000]);
     node.stop();
 }
+
+#[test]
+fn a_profile_file_that_is_cut_is_told() {
+    let (directory, origin) = (TempDir::new().expect("a directory"), locked("box", "ALPHA"));
+    let whole = "[default]\naws_access_key_id = OMEGA\naws_secret_access_key = hush\n\
+                 [prod]\naws_access_key_id = ALPHA\naws_secret_access_key = hush\n";
+    for (last, reason) in [
+        ("[pro", "there is no profile prod in "),
+        ("= ALPHA\naws_secret_acc", "Missing SecretAccessKey"),
+        ("= ALP", "Missing SecretAccessKey"),
+    ] {
+        let end = whole.rfind(last).expect("a part of it") + last.len();
+        let credentials = write(&directory, "credentials", &whole[..end], 0o600);
+        let told = NodeOptions::new(Path::new("s3://box"))
+            .set("source_option", format!("endpoint={}", origin.url()))
+            .set("source_timeout_ms", 2000)
+            .environment(nothing_else())
+            .environment([
+                ("AWS_SHARED_CREDENTIALS_FILE", credentials.display().to_string()),
+                ("AWS_PROFILE", "prod".to_owned()),
+            ])
+            .start_in_vain();
+        assert!(told.contains(reason), "{last}: {told}");
+        assert!(!told.contains("hush"), "a secret is shown: {told}");
+    }
+}

@@ -5,12 +5,15 @@ use std::time::Duration;
 
 use millrace_client::{Client, ClientConfig, Error, File};
 use millrace_tests::origin::{Fault, Origin};
-use millrace_tests::{BLOCK, HANG_GUARD, Node, NodeOptions, content};
+use millrace_tests::{BLOCK, HANG_GUARD, Node, NodeOptions, content, wait_until};
 
 /// Readers, each with a connection of its own, and so with a share of the fills.
 const READERS: u64 = 16;
 /// Blocks that they read.
 const BLOCKS: u64 = 2 * READERS;
+
+/// How long a reader asks again for what the store does not give. Guessed: all that comes is there in two seconds.
+const DEADLINE: Duration = Duration::from_secs(8);
 
 /// Starts a node that has one request to its store under way.
 fn start(origin: &Origin) -> Node {
@@ -39,10 +42,10 @@ async fn read(client: &Client, file: &File, block: u64) -> Result<(), Error> {
 }
 
 /// Reads all blocks at once, each reader two that follow each other.
-async fn read_all(node: &Node, key: &str) -> Vec<Result<(), Error>> {
+async fn read_all(node: &Node, key: &str, deadline: Duration) -> Vec<Result<(), Error>> {
     let mut reads = Vec::new();
     for reader in 0..READERS {
-        let config = ClientConfig { local: false, ..ClientConfig::new() };
+        let config = ClientConfig { deadline, local: false, ..ClientConfig::new() };
         let client = node.client_with(config).await;
         let file = client.stat(key).await.expect("stat");
         for block in [2 * reader, 2 * reader + 1] {
@@ -62,7 +65,7 @@ async fn read_all(node: &Node, key: &str) -> Vec<Result<(), Error>> {
 /// Reads all blocks until each was read.
 async fn read_until_all_are_there(node: &Node, key: &str) {
     let read = async {
-        while read_all(node, key).await.iter().any(Result::is_err) {
+        while read_all(node, key, HANG_GUARD).await.iter().any(Result::is_err) {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
@@ -80,7 +83,7 @@ async fn neighbours_that_wait_are_few_requests() {
         let node = start(&origin);
         // The first request is tried again after a while, and meanwhile the others wait for its place.
         origin.break_reads(Fault::Status(503), 1);
-        for result in read_all(&node, "it").await {
+        for result in read_all(&node, "it", HANG_GUARD).await {
             result.expect("read");
         }
         let count = origin.read_count() as u64;
@@ -89,16 +92,24 @@ async fn neighbours_that_wait_are_few_requests() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cut_costs_no_reader_whose_bytes_came() {
     let origin = Origin::start();
     put(&origin, "it");
     let node = start(&origin);
-    // A block of a request of its own never comes; of one for many the last two do not.
+    // One request holds the place, and meanwhile the others wait for it. Then a block of a request of its own never
+    // comes; of one for many the last two do not.
+    origin.break_reads_in_turn([Some(Fault::Late(Duration::from_millis(1500)))]);
     origin.break_reads(Fault::Cut(BLOCK as usize + 10), usize::MAX);
-    let results = read_all(&node, "it").await;
+    let client = node.client().await;
+    let first = client.stat("first").await.expect("stat");
+    let holds = tokio::spawn(async move { client.read(&first, 0, 1).await });
+    tokio::task::block_in_place(|| wait_until("the place is held", || origin.read_count() == 1));
+    let results = read_all(&node, "it", DEADLINE).await;
     let came = results.iter().filter(|result| result.is_ok()).count() as u64;
     assert!(came >= BLOCKS / 3, "{came} of {BLOCKS} blocks came: {results:?}");
+    assert!(came < BLOCKS, "what never came is an error");
+    assert_eq!(holds.await.expect("a task").expect("it comes late"), [1_u8][..]);
     for error in results.iter().filter_map(|result| result.as_ref().err()) {
         assert!(error.status().is_some(), "the node says why: {error}");
     }
@@ -114,7 +125,9 @@ async fn a_store_that_answers_neighbours_badly_never_gives_a_wrong_byte() {
     let faults = [
         Fault::Status(503),
         Fault::Status(403),
+        Fault::Cut(0),
         Fault::Cut(1),
+        Fault::Reset(3 * BLOCK as usize / 2),
         Fault::Cut(5 * BLOCK as usize / 2),
         Fault::Empty,
         Fault::EmptyPart,
@@ -130,7 +143,7 @@ async fn a_store_that_answers_neighbours_badly_never_gives_a_wrong_byte() {
         put(&origin, &key);
         origin.break_reads(fault, 3);
         // What comes is compared.
-        read_all(&node, &key).await;
+        read_all(&node, &key, DEADLINE).await;
         origin.mend();
         read_until_all_are_there(&node, &key).await;
     }

@@ -6,7 +6,7 @@ use std::process::{Command, Output, Stdio};
 use millrace_client::MountInfo;
 use millrace_tests::origin::Origin;
 use millrace_tests::process::{Process, program};
-use millrace_tests::weed::Weed;
+use millrace_tests::servers::Server;
 use millrace_tests::{BLOCK, NodeOptions, Scratch, content};
 
 /// Length of an object of three blocks, the last one short.
@@ -176,7 +176,7 @@ fn a_cluster_that_cannot_reach_its_bucket_says_why() {
 
 #[test]
 fn quickstart_proves_every_byte_of_a_real_s3_server() {
-    let Some(weed) = Weed::start() else { return };
+    let Some(weed) = Server::weed() else { return };
     for (index, length) in [0, 1, LENGTH, 3 << 20].into_iter().enumerate() {
         let key = format!("lake/f{index}");
         assert_eq!(weed.put(&key, &content::bytes(&key, 0, length)), 200);

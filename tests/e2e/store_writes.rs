@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::time::Duration;
 
-use millrace_client::{Client, ClientConfig, Error, PutOptions, Status};
+use millrace_client::{Client, ClientConfig, Condition, Error, PutOptions, Status};
 use millrace_tests::origin::{Origin, WriteFault};
 use millrace_tests::{NodeOptions, content, wait_until};
 
-use millrace_tests::weed::Weed;
+use millrace_tests::servers::Server;
 
 /// More than two parts of an upload.
 const LARGE: usize = (20 << 20) + 12_345;
@@ -76,10 +76,53 @@ async fn conditions_are_judged_by_the_store() {
     assert_eq!(read_whole(&client, "it").await.expect("read"), b"two");
     let kept = client.delete_if_version("it", second.version).await.expect_err("S3 cannot");
     assert!(kept.to_string().contains("delete without the condition"), "{kept}");
-    let large = vec![0; LARGE];
-    let large = client.put_if_absent("large", &large[..]).await.expect_err("too large");
+    node.stop();
+}
+
+#[tokio::test]
+async fn conditions_hold_for_objects_in_parts_too() {
+    let origin = Origin::start();
+    origin.put("box", "ready", vec![1]);
+    let node = options(&origin.url(), "s3://box").set("source_timeout_ms", 2000).start();
+    let client = node.client().await;
+    let bytes = |letter: u8| vec![letter; LARGE];
+    let before = origin.put_count();
+    let first = client.put_if_absent("it", &bytes(1)[..]).await.expect("free");
+    assert_eq!(origin.put_count() - before, 3, "three parts");
+    let taken = client.put_if_absent("it", &bytes(2)[..]).await.expect_err("taken");
+    assert_eq!(taken.status(), Some(Status::ConditionFailed), "{taken}");
+    assert!(taken.to_string().contains("taken already"), "{taken}");
+    // Another writer comes while the parts are under way: the store itself has to judge.
+    let other = bytes(9);
+    let mut upload = client
+        .upload("it", PutOptions { condition: Condition::Version(first.version) })
+        .await
+        .expect("begin");
+    upload.write(&bytes(3)).await.expect("write");
+    origin.replace_at_next_end("box", "it", other.clone());
+    let late = upload.finish().await.expect_err("another version");
+    assert_eq!(late.status(), Some(Status::ConditionFailed), "{late}");
+    assert!(origin.get("box", "it") == Some(other));
+    let now =
+        client.refresh("it", false).await.expect("refresh")[0].1.clone().expect("it is there");
+    client.put_if_version("it", now.version, &bytes(4)[..]).await.expect("the same version");
+    assert!(read_whole(&client, "it").await.expect("read") == bytes(4));
+    // It is sent once, and never denied though it was made.
+    origin.break_writes(Some(WriteFault::LateEnd(500)));
+    let lost = client.put_if_absent("more", &bytes(5)[..]).await.expect_err("no clear answer");
+    assert!(matches!(lost, Error::OutcomeUnknown { .. }), "{lost}");
+    origin.break_writes(None);
+    assert!(read_whole(&client, "more").await.expect("it was made") == bytes(5));
+    assert_eq!(origin.open_count(), 0);
+    node.stop();
+    // Where the operator says that the store knows no conditions nothing is written that has one.
+    let options = options(&origin.url(), "s3://box");
+    let endpoint = format!("endpoint={}:skip_signature=true", origin.url());
+    let node = options.set("source_option", endpoint + ":conditional_put=disabled").start();
+    let client = node.client().await;
+    let large = client.put_if_absent("new", &bytes(6)[..]).await.expect_err("too large");
     assert!(large.to_string().contains("on a condition has at most"), "{large}");
-    assert_eq!(origin.get("box", "large"), None);
+    assert_eq!(origin.get("box", "new"), None);
     node.stop();
 }
 
@@ -149,6 +192,30 @@ async fn what_a_client_abandons_is_aborted_at_the_store() {
     node.stop();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_in_parts_that_is_abandoned_while_it_begins_is_aborted() {
+    let origin = Origin::start();
+    origin.put("box", "ready", vec![1]);
+    let node = options(&origin.url(), "s3://box").start();
+    let client = node.client().await;
+    // A connection of its own, because its end is what takes the writer away in the middle.
+    let own = node.client().await;
+    let mut upload = own.upload("it", PutOptions::new()).await.expect("begin");
+    origin.slow_writes(Duration::from_millis(1500));
+    let writer = tokio::spawn(async move { upload.write(&vec![1; LARGE]).await });
+    wait_until("the store is asked to begin", || origin.asked_count() == 1);
+    assert_eq!(origin.begun_count(), 0, "it has not answered yet");
+    writer.abort();
+    assert!(writer.await.expect_err("it was dropped").is_cancelled());
+    drop(own);
+    origin.slow_writes(Duration::ZERO);
+    wait_until("it was begun", || origin.begun_count() == 1);
+    wait_until("and aborted", || origin.open_count() == 0);
+    let gone = client.stat("it").await.expect_err("nothing is there");
+    assert_eq!(gone.status(), Some(Status::NotFound));
+    node.stop();
+}
+
 #[tokio::test]
 async fn a_slow_store_holds_the_writer_back() {
     let origin = Origin::start();
@@ -194,7 +261,7 @@ async fn a_web_server_is_only_read() {
 
 #[tokio::test]
 async fn a_real_s3_server_takes_writes() {
-    let Some(weed) = Weed::start() else { return };
+    let Some(weed) = Server::weed() else { return };
     let endpoint = format!("http://127.0.0.1:{}", weed.port());
     let node = options(&endpoint, "s3://millrace-it").start();
     let config = ClientConfig { deadline: Duration::from_secs(60), ..ClientConfig::new() };

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use millrace_client::{Client, ClientConfig, Error, Kind, MountInfo};
 use millrace_tests::origin::{Fault, Origin};
-use millrace_tests::weed::Weed;
+use millrace_tests::servers::Server;
 use millrace_tests::{BLOCK, HANG_GUARD, Node, NodeOptions, Scratch, content};
 
 /// Length of an object of four blocks, the last one short.
@@ -179,8 +179,13 @@ async fn a_store_that_answers_badly_never_gives_a_wrong_byte() {
         Fault::Status(429),
         Fault::Status(403),
         Fault::Status(500),
+        Fault::Cut(0),
         Fault::Cut(1),
         Fault::Cut(BLOCK as usize / 2),
+        Fault::Reset(BLOCK as usize / 2),
+        Fault::Late(Duration::from_millis(100)),
+        Fault::Trickle(Duration::from_millis(20)),
+        Fault::Stuck,
         Fault::Empty,
         Fault::EmptyPart,
         Fault::Whole,
@@ -193,38 +198,140 @@ async fn a_store_that_answers_badly_never_gives_a_wrong_byte() {
     ];
     put(&origin, "box", "hot", LENGTH);
     let node = options(&origin, "s3://box").set("source_timeout_ms", 500).start();
-    let client = impatient(&node).await;
+    let client = node.client_with(ClientConfig { local: false, ..ClientConfig::new() }).await;
+    let hurried = client.with_deadline(Duration::from_secs(1));
     let hot = client.stat("hot").await.expect("stat");
     client.read(&hot, 0, u64::MAX).await.expect("have it in memory");
     for (index, fault) in faults.into_iter().enumerate() {
-        for count in [1, usize::MAX] {
-            let key = format!("f{index}-{count}");
-            put(&origin, "box", &key, LENGTH);
+        // A part of an object, and a whole one, which is asked for without a range.
+        for (count, length) in [(1, LENGTH), (usize::MAX, LENGTH), (usize::MAX, 50_000)] {
+            let key = format!("f{index}-{count}-{length}");
+            put(&origin, "box", &key, length);
             let file = client.stat(&key).await.expect("stat");
             origin.break_reads(fault, count);
-            let offset = u64::from(BLOCK);
-            match client.read(&file, offset, u64::from(BLOCK)).await {
-                Ok(bytes) => {
-                    assert_eq!(bytes, content::bytes(&key, offset, BLOCK as usize), "{fault:?}");
-                }
+            let offset = if length == LENGTH { u64::from(BLOCK) } else { 0 };
+            let expect = content::bytes(&key, offset, length.min(BLOCK as usize));
+            match hurried.read(&file, offset, u64::from(BLOCK)).await {
+                Ok(bytes) => assert_eq!(bytes, expect, "{fault:?}"),
                 Err(error) => assert!(!error.to_string().is_empty(), "{fault:?}"),
             }
             let bytes = client.read(&hot, 5, 100).await.expect("what is in memory is served");
             assert_eq!(bytes, content::bytes("hot", 5, 100));
             origin.mend();
-            // A store that was down is asked again after a second.
-            let read = async {
-                loop {
-                    match read_whole(&client, &key).await {
-                        Ok(bytes) => return bytes,
-                        Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
-                    }
-                }
-            };
-            let bytes = tokio::time::timeout(HANG_GUARD, read).await.expect("it comes back");
-            assert_eq!(bytes, content::bytes(&key, 0, LENGTH), "{fault:?}");
+            let bytes = read_until_it_comes(&client, &key).await;
+            assert_eq!(bytes, content::bytes(&key, 0, length), "{fault:?}");
         }
     }
+    node.stop();
+}
+
+/// Reads until it works, because a store that was down is asked again after a second.
+async fn read_until_it_comes(client: &Client, path: &str) -> Vec<u8> {
+    let read = async {
+        loop {
+            match read_whole(client, path).await {
+                Ok(bytes) => return bytes,
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+    };
+    tokio::time::timeout(HANG_GUARD, read).await.expect("it comes back")
+}
+
+#[tokio::test]
+async fn what_a_store_answers_to_the_rest_of_a_broken_read_is_judged_too() {
+    let origin = Origin::start();
+    put(&origin, "box", "first", 1);
+    let node = options(&origin, "s3://box").set("source_timeout_ms", 500).start();
+    let client = impatient(&node).await;
+    let half = BLOCK as usize / 2;
+    for (index, second) in [
+        // The range is not heeded where the rest is asked for.
+        Fault::Whole,
+        // The object has changed in the middle of a block.
+        Fault::OtherTag,
+        Fault::OtherPart,
+        Fault::Long,
+        Fault::Short,
+        Fault::EmptyPart,
+        Fault::Zipped,
+        Fault::Status(404),
+        Fault::Status(416),
+        Fault::Stuck,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for first in [Fault::Cut(half), Fault::Reset(half), Fault::Cut(1), Fault::Status(503)] {
+            let key = format!("f{index}-{first:?}");
+            put(&origin, "box", &key, LENGTH);
+            let file = client.stat(&key).await.expect("stat");
+            origin.break_reads_in_turn([Some(first), Some(second), Some(second)]);
+            let offset = u64::from(BLOCK);
+            match client.read(&file, offset, u64::from(BLOCK)).await {
+                Ok(bytes) => assert!(
+                    bytes == content::bytes(&key, offset, BLOCK as usize),
+                    "{first:?}, then {second:?}: a wrong byte"
+                ),
+                Err(error) => assert!(!error.to_string().is_empty(), "{first:?}, {second:?}"),
+            }
+            origin.mend();
+            let bytes = read_until_it_comes(&client, &key).await;
+            assert!(bytes == content::bytes(&key, 0, LENGTH), "{first:?}, then {second:?}");
+        }
+    }
+    node.stop();
+}
+
+#[tokio::test]
+async fn a_long_answer_that_keeps_coming_does_not_hang() {
+    let origin = Origin::start();
+    put(&origin, "box", "first", 1);
+    put(&origin, "box", "it", 8 * BLOCK as usize);
+    // A block takes 400 ms, and all of them in one answer more than twice the time that a block may take.
+    let node = options(&origin, "s3://box").set("source_timeout_ms", 1500).start();
+    let client = node.client().await;
+    origin.break_reads(Fault::Trickle(Duration::from_millis(100)), usize::MAX);
+    let file = client.stat("it").await.expect("stat");
+    let bytes = client.read(&file, 0, u64::MAX).await.expect("read");
+    assert!(bytes == content::bytes("it", 0, 8 * BLOCK as usize));
+    node.stop();
+}
+
+#[tokio::test]
+async fn listings_that_are_cut_or_lag_behind_are_told_or_put_right() {
+    let origin = Origin::start();
+    for index in 0..20 {
+        put(&origin, "box", &format!("deep/f{index}"), 1000);
+    }
+    let node = options(&origin, "s3://box").set("source_timeout_ms", 500);
+    let node = node.set("stale_after_ms", 0).start();
+    let client = impatient(&node).await;
+    origin.cut_listings();
+    let error = client.list("deep").await.expect_err("half of a listing");
+    assert!(!error.to_string().is_empty());
+    origin.mend();
+    let listed = async {
+        loop {
+            match client.list("deep").await {
+                Ok(entries) => return entries.len(),
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+    };
+    assert_eq!(tokio::time::timeout(HANG_GUARD, listed).await.expect("it comes back"), 20);
+    // The listing shows what was replaced and what is gone, and not what is new.
+    origin.freeze_listings();
+    origin.put("box", "deep/f0", content::bytes("new", 0, 2000));
+    origin.remove("box", "deep/f1");
+    put(&origin, "box", "deep/late", 500);
+    let entries = client.list("deep").await.expect("list");
+    assert_eq!(entries.len(), 20);
+    assert_eq!(read_whole(&client, "deep/f0").await.expect("new"), content::bytes("new", 0, 2000));
+    let gone = client.stat("deep/f1").await.expect_err("it is gone");
+    assert_eq!(gone.status(), Some(millrace_client::Status::NotFound), "{gone}");
+    let late = read_whole(&client, "deep/late").await.expect("it is there");
+    assert_eq!(late, content::bytes("deep/late", 0, 500));
     node.stop();
 }
 
@@ -333,7 +440,7 @@ async fn a_store_that_is_down_answers_at_once_and_comes_back() {
 
 #[tokio::test]
 async fn a_real_s3_server_is_a_source() {
-    let Some(weed) = Weed::start() else { return };
+    let Some(weed) = Server::weed() else { return };
     let lengths = [0, 1, LENGTH, 5 << 20];
     for (index, length) in lengths.into_iter().enumerate() {
         let key = format!("deep/f{index}");

@@ -1,7 +1,7 @@
 //! Writes to a directory through the cache: whole or not at all, and nothing left behind.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use millrace_client::{Client, ClientConfig, Error, MountInfo, PutOptions, Status, blocking};
@@ -531,5 +531,32 @@ fn a_file_whose_directory_was_moved_is_not_written_elsewhere() {
         std::fs::remove_dir(scratch.at("there")).expect("remove");
     }
     assert!(names(scratch.root()).is_empty());
+    node.stop();
+}
+
+#[test]
+fn a_delete_that_waited_for_its_directory_deletes_in_no_other() {
+    let scratch = Scratch::new();
+    scratch.write("here/x", b"old");
+    let node = writable(scratch.root()).start();
+    let mut peer = node.peer();
+    let locked = std::fs::File::open(scratch.at("here")).expect("open a directory");
+    rustix::fs::flock(&locked, rustix::fs::FlockOperation::LockExclusive).expect("lock it");
+    let opened = |place: PathBuf| {
+        let files = std::fs::read_dir(format!("/proc/{}/fd", node.id())).expect("its files");
+        files.flatten().any(|it| std::fs::read_link(it.path()).is_ok_and(|to| to == place))
+    };
+    peer.send(Op::Delete, &WriteRequest::new("here/x", Condition::None));
+    wait_until("the delete waits for the lock", || opened(scratch.at("here")));
+    std::fs::rename(scratch.at("here"), scratch.at("there")).expect("rename");
+    scratch.write("here/x", b"new");
+    drop(locked);
+    let refused = peer.receive();
+    assert_ne!(refused.status(), Status::Ok);
+    assert_eq!(std::fs::read(scratch.at("there/x")).expect("it stays"), b"old");
+    assert_eq!(std::fs::read(scratch.at("here/x")).expect("it stays"), b"new");
+    let done = peer.ask(Op::Delete, &WriteRequest::new("here/x", Condition::None));
+    assert_eq!(done.status(), Status::Ok, "{}", done.message());
+    assert!(names(&scratch.at("here")).is_empty());
     node.stop();
 }

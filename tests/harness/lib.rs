@@ -21,9 +21,9 @@ pub mod origin;
 pub mod peer;
 pub mod preload;
 pub mod process;
+pub mod servers;
 pub mod slow_source;
 pub mod starts;
-pub mod weed;
 
 pub use cluster::Cluster;
 pub use content::{BLOCK, Scratch};

@@ -3,7 +3,7 @@
 //! Owns objects in memory and counts what it is asked for. An object is at `/BUCKET/KEY` for S3 in path style, and
 //! the same URL is a plain web server's. Faults answer reads of objects; look-ups and listings stay right.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,8 +20,16 @@ pub use writes::WriteFault;
 pub enum Fault {
     /// This status and no body of the object.
     Status(u16),
-    /// The connection breaks when this many bytes of the body are missing.
+    /// The connection ends when this many bytes of the body are missing; after 0 it ends where it should go on.
     Cut(usize),
+    /// The connection is reset when this many bytes of the body are missing.
+    Reset(usize),
+    /// The answer is right, and begins after this time.
+    Late(Duration),
+    /// The answer is right, and comes in pieces of 16 KiB, each after this time.
+    Trickle(Duration),
+    /// Half of the body, and then nothing more.
+    Stuck,
     /// No body, though the head promises one.
     Empty,
     /// A part of length 0 that calls itself the right one.
@@ -50,13 +58,21 @@ struct Object {
     number: u64,
 }
 
+/// By bucket and key.
+type Objects = BTreeMap<(String, String), Object>;
+
 #[derive(Default)]
 struct State {
-    /// By bucket and key.
-    objects: BTreeMap<(String, String), Object>,
+    objects: Objects,
     put_count: u64,
-    /// The fault of the next reads, and how many have it.
+    /// The faults of the next reads, one each; None for a read that goes right.
+    faults: VecDeque<Option<Fault>>,
+    /// The fault of the reads after these, and how many have it.
     fault: Option<(Fault, usize)>,
+    /// What listings show, if it is not what is there.
+    shown: Option<Objects>,
+    /// True if listings end in the middle.
+    has_cut_listings: bool,
     /// True if objects have no entity tags.
     has_no_tags: bool,
     /// True if objects have no times.
@@ -133,9 +149,29 @@ impl Origin {
         self.state().fault = Some((fault, count));
     }
 
-    /// Has reads go right again.
+    /// Has each of the next reads go wrong in its own way, or go right, in this order.
+    pub fn break_reads_in_turn(&self, faults: impl IntoIterator<Item = Option<Fault>>) {
+        self.state().faults = faults.into_iter().collect();
+    }
+
+    /// Has reads and listings go right again.
     pub fn mend(&self) {
-        self.state().fault = None;
+        let mut state = self.state();
+        state.fault = None;
+        state.faults.clear();
+        state.shown = None;
+        state.has_cut_listings = false;
+    }
+
+    /// Has listings show for ever what is there now, as those of a store that lags behind.
+    pub fn freeze_listings(&self) {
+        let mut state = self.state();
+        state.shown = Some(state.objects.clone());
+    }
+
+    /// Has listings end in the middle.
+    pub fn cut_listings(&self) {
+        self.state().has_cut_listings = true;
     }
 
     /// Leaves entity tags out from now on.
@@ -263,8 +299,15 @@ fn serve(
             lookups.fetch_add(1, Ordering::SeqCst);
         }
         if request.query.contains_key("list-type") {
-            let body = listing(&lock(state), bucket, &request.query);
+            let (body, is_cut) = {
+                let state = lock(state);
+                (listing(&state, bucket, &request.query), state.has_cut_listings)
+            };
             match body {
+                Some(body) if is_cut => {
+                    let half = &body[..body.len() / 2];
+                    answer(&mut out, 200, "Content-Type: application/xml\r\n", half)?;
+                }
                 Some(body) => answer(&mut out, 200, "Content-Type: application/xml\r\n", &body)?,
                 None => {
                     let body = "<Error><Code>NoSuchBucket</Code></Error>";
@@ -275,27 +318,36 @@ fn serve(
         }
         let found = lock(state).objects.get(&(bucket.to_owned(), key.to_owned())).cloned();
         match (request.method.as_str(), found) {
-            ("GET", Some(object)) => {
-                let pause = {
-                    let mut state = lock(state);
-                    state.reading_count += 1;
-                    state.reading_max = state.reading_max.max(state.reading_count);
-                    state.read_pause
-                };
-                thread::sleep(pause);
-                lock(state).reading_count -= 1;
-                send(&mut out, &request, &object, state, reads)?;
-            }
-            ("HEAD", Some(object)) => {
-                let pause = lock(state).lookup_pause;
-                thread::sleep(pause);
-                send(&mut out, &request, &object, state, reads)?;
+            ("GET" | "HEAD", Some(object)) => {
+                wait(&request.method, state);
+                let sent = send(&mut out, &request, &object, state, reads);
+                if sent.as_ref().is_err_and(|it| it.kind() == io::ErrorKind::ConnectionReset) {
+                    let now = Some(Duration::ZERO);
+                    let _ = rustix::net::sockopt::set_socket_linger(stream, now);
+                }
+                sent?;
             }
             ("GET" | "HEAD", None) => answer(&mut out, 404, "", b"")?,
             (_, found) => writes::serve(&mut out, &request, (bucket, key), found, state)?,
         }
     }
     Ok(())
+}
+
+/// Waits as a look-up or a read of an object is to take, and counts reads that are under way.
+fn wait(method: &str, state: &Mutex<State>) {
+    if method == "HEAD" {
+        let pause = lock(state).lookup_pause;
+        return thread::sleep(pause);
+    }
+    let pause = {
+        let mut state = lock(state);
+        state.reading_count += 1;
+        state.reading_max = state.reading_max.max(state.reading_count);
+        state.read_pause
+    };
+    thread::sleep(pause);
+    lock(state).reading_count -= 1;
 }
 
 /// Returns the tag of the object that was put with this number.
@@ -320,6 +372,9 @@ fn answer(out: &mut impl Write, status: u16, headers: &str, body: &[u8]) -> io::
 
 /// Takes the fault that this read has, if it has one.
 fn fault_of(state: &mut State) -> Option<Fault> {
+    if let Some(fault) = state.faults.pop_front() {
+        return fault;
+    }
     let (fault, left) = state.fault?;
     state.fault = (left > 1).then_some((fault, left - 1));
     Some(fault)
@@ -380,6 +435,7 @@ fn send(
             thread::sleep(Duration::from_secs(3600));
             return Ok(());
         }
+        Some(Fault::Late(pause)) => thread::sleep(pause),
         _ => (),
     }
     let says = if fault == Some(Fault::Long) { &wanted } else { &part };
@@ -394,13 +450,29 @@ fn send(
         }
         Some(Fault::EmptyPart) => return answer_with(out, status, &headers, b"", false),
         Some(Fault::Empty) => 0,
-        Some(Fault::Cut(missing)) => body.len().saturating_sub(missing),
+        Some(Fault::Cut(missing) | Fault::Reset(missing)) => body.len().saturating_sub(missing),
+        Some(Fault::Stuck) => body.len() / 2,
+        Some(Fault::Trickle(_)) => 0,
         _ => return answer_with(out, status, &headers, body, false),
     };
     write!(out, "HTTP/1.1 {status} It\r\n{headers}Content-Length: {}\r\n\r\n", body.len())?;
     out.write_all(&body[..sent])?;
-    // The connection ends here.
-    Err(io::ErrorKind::Other.into())
+    match fault {
+        Some(Fault::Trickle(pause)) => {
+            for piece in body.chunks(16 << 10) {
+                thread::sleep(pause);
+                out.write_all(piece)?;
+            }
+            Ok(())
+        }
+        Some(Fault::Stuck) => {
+            thread::sleep(Duration::from_secs(3600));
+            Ok(())
+        }
+        Some(Fault::Reset(_)) => Err(io::ErrorKind::ConnectionReset.into()),
+        // The connection ends here.
+        _ => Err(io::ErrorKind::Other.into()),
+    }
 }
 
 fn answer_with(
@@ -420,7 +492,8 @@ fn listing(state: &State, bucket: &str, query: &BTreeMap<String, String>) -> Opt
     let (prefix, delimiter) = (text("prefix"), text("delimiter"));
     let limit: usize = text("max-keys").parse().unwrap_or(1000);
     let after = text("continuation-token").max(text("start-after"));
-    let keys = |from: &str| state.objects.range((bucket.to_owned(), from.to_owned())..);
+    let objects = state.shown.as_ref().unwrap_or(&state.objects);
+    let keys = |from: &str| objects.range((bucket.to_owned(), from.to_owned())..);
     keys("").next().filter(|((other, _), _)| other == bucket)?;
     let (mut body, mut count, mut last, mut is_cut) = (String::new(), 0, String::new(), false);
     for ((other, key), object) in keys(after.max(prefix)) {

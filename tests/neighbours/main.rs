@@ -7,6 +7,7 @@
 mod street;
 
 mod cold;
+mod faults;
 mod held;
 mod hung;
 mod scans;

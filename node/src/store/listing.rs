@@ -6,6 +6,7 @@
 //! directory; a directory that shows a change is read again; a listing that begins reads it again.
 
 use std::collections::{BinaryHeap, VecDeque};
+use std::ffi::CStr;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -84,7 +85,10 @@ impl Windows {
             return Ok(names);
         }
         let read_at = Instant::now();
-        let (names, is_end) = read(directory, after, limit)?;
+        let (names, is_end, hidden) = read(directory, after, limit)?;
+        if let Some(line) = hidden.line(path).filter(|_| after.is_empty()) {
+            tracing::warn!("{line}");
+        }
         let page = page_of(&names, is_end, limit);
         if page.1 {
             let (directory, after) = (path.into(), after.to_owned());
@@ -127,15 +131,49 @@ fn page_of(names: &[Name], is_end: bool, limit: usize) -> Names {
     (names[..count].to_vec(), !is_end || names.len() > limit)
 }
 
+/// Names of a directory that are not UTF-8: they cannot be asked for in this protocol, so they are not listed.
+#[derive(Default)]
+struct Hidden {
+    count: u64,
+    /// One of them, as far as it can be shown.
+    example: String,
+}
+
+impl Hidden {
+    fn add(&mut self, name: &CStr) {
+        if self.count == 0 {
+            self.example = name.to_string_lossy().into_owned();
+        }
+        self.count += 1;
+    }
+
+    /// Returns what the log says of them, if there are any.
+    fn line(&self, path: &str) -> Option<String> {
+        let Hidden { count, example } = self;
+        (*count > 0).then(|| {
+            format!(
+                "{count} names in '/{path}' are not UTF-8 and are left out, such as {example:?}: \
+                 rename them to have them served"
+            )
+        })
+    }
+}
+
 /// Reads the smallest names after `after`, as many as a window holds and more than a page in any case;
-/// also returns whether these are all.
-fn read(directory: &OwnedFd, after: &str, limit: usize) -> Result<(Vec<Name>, bool), StoreError> {
+/// also returns whether these are all, and what is left out of all names.
+fn read(
+    directory: &OwnedFd,
+    after: &str,
+    limit: usize,
+) -> Result<(Vec<Name>, bool, Hidden), StoreError> {
     let mut names: BinaryHeap<Name> = BinaryHeap::new();
-    let (mut bytes, mut is_end) = (0, true);
+    let (mut bytes, mut is_end, mut hidden) = (0, true, Hidden::default());
     for entry in Dir::read_from(directory)? {
         let entry = entry?;
-        // Names that are not UTF-8 cannot be asked for in this protocol, so they are not listed.
-        let Ok(name) = entry.file_name().to_str() else { continue };
+        let Ok(name) = entry.file_name().to_str() else {
+            hidden.add(entry.file_name());
+            continue;
+        };
         if name == "." || name == ".." || name <= after || is_temporary(name) {
             continue;
         }
@@ -152,7 +190,7 @@ fn read(directory: &OwnedFd, after: &str, limit: usize) -> Result<(Vec<Name>, bo
             is_end = false;
         }
     }
-    Ok((names.into_sorted_vec(), is_end))
+    Ok((names.into_sorted_vec(), is_end, hidden))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //!
 //! Always holds: the store shows the object before or the new one, whole; what is given up is aborted at the store,
 //! so that no parts of it are kept and paid for. The store itself judges a condition, with the one request that
-//! makes the object visible, so that a conditional object has the size of one request.
+//! makes the object visible.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -26,6 +26,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::Inner;
+use crate::completion::{Needed, on_condition};
 use crate::failure::Failure;
 use crate::tag::Tag;
 
@@ -36,8 +37,8 @@ const PART_SIZE: usize = 8 << 20;
 const PARTS_IN_FLIGHT: usize = 2;
 /// Most parts that S3 takes.
 const PARTS_MAX: u64 = 10_000;
-/// Most bytes of an object that is written on a condition. Guessed: what it is for are the small files by which
-/// tables are committed.
+/// Most bytes of an object that is written on a condition with one request. Guessed: conditions are for the small
+/// files by which tables are committed, and more stores judge them at such a request than at the end of parts.
 const CONDITIONAL_MAX: u64 = 16 << 20;
 
 /// Why a path cannot be written.
@@ -200,6 +201,20 @@ impl Inner {
         }
     }
 
+    /// Returns what must be at a place for an upload in parts to become complete; None if anything may be.
+    async fn needed(
+        &self,
+        location: &Path,
+        condition: Condition,
+    ) -> Result<Option<Needed>, StoreError> {
+        match self.mode(location, condition).await? {
+            PutMode::Overwrite => Ok(None),
+            PutMode::Create => Ok(Some(Needed::Absence)),
+            PutMode::Update(UpdateVersion { e_tag: Some(tag), .. }) => Ok(Some(Needed::Tag(tag))),
+            PutMode::Update(_) => Err(OTHER_VERSION),
+        }
+    }
+
     /// Writes an object in one request; returns what it is then.
     async fn put_whole(
         &self,
@@ -249,31 +264,31 @@ impl Inner {
 impl RemoteUpload {
     async fn take(&mut self, mut bytes: Bytes) -> Result<(), StoreError> {
         self.length += bytes.len() as u64;
-        if self.condition != Condition::None {
-            if self.length > CONDITIONAL_MAX {
-                return Err(StoreError::Unusable(format!(
-                    "at a store on another machine an object that is written on a condition has at most \
-                     {CONDITIONAL_MAX} bytes: write it without the condition"
-                )));
-            }
-            self.buffer.extend_from_slice(&bytes);
-            return Ok(());
+        let is_conditional = self.condition != Condition::None;
+        if is_conditional && self.length > CONDITIONAL_MAX && !self.inner.judges_completion {
+            return Err(StoreError::Unusable(format!(
+                "at this store an object that is written on a condition has at most {CONDITIONAL_MAX} bytes: \
+                 write it without the condition"
+            )));
         }
         if self.length > PARTS_MAX * PART_SIZE as u64 {
             let most = PARTS_MAX * PART_SIZE as u64;
             return Err(StoreError::Unusable(format!("an object has at most {most} bytes here")));
         }
         while !bytes.is_empty() {
-            if self.buffer.len() == PART_SIZE {
+            let is_one_request = is_conditional && self.multipart.is_none();
+            let most = if is_one_request { CONDITIONAL_MAX as usize } else { PART_SIZE };
+            if self.buffer.len() >= most {
                 self.send_part().await?;
+                continue;
             }
-            let room = PART_SIZE - self.buffer.len();
+            let room = most - self.buffer.len();
             self.buffer.extend_from_slice(&bytes.split_to(bytes.len().min(room)));
         }
         Ok(())
     }
 
-    /// Sends the bytes that were gathered as the next part, once there is room for it.
+    /// Sends the first of the bytes that were gathered as the next part, once there is room for it.
     async fn send_part(&mut self) -> Result<(), StoreError> {
         if self.multipart.is_none() {
             let (inner, location) = (Arc::clone(&self.inner), self.location.clone());
@@ -292,7 +307,8 @@ impl RemoteUpload {
         while self.parts.len() >= PARTS_IN_FLIGHT {
             self.take_part().await?;
         }
-        let payload = PutPayload::from(self.buffer.split().freeze());
+        let payload = self.buffer.split_to(self.buffer.len().min(PART_SIZE)).freeze();
+        let payload = PutPayload::from(payload);
         let Some(multipart) = &mut self.multipart else { return Ok(()) };
         let (part, inner) = (multipart.put_part(payload), Arc::clone(&self.inner));
         let sent = async move { inner.timed(async { Ok(part.await?) }).await };
@@ -317,16 +333,29 @@ impl RemoteUpload {
             let put = async move { inner.put_whole(&path, &location, condition, bytes).await };
             return on(&self.handle, put).await;
         }
-        self.send_part().await?;
+        while !self.buffer.is_empty() {
+            self.send_part().await?;
+        }
         while !self.parts.is_empty() {
             self.take_part().await?;
         }
+        let (inner, location) = (Arc::clone(&self.inner), self.location.clone());
+        let condition = self.condition;
+        let needed = async move { inner.needed(&location, condition).await };
+        let needed = on(&self.handle, needed).await?;
         let Some(mut multipart) = self.multipart.take() else { return Err(given_up()) };
         let inner = Arc::clone(&self.inner);
         let complete = async move {
-            let done = match inner.commit(multipart.complete()).await {
+            let done = match &needed {
+                Some(needed) => {
+                    inner.commit(on_condition(needed.clone(), multipart.complete())).await
+                }
+                None => inner.commit(multipart.complete()).await,
+            };
+            let done = match done {
                 // The first try of a request that was sent again may have ended the upload.
                 Err(StoreError::Failed(text)) => Err(StoreError::Unknown(text)),
+                Err(OTHER_VERSION) if needed == Some(Needed::Absence) => Err(TAKEN),
                 done => done,
             };
             (multipart, done)

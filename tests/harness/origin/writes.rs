@@ -19,6 +19,8 @@ pub enum WriteFault {
     Silent,
     /// The write is made, and then answered with this status.
     Late(u16),
+    /// An object in parts is made complete, and then answered with this status; other writes go right.
+    LateEnd(u16),
 }
 
 /// Objects that are brought in parts.
@@ -26,9 +28,13 @@ pub enum WriteFault {
 pub(super) struct Writes {
     open: BTreeMap<String, BTreeMap<u32, Vec<u8>>>,
     begun_count: u64,
+    /// Requests that came and may have no answer yet.
+    asked_count: usize,
     /// Whole objects and parts that came.
     put_count: usize,
     fault: Option<WriteFault>,
+    /// What another writer puts just before an object in parts is made complete.
+    overtaking: Option<((String, String), Vec<u8>)>,
     /// How long each takes.
     pause: Duration,
 }
@@ -47,6 +53,21 @@ impl Origin {
     /// Counts the objects whose parts came, and which are neither complete nor aborted.
     pub fn open_count(&self) -> usize {
         self.state().writes.open.len()
+    }
+
+    /// Has another writer put these bytes just before the next object in parts is made complete.
+    pub fn replace_at_next_end(&self, bucket: &str, key: &str, bytes: Vec<u8>) {
+        self.state().writes.overtaking = Some(((bucket.to_owned(), key.to_owned()), bytes));
+    }
+
+    /// Counts the objects in parts that were begun.
+    pub fn begun_count(&self) -> u64 {
+        self.state().writes.begun_count
+    }
+
+    /// Counts the requests for writes that came, those without an answer among them.
+    pub fn asked_count(&self) -> usize {
+        self.state().writes.asked_count
     }
 
     /// Counts the objects and parts that came.
@@ -70,15 +91,20 @@ pub(super) fn serve(
     state: &Mutex<State>,
 ) -> io::Result<()> {
     let (fault, pause) = {
-        let state = lock(state);
+        let mut state = lock(state);
+        state.writes.asked_count += 1;
         (state.writes.fault, state.writes.pause)
     };
     thread::sleep(pause);
     if let Some(WriteFault::Status(status)) = fault {
         return answer(out, status, "", b"");
     }
+    let is_end = request.method == "POST" && request.query.contains_key("uploadId");
     let (status, headers, body) = {
         let mut state = lock(state);
+        if let Some((place, bytes)) = state.writes.overtaking.take_if(|_| is_end) {
+            put(&mut state, place, bytes);
+        }
         change(&mut state, request, (bucket, key), found)
     };
     if fault == Some(WriteFault::Silent) {
@@ -86,6 +112,7 @@ pub(super) fn serve(
     }
     match fault {
         Some(WriteFault::Late(late)) if status < 300 => answer(out, late, "", b""),
+        Some(WriteFault::LateEnd(late)) if status < 300 && is_end => answer(out, late, "", b""),
         _ => answer(out, status, &headers, body.as_bytes()),
     }
 }
@@ -104,6 +131,14 @@ fn change(
 ) -> Done {
     let place = (bucket.to_owned(), key.to_owned());
     let upload = request.query.get("uploadId");
+    // It may have come since the request was looked at.
+    let found = state.objects.get(&place).cloned().or(found);
+    let tag = found.map(|it| tag_of(it.number, it.bytes.len()));
+    let is_taken = request.headers.contains_key("if-none-match") && tag.is_some();
+    let is_other = request.headers.get("if-match").is_some_and(|it| Some(it) != tag.as_ref());
+    if is_taken || is_other {
+        return plain(412);
+    }
     match (request.method.as_str(), upload) {
         ("PUT", None) if request.headers.contains_key("x-amz-copy-source") => {
             let source = super::decoded(&request.headers["x-amz-copy-source"]);
@@ -114,15 +149,6 @@ fn change(
             (status, headers, "<CopyObjectResult></CopyObjectResult>".to_owned())
         }
         ("PUT", None) => {
-            // It may have come since the request was looked at.
-            let found = state.objects.get(&place).cloned().or(found);
-            let tag = found.map(|it| tag_of(it.number, it.bytes.len()));
-            let is_taken = request.headers.contains_key("if-none-match") && tag.is_some();
-            let is_other =
-                request.headers.get("if-match").is_some_and(|it| Some(it) != tag.as_ref());
-            if is_taken || is_other {
-                return plain(412);
-            }
             state.writes.put_count += 1;
             put(state, place, request.body.clone())
         }

@@ -301,6 +301,13 @@ pub(super) fn delete(target: &Target) -> Result<(), StoreError> {
     let (above, name) = target.split();
     let directory = open_without_links(&root, above)?;
     lock(&directory, target.condition)?;
+    // The lock was waited for: what is looked at must be in the directory that is locked.
+    let root = open(&target.root)?;
+    if !is_still_at(&root, above, &directory)? {
+        return Err(StoreError::Failed(
+            "the directory was moved before the file was deleted: delete again".to_owned(),
+        ));
+    }
     if target.check(&root)?.is_none() {
         return Err(StoreError::NotFound);
     }
