@@ -211,6 +211,68 @@ async fn a_cache_around_a_store_serves_what_the_store_has_and_never_anything_old
 }
 
 #[tokio::test]
+async fn a_cache_around_a_store_mixes_no_versions_where_the_store_has_no_tags() {
+    let origin = Origin::start();
+    origin.forget_tags();
+    let mut node = node_of(&origin);
+    let store = CachedStore::new(lake(&origin), &node.address().to_string(), "");
+    let store = store.with_believed_for(Duration::ZERO);
+    let key = Key::from("it");
+    for number in 1..6_u8 {
+        // Of another length each time, because the times of this store stand still.
+        origin.put("box", "lake/it", vec![number; 9_000_000 + usize::from(number)]);
+        let begun = store.get(&key).await.expect("begin to read");
+        origin.put("box", "lake/it", vec![100 + number; 9_500_000]);
+        if number == 3 {
+            node.kill();
+        }
+        match begun.bytes().await {
+            Ok(bytes) => assert!(bytes.iter().all(|byte| *byte == number), "versions mix"),
+            Err(error) => assert!(matches!(error, Error::Precondition { .. }), "{error}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_cache_around_a_store_shows_what_was_written_through_it_at_once() {
+    let origin = Origin::start();
+    let node = NodeOptions::new(Path::new("s3://box/lake"))
+        .set("source_option", format!("endpoint={}:skip_signature=true", origin.url()))
+        .set("stale_after_ms", "never")
+        .set("memory", "64MiB");
+    for name in ["a", "b"] {
+        origin.put("box", &format!("lake/{name}"), vec![1; 1000]);
+    }
+    let node = node.start();
+    let store = CachedStore::new(lake(&origin), &node.address().to_string(), "");
+    let store = store.with_believed_for(Duration::from_secs(60));
+    assert_eq!(read(&store, "b").await.expect("read")[..], [1; 1000]);
+    // The page of the listing has the old object in it when the new one is put.
+    let mut listing = store.list(None);
+    listing.try_next().await.expect("list").expect("an object");
+    store.put(&Key::from("b"), vec![2; 1000].into()).await.expect("put");
+    while listing.try_next().await.expect("list").is_some() {}
+    assert_eq!(read(&store, "b").await.expect("read")[..], [2; 1000]);
+    node.stop();
+}
+
+#[tokio::test]
+async fn a_link_that_leads_back_is_listed_once() {
+    let scratch = Scratch::new();
+    std::fs::create_dir_all(scratch.at("x/copy")).expect("make directories");
+    for name in ["x/one", "x/two", "x/copy/one"] {
+        std::fs::write(scratch.at(name), name).expect("write");
+    }
+    std::os::unix::fs::symlink(".", scratch.at("x/self")).expect("make a link");
+    let node = Node::serve(scratch.root());
+    let store = MillraceStore::connect(&url(&node)).await.expect("connect");
+    let listed: Vec<_> = store.list(None).try_collect().await.expect("list");
+    let names: Vec<_> = listed.iter().map(|meta| meta.location.as_ref()).collect();
+    assert_eq!(names, ["x/copy/one", "x/one", "x/two"]);
+    node.stop();
+}
+
+#[tokio::test]
 async fn a_cache_around_a_store_needs_no_node() {
     let origin = Origin::start();
     let mut node = node_of(&origin);

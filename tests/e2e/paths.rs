@@ -225,6 +225,7 @@ async fn names_that_cannot_be_asked_for_are_counted_in_the_log() {
     let client = node.client().await;
     let entries = client.list("").await.expect("list");
     assert_eq!(entries.iter().map(|entry| &*entry.name).collect::<Vec<_>>(), ["good"]);
-    wait_until("the log says so", || node.log().contains("2 names in '/' are not UTF-8"));
+    let line = format!("2 names in '{}/' are not UTF-8", scratch.root().display());
+    wait_until("the log says so", || node.log().contains(&line));
     node.stop();
 }

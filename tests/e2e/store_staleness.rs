@@ -9,7 +9,7 @@ use millrace_proto::Op;
 use millrace_proto::message::RefreshRequest;
 use millrace_tests::origin::Origin;
 use millrace_tests::process::program;
-use millrace_tests::{BLOCK, Cluster, HANG_GUARD, Node, NodeOptions, Scratch, content};
+use millrace_tests::{BLOCK, Cluster, HANG_GUARD, Node, NodeOptions, Scratch, content, wait_until};
 
 /// Length of an object of ten blocks.
 const LENGTH: usize = 10 * BLOCK as usize;
@@ -285,7 +285,10 @@ async fn a_cluster_reads_a_mounted_bucket_and_a_refresh_reaches_all_nodes() {
     cluster.wait_settled();
     let client = cluster.client_with(ClientConfig { local: false, ..ClientConfig::new() }).await;
     client.mount(&MountInfo::new("lake", "s3://box", 1)).await.expect("mount");
-    cluster.wait_settled();
+    wait_until("both nodes know of the mount", || {
+        let mut members = cluster.members.iter_mut();
+        members.all(|member| member.node().peer().stat("lake/it").is_ok())
+    });
     let whole = async |path: &str| {
         let file = client.stat(path).await?;
         let bytes = client.read(&file, 0, u64::MAX).await?;

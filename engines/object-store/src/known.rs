@@ -1,11 +1,11 @@
 //! What was looked up a moment ago.
 //!
-//! Owns a bounded table. Always holds: what is older than the time it is believed for is not returned.
+//! Owns a bounded table. Always holds: what is older than the time it is believed for is not returned, and what
+//! was found by a look that began before a path was forgotten is not noted, so that a write is seen after it.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-
-use quick_cache::sync::Cache;
 
 /// Most paths that are remembered. Guessed: the files of a large query.
 const KNOWN_MAX: usize = 16_384;
@@ -14,34 +14,66 @@ pub(crate) const BELIEVED_FOR: Duration = Duration::from_secs(1);
 
 /// What is known of each path.
 #[derive(Debug)]
-pub(crate) struct Known<T: Clone> {
+pub(crate) struct Known<T> {
     believed_for: Duration,
-    paths: Cache<Arc<str>, (Instant, T)>,
+    table: Mutex<Table<T>>,
+}
+
+#[derive(Debug)]
+struct Table<T> {
+    /// When the look began and what it found, or when the path was forgotten.
+    paths: HashMap<Arc<str>, (Instant, Option<T>)>,
+    /// Looks that began before this are not noted, because it is not known any more what was forgotten since.
+    not_before: Option<Instant>,
 }
 
 impl<T: Clone> Known<T> {
     pub(crate) fn new(believed_for: Duration) -> Known<T> {
-        Known { believed_for, paths: Cache::new(KNOWN_MAX) }
+        let table = Table { paths: HashMap::new(), not_before: None };
+        Known { believed_for, table: Mutex::new(table) }
     }
 
     pub(crate) fn believed_for(&self) -> Duration {
         self.believed_for
     }
 
+    fn table(&self) -> MutexGuard<'_, Table<T>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Returns what is known of a path, if it was looked up a moment ago.
     pub(crate) fn get(&self, path: &str) -> Option<T> {
-        let (at, found) = self.paths.get(path)?;
-        (at.elapsed() < self.believed_for).then_some(found)
+        let table = self.table();
+        let (at, found) = table.paths.get(path)?;
+        if at.elapsed() < self.believed_for { found.clone() } else { None }
     }
 
-    /// Notes what was found at a path by a look that began at this time.
+    /// Notes what was found at a path by a look that began at this time, unless more is known.
     pub(crate) fn note(&self, path: &str, began: Instant, found: T) {
-        self.paths.insert(path.into(), (began, found));
+        let mut table = self.table();
+        let is_late = table.not_before.is_some_and(|not_before| began < not_before)
+            || table.paths.get(path).is_some_and(|(at, _)| began < *at);
+        if !is_late {
+            table.insert(path, began, Some(found));
+        }
     }
 
-    /// Forgets a path.
+    /// Forgets a path, and what looks find at it that are under way.
     pub(crate) fn forget(&self, path: &str) {
-        self.paths.remove(path);
+        self.table().insert(path, Instant::now(), None);
+    }
+}
+
+impl<T> Table<T> {
+    fn insert(&mut self, path: &str, at: Instant, found: Option<T>) {
+        if self.paths.len() >= KNOWN_MAX && !self.paths.contains_key(path) {
+            self.paths.clear();
+            self.not_before = Some(Instant::now());
+            if found.is_some() {
+                return;
+            }
+        }
+        self.paths.insert(path.into(), (at, found));
     }
 }
 
@@ -60,5 +92,27 @@ mod tests {
         let never = Known::new(Duration::ZERO);
         never.note("a", Instant::now(), 1);
         assert_eq!(never.get("a"), None);
+    }
+
+    #[test]
+    fn what_was_looked_at_before_a_write_is_not_believed_after_it() {
+        let known = Known::new(Duration::from_secs(60));
+        let before = Instant::now();
+        known.forget("a");
+        known.note("a", before, 1);
+        assert_eq!(known.get("a"), None);
+        let after = Instant::now();
+        known.note("a", after, 2);
+        known.note("a", before, 1);
+        assert_eq!(known.get("a"), Some(2));
+        // Nor when the table was full in between.
+        let before = Instant::now();
+        known.forget("b");
+        for number in 0..2 * KNOWN_MAX {
+            known.note(&number.to_string(), Instant::now(), 0);
+        }
+        known.note("b", before, 1);
+        assert_eq!(known.get("b"), None);
+        assert!(known.table().paths.len() <= KNOWN_MAX);
     }
 }

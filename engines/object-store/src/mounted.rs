@@ -2,7 +2,7 @@
 //!
 //! Owns the client, which connects when it is needed first, and the decision when the cache is left alone.
 //! Always holds: what is returned is of the version that was asked for, whole and checked; nothing takes
-//! longer than the patience; after [`FAILURES_MAX`] failures in a row one read in [`PAUSE`] tries again.
+//! longer than the patience and the time of its bytes; after [`FAILURES_MAX`] failures in a row one read in [`PAUSE`] tries again.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -19,8 +19,11 @@ use crate::known::Known;
 const FAILURES_MAX: u32 = 3;
 /// How long. Guessed: a read of a store takes a tenth of it.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How long the cache may take for a read before the store is asked. Guessed: more than a cold read takes.
+/// How long the cache may take for a read before the store is asked, and more for its bytes. Guessed: more than a
+/// cold read takes.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The slowest bytes that are waited for, in bytes a second. Guessed: a store far away.
+const SLOWEST_BYTES_PER_S: u64 = 10 << 20;
 /// A file is believed for good, because its version is compared with the one that is asked for.
 const FOR_GOOD: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -107,7 +110,9 @@ impl Mounted {
             self.failed_reads.fetch_add(1, Relaxed);
             return None;
         }
-        let read = tokio::time::timeout(self.patience, self.try_read(key, version, ranges)).await;
+        let length: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+        let patience = self.patience + Duration::from_secs(length / SLOWEST_BYTES_PER_S);
+        let read = tokio::time::timeout(patience, self.try_read(key, version, ranges)).await;
         match read {
             Ok(Ok(Some(bytes))) => {
                 self.recover();
@@ -224,8 +229,11 @@ impl Mounted {
     }
 }
 
-/// True if another path might be read well.
+/// True if another path, or less of it, might be read well.
 fn is_about_path(error: &Error) -> bool {
+    if matches!(error, Error::InvalidArgument(_)) {
+        return true;
+    }
     let about_path = [Status::NotFound, Status::PermissionDenied, Status::WrongKind];
     error.status().is_some_and(|status| about_path.contains(&status))
 }

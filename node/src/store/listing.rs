@@ -152,7 +152,7 @@ impl Hidden {
         let Hidden { count, example } = self;
         (*count > 0).then(|| {
             format!(
-                "{count} names in '/{path}' are not UTF-8 and are left out, such as {example:?}: \
+                "{count} names in '{path}' are not UTF-8 and are left out, such as {example:?}: \
                  rename them to have them served"
             )
         })

@@ -18,8 +18,8 @@ use millrace_proto::version;
 use super::api::path::Path;
 use super::api::{
     CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload,
-    ObjectMeta, ObjectStore, ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload,
-    PutResult, RenameOptions, Result,
+    OBJECT_STORE_COALESCE_DEFAULT, ObjectMeta, ObjectStore, ObjectStoreExt, PutMultipartOptions,
+    PutOptions, PutPayload, PutResult, RenameOptions, Result, coalesce_ranges,
 };
 use super::{failure, results};
 use crate::known::{BELIEVED_FOR, Known};
@@ -89,9 +89,7 @@ impl CachedStore {
 
     /// Reads ranges of one version from the cache.
     async fn read(&self, meta: &ObjectMeta, ranges: &[Range<u64>]) -> Option<Vec<Bytes>> {
-        let seconds = meta.last_modified.timestamp();
-        let version = version::of_object(meta.e_tag.as_deref(), meta.size, seconds);
-        self.mounted.read(meta.location.as_ref(), version, ranges).await
+        self.mounted.read(meta.location.as_ref(), version_of(meta), ranges).await
     }
 
     /// Reads a range of one version, from the cache or the store.
@@ -101,12 +99,26 @@ impl CachedStore {
         {
             return Ok(bytes.clone());
         }
+        self.piece_of_store(meta, range).await
+    }
+
+    /// Reads a range of one version from the store.
+    ///
+    /// # Errors
+    /// `Precondition` if the store has another version by now.
+    async fn piece_of_store(&self, meta: &ObjectMeta, range: Range<u64>) -> Result<Bytes> {
         let options = GetOptions {
             range: Some(range.into()),
-            if_match: meta.e_tag.clone(),
+            // A weak tag matches nothing here (RFC 9110, section 13.1.1).
+            if_match: version::strong_tag(meta.e_tag.as_deref()),
             ..GetOptions::default()
         };
-        self.inner.get_opts(&meta.location, options).await?.bytes().await
+        let result = self.inner.get_opts(&meta.location, options).await?;
+        if version_of(&result.meta) != version_of(meta) {
+            let path = meta.location.to_string();
+            return Err(Error::Precondition { path, source: "it has changed meanwhile".into() });
+        }
+        result.bytes().await
     }
 
     /// Reads all or a part of an object.
@@ -140,6 +152,11 @@ impl CachedStore {
     fn forget(&self, location: &Path) {
         self.heads.forget(location.as_ref());
     }
+}
+
+/// Returns the version that nodes give to what the store says of an object.
+fn version_of(meta: &ObjectMeta) -> u64 {
+    version::of_object(meta.e_tag.as_deref(), meta.size, meta.last_modified.timestamp())
 }
 
 /// True if any version will do, and the bytes are wanted.
@@ -179,8 +196,11 @@ impl ObjectStore for CachedStore {
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         if !is_plain(&options) {
             let began = Instant::now();
+            let is_latest = options.version.is_none();
             let result = self.inner.get_opts(location, options).await?;
-            self.note(began, &result.meta);
+            if is_latest {
+                self.note(began, &result.meta);
+            }
             return Ok(result);
         }
         for _ in 0..LOOKS_MAX {
@@ -196,12 +216,21 @@ impl ObjectStore for CachedStore {
     }
 
     async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
-        let meta = self.head_of(location).await?;
-        let fits = |range: &Range<u64>| range.start <= range.end && range.end <= meta.size;
-        if ranges.iter().all(fits)
-            && let Some(bytes) = self.read(&meta, ranges).await
-        {
-            return Ok(bytes);
+        for _ in 0..LOOKS_MAX {
+            let meta = &self.head_of(location).await?;
+            let fits = |range: &Range<u64>| range.start <= range.end && range.end <= meta.size;
+            if !ranges.iter().all(fits) {
+                // The store has words for this.
+                break;
+            }
+            if let Some(bytes) = self.read(meta, ranges).await {
+                return Ok(bytes);
+            }
+            let fetch = |range| self.piece_of_store(meta, range);
+            match coalesce_ranges(ranges, fetch, OBJECT_STORE_COALESCE_DEFAULT).await {
+                Err(Error::Precondition { .. }) => self.forget(location),
+                result => return result,
+            }
         }
         self.inner.get_ranges(location, ranges).await
     }

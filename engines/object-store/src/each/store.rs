@@ -14,16 +14,16 @@ use bytes::Bytes;
 use chrono::DateTime;
 use futures_util::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use millrace_client::{
-    Client, ClientConfig, Condition, Error as ClientError, File, Kind, PutOptions,
+    Client, ClientConfig, Condition, Error as ClientError, File, Kind, PutOptions, Status,
 };
 use tokio::io::AsyncRead;
 
 use super::api::path::Path;
 use super::api::{
     Attributes, CopyMode, CopyOptions, Error, GetOptions, GetRange, GetResult, GetResultPayload,
-    ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode, PutMultipartOptions,
-    PutOptions as Put, PutPayload, PutResult, RenameOptions, RenameTargetMode, Result,
-    UpdateVersion,
+    ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode,
+    PutMultipartOptions, PutOptions as Put, PutPayload, PutResult, RenameOptions, RenameTargetMode,
+    Result, UpdateVersion,
 };
 use super::upload::Parts;
 use super::{failure, results, walk};
@@ -38,6 +38,8 @@ const PIECES_AHEAD: usize = 4;
 const COPIED_MAX: usize = 16 << 10;
 /// Looks for an object that changes between look-up and read, before that is an error. Guessed.
 const LOOKS_MAX: u32 = 3;
+/// Time of a rename: a store may have to copy the object. As the command line has it.
+const RENAME_DEADLINE: Duration = Duration::from_secs(600);
 /// Deletes under way of one stream. Guessed.
 const DELETES_AT_ONCE: usize = 16;
 
@@ -313,7 +315,7 @@ impl ObjectStore for MillraceStore {
             known.forget(&file.path);
             results::put(tag(file))
         };
-        Ok(Box::new(Parts::begin(&self.client, &path, done).await?))
+        Ok(Box::new(Parts::new(&self.client, &path, done)))
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
@@ -404,16 +406,28 @@ impl ObjectStore for MillraceStore {
         let (path, target) = (self.path_of(from), self.path_of(to));
         // What is at the old path is not a directory, which a node would move as a whole.
         self.look_up(&path).await?;
+        let client = self.client.with_deadline(RENAME_DEADLINE);
         let (renamed, condition) = match options.target_mode {
-            RenameTargetMode::Overwrite => {
-                (self.client.rename(&path, &target).await, Condition::None)
-            }
+            RenameTargetMode::Overwrite => (client.rename(&path, &target).await, Condition::None),
             RenameTargetMode::Create => {
-                (self.client.rename_if_absent(&path, &target).await, Condition::Absent)
+                (client.rename_if_absent(&path, &target).await, Condition::Absent)
             }
         };
         [&path, &target].into_iter().for_each(|path| self.known.forget(path));
-        renamed.map(drop).map_err(|error| failed_write(&path, condition, error))
+        match renamed.map_err(|error| (error.status(), error)) {
+            Ok(_) => Ok(()),
+            // Some stores copy on a condition only where their operator says so, and all write on one.
+            Err((Some(Status::PermissionDenied | Status::UnknownOp), _))
+                if condition == Condition::Absent =>
+            {
+                self.copy(from, to, condition).await?;
+                self.delete(from).await
+            }
+            Err((Some(Status::ConditionFailed), error)) => {
+                Err(failed_write(&target, condition, error))
+            }
+            Err((_, error)) => Err(failed_write(&path, condition, error)),
+        }
     }
 }
 

@@ -26,40 +26,46 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// Begins to write to a path. `done` is told of the file that it becomes.
-    ///
-    /// # Errors
-    /// As [`Client::upload`].
-    pub(super) async fn begin(
+    /// Prepares to write to a path. The upload begins with the first part, because until then the node would
+    /// keep a place for it. `done` is told of the file that it becomes.
+    pub(super) fn new(
         client: &Client,
         path: &str,
         done: impl Fn(&File) -> PutResult + Send + Sync + 'static,
-    ) -> Result<Parts> {
-        let named = path.to_owned();
-        let upload = client.upload(path, PutOptions::new()).await;
-        let mut upload = upload.map_err(|error| failure::error(path, error))?;
+    ) -> Parts {
         // The parts that wait are the caller's own memory; the trait leaves their number to the caller.
-        let (sender, mut receiver) = mpsc::unbounded_channel::<Part>();
-        let task = tokio::spawn(async move {
-            while let Some((payload, told)) = receiver.recv().await {
-                for bytes in &payload {
-                    if let Err(error) = upload.write(bytes).await {
-                        // The caller may not wait for this part; `complete` tells it again.
-                        let _ = told.send(Err(failure::error(&named, error.clone())));
-                        return Err(failure::error(&named, error));
-                    }
-                }
-                let _ = told.send(Ok(()));
-            }
-            upload.finish().await.map_err(|error| failure::error(&named, error))
-        });
-        let (path, done) = (path.to_owned(), Box::new(done));
-        Ok(Parts { path, parts: Some(sender), task, done })
+        let (sender, receiver) = mpsc::unbounded_channel::<Part>();
+        let task = tokio::spawn(write(client.clone(), path.to_owned(), receiver));
+        Parts { path: path.to_owned(), parts: Some(sender), task, done: Box::new(done) }
     }
 
     fn ended(&self) -> Error {
         failure::refused(format!("the upload of '{}' has ended", self.path))
     }
+}
+
+/// Writes parts in order, and ends the upload when no more come.
+async fn write(
+    client: Client,
+    path: String,
+    mut parts: mpsc::UnboundedReceiver<Part>,
+) -> Result<File> {
+    let first = parts.recv().await;
+    let upload = client.upload(&path, PutOptions::new()).await;
+    let mut upload = upload.map_err(|error| failure::error(&path, error))?;
+    let mut next = first;
+    while let Some((payload, told)) = next {
+        for bytes in &payload {
+            if let Err(error) = upload.write(bytes).await {
+                // The caller may not wait for this part; `complete` says it again.
+                let _ = told.send(Err(failure::error(&path, error.clone())));
+                return Err(failure::error(&path, error));
+            }
+        }
+        let _ = told.send(Ok(()));
+        next = parts.recv().await;
+    }
+    upload.finish().await.map_err(|error| failure::error(&path, error))
 }
 
 #[async_trait]
