@@ -17,6 +17,10 @@ use crate::upload::Upload;
 use crate::waiting::{wait, wait_for};
 
 /// A client of a node or of a cluster. It connects when it is first used, and again in a child of `fork`.
+///
+/// Settings, durations in seconds: deadline (30), connect_timeout (3), attempt_timeout (0.5),
+/// connections_per_shard (1), zone, fallback_roots, verify (True), requests_in_flight_max (1024), local (True: read
+/// the memory of a node on this machine), leased_bytes_max (1 GiB), read_length_max (4 GiB).
 #[pyclass(frozen, module = "millrace")]
 pub(crate) struct Client {
     address: String,
@@ -30,8 +34,11 @@ pub(crate) struct Client {
 #[pyclass(frozen, get_all, module = "millrace")]
 #[derive(Debug)]
 pub(crate) struct LoadReport {
+    /// The version that was loaded.
     file: File,
+    /// Blocks of the file, each counted once for each member that has to have it.
     block_count: u64,
+    /// Blocks that had to be read from the source.
     filled_count: u64,
 }
 
@@ -122,11 +129,13 @@ impl Client {
         Ok(Client { address, config, settings, connected: PerProcess::new() })
     }
 
+    /// The address that the client was made with.
     #[getter]
     fn address(&self) -> &str {
         &self.address
     }
 
+    /// The settings that the client was made with.
     #[getter]
     fn settings<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         self.settings.bind(py).copy()
@@ -143,15 +152,18 @@ impl Client {
         Ok((PyTuple::new(py, [&self.address])?, self.settings(py)?))
     }
 
+    /// Returns the seconds that a message to the node and back takes; it connects if need be.
     fn ping(&self, py: Python<'_>) -> PyResult<f64> {
         let time = py.detach(|| wait(self.connected()?.ping(), Need::File))?;
         Ok(time.as_secs_f64())
     }
 
+    /// Looks a path up: `/` between parts, relative to what is served. Raises FileNotFoundError.
     fn stat(&self, py: Python<'_>, path: &str) -> PyResult<File> {
         Ok(File(py.detach(|| wait(self.connected()?.stat(path), Need::File))?))
     }
 
+    /// Lists a directory. The files can be read without looking them up again.
     fn list(&self, py: Python<'_>, path: &str) -> PyResult<Vec<File>> {
         py.detach(|| {
             let client = self.connected()?;
@@ -160,11 +172,15 @@ impl Client {
         })
     }
 
+    /// Iterates over the pages of a directory, lists of at most `limit` files; 0 for as many as fit a reply.
     #[pyo3(signature = (path, limit = 0))]
     fn list_pages(this: Py<Client>, path: String, limit: u32) -> Pages {
         Pages::new(this, path, limit)
     }
 
+    /// Returns `length` bytes from `offset` on, fewer where the file ends, or all that follow.
+    ///
+    /// A path is looked up first. Raises StaleError if the file has changed since it was looked up.
     #[pyo3(signature = (file, offset = 0, length = None))]
     fn read<'py>(
         &self,
@@ -179,6 +195,7 @@ impl Client {
         memory::new_bytes(py, length, |target| self.fill(&file, offset, target))
     }
 
+    /// Reads bytes from `offset` on into a buffer that can be written; returns how many the file had for it.
     fn read_into(
         &self,
         py: Python<'_>,
@@ -197,6 +214,9 @@ impl Client {
         })
     }
 
+    /// Returns the bytes of many ranges (file, offset, length) in their order, which are asked for at once.
+    ///
+    /// With `return_errors` a range that fails has its exception in the list; else the first one is raised.
     #[pyo3(signature = (ranges, return_errors = false))]
     fn read_many<'py>(
         &self,
@@ -231,6 +251,7 @@ impl Client {
         Ok(results)
     }
 
+    /// Brings a whole file into the cache; `deadline` is the seconds it may take, for a large one.
     #[pyo3(signature = (path, deadline = None))]
     fn load(
         &self,
@@ -248,6 +269,7 @@ impl Client {
         Ok(LoadReport { file: File(file), block_count, filled_count })
     }
 
+    /// Writes a file as a whole and returns it. Raises FileExistsError or StaleError where the condition does not hold.
     #[pyo3(signature = (path, data, *, if_absent = false, if_version = None))]
     fn put(
         &self,
@@ -262,6 +284,7 @@ impl Client {
         })
     }
 
+    /// Begins to write a file bit by bit.
     #[pyo3(signature = (path, *, if_absent = false, if_version = None))]
     fn upload(
         &self,
@@ -275,6 +298,7 @@ impl Client {
         Ok(Upload::new(py.detach(begin)?, need_of(options)))
     }
 
+    /// Deletes a file from its source.
     #[pyo3(signature = (path, *, if_version = None))]
     fn delete(&self, py: Python<'_>, path: &str, if_version: Option<u64>) -> PyResult<()> {
         py.detach(|| {
@@ -286,6 +310,7 @@ impl Client {
         })
     }
 
+    /// Gives a file another path of the same mount, and replaces what is there unless `if_absent`.
     #[pyo3(signature = (path, to, *, if_absent = false))]
     fn rename(&self, py: Python<'_>, path: &str, to: &str, if_absent: bool) -> PyResult<File> {
         let file = py.detach(|| {
@@ -298,6 +323,7 @@ impl Client {
         Ok(File(file))
     }
 
+    /// Has each node look a path up in its source now; returns what each found, a file or an exception.
     #[pyo3(signature = (path, recursive = false))]
     fn refresh<'py>(
         &self,
@@ -316,6 +342,7 @@ impl Client {
         answers.collect()
     }
 
+    /// Returns the counters of the node; names carry their unit.
     fn status(&self, py: Python<'_>) -> PyResult<HashMap<String, u64>> {
         let status = py.detach(|| wait(self.connected()?.status(), Need::File))?;
         Ok(status.counters.into_iter().map(|counter| (counter.name, counter.value)).collect())

@@ -36,6 +36,7 @@ impl Upload {
 
 #[pymethods]
 impl Upload {
+    /// Writes the next bytes; returns how many. It waits while the node has as much as it takes.
     fn write(&mut self, data: &Bound<'_, PyAny>) -> PyResult<usize> {
         self.check()?;
         let need = self.need;
@@ -46,6 +47,7 @@ impl Upload {
         })
     }
 
+    /// Has the source acknowledge the whole file, and returns it.
     fn finish(&mut self, py: Python<'_>) -> PyResult<File> {
         self.check()?;
         let upload = self.upload.take().ok_or_else(ended)?;
@@ -53,6 +55,7 @@ impl Upload {
         Ok(File(py.detach(|| wait(upload.finish(), need))?))
     }
 
+    /// Ends the upload, which leaves nothing.
     fn abort(&mut self) -> PyResult<()> {
         self.check()?;
         self.upload = None;

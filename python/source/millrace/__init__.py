@@ -11,12 +11,14 @@ FileNotFoundError, PermissionError, TimeoutError, ConnectionError. ``millrace.fs
 fsspec, and ``millrace.safetensors`` reads tensors.
 """
 
+from typing import Any
+
 from ._millrace import Client, File, LoadReport, StaleError, Upload
 
 __all__ = ["Client", "File", "LoadReport", "StaleError", "Upload", "connect"]
 
 
-def connect(address="127.0.0.1:7070", **settings):
+def connect(address: str = "127.0.0.1:7070", **settings: Any) -> Client:
     """Returns a client that is connected to a node, or to a cluster.
 
     ``address`` is ``host:port``, several of them behind commas, ``unix:PATH``, or
