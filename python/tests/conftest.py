@@ -1,8 +1,11 @@
 """A real node that serves a directory, and clients of it."""
 
+import contextlib
 import os
 import pathlib
+import signal
 import subprocess
+import time
 
 import pytest
 
@@ -34,6 +37,20 @@ class Node:
         line = self.process.stdout.readline()
         assert line.startswith("listening on "), f"the node did not start: {line!r}"
         self.address = line.split()[-1]
+
+    @contextlib.contextmanager
+    def paused(self):
+        """Has the node answer nothing inside of a block."""
+        os.kill(self.process.pid, signal.SIGSTOP)
+        try:
+            # The signal is on its way until all threads have stopped.
+            tasks = pathlib.Path(f"/proc/{self.process.pid}/task").iterdir()
+            for stat in [task / "stat" for task in tasks]:
+                while stat.read_text().rpartition(")")[2].split()[0] not in "Tt":
+                    time.sleep(0.001)
+            yield
+        finally:
+            os.kill(self.process.pid, signal.SIGCONT)
 
     def stop(self):
         self.process.terminate()

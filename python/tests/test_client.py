@@ -1,6 +1,7 @@
 """The client: bytes, errors, pickles, writes."""
 
 import pickle
+import signal
 import threading
 
 import pytest
@@ -109,37 +110,26 @@ def _long(folder):
 
 
 def test_a_node_that_answers_nothing_is_a_timeout(node, folder):
-    import os
-    import signal
-
     (folder / "file").write_bytes(b"x")
     client = millrace.connect(node.address, deadline=0.3, connect_timeout=0.3, attempt_timeout=0.1)
-    os.kill(node.process.pid, signal.SIGSTOP)
-    try:
-        with pytest.raises(TimeoutError, match="deadline"):
-            client.stat(f"{folder.name}/file")
-    finally:
-        os.kill(node.process.pid, signal.SIGCONT)
+    with node.paused(), pytest.raises(TimeoutError, match="deadline"):
+        client.stat(f"{folder.name}/file")
     assert client.stat(f"{folder.name}/file").length == 1
 
 
 def test_a_signal_ends_a_wait(node):
-    import os
-    import signal
-
     client = millrace.connect(node.address, deadline=600)
 
     def stop(*_):
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGALRM, stop)
-    os.kill(node.process.pid, signal.SIGSTOP)
-    signal.setitimer(signal.ITIMER_REAL, 0.2)
     try:
-        with pytest.raises(KeyboardInterrupt):
+        with node.paused(), pytest.raises(KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
             client.stat("")
     finally:
-        os.kill(node.process.pid, signal.SIGCONT)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 
