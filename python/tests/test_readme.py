@@ -6,6 +6,7 @@ import re
 import numpy
 import pandas
 import pytest
+from safetensors.numpy import save_file
 
 README = pathlib.Path(__file__).resolve().parents[1] / "README.md"
 BLOCKS = re.findall(r"## ([^\n]+)\n(?:(?!\n## ).)*?```python\n(.*?)```", README.read_text(), re.DOTALL)
@@ -25,17 +26,20 @@ def served(node):
     frame = pandas.DataFrame({"x": numpy.arange(1000), "y": numpy.arange(1000) / 7})
     frame.to_parquet(datasets / "points.parquet")
     frame.to_csv(datasets / "points.csv", index=False)
+    (node.folder / "models").mkdir()
+    save_file({"x": numpy.arange(10)}, node.folder / "models" / "small.safetensors")
     return node
 
 
 def test_each_engine_has_an_example():
-    assert [title for title, _ in BLOCKS][:6] == [
+    assert [title for title, _ in BLOCKS]== [
         "From plain Python",
         "pandas",
         "pyarrow",
         "DuckDB",
         "Polars",
         "Dask",
+        "Tensors",
     ]
 
 
