@@ -18,7 +18,7 @@ const LINES_MAX: usize = 800;
 /// Most columns of a line.
 const COLUMNS_MAX: usize = 120;
 /// Our crates, and which of them each may depend on. `tests` may use nearly all; no crate needs it.
-const EDGES: [(&str, &[&str]); 10] = [
+const EDGES: [(&str, &[&str]); 11] = [
     ("proto", &[]),
     ("ops", &[]),
     ("node", &["proto", "ops", "client"]),
@@ -28,20 +28,22 @@ const EDGES: [(&str, &[&str]); 10] = [
     ("bench", &["proto", "ops", "client"]),
     ("cli", &["proto", "ops", "node", "stores", "coord", "client", "bench"]),
     ("engines/object-store", &["proto", "client"]),
+    ("python", &["client"]),
     ("tests", &["proto", "node", "coord", "client", "object-store", "cli", "bench"]),
 ];
 /// Where memory is handled by hand, under a drawing of it; a file's folder has its details.
-const UNSAFE_FILES: [&str; 6] = [
+const UNSAFE_FILES: [&str; 7] = [
     "client/src/memory",
     "node/src/memory",
     "node/src/ring",
     "node/src/eventfd",
     "node/src/worker/allocations",
     "coord/src/store/lmdb",
+    "python/src/memory",
 ];
 /// Crates whose code handles its errors; elsewhere a failure is a panic.
-const CAREFUL_CRATES: [&str; 6] =
-    ["proto/src/", "ops/src/", "node/src/", "coord/src/", "client/src/", "cli/src/"];
+const CAREFUL_CRATES: [&str; 7] =
+    ["proto/src/", "ops/src/", "node/src/", "coord/src/", "client/src/", "cli/src/", "python/src/"];
 /// What leaves before a merge. Written so that this file does not find itself.
 const LEFTOVERS: [(&str, &str); 4] = [
     (concat!("FIX", "ME"), "mend it, or open an issue"),

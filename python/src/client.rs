@@ -1,0 +1,371 @@
+//! The client as Python sees it: each method waits for its answer with the lock released.
+
+use std::collections::HashMap;
+
+use millrace_client as client;
+use millrace_client::{ClientConfig, Condition, Kind, PutOptions};
+use pyo3::exceptions::{PyIsADirectoryError, PyOSError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyTuple};
+
+use crate::failure::{self, Need};
+use crate::file::File;
+use crate::listing::Pages;
+use crate::memory::{self, PerProcess};
+use crate::settings;
+use crate::upload::Upload;
+use crate::waiting::{wait, wait_for};
+
+/// A client of a node or of a cluster. It connects when it is first used, and again in a child of `fork`.
+///
+/// Settings, durations in seconds: deadline (30), connect_timeout (3), attempt_timeout (0.5),
+/// connections_per_shard (1), zone, fallback_roots, verify (True), requests_in_flight_max (1024), local (True: read
+/// the memory of a node on this machine), leased_bytes_max (1 GiB), read_length_max (4 GiB).
+#[pyclass(frozen, module = "millrace")]
+pub(crate) struct Client {
+    address: String,
+    config: ClientConfig,
+    /// The settings as they were given, for a pickle.
+    settings: Py<PyDict>,
+    connected: PerProcess<client::Client>,
+}
+
+/// What a `load` did.
+#[pyclass(frozen, get_all, module = "millrace")]
+#[derive(Debug)]
+pub(crate) struct LoadReport {
+    /// The version that was loaded.
+    file: File,
+    /// Blocks of the file, each counted once for each member that has to have it.
+    block_count: u64,
+    /// Blocks that had to be read from the source.
+    filled_count: u64,
+}
+
+/// A file, or the path of one that is looked up first.
+#[derive(FromPyObject)]
+enum Named {
+    File(File),
+    Path(String),
+}
+
+impl Client {
+    /// Returns the connected client of this process. The lock must not be held.
+    fn connected(&self) -> PyResult<&client::Client> {
+        self.connected.get_or_try(|| {
+            let connect = client::Client::connect(self.address.as_str(), self.config.clone());
+            wait(connect, Need::File)
+        })
+    }
+
+    /// Returns one page of a directory, and the token of the next one.
+    pub(crate) fn page(
+        &self,
+        py: Python<'_>,
+        path: &str,
+        token: Option<&str>,
+        limit: u32,
+    ) -> PyResult<(Vec<File>, Option<String>)> {
+        py.detach(|| {
+            let client = self.connected()?;
+            let page = client.list_page(path, token, limit);
+            let (entries, token) = wait(page, Need::Directory)?;
+            Ok((entries.iter().map(|entry| File(client.file(path, entry))).collect(), token))
+        })
+    }
+
+    /// Returns the file that was meant.
+    fn found(&self, py: Python<'_>, named: Named) -> PyResult<client::File> {
+        let file = match named {
+            Named::File(file) => file.0,
+            Named::Path(path) => py.detach(|| wait(self.connected()?.stat(&path), Need::File))?,
+        };
+        if file.kind == Kind::Directory {
+            let text = format!("'{}' is a directory", file.path);
+            return Err(PyIsADirectoryError::new_err((libc::EISDIR, text)));
+        }
+        Ok(file)
+    }
+
+    /// Fills `target` with bytes of a file from `offset` on, which the file must have.
+    fn fill(&self, file: &client::File, offset: u64, target: &mut [u8]) -> PyResult<()> {
+        let client = self.connected()?;
+        if client.read_leased(file, offset, target) {
+            return Ok(());
+        }
+        let bytes = wait(client.read(file, offset, target.len() as u64), Need::File)?;
+        if bytes.len() != target.len() {
+            let text =
+                format!("{} bytes came for {} of '{}'", bytes.len(), target.len(), file.path);
+            return Err(PyOSError::new_err((libc::EIO, text)));
+        }
+        target.copy_from_slice(&bytes);
+        Ok(())
+    }
+
+    /// Passes a length that one call may ask for.
+    fn check_length(&self, length: u64) -> PyResult<u64> {
+        if length > self.config.read_length_max {
+            return Err(PyValueError::new_err(format!(
+                "a read of {length} bytes is longer than read_length_max, {}; read the file in parts",
+                self.config.read_length_max
+            )));
+        }
+        Ok(length)
+    }
+}
+
+#[pymethods]
+impl Client {
+    #[new]
+    #[pyo3(signature = (address, **settings))]
+    fn new(
+        py: Python<'_>,
+        address: String,
+        settings: Option<Bound<'_, PyDict>>,
+    ) -> PyResult<Client> {
+        let config = settings::read(settings.as_ref())?;
+        let settings = settings.unwrap_or_else(|| PyDict::new(py)).unbind();
+        Ok(Client { address, config, settings, connected: PerProcess::new() })
+    }
+
+    /// The address that the client was made with.
+    #[getter]
+    fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The settings that the client was made with.
+    #[getter]
+    fn settings<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        self.settings.bind(py).copy()
+    }
+
+    fn __repr__(&self) -> String {
+        format!("<millrace.Client of {}>", self.address)
+    }
+
+    fn __getnewargs_ex__<'py>(
+        &self,
+        py: Python<'py>,
+    ) -> PyResult<(Bound<'py, PyTuple>, Bound<'py, PyDict>)> {
+        Ok((PyTuple::new(py, [&self.address])?, self.settings(py)?))
+    }
+
+    /// Returns the seconds that a message to the node and back takes; it connects if need be.
+    fn ping(&self, py: Python<'_>) -> PyResult<f64> {
+        let time = py.detach(|| wait(self.connected()?.ping(), Need::File))?;
+        Ok(time.as_secs_f64())
+    }
+
+    /// Looks a path up: `/` between parts, relative to what is served. Raises FileNotFoundError.
+    fn stat(&self, py: Python<'_>, path: &str) -> PyResult<File> {
+        Ok(File(py.detach(|| wait(self.connected()?.stat(path), Need::File))?))
+    }
+
+    /// Lists a directory. The files can be read without looking them up again.
+    fn list(&self, py: Python<'_>, path: &str) -> PyResult<Vec<File>> {
+        py.detach(|| {
+            let client = self.connected()?;
+            let entries = wait(client.list(path), Need::Directory)?;
+            Ok(entries.iter().map(|entry| File(client.file(path, entry))).collect())
+        })
+    }
+
+    /// Iterates over the pages of a directory, lists of at most `limit` files; 0 for as many as fit a reply.
+    #[pyo3(signature = (path, limit = 0))]
+    fn list_pages(this: Py<Client>, path: String, limit: u32) -> Pages {
+        Pages::new(this, path, limit)
+    }
+
+    /// Returns `length` bytes from `offset` on, fewer where the file ends, or all that follow.
+    ///
+    /// A path is looked up first. Raises StaleError if the file has changed since it was looked up.
+    #[pyo3(signature = (file, offset = 0, length = None))]
+    fn read<'py>(
+        &self,
+        py: Python<'py>,
+        file: Named,
+        offset: u64,
+        length: Option<u64>,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let file = self.found(py, file)?;
+        let left = file.length.saturating_sub(offset);
+        let length = self.check_length(length.map_or(left, |length| length.min(left)))?;
+        memory::new_bytes(py, length, |target| self.fill(&file, offset, target))
+    }
+
+    /// Reads bytes from `offset` on into a buffer that can be written; returns how many the file had for it.
+    fn read_into(
+        &self,
+        py: Python<'_>,
+        file: Named,
+        offset: u64,
+        buffer: &Bound<'_, PyAny>,
+    ) -> PyResult<u64> {
+        let file = self.found(py, file)?;
+        let left = file.length.saturating_sub(offset);
+        memory::fill_buffer(buffer, |target| {
+            let length = self.check_length(left.min(target.len() as u64))?;
+            if length > 0 {
+                self.fill(&file, offset, &mut target[..length as usize])?;
+            }
+            Ok(length)
+        })
+    }
+
+    /// Returns the bytes of many ranges (file, offset, length) in their order, which are asked for at once.
+    ///
+    /// With `return_errors` a range that fails has its exception in the list; else the first one is raised.
+    #[pyo3(signature = (ranges, return_errors = false))]
+    fn read_many<'py>(
+        &self,
+        py: Python<'py>,
+        ranges: Vec<(Named, u64, u64)>,
+        return_errors: bool,
+    ) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let found: Vec<PyResult<(client::File, u64, u64)>> = ranges
+            .into_iter()
+            .map(|(named, offset, length)| Ok((self.found(py, named)?, offset, length)))
+            .collect();
+        let wanted: Vec<_> =
+            found.iter().flatten().map(|(file, offset, length)| (file, *offset, *length)).collect();
+        let answers = py.detach(|| wait_for(self.connected()?.read_many(&wanted)))?;
+        let mut answers = answers.into_iter();
+        let mut results = Vec::with_capacity(found.len());
+        for range in &found {
+            let result = match range {
+                Err(error) => Err(error.clone_ref(py)),
+                Ok(_) => match answers.next() {
+                    Some(Ok(bytes)) => Ok(PyBytes::new(py, &bytes).into_any()),
+                    Some(Err(error)) => Err(failure::exception(error, Need::File)),
+                    None => Err(PyOSError::new_err((libc::EIO, "an answer is missing"))),
+                },
+            };
+            results.push(match result {
+                Ok(bytes) => bytes,
+                Err(error) if return_errors => error.into_value(py).into_bound(py).into_any(),
+                Err(error) => return Err(error),
+            });
+        }
+        Ok(results)
+    }
+
+    /// Brings a whole file into the cache; `deadline` is the seconds it may take, for a large one.
+    #[pyo3(signature = (path, deadline = None))]
+    fn load(
+        &self,
+        py: Python<'_>,
+        path: &str,
+        deadline: Option<Bound<'_, PyAny>>,
+    ) -> PyResult<LoadReport> {
+        let deadline = deadline.map(|time| settings::seconds("deadline", &time)).transpose()?;
+        let report = py.detach(|| {
+            let client = self.connected()?;
+            let client = deadline.map_or(client.clone(), |time| client.with_deadline(time));
+            wait(client.load(path), Need::File)
+        })?;
+        let client::LoadReport { file, block_count, filled_count, .. } = report;
+        Ok(LoadReport { file: File(file), block_count, filled_count })
+    }
+
+    /// Writes a file as a whole and returns it. Raises FileExistsError or StaleError where the condition does not hold.
+    #[pyo3(signature = (path, data, *, if_absent = false, if_version = None))]
+    fn put(
+        &self,
+        path: &str,
+        data: &Bound<'_, PyAny>,
+        if_absent: bool,
+        if_version: Option<u64>,
+    ) -> PyResult<File> {
+        let options = PutOptions { condition: condition(if_absent, if_version)? };
+        memory::take_buffer(data, |bytes| {
+            Ok(File(wait(self.connected()?.put(path, bytes, options), need_of(options))?))
+        })
+    }
+
+    /// Begins to write a file bit by bit.
+    #[pyo3(signature = (path, *, if_absent = false, if_version = None))]
+    fn upload(
+        &self,
+        py: Python<'_>,
+        path: &str,
+        if_absent: bool,
+        if_version: Option<u64>,
+    ) -> PyResult<Upload> {
+        let options = PutOptions { condition: condition(if_absent, if_version)? };
+        let begin = || wait(self.connected()?.upload(path, options), need_of(options));
+        Ok(Upload::new(py.detach(begin)?, need_of(options)))
+    }
+
+    /// Deletes a file from its source.
+    #[pyo3(signature = (path, *, if_version = None))]
+    fn delete(&self, py: Python<'_>, path: &str, if_version: Option<u64>) -> PyResult<()> {
+        py.detach(|| {
+            let client = self.connected()?;
+            match if_version {
+                Some(version) => wait(client.delete_if_version(path, version), Need::Version),
+                None => wait(client.delete(path), Need::File),
+            }
+        })
+    }
+
+    /// Gives a file another path of the same mount, and replaces what is there unless `if_absent`.
+    #[pyo3(signature = (path, to, *, if_absent = false))]
+    fn rename(&self, py: Python<'_>, path: &str, to: &str, if_absent: bool) -> PyResult<File> {
+        let file = py.detach(|| {
+            let client = self.connected()?;
+            match if_absent {
+                true => wait(client.rename_if_absent(path, to), Need::File),
+                false => wait(client.rename(path, to), Need::File),
+            }
+        })?;
+        Ok(File(file))
+    }
+
+    /// Has each node look a path up in its source now; returns what each found, a file or an exception.
+    #[pyo3(signature = (path, recursive = false))]
+    fn refresh<'py>(
+        &self,
+        py: Python<'py>,
+        path: &str,
+        recursive: bool,
+    ) -> PyResult<Vec<(String, Bound<'py, PyAny>)>> {
+        let answers = py.detach(|| wait(self.connected()?.refresh(path, recursive), Need::File))?;
+        let answers = answers.into_iter().map(|(member, answer)| match answer {
+            Ok(file) => Ok((member, Bound::new(py, File(file))?.into_any())),
+            Err(error) => {
+                let error = failure::exception(error, Need::File);
+                Ok((member, error.into_value(py).into_bound(py).into_any()))
+            }
+        });
+        answers.collect()
+    }
+
+    /// Returns the counters of the node; names carry their unit.
+    fn status(&self, py: Python<'_>) -> PyResult<HashMap<String, u64>> {
+        let status = py.detach(|| wait(self.connected()?.status(), Need::File))?;
+        Ok(status.counters.into_iter().map(|counter| (counter.name, counter.value)).collect())
+    }
+}
+
+/// Returns what a write needs.
+fn need_of(options: PutOptions) -> Need {
+    match options.condition {
+        Condition::Version(_) => Need::Version,
+        _ => Need::File,
+    }
+}
+
+/// Returns the condition of a write.
+///
+/// # Errors
+/// ValueError for two.
+fn condition(if_absent: bool, if_version: Option<u64>) -> PyResult<Condition> {
+    match (if_absent, if_version) {
+        (false, None) => Ok(Condition::None),
+        (true, None) => Ok(Condition::Absent),
+        (false, Some(version)) => Ok(Condition::Version(version)),
+        (true, Some(_)) => Err(PyValueError::new_err("choose if_absent or if_version, not both")),
+    }
+}
