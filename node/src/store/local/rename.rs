@@ -2,12 +2,13 @@
 //!
 //! Always holds: nothing outside of the root is renamed; both directories are locked meanwhile, as for writes, so
 //! that a condition still holds when the names change; a directory takes no path that something has. A symbolic
-//! link is neither followed nor moved, because what it leads to would be another thing elsewhere.
+//! link is neither followed nor moved, because what it leads to would be another thing elsewhere. A name is removed
+//! only if the same file has another name for certain.
 
 use std::os::fd::OwnedFd;
 
 use millrace_client::source;
-use rustix::fs::{AtFlags, FileType, RenameFlags, Stat};
+use rustix::fs::{AtFlags, Dir, FileType, RenameFlags, Stat};
 use rustix::io::Errno;
 
 use super::super::write::Condition;
@@ -23,6 +24,11 @@ const MAKE_TRIES: usize = 16;
 /// Why a link keeps its path.
 const IS_LINK: StoreError =
     StoreError::WrongKind("a symbolic link is not renamed: name the file by its real path");
+/// Why the old name of a file that the new path leads to as well is not removed.
+const MAY_BE_ONE_NAME: StoreError = StoreError::Denied(
+    "the new path leads to the same file, and it is not certain that this is another of its names; nothing was \
+     changed: if the two names are one in another spelling, rename the file to a third name first",
+);
 const MOVED: &str = "a directory of the paths was moved meanwhile: rename again";
 
 /// Gives what one path has the other path.
@@ -30,22 +36,32 @@ pub(super) fn rename(from: &Target, to: &Target) -> Result<Found, StoreError> {
     let root = open(&from.root)?;
     let ((above, name), (above_new, new_name)) = (from.split(), to.split());
     let directory = open_without_links(&root, above)?;
-    let there = entry(&directory, name, &from.path)?.ok_or(StoreError::NotFound)?;
+    entry(&directory, name, &from.path)?.ok_or(StoreError::NotFound)?;
     let mut made = MadeDirectories::none(&from.root);
     let new_directory = open_new(&root, above_new, &mut made)?;
-    lock_both(&directory, &new_directory, to.condition)?;
+    let is_one = lock_both(&directory, &new_directory, to.condition)?;
     let is_here = is_still_at(&root, above, &directory)?;
     if !is_here || !is_still_at(&root, above_new, &new_directory)? {
         return Err(StoreError::Failed(MOVED.to_owned()));
     }
+    if is_one && name == new_name {
+        return Err(StoreError::InvalidPath("both paths are the same"));
+    }
+    // What had the name before the lock may have been replaced since.
+    let there = entry(&directory, name, &from.path)?.ok_or(StoreError::NotFound)?;
     let taken = entry(&new_directory, new_name, &to.path)?;
     let kind = FileType::from_raw_mode(there.st_mode);
     let is_free = judge(kind, taken.as_ref(), to.condition)?;
-    if taken.is_some_and(|taken| identity(&taken) == identity(&there)) {
+    let is_same = taken.is_some_and(|taken| identity(&taken) == identity(&there));
+    if is_same && there.st_nlink > 1 {
         // Two names of one file: the system call would leave both.
+        if !has_name(&directory, name, &there) || !has_name(&new_directory, new_name, &there) {
+            return Err(MAY_BE_ONE_NAME);
+        }
         rustix::fs::unlinkat(&directory, name, AtFlags::empty())
             .map_err(|errno| failed("rename", &from.path, errno))?;
     } else {
+        // Also where both paths are one name in two spellings: this never removes the file.
         change((&directory, name), (&new_directory, new_name), is_free, to)?;
     }
     made.keep();
@@ -76,8 +92,17 @@ fn open_new(root: &OwnedFd, path: &str, made: &mut MadeDirectories) -> Result<Ow
     }
 }
 
-/// Locks two directories, or the one that both are.
-fn lock_both(first: &OwnedFd, second: &OwnedFd, condition: Condition) -> Result<(), StoreError> {
+/// True if a directory lists a file under a name in this very spelling. A look-up does not tell that, because some
+/// file systems find a name in several spellings, and what is mounted at a name has that name in no directory.
+fn has_name(directory: &OwnedFd, name: &str, file: &Stat) -> bool {
+    let Ok(entries) = Dir::read_from(directory) else { return false };
+    entries
+        .flatten()
+        .any(|entry| entry.file_name().to_bytes() == name.as_bytes() && entry.ino() == file.st_ino)
+}
+
+/// Locks two directories, or the one that both are; returns true if they are one.
+fn lock_both(first: &OwnedFd, second: &OwnedFd, condition: Condition) -> Result<bool, StoreError> {
     let inode = |directory: &OwnedFd| {
         rustix::fs::fstat(directory)
             .map(|stat| identity(&stat))
@@ -87,10 +112,11 @@ fn lock_both(first: &OwnedFd, second: &OwnedFd, condition: Condition) -> Result<
     // All that lock two do it in one order.
     let order = if inode_first <= inode_second { [first, second] } else { [second, first] };
     lock(order[0], condition)?;
-    match inode_first == inode_second {
-        true => Ok(()),
-        false => lock(order[1], condition),
+    let is_one = inode_first == inode_second;
+    if !is_one {
+        lock(order[1], condition)?;
     }
+    Ok(is_one)
 }
 
 /// Judges whether what has the new path lets the rename happen; returns true if the path has to be free.
@@ -138,5 +164,23 @@ fn change(
              without the condition, a directory cannot",
         )),
         Err(errno) => Err(failed("rename", &to.path, errno)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_counts_in_the_spelling_and_for_the_file_that_the_directory_lists() {
+        let place = tempfile::tempdir().unwrap();
+        for name in ["it", "other"] {
+            std::fs::write(place.path().join(name), name).unwrap();
+        }
+        let directory = OwnedFd::from(std::fs::File::open(place.path()).unwrap());
+        let it = entry(&directory, "it", "it").unwrap().unwrap();
+        assert!(has_name(&directory, "it", &it));
+        assert!(!has_name(&directory, "IT", &it), "another spelling");
+        assert!(!has_name(&directory, "other", &it), "another file");
     }
 }

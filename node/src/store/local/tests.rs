@@ -55,6 +55,10 @@ impl Fixture {
         self.runtime.block_on(self.store.list(path.into(), after.into(), limit))
     }
 
+    fn rename(&self, from: &str, to: &str) -> Result<Found, StoreError> {
+        self.runtime.block_on(self.store.rename(from.into(), to.into(), Condition::None))
+    }
+
     /// Fills a block, after its file has settled, and returns the CRC-32 of its bytes.
     fn fill(
         &mut self,
@@ -223,4 +227,36 @@ fn a_file_that_changed_a_moment_ago_is_left_to_settle_and_no_thread_waits() {
     assert!(matches!(result, Err(StoreError::Settling(_))), "{result:?}");
     let settled = Part { is_settled: true, ..part };
     assert_eq!(fixture.fill_part(settled, 3), Ok(crc32fast::hash(b"one")));
+}
+
+#[test]
+fn a_rename_through_a_link_to_the_same_directory_leaves_the_file() {
+    let fixture = Fixture::new();
+    std::fs::create_dir(fixture.path("dir")).unwrap();
+    symlink("dir", fixture.path("dirlink")).unwrap();
+    fixture.write("dir/it", b"it");
+    let is_there = || std::fs::read(fixture.path("dir/it")).is_ok_and(|bytes| bytes == b"it");
+    let same = fixture.rename("dir/it", "dirlink/it");
+    assert!(matches!(same, Err(StoreError::InvalidPath(_))), "{same:?}");
+    assert!(is_there());
+    std::fs::hard_link(fixture.path("dir/it"), fixture.path("away")).unwrap();
+    let same = fixture.rename("dir/it", "dirlink/it");
+    assert!(matches!(same, Err(StoreError::InvalidPath(_))), "{same:?}");
+    assert!(is_there(), "it keeps this name, though it has another one");
+    fixture.rename("dir/it", "dirlink/new").unwrap();
+    assert_eq!(std::fs::read(fixture.path("dir/new")).unwrap(), b"it");
+    assert!(!is_there());
+}
+
+#[test]
+fn of_two_names_of_a_file_a_rename_removes_the_old_one() {
+    let fixture = Fixture::new();
+    std::fs::create_dir(fixture.path("dir")).unwrap();
+    fixture.write("one", b"it");
+    for (from, to) in [("one", "two"), ("two", "dir/three")] {
+        std::fs::hard_link(fixture.path(from), fixture.path(to)).unwrap();
+        fixture.rename(from, to).unwrap();
+        assert!(!fixture.path(from).exists());
+        assert_eq!(std::fs::read(fixture.path(to)).unwrap(), b"it");
+    }
 }
