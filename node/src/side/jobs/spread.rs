@@ -160,6 +160,8 @@ fn failed_at(id: &str, error: &Error) -> Failure {
             (Status::UnknownOp, advice.to_owned())
         }
         Error::Status { status, message } => (*status, message.clone()),
+        // The member may still be at it: the blocks that came stay, so each try comes further.
+        Error::DeadlineExceeded => (Status::Busy, error.to_string()),
         // The member may be gone: then others own its blocks soon.
         error => (Status::Fenced, error.to_string()),
     };
@@ -249,9 +251,12 @@ impl JobPace {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use millrace_proto::FileId;
     use millrace_proto::cluster::Mount;
     use millrace_proto::layout::Layout;
+    use tokio::time::sleep;
 
     use super::*;
     use crate::cluster::record::key_of;
@@ -309,6 +314,20 @@ mod tests {
                 .filter(|&block| view.owns(key, &BlockKey { file: part.file, block }, 2));
             assert_eq!(owned.count() as u32, count);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_member_that_takes_too_long_once_is_asked_again() {
+        let count = Cell::new(0);
+        let slow_at_first = || async {
+            count.set(count.get() + 1);
+            if count.get() > 1 {
+                return Ok(count.get());
+            }
+            sleep(PART_PATIENCE + Duration::from_millis(PART_BYTES / SLOWEST_BYTES_PER_MS)).await;
+            Err(failed_at("b", &Error::DeadlineExceeded))
+        };
+        assert_eq!(patiently(slow_at_first).await.ok(), Some(2));
     }
 
     #[tokio::test(start_paused = true)]
