@@ -41,7 +41,7 @@ use crate::owner::Ticket;
 use crate::store::machine::Machine;
 use crate::store::{Condition, Errand, StoreError, UnderStore};
 use crate::timings::Timings;
-use crate::upload::Slots;
+use crate::upload::{Slots, Step};
 use beliefs::Beliefs;
 use flights::Flights;
 use loads::FilePart;
@@ -134,6 +134,8 @@ pub(crate) enum PathLookup {
         condition: Condition,
         /// Its place among the writes of the node.
         slot: OwnedSemaphorePermit,
+        /// Dropped when it has ended, so that its connection may have another one.
+        under_way: flume::Receiver<Step>,
     },
 }
 

@@ -73,8 +73,10 @@ pub(super) async fn serve(
                 PathLookup::Delete { path, condition, slot } => {
                     context.delete(&requester, path, condition, slot).await
                 }
-                PathLookup::Rename { path, to, condition, slot } => {
-                    context.rename(&requester, (path, to), condition, slot).await
+                PathLookup::Rename { path, to, condition, slot, under_way } => {
+                    let answer = context.rename(&requester, (path, to), condition, slot).await;
+                    drop(under_way);
+                    answer
                 }
                 // It answers more than this one request.
                 PathLookup::Put(put) => {

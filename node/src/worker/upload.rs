@@ -117,10 +117,11 @@ impl Worker {
         let Some(connection) = self.connection(requester.token) else { return };
         let has_ended = |it: &OpenUpload| it.door.is_shut() || it.steps.is_disconnected();
         connection.uploads.retain(|upload| !has_ended(upload));
-        let is_put = matches!(wanted, Intent::Put { .. });
-        if is_put && connection.uploads.len() >= UPLOADS_OF_CONNECTION_MAX {
-            let message = "as many uploads as a connection may have are open: end one, or use another \
-                           connection";
+        // A delete is short.
+        let is_long = !matches!(wanted, Intent::Delete { .. });
+        if is_long && connection.uploads.len() >= UPLOADS_OF_CONNECTION_MAX {
+            let message = "as many uploads and renames as a connection may have are under way: end one, or \
+                           use another connection";
             self.fail(&requester, Status::Busy, message, actions);
             return;
         }
@@ -136,7 +137,10 @@ impl Worker {
                 (PathLookup::Delete { path, condition, slot }, None)
             }
             Intent::Rename { path, to, condition } => {
-                (PathLookup::Rename { path, to, condition, slot }, None)
+                // It takes no steps, and has ended when the other end of them is gone.
+                let (steps, under_way) = flume::bounded(1);
+                let upload = OpenUpload { number, steps, door: Arc::default() };
+                (PathLookup::Rename { path, to, condition, slot, under_way }, Some(upload))
             }
             Intent::Put { path, condition } => {
                 let (sender, steps) = flume::bounded(depth);

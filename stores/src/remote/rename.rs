@@ -27,7 +27,8 @@ impl Inner {
         to: &str,
         condition: Condition,
     ) -> Result<Found, StoreError> {
-        let (from, target) = (self.target(path)?, self.target(to)?);
+        // A store that is down admits one try at a time, and this is one.
+        let (target, from) = (self.place_of(to)?, self.target(path)?);
         let found = self.timed(self.stat(path)).await?;
         if found.kind == Kind::Directory {
             return Err(StoreError::WrongKind(

@@ -98,8 +98,17 @@ impl Inner {
         })
     }
 
-    /// Returns the place of a path that is to be written.
+    /// Returns the place of a path that is to be written, if the store is asked now.
     pub(super) fn target(&self, path: &str) -> Result<Path, StoreError> {
+        let place = self.place_of(path)?;
+        if !self.breaker.admits(Instant::now()) {
+            return Err(StoreError::Hangs(Arc::clone(&self.identity)));
+        }
+        Ok(place)
+    }
+
+    /// Returns the place of a path that could be written.
+    pub(super) fn place_of(&self, path: &str) -> Result<Path, StoreError> {
         check_path(path)?;
         if self.pages.is_none() {
             return Err(StoreError::Denied(
@@ -108,9 +117,6 @@ impl Inner {
         }
         if path.is_empty() {
             return Err(IS_DIRECTORY);
-        }
-        if !self.breaker.admits(Instant::now()) {
-            return Err(StoreError::Hangs(Arc::clone(&self.identity)));
         }
         self.location(path)
     }

@@ -1,7 +1,9 @@
 //! Uploads as a shard sees them: which requests it takes, and when it is over.
 
 use millrace_proto::checksum;
-use millrace_proto::write::{Condition, PutAbortRequest, PutPartRequest, WriteRequest};
+use millrace_proto::write::{
+    Condition, PutAbortRequest, PutPartRequest, RenameRequest, WriteRequest,
+};
 
 use super::*;
 use crate::side::UPLOADS_OF_TESTS;
@@ -113,4 +115,23 @@ fn uploads_of_a_connection_and_of_a_node_are_bounded() {
     assert!(matches!(aborted.steps.try_recv().map(|it| it.kind), Ok(StepKind::Abort)));
     drop(aborted);
     begin(&mut node, first);
+}
+
+#[test]
+fn renames_of_a_connection_are_bounded_with_its_uploads() {
+    let mut node = Node::new(1, 512, 8);
+    let token = node.workers[0].accept_far(0).unwrap();
+    let request = RenameRequest { path: "a".into(), to: "b".into(), condition: 0 };
+    let frame = encoded(Op::Rename, 1, 0, &request);
+    let _put = begin(&mut node, token);
+    let mut renames = Vec::new();
+    for _ in 0..3 {
+        node.receive(0, 0, token, &frame);
+        renames.push(node.lookups.try_recv().expect("it was passed on"));
+    }
+    node.receive(0, 0, token, &frame);
+    assert_eq!(statuses(&mut node), [Status::Busy]);
+    renames.pop();
+    node.receive(0, 0, token, &frame);
+    assert!(node.lookups.try_recv().is_ok(), "one has ended");
 }
