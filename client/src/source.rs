@@ -17,7 +17,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use millrace_proto::message::Kind;
-use millrace_proto::source::{LocalStat, SETTLE, local_version};
+use millrace_proto::source::{LocalStat, SETTLE, directory_hash, local_version};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 
@@ -144,6 +144,14 @@ pub fn look(place: impl AsFd, rule: DeviceRule) -> Result<Look, Errno> {
         _ => (),
     }
     Ok(look)
+}
+
+/// Returns a number of an open directory that no other one of this machine has, if there is one.
+pub fn directory_number(directory: impl AsFd) -> Option<u64> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let stat = rustix::fs::statx(directory, "", flags, StatxFlags::INO).ok()?;
+    let device = rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor);
+    (stat.stx_mask & StatxFlags::INO.bits() != 0).then(|| directory_hash(device, stat.stx_ino))
 }
 
 /// Opens for reading the regular file that was found at a path.

@@ -56,6 +56,9 @@ pub struct Page {
     pub is_by_key: bool,
     /// The last name that was looked at, if more follow it. It need not be among the entries.
     pub next: Option<String>,
+    /// Which directory it is, whatever path led to it: two directories of a machine have different numbers. `None`
+    /// where no directory can be another one above it, because the source has no symbolic links.
+    pub directory: Option<u64>,
 }
 
 impl Page {

@@ -74,6 +74,12 @@ pub fn device_number(name: &str) -> u64 {
     twox_hash::XxHash3_64::oneshot(name.as_bytes())
 }
 
+/// Computes a number of a directory from those of its device and its inode: XXH3-64 of both, each as 8 bytes
+/// little-endian.
+pub fn directory_hash(device: u64, inode: u64) -> u64 {
+    twox_hash::XxHash3_64::oneshot(&[device.to_le_bytes(), inode.to_le_bytes()].concat())
+}
+
 /// Computes the id of a file: XXH3-128 of the identity of its source (what its mount calls it:
 /// `file:///data`), a zero byte, and the path below the source's root. It is the same after a restart,
 /// and on every node that serves the same source.

@@ -308,7 +308,7 @@ impl Inner {
         loop {
             let listed = pages.list_paginated(Some(&prefix), options.clone()).await?;
             let entries = self.entries(path, &prefix, &listed.result)?;
-            let mut page = Page { entries, is_by_key: true, next: None };
+            let mut page = Page { entries, is_by_key: true, next: None, directory: None };
             let Some(token) = listed.page_token else {
                 let is_alone = page.entries.is_empty() && after.is_empty() && !path.is_empty();
                 if is_alone && self.stat(path).await?.kind == Kind::File {

@@ -120,13 +120,16 @@ async fn a_store_has_no_more_reads_under_way_than_its_mount_allows() {
 #[tokio::test]
 async fn a_store_is_read_whole_at_the_rate_of_its_mount() {
     let (root, origin) = (Scratch::new(), Origin::start());
-    let bytes = content::bytes("it", 0, 2 << 20);
+    let bytes = content::bytes("it", 0, 4 << 20);
     origin.put("box", "it", bytes.clone());
     let node = node(&root, "s3://box", &origin.url());
     let client = node.client_with(over_tcp()).await;
-    mount(&node, &client, "s3://box?bandwidth=1048576").await;
+    mount(&node, &client, "s3://box?bandwidth=2097152").await;
+    let before = (origin.read_count(), std::time::Instant::now());
     assert!(read(&client, "it/it").await == bytes);
-    assert!(origin.read_count() >= 2, "no request has more than a second's bytes");
+    assert!(origin.read_count() >= before.0 + 2, "no request has more than a second's bytes");
+    // The last request begins when the bytes before it would have come, and has no more than 2 MiB.
+    assert!(before.1.elapsed() >= Duration::from_secs(1), "it came faster than its mount allows");
     node.stop();
 }
 

@@ -27,6 +27,8 @@ use crate::store::mounts::Mounts;
 const FILE: &str = "cluster.json";
 /// Name of the file there with the load jobs. They change often, and are no part of an epoch.
 const JOBS_FILE: &str = "jobs.json";
+/// What becomes of it where it cannot be read.
+const BROKEN_JOBS_FILE: &str = "jobs.json.broken";
 /// Where earlier versions kept the same.
 const FILE_BEFORE: &str = "coord";
 
@@ -112,7 +114,7 @@ impl Alone {
     /// Takes up what was kept, and mounts the source where nothing is mounted yet.
     fn begin(&mut self) -> Result<(), String> {
         let kept = self.load()?;
-        self.jobs = self.load_jobs()?;
+        self.jobs = self.load_jobs();
         let source = self.settings.source.clone().unwrap_or_default();
         let mut mounts: Vec<Mount> = kept.mounts.iter().map(MountRecord::mount).collect();
         let root = mounts.iter_mut().find(|mount| mount.prefix.is_empty());
@@ -159,19 +161,31 @@ impl Alone {
         }
     }
 
-    /// Returns the jobs that were kept.
-    fn load_jobs(&self) -> Result<Vec<JobRecord>, String> {
+    /// Returns the jobs that were kept. What cannot be read is moved aside, because a node without its load jobs is
+    /// worth more than none.
+    fn load_jobs(&self) -> Vec<JobRecord> {
         let path = self.settings.data.join(JOBS_FILE);
         if self.settings.data.as_os_str().is_empty() {
-            return Ok(Vec::new());
+            return Vec::new();
         }
-        match fs::read(&path) {
-            Ok(bytes) => read(&path.display().to_string(), &bytes).map_err(|error| {
-                format!("{error}. Restore it, or remove it to begin without load jobs")
-            }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-            Err(error) => Err(format!("read {}: {error}", path.display())),
-        }
+        let name = path.display().to_string();
+        let error = match fs::read(&path) {
+            Ok(bytes) => match read(&name, &bytes) {
+                Ok(jobs) => return jobs,
+                Err(error) => error,
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
+            Err(error) => format!("read {name}: {error}"),
+        };
+        let aside = self.settings.data.join(BROKEN_JOBS_FILE);
+        let moved = match fs::rename(&path, &aside) {
+            Ok(()) => format!("it is now {}", aside.display()),
+            Err(error) => format!("it stays until a job is started ({error})"),
+        };
+        tracing::warn!(
+            "{error}. The node begins without load jobs; {moved}. Start again those that were under way"
+        );
+        Vec::new()
     }
 
     async fn change_job(&mut self, command: &JobCommand) -> Result<(), Refusal> {
@@ -410,5 +424,24 @@ mod tests {
         let told = alone(directory.path(), "file:///a").begin().unwrap_err();
         assert!(told.contains(FILE) && told.contains("Restore"), "{told}");
         assert_eq!(fs::read_to_string(directory.path().join(FILE)).unwrap(), "{");
+    }
+
+    #[test]
+    fn damaged_load_jobs_are_moved_aside_and_the_node_begins() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name| directory.path().join(name);
+        fs::write(path(JOBS_FILE), "{").unwrap();
+        let mut alone = begun(directory.path(), "file:///a");
+        assert!(alone.jobs.is_empty());
+        assert_eq!(fs::read_to_string(path(BROKEN_JOBS_FILE)).unwrap(), "{");
+        let spec = JobSpec { id: 7, paths: vec!["x".into()], ..JobSpec::default() };
+        done(&mut alone, &Command::Job(JobCommand::Start(spec))).unwrap();
+        drop(alone);
+        assert_eq!(begun(directory.path(), "file:///a").jobs.len(), 1, "others are kept as before");
+        // Nothing of another kind in its place keeps the node from starting, either.
+        fs::remove_file(path(JOBS_FILE)).unwrap();
+        fs::remove_file(path(BROKEN_JOBS_FILE)).unwrap();
+        fs::create_dir(path(JOBS_FILE)).unwrap();
+        assert!(begun(directory.path(), "file:///a").jobs.is_empty());
     }
 }

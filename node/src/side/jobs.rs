@@ -285,7 +285,7 @@ impl Context {
             };
             entries.push((token, listed));
         }
-        Ok(TreePage { entries, next: page.next })
+        Ok(TreePage { entries, next: page.next, directory: page.directory })
     }
 
     fn too_late(&self) -> Failure {

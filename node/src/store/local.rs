@@ -304,7 +304,8 @@ fn list(
             Some((name.into_string(), found))
         })
         .collect();
-    Ok(Page { entries, is_by_key: false, next })
+    let directory = source::directory_number(&directory);
+    Ok(Page { entries, is_by_key: false, next, directory })
 }
 
 /// Looks what an entry of a directory is, as a look-up of its path would, because a page is noted as

@@ -316,7 +316,7 @@ impl UnderStore for Mounts {
             };
             let mut page = match page {
                 Err(StoreError::NotFound) if table.leads_to_a_mount(&path) => {
-                    Page { entries: Vec::new(), is_by_key: false, next: None }
+                    Page { entries: Vec::new(), is_by_key: false, next: None, directory: None }
                 }
                 other => other?,
             };

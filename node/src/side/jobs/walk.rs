@@ -2,14 +2,13 @@
 //!
 //! Always holds: a page of each directory on the way is held, however many files there are; every file comes
 //! with the place behind it, and a walk that begins there finds all that follows and nothing before. A
-//! directory whose first page is exactly that of one above it is that one again (a symbolic link), and is
-//! not entered. What cannot be listed is reported, and the walk goes on beside it.
+//! directory that is one above it (by a symbolic link) is not entered; where its source cannot say which it
+//! is, the depth is bounded. What cannot be listed is reported, and the walk goes on beside it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use millrace_proto::message::{Entry, Kind};
-use twox_hash::XxHash3_64;
 
 use crate::cluster::job::{Cursor, JobSpec, Level, NamedFailure};
 
@@ -24,6 +23,8 @@ pub(super) struct TreePage {
     pub(super) entries: Vec<(String, TreeEntry)>,
     /// What the next page follows; `None` after the last.
     pub(super) next: Option<String>,
+    /// Which directory it is, whatever path led to it; `None` where there are no symbolic links.
+    pub(super) directory: Option<u64>,
 }
 
 /// An entry of a directory, or why it cannot be loaded.
@@ -160,7 +161,7 @@ impl<T: Tree> Walk<T> {
             }
             page => page,
         };
-        let TreePage { entries, next } = match page {
+        let TreePage { entries, next, directory } = match page {
             Ok(page) => page,
             Err(reason) => {
                 let path = place.path.clone();
@@ -169,10 +170,9 @@ impl<T: Tree> Walk<T> {
             }
         };
         if after.is_empty() {
-            place.level.print = print_of(&entries);
-            let print = place.level.print;
+            place.level.print = directory;
             let (_, above) = self.places.split_last()?;
-            if print.is_some() && above.iter().any(|above| above.level.print == print) {
+            if directory.is_some() && above.iter().any(|above| above.level.print == directory) {
                 self.leave();
                 return Some(WalkStep::Circle);
             }
@@ -209,25 +209,6 @@ fn join(directory: &str, name: &str) -> String {
     if directory.is_empty() { name.to_owned() } else { format!("{directory}/{name}") }
 }
 
-/// Returns a hash of the first page of a directory. The version of a file of a local source has its inode in
-/// it, so two directories that agree in a file are one; directories alone could agree by chance.
-fn print_of(entries: &[(String, TreeEntry)]) -> Option<u64> {
-    let entries = entries.iter().filter_map(|(_, listed)| listed.as_ref().ok());
-    if !entries.clone().any(|entry| entry.kind == Kind::File) {
-        return None;
-    }
-    let mut hasher = XxHash3_64::with_seed(0);
-    for Entry { name, kind, version, length, .. } in entries {
-        for bytes in [&(name.len() as u64).to_le_bytes()[..], name.as_bytes(), &[*kind as u8]] {
-            std::hash::Hasher::write(&mut hasher, bytes);
-        }
-        for number in [version, length] {
-            std::hash::Hasher::write(&mut hasher, &number.to_le_bytes());
-        }
-    }
-    Some(std::hash::Hasher::finish(&hasher))
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
@@ -242,6 +223,8 @@ mod tests {
     struct Made {
         files: BTreeMap<String, u64>,
         refused: BTreeSet<String>,
+        /// Which directories some of them are.
+        numbers: BTreeMap<String, u64>,
         page_max: usize,
     }
 
@@ -295,7 +278,8 @@ mod tests {
             let mut rest = found.into_iter().filter(|(token, _)| token.as_str() > after);
             let entries: Vec<_> = rest.by_ref().take(self.page_max).collect();
             let last = entries.last().map(|(token, _)| token.clone());
-            Ok(TreePage { next: if rest.next().is_some() { last } else { None }, entries })
+            let next = if rest.next().is_some() { last } else { None };
+            Ok(TreePage { entries, next, directory: self.numbers.get(path).copied() })
         }
     }
 
@@ -376,15 +360,23 @@ mod tests {
 
     #[test]
     fn a_directory_that_is_one_above_it_is_not_entered() {
-        // Equal names, versions and lengths, as a link to itself shows them.
         let mut tree = Made::new(&["x/a", "x/x/a", "x/x/x/a"]);
-        for version in tree.files.values_mut() {
-            *version = 5;
-        }
+        tree.numbers = ["x", "x/x", "x/x/x"].map(|path| (path.to_owned(), 5)).into();
         let found = walk(&tree, &spec(&["x"]), &Cursor::default());
         assert_eq!(texts(&found), ["x/a", "a circle"]);
         // Also if the walk began between the two.
         assert_eq!(texts(&walk(&tree, &spec(&["x"]), &found[0].1)), ["a circle"]);
+    }
+
+    #[test]
+    fn a_copy_of_a_directory_in_it_is_entered() {
+        // Equal names, versions and lengths, as copies of objects and hard links have them.
+        let mut tree = Made::new(&["x/a", "x/b", "x/zcopy/a", "x/zcopy/b"]);
+        tree.files.values_mut().for_each(|version| *version = 5);
+        let all = ["x/a", "x/b", "x/zcopy/a", "x/zcopy/b"];
+        assert_eq!(texts(&walk(&tree, &spec(&["x"]), &Cursor::default())), all);
+        tree.numbers = [("x".to_owned(), 1), ("x/zcopy".to_owned(), 2)].into();
+        assert_eq!(texts(&walk(&tree, &spec(&["x"]), &Cursor::default())), all);
     }
 
     #[test]
