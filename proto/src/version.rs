@@ -48,6 +48,6 @@ mod tests {
         assert_ne!(version, of_object(Some("a"), 6, 7));
         assert_ne!(of_object(None, 5, 7), of_object(None, 5, 8));
         // Nodes of other versions of the program come to the same.
-        assert_eq!(of_object(Some("abc"), 3, 0), 0);
+        assert_eq!(of_object(Some("abc"), 3, 0), 0x0f1e_edc7_1ef8_4116);
     }
 }
