@@ -254,7 +254,9 @@ impl Peer {
     /// # Errors
     /// As [`Peer::tell`].
     pub async fn forget(&self, path: &str, patience: Duration) -> Result<(), Error> {
-        let is_not_there = |error: &Error| error.status() == Some(Status::NotFound);
+        // Of a directory a node has nothing; what is below it is another question.
+        let is_not_there =
+            |error: &Error| matches!(error.status(), Some(Status::NotFound | Status::WrongKind));
         let error = match self.free(path, patience).await {
             Ok(_) => return Ok(()),
             Err(error) if is_not_there(&error) => return Ok(()),

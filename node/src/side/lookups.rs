@@ -74,9 +74,8 @@ pub(super) async fn serve(
                     context.delete(&requester, path, condition, slot).await
                 }
                 PathLookup::Rename { path, to, condition, slot, under_way } => {
-                    let answer = context.rename(&requester, (path, to), condition, slot).await;
-                    drop(under_way);
-                    answer
+                    let places = (slot, under_way);
+                    context.rename(&requester, (path, to), condition, places).await
                 }
                 // It answers more than this one request.
                 PathLookup::Put(put) => {

@@ -211,27 +211,28 @@ impl Context {
         requester: &Requester,
         (path, to): (Arc<str>, Arc<str>),
         condition: Condition,
-        slot: OwnedSemaphorePermit,
+        places: impl Send + 'static,
     ) -> Answer {
-        let entry = self.make(requester, &path, Change::Rename(to, condition), slot).await?;
+        let entry = self.make(requester, &path, Change::Rename(to, condition), places).await?;
         let entry = entry.ok_or_else(Failure::gone)?;
         Ok(encode(requester, &StatReply { entry, block_size: self.block_size }))
     }
 
-    /// Has the store make a change, and waits for as long as the request may take. The change itself goes on.
+    /// Has the store make a change, and waits for as long as the request may take. The change itself goes on, and
+    /// keeps its places until it has ended.
     async fn make(
         self: &Arc<Self>,
         requester: &Requester,
         path: &Arc<str>,
         change: Change,
-        slot: OwnedSemaphorePermit,
+        places: impl Send + 'static,
     ) -> Result<Option<Entry>, Failure> {
         let patience = self.budget(requester).unwrap_or(2 * self.patience);
         let (sender, made) = oneshot::channel();
         let (context, path) = (Arc::clone(self), Arc::clone(path));
         tokio::spawn(async move {
             let done = context.change(&path, change).await;
-            drop(slot);
+            drop(places);
             // The client may have gone.
             let _ = sender.send(done);
         });
