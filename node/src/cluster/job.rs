@@ -93,7 +93,7 @@ pub(crate) struct Level {
     pub name: String,
     /// What the last entry that is done, or is the next level, is sorted by; empty at the beginning.
     pub after: String,
-    /// Hash of its first page, by which the directory is recognised below itself.
+    /// Number of the directory, by which it is recognised below itself.
     pub print: Option<u64>,
 }
 
