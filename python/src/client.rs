@@ -1,17 +1,19 @@
 //! The client as Python sees it: each method waits for its answer with the lock released.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use millrace_client as client;
-use millrace_client::{ClientConfig, Condition, Kind, PutOptions};
+use millrace_client::{Condition, Kind, PutOptions};
 use pyo3::exceptions::{PyIsADirectoryError, PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 
+use crate::connected::Connected;
 use crate::failure::{self, Need};
 use crate::file::File;
 use crate::listing::Pages;
-use crate::memory::{self, PerProcess};
+use crate::memory;
 use crate::settings;
 use crate::upload::Upload;
 use crate::waiting::{wait, wait_for};
@@ -23,11 +25,9 @@ use crate::waiting::{wait, wait_for};
 /// the memory of a node on this machine), leased_bytes_max (1 GiB), read_length_max (4 GiB).
 #[pyclass(frozen, module = "millrace")]
 pub(crate) struct Client {
-    address: String,
-    config: ClientConfig,
+    connected: Arc<Connected>,
     /// The settings as they were given, for a pickle.
     settings: Py<PyDict>,
-    connected: PerProcess<client::Client>,
 }
 
 /// What a `load` did.
@@ -50,68 +50,19 @@ enum Named {
 }
 
 impl Client {
-    /// Returns the connected client of this process. The lock must not be held.
-    fn connected(&self) -> PyResult<&client::Client> {
-        self.connected.get_or_try(|| {
-            let connect = client::Client::connect(self.address.as_str(), self.config.clone());
-            wait(connect, Need::File)
-        })
-    }
-
-    /// Returns one page of a directory, and the token of the next one.
-    pub(crate) fn page(
-        &self,
-        py: Python<'_>,
-        path: &str,
-        token: Option<&str>,
-        limit: u32,
-    ) -> PyResult<(Vec<File>, Option<String>)> {
-        py.detach(|| {
-            let client = self.connected()?;
-            let page = client.list_page(path, token, limit);
-            let (entries, token) = wait(page, Need::Directory)?;
-            Ok((entries.iter().map(|entry| File(client.file(path, entry))).collect(), token))
-        })
-    }
-
     /// Returns the file that was meant.
     fn found(&self, py: Python<'_>, named: Named) -> PyResult<client::File> {
         let file = match named {
             Named::File(file) => file.0,
-            Named::Path(path) => py.detach(|| wait(self.connected()?.stat(&path), Need::File))?,
+            Named::Path(path) => {
+                py.detach(|| wait(self.connected.client()?.stat(&path), Need::File))?
+            }
         };
         if file.kind == Kind::Directory {
             let text = format!("'{}' is a directory", file.path);
             return Err(PyIsADirectoryError::new_err((libc::EISDIR, text)));
         }
         Ok(file)
-    }
-
-    /// Fills `target` with bytes of a file from `offset` on, which the file must have.
-    fn fill(&self, file: &client::File, offset: u64, target: &mut [u8]) -> PyResult<()> {
-        let client = self.connected()?;
-        if client.read_leased(file, offset, target) {
-            return Ok(());
-        }
-        let bytes = wait(client.read(file, offset, target.len() as u64), Need::File)?;
-        if bytes.len() != target.len() {
-            let text =
-                format!("{} bytes came for {} of '{}'", bytes.len(), target.len(), file.path);
-            return Err(PyOSError::new_err((libc::EIO, text)));
-        }
-        target.copy_from_slice(&bytes);
-        Ok(())
-    }
-
-    /// Passes a length that one call may ask for.
-    fn check_length(&self, length: u64) -> PyResult<u64> {
-        if length > self.config.read_length_max {
-            return Err(PyValueError::new_err(format!(
-                "a read of {length} bytes is longer than read_length_max, {}; read the file in parts",
-                self.config.read_length_max
-            )));
-        }
-        Ok(length)
     }
 }
 
@@ -126,47 +77,47 @@ impl Client {
     ) -> PyResult<Client> {
         let config = settings::read(settings.as_ref())?;
         let settings = settings.unwrap_or_else(|| PyDict::new(py)).unbind();
-        Ok(Client { address, config, settings, connected: PerProcess::new() })
+        Ok(Client { connected: Arc::new(Connected::new(address, config)), settings })
     }
 
-    /// The address that the client was made with.
+    /// Returns the address that the client was made with.
     #[getter]
     fn address(&self) -> &str {
-        &self.address
+        &self.connected.address
     }
 
-    /// The settings that the client was made with.
+    /// Returns the settings that the client was made with.
     #[getter]
     fn settings<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         self.settings.bind(py).copy()
     }
 
     fn __repr__(&self) -> String {
-        format!("<millrace.Client of {}>", self.address)
+        format!("<millrace.Client of {}>", self.connected.address)
     }
 
     fn __getnewargs_ex__<'py>(
         &self,
         py: Python<'py>,
     ) -> PyResult<(Bound<'py, PyTuple>, Bound<'py, PyDict>)> {
-        Ok((PyTuple::new(py, [&self.address])?, self.settings(py)?))
+        Ok((PyTuple::new(py, [&self.connected.address])?, self.settings(py)?))
     }
 
     /// Returns the seconds that a message to the node and back takes; it connects if need be.
     fn ping(&self, py: Python<'_>) -> PyResult<f64> {
-        let time = py.detach(|| wait(self.connected()?.ping(), Need::File))?;
+        let time = py.detach(|| wait(self.connected.client()?.ping(), Need::File))?;
         Ok(time.as_secs_f64())
     }
 
     /// Looks a path up: `/` between parts, relative to what is served. Raises FileNotFoundError.
     fn stat(&self, py: Python<'_>, path: &str) -> PyResult<File> {
-        Ok(File(py.detach(|| wait(self.connected()?.stat(path), Need::File))?))
+        Ok(File(py.detach(|| wait(self.connected.client()?.stat(path), Need::File))?))
     }
 
     /// Lists a directory. The files can be read without looking them up again.
     fn list(&self, py: Python<'_>, path: &str) -> PyResult<Vec<File>> {
         py.detach(|| {
-            let client = self.connected()?;
+            let client = self.connected.client()?;
             let entries = wait(client.list(path), Need::Directory)?;
             Ok(entries.iter().map(|entry| File(client.file(path, entry))).collect())
         })
@@ -174,8 +125,8 @@ impl Client {
 
     /// Iterates over the pages of a directory, lists of at most `limit` files; 0 for as many as fit a reply.
     #[pyo3(signature = (path, limit = 0))]
-    fn list_pages(this: Py<Client>, path: String, limit: u32) -> Pages {
-        Pages::new(this, path, limit)
+    fn list_pages(&self, path: String, limit: u32) -> Pages {
+        Pages::new(self.connected.clone(), path, limit)
     }
 
     /// Returns `length` bytes from `offset` on, fewer where the file ends, or all that follow.
@@ -191,8 +142,8 @@ impl Client {
     ) -> PyResult<Bound<'py, PyBytes>> {
         let file = self.found(py, file)?;
         let left = file.length.saturating_sub(offset);
-        let length = self.check_length(length.map_or(left, |length| length.min(left)))?;
-        memory::new_bytes(py, length, |target| self.fill(&file, offset, target))
+        let length = self.connected.check_length(length.map_or(left, |length| length.min(left)))?;
+        memory::new_bytes(py, length, |target| self.connected.fill(&file, offset, target))
     }
 
     /// Reads bytes from `offset` on into a buffer that can be written; returns how many the file had for it.
@@ -206,9 +157,9 @@ impl Client {
         let file = self.found(py, file)?;
         let left = file.length.saturating_sub(offset);
         memory::fill_buffer(buffer, |target| {
-            let length = self.check_length(left.min(target.len() as u64))?;
+            let length = self.connected.check_length(left.min(target.len() as u64))?;
             if length > 0 {
-                self.fill(&file, offset, &mut target[..length as usize])?;
+                self.connected.fill(&file, offset, &mut target[..length as usize])?;
             }
             Ok(length)
         })
@@ -230,7 +181,7 @@ impl Client {
             .collect();
         let wanted: Vec<_> =
             found.iter().flatten().map(|(file, offset, length)| (file, *offset, *length)).collect();
-        let answers = py.detach(|| wait_for(self.connected()?.read_many(&wanted)))?;
+        let answers = py.detach(|| wait_for(self.connected.client()?.read_many(&wanted)))?;
         let mut answers = answers.into_iter();
         let mut results = Vec::with_capacity(found.len());
         for range in &found {
@@ -261,7 +212,7 @@ impl Client {
     ) -> PyResult<LoadReport> {
         let deadline = deadline.map(|time| settings::seconds("deadline", &time)).transpose()?;
         let report = py.detach(|| {
-            let client = self.connected()?;
+            let client = self.connected.client()?;
             let client = deadline.map_or(client.clone(), |time| client.with_deadline(time));
             wait(client.load(path), Need::File)
         })?;
@@ -280,7 +231,7 @@ impl Client {
     ) -> PyResult<File> {
         let options = PutOptions { condition: condition(if_absent, if_version)? };
         memory::take_buffer(data, |bytes| {
-            Ok(File(wait(self.connected()?.put(path, bytes, options), need_of(options))?))
+            Ok(File(wait(self.connected.client()?.put(path, bytes, options), need_of(options))?))
         })
     }
 
@@ -294,7 +245,7 @@ impl Client {
         if_version: Option<u64>,
     ) -> PyResult<Upload> {
         let options = PutOptions { condition: condition(if_absent, if_version)? };
-        let begin = || wait(self.connected()?.upload(path, options), need_of(options));
+        let begin = || wait(self.connected.client()?.upload(path, options), need_of(options));
         Ok(Upload::new(py.detach(begin)?, need_of(options)))
     }
 
@@ -302,7 +253,7 @@ impl Client {
     #[pyo3(signature = (path, *, if_version = None))]
     fn delete(&self, py: Python<'_>, path: &str, if_version: Option<u64>) -> PyResult<()> {
         py.detach(|| {
-            let client = self.connected()?;
+            let client = self.connected.client()?;
             match if_version {
                 Some(version) => wait(client.delete_if_version(path, version), Need::Version),
                 None => wait(client.delete(path), Need::File),
@@ -314,7 +265,7 @@ impl Client {
     #[pyo3(signature = (path, to, *, if_absent = false))]
     fn rename(&self, py: Python<'_>, path: &str, to: &str, if_absent: bool) -> PyResult<File> {
         let file = py.detach(|| {
-            let client = self.connected()?;
+            let client = self.connected.client()?;
             match if_absent {
                 true => wait(client.rename_if_absent(path, to), Need::File),
                 false => wait(client.rename(path, to), Need::File),
@@ -331,7 +282,8 @@ impl Client {
         path: &str,
         recursive: bool,
     ) -> PyResult<Vec<(String, Bound<'py, PyAny>)>> {
-        let answers = py.detach(|| wait(self.connected()?.refresh(path, recursive), Need::File))?;
+        let answers =
+            py.detach(|| wait(self.connected.client()?.refresh(path, recursive), Need::File))?;
         let answers = answers.into_iter().map(|(member, answer)| match answer {
             Ok(file) => Ok((member, Bound::new(py, File(file))?.into_any())),
             Err(error) => {
@@ -344,7 +296,7 @@ impl Client {
 
     /// Returns the counters of the node; names carry their unit.
     fn status(&self, py: Python<'_>) -> PyResult<HashMap<String, u64>> {
-        let status = py.detach(|| wait(self.connected()?.status(), Need::File))?;
+        let status = py.detach(|| wait(self.connected.client()?.status(), Need::File))?;
         Ok(status.counters.into_iter().map(|counter| (counter.name, counter.value)).collect())
     }
 }

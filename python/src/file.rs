@@ -41,43 +41,43 @@ impl File {
         Ok(File(client::File { path, id, version, length, block_size, kind, modified_ms }))
     }
 
-    /// Path below what is served.
+    /// Returns the path below what is served.
     #[getter]
     fn path(&self) -> &str {
         &self.0.path
     }
 
-    /// The last part of the path.
+    /// Returns the last part of the path.
     #[getter]
     fn name(&self) -> &str {
         self.0.path.rsplit('/').next().unwrap_or_default()
     }
 
-    /// Identity, the same for every version.
+    /// Returns the identity, the same for every version.
     #[getter]
     fn id(&self) -> u128 {
         self.0.id.0
     }
 
-    /// Another number for every content that the node has seen.
+    /// Returns another number for every content that the node has seen.
     #[getter]
     fn version(&self) -> u64 {
         self.0.version
     }
 
-    /// Length in bytes.
+    /// Returns the length in bytes.
     #[getter]
     fn length(&self) -> u64 {
         self.0.length
     }
 
-    /// Size of a block in bytes.
+    /// Returns the size of a block in bytes.
     #[getter]
     fn block_size(&self) -> u32 {
         self.0.block_size
     }
 
-    /// 'file' or 'directory'.
+    /// Returns 'file' or 'directory'.
     #[getter]
     fn kind(&self) -> &'static str {
         match self.0.kind {
@@ -86,7 +86,7 @@ impl File {
         }
     }
 
-    /// Time of the last change in milliseconds since 1970, as the source reports it.
+    /// Returns the time of the last change in milliseconds since 1970, as the source reports it.
     #[getter]
     fn modified_ms(&self) -> i64 {
         self.0.modified_ms

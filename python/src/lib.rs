@@ -15,13 +15,14 @@ mod listing;
 mod settings;
 mod upload;
 
+mod connected;
 mod failure;
 mod memory;
 mod waiting;
 
 use pyo3::prelude::*;
 
-/// The module `millrace._millrace`.
+/// Fills the module `millrace._millrace`.
 #[pymodule]
 fn _millrace(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<client::Client>()?;

@@ -1,8 +1,10 @@
 //! A directory page by page, so that a large one never lies in memory as a whole.
 
+use std::sync::Arc;
+
 use pyo3::prelude::*;
 
-use crate::client::Client;
+use crate::connected::Connected;
 use crate::file::File;
 
 /// Where an iterator is.
@@ -16,15 +18,15 @@ enum Place {
 #[pyclass(module = "millrace")]
 #[derive(Debug)]
 pub(crate) struct Pages {
-    client: Py<Client>,
+    connected: Arc<Connected>,
     path: String,
     limit: u32,
     place: Place,
 }
 
 impl Pages {
-    pub(crate) fn new(client: Py<Client>, path: String, limit: u32) -> Pages {
-        Pages { client, path, limit, place: Place::Next(None) }
+    pub(crate) fn new(connected: Arc<Connected>, path: String, limit: u32) -> Pages {
+        Pages { connected, path, limit, place: Place::Next(None) }
     }
 }
 
@@ -36,8 +38,8 @@ impl Pages {
 
     fn __next__(&mut self, py: Python<'_>) -> PyResult<Option<Vec<File>>> {
         let Place::Next(token) = &self.place else { return Ok(None) };
-        let client = self.client.get();
-        let (files, token) = client.page(py, &self.path, token.as_deref(), self.limit)?;
+        let page = || self.connected.page(&self.path, token.as_deref(), self.limit);
+        let (files, token) = py.detach(page)?;
         self.place = token.map_or(Place::End, |token| Place::Next(Some(token)));
         Ok(Some(files))
     }

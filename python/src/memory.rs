@@ -68,7 +68,7 @@ pub(crate) fn fill_buffer<T: Send>(
     let target: &mut [u8] = if length == 0 {
         &mut []
     } else {
-        // SAFETY: the object exports so many bytes in one piece, to be written, until `buffer` is dropped.
+        // SAFETY: the object exports this many bytes in one piece, to be written, until `buffer` is dropped.
         #[expect(unsafe_code, reason = "the memory that the object exports")]
         unsafe {
             std::slice::from_raw_parts_mut(buffer.buf_ptr().cast::<u8>(), length)
@@ -95,7 +95,7 @@ pub(crate) fn take_buffer<T: Send>(
     let source: &[u8] = if length == 0 {
         &[]
     } else {
-        // SAFETY: the object exports so many bytes in one piece until `buffer` is dropped.
+        // SAFETY: the object exports this many bytes in one piece until `buffer` is dropped.
         #[expect(unsafe_code, reason = "the memory that the object exports")]
         unsafe {
             std::slice::from_raw_parts(buffer.buf_ptr().cast::<u8>(), length)

@@ -2,7 +2,8 @@
 //!
 //! Owns the client, which connects when it is needed first, and the decision when the cache is left alone.
 //! Always holds: what is returned is of the version that was asked for, whole and checked; nothing takes
-//! longer than the patience and the time of its bytes; after [`FAILURES_MAX`] failures in a row one read in [`PAUSE`] tries again.
+//! longer than the patience and the time of its bytes; after [`FAILURES_MAX`] failures in a row one read in
+//! [`PAUSE`] tries again.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

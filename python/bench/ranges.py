@@ -1,0 +1,113 @@
+"""Measures one process that reads warm ranges through a node on this machine, beside the same file read locally.
+
+    python python/bench/ranges.py --millrace target/release/millrace --seconds 3
+
+Starts a node over a file in /dev/shm, loads it, and prints for each way GB/s (10^9 bytes) of 1 MiB ranges in order,
+and samples of 100 KB a second at random offsets: the median of rounds that are interleaved, so that the ways share
+what the machine does meanwhile. The rivals are `os.preadv` into one buffer and `os.pread`, from page cache. With
+--s3 URL and the usual AWS_ variables also s3fs on the same bytes.
+"""
+
+import argparse
+import os
+import pathlib
+import random
+import statistics
+import subprocess
+import tempfile
+import time
+
+import fsspec
+
+import millrace
+
+MIB = 1 << 20
+SAMPLE = 100_000
+
+
+def measure(read, offsets, length, seconds):
+    """Returns the ranges a second that `read` has, over and over in this order."""
+    count = 0
+    start = time.perf_counter()
+    while True:
+        for offset in offsets:
+            read(offset, length)
+            count += 1
+            if count % 16 == 0 and time.perf_counter() - start > seconds:
+                return count / (time.perf_counter() - start)
+
+
+def ways(folder, address, s3):
+    """Returns the ways to read, each a function of offset and length by its name."""
+    local = os.open(folder / "file", os.O_RDONLY)
+    buffer = bytearray(MIB)
+    found = {
+        "local preadv": lambda offset, length: os.preadv(local, [memoryview(buffer)[:length]], offset),
+        "local pread": lambda offset, length: os.pread(local, length, offset),
+    }
+    for name, settings in [("same machine", {}), ("TCP only", {"local": False})]:
+        client = millrace.connect(address, **settings)
+        file = client.stat("file")
+
+        def read(offset, length, client=client, file=file):
+            return client.read(file, offset, length)
+
+        def read_into(offset, length, client=client, file=file):
+            return client.read_into(file, offset, memoryview(buffer)[:length])
+
+        opened = fsspec.filesystem("millrace", address=address, **settings).open("file")
+
+        def read_opened(offset, length, opened=opened):
+            opened.seek(offset)
+            return opened.read(length)
+
+        found |= {f"{name}, read_into": read_into, f"{name}, read": read, f"{name}, fsspec": read_opened}
+    if s3:
+        fs = fsspec.filesystem("s3", client_kwargs={"endpoint_url": os.environ.get("AWS_ENDPOINT_URL")})
+        fs.pipe_file(s3, (folder / "file").read_bytes())
+        found["s3fs"] = lambda offset, length: fs.cat_file(s3, offset, offset + length)
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--millrace", required=True, help="the program, built with --release")
+    parser.add_argument("--seconds", type=float, default=2, help="of each round of each way")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--mib", type=int, default=256, help="size of the file in MiB")
+    parser.add_argument("--s3", help="BUCKET/KEY to read by s3fs as well")
+    arguments = parser.parse_args()
+    size = arguments.mib * MIB
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as scratch:
+        folder = pathlib.Path(scratch) / "served"
+        folder.mkdir()
+        (folder / "file").write_bytes(random.Random(1).randbytes(size))
+        command = [arguments.millrace, "node", "--source", str(folder), "--listen", "127.0.0.1:0"]
+        command += ["--memory", f"{2 * arguments.mib}MiB", "--admin", f"{scratch}/admin"]
+        node = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        try:
+            address = node.stdout.readline().split()[-1]
+            millrace.connect(address).load("file")
+            report(ways(folder, address, arguments.s3), size, arguments)
+        finally:
+            node.terminate()
+            node.wait()
+
+
+def report(found, size, arguments):
+    in_order = range(0, size, MIB)
+    source = random.Random(2)
+    at_random = [source.randrange(size - SAMPLE) for _ in range(4096)]
+    rates = {name: ([], []) for name in found}
+    for _ in range(arguments.rounds):
+        for name, read in found.items():
+            ordered, samples = rates[name]
+            ordered.append(measure(read, in_order, MIB, arguments.seconds) * MIB / 1e9)
+            samples.append(measure(read, at_random, SAMPLE, arguments.seconds))
+    print(f"{'':26}{'1 MiB, GB/s':>12}{'100 KB, 1/s':>13}")
+    for name, (ordered, samples) in rates.items():
+        print(f"{name:26}{statistics.median(ordered):12.2f}{statistics.median(samples):13.0f}")
+
+
+if __name__ == "__main__":
+    main()
