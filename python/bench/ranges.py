@@ -46,7 +46,9 @@ def ways(folder, address, s3):
         "local pread": lambda offset, length: os.pread(local, length, offset),
     }
     for name, settings in [("same machine", {}), ("TCP only", {"local": False})]:
-        client = millrace.connect(address, **settings)
+        # One client for all three ways: a second one would find the memory that a node leases taken.
+        fs = fsspec.filesystem("millrace", address=address, **settings)
+        client, opened = fs.client, fs.open("file")
         file = client.stat("file")
 
         def read(offset, length, client=client, file=file):
@@ -54,8 +56,6 @@ def ways(folder, address, s3):
 
         def read_into(offset, length, client=client, file=file):
             return client.read_into(file, offset, memoryview(buffer)[:length])
-
-        opened = fsspec.filesystem("millrace", address=address, **settings).open("file")
 
         def read_opened(offset, length, opened=opened):
             opened.seek(offset)
@@ -65,7 +65,7 @@ def ways(folder, address, s3):
     if s3:
         fs = fsspec.filesystem("s3", client_kwargs={"endpoint_url": os.environ.get("AWS_ENDPOINT_URL")})
         fs.pipe_file(s3, (folder / "file").read_bytes())
-        found["s3fs"] = lambda offset, length: fs.cat_file(s3, offset, offset + length)
+        found["s3fs"] = lambda offset, length: fs.cat_file(s3, start=offset, end=offset + length)
     return found
 
 
@@ -81,7 +81,10 @@ def main():
     with tempfile.TemporaryDirectory(dir="/dev/shm") as scratch:
         folder = pathlib.Path(scratch) / "served"
         folder.mkdir()
-        (folder / "file").write_bytes(random.Random(1).randbytes(size))
+        source = random.Random(1)
+        with open(folder / "file", "wb") as file:
+            for _ in range(arguments.mib):
+                file.write(source.randbytes(MIB))
         command = [arguments.millrace, "node", "--source", str(folder), "--listen", "127.0.0.1:0"]
         command += ["--memory", f"{2 * arguments.mib}MiB", "--admin", f"{scratch}/admin"]
         node = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
