@@ -3,14 +3,12 @@
 //! Owns the path syntax of the command line and the check of names that come from the network. A name
 //! that could lead out of a directory ends the walk, so that nothing built on it writes where it should
 //! not. The walk holds one page of each directory on its way, never the tree and never a large directory.
-//! A node follows symbolic links that stay in its root, so a tree may have circles. A directory whose
-//! first page is exactly that of one above it is that one again, and is not entered; where no file tells
-//! directories apart, the depth is bounded.
+//! A node follows symbolic links that stay in its root, so a tree may have circles. A directory that is one
+//! above it again is not entered; where no file tells directories apart, the depth is bounded.
 
 use std::collections::VecDeque;
-use std::hash::{DefaultHasher, Hash, Hasher};
 
-use millrace_client::{Client, Entry, File, Kind};
+use millrace_client::{Client, Entry, File, Kind, circle};
 
 use crate::failure::{Failure, is_about_path, shown};
 use crate::output;
@@ -127,9 +125,14 @@ impl<'a> Walk<'a> {
             return Err(Failure::new(format!("{}: {message}", shown(&path))));
         }
         check_names(&path, &entries)?;
-        let print = if token.is_none() { hash_of(&entries) } else { print };
-        if print.is_some() && self.levels.iter().any(|above| above.print == print) {
-            return Ok(Step::Circle);
+        let is_first = token.is_none();
+        let print = if is_first { circle::page_hash(&entries) } else { print };
+        let alike = self.levels.iter().filter(|above| is_first && above.print == print);
+        for above in alike.filter(|above| above.print.is_some()) {
+            let is_circle = self.client.is_circle(&above.path, &path).await;
+            if is_circle.map_err(|error| Failure::at_path(&path, &error))? {
+                return Ok(Step::Circle);
+            }
         }
         let directories = entries.iter().filter(|entry| entry.kind == Kind::Directory);
         let directories: Vec<String> = directories.map(|entry| entry.name.clone()).collect();
@@ -249,20 +252,6 @@ pub(crate) fn join(directory: &str, name: &str) -> String {
     if directory.is_empty() { name.to_owned() } else { format!("{directory}/{name}") }
 }
 
-/// Returns a hash of the entries of a directory. Among others the inode is part of the version of a
-/// file, so two directories that agree in it are one; directories alone could agree by chance.
-fn hash_of(entries: &[Entry]) -> Option<u64> {
-    if !entries.iter().any(|entry| entry.kind == Kind::File) {
-        return None;
-    }
-    let mut hasher = DefaultHasher::new();
-    for entry in entries {
-        let is_file = entry.kind == Kind::File;
-        (&entry.name, is_file, entry.version, entry.length, entry.modified_ms).hash(&mut hasher);
-    }
-    Some(hasher.finish())
-}
-
 fn check_names(path: &str, entries: &[Entry]) -> Result<(), Failure> {
     match entries.iter().find(|entry| !is_name(&entry.name)) {
         None => Ok(()),
@@ -303,22 +292,6 @@ mod tests {
         for name in ["a", "...", ".hidden", "a\\b", "ü"] {
             assert!(is_name(name), "{name:?}");
         }
-    }
-
-    #[test]
-    fn directories_are_told_apart_by_their_files() {
-        let entry = |kind, version| Entry {
-            name: "x".to_owned(),
-            kind,
-            id: millrace_client::FileId(1),
-            version,
-            length: 1,
-            modified_ms: 1,
-        };
-        let one = hash_of(&[entry(Kind::File, 7), entry(Kind::Directory, 0)]);
-        let other = hash_of(&[entry(Kind::File, 8), entry(Kind::Directory, 0)]);
-        assert_eq!(hash_of(&[entry(Kind::Directory, 0)]), None);
-        assert!(one.is_some() && one != other);
     }
 
     #[test]

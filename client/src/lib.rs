@@ -70,6 +70,10 @@ mod error;
 
 pub mod blocking;
 
+// Public for the command line and the doors for engines, which walk trees.
+#[doc(hidden)]
+pub mod circle;
+
 // Public for the node alone, which asks other nodes and reads local sources as the client does: what they
 // have may change in any version.
 #[doc(hidden)]

@@ -2,6 +2,7 @@
 //! what a cache around a store must not do.
 
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use futures_util::TryStreamExt;
 use millrace_client::{Client, ClientConfig};
 use millrace_object_store::v0_14::{CachedStore, MillraceStore};
 use millrace_tests::origin::Origin;
+use millrace_tests::process::program;
 use millrace_tests::{Node, NodeOptions, Scratch, content};
 use object_store_0_14 as api;
 use object_store_0_14::path::Path as Key;
@@ -269,6 +271,29 @@ async fn a_link_that_leads_back_is_listed_once() {
     let listed: Vec<_> = store.list(None).try_collect().await.expect("list");
     let names: Vec<_> = listed.iter().map(|meta| meta.location.as_ref()).collect();
     assert_eq!(names, ["x/copy/one", "x/one", "x/two"]);
+    node.stop();
+}
+
+#[tokio::test]
+async fn a_copy_of_a_directory_in_it_is_listed() {
+    let origin = Origin::start();
+    // Without tags objects of one length and time are of one version, as copies are. This store has a time for every
+    // 28th object.
+    origin.forget_tags();
+    let node = node_of(&origin);
+    for directory in ["x", "x/zcopy"] {
+        for number in 0..28 * 100 {
+            origin.put("box", &format!("lake/{directory}/{number:04}"), vec![1]);
+        }
+    }
+    let store = MillraceStore::connect(&url(&node)).await.expect("connect");
+    let listed: Vec<_> = store.list(Some(&Key::from("x"))).try_collect().await.expect("list");
+    assert_eq!(listed.len(), 2 * 2800);
+    let mut command = Command::new(program().expect("a program"));
+    command.args(["fs", "find", "x", "--type", "f", "--node"]).arg(node.address().to_string());
+    let output = command.output().expect("run");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.stdout.split(|byte| *byte == b'\n').count(), 2 * 2800 + 1);
     node.stop();
 }
 

@@ -515,15 +515,19 @@ fn listing(state: &State, bucket: &str, query: &BTreeMap<String, String>) -> Opt
             Some(common) => {
                 format!("<CommonPrefixes><Prefix>{}</Prefix></CommonPrefixes>", escaped(common))
             }
-            None => format!(
-                "<Contents><Key>{}</Key><LastModified>2026-10-{:02}T07:28:00.000Z</LastModified>\
-                 <ETag>&quot;{:x}-{:x}&quot;</ETag><Size>{}</Size></Contents>",
-                escaped(key),
-                object.number % 28 + 1,
-                object.number,
-                object.bytes.len(),
-                object.bytes.len()
-            ),
+            None => {
+                let length = object.bytes.len();
+                let tag = match state.has_no_tags {
+                    true => String::new(),
+                    false => format!("<ETag>&quot;{:x}-{length:x}&quot;</ETag>", object.number),
+                };
+                format!(
+                    "<Contents><Key>{}</Key><LastModified>2026-10-{:02}T07:28:00.000Z</LastModified>\
+                     {tag}<Size>{length}</Size></Contents>",
+                    escaped(key),
+                    object.number % 28 + 1,
+                )
+            }
         };
     }
     let token = match is_cut {

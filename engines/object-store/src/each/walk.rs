@@ -1,11 +1,10 @@
 //! Listings: pages of directories, one after the other, as one stream of objects.
 
 use std::collections::VecDeque;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use futures_util::stream::{self, BoxStream, StreamExt, TryStreamExt};
-use millrace_client::{Client, Entry, File, Kind, Status};
+use millrace_client::{Client, Entry, File, Kind, Status, circle};
 
 use super::api::{Error, Result};
 use super::failure;
@@ -20,13 +19,22 @@ struct Level {
     /// Token of the next page; None before the first.
     token: Option<String>,
     is_over: bool,
-    /// What is in it, if that came as one page and has a file.
+    /// Hash of its first page.
     print: Option<u64>,
+    /// True if it was compared with those above it.
+    is_compared: bool,
 }
 
 impl Level {
     fn new(path: Arc<str>) -> Level {
-        Level { path, entries: VecDeque::new(), token: None, is_over: false, print: None }
+        Level {
+            path,
+            entries: VecDeque::new(),
+            token: None,
+            is_over: false,
+            print: None,
+            is_compared: false,
+        }
     }
 
     /// Returns the next entry. A directory that is not there, or is a file, has none.
@@ -40,8 +48,8 @@ impl Level {
             }
             match client.list_page(&self.path, self.token.as_deref(), 0).await {
                 Ok((entries, next)) => {
-                    if self.token.is_none() && next.is_none() {
-                        self.print = print_of(&entries);
+                    if self.token.is_none() {
+                        self.print = circle::page_hash(&entries);
                     }
                     self.entries = entries.into();
                     self.is_over = next.is_none();
@@ -59,17 +67,18 @@ impl Level {
     }
 }
 
-/// Returns a hash of what is in a directory. Two that agree in it, one below the other, are one directory: the
-/// lower one would have to contain itself. Without a file they may agree by chance.
-fn print_of(entries: &[Entry]) -> Option<u64> {
-    if !entries.iter().any(|entry| entry.kind == Kind::File) {
-        return None;
+impl Level {
+    /// Returns whether it is one of those above it.
+    async fn leads_back(&self, client: &Client, above: &[Level]) -> Result<bool> {
+        let alike = above.iter().filter(|other| other.print.is_some() && other.print == self.print);
+        for other in alike {
+            let is_circle = client.is_circle(&other.path, &self.path).await;
+            if is_circle.map_err(|error| failure::error(&self.path, error))? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
-    let mut hasher = DefaultHasher::new();
-    for Entry { name, kind, id: _, version, length, modified_ms } in entries {
-        (name, *kind == Kind::File, version, length, modified_ms).hash(&mut hasher);
-    }
-    Some(hasher.finish())
 }
 
 /// Returns all files below a directory in the order of their keys. One page of each directory between the
@@ -82,8 +91,9 @@ pub(super) fn files(client: Client, directory: Arc<str>) -> BoxStream<'static, R
                 levels.pop();
                 continue;
             };
-            if level.print.is_some() && above.iter().any(|other| other.print == level.print) {
-                // A link leads back to a directory above.
+            if !std::mem::replace(&mut level.is_compared, true)
+                && level.leads_back(&client, above).await?
+            {
                 levels.pop();
                 continue;
             }
