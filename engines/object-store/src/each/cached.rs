@@ -27,7 +27,7 @@ use crate::mounted::{CacheCounts, Mounted};
 
 /// Bytes of a piece of a long read. Derived: four blocks of the default size.
 const PIECE: u64 = 4 << 20;
-/// Looks at an object that changes, before the store alone is asked. Guessed.
+/// Looks at an object that changes, before one read of the store decides, or its change is the answer. Guessed.
 const LOOKS_MAX: u32 = 3;
 /// Pieces of one object that are read ahead. Guessed.
 const PIECES_AHEAD: usize = 2;
@@ -216,23 +216,24 @@ impl ObjectStore for CachedStore {
     }
 
     async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
-        for _ in 0..LOOKS_MAX {
+        let mut looks = 0;
+        loop {
             let meta = &self.head_of(location).await?;
+            looks += 1;
             let fits = |range: &Range<u64>| range.start <= range.end && range.end <= meta.size;
             if !ranges.iter().all(fits) {
                 // The store has words for this.
-                break;
+                return self.inner.get_ranges(location, ranges).await;
             }
             if let Some(bytes) = self.read(meta, ranges).await {
                 return Ok(bytes);
             }
             let fetch = |range| self.piece_of_store(meta, range);
             match coalesce_ranges(ranges, fetch, OBJECT_STORE_COALESCE_DEFAULT).await {
-                Err(Error::Precondition { .. }) => self.forget(location),
+                Err(Error::Precondition { .. }) if looks < LOOKS_MAX => self.forget(location),
                 result => return result,
             }
         }
-        self.inner.get_ranges(location, ranges).await
     }
 
     fn delete_stream(

@@ -40,8 +40,9 @@ const COPIED_MAX: usize = 16 << 10;
 const LOOKS_MAX: u32 = 3;
 /// Time of a rename: a store may have to copy the object. As the command line has it.
 const RENAME_DEADLINE: Duration = Duration::from_secs(600);
-/// Deletes under way of one stream. Guessed.
-const DELETES_AT_ONCE: usize = 16;
+/// Deletes under way of one stream. Guessed: a quarter of the writes that a node has under way by default, so that
+/// others have theirs.
+const DELETES_AT_ONCE: usize = 4;
 
 /// A store whose objects are the files that a node or a cluster serves.
 ///
@@ -204,19 +205,10 @@ impl MillraceStore {
         reader: impl AsyncRead + Unpin,
         condition: Condition,
     ) -> Result<File> {
-        let options = PutOptions { condition };
-        let began = Instant::now();
+        let written = self.client.put(path, reader, PutOptions { condition }).await;
+        // A look that was under way may have noted what was there before.
         self.known.forget(path);
-        match self.client.put(path, reader, options).await {
-            Ok(file) => {
-                self.known.note(path, began, file.clone());
-                Ok(file)
-            }
-            Err(error) => {
-                self.known.forget(path);
-                Err(failed_write(path, condition, error))
-            }
-        }
+        written.map_err(|error| failed_write(path, condition, error))
     }
 
     /// Copies an object through this machine, because the protocol has no copy at the source.
@@ -366,8 +358,8 @@ impl ObjectStore for MillraceStore {
             async move {
                 let location = location?;
                 let path = store.path_of(&location);
-                store.known.forget(&path);
                 let deleted = store.client.delete(&path).await;
+                store.known.forget(&path);
                 deleted.map_err(|error| failure::error(&path, error))?;
                 Ok(location)
             }
