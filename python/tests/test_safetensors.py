@@ -69,6 +69,7 @@ def told(**changes):
         (100).to_bytes(8, "little") + b"{}",
         (2).to_bytes(8, "little") + b"{]",
         header_of([1, 2]),
+        (100_000).to_bytes(8, "little") + b"[" * 100_000,
         header_of({"x": 1}),
         header_of(told(), bytes(7)),
         header_of(told(shape=[3]), bytes(12)),

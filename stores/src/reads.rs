@@ -248,8 +248,8 @@ impl Inner {
         request.take(&second, range.start)
     }
 
-    /// Waits until a read takes long, and then asks for it a second time. Returns when the answer is whole, and not at
-    /// all if there is none that counts.
+    /// Waits until a read takes long, and then asks for it a second time. Returns when the answer is whole, and
+    /// never if it does not count.
     async fn read_again(
         &self,
         hedge: &Hedge,

@@ -94,7 +94,7 @@ pub(crate) struct Level {
     /// What the last entry that is done, or is the next level, is sorted by; empty at the beginning.
     pub after: String,
     /// Number of the directory, by which it is recognised below itself.
-    pub print: Option<u64>,
+    pub number: Option<u64>,
 }
 
 /// What became of one file, or of one directory that could not be listed.

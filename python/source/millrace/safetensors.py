@@ -141,7 +141,7 @@ def _parse(client, file):
             name: (told["dtype"], tuple(told["shape"]), *told["data_offsets"])
             for name, told in header.items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise wrong(f"its header cannot be read ({error})") from None
     end_of_all = file.length - 8 - length
     for name, told in tensors.items():

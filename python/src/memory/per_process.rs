@@ -32,7 +32,7 @@ impl<T: Send + Sync> PerProcess<T> {
         PerProcess { slot: AtomicPtr::new(ptr::null_mut()) }
     }
 
-    /// Returns the value of this process, which `make` makes if there is none. Of several threads that
+    /// Returns the value of this process, which `make` makes at first use. Of several threads that
     /// make one at the same time, one keeps its value and the others drop theirs.
     ///
     /// # Errors

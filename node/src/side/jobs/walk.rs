@@ -72,7 +72,7 @@ struct Place {
 enum NextPage {
     /// It begins after this.
     After(String),
-    /// There is none.
+    /// The last page has come.
     End,
 }
 
@@ -170,9 +170,9 @@ impl<T: Tree> Walk<T> {
             }
         };
         if after.is_empty() {
-            place.level.print = directory;
+            place.level.number = directory;
             let (_, above) = self.places.split_last()?;
-            if directory.is_some() && above.iter().any(|above| above.level.print == directory) {
+            if directory.is_some() && above.iter().any(|above| above.level.number == directory) {
                 self.leave();
                 return Some(WalkStep::Circle);
             }
