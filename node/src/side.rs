@@ -48,6 +48,7 @@ use loads::FilePart;
 use stays::Stays;
 
 mod beliefs;
+mod changes;
 mod cluster;
 mod fills;
 mod flights;

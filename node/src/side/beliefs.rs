@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use millrace_proto::FileId;
 use quick_cache::sync::Cache;
 
+use super::changes::Changes;
 use super::listings::Listings;
 use crate::store::Found;
 
@@ -36,8 +37,8 @@ pub(super) struct Beliefs {
     missing: Cache<Arc<str>, Belief>,
     /// Pages of directories. What is forgotten here is forgotten there, too.
     pub(super) listings: Listings,
-    /// When something was refreshed last: look-ups that were under way then are not noted.
-    not_before: Mutex<Instant>,
+    /// What was written or refreshed: look-ups of it that were under way then are not noted.
+    changes: Mutex<Changes>,
 }
 
 impl Beliefs {
@@ -47,7 +48,7 @@ impl Beliefs {
             found: Cache::new(files_max),
             missing: Cache::new(MISSING_MAX.min(files_max)),
             listings: Listings::new(now),
-            not_before: Mutex::new(now),
+            changes: Mutex::new(Changes::new(now)),
         }
     }
 
@@ -79,24 +80,24 @@ impl Beliefs {
             table.get(path).is_some_and(|known| known.id == id && known.at > at)
         };
         // This is held meanwhile, so that a refresh does not go by between the two.
-        let not_before = self.not_before.lock().unwrap_or_else(PoisonError::into_inner);
+        let changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
         // Of two look-ups under way at once the one that began later counts.
-        if at < *not_before || is_newer(table) || is_newer(other) {
+        if !changes.is_true_since(path, at) || is_newer(table) || is_newer(other) {
             return;
         }
         other.remove(path);
         table.insert(Arc::clone(path), Belief { id, found, at });
     }
 
-    /// True if nothing was forgotten since this time.
-    pub(super) fn is_after_refresh(&self, at: Instant) -> bool {
-        at >= *self.not_before.lock().unwrap_or_else(PoisonError::into_inner)
+    /// True if nothing that concerns the path was written or refreshed since this time.
+    pub(super) fn is_true_since(&self, path: &str, at: Instant) -> bool {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner).is_true_since(path, at)
     }
 
     /// Forgets the answer for a path.
     pub(super) fn forget(&self, path: &str, now: Instant) {
-        let mut not_before = self.not_before.lock().unwrap_or_else(PoisonError::into_inner);
-        *not_before = now.max(*not_before);
+        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        changes.note(path, now);
         self.found.remove(path);
         self.missing.remove(path);
         self.listings.forget(path, now);
@@ -104,8 +105,8 @@ impl Beliefs {
 
     /// Forgets the answers for all paths below this one, the empty one for all.
     pub(super) fn forget_below(&self, path: &str, now: Instant) {
-        let mut not_before = self.not_before.lock().unwrap_or_else(PoisonError::into_inner);
-        *not_before = now.max(*not_before);
+        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        changes.note(path, now);
         let is_elsewhere = |other: &Arc<str>, _: &Belief| {
             let rest = other.strip_prefix(path);
             !path.is_empty() && rest.is_none_or(|rest| !rest.starts_with('/'))
@@ -161,9 +162,11 @@ mod tests {
         }
         beliefs.forget_below("a/b", later);
         assert_eq!(paths.map(known), [true, false, true, true]);
-        // This look-up was under way.
+        // These look-ups were under way.
         beliefs.note(&"a/b/c".into(), ID, file(5), start);
+        beliefs.note(&"e".into(), ID, file(5), start);
         assert!(!known("a/b/c"));
+        assert!(known("e"), "nothing of it has changed");
         beliefs.note(&"a/b/c".into(), ID, file(6), later);
         assert!(known("a/b/c"));
         beliefs.forget_below("", later);

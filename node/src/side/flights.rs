@@ -1,7 +1,7 @@
 //! Look-ups that are under way, so that clients that ask for one path at the same time cause one question.
 //!
 //! Owns which path is being looked up since when. Always holds: a look-up is joined only by what would believe its
-//! answer, and not once something was written or refreshed since it began; one that nothing waits for any more ends.
+//! answer, and not once its path was written or refreshed since it began; one that nothing waits for any more ends.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -97,7 +97,7 @@ impl Context {
             return self.look_up(caller, path).await;
         }
         let is_young =
-            |begun: Instant| begun.elapsed() < bound && self.beliefs.is_after_refresh(begun);
+            |begun: Instant| begun.elapsed() < bound && self.beliefs.is_true_since(path, begun);
         let (mut told, begun) = self.flights.take_part(path, is_young);
         if let Some(begun) = begun {
             let (context, path) = (Arc::clone(self), Arc::clone(path));

@@ -13,6 +13,8 @@ use millrace_proto::message::{Entry, ListReply};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
+use super::changes::{Changes, is_at_or_above, is_near};
+
 /// Bytes of all pages. Guessed: some hundred pages of the largest size, some thousand usual directories.
 const BYTES_MAX: u64 = 16 << 20;
 /// Pages that are expected. Derived: such as have some ten names.
@@ -52,15 +54,15 @@ impl Weighter<PageName, Answered> for ByBytes {
 /// The pages.
 pub(super) struct Listings {
     pages: Cache<PageName, Answered, ByBytes>,
-    /// When something was forgotten last: listings that were under way then are not noted.
-    not_before: Mutex<Instant>,
+    /// What was written or refreshed: listings of it that were under way then are not noted.
+    changes: Mutex<Changes>,
 }
 
 impl Listings {
     /// Makes an empty table.
     pub(super) fn new(now: Instant) -> Listings {
         let pages = Cache::with_weighter(PAGES_EXPECTED, BYTES_MAX, ByBytes);
-        Listings { pages, not_before: Mutex::new(now) }
+        Listings { pages, changes: Mutex::new(Changes::new(now)) }
     }
 
     /// Returns a page, if it is younger than `bound`.
@@ -79,37 +81,29 @@ impl Listings {
     /// Notes the page that a source gave which was asked at this time.
     pub(super) fn note(&self, name: PageName, id: FileId, reply: Arc<ListReply>, at: Instant) {
         // This is held meanwhile, so that no change goes by between the two.
-        let not_before = self.not_before.lock().unwrap_or_else(PoisonError::into_inner);
-        if at >= *not_before {
+        let changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        if changes.is_true_since(&name.path, at) {
             self.pages.insert(name, Answered { id, reply, at });
         }
     }
 
     /// Forgets the pages of a path, and of all directories above it.
     pub(super) fn forget(&self, path: &str, now: Instant) {
-        self.forget_if(now, |directory| is_at_or_above(directory, path));
+        self.forget_if(path, now, |directory| is_at_or_above(directory, path));
     }
 
     /// Forgets the pages of a directory, and of all directories below it and above it.
     pub(super) fn forget_around(&self, path: &str, now: Instant) {
-        let is_near =
-            |directory: &str| is_at_or_above(directory, path) || is_at_or_above(path, directory);
-        self.forget_if(now, is_near);
+        self.forget_if(path, now, |directory| is_near(directory, path));
     }
 
-    fn forget_if(&self, now: Instant, is_gone: impl Fn(&str) -> bool) {
-        let mut not_before = self.not_before.lock().unwrap_or_else(PoisonError::into_inner);
-        *not_before = now.max(*not_before);
+    fn forget_if(&self, path: &str, now: Instant, is_gone: impl Fn(&str) -> bool) {
+        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        changes.note(path, now);
         if !self.pages.is_empty() {
             self.pages.retain(|name, _| !is_gone(&name.path));
         }
     }
-}
-
-/// True if a directory has this path, or one below it that is meant; the empty one has all.
-fn is_at_or_above(directory: &str, path: &str) -> bool {
-    let rest = path.strip_prefix(directory);
-    directory.is_empty() || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 #[cfg(test)]
