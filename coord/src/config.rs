@@ -18,6 +18,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use millrace_ops::host::{resolve, split_host_port};
 use millrace_ops::settings::{self, FileError, Settings};
 
 mod keys;
@@ -246,14 +247,9 @@ impl Draft {
         let config = &mut self.config;
         if config.log_dir.as_os_str().is_empty() {
             config.log_dir.clone_from(&config.data_dir);
-        } else if config.log_dir != config.data_dir {
-            config.warnings.push(format!(
-                "log_dir (dataLogDir) is ignored: the log is in {}/log; put that on a device of \
-                 its own by a mount or a link",
-                config.data_dir.display()
-            ));
-            config.log_dir.clone_from(&config.data_dir);
         }
+        let place = self.places[index_of("client_address")].as_deref();
+        config.listen_as_listed(place)?;
         if config.min_session_timeout_ms == 0 {
             config.min_session_timeout_ms = config.tick_ms * SESSION_TICKS.0;
         }
@@ -384,6 +380,27 @@ impl Config {
             heartbeat_ms: 50,
             warnings: Vec::new(),
         }
+    }
+
+    /// Serves clients where this replica's own line says, if no key or flag says where (`place`); a key that says
+    /// something else is warned of, because clients are told what the line says.
+    fn listen_as_listed(&mut self, place: Option<&str>) -> Result<(), ConfigError> {
+        let own = self.own_member().and_then(|own| own.client_address.as_deref());
+        let Some((host, port)) = own.and_then(split_host_port) else { return Ok(()) };
+        let Some(place) = place else {
+            self.client_address = resolve(host, port).map_err(|error| {
+                ConfigError::Rule(format!("client address {host}:{port}: {error}"))
+            })?;
+            return Ok(());
+        };
+        if port != self.client_address.port() {
+            self.warnings.push(format!(
+                "{place}: clients are served at {}, but are told {host}:{port}, as this replica's \
+                 own line of members ends",
+                self.client_address
+            ));
+        }
+        Ok(())
     }
 
     /// Returns this replica's member; `None` if there are no members.

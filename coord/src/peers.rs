@@ -298,7 +298,12 @@ impl Peers {
             Ok(more) => {
                 incoming.ready = more;
                 if let (false, Some(peer)) = (was_greeted, incoming.peer) {
-                    tracing::info!(peer, address = %incoming.address, "a peer connected");
+                    let address = incoming.address;
+                    if let Some(left_out) =
+                        self.log.allow(now_ms, &format!("peer {peer} connected"))
+                    {
+                        tracing::info!(peer, %address, left_out, "a peer connected");
+                    }
                     self.close_older(slot, peer);
                 }
                 more

@@ -170,6 +170,8 @@ pub struct Snapshot {
     pub connection_count: u64,
     /// Requests of clients in flight.
     pub outstanding: u64,
+    /// Syncs of clients that wait for the state to reach what they have to see.
+    pub pending_syncs: u64,
     pub watch_counts: WatchCounts,
     /// The members now, and the version of that configuration.
     pub members: Vec<Member>,
@@ -211,6 +213,7 @@ impl Snapshot {
             local_session_count: 0,
             connection_count: 0,
             outstanding: 0,
+            pending_syncs: 0,
             watch_counts: WatchCounts::default(),
             members_version: 0,
             raft: RaftReport::default(),

@@ -21,6 +21,7 @@ use raft::eraftpb::{ConfState, Entry, HardState};
 
 mod directory;
 mod files;
+mod place;
 mod state;
 mod wal;
 
@@ -33,6 +34,7 @@ pub mod checkpoint;
 pub mod memory;
 
 pub use directory::{Sizes, Stores, open, open_existing};
+pub use place::place_log;
 pub use record::KEY_SIZE_MAX;
 pub use snapshot::write_backup;
 pub use state::LmdbState;

@@ -106,7 +106,7 @@ pub const KEYS: &[Key] = &[
     directory!(
         log_dir,
         "data_dir",
-        "Directory of the log; another disk than the state's is faster"
+        "Directory on another disk for the log, which is faster; the name log in data_dir links to it"
     ),
     Key {
         name: "client_address",

@@ -347,3 +347,22 @@ fn properties_follow_javas_syntax() {
     assert_eq!(properties::parse("a=1\nb=\\u12"), Err(2));
     assert_eq!(properties::parse("open=x\\").unwrap()[0].value, "x");
 }
+
+#[test]
+fn clients_are_served_where_the_own_line_says() {
+    let load = |flags: &[(&str, &str)]| {
+        let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let flags: Vec<(String, String)> = flags.iter().map(own).collect();
+        Config::load(Source::None, &flags).unwrap()
+    };
+    let list = "server.1=127.0.0.1:1:2:participant;127.0.0.1:2199,2=127.0.0.1:3:4;2198";
+    let first = load(&[("--data-dir", "/x"), ("--members", list)]);
+    assert_eq!(first.client_address.to_string(), "127.0.0.1:2199");
+    let second = load(&[("--data-dir", "/x"), ("--members", list), ("--replica-id", "2")]);
+    assert_eq!(second.client_address.to_string(), "0.0.0.0:2198");
+    assert!(first.warnings.is_empty() && second.warnings.is_empty());
+    let other = [("--data-dir", "/x"), ("--members", list), ("--client-address", "[::1]:2200")];
+    let other = load(&other);
+    assert_eq!(other.client_address.to_string(), "[::1]:2200");
+    assert!(other.warnings[0].contains("are told 127.0.0.1:2199"), "{:?}", other.warnings);
+}

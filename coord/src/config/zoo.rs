@@ -427,7 +427,7 @@ impl Zoo {
             draft.config.warnings.push(warning);
         }
         if !draft.is_set("client_address") {
-            draft.config.client_address = self.client_address(draft)?;
+            self.set_client_address(draft)?;
         }
         let is_admin_asked = self.admin_port.is_some() || self.admin_host.is_some();
         if !draft.is_set("admin") && self.admin_enabled.unwrap_or(is_admin_asked) {
@@ -443,29 +443,24 @@ impl Zoo {
         Ok(())
     }
 
-    /// Returns the address from `clientPort`, or from the end of this server's own line.
-    fn client_address(&self, draft: &Draft) -> Result<SocketAddr, ConfigError> {
+    /// Sets the address from `clientPort`; without it the end of this server's own line counts.
+    fn set_client_address(&self, draft: &mut Draft) -> Result<(), ConfigError> {
         let listed = draft.config.own_member().and_then(|own| own.client_address.as_deref());
-        let listed = listed.and_then(split_host_port);
+        let listed_port = listed.and_then(split_host_port).map(|(_, port)| port);
         let Some(setting) = &self.client_port else {
-            let Some((host, port)) = listed else {
-                return Err(ConfigError::Rule(
-                    "clientPort is missing: set it, or end this server's own line with ;port"
-                        .to_owned(),
-                ));
-            };
-            return resolve(host, port).map_err(|error| {
-                ConfigError::Rule(format!("client address {host}:{port}: {error}"))
+            return listed_port.map(drop).ok_or_else(|| {
+                let rule =
+                    "clientPort is missing: set it, or end this server's own line with ;port";
+                ConfigError::Rule(rule.to_owned())
             });
         };
         let port = setting.port()?;
-        if let Some((_, listed)) = listed
-            && listed != port
-        {
+        if let Some(listed) = listed_port.filter(|listed| *listed != port) {
             let allowed = format!("{listed}, as this server's own line ends");
             return Err(setting.refuse(&allowed, &listed.to_string()));
         }
-        address_of(self.client_host.as_ref(), Ipv4Addr::UNSPECIFIED, port)
+        let address = address_of(self.client_host.as_ref(), Ipv4Addr::UNSPECIFIED, port)?;
+        draft.set("client_address", &address.to_string(), setting.place.clone())
     }
 }
 

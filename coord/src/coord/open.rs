@@ -42,6 +42,9 @@ pub(super) fn open(config: &Config, joins: bool) -> Result<Opened, StartError> {
         StoreIdentity { cluster_id: 0, replica_id: config.replica_id, store_id: random_id()? };
     let sizes =
         Sizes { log_bytes_max: config.log_max_bytes, state_bytes_max: config.map_size_bytes };
+    if config.log_dir != *directory {
+        store::place_log(directory, &config.log_dir)?;
+    }
     let mut stores = store::open(directory, wanted, sizes)?;
     let peers_file = |error| StartError::Peers { directory: directory.clone(), error };
     let mut known = Known::load(directory).map_err(peers_file)?;

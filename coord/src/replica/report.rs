@@ -1,6 +1,6 @@
 //! The state of a replica, for operators and their tools.
 
-use super::client::{Client, Phase};
+use super::client::{Client, Pending, Phase};
 use super::{Now, Replica};
 use crate::report::{
     ConnectionReport, Effect, FollowerReport, Mode, RaftReport, SessionReport, Snapshot, Wanted,
@@ -27,6 +27,9 @@ impl Replica {
             open().filter(|client| client.phase == Phase::ReadOnly).count() as u64;
         snapshot.connection_count = self.client_count as u64;
         snapshot.outstanding = open().map(|client| client.pending.len() as u64).sum();
+        let is_sync = |pending: &&Pending| matches!(pending, Pending::Sync { is_due: false, .. });
+        let syncs = open().map(|client| client.pending.iter().filter(is_sync).count() as u64);
+        snapshot.pending_syncs = syncs.sum();
         snapshot.watch_counts = self.watches.counts();
         snapshot.members.clone_from(&self.members);
         snapshot.members_version = self.members_version;

@@ -81,13 +81,19 @@ impl Replica {
             self.untouch(session);
             self.liveness.touch(session, now.ms);
         }
+        let (mut count, mut last) = (0_u64, 0);
         for session in self.liveness.expired(now.ms) {
             let Some(view) = self.state.session(session) else { continue };
-            tracing::info!(session = format_args!("{session:#x}"), "session expired");
-            self.metrics.sessions_expired += 1;
+            (count, last) = (count + 1, session);
             // The attachment says which connection of the session was silent. If the client comes back
             // before this is applied, the command is refused.
             self.push_own(session, view.attach, Act::CloseSession);
+        }
+        if count > 0 {
+            self.metrics.sessions_expired += count;
+            // One line for all, because a machine that dies may have had a hundred thousand.
+            let session = format_args!("{last:#x}");
+            tracing::info!(session, others = count - 1, "session expired");
         }
         if now.ms >= self.timers.containers_ms {
             self.timers.containers_ms = now.ms + self.config.container_check_ms;

@@ -103,6 +103,11 @@ fn figures_of_leader(snapshot: &Snapshot) -> Vec<Figure> {
         gauge("learners", "Other replicas that follow.", raft.followers.len() as u64),
         gauge("synced_followers", "Voting replicas that are up to date.", synced(true)),
         gauge("synced_observers", "Observers that are up to date.", synced(false)),
+        gauge(
+            "pending_syncs",
+            "Syncs of this replica's clients that wait.",
+            snapshot.pending_syncs,
+        ),
         gauge("leader_uptime", "Milliseconds since this replica leads.", raft.leading_ms),
         signed("last_proposal_size", "Bytes of the last entry proposed.", sizes.last),
         signed("min_proposal_size", "Bytes of the smallest entry proposed.", sizes.min),

@@ -217,6 +217,7 @@ const MONITOR_KEYS: [&str; 30] = [
     "zk_learners",
     "zk_synced_followers",
     "zk_synced_observers",
+    "zk_pending_syncs",
     "zk_leader_uptime",
     "zk_quorum_size",
     "zk_last_proposal_size",

@@ -1,4 +1,4 @@
-//! The data directory: its lock, its owner, and its two halves.
+//! The data directory: its lock, its owner, and its two halves. The log may be elsewhere ([`super::place`]).
 //!
 //! The log is created first, then the state. Nothing is stored before both have the identity. If the state
 //! is missing and the log is untouched, the creation was cut short, so the directory is created again. If
@@ -9,15 +9,13 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::files::{Lock, create_directory, remove_directory, sync_directory};
+use super::files::{Lock, create_directory, remove_directory, sync_directory, sync_parent};
 use super::lmdb::{self, Environment};
+use super::place::{STATE, log_path, refuse_others};
 use super::record::StateHeader;
 use super::state::LmdbState;
 use super::wal::Wal;
 use super::{StoreError, StoreIdentity};
-
-const LOG: &str = "log";
-const STATE: &str = "state";
 
 /// Limits of the two stores, in bytes. For the state this is also address space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,7 +100,10 @@ fn open_any(
     let lock = Arc::new(Lock::take(directory)?);
     // This snapshot was not installed before the process ended.
     remove_directory(&LmdbState::incoming(&directory.join(STATE)))?;
-    let log_path = directory.join(LOG);
+    let log_path = log_path(directory)?;
+    if create_for.is_some() {
+        refuse_others(&log_path)?;
+    }
     let state_path = directory.join(STATE);
     let log = Wal::open(&log_path, sizes.log_bytes_max, lock.clone())?;
     let state = find(&state_path, sizes.state_bytes_max, &lock)?;
@@ -125,11 +126,13 @@ fn open_any(
              replica can be removed from them and added again with a new directory; else restore a \
              backup",
         )),
-        (None, Some(_), _) => Err(incomplete(
-            "has a state but no log: what this replica promised to others is lost. Keep the \
-             directory. If others of the ensemble run, remove this replica from them and add it \
-             again with a new directory; else restore a backup",
-        )),
+        (None, Some(_), _) => Err(incomplete(&format!(
+            "has a state but no log at {}: bring the log back (is its disk mounted?). If it is \
+             lost, what this replica promised to others is lost, too: keep the directory. If \
+             others of the ensemble run, remove this replica from them and add it again with a new \
+             directory; else restore a backup",
+            log_path.display()
+        ))),
     }
 }
 
@@ -196,12 +199,11 @@ fn create(
     let (state, _) = Environment::open(state_path, sizes.state_bytes_max, lock.clone())?;
     let state = LmdbState::create(state, StateHeader::new(identity))?;
     // First the names of the files are synced, then those of their directories, then the directory's own.
-    let directory = log_path.parent().unwrap_or(Path::new("/"));
-    for path in [log_path, state_path, directory] {
+    let directory = state_path.parent().unwrap_or(Path::new("/"));
+    for path in [log_path, state_path] {
         sync_directory(path)?;
+        sync_parent(path)?;
     }
-    if let Some(parent) = directory.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        sync_directory(parent)?;
-    }
+    sync_parent(directory)?;
     Ok(Stores { identity, log, state })
 }

@@ -38,6 +38,12 @@ pub(super) fn sync_directory(path: &Path) -> Result<(), StoreError> {
     synced.map_err(|error| StoreError::io("sync the directory", path, error))
 }
 
+/// Makes the name of a file or directory durable.
+pub(super) fn sync_parent(path: &Path) -> Result<(), StoreError> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    parent.map_or(Ok(()), sync_directory)
+}
+
 /// Ensures that no other process, and no other part of this one, uses the directory.
 #[derive(Debug)]
 pub(super) struct Lock {

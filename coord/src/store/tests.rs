@@ -19,6 +19,7 @@ mod disk;
 mod forgery;
 mod log;
 mod pages;
+mod place;
 mod state;
 
 const IDENTITY: StoreIdentity = StoreIdentity { cluster_id: 7, replica_id: 3, store_id: 0x5eed };

@@ -35,6 +35,7 @@ use batch::{Begin, Builder};
 use index::{Header, Index, Live, Op, Position};
 use reader::WalReader;
 use recover::Recovered;
+pub(super) use segment::is_name_of_log;
 use segment::{Mark, Pace, Segment, Spare};
 
 /// Most bytes of a segment, unless one batch needs more: at 25 MB/s it fills in three seconds.

@@ -39,6 +39,11 @@ pub(super) struct Segment {
     pub(super) size: u64,
 }
 
+/// True if a log's directory may have a file of this name; `lost+found` belongs to the file system.
+pub(in crate::store) fn is_name_of_log(name: &str) -> bool {
+    matches!(name, NEXT | END | "lost+found") || name.ends_with(".wal")
+}
+
 impl Segment {
     fn path_of(directory: &Path, number: u32) -> PathBuf {
         directory.join(format!("{number:08x}.wal"))
