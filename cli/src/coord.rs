@@ -53,6 +53,7 @@ enum CoordVerb {
     Snapshot(change::SnapshotArgs),
     Backup(data::BackupArgs),
     Restore(data::RestoreArgs),
+    Import(data::ImportArgs),
     Dump(dump::DumpArgs),
 }
 
@@ -67,6 +68,7 @@ pub(crate) fn run(args: CoordArgs) -> Result<(), Failure> {
         Some(CoordVerb::Snapshot(args)) => change::snapshot(&args),
         Some(CoordVerb::Backup(args)) => data::backup(&args),
         Some(CoordVerb::Restore(args)) => data::restore(&args),
+        Some(CoordVerb::Import(args)) => data::import(&args),
         Some(CoordVerb::Dump(args)) => dump::run(&args),
     }
 }

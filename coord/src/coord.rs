@@ -54,6 +54,12 @@ pub enum StartError {
         directory.display()
     )]
     Gap { directory: PathBuf, state: u64, log: u64 },
+    #[error(
+        "{} has data of ZooKeeper in version-2, and none of a replica: import it (millrace coord import \
+         {} --data {}), or move version-2 away if another member of the ensemble has it",
+        directory.display(), directory.display(), directory.display()
+    )]
+    ZooKeeper { directory: PathBuf },
     #[error("{0}")]
     List(#[from] ListError),
     #[error("cannot listen at {address}: {error}")]

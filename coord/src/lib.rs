@@ -29,6 +29,7 @@ pub mod socket;
 
 pub mod admin;
 pub mod config;
+pub mod import;
 pub mod metrics;
 pub mod report;
 

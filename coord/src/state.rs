@@ -18,6 +18,7 @@ mod path;
 mod tree;
 
 mod acl;
+pub mod assemble;
 mod changes;
 mod look;
 mod outcome;

@@ -34,7 +34,7 @@ pub mod checkpoint;
 pub mod memory;
 
 pub use directory::{Sizes, Stores, open, open_existing};
-pub use place::place_log;
+pub use place::{has_state, place_log};
 pub use record::KEY_SIZE_MAX;
 pub use snapshot::write_backup;
 pub use state::LmdbState;

@@ -1,4 +1,4 @@
-//! Verbs that copy data: `backup` and `restore`.
+//! Verbs that copy data: `backup`, `restore`, and `import` from ZooKeeper.
 //!
 //! A running replica writes its backup itself; without one, the backup is made from the directory.
 //! Always holds: a file or a directory has its name only when it is whole.
@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::value_parser;
-use millrace_coord::admin::offline::{self, OfflineError};
+use millrace_coord::admin::offline::{self, Offline, OfflineError};
 use millrace_coord::config::Member;
 use millrace_coord::config::members::REPLICA_ID_MAX;
 use millrace_coord::store::StoreError;
@@ -48,6 +48,35 @@ pub(super) struct RestoreArgs {
     /// File that `millrace coord backup` wrote
     #[arg(value_name = "FILE")]
     file: PathBuf,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// Make a data directory from the data of Apache ZooKeeper 3.4 to 3.9.
+///
+/// Reads the newest snapshot and the transactions after it, and changes nothing there. All nodes come over with
+/// their data, ACLs and numbers, but for ephemeral nodes and for /zookeeper/config: sessions do not move, and the new
+/// ensemble has its own members. Stop the whole ensemble first, and import the directory of the server that has the
+/// highest zxid (its four-letter word srvr says it), so that no acknowledged write is left behind.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  millrace coord import /var/lib/zookeeper --data /var/lib/millrace-coord
+  millrace coord import /var/lib/zookeeper --log-dir /log/zookeeper --data DIR --member 'server.1=a:2888:3888;2181'")]
+pub(super) struct ImportArgs {
+    /// dataDir of a ZooKeeper server that does not run
+    #[arg(value_name = "DIR")]
+    source: PathBuf,
+    /// Its dataLogDir [default: DIR]
+    #[arg(long, value_name = "DIR")]
+    log_dir: Option<PathBuf>,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// The data directory that is made, and the replica that it is for.
+#[derive(clap::Args)]
+struct Target {
     /// Data directory to make; it may exist if it is empty, or has only a myid
     #[arg(long = "data", visible_alias = "data-dir", value_name = "DIR")]
     directory: PathBuf,
@@ -94,37 +123,78 @@ pub(super) fn unsettled(count: u64) -> String {
 }
 
 pub(super) fn restore(args: &RestoreArgs) -> Result<(), Failure> {
-    let member = match &args.member {
-        Some(line) => Some(member(line)?),
-        None => None,
-    };
-    let replica_id = match (&member, args.replica_id) {
-        (Some(member), _) => member.id,
-        (None, Some(id)) => id,
-        (None, None) => my_id(&args.directory)?.unwrap_or(1),
-    };
+    let replica = args.target.replica()?;
     let offline = offline::open_backup(&args.file).map_err(|error| unusable(&args.file, &error))?;
-    let nodes = output::counted(offline.state.counts().nodes as u64, "node");
-    let restored = offline.restore(&args.directory, replica_id, member.as_ref());
-    restored.map_err(|error| {
-        let failure = Failure::new(error.to_string());
-        match error {
-            OfflineError::NotEmpty { .. } => {
-                failure.with_hint("give a new directory with --data, or move that one away")
-            }
-            _ => failure,
-        }
-    })?;
-    let directory = args.directory.display();
-    let start = match (&member, replica_id) {
-        (Some(member), id) => {
-            format!("--replica-id {id} --members '{member}'")
-        }
-        (None, 1) => String::new(),
-        (None, id) => format!("--replica-id {id}"),
+    args.target.make(offline, replica)
+}
+
+pub(super) fn import(args: &ImportArgs) -> Result<(), Failure> {
+    let replica = args.target.replica()?;
+    let log_dir = args.log_dir.as_deref().unwrap_or(&args.source);
+    let imported = millrace_coord::import::read(&args.source, log_dir);
+    let imported = imported.map_err(|error| Failure::new(error.to_string()))?;
+    for path in &imported.passed_over {
+        output::note(&format!("millrace: {} is not whole: used an older one", path.display()));
+    }
+    if let Some(path) = &imported.cut {
+        output::note(&format!(
+            "millrace: left out the last transaction of {}, which was not written whole",
+            path.display()
+        ));
+    }
+    let begun = match &imported.snapshot {
+        Some(path) => path.display().to_string(),
+        None => "an empty tree".to_owned(),
     };
-    let start = format!("millrace coord --data {directory} {start}");
-    output::print(&format!("{directory} holds {nodes}; start it: {}\n", start.trim_end()))
+    output::print(&format!(
+        "read {} and {} after it; left out {} of sessions\n",
+        output::visible(&begun),
+        output::counted(imported.transactions, "transaction"),
+        output::counted(imported.ephemerals, "ephemeral node"),
+    ))?;
+    args.target.make(offline::of_state(imported.state), replica)
+}
+
+/// The replica that a directory is made for.
+struct NewReplica {
+    id: u64,
+    member: Option<Member>,
+}
+
+impl Target {
+    fn replica(&self) -> Result<NewReplica, Failure> {
+        let member = self.member.as_deref().map(member).transpose()?;
+        let id = match (&member, self.replica_id) {
+            (Some(member), _) => member.id,
+            (None, Some(id)) => id,
+            (None, None) => my_id(&self.directory)?.unwrap_or(1),
+        };
+        Ok(NewReplica { id, member })
+    }
+
+    /// Makes the directory, and says how the replica is started.
+    fn make(&self, offline: Offline, replica: NewReplica) -> Result<(), Failure> {
+        let NewReplica { id, member } = replica;
+        let nodes = output::counted(offline.state.counts().nodes as u64, "node");
+        let restored = offline.restore(&self.directory, id, member.as_ref());
+        restored.map_err(|error| {
+            let failure = Failure::new(error.to_string());
+            match error {
+                OfflineError::NotEmpty { .. } => {
+                    failure.with_hint("give a new directory with --data, or move that one away")
+                }
+                _ => failure,
+            }
+        })?;
+        let directory = self.directory.display();
+        let start = match (&member, id) {
+            (Some(member), id) => format!("--replica-id {id} --members '{member}'"),
+            (None, 1) => String::new(),
+            (None, id) => format!("--replica-id {id}"),
+        };
+        let start = format!("millrace coord --data {directory} {start}");
+        output::print(&format!("{directory} holds {nodes}; start it: {}\n", start.trim_end()))
+    }
 }
 
 fn member(line: &str) -> Result<Member, Failure> {

@@ -15,6 +15,7 @@ use raft::eraftpb::{ConfState, Entry, EntryType};
 
 use crate::command::{Act, Batch, Command, Rules};
 use crate::config::members::{Member, config_lines, parse_config_text};
+use crate::import::VERSION_2;
 use crate::raft::decode_members;
 use crate::runtime::load;
 use crate::state::{Changes, State};
@@ -38,9 +39,9 @@ const STATE: &str = "state";
 const LOCK: &str = "lock";
 /// The folder in which a directory is made before it gets its name.
 const RESTORING: &str = "restoring";
-/// What an empty data directory may contain: `myid` belongs to the configuration, and the lock to an
-/// earlier look for data.
-const NOT_DATA: [&str; 4] = ["myid", LOCK, "lost+found", RESTORING];
+/// What an empty data directory may contain: `myid` belongs to the configuration, the lock to an earlier look for
+/// data, and `version-2` to ZooKeeper, whose data stays beside that of the replica.
+const NOT_DATA: [&str; 5] = ["myid", LOCK, "lost+found", RESTORING, VERSION_2];
 
 /// The reason that data cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -108,6 +109,11 @@ pub fn open_backup(file: &Path) -> Result<Offline, OfflineError> {
     let (applied, state) = loaded.ok_or_else(|| OfflineError::NoData { path: file.to_owned() })?;
     let Applied { index, term, .. } = applied;
     Ok(Offline { identity: None, index, term, state, log: None, unsettled_count: 0 })
+}
+
+/// Takes a state that came from elsewhere, for a new data directory.
+pub fn of_state(state: State) -> Offline {
+    Offline { identity: None, index: 1, term: 1, state, log: None, unsettled_count: 0 }
 }
 
 impl Offline {

@@ -18,6 +18,7 @@ use raft::eraftpb::ConfState;
 
 use super::StartError;
 use crate::config::Config;
+use crate::import;
 use crate::peers::Known;
 use crate::replica::lists;
 use crate::runtime::load;
@@ -38,6 +39,9 @@ pub(super) struct Opened {
 pub(super) fn open(config: &Config, joins: bool) -> Result<Opened, StartError> {
     let began = Instant::now();
     let directory = &config.data_dir;
+    if !store::has_state(directory) && import::is_zookeeper(directory) {
+        return Err(StartError::ZooKeeper { directory: directory.clone() });
+    }
     let wanted =
         StoreIdentity { cluster_id: 0, replica_id: config.replica_id, store_id: random_id()? };
     let sizes =

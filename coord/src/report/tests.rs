@@ -192,7 +192,7 @@ fn the_environment_has_a_version_that_kazoo_understands() {
 }
 
 /// Keys of `mntr` on a leader that exporters and boards use.
-const MONITOR_KEYS: [&str; 30] = [
+const MONITOR_KEYS: [&str; 31] = [
     "zk_version",
     "zk_server_state",
     "zk_peer_state",

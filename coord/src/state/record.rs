@@ -213,6 +213,54 @@ impl Loader {
         if reader.rest().is_empty() { Ok(()) } else { Err(error("its value is too long")) }
     }
 
+    /// Takes a node and its data.
+    ///
+    /// # Errors
+    /// As [`Loader::push`].
+    pub(super) fn push_node(
+        &mut self,
+        slot: u32,
+        parent: u32,
+        name: &str,
+        meta: &Meta,
+        data: Option<&[u8]>,
+    ) -> Result<(), LoadError> {
+        self.push_as(Touched::Node(slot), &mut |writer| {
+            writer.int(parent as i32);
+            write_meta(meta, writer);
+            writer.int(meta.acl as i32);
+            writer.string(name);
+        })?;
+        self.push_as(Touched::Data(slot), &mut |writer| writer.buffer(data))
+    }
+
+    /// Takes an encoded list of ACLs.
+    ///
+    /// # Errors
+    /// As [`Loader::push`].
+    pub(super) fn push_acl(&mut self, key: u32, encoded: &[u8]) -> Result<(), LoadError> {
+        self.push_as(Touched::Acl(key), &mut |writer| writer.raw(encoded))
+    }
+
+    /// Takes the zxid of the last change.
+    ///
+    /// # Errors
+    /// As [`Loader::push`].
+    pub(super) fn push_zxid(&mut self, zxid: i64) -> Result<(), LoadError> {
+        self.push_as(Touched::Zxid, &mut |writer| writer.long(zxid))
+    }
+
+    fn push_as(
+        &mut self,
+        touched: Touched,
+        write: &mut dyn FnMut(&mut Writer<'_>),
+    ) -> Result<(), LoadError> {
+        let (mut key, mut value) = (Vec::new(), Vec::new());
+        touched.key(&mut Writer::new(&mut key));
+        write(&mut Writer::new(&mut value));
+        self.push(&key, &value)
+    }
+
     /// Reads one value. The inner result is about its meaning.
     fn read(
         &mut self,

@@ -67,8 +67,7 @@ pub fn place_log(directory: &Path, log_dir: &Path) -> Result<(), StoreError> {
         return Err(foreign(&placed, reason));
     }
     let has_log = fs::read_dir(&wanted).is_ok_and(|mut entries| entries.next().is_some());
-    let has_state = directory.join(STATE).exists();
-    match (has_state, has_log) {
+    match (has_state(directory), has_log) {
         // The missing half is told when the directory is opened.
         (true, false) => return Ok(()),
         (false, true) => {
@@ -86,6 +85,11 @@ pub fn place_log(directory: &Path, log_dir: &Path) -> Result<(), StoreError> {
         .map_err(|error| StoreError::io("make the link", &link, error))?;
     sync_directory(directory)?;
     sync_parent(&wanted)
+}
+
+/// True if the directory has the state of a replica.
+pub fn has_state(directory: &Path) -> bool {
+    directory.join(STATE).exists()
 }
 
 /// Checks that the directory of a log has nothing that is not a log's.
