@@ -23,6 +23,7 @@ mod get;
 mod cache;
 mod refresh;
 mod status;
+mod target;
 mod tree;
 mod write;
 

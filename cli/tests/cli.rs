@@ -506,6 +506,45 @@ fn fs_get_copies_whole_files_or_none() {
 }
 
 #[test]
+fn fs_get_replaces_nothing_but_regular_files() {
+    use std::os::unix::fs::FileTypeExt as _;
+
+    let root = awkward_tree();
+    let node = Node::start(root.path());
+    let target = tempfile::tempdir().unwrap();
+    let path = |name: &str| target.path().join(name);
+    let large = content(5 * 65_536 + 123);
+    let printed = node.fs(&["get", "large.bin", "-"]).output().unwrap();
+    assert!(printed.status.success() && printed.stdout == large);
+    std::fs::write(path("meant"), "old").unwrap();
+    std::os::unix::fs::symlink("meant", path("link")).unwrap();
+    node.fs_well(&["get", "large.bin", text(&path("link"))]);
+    assert!(path("link").is_symlink());
+    assert_eq!(std::fs::read(path("meant")).unwrap(), large);
+    let modified = |path: &Path| std::fs::metadata(path).unwrap().modified().unwrap();
+    let age = modified(&root.path().join("large.bin")).duration_since(modified(&path("meant")));
+    assert!(age.unwrap() < std::time::Duration::from_millis(1), "it keeps the time of change");
+
+    assert!(Command::new("mkfifo").arg(path("fifo")).status().unwrap().success());
+    let fifo = path("fifo");
+    let reader = std::thread::spawn(move || std::fs::read(fifo).unwrap());
+    node.fs_well(&["get", "large.bin", text(&path("fifo"))]);
+    assert_eq!(reader.join().unwrap(), large);
+    let is_fifo = || std::fs::metadata(path("fifo")).unwrap().file_type().is_fifo();
+    assert!(is_fifo());
+    // A tree leaves it, too, and goes on with the other files.
+    std::fs::create_dir(path("tree")).unwrap();
+    std::fs::rename(path("fifo"), path("tree/large.bin")).unwrap();
+    let said = node.fs_fails(&["get", "-r", "/", text(&path("tree"))]);
+    assert!(said.contains("not a regular file") && path("tree/a/inside").is_file(), "{said}");
+    assert!(std::fs::metadata(path("tree/large.bin")).unwrap().file_type().is_fifo());
+
+    let said = node.fs_fails(&["get", "large.bin", text(&path("missing/file"))]);
+    assert!(said.contains("make it first"), "{said}");
+    assert!(!path("missing").exists());
+}
+
+#[test]
 fn fs_steers_the_cache() {
     let root = awkward_tree();
     let node = Node::start(root.path());

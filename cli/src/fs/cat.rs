@@ -112,6 +112,19 @@ pub(super) async fn run(client: &Client, args: &CatArgs) -> Result<(), Failure> 
         return Err(Failure::new(message));
     }
     let (offset, length) = span.within(file.length);
+    stream(client, &file, (offset, length), |bytes| output::print_bytes(bytes)).await
+}
+
+/// Hands a range of a file over in order; pieces are asked for ahead.
+///
+/// # Errors
+/// The first error of a read, or of `put`.
+pub(super) async fn stream(
+    client: &Client,
+    file: &File,
+    (offset, length): (u64, u64),
+    mut put: impl FnMut(&[u8]) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     let block_size = u64::from(file.block_size);
     let window = jobs::window(WINDOW_BYTES_MAX, block_size, 2, WINDOW_MAX);
     let mut pieces = pieces(offset, length, block_size);
@@ -130,8 +143,8 @@ pub(super) async fn run(client: &Client, args: &CatArgs) -> Result<(), Failure> 
         let bytes = read
             .await
             .map_err(|error| Failure::new(format!("a read ended: {error}")))?
-            .map_err(|error| failure(&file, &error))?;
-        output::print_bytes(&bytes)?;
+            .map_err(|error| failure(file, &error))?;
+        put(&bytes)?;
     }
 }
 

@@ -1,13 +1,12 @@
 //! `millrace fs get`: copies a file or a tree out of the cache.
 //!
-//! Owns the target files. Always holds: a file appears under its final name whole or not at all; it is
-//! written beside that name and renamed at the end, and removed when anything goes wrong first. A file
-//! that changes meanwhile is copied once more from the start.
+//! Owns how a file is copied; what is at its target is left to `target`. Always holds: a file appears under its
+//! final name whole or not at all; it is written beside that name and renamed at the end, and removed when anything
+//! goes wrong first. A file that changes meanwhile is copied once more from the start.
 
 use std::cell::Cell;
-use std::fs::{File as Target, Permissions};
-use std::io;
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::fs::OpenOptions;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,7 +17,8 @@ use millrace_client::{Client, Error, File};
 use serde::Serialize;
 use tempfile::NamedTempFile;
 
-use super::cat::pieces;
+use super::cat::{pieces, stream};
+use super::target::{self, Destination, destination, part_file};
 use crate::failure::{Failure, is_about_path, shown};
 use crate::walk::{self, Files, Item};
 use crate::{jobs, output};
@@ -34,13 +34,16 @@ const NAMED_MAX: usize = 10;
 
 /// Copy a file, or with -r all files below a directory, out of the cache.
 ///
-/// A file goes to TARGET, or below it if that is a directory. A directory's content goes below
-/// TARGET, which is made if it is not there. Files that exist are replaced, each at once.
+/// A file goes to TARGET, or below it if that is a directory; - is stdout. A directory's content goes below TARGET,
+/// which is made if it is not there. Files that exist are replaced, each at once, and through a symbolic link the
+/// file that it leads to; a device or FIFO is written into. Copies have the time of change of their source, and holes
+/// where it has zeros.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   millrace fs get datasets/train.csv .
   millrace fs get datasets/train.csv copy.csv
+  millrace fs get datasets/train.csv - | head
   millrace fs get -r datasets ./datasets
   millrace fs get -r datasets ./datasets --json")]
 pub(super) struct GetArgs {
@@ -102,11 +105,19 @@ impl CopyError {
 pub(super) async fn run(client: &Client, args: &GetArgs) -> Result<(), Failure> {
     let source = walk::clean(&args.source);
     let mut files = Files::find(client, &source, args.recursive).await?;
+    if args.target.as_os_str() == "-" {
+        return to_stdout(client, files, args).await;
+    }
     let started = Instant::now();
     let bar = output::bytes_bar("get", 0);
     let is_tree = files.is_tree();
     if is_tree {
         make_directory(&args.target)?;
+    } else {
+        let target = target_of_file(&args.target, &source);
+        if let Ok(Destination::Stream(path)) = destination(&target) {
+            return into_stream(client, files, &path).await;
+        }
     }
     let start = |file: File| {
         let target = if is_tree {
@@ -116,7 +127,7 @@ pub(super) async fn run(client: &Client, args: &GetArgs) -> Result<(), Failure> 
         };
         let (client, bar) = (client.clone(), bar.clone());
         async move {
-            let result = copy(&client, &file, &target, &bar).await;
+            let result = copy(&client, &file, (&target, is_tree), &bar).await;
             (file, result)
         }
     };
@@ -204,16 +215,48 @@ fn target_of_file(target: &Path, path: &str) -> PathBuf {
 }
 
 fn make_directory(path: &Path) -> Result<(), Failure> {
-    std::fs::create_dir_all(path).map_err(|error| {
-        Failure::new(format!("cannot make the directory {}: {error}", path.display()))
-    })
+    match std::fs::create_dir(path) {
+        Err(_) if path.is_dir() => Ok(()),
+        Err(error) => {
+            let text = format!("cannot make the directory {}: {error}", path.display());
+            Err(Failure::new(text))
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Returns the one file that was asked for.
+async fn only_file(mut files: Files<'_>) -> Result<File, Failure> {
+    match files.next().await? {
+        Some(Item::File(file)) => Ok(file),
+        _ => Err(Failure::new("there is no such file".to_owned())),
+    }
+}
+
+async fn to_stdout(client: &Client, files: Files<'_>, args: &GetArgs) -> Result<(), Failure> {
+    if files.is_tree() || args.json {
+        let text = "only one file goes to stdout, without -r and --json";
+        return Err(Failure::usage(text.to_owned()));
+    }
+    let file = only_file(files).await?;
+    stream(client, &file, (0, file.length), |bytes| output::print_bytes(bytes)).await
+}
+
+/// Writes a file into what takes bytes in order.
+async fn into_stream(client: &Client, files: Files<'_>, path: &Path) -> Result<(), Failure> {
+    let file = only_file(files).await?;
+    let failed = |error| Failure::new(format!("cannot write {}: {error}", path.display()));
+    // A FIFO opens once something reads it.
+    let open = |path: &Path| OpenOptions::new().write(true).open(path);
+    let mut opened = blocking(path, open).await.map_err(failed)?;
+    stream(client, &file, (0, file.length), |bytes| opened.write_all(bytes).map_err(failed)).await
 }
 
 /// Copies one file, once more if it changes meanwhile, and returns its length.
 async fn copy(
     client: &Client,
     file: &File,
-    target: &Path,
+    target: (&Path, bool),
     bar: &ProgressBar,
 ) -> Result<u64, CopyError> {
     match copy_version(client, file, target, bar).await {
@@ -228,11 +271,19 @@ async fn copy(
 async fn copy_version(
     client: &Client,
     file: &File,
-    target: &Path,
+    (target, is_in_tree): (&Path, bool),
     bar: &ProgressBar,
 ) -> Result<u64, CopyError> {
     let trouble = |error| CopyError::Write(target.to_owned(), error);
-    let part = Arc::new(blocking(target, part_file).await.map_err(trouble)?);
+    let begin = move |target: &Path| match destination(target)? {
+        Destination::File(path) => Ok((part_file(&path, is_in_tree)?, path)),
+        Destination::Stream(_) => {
+            let text = "it is not a regular file, and a tree replaces no other";
+            Err(io::Error::new(io::ErrorKind::AlreadyExists, text))
+        }
+    };
+    let (part, place) = blocking(target, begin).await.map_err(trouble)?;
+    let part = Arc::new(part);
     let block_size = u64::from(file.block_size);
     let window = jobs::window(FILE_WINDOW_BYTES_MAX, block_size, 1, FILE_WINDOW_MAX);
     let mut outcome = Ok(());
@@ -268,8 +319,9 @@ async fn copy_version(
     }
     // Every job has ended, so this is the only owner left.
     let part = Arc::into_inner(part).ok_or_else(|| trouble(io::ErrorKind::ResourceBusy.into()))?;
-    let keep = move |target: &Path| part.persist(target).map(drop).map_err(|error| error.error);
-    blocking(target, keep).await.map_err(trouble)?;
+    let (length, modified_ms) = (file.length, file.modified_ms);
+    let keep = move |place: &Path| target::keep(part, place, length, modified_ms);
+    blocking(&place, keep).await.map_err(trouble)?;
     Ok(file.length)
 }
 
@@ -280,29 +332,8 @@ enum PieceError {
     Short,
 }
 
-/// Creates a file beside the target that is removed unless it gets its name; its permissions follow
-/// `umask`.
-fn part_file(target: &Path) -> io::Result<NamedTempFile> {
-    let directory = match target.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    };
-    std::fs::create_dir_all(directory)?;
-    if target.is_dir() {
-        return Err(io::ErrorKind::IsADirectory.into());
-    }
-    tempfile::Builder::new()
-        .prefix(".millrace-")
-        .suffix(".part")
-        .permissions(Permissions::from_mode(0o666))
-        .tempfile_in(directory)
-}
-
 async fn write(part: Arc<NamedTempFile>, bytes: Bytes, offset: u64) -> io::Result<()> {
-    let write = move || {
-        let file: &Target = part.as_file();
-        file.write_all_at(&bytes, offset)
-    };
+    let write = move || target::write(part.as_file(), &bytes, offset);
     tokio::task::spawn_blocking(write).await.map_err(io::Error::other)?
 }
 
@@ -336,16 +367,5 @@ mod tests {
         assert_eq!(target_of_file(&other, "a/b.txt"), other);
         let slash = directory.path().join("new/");
         assert_eq!(target_of_file(&slash, "b.txt"), directory.path().join("new/b.txt"));
-    }
-
-    #[test]
-    fn part_of_a_file_that_fails_is_removed() {
-        let directory = tempfile::tempdir().unwrap();
-        let part = part_file(&directory.path().join("deep/file")).unwrap();
-        let count = || std::fs::read_dir(directory.path().join("deep")).unwrap().count();
-        assert_eq!(count(), 1);
-        drop(part);
-        assert_eq!(count(), 0);
-        assert!(part_file(directory.path()).is_err(), "a directory is in the way");
     }
 }
