@@ -222,6 +222,12 @@ impl Peers {
                     handle(Event::PeerLost { peer });
                 }
             }
+            // A process that still holds its own stream to us lives, whatever its listener does.
+            let is_heard = |incoming: &Incoming| incoming.peer == Some(peer);
+            if outgoing.is_gone && !self.incoming.iter().flatten().any(is_heard) {
+                outgoing.is_gone = false;
+                handle(Event::PeerGone { peer });
+            }
         }
         for slot in 0..self.incoming.len() {
             more |= self.receive(slot, now_ms, shared, handle);

@@ -341,6 +341,7 @@ impl Replica {
             Event::PeerConnected { peer } => self.peer_connected(peer, actions),
             Event::PeerMoved { peer } => drop(self.lists.moved.insert(peer)),
             Event::PeerLost { peer } => self.peer_lost(peer, actions),
+            Event::PeerGone { peer } => self.consensus.leader_gone(peer),
             Event::PeerMessage { peer, message } => self.peer_message(now, peer, message, actions),
             Event::LogDurable { number } => {
                 let mut messages = Vec::new();

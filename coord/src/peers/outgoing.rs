@@ -71,6 +71,10 @@ pub(super) struct Outgoing {
     pause_ms: u64,
     dials: usize,
     trouble: Option<String>,
+    /// True from when the other side ended an open stream until the next dial has an outcome.
+    was_ended: bool,
+    /// True if the other side ended an open stream, and then nothing listened at its address: the process is gone.
+    pub(super) is_gone: bool,
     log: RateLimit,
 }
 
@@ -89,6 +93,8 @@ impl Outgoing {
             pause_ms: PAUSE_MS_MIN,
             dials: 0,
             trouble: None,
+            was_ended: false,
+            is_gone: false,
             log: RateLimit::default(),
         }
     }
@@ -161,7 +167,10 @@ impl Outgoing {
                 }
                 let ended = if news { ended(stream) } else { None };
                 match ended.or_else(|| self.outbox.flush(stream).err().map(|e| e.to_string())) {
-                    Some(why) => self.fail(now_ms, why),
+                    Some(why) => {
+                        self.was_ended = true;
+                        self.fail(now_ms, why)
+                    }
                     None => Change::Nothing,
                 }
             }
@@ -228,8 +237,16 @@ impl Outgoing {
                 self.phase = DialPhase::Greeting { stream, connected: false, answer, deadline_ms };
                 Change::Nothing
             }
-            Err(error) => self.fail(now_ms, error.to_string()),
+            Err(error) => {
+                self.note_refusal(&error);
+                self.fail(now_ms, error.to_string())
+            }
         }
+    }
+
+    /// Notes that a dial has ended with this error.
+    fn note_refusal(&mut self, error: &io::Error) {
+        self.is_gone |= self.was_ended && error.kind() == io::ErrorKind::ConnectionRefused;
     }
 
     /// Continues the greeting. True if it has succeeded.
@@ -238,6 +255,7 @@ impl Outgoing {
             return Ok(false);
         };
         if let Ok(Some(error)) | Err(error) = stream.take_error() {
+            self.note_refusal(&error);
             return Err(error.to_string());
         }
         if !*connected {
@@ -271,6 +289,7 @@ impl Outgoing {
             self.sent_at_ms = now_ms;
             self.pause_ms = PAUSE_MS_MIN;
             self.trouble = None;
+            (self.was_ended, self.is_gone) = (false, false);
             return Ok(true);
         }
     }
@@ -314,6 +333,12 @@ impl Outgoing {
         let was_open = self.is_open();
         self.trouble = Some(why);
         self.outbox.clear();
+        if was_open && self.was_ended {
+            // At once, because the answer tells whether the process or only the stream has ended.
+            self.phase = DialPhase::Waiting { until_ms: now_ms };
+            return Change::Lost;
+        }
+        self.was_ended = false;
         let until_ms = now_ms + self.pause_ms + fastrand::u64(0..=self.pause_ms / 2);
         self.phase = DialPhase::Waiting { until_ms };
         self.pause_ms = (self.pause_ms * 2).min(PAUSE_MS_MAX);

@@ -78,6 +78,7 @@ impl End {
             seen.push(match event {
                 Event::PeerConnected { peer } => format!("connected {peer}"),
                 Event::PeerLost { peer } => format!("lost {peer}"),
+                Event::PeerGone { peer } => format!("gone {peer}"),
                 Event::PeerMessage { peer, message } => {
                     format!("{peer}: {}", String::from_utf8_lossy(message))
                 }
@@ -196,13 +197,33 @@ fn a_broken_stream_is_told_and_dialled_again() {
     connected(&mut one, &mut two);
     let (port, directory) = (two.port, std::mem::replace(&mut two.directory, one_directory()));
     drop(two);
-    until(&mut [&mut one], |ends| ends[0].seen.contains(&"lost 2".into()));
+    until(&mut [&mut one], |ends| ends[0].seen.contains(&"gone 2".into()));
+    // It is told once, and only behind the loss; a later refused dial says nothing new.
+    for _ in 0..100 {
+        one.pass();
+    }
+    assert_eq!(one.seen[1..], ["lost 2", "gone 2"]);
     one.seen.clear();
     let mut two = end_in(directory, port, 9, 2, 22);
     two.peers.set_company(&company(&[member(1, one.port)]));
     connected(&mut one, &mut two);
     one.peers.send(one.now_ms, 2, b"again");
     until(&mut [&mut one, &mut two], |ends| ends[1].seen.contains(&"1: again".into()));
+}
+
+#[test]
+fn a_stream_that_breaks_while_the_peer_lives_does_not_mean_that_it_is_gone() {
+    let (mut one, mut two) = (end(9, 1, 11), end(9, 2, 22));
+    introduce(&mut one, &mut two);
+    connected(&mut one, &mut two);
+    one.seen.clear();
+    two.peers.found(two.now_ms, None).unwrap();
+    until(&mut [&mut one, &mut two], |ends| ends[0].seen.contains(&"lost 2".into()));
+    for _ in 0..100 {
+        one.pass();
+        two.pass();
+    }
+    assert!(!one.seen.contains(&"gone 2".into()), "{:?}", one.seen);
 }
 
 fn one_directory() -> tempfile::TempDir {

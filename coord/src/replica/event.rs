@@ -48,6 +48,9 @@ pub enum Event<'a> {
     PeerMoved { peer: u64 },
     /// Our stream to `peer` broke, so messages may be lost.
     PeerLost { peer: u64 },
+    /// Follows `PeerLost`: both streams ended and nothing listens at the address of `peer`, so its process is gone.
+    /// May be wrong, as any guess about another machine.
+    PeerGone { peer: u64 },
     /// A message that `peer` sent over its stream to us.
     PeerMessage { peer: u64, message: &'a [u8] },
 

@@ -432,6 +432,43 @@ fn a_lost_leader_is_replaced_and_nothing_acknowledged_is_lost() {
 }
 
 #[test]
+fn a_leader_whose_process_is_gone_is_replaced_before_an_election_timeout() {
+    for count in [3, 5] {
+        let mut ensemble = Ensemble::new(count);
+        let old = ensemble.leader().unwrap();
+        ensemble.cut_off[old] = true;
+        let others = || (0..count as usize).filter(|index| *index != old);
+        let tell = |ensemble: &mut Ensemble| {
+            for other in others() {
+                ensemble.handle(other, Event::PeerLost { peer: old as u64 + 1 });
+                ensemble.handle(other, Event::PeerGone { peer: old as u64 + 1 });
+            }
+        };
+        tell(&mut ensemble);
+        ensemble.pass(4 * TICK_MS);
+        let first = others().next();
+        assert_eq!(ensemble.leader(), first, "the voter with the lowest id stands first");
+        // That a follower is gone says nothing of the leader.
+        let term = ensemble.replicas[first.unwrap()].leadership().0;
+        tell(&mut ensemble);
+        ensemble.pass(40 * TICK_MS);
+        assert_eq!(ensemble.replicas[first.unwrap()].leadership(), (term, true));
+    }
+}
+
+#[test]
+fn a_leader_that_lives_though_it_seemed_gone_goes_on() {
+    let mut ensemble = Ensemble::new(3);
+    let leader = ensemble.leader().unwrap();
+    let term = ensemble.replicas[leader].leadership().0;
+    let fooled = (leader + 2) % 3;
+    ensemble.handle(fooled, Event::PeerGone { peer: leader as u64 + 1 });
+    ensemble.pass(100 * TICK_MS);
+    assert_eq!(ensemble.replicas[leader].leadership(), (term, true));
+    assert_eq!(ensemble.replicas[fooled].leadership().0, term);
+}
+
+#[test]
 fn a_write_whose_fate_is_unknown_closes_its_client() {
     let mut ensemble = Ensemble::new(3);
     let leader = ensemble.leader().unwrap();

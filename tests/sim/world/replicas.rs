@@ -258,6 +258,12 @@ impl World {
         let there = self.network.stream(from, to).blocked_until_us;
         let back = self.network.stream(to, from).blocked_until_us;
         let is_awake = self.nodes[to].is_up() && self.nodes[to].paused_until_us <= now_us;
+        let is_down = !self.nodes[to].is_up();
+        // A process that has ended refuses. Now and then another one does, too: the guess may be wrong.
+        let refuses = if is_down { self.random.bool() } else { self.random.u8(..) == 0 };
+        if refuses && there.max(back) <= now_us {
+            self.handle(from, Told::PeerGone { peer });
+        }
         if !is_awake || there.max(back) > now_us {
             return self.dial(from, to);
         }
