@@ -19,6 +19,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use millrace_ops::again;
 use millrace_ops::http::{Listener, Server};
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -79,7 +80,8 @@ impl Admin {
         let mut open = |door, what, address: Option<SocketAddr>| {
             let Some(address) = address else { return Ok(None) };
             let fail = |error| AdminError::Listen { what, address, error };
-            let listener = TcpListener::bind(address).map_err(fail)?;
+            let bind = || TcpListener::bind(address);
+            let listener = again::while_in_use(again::is_address_in_use, bind).map_err(fail)?;
             let address = listener.local_addr().map_err(fail)?;
             listeners.push((door, Listener::Tcp(listener)));
             tracing::info!(%address, "{what} endpoint");

@@ -7,6 +7,7 @@
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
+use millrace_ops::again;
 use mio::net::{TcpListener, TcpStream};
 use socket2::{Domain, Protocol, Socket, Type};
 use twox_hash::XxHash3_64;
@@ -194,6 +195,10 @@ impl Outbox {
 /// # Errors
 /// Returns the errors of `bind` and `listen`: the address is in use, or not of this machine.
 pub(crate) fn listen(address: SocketAddr, backlog: i32) -> io::Result<TcpListener> {
+    again::while_in_use(again::is_address_in_use, || listen_once(address, backlog))
+}
+
+fn listen_once(address: SocketAddr, backlog: i32) -> io::Result<TcpListener> {
     if address.ip().is_unspecified() {
         let both = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), address.port());
         match bind(both, backlog) {

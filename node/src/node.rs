@@ -13,6 +13,7 @@ use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
+use millrace_ops::again;
 use millrace_proto::checksum::PAGE_SIZE;
 use millrace_proto::terms::bare;
 use rustix::process::{Resource, Rlimit};
@@ -534,10 +535,14 @@ fn listen_locally(config: &Config, number: u64) -> Result<LocalSockets, StartErr
         let listeners = (0..shards).map(|_| Vec::new()).collect();
         return Ok(LocalSockets { listeners, ..LocalSockets::default() });
     }
-    let sockets = access(config).and_then(|access| match path.as_os_str() == local::AUTOMATIC {
-        true => local::listen_automatically(number, shards, BACKLOG, access),
-        false => local::listen(path, shards, BACKLOG, access),
-    });
+    let listen = || {
+        let access = access(config)?;
+        match path.as_os_str() == local::AUTOMATIC {
+            true => local::listen_automatically(number, shards, BACKLOG, access),
+            false => local::listen(path, shards, BACKLOG, access),
+        }
+    };
+    let sockets = again::while_in_use(again::is_address_in_use, listen);
     sockets.map_err(|error| StartError::Socket { path: path.display().to_string(), error })
 }
 
@@ -593,7 +598,8 @@ fn listen_to_administrators(
     address: SocketAddr,
 ) -> Result<AdminSocket, StartError> {
     let path = &config.admin;
-    admin::listen(path, address.port(), BACKLOG)
+    let listen = || admin::listen(path, address.port(), BACKLOG);
+    again::while_in_use(again::is_address_in_use, listen)
         .map_err(|error| StartError::Socket { path: path.display().to_string(), error })
 }
 
@@ -636,7 +642,8 @@ fn listen_on(address: SocketAddr, shared: bool) -> Result<(TcpListener, SocketAd
         let bound = listener.local_addr()?;
         Ok((listener, bound))
     };
-    open().map_err(|error| StartError::Listen { address, error })
+    again::while_in_use(again::is_address_in_use, open)
+        .map_err(|error| StartError::Listen { address, error })
 }
 
 /// Returns where others find the node and its shards: at the host that was

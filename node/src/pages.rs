@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use millrace_ops::again;
 use millrace_ops::http::{JSON, Listener, Method, Request, Response, Server, TEXT};
 use millrace_ops::metrics::Format;
 use serde_json::{Map, Value, json};
@@ -83,7 +84,8 @@ impl Pages {
     /// # Errors
     /// If the address cannot be listened on, or there is no thread to be had.
     pub(crate) fn start(address: SocketAddr, started: Instant) -> io::Result<Pages> {
-        let listener = TcpListener::bind(address)?;
+        let bind = || TcpListener::bind(address);
+        let listener = again::while_in_use(again::is_address_in_use, bind)?;
         let bound = listener.local_addr()?;
         let stage = AtomicU8::new(Stage::Starting as u8);
         let told = Arc::new(Told { started, stage, sources: OnceLock::new() });

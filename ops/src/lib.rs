@@ -3,6 +3,7 @@
 //! This crate knows no service: a service brings its table of keys, its pages and its figures. It waits
 //! for nothing but the sockets of [`http`], on threads of its own.
 
+pub mod again;
 pub mod form;
 pub mod host;
 pub mod http;

@@ -3,7 +3,9 @@
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
 
+use millrace_ops::again;
 use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 
 use super::StoreError;
 
@@ -65,11 +67,11 @@ impl Lock {
         let path: PathBuf = directory.join("lock");
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
         let file = file.map_err(|error| StoreError::io("open", &path, error))?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        let is_held = |error: &Errno| *error == Errno::WOULDBLOCK;
+        let lock = || rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+        match again::while_in_use(is_held, lock) {
             Ok(()) => Ok(Lock { file }),
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                Err(StoreError::Locked { path: directory.to_owned() })
-            }
+            Err(Errno::WOULDBLOCK) => Err(StoreError::Locked { path: directory.to_owned() }),
             Err(error) => Err(StoreError::io("lock", &path, error)),
         }
     }

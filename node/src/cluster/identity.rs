@@ -8,7 +8,9 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use millrace_ops::again;
 use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 /// Name of the file.
@@ -164,9 +166,11 @@ fn lock(directory: &Path) -> Result<File, IdentityError> {
     let path = directory.join(LOCK);
     let failed = |error| IdentityError::Directory { path: path.clone(), error };
     let file = File::options().create(true).append(true).open(&path).map_err(failed)?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+    let is_held = |error: &Errno| *error == Errno::WOULDBLOCK;
+    let lock = || rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+    match again::while_in_use(is_held, lock) {
         Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(IdentityError::Locked(directory.to_owned())),
+        Err(Errno::WOULDBLOCK) => Err(IdentityError::Locked(directory.to_owned())),
         Err(error) => Err(failed(error.into())),
     }
 }
