@@ -11,7 +11,7 @@
 //! came from, and every blank goes back there, until the thread is stopped. Queues are bounded; a full
 //! one gives the job back and the shard answers `Busy`. Memory and blocks are left to the shards.
 //! Modules: `fills` is the cold read, `lookups` what paths are, `beliefs` and `listings` what they were a
-//! moment ago, `flights` look-ups under way, `uploads` writes, `loads` brings whole files in, `jobs` does so
+//! moment ago, `flights` look-ups under way, `uploads` writes, `write_cache` what is kept of them, `loads` brings whole files in, `jobs` does so
 //! for the cluster, `stays` frees what has been here long enough, `cluster` what needs no source, and what is
 //! pulled over from other nodes.
 
@@ -57,6 +57,7 @@ pub(crate) mod loads;
 mod lookups;
 mod stays;
 pub(crate) mod uploads;
+mod write_cache;
 
 /// Threads that resolve names. One is there from the start; a second one if it can be had.
 const NAME_THREADS_MAX: usize = 2;
