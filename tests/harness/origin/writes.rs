@@ -195,5 +195,9 @@ fn put(state: &mut State, place: (String, String), bytes: Vec<u8>) -> Done {
     state.put_count += 1;
     let (number, length) = (state.put_count, bytes.len());
     state.objects.insert(place, Object { bytes: Arc::new(bytes), number });
-    (200, format!("ETag: {}\r\n", tag_of(number, length)), String::new())
+    let headers = match state.has_no_tags {
+        true => String::new(),
+        false => format!("ETag: {}\r\n", tag_of(number, length)),
+    };
+    (200, headers, String::new())
 }
