@@ -112,8 +112,10 @@ pub(crate) enum PathLookup {
         path: Arc<str>,
         recursive: bool,
     },
+    /// At the first `copies` owners of each block; 0 for all.
     Load {
         path: Arc<str>,
+        copies: u8,
     },
     LoadPart(FilePart),
     /// Here, or with `everywhere` at all members.
