@@ -34,8 +34,8 @@ use millrace_proto::job::{
     StartJobRequest,
 };
 use millrace_proto::message::{
-    FreeRequest, HelloRequest, ListRequest, LoadCopiesRequest, LoadRequest, Range, ReadManyRequest, RefreshRequest,
-    StatRequest,
+    FreeRequest, HelloRequest, ListRequest, LoadCopiesRequest, LoadRequest, Range, ReadManyRequest,
+    RefreshRequest, StatRequest,
 };
 use millrace_proto::write::{PutEndRequest, PutPartRequest, RenameRequest, WriteRequest};
 use millrace_proto::{Header, Op, frame};

@@ -211,7 +211,9 @@ impl Peer {
             MasterOrder::Mount(request) => Body::Mount(request),
             MasterOrder::Pin(request) => Body::Pin(request),
             // A master of an earlier version knows jobs for all owners alone.
-            MasterOrder::StartJob(StartCopiesJobRequest { job, replicas: 0 }) => Body::StartJob(job),
+            MasterOrder::StartJob(StartCopiesJobRequest { job, replicas: 0 }) => {
+                Body::StartJob(job)
+            }
             MasterOrder::StartJob(request) => Body::StartCopiesJob(request),
             MasterOrder::CancelJob(request) => Body::CancelJob(request),
         };

@@ -140,8 +140,9 @@ impl View {
             return Err(Refusal::new(Status::InvalidArgument, message));
         }
         if asked > active.max(1) {
-            let message =
-                format!("{asked} nodes are to hold each block, and {active} take part in the cluster");
+            let message = format!(
+                "{asked} nodes are to hold each block, and {active} take part in the cluster"
+            );
             return Err(Refusal::new(Status::Busy, message));
         }
         Ok(if asked == 0 { replicas } else { asked })

@@ -293,6 +293,8 @@ struct Context {
     fill_count: Arc<AtomicUsize>,
     block_size: u32,
     loads: Arc<Semaphore>,
+    /// Places for objects that were written here, and whose owners take their blocks over.
+    offers: Arc<Semaphore>,
     /// A source that takes longer is taken to hang.
     patience: Duration,
     started: Instant,
@@ -339,6 +341,7 @@ pub(crate) fn start(config: &Config, parts: Parts) -> io::Result<Side> {
         fill_count: Arc::clone(&fill_count),
         block_size: config.block_size,
         loads: Arc::new(Semaphore::new(config.load_concurrency)),
+        offers: Arc::new(Semaphore::new(config.upload_concurrency)),
         patience: Duration::from_millis(config.source_timeout_ms),
         started,
         timings,

@@ -120,7 +120,10 @@ async fn an_object_that_is_replaced_is_the_old_one_or_the_new_one() {
     let old = client.stat("it").await.expect("stat");
     let mut upload = client.upload("it", PutOptions::new()).await.expect("begin");
     upload.write(&second).await.expect("write");
-    assert!(client.read(&old, 0, u64::MAX).await.expect("read") == first, "nothing has changed yet");
+    assert!(
+        client.read(&old, 0, u64::MAX).await.expect("read") == first,
+        "nothing has changed yet"
+    );
     upload.finish().await.expect("finish");
     let stale = client.read(&old, 0, u64::MAX).await.expect_err("it is gone");
     assert!(matches!(stale, Error::Stale { .. }), "{stale}");
@@ -194,8 +197,8 @@ async fn what_a_store_does_not_name_is_not_kept() {
     node.stop();
 }
 
-#[tokio::test]
-async fn a_member_keeps_the_blocks_that_it_owns() {
+#[tokio::test(flavor = "multi_thread")]
+async fn the_owners_of_blocks_take_them_over_from_the_node_that_they_were_written_through() {
     let origin = Origin::start();
     let coord = Ensemble::single(Options::new().line("tickTime", 250));
     let mut cluster = Cluster::over(&coord.addresses(), "/millrace", Path::new("s3://box"));
@@ -212,15 +215,33 @@ async fn a_member_keeps_the_blocks_that_it_owns() {
     }
     cluster.wait_settled();
     let client = cluster.client().await;
-    let bytes = content::bytes("it", 0, 8 << 20);
-    client.put("it", &bytes[..], PutOptions::new()).await.expect("put");
-    assert!(read_whole(&client, "it").await.expect("read") == bytes);
-    let mut kept = 0;
-    for member in &mut cluster.members {
-        kept += member.node().counter("written_block_count");
-        assert_eq!(member.node().counter("unkept_block_count"), 0);
+    let mut mount = client.cluster().expect("a cluster").mounts[0].clone();
+    mount.replicas = 3;
+    client.mount(&mount).await.expect("change a mount");
+    let replicas = || client.cluster().expect("a cluster").mounts[0].replicas;
+    wait_until("the client knows", || replicas() == 3);
+    cluster.wait_settled();
+    let mut count = 0;
+    for length in [1, BLOCK, 8 << 20] {
+        let path = length.to_string();
+        let bytes = content::bytes(&path, 0, length);
+        client.put(&path, &bytes[..], PutOptions::new()).await.expect("put");
+        count += blocks(length);
+        assert_eq!(cluster.sum("written_block_count"), count);
+        wait_until("each block is at each owner", || cluster.sum("block_count") == 3 * count);
+        assert_eq!(cluster.sum("peer_fill_count"), 2 * count);
     }
-    assert!(kept > 0 && kept < blocks(8 << 20), "{kept} blocks");
+    for index in [0, 1] {
+        cluster.members[index].kill();
+    }
+    let client = cluster.client().await;
+    for length in [1, BLOCK, 8 << 20] {
+        let path = length.to_string();
+        let bytes = content::bytes(&path, 0, length);
+        assert!(read_whole(&client, &path).await.expect("read") == bytes, "{length}");
+    }
+    assert_eq!(cluster.members[2].counter("unkept_block_count"), 0);
+    assert_eq!(origin.read_count(), 0, "the store was asked for no byte");
 }
 
 #[tokio::test]

@@ -9,9 +9,7 @@ use millrace_client::peer::{MasterOrder, Peer};
 use millrace_proto::Status;
 use millrace_proto::cluster::{DrainRequest, InventoryFile, Member, MountRequest, PinRequest};
 use millrace_proto::frame;
-use millrace_proto::job::{
-    CancelJobRequest, JobsReply, StartCopiesJobRequest, StartJobRequest,
-};
+use millrace_proto::job::{CancelJobRequest, JobsReply, StartCopiesJobRequest, StartJobRequest};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 

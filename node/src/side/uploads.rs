@@ -259,7 +259,11 @@ impl Context {
     }
 
     /// Makes a change at the store, then sees to it that everything of the version before is gone.
-    async fn change(&self, path: &Arc<str>, change: Change) -> Result<Option<Entry>, Failure> {
+    async fn change(
+        self: &Arc<Self>,
+        path: &Arc<str>,
+        change: Change,
+    ) -> Result<Option<Entry>, Failure> {
         let mut kept = None;
         let done = match change {
             Change::Rename(to, condition) => return self.move_to(path, &to, condition).await,
@@ -285,11 +289,15 @@ impl Context {
             Ok(Some(written)) => {
                 let look = self.begin();
                 let entry = self.note(path, path.to_string(), written.found.clone(), look).await;
-                if let Some(kept) = kept {
-                    kept.keep(&written).await;
-                }
+                let kept = match kept {
+                    Some(blocks) => blocks.keep(&written).await,
+                    None => None,
+                };
                 self.believe_nothing(path);
                 self.tell_others(path).await;
+                if let Some(part) = kept {
+                    self.offer(part);
+                }
                 Ok(Some(entry))
             }
             Ok(None) => {

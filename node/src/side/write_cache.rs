@@ -7,13 +7,15 @@
 //!
 //! Always holds: a blank that was lent goes back to its shard, as a block or as it came; a block becomes one only when
 //! the store has said of itself which version it is of. An upload waits for no room: a block that gets none is not
-//! kept. Blocks that other nodes own are not kept here.
+//! kept. In a cluster the other owners of these blocks take them over from here, after the write is acknowledged, and
+//! nothing waits for that.
 
 use std::sync::Arc;
 
 use millrace_proto::{FileId, placement};
 
 use super::Context;
+use super::loads::FilePart;
 use crate::cache::BlockKey;
 use crate::chunks::Chunks;
 use crate::mailbox::{Loan, Mail, Run, Stay, WrittenBlock};
@@ -48,6 +50,19 @@ impl Context {
             held: vec![0; self.shards.len()],
         })
     }
+
+    /// Has the other owners of blocks that were kept here take them over, unless too many do so already.
+    pub(super) fn offer(self: &Arc<Self>, part: FilePart) {
+        let view = self.cluster.view();
+        let others = view.layout.members.iter().any(|member| member.id != view.me);
+        if let (true, Ok(place)) = (others, Arc::clone(&self.offers).try_acquire_owned()) {
+            let context = Arc::clone(self);
+            tokio::spawn(async move {
+                context.offer_to_owners(part).await;
+                drop(place);
+            });
+        }
+    }
 }
 
 impl WriteCache {
@@ -72,13 +87,9 @@ impl WriteCache {
         }
     }
 
-    /// Returns memory for a block that this node owns, if there is room for it.
+    /// Returns memory for a block, if there is room for it.
     async fn borrow(&mut self, block: u64) -> Option<Blank> {
         let key = BlockKey { file: self.file, block: u32::try_from(block).ok()? };
-        let view = self.context.cluster.view();
-        if !view.owns_itself(&key, view.layout.replicas(&self.path)) {
-            return None;
-        }
         let shard = self.shard_of(&key);
         let (reply, receiver) = flume::bounded(1);
         let loan = Loan { length: self.context.block_size, held: self.held[shard], reply };
@@ -113,15 +124,16 @@ impl WriteCache {
     }
 
     /// Has the blocks be those of the version that the store gave the object, which is known of the file already. When
-    /// this returns they can be read.
-    pub(super) async fn keep(mut self, written: &Written) {
+    /// this returns they can be read; returns which part of the file they lie in, if there are some.
+    pub(super) async fn keep(mut self, written: &Written) -> Option<FilePart> {
         let Written { found, is_certain } = written;
         let (context, path, file) = (Arc::clone(&self.context), Arc::clone(&self.path), self.file);
         let kept_for = context.store.kept_for(&path);
         // Another source may have been mounted there meanwhile, and another option, too.
         let is_same = context.store.caches_writes(&path) && context.store.identify(&path) == file;
         if !is_same || !is_certain || found.length != self.length || kept_for.is_zero() {
-            return self.give_up().await;
+            self.give_up().await;
+            return None;
         }
         if let Some(mut blank) = self.current.take() {
             let block = self.last_block();
@@ -130,6 +142,7 @@ impl WriteCache {
             }
             self.full.push((block, blank));
         }
+        let blocks = 0..self.full.last()?.0 + 1;
         let (done, all_done) = flume::bounded(1);
         for (block, mut blank) in std::mem::take(&mut self.full) {
             let (key, version) = (BlockKey { file, block }, found.version);
@@ -151,5 +164,6 @@ impl WriteCache {
         // Nothing is ever sent: this ends when the last block has been taken in.
         let _ = all_done.recv_async().await;
         context.count_down(file, kept_for).await;
+        Some(FilePart { path, file, version: found.version, blocks, copies: 0, holder: None })
     }
 }

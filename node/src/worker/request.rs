@@ -12,9 +12,9 @@ use millrace_proto::job::{
     ArchivedLoadPartRequest, ArchivedStartCopiesJobRequest, ArchivedStartJobRequest,
 };
 use millrace_proto::message::{
-    ArchivedFreeRequest, ArchivedHelloRequest, ArchivedListRequest, ArchivedLoadCopiesRequest, ArchivedLoadRequest,
-    ArchivedRange, ArchivedReadManyRequest, ArchivedRefreshRequest, ArchivedStatRequest, Counter,
-    HelloReply, RANGES_MAX, READ_MANY_BYTES_MAX, Range, StatusReply,
+    ArchivedFreeRequest, ArchivedHelloRequest, ArchivedListRequest, ArchivedLoadCopiesRequest,
+    ArchivedLoadRequest, ArchivedRange, ArchivedReadManyRequest, ArchivedRefreshRequest,
+    ArchivedStatRequest, Counter, HelloReply, RANGES_MAX, READ_MANY_BYTES_MAX, Range, StatusReply,
 };
 use millrace_proto::proof::Role;
 use millrace_proto::{FrameError, Op, Status, VERSION, feature};

@@ -21,7 +21,8 @@ impl Worker {
     /// Lends memory for a block that is being written, if there is room for it.
     pub(super) fn on_lend(&mut self, Loan { length, held, reply }: Loan) {
         let (capacity, more) = (self.cache.capacity_bytes(), u64::from(length));
-        let fits = self.lent_bytes + more <= capacity / ALL_WRITES && held + more <= capacity / ONE_WRITE;
+        let fits =
+            self.lent_bytes + more <= capacity / ALL_WRITES && held + more <= capacity / ONE_WRITE;
         let blank = if fits && !self.draining { self.cache.allocate(length) } else { None };
         match &blank {
             Some(blank) => self.lent_bytes += blank.held_bytes(),

@@ -14,9 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::{Bytes, BytesMut};
-use millrace_node::under_store::{
-    Condition, StoreError, StoreFuture, Upload, Written, check_path,
-};
+use millrace_node::under_store::{Condition, StoreError, StoreFuture, Upload, Written, check_path};
 use millrace_proto::message::Kind;
 use object_store::path::Path;
 use object_store::{

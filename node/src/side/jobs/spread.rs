@@ -135,8 +135,32 @@ impl Context {
         Ok(total)
     }
 
+    /// Has the other owners of the blocks of a part take them over from this node. A block that one does not take is
+    /// read from the source there when it is asked for.
+    pub(in crate::side) async fn offer_to_owners(&self, part: FilePart) {
+        let view = self.cluster.view();
+        let (me, replicas) = (Arc::from(view.me.as_str()), view.layout.replicas(&part.path));
+        let block_size = u64::from(self.block_size);
+        let length = u64::from(part.blocks.end) * block_size;
+        for blocks in cut(length, block_size, PART_BYTES) {
+            let bytes = bytes_of(&blocks, block_size, length);
+            let patience = PART_PATIENCE + Duration::from_millis(bytes / SLOWEST_BYTES_PER_MS);
+            let part = FilePart { blocks, holder: Some(Arc::clone(&me)), ..part.clone() };
+            let (owners, _) = owners(&view, &part, replicas);
+            let others = owners.keys().map(|&index| &view.layout.members[index]);
+            let loads = others.filter(|member| member.id != view.me);
+            let mut loads: FuturesUnordered<_> =
+                loads.map(|member| self.load_at(member, &part, patience)).collect();
+            while let Some(loaded) = loads.next().await {
+                if let Err(failure) = loaded {
+                    tracing::debug!("take over blocks of '{}': {}", part.path, failure.message);
+                }
+            }
+        }
+    }
+
     /// Has another member bring in what it owns of a part.
-    pub(in crate::side) async fn load_at(
+    async fn load_at(
         &self,
         member: &Member,
         part: &FilePart,
