@@ -60,7 +60,9 @@ fn a_blank_that_is_cut_is_a_block_of_what_was_written_and_gives_the_rest_back() 
         assert!(blank.write(&bytes).is_empty());
         let rest = blank.cut();
         assert_eq!(rest.as_ref().map_or(0, Blank::length), left_pages * 4096, "{written}");
-        rest.map(|rest| memory.release_blank(rest));
+        if let Some(rest) = rest {
+            memory.release_blank(rest);
+        }
         assert_eq!((blank.length(), memory.free_page_count()), (written, left_pages));
         assert!(blank.is_full());
         blank.sign(code(written));
