@@ -20,7 +20,7 @@ fn options(origin: &Origin) -> NodeOptions {
         .set("writable", true)
         .set("mount_options", "/=cache-on-write")
         .set("source_timeout_ms", 2000)
-        .set("memory", "512MiB")
+        .set("memory", "384MiB")
 }
 
 fn blocks(length: usize) -> u64 {
@@ -96,8 +96,10 @@ async fn a_write_that_is_abandoned_or_fails_leaves_nothing() {
         let taken = client.put_if_absent("it", &bytes[..]).await.expect_err("taken");
         assert_eq!(taken.status(), Some(Status::ConditionFailed), "{taken}");
         wait_until("nothing is held", || held(&node) == (0, 0));
-        // The store has it, and says so to none.
-        origin.break_writes(Some(WriteFault::Silent));
+        // The store has it, and does not say so.
+        let is_large = length == LARGE;
+        let fault = if is_large { WriteFault::LateEnd(500) } else { WriteFault::Silent };
+        origin.break_writes(Some(fault));
         let lost = client.put_if_absent(&format!("lost-{length}"), &bytes[..]).await;
         assert!(matches!(lost, Err(Error::OutcomeUnknown { .. })), "{lost:?}");
         origin.break_writes(None);
@@ -140,7 +142,7 @@ async fn an_object_that_is_replaced_is_the_old_one_or_the_new_one() {
 #[tokio::test]
 async fn an_object_larger_than_the_memory_is_written_and_hot_blocks_stay() {
     let origin = Origin::start();
-    let hot = content::bytes("hot", 0, 8 << 20);
+    let hot = content::bytes("hot", 0, 12 << 20);
     origin.put("box", "hot", hot.clone());
     let node = options(&origin).set("memory", "16MiB").start();
     let client = node.client().await;
@@ -150,11 +152,16 @@ async fn an_object_larger_than_the_memory_is_written_and_hot_blocks_stay() {
     let before = origin.read_count();
     let bytes = content::bytes("it", 0, LARGE);
     client.put("it", &bytes[..], PutOptions::new()).await.expect("put");
-    assert!(read_whole(&client, "hot").await.expect("read") == hot);
-    assert_eq!(origin.read_count(), before, "they are still here");
     let (kept, unkept) = ("written_block_count", "unkept_block_count");
     assert_eq!(node.counter(kept), (1 << 20) / BLOCK as u64, "a sixteenth of the memory");
     assert_eq!(node.counter(kept) + node.counter(unkept), blocks(LARGE));
+    for more in 0..8 {
+        let bytes = content::bytes("more", more, 2 << 20);
+        client.put(&format!("more-{more}"), &bytes[..], PutOptions::new()).await.expect("put");
+    }
+    assert!(node.counter("evicted_count") > 0, "what was written made room for itself");
+    assert!(read_whole(&client, "hot").await.expect("read") == hot);
+    assert_eq!(origin.read_count(), before, "they are still here");
     assert_eq!((node.counter("busy_count"), node.counter("short_count")), (0, 0));
     assert!(read_whole(&client, "it").await.expect("read") == bytes);
     assert!(origin.get("box", "it") == Some(bytes));
@@ -191,7 +198,8 @@ async fn what_a_store_does_not_name_is_not_kept() {
     let node = options(&origin).start();
     let client = node.client().await;
     let bytes = content::bytes("it", 0, 3 * BLOCK);
-    client.put("it", &bytes[..], PutOptions::new()).await.expect("put");
+    let error = client.put("it", &bytes[..], PutOptions::new()).await.expect_err("no tag");
+    assert!(matches!(error, Error::OutcomeUnknown { .. }), "{error}");
     assert_eq!((held(&node), node.counter("written_block_count")), ((0, 0), 0));
     assert!(read_whole(&client, "it").await.expect("read") == bytes);
     node.stop();
@@ -210,7 +218,7 @@ async fn the_owners_of_blocks_take_them_over_from_the_node_that_they_were_writte
         member.set("source_option", format!("endpoint={}:skip_signature=true", origin.url()));
         member.set("writable", true);
         member.set("mount_options", "/=cache-on-write");
-        member.set("memory", "256MiB");
+        member.set("memory", "160MiB");
         member.start();
     }
     cluster.wait_settled();

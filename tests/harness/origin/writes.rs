@@ -195,9 +195,7 @@ fn put(state: &mut State, place: (String, String), bytes: Vec<u8>) -> Done {
     state.put_count += 1;
     let (number, length) = (state.put_count, bytes.len());
     state.objects.insert(place, Object { bytes: Arc::new(bytes), number });
-    let headers = match state.has_no_tags {
-        true => String::new(),
-        false => format!("ETag: {}\r\n", tag_of(number, length)),
-    };
-    (200, headers, String::new())
+    // A weak tag names no bytes.
+    let weak = if state.has_no_tags { "W/" } else { "" };
+    (200, format!("ETag: {weak}{}\r\n", tag_of(number, length)), String::new())
 }
