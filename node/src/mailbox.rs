@@ -214,7 +214,7 @@ pub(crate) enum Mail {
     /// Lend memory for a block of an object that is being written.
     Lend(Loan),
     /// Take a block in that was written.
-    Written(WrittenBlock),
+    Written(Box<WrittenBlock>),
     /// Take memory back that was lent: `is_lost` if a block was to be in it, which is given up.
     Unlent { blank: Blank, is_lost: bool },
     /// Drop the blocks of a file.

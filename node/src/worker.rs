@@ -576,7 +576,7 @@ impl Worker {
             }
             Mail::Ensure { key, version, from, reply } => self.ensure(key, version, from, reply),
             Mail::Lend(loan) => self.on_lend(loan),
-            Mail::Written(written) => self.on_written(written),
+            Mail::Written(written) => self.on_written(*written),
             Mail::Unlent { blank, is_lost } => self.on_unlent(blank, is_lost),
             Mail::Drop(job) => self.on_drop(job, actions),
             Mail::Enumerate { first, count, reply } => {

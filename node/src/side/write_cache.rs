@@ -156,7 +156,7 @@ impl WriteCache {
             };
             let written = WrittenBlock { run, stay, block, sums, done: done.clone() };
             let shard = &context.shards[self.shard_of(&key)];
-            shard.post_when_room(Mail::Written(written)).await;
+            shard.post_when_room(Mail::Written(Box::new(written))).await;
             // Codes take a pass over the bytes: others go on in between.
             tokio::task::yield_now().await;
         }

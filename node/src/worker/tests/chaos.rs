@@ -483,7 +483,7 @@ impl Chaos {
             let stay = if self.random.bool() { Stay::Usual } else { Stay::Pinned };
             let (done, _) = flume::bounded(1);
             let written = WrittenBlock { run, stay, block, sums, done };
-            self.post(shard, Mail::Written(written));
+            self.post(shard, Mail::Written(Box::new(written)));
         }
     }
 

@@ -29,7 +29,7 @@ fn write(node: &mut Node, block: u32, version: u64, mut blank: Blank) {
     let run = Run { key, version, chunks: Chunks::all(BLOCK), block_length: BLOCK };
     let (done, all_done) = flume::bounded(1);
     let written = WrittenBlock { run, stay: Stay::Usual, block: bytes, sums, done };
-    node.event(0, 0, Event::Mail(Mail::Written(written)));
+    node.event(0, 0, Event::Mail(Mail::Written(Box::new(written))));
     assert_eq!(all_done.try_recv().unwrap_err(), flume::TryRecvError::Disconnected);
 }
 
