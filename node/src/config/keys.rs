@@ -396,7 +396,7 @@ pub const KEYS: &[Key] = &[
         name: "mount_options",
         value: "LIST",
         default: "none: the type of the file system decides",
-        help: "PREFIX=writable lets clients write there, =cache-on-write keeps it; content, device, shared tell contents apart",
+        help: "writable lets clients write there, cache-on-write keeps it; others tell contents apart",
         example: "/=content,models=shared",
         access: Access::Text {
             allowed: "prefixes of mounts, each with =writable, =cache-on-write, =content, =device or =shared, joined by commas",
