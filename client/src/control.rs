@@ -42,7 +42,7 @@ impl Client {
     }
 
     /// As [`Client::load`], at the first `replicas` owners of each block alone: when this returns each block has been
-    /// at so many members.
+    /// at this many members.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for 0, for more than the mount has, and for more than there are members;
@@ -164,7 +164,7 @@ impl Client {
         }
     }
 
-    /// Checks that so many members can hold each block of a file, or of the files below a directory.
+    /// Checks that this many members can hold each block of a file, or of the files below a directory.
     pub(crate) fn check_replicas(&self, path: &str, replicas: u8) -> Result<(), Error> {
         let topology = self.topology();
         let (mounted, active) = match &topology.cluster {
@@ -189,7 +189,7 @@ impl Client {
         }
     }
 
-    /// Loads a file at all members that own blocks of it, or at the first so many owners of each block.
+    /// Loads a file at all members that own blocks of it, or at this many of the owners of each block, the first ones.
     async fn load_everywhere(
         &self,
         path: Arc<str>,
@@ -283,7 +283,7 @@ fn disagreement() -> Error {
     Error::Status { status: Status::Busy, message }
 }
 
-/// Returns the members that own blocks of a file, or are among the first so many owners of one.
+/// Returns the members that own blocks of a file, or are among the first owners of one, this many.
 fn owners(topology: &Topology, file: &File, replicas: Option<u8>) -> Vec<Arc<Member>> {
     let Some(view) = &topology.cluster else {
         return topology.members().cloned().collect();

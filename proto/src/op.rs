@@ -63,7 +63,7 @@ pub enum Op {
     Jobs = 27,
     /// Bring the blocks of a part of a file in that the node owns.
     LoadPart = 28,
-    /// As `Load`, of blocks of which the node is one of the first so many owners.
+    /// As `Load`, of the blocks of which the node is one of the first owners, up to a number.
     LoadCopies = 29,
     /// As `LoadPart`, of such blocks, from the source or from a member that has them.
     LoadPartCopies = 30,

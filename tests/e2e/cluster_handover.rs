@@ -229,7 +229,7 @@ fn a_load_is_at_as_many_nodes_as_it_asks_for_when_it_ends() {
         assert!(one.to_string().contains("1 replicas: see `millrace admin mount"), "{one}");
         have_two_replicas(&mut cluster, &client).await;
         for (refused, message) in [(0, "at least 1"), (3, "has 2 replicas")] {
-            let error = client.load_replicas("f0", refused).await.expect_err("not so many");
+            let error = client.load_replicas("f0", refused).await.expect_err("too many");
             assert!(error.to_string().contains(message), "{error}");
             let mut options = JobOptions::new();
             options.replicas = refused;

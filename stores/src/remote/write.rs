@@ -254,7 +254,7 @@ impl Inner {
             e_tag: result.e_tag,
             version: result.version,
         };
-        // A tag that came with the answer to the write itself is no other writer's.
+        // A tag that came with the answer to the write itself belongs to this write.
         let is_certain = Tag::of(&own).etag.is_some();
         let looked = async { Ok(self.store.head(location).await?) };
         let unknown =

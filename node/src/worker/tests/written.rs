@@ -9,7 +9,7 @@ use crate::memory::Blank;
 const OF_ONE: usize = 2;
 const OF_ALL: usize = 4;
 
-/// Asks for memory for a block, of which the write holds so many already.
+/// Asks for memory for a block, of which the write holds this many already.
 fn borrow(node: &mut Node, held: usize) -> Option<Blank> {
     let (reply, receiver) = flume::bounded(1);
     let loan = Loan { length: BLOCK, held: held as u64 * u64::from(BLOCK), reply };
