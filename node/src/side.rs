@@ -11,9 +11,9 @@
 //! came from, and every blank goes back there, until the thread is stopped. Queues are bounded; a full
 //! one gives the job back and the shard answers `Busy`. Memory and blocks are left to the shards.
 //! Modules: `fills` is the cold read, `lookups` what paths are, `beliefs` and `listings` what they were a
-//! moment ago, `flights` look-ups under way, `uploads` writes, `write_cache` what is kept of them, `loads` brings whole files in, `jobs` does so
-//! for the cluster, `stays` frees what has been here long enough, `cluster` what needs no source, and what is
-//! pulled over from other nodes.
+//! moment ago, `flights` look-ups under way, `uploads` writes, `write_cache` what is kept of them, `loads`
+//! brings whole files in, `jobs` does so for the cluster, `stays` frees what has been here long enough,
+//! `cluster` what needs no source, and what is pulled over from other nodes.
 
 use std::io;
 use std::sync::Arc;

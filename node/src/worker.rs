@@ -12,8 +12,8 @@
 //! the call that brought the request, without a task and without an allocation.
 //! Modules: `life` begins and ends connections, `receive` cuts bytes into frames, `request` turns frames
 //! into work, `read` finds blocks, `fill` brings them in, `lease` keeps them in place for clients that
-//! read them there, `upload` passes writes on, `written` keeps what was written, `turns` shares fills out between clients, `pressure` bounds what
-//! replies hold that clients do not take.
+//! read them there, `upload` passes writes on, `written` keeps what was written, `turns` shares fills out
+//! between clients, `pressure` bounds what replies hold that clients do not take.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -399,7 +399,7 @@ pub const KEYS: &[Key] = &[
         help: "writable lets clients write there, cache-on-write keeps it; others tell contents apart",
         example: "/=content,models=shared",
         access: Access::Text {
-            allowed: "prefixes of mounts, each with =writable, =cache-on-write, =content, =device or =shared, joined by commas",
+            allowed: "PREFIX=writable, =cache-on-write, =content, =device or =shared, joined by commas",
             set: |config, text| {
                 MountOptions::parse(text).is_some_and(|options| {
                     config.mount_options = options;
