@@ -86,7 +86,7 @@ async fn a_write_that_is_abandoned_or_fails_leaves_nothing() {
         let bytes = vec![1; length];
         let mut upload = client.upload("it", PutOptions::new()).await.expect("begin");
         upload.write(&bytes).await.expect("write");
-        assert!(node.counter("used_bytes") > 0, "it is held while it is written");
+        wait_until("it is held while it is written", || node.counter("used_bytes") > 0);
         drop(upload);
         wait_until("nothing is held", || held(&node) == (0, 0));
         origin.break_writes(Some(WriteFault::Status(403)));
