@@ -313,6 +313,14 @@ impl Client {
         self.runtime.handle.block_on(self.client.load(path))
     }
 
+    /// See [`crate::Client::load_replicas`].
+    ///
+    /// # Errors
+    /// Those of the async method.
+    pub fn load_replicas(&self, path: &str, replicas: u8) -> Result<LoadReport, Error> {
+        self.runtime.handle.block_on(self.client.load_replicas(path, replicas))
+    }
+
     /// See [`crate::Client::free`].
     ///
     /// # Errors

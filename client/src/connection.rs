@@ -29,10 +29,13 @@ use bytes::{Bytes, BytesMut};
 use millrace_proto::cluster::{
     DrainRequest, InventoryRequest, MountRequest, PinRequest, RingRequest,
 };
-use millrace_proto::job::{CancelJobRequest, JobsRequest, LoadPartRequest, StartJobRequest};
+use millrace_proto::job::{
+    CancelJobRequest, JobsRequest, LoadPartCopiesRequest, LoadPartRequest, StartCopiesJobRequest,
+    StartJobRequest,
+};
 use millrace_proto::message::{
-    FreeRequest, HelloRequest, ListRequest, LoadRequest, Range, ReadManyRequest, RefreshRequest,
-    StatRequest,
+    FreeRequest, HelloRequest, ListRequest, LoadCopiesRequest, LoadRequest, Range, ReadManyRequest,
+    RefreshRequest, StatRequest,
 };
 use millrace_proto::write::{PutEndRequest, PutPartRequest, RenameRequest, WriteRequest};
 use millrace_proto::{Header, Op, frame};
@@ -69,6 +72,7 @@ pub(crate) enum Body {
     Lease(ReadManyRequest),
     Release(ReadManyRequest),
     Load(LoadRequest),
+    LoadCopies(LoadCopiesRequest),
     Free(FreeRequest),
     Status,
     Ring(RingRequest),
@@ -77,9 +81,11 @@ pub(crate) enum Body {
     Pin(PinRequest),
     Pins,
     StartJob(StartJobRequest),
+    StartCopiesJob(StartCopiesJobRequest),
     CancelJob(CancelJobRequest),
     Jobs(JobsRequest),
     LoadPart(LoadPartRequest),
+    LoadPartCopies(LoadPartCopiesRequest),
     Put(WriteRequest),
     PutPart(PutPartRequest),
     PutEnd(PutEndRequest),
@@ -104,6 +110,7 @@ impl Body {
             Body::Lease(_) => Op::Lease,
             Body::Release(_) => Op::Release,
             Body::Load(_) => Op::Load,
+            Body::LoadCopies(_) => Op::LoadCopies,
             Body::Free(_) => Op::Free,
             Body::Status => Op::Status,
             Body::Ring(_) => Op::Ring,
@@ -112,9 +119,11 @@ impl Body {
             Body::Pin(_) => Op::Pin,
             Body::Pins => Op::Pins,
             Body::StartJob(_) => Op::StartJob,
+            Body::StartCopiesJob(_) => Op::StartCopiesJob,
             Body::CancelJob(_) => Op::CancelJob,
             Body::Jobs(_) => Op::Jobs,
             Body::LoadPart(_) => Op::LoadPart,
+            Body::LoadPartCopies(_) => Op::LoadPartCopies,
             Body::Put(_) => Op::Put,
             Body::PutPart(_) => Op::PutPart,
             Body::PutEnd(_) => Op::PutEnd,
@@ -137,15 +146,18 @@ impl Body {
                 frame::encode(out, header, body)
             }
             Body::Load(body) => frame::encode(out, header, body),
+            Body::LoadCopies(body) => frame::encode(out, header, body),
             Body::Free(body) => frame::encode(out, header, body),
             Body::Ring(body) => frame::encode(out, header, body),
             Body::Drain(body) => frame::encode(out, header, body),
             Body::Mount(body) => frame::encode(out, header, body),
             Body::Pin(body) => frame::encode(out, header, body),
             Body::StartJob(body) => frame::encode(out, header, body),
+            Body::StartCopiesJob(body) => frame::encode(out, header, body),
             Body::CancelJob(body) => frame::encode(out, header, body),
             Body::Jobs(body) => frame::encode(out, header, body),
             Body::LoadPart(body) => frame::encode(out, header, body),
+            Body::LoadPartCopies(body) => frame::encode(out, header, body),
             Body::Put(body) | Body::Delete(body) => frame::encode(out, header, body),
             Body::Rename(body) => frame::encode(out, header, body),
             Body::PutPart(body) => frame::encode(out, header, body),

@@ -6,9 +6,11 @@
 use std::sync::Arc;
 
 use millrace_proto::cluster::{ArchivedPinsReply, REPLICAS_MAX};
-use millrace_proto::message::{ArchivedLoadReply, ArchivedStatusReply, LoadRequest};
+use millrace_proto::message::{
+    ArchivedLoadReply, ArchivedStatusReply, LoadCopiesRequest, LoadRequest,
+};
 use millrace_proto::status::Next;
-use millrace_proto::{frame, placement};
+use millrace_proto::{Status, frame, placement};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -36,10 +38,27 @@ impl Client {
     /// [`Error::Status`] with `NotFound`, `WrongKind` or `SourceError`; [`Error::Stale`] if the file
     /// changes again and again meanwhile.
     pub async fn load(&self, path: &str) -> Result<LoadReport, Error> {
+        self.load_at(path, None).await
+    }
+
+    /// As [`Client::load`], at the first `replicas` owners of each block alone: when this returns each block has been
+    /// at this many members.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for 0, for more than the mount has, and for more than there are members;
+    /// [`Error::Status`] with `UnknownOp` from a node that does not know this; those of [`Client::load`].
+    pub async fn load_replicas(&self, path: &str, replicas: u8) -> Result<LoadReport, Error> {
+        self.load_at(path, Some(replicas)).await
+    }
+
+    async fn load_at(&self, path: &str, replicas: Option<u8>) -> Result<LoadReport, Error> {
         check_path(path)?;
         let deadline = self.deadline();
+        if let Some(replicas) = replicas {
+            self.check_replicas(path, replicas)?;
+        }
         if self.topology().cluster.is_some() {
-            return self.load_everywhere(path.into(), deadline).await;
+            return self.load_everywhere(path.into(), replicas, deadline).await;
         }
         let request = || Body::Load(LoadRequest { path: path.to_owned() });
         let block_size = self.network().hello().block_size;
@@ -145,15 +164,41 @@ impl Client {
         }
     }
 
-    /// Loads a file at all members that own blocks of it.
+    /// Checks that this many members can hold each block of a file, or of the files below a directory.
+    pub(crate) fn check_replicas(&self, path: &str, replicas: u8) -> Result<(), Error> {
+        let topology = self.topology();
+        let (mounted, active) = match &topology.cluster {
+            Some(view) => {
+                let active = view.layout.members.iter().filter(|member| member.is_active());
+                (view.layout.replicas(path), active.count())
+            }
+            None => (1, 1),
+        };
+        let replicas = usize::from(replicas);
+        let refuse = |text: String| Err(Error::InvalidArgument(text));
+        match replicas {
+            0 => refuse("0 replicas: at least 1 node has to hold each block".to_owned()),
+            _ if replicas > mounted => refuse(format!(
+                "{replicas} nodes cannot hold each block of '{path}', because what is mounted there has {mounted} \
+                 replicas: see `millrace admin mount --replicas`"
+            )),
+            _ if replicas > active => refuse(format!(
+                "{replicas} nodes cannot hold each block, because {active} take part in the cluster"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Loads a file at all members that own blocks of it, or at this many of the owners of each block, the first ones.
     async fn load_everywhere(
         &self,
         path: Arc<str>,
+        replicas: Option<u8>,
         deadline: Instant,
     ) -> Result<LoadReport, Error> {
         for _ in 0..LOAD_TRIES {
             let file = self.stat_until(path.clone(), deadline).await?;
-            if let Some(report) = self.load_version(file, deadline).await? {
+            if let Some(report) = self.load_version(file, replicas, deadline).await? {
                 return Ok(report);
             }
             // The node that looks paths up may believe longer than those that load.
@@ -166,9 +211,17 @@ impl Client {
     async fn load_version(
         &self,
         file: File,
+        replicas: Option<u8>,
         deadline: Instant,
     ) -> Result<Option<LoadReport>, Error> {
-        let request = || Body::Load(LoadRequest { path: file.path.as_ref().to_owned() });
+        let request = || {
+            let path = file.path.as_ref().to_owned();
+            match replicas {
+                None => Body::Load(LoadRequest { path }),
+                Some(replicas) => Body::LoadCopies(LoadCopiesRequest { path, replicas }),
+            }
+        };
+        let expected = replicas.map(|replicas| u64::from(replicas) * file.block_count());
         let mut retry = self.retry(deadline);
         let mut filled_count = 0;
         let mut block_count = 0;
@@ -176,6 +229,9 @@ impl Client {
         let mut epoch = 0;
         let mut done: Vec<Arc<Member>> = Vec::new();
         loop {
+            if let Some(replicas) = replicas {
+                self.check_replicas(&file.path, replicas)?;
+            }
             let topology = self.topology();
             let epoch_now = topology.cluster.as_ref().map_or(0, |view| view.layout.epoch);
             if epoch_now != epoch {
@@ -183,7 +239,7 @@ impl Client {
                 (epoch, block_count) = (epoch_now, 0);
                 done.clear();
             }
-            let mut left = owners(&topology, &file);
+            let mut left = owners(&topology, &file, replicas);
             if left.is_empty() {
                 // A file without blocks, or no file at all: any member can answer.
                 let order = topology.order_of_path(&file.path);
@@ -207,6 +263,12 @@ impl Client {
                 filled_count += part.filled_count;
                 done.push(member);
             }
+            let is_counted = expected.is_none_or(|expected| expected == block_count);
+            if cause.is_none() && !is_counted {
+                // Members that have not seen the same epoch yet count other blocks.
+                (block_count, cause) = (0, Some(disagreement()));
+                done.clear();
+            }
             match cause {
                 None => return Ok(Some(LoadReport { file, block_count, filled_count })),
                 Some(cause) => retry.pause(std::time::Duration::ZERO, cause).await?,
@@ -215,8 +277,14 @@ impl Client {
     }
 }
 
-/// Returns the members that own blocks of a file.
-fn owners(topology: &Topology, file: &File) -> Vec<Arc<Member>> {
+/// Returns the error of a load whose members count other blocks than their ring says.
+fn disagreement() -> Error {
+    let message = "the members do not agree yet on which of them owns its blocks".to_owned();
+    Error::Status { status: Status::Busy, message }
+}
+
+/// Returns the members that own blocks of a file, or are among the first owners of one, this many.
+fn owners(topology: &Topology, file: &File, replicas: Option<u8>) -> Vec<Arc<Member>> {
     let Some(view) = &topology.cluster else {
         return topology.members().cloned().collect();
     };
@@ -227,7 +295,8 @@ fn owners(topology: &Topology, file: &File) -> Vec<Arc<Member>> {
     }
     let mut is_owner = vec![false; topology.member_count()];
     let mut owners = [0; REPLICAS_MAX as usize];
-    let replicas = view.layout.replicas(&file.path).min(owners.len());
+    let replicas = replicas.map_or_else(|| view.layout.replicas(&file.path), usize::from);
+    let replicas = replicas.min(owners.len());
     for block in 0..file.block_count() {
         let hash = placement::block_hash(file.id.into(), block);
         let count = view.layout.ring().owners(hash, replicas, &mut owners[..replicas]);

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use millrace_proto::frame;
 use millrace_proto::job::{
     ArchivedJobsReply, CancelJobRequest, JOB_PATHS_BYTES_MAX, Job, JobState as WireState,
-    JobsRequest, StartJobRequest, job_paths_size,
+    JobsRequest, StartCopiesJobRequest, StartJobRequest, job_paths_size,
 };
 
 use crate::client::{Client, check_path};
@@ -51,6 +51,9 @@ pub struct JobOptions {
     pub pin: bool,
     /// Most bytes that all nodes together bring in per second; 0 for no limit.
     pub bytes_per_second: u64,
+    /// How many nodes are to hold each block, the first of its owners, 1 to as many as its mount has; 0 for all of
+    /// them. Reports do not tell it.
+    pub replicas: u8,
 }
 
 impl JobOptions {
@@ -142,6 +145,7 @@ impl From<Job> for JobReport {
                 recursive: job.recursive != 0,
                 pin: job.pin != 0,
                 bytes_per_second: job.bytes_per_second,
+                replicas: 0,
             },
             begun_ms: job.begun_ms,
             recorded_ms: job.recorded_ms,
@@ -162,8 +166,8 @@ impl Client {
     ///
     /// # Errors
     /// [`Error::Status`] with `Busy` while as many jobs have not ended as there can be, with `UnknownOp` from
-    /// a node that is older than jobs; [`Error::InvalidArgument`] for no paths, or too many; those of
-    /// [`Client::drain`].
+    /// a node that is older than jobs; [`Error::InvalidArgument`] for no paths, too many, or more `replicas` than
+    /// a path can have; those of [`Client::drain`].
     pub async fn start_job(&self, paths: &[String], options: &JobOptions) -> Result<JobId, Error> {
         let size = job_paths_size(paths);
         if paths.is_empty() || size > JOB_PATHS_BYTES_MAX {
@@ -174,6 +178,9 @@ impl Client {
         }
         for path in paths {
             check_path(path)?;
+            if options.replicas > 0 {
+                self.check_replicas(path, options.replicas)?;
+            }
         }
         let drawn =
             random().map_err(|error| Error::InvalidArgument(format!("no random id: {error}")))?;
@@ -186,7 +193,12 @@ impl Client {
             pin: options.pin.into(),
             bytes_per_second: options.bytes_per_second,
         };
-        self.ask_administration(&|| Body::StartJob(request.clone())).await?;
+        let replicas = options.replicas;
+        let body = || match replicas {
+            0 => Body::StartJob(request.clone()),
+            _ => Body::StartCopiesJob(StartCopiesJobRequest { job: request.clone(), replicas }),
+        };
+        self.ask_administration(&body).await?;
         Ok(JobId(id))
     }
 

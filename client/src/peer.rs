@@ -9,7 +9,8 @@ use millrace_proto::cluster::{
     MountRequest, PinRequest,
 };
 use millrace_proto::job::{
-    ArchivedLoadPartReply, CancelJobRequest, LoadPartReply, LoadPartRequest, StartJobRequest,
+    ArchivedLoadPartReply, CancelJobRequest, LoadPartCopiesRequest, LoadPartReply,
+    StartCopiesJobRequest,
 };
 use millrace_proto::message::{
     ArchivedFreeReply, ArchivedReadReply, FreeRequest, Range, RefreshRequest, StatRequest,
@@ -67,7 +68,7 @@ pub enum MasterOrder {
     /// To change the pins.
     Pin(PinRequest),
     /// To begin a load job.
-    StartJob(StartJobRequest),
+    StartJob(StartCopiesJobRequest),
     /// To end one.
     CancelJob(CancelJobRequest),
 }
@@ -209,7 +210,11 @@ impl Peer {
             MasterOrder::Drain(request) => Body::Drain(request),
             MasterOrder::Mount(request) => Body::Mount(request),
             MasterOrder::Pin(request) => Body::Pin(request),
-            MasterOrder::StartJob(request) => Body::StartJob(request),
+            // A master of an earlier version knows jobs for all owners alone.
+            MasterOrder::StartJob(StartCopiesJobRequest { job, replicas: 0 }) => {
+                Body::StartJob(job)
+            }
+            MasterOrder::StartJob(request) => Body::StartCopiesJob(request),
             MasterOrder::CancelJob(request) => Body::CancelJob(request),
         };
         let answer = self.lanes[0].exchange(body, Landing::Any, Instant::now() + patience).await?;
@@ -222,11 +227,17 @@ impl Peer {
     /// As [`Peer::tell`].
     pub async fn load_part(
         &self,
-        request: LoadPartRequest,
+        request: LoadPartCopiesRequest,
         patience: Duration,
     ) -> Result<LoadPartReply, Error> {
         let deadline = Instant::now() + patience;
-        let body = Body::LoadPart(request);
+        // A node of an earlier version knows parts for all owners alone.
+        let body = match request {
+            LoadPartCopiesRequest { part, replicas: 0, holder } if holder.is_empty() => {
+                Body::LoadPart(part)
+            }
+            request => Body::LoadPartCopies(request),
+        };
         let answer = self.lanes[0].exchange(body, Landing::Any, deadline).await?;
         let Reply { body, .. } = reply::judge(answer.outcome).map_err(Setback::into_error)?;
         let reply = frame::body::<ArchivedLoadPartReply>(&body)?;

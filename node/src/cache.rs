@@ -370,6 +370,11 @@ impl Cache {
         self.memory.release_blank(blank);
     }
 
+    /// Gives the memory of a block back that is not added.
+    pub(crate) fn release(&mut self, block: Block) {
+        self.memory.release(block);
+    }
+
     /// Adds a block. One with the same key, of any version, is removed first.
     pub(crate) fn insert(
         &mut self,

@@ -124,6 +124,30 @@ impl View {
         }
     }
 
+    /// Returns how many owners of each block of the file at this path a load is for: the first ones, as many as are
+    /// asked for, or with 0 all.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the mount has fewer, `Busy` while fewer members take part.
+    pub(crate) fn copies(&self, path: &str, asked: u8) -> Result<usize, Refusal> {
+        let (replicas, asked) = (self.layout.replicas(path), usize::from(asked));
+        let active = self.layout.members.iter().filter(|member| member.is_active()).count();
+        if asked > replicas {
+            let message = format!(
+                "{asked} nodes cannot hold each block: what is mounted there has {replicas} replicas (millrace admin \
+                 mount --replicas)"
+            );
+            return Err(Refusal::new(Status::InvalidArgument, message));
+        }
+        if asked > active.max(1) {
+            let message = format!(
+                "{asked} nodes are to hold each block, and {active} take part in the cluster"
+            );
+            return Err(Refusal::new(Status::Busy, message));
+        }
+        Ok(if asked == 0 { replicas } else { asked })
+    }
+
     /// True if a block of the file at this path is to be kept: the path is pinned, and this node is one
     /// of the owners of the block. A node that only passes it on has no use for it afterwards.
     pub(crate) fn pins(&self, path: &str, key: &BlockKey) -> bool {

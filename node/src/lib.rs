@@ -55,6 +55,6 @@ pub mod under_store {
     pub use crate::store::roots::{FILE_SCHEME, is_remote, normal};
     pub use crate::store::{
         Condition, Errand, FillError, Found, NoRemoteStores, Page, Part, RemoteStores, StoreError,
-        StoreFuture, StoreLimits, UnderStore, Upload, check_path, file_id,
+        StoreFuture, StoreLimits, UnderStore, Upload, Written, check_path, file_id,
     };
 }

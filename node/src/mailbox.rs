@@ -153,6 +153,32 @@ pub(crate) struct DropJob {
     pub reply: flume::Sender<Dropped>,
 }
 
+/// A block of an object that is being written, to be filled as its bytes pass.
+#[derive(Debug)]
+pub(crate) struct Loan {
+    /// Length of the block in bytes.
+    pub length: u32,
+    /// Bytes of this shard's memory that the upload holds already.
+    pub held: u64,
+    /// Where the blank goes; None if there is no room.
+    pub reply: flume::Sender<Option<Blank>>,
+}
+
+/// A block of an object that was written, in the version that the store gave it.
+#[derive(Debug)]
+pub(crate) struct WrittenBlock {
+    /// The block, whole.
+    pub run: Run,
+    /// How long it stays.
+    pub stay: Stay,
+    /// Its bytes.
+    pub block: Block,
+    /// Their checksums.
+    pub sums: Sums,
+    /// Dropped when the block can be read.
+    pub done: flume::Sender<()>,
+}
+
 /// Bytes that have come, and from where.
 #[derive(Debug)]
 pub(crate) struct Arrival {
@@ -185,6 +211,12 @@ pub(crate) enum Mail {
     LoadsGone,
     /// Have this block in memory and say when it is.
     Ensure { key: BlockKey, version: u64, from: FillFrom, reply: flume::Sender<Ensured> },
+    /// Lend memory for a block of an object that is being written.
+    Lend(Loan),
+    /// Take a block in that was written.
+    Written(Box<WrittenBlock>),
+    /// Take memory back that was lent: `is_lost` if a block was to be in it, which is given up.
+    Unlent { blank: Blank, is_lost: bool },
     /// Drop the blocks of a file.
     Drop(DropJob),
     /// List the blocks of these entries.

@@ -334,6 +334,11 @@ impl Blank {
         self.pages.length
     }
 
+    /// Returns the bytes of memory that it holds, whole pages.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        u64::from(ShardMemory::pages_for(self.pages.length)) * u64::from(PAGE_SIZE)
+    }
+
     /// Fills the rest by calling `read(offset, target)`, which writes the front of `target` and
     /// returns how many bytes; 0 means that the source ended early. Pieces are at most 64 KiB and,
     /// while the source fills them whole, begin on a page.
@@ -427,13 +432,40 @@ impl Blank {
         }
     }
 
-    /// Has the code of the block made as it is filled, from this one without any byte.
+    /// Has the code of the block made as it is filled, from this one without any byte. Of what was written before
+    /// it is made now, in a pass over those bytes.
+    pub(crate) fn sign(&mut self, code: BlockMac) {
+        let (first, mut code) = (code.clone(), code);
+        let summed = self.pages.length.min(self.page_sums.len() as u32 * PAGE_SIZE);
+        visit(&self.pages, 0, summed, |bytes| code.update(bytes));
+        self.signed = Some(Box::new([first, code]));
+    }
+
+    /// Ends the blank after the bytes that were written, which makes it full; returns the pages that are left over,
+    /// if there are some, as a blank of their own.
     ///
     /// # Panics
-    /// If something was written.
-    pub(crate) fn sign(&mut self, code: BlockMac) {
-        assert_eq!(self.written, 0, "all bytes are part of the code");
-        self.signed = Some(Box::new([code.clone(), code]));
+    /// If nothing was written, or the blank is signed for its length before.
+    pub(crate) fn cut(&mut self) -> Option<Blank> {
+        assert!(self.written > 0, "a blank has at least one byte");
+        assert!(self.signed.is_none(), "the length is part of the code");
+        let mut missing = ShardMemory::pages_for(self.written);
+        let (mut kept, mut rest) = (Extents::new(), Extents::new());
+        for Extent { page, page_count } in std::mem::take(&mut self.pages.extents) {
+            let first = missing.min(page_count);
+            missing -= first;
+            let parts = [(&mut kept, page, first), (&mut rest, page + first, page_count - first)];
+            for (extents, page, page_count) in parts {
+                extents.extend((page_count > 0).then_some(Extent { page, page_count }));
+            }
+        }
+        self.pages.extents = kept;
+        self.pages.length = self.written;
+        self.sum_written_pages();
+        let length = rest.iter().map(|extent| extent.page_count).sum::<u32>() * PAGE_SIZE;
+        let pages = OwnedPages { arena: Arc::clone(&self.pages.arena), extents: rest, length };
+        let is_some = length > 0;
+        is_some.then(|| Blank { pages, written: 0, page_sums: Vec::new(), signed: None })
     }
 
     /// True if this is the code of the block that was signed and filled.

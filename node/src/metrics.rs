@@ -92,6 +92,13 @@ counters! {
     Counter peer_fill_count,
     /// Bytes of those blocks.
     Counter peer_fill_bytes,
+    /// Blocks that were kept in memory as they were written; of mounts that cache on write.
+    Counter written_block_count,
+    /// Bytes of those blocks.
+    Counter written_block_bytes,
+    /// Blocks of such mounts that were written and not kept: there was no room, or the write did not come to an end
+    /// that is known.
+    Counter unkept_block_count,
     /// Reads of the source that failed, for any reason.
     Counter fill_error_count,
     /// Blocks that had other bytes when they were read again, though the source showed no change; of

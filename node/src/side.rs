@@ -11,9 +11,9 @@
 //! came from, and every blank goes back there, until the thread is stopped. Queues are bounded; a full
 //! one gives the job back and the shard answers `Busy`. Memory and blocks are left to the shards.
 //! Modules: `fills` is the cold read, `lookups` what paths are, `beliefs` and `listings` what they were a
-//! moment ago, `flights` look-ups under way, `uploads` writes, `loads` brings whole files in, `jobs` does so
-//! for the cluster, `stays` frees what has been here long enough, `cluster` what needs no source, and what is
-//! pulled over from other nodes.
+//! moment ago, `flights` look-ups under way, `uploads` writes, `write_cache` what is kept of them, `loads`
+//! brings whole files in, `jobs` does so for the cluster, `stays` frees what has been here long enough,
+//! `cluster` what needs no source, and what is pulled over from other nodes.
 
 use std::io;
 use std::sync::Arc;
@@ -58,6 +58,7 @@ pub(crate) mod loads;
 mod lookups;
 mod stays;
 pub(crate) mod uploads;
+mod write_cache;
 
 /// Threads that resolve names. One is there from the start; a second one if it can be had.
 const NAME_THREADS_MAX: usize = 2;
@@ -112,8 +113,10 @@ pub(crate) enum PathLookup {
         path: Arc<str>,
         recursive: bool,
     },
+    /// At the first `copies` owners of each block; 0 for all.
     Load {
         path: Arc<str>,
+        copies: u8,
     },
     LoadPart(FilePart),
     /// Here, or with `everywhere` at all members.
@@ -291,6 +294,8 @@ struct Context {
     fill_count: Arc<AtomicUsize>,
     block_size: u32,
     loads: Arc<Semaphore>,
+    /// Places for objects that were written here, and whose owners take their blocks over.
+    offers: Arc<Semaphore>,
     /// A source that takes longer is taken to hang.
     patience: Duration,
     started: Instant,
@@ -337,6 +342,7 @@ pub(crate) fn start(config: &Config, parts: Parts) -> io::Result<Side> {
         fill_count: Arc::clone(&fill_count),
         block_size: config.block_size,
         loads: Arc::new(Semaphore::new(config.load_concurrency)),
+        offers: Arc::new(Semaphore::new(config.upload_concurrency)),
         patience: Duration::from_millis(config.source_timeout_ms),
         started,
         timings,

@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 pub use millrace_proto::source::file_id;
 
 use crate::memory::Blank;
-pub use write::{Condition, Upload};
+pub use write::{Condition, Upload, Written};
 
 mod compared;
 pub(crate) mod contents;
@@ -319,6 +319,11 @@ pub trait UnderStore: Send + Sync + 'static {
     /// as those that wait have them; [`Duration::MAX`] if time plays no part.
     fn kept_for(&self, _path: &str) -> Duration {
         Duration::MAX
+    }
+
+    /// True if what is written to a path is kept in memory.
+    fn caches_writes(&self, _path: &str) -> bool {
+        false
     }
 
     /// Returns up to `limit` entries of a directory whose names come after `after`.

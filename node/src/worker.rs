@@ -12,8 +12,8 @@
 //! the call that brought the request, without a task and without an allocation.
 //! Modules: `life` begins and ends connections, `receive` cuts bytes into frames, `request` turns frames
 //! into work, `read` finds blocks, `fill` brings them in, `lease` keeps them in place for clients that
-//! read them there, `upload` passes writes on, `turns` shares fills out between clients, `pressure` bounds what
-//! replies hold that clients do not take.
+//! read them there, `upload` passes writes on, `written` keeps what was written, `turns` shares fills out
+//! between clients, `pressure` bounds what replies hold that clients do not take.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -44,6 +44,7 @@ mod receive;
 mod request;
 mod turns;
 mod upload;
+mod written;
 
 pub(crate) use life::Way;
 pub(crate) use prove::Proofs;
@@ -223,6 +224,8 @@ pub(crate) struct Worker {
     now: u64,
     /// Bytes of the blocks that are on their way in.
     filling_bytes: u64,
+    /// Bytes of the memory that is lent for blocks which are being written, whole pages.
+    lent_bytes: u64,
     /// Waiters that have a deadline: while there are some, ticks are wanted.
     deadline_count: usize,
     /// True if a miss whose turn it is waits for room in the shard: no other overtakes it.
@@ -280,6 +283,7 @@ impl Worker {
             upload_count: 0,
             now: 0,
             filling_bytes: 0,
+            lent_bytes: 0,
             deadline_count: 0,
             is_full_of_fills: false,
             draining: false,
@@ -571,6 +575,9 @@ impl Worker {
                 self.on_filled(run, stay, result, actions);
             }
             Mail::Ensure { key, version, from, reply } => self.ensure(key, version, from, reply),
+            Mail::Lend(loan) => self.on_lend(loan),
+            Mail::Written(written) => self.on_written(*written),
+            Mail::Unlent { blank, is_lost } => self.on_unlent(blank, is_lost),
             Mail::Drop(job) => self.on_drop(job, actions),
             Mail::Enumerate { first, count, reply } => {
                 // The caller may have gone.

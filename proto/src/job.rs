@@ -42,6 +42,15 @@ pub struct StartJobRequest {
     pub bytes_per_second: u64,
 }
 
+/// `StartCopiesJob`: as `StartJob`, for some owners of each block.
+#[derive(Archive, Serialize, Clone, Debug, PartialEq, Eq)]
+pub struct StartCopiesJobRequest {
+    /// The job.
+    pub job: StartJobRequest,
+    /// How many owners of each block are meant, the first ones, 1 to as many as it has; 0 for all.
+    pub replicas: u8,
+}
+
 /// `CancelJob`: ends a job. Only the master takes it.
 #[derive(Archive, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CancelJobRequest {
@@ -151,7 +160,18 @@ pub struct LoadPartRequest {
     pub count: u32,
 }
 
-/// Reply to `LoadPart`, once each of these blocks has been in the cache.
+/// `LoadPartCopies`: as `LoadPart`, for some owners of each block, and from the source or from a member.
+#[derive(Archive, Serialize, Clone, Debug, PartialEq, Eq)]
+pub struct LoadPartCopiesRequest {
+    /// The part.
+    pub part: LoadPartRequest,
+    /// How many owners of each block are meant, the first ones, 1 to as many as it has; 0 for all.
+    pub replicas: u8,
+    /// Id of the member that the blocks are to be taken from, and from nowhere else; empty for no such one.
+    pub holder: String,
+}
+
+/// Reply to `LoadPart` and `LoadPartCopies`, once each of these blocks has been in the cache.
 #[derive(Archive, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoadPartReply {
     /// Blocks of the part that the node owns.

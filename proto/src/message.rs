@@ -247,7 +247,16 @@ pub struct LoadRequest {
     pub path: String,
 }
 
-/// Reply to `Load`, once every block has been in the cache.
+/// `LoadCopies`.
+#[derive(Archive, Serialize, Clone, Debug, PartialEq, Eq)]
+pub struct LoadCopiesRequest {
+    /// Path of the file.
+    pub path: String,
+    /// How many owners of each block are meant, the first ones, 1 to as many as it has.
+    pub replicas: u8,
+}
+
+/// Reply to `Load` and `LoadCopies`, once every block has been in the cache.
 #[derive(Archive, Serialize, Clone, Debug, PartialEq, Eq)]
 pub struct LoadReply {
     /// The file that was loaded.

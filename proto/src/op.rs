@@ -63,6 +63,12 @@ pub enum Op {
     Jobs = 27,
     /// Bring the blocks of a part of a file in that the node owns.
     LoadPart = 28,
+    /// As `Load`, of the blocks of which the node is one of the first owners, up to a number.
+    LoadCopies = 29,
+    /// As `LoadPart`, of such blocks, from the source or from a member that has them.
+    LoadPartCopies = 30,
+    /// As `StartJob`, with the number of owners that are to have each block.
+    StartCopiesJob = 31,
     /// Begin to write an object.
     Put = 32,
     /// Bring bytes of it.
@@ -79,7 +85,7 @@ pub enum Op {
 
 impl Op {
     /// Every operation, in wire order.
-    pub const ALL: [Op; 34] = [
+    pub const ALL: [Op; 37] = [
         Op::Hello,
         Op::Ping,
         Op::Stat,
@@ -108,6 +114,9 @@ impl Op {
         Op::CancelJob,
         Op::Jobs,
         Op::LoadPart,
+        Op::LoadCopies,
+        Op::LoadPartCopies,
+        Op::StartCopiesJob,
         Op::Put,
         Op::PutPart,
         Op::PutEnd,

@@ -23,6 +23,7 @@ const NO: &str = "no";
 const CONCURRENCY: &str = "concurrency";
 const BANDWIDTH: &str = "bandwidth";
 const HEDGE: &str = "hedge";
+const CACHE_ON_WRITE: &str = "cache_on_write";
 /// Most requests that a mount may let be under way at its store.
 pub const CONCURRENCY_MAX: u32 = 4096;
 /// Fewest bytes a second that a mount may be read with: a block of the default size.
@@ -85,6 +86,8 @@ pub struct Terms {
     pub bandwidth: Option<u64>,
     /// True if a read that takes unusually long is asked for a second time.
     pub is_hedged: bool,
+    /// True if blocks of an object are kept as it is written; not with `is_passed_through`, which keeps nothing.
+    pub is_cached_on_write: bool,
 }
 
 impl Terms {
@@ -112,6 +115,7 @@ impl Terms {
         terms.extend(self.concurrency.map(|it| format!("{CONCURRENCY}={it}")));
         terms.extend(self.bandwidth.map(|it| format!("{BANDWIDTH}={it}")));
         terms.extend(self.is_hedged.then(|| format!("{HEDGE}=true")));
+        terms.extend(self.is_cached_on_write.then(|| format!("{CACHE_ON_WRITE}=true")));
         match terms.is_empty() {
             true => source.to_owned(),
             false => format!("{source}?{}", terms.join("&")),
@@ -125,10 +129,16 @@ impl Terms {
             if !terms.take(key, value) {
                 return Err(format!(
                     "'{term}' is not an option of a mount here: {CREDENTIAL}=NAME, {STALE_AFTER}=MS, \
-                     {SIZE_MAX}=BYTES, {WRITABLE}=true, {HEDGE}=true, {TTL}=MS, {CACHE}={NO}, {CONCURRENCY}=COUNT and \
-                     {BANDWIDTH}=BYTES are, each once, and {INCLUDE}=PATTERN and {EXCLUDE}=PATTERN"
+                     {SIZE_MAX}=BYTES, {WRITABLE}=true, {CACHE_ON_WRITE}=true, {HEDGE}=true, {TTL}=MS, {CACHE}={NO}, \
+                     {CONCURRENCY}=COUNT and {BANDWIDTH}=BYTES are, each once, and {INCLUDE}=PATTERN and \
+                     {EXCLUDE}=PATTERN"
                 ));
             }
+        }
+        if terms.is_passed_through && terms.is_cached_on_write {
+            return Err(format!(
+                "{CACHE}={NO} keeps nothing, and {CACHE_ON_WRITE}=true keeps what is written: leave one of them out"
+            ));
         }
         Ok(terms)
     }
@@ -146,6 +156,9 @@ impl Terms {
             }
             WRITABLE => value == "true" && !std::mem::replace(&mut self.writable, true),
             HEDGE => value == "true" && !std::mem::replace(&mut self.is_hedged, true),
+            CACHE_ON_WRITE => {
+                value == "true" && !std::mem::replace(&mut self.is_cached_on_write, true)
+            }
             CACHE => value == NO && !std::mem::replace(&mut self.is_passed_through, true),
             TTL => number(value, 1..=u64::MAX).is_some_and(|it| self.ttl_ms.replace(it).is_none()),
             CONCURRENCY => {
@@ -260,6 +273,9 @@ mod tests {
         assert_eq!((terms.concurrency, terms.bandwidth), (Some(4096), Some(1 << 20)));
         assert!(terms.is_hedged);
         assert_eq!(terms.join(bare), all);
+        let kept = "s3://b?writable=true&cache_on_write=true";
+        let (bare, terms) = Terms::split(kept).unwrap();
+        assert!(terms.is_cached_on_write && terms.join(bare) == kept);
         let patterns = Terms {
             include: vec!["**/a?b&c=d%.csv".to_owned(), "ü x".to_owned()],
             exclude: vec!["tmp/**".to_owned()],
@@ -295,6 +311,9 @@ mod tests {
             "s3://b?concurrency=4097",
             "s3://b?bandwidth=1048575",
             "s3://b?writable=true&writable=true",
+            "s3://b?cache_on_write=no",
+            "s3://b?cache_on_write=true&cache_on_write=true",
+            "s3://b?cache=no&cache_on_write=true",
         ] {
             assert!(Terms::split(text).is_err(), "{text}");
         }

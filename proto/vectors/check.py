@@ -102,13 +102,17 @@ JOBS = {
     "JobsReply": (8, {"jobs": ["Job"]}),
     "LoadPartRequest": (40, {"path": "text", "file": "id", "version": "u64", "first": "u32",
                              "count": "u32"}),
+    "LoadCopiesRequest": (9, {"path": "text", "replicas": "u8"}),
+    "LoadPartCopiesRequest": (49, {"part": "LoadPartRequest", "replicas": "u8", "holder": "text"}),
+    "StartCopiesJobRequest": (27, {"job": "StartJobRequest", "replicas": "u8"}),
     "LoadPartReply": (16, {"block_count": "u32", "filled_count": "u32", "filled_bytes": "u64"}),
 }
 STRUCTURES |= {name: fields for name, (_, fields) in JOBS.items()}
 SIZES |= {name: size for name, (size, _) in JOBS.items()}
 OPS |= dict(enumerate((
     ("StartJobRequest", "None"), ("CancelJobRequest", "None"), ("JobsRequest", "JobsReply"),
-    ("LoadPartRequest", "LoadPartReply")), 25))
+    ("LoadPartRequest", "LoadPartReply"), ("LoadCopiesRequest", "LoadReply"),
+    ("LoadPartCopiesRequest", "LoadPartReply"), ("StartCopiesJobRequest", "None")), 25))
 NUMBERS = {"u8": "<B", "u32": "<I", "u64": "<Q", "i64": "<q"}
 
 

@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use millrace_client::{Client, ClientConfig, Error, File, MountInfo, Status};
+use millrace_client::{Client, ClientConfig, Error, File, JobOptions, MountInfo, Status};
 use millrace_proto::Op;
 use millrace_proto::message::Range;
 use millrace_tests::cluster::Cluster;
@@ -214,6 +214,65 @@ fn replicas_are_read_from_the_source_once_and_one_may_die() {
             let count = cluster.members[index].counter("block_count");
             assert_eq!(count, blocks / 2, "of node {index}");
         }
+    });
+}
+
+#[test]
+fn a_load_is_at_as_many_nodes_as_it_asks_for_when_it_ends() {
+    let _alone = heavy();
+    let scratch = scratch();
+    let mut cluster = Cluster::start(1, 3, scratch.root());
+    cluster.wait_settled();
+    runtime().block_on(async {
+        let client = connect(&cluster).await;
+        let one = client.load_replicas("f0", 2).await.expect_err("the mount has one replica");
+        assert!(one.to_string().contains("1 replicas: see `millrace admin mount"), "{one}");
+        have_two_replicas(&mut cluster, &client).await;
+        for (refused, message) in [(0, "at least 1"), (3, "has 2 replicas")] {
+            let error = client.load_replicas("f0", refused).await.expect_err("too many");
+            assert!(error.to_string().contains(message), "{error}");
+            let mut options = JobOptions::new();
+            options.replicas = refused;
+            if refused > 0 {
+                let error = client.start_job(&["f0".to_owned()], &options).await;
+                assert!(error.expect_err("nor a job").to_string().contains(message));
+            }
+        }
+        let files = files(&client).await;
+        let all: u64 = files.iter().map(File::block_count).sum();
+        for file in &files {
+            let report = client.load_replicas(&file.path, 1).await.expect("load");
+            assert_eq!(report.block_count, file.block_count());
+        }
+        assert_eq!(cluster.sum("block_count"), all, "at one owner each");
+        let fills = cluster.sum("fill_count");
+        assert_eq!(fills, all);
+        let (half, rest) = files.split_at(files.len() / 2);
+        for file in half {
+            let report = client.load_replicas(&file.path, 2).await.expect("load");
+            assert_eq!(report.block_count, 2 * file.block_count());
+        }
+        let mut options = JobOptions::new();
+        options.replicas = 2;
+        let paths: Vec<String> = rest.iter().map(|file| file.path.to_string()).collect();
+        let job = client.start_job(&paths, &options).await.expect("start");
+        let done = loop {
+            let report = client.job(job).await.expect("the job");
+            if report.state.is_ended() {
+                break report;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        assert_eq!((done.failed_count, done.file_count), (0, rest.len() as u64), "{done:?}");
+        assert_eq!(cluster.sum("block_count"), 2 * all);
+        let more = cluster.sum("fill_count") - fills;
+        assert!(more <= all / 20, "{more} of {all} blocks did not come from the first owner");
+        let before =
+            cluster.members[0].counter("fill_count") + cluster.members[2].counter("fill_count");
+        cluster.members[1].kill();
+        read_all(&client, &files).await;
+        let more = cluster.sum("fill_count") - before;
+        assert_eq!(more, 0, "all reads are hits of a node that lives");
     });
 }
 

@@ -34,6 +34,7 @@ mod renames;
 mod rude;
 mod single_flight;
 mod sources;
+mod store_cached_writes;
 mod store_credentials;
 mod store_many;
 mod store_neighbours;

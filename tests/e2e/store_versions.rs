@@ -93,6 +93,16 @@ async fn read(client: Client, seed: u64, written: Written, stop: Arc<AtomicBool>
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_read_is_one_version_and_none_too_old() {
+    read_and_write("").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_read_is_one_version_where_what_is_written_is_kept() {
+    read_and_write("/=cache-on-write").await;
+}
+
+/// Reads and writes through a cluster whose nodes have these options of mounts.
+async fn read_and_write(mount_options: &str) {
     let seconds = std::env::var("MILLRACE_VERSIONS_SECONDS").ok();
     let seconds = seconds.and_then(|it| it.parse().ok()).unwrap_or(SECONDS);
     let origin = Origin::start();
@@ -110,6 +120,7 @@ async fn each_read_is_one_version_and_none_too_old() {
         member.set("writable", true);
         member.set("block_size", "256KiB");
         member.set("stale_after_ms", BOUND.as_millis());
+        member.set("mount_options", mount_options);
         member.start();
     }
     cluster.wait_settled();

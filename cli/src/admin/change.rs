@@ -60,6 +60,7 @@ Examples:
   millrace admin mount lake s3://bucket --credential prod --stale-after-ms 5000
   millrace admin mount lake s3://bucket --include '*.parquet' --exclude 'tmp/**'
   millrace admin mount logs s3://logs --ttl 12h --bandwidth 50MiB
+  millrace admin mount out s3://out --writable --cache-on-write
   millrace admin mount / file:///data --replicas 2     change the root's replicas")]
 pub(super) struct MountArgs {
     /// Path below which its files are seen; / for the root
@@ -109,6 +110,10 @@ pub(super) struct MountArgs {
     /// Ask the store a second time for a read that takes longer than 95 of 100 before it; for at most 5 of 100
     #[arg(long)]
     hedge: bool,
+    /// Keep what clients write there in memory, so that the first read after it asks the store for nothing;
+    /// for stores on other machines
+    #[arg(long)]
+    cache_on_write: bool,
 }
 
 /// Whether blocks of a mount are kept.
@@ -225,7 +230,13 @@ pub(super) async fn mount(client: &Client, args: &MountArgs) -> Result<(), Failu
         concurrency: args.concurrency,
         bandwidth: args.bandwidth,
         is_hedged: args.hedge,
+        is_cached_on_write: args.cache_on_write,
     };
+    if terms.is_passed_through && terms.is_cached_on_write {
+        return Err(Failure::usage(
+            "--cache no keeps nothing, and --cache-on-write keeps what is written: leave one of them out".to_owned(),
+        ));
+    }
     if terms.include.len() + terms.exclude.len() > PATTERNS_MAX {
         return Err(Failure::usage(format!("a mount has at most {PATTERNS_MAX} patterns")));
     }

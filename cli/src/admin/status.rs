@@ -273,6 +273,7 @@ pub(super) fn mounts(client: &Client, args: &MountsArgs) -> Result<(), Failure> 
         concurrency: Option<u32>,
         bandwidth: Option<u64>,
         is_hedged: bool,
+        is_cached_on_write: bool,
     }
     let cluster = cluster(client)?;
     if args.json {
@@ -293,6 +294,7 @@ pub(super) fn mounts(client: &Client, args: &MountsArgs) -> Result<(), Failure> 
                 concurrency: terms.concurrency,
                 bandwidth: terms.bandwidth,
                 is_hedged: terms.is_hedged,
+                is_cached_on_write: terms.is_cached_on_write,
             }
         });
         return output::print_json(&rows.collect::<Vec<_>>());
@@ -317,7 +319,8 @@ pub(super) fn mounts(client: &Client, args: &MountsArgs) -> Result<(), Failure> 
         let bandwidth = terms.bandwidth.map(|it| format!("{}/s", output::size(it)));
         let options = options.chain(size_max).chain(writable).chain(ttl).chain(uncached);
         let hedged = terms.is_hedged.then(|| "hedged".to_owned());
-        let options = options.chain(concurrency).chain(bandwidth).chain(hedged);
+        let kept = terms.is_cached_on_write.then(|| "cached on write".to_owned());
+        let options = options.chain(concurrency).chain(bandwidth).chain(hedged).chain(kept);
         let options: Vec<String> = options.collect();
         table.row([
             format!("/{}", output::visible(&mount.prefix)),

@@ -39,6 +39,7 @@ Examples:
   millrace fs load -r / --json
   millrace fs load -r datasets --detach --bandwidth 100MiB/s
   millrace fs load -r datasets/hot --pin --detach
+  millrace fs load models/current --replicas 2
   millrace admin jobs wait $(millrace fs load -r datasets --detach)")]
 pub(super) struct LoadArgs {
     #[command(flatten)]
@@ -52,6 +53,10 @@ pub(super) struct LoadArgs {
     /// Most bytes that all nodes together read for the job in a second, such as 100MiB/s
     #[arg(long, value_name = "RATE", requires = "detach", value_parser = rate)]
     bandwidth: Option<u64>,
+    /// Nodes that are to hold each block, the first of its owners; at most as many as the mount has
+    /// (`millrace admin mount --replicas`) [default: all of them]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u8).range(1..=8))]
+    replicas: Option<u8>,
 }
 
 impl LoadArgs {
@@ -151,6 +156,7 @@ async fn detach(client: &Client, args: &LoadArgs) -> Result<(), Failure> {
     options.recursive = args.what.recursive;
     options.pin = args.pin;
     options.bytes_per_second = args.bandwidth.unwrap_or(0);
+    options.replicas = args.replicas.unwrap_or(0);
     let id = client.start_job(&paths, &options).await.map_err(Failure::of_job)?;
     match args.what.json {
         true => output::print_json(&Detached { job: id.to_string() }),
@@ -173,7 +179,13 @@ pub(super) async fn load(client: &Client, args: &LoadArgs) -> Result<(), Failure
     }
     let started = Instant::now();
     let mut total = LoadTotal::default();
-    let run = |client: Client, file: File| async move { client.load(&file.path).await };
+    let replicas = args.replicas;
+    let run = |client: Client, file: File| async move {
+        match replicas {
+            Some(replicas) => client.load_replicas(&file.path, replicas).await,
+            None => client.load(&file.path).await,
+        }
+    };
     let add = |report: LoadReport| {
         total.file_count += 1;
         total.total_bytes += report.file.length;

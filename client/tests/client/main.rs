@@ -74,6 +74,12 @@ async fn every_operation_tells_what_the_node_said() {
     assert_eq!((&*listed.path, listed.version, listed.id), ("data/file3", file.version, file.id));
     let loaded = client.load(PATH).await.unwrap();
     assert_eq!((loaded.block_count, loaded.filled_count), (3, 2));
+    // Outside of a cluster one node holds each block.
+    assert_eq!(client.load_replicas(PATH, 1).await.unwrap(), loaded);
+    for replicas in [0, 2] {
+        let refused = client.load_replicas(PATH, replicas).await.unwrap_err();
+        assert!(matches!(refused, Error::InvalidArgument(_)), "{refused}");
+    }
     let unset = client.free(PATH).await.unwrap_err();
     assert!(matches!(unset, Error::InvalidArgument(_)), "{unset}");
     let status = client.status().await.unwrap();

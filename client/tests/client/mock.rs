@@ -136,7 +136,10 @@ impl World {
             | Op::StartJob
             | Op::CancelJob
             | Op::Jobs
-            | Op::LoadPart => {
+            | Op::LoadPart
+            | Op::LoadCopies
+            | Op::LoadPartCopies
+            | Op::StartCopiesJob => {
                 frame::encode_empty(&mut out, asked.header.reply(Status::UnknownOp));
             }
             Op::Load => frame::encode(

@@ -30,6 +30,9 @@ pub(crate) struct JobSpec {
     pub pin: bool,
     /// Most bytes that are brought in per second; 0 for no limit.
     pub bytes_per_second: u64,
+    /// How many owners of each block are to have it, the first ones; 0 for all.
+    #[serde(default)]
+    pub replicas: u8,
 }
 
 /// A change of a job.

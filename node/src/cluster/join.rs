@@ -62,6 +62,11 @@ pub(crate) fn source(config: &Config) -> io::Result<Option<String>> {
             "a directory takes no credential: leave source_credential out",
         ));
     }
+    if config.mount_options.caches_writes("") {
+        return Err(io::Error::other(
+            "cache-on-write is for stores on other machines: leave /=cache-on-write out",
+        ));
+    }
     let root = config.source.canonicalize()?;
     // This also finds out whether it is a directory that may be read.
     std::fs::read_dir(&root)?;

@@ -396,10 +396,10 @@ pub const KEYS: &[Key] = &[
         name: "mount_options",
         value: "LIST",
         default: "none: the type of the file system decides",
-        help: "PREFIX=writable lets clients write there; content, device, shared tell contents apart",
+        help: "writable lets clients write there, cache-on-write keeps it; others tell contents apart",
         example: "/=content,models=shared",
         access: Access::Text {
-            allowed: "prefixes of mounts, each with =writable, =content, =device or =shared, joined by commas",
+            allowed: "PREFIX=writable, =cache-on-write, =content, =device or =shared, joined by commas",
             set: |config, text| {
                 MountOptions::parse(text).is_some_and(|options| {
                     config.mount_options = options;

@@ -20,11 +20,18 @@ enum MountOption {
     Shared,
     /// Clients may write there.
     Writable,
+    /// What clients write there is kept in memory.
+    CacheOnWrite,
 }
 
 impl MountOption {
-    const ALL: [MountOption; 4] =
-        [MountOption::Content, MountOption::Device, MountOption::Shared, MountOption::Writable];
+    const ALL: [MountOption; 5] = [
+        MountOption::Content,
+        MountOption::Device,
+        MountOption::Shared,
+        MountOption::Writable,
+        MountOption::CacheOnWrite,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -32,6 +39,7 @@ impl MountOption {
             MountOption::Device => "device",
             MountOption::Shared => "shared",
             MountOption::Writable => "writable",
+            MountOption::CacheOnWrite => "cache-on-write",
         }
     }
 }
@@ -84,6 +92,11 @@ impl MountOptions {
         self.has(prefix, MountOption::Writable)
     }
 
+    /// True if what clients write to the mount with this prefix is kept in memory.
+    pub(crate) fn caches_writes(&self, prefix: &str) -> bool {
+        self.has(prefix, MountOption::CacheOnWrite)
+    }
+
     /// True if blocks of any mount are compared with what they were.
     pub(crate) fn compares_any(&self) -> bool {
         self.0.iter().any(|(_, option)| *option == MountOption::Content)
@@ -127,6 +140,9 @@ mod tests {
         let is_writable = ["", "a", "a/b"].map(|it| options.is_writable(it));
         assert_eq!(is_writable, [false, true, false]);
         assert!(options.with_writable_root().is_writable(""));
+        let options = MountOptions::parse("a=writable,a=cache-on-write").unwrap();
+        assert_eq!(["", "a"].map(|it| options.caches_writes(it)), [false, true]);
+        assert_eq!(options.to_string(), "a=writable,a=cache-on-write");
     }
 
     #[test]

@@ -42,6 +42,42 @@ fn sums_match_a_plain_pass_at_every_grain() {
 }
 
 #[test]
+fn a_blank_that_is_cut_is_a_block_of_what_was_written_and_gives_the_rest_back() {
+    let secret = millrace_proto::proof::Secret::parse(b"the secret of these").unwrap();
+    let code = |length| BlockMac::new(&secret, millrace_proto::FileId(1), 2, 3, length);
+    for (written, left_pages) in [(1, 31), (4096, 31), (4097, 30), (70_000, 14), (1 << 17, 0)] {
+        let mut memory = shard(64);
+        // Free memory is scattered.
+        let singles: Vec<Blank> = (0..64).map(|_| memory.allocate(4096).unwrap()).collect();
+        for (index, blank) in singles.into_iter().enumerate() {
+            match index % 2 {
+                0 => memory.release_blank(blank),
+                _ => std::mem::forget(blank),
+            }
+        }
+        let bytes = bytes_of(written, 3);
+        let mut blank = memory.allocate(1 << 17).unwrap();
+        assert!(blank.write(&bytes).is_empty());
+        let rest = blank.cut();
+        assert_eq!(rest.as_ref().map_or(0, Blank::length), left_pages * 4096, "{written}");
+        if let Some(rest) = rest {
+            memory.release_blank(rest);
+        }
+        assert_eq!((blank.length(), memory.free_page_count()), (written, left_pages));
+        assert!(blank.is_full());
+        blank.sign(code(written));
+        let (block, sums) = blank.freeze();
+        assert_eq!((sums.block, block.sum(0, written)), (crc32fast::hash(&bytes), sums.block));
+        assert_eq!(sums.pages, bytes.chunks(4096).map(crc32fast::hash).collect::<Vec<_>>());
+        let mut expected = code(written);
+        expected.update(&bytes);
+        assert_eq!(block.code(), Some(&expected.finish()), "as if it had been signed before");
+        memory.release(block);
+        assert_eq!(memory.free_page_count(), 32);
+    }
+}
+
+#[test]
 fn scattered_memory_still_holds_a_block() {
     let mut memory = shard(64);
     let singles: Vec<Blank> = (0..64).map(|_| memory.allocate(4096).unwrap()).collect();

@@ -9,7 +9,7 @@ use millrace_client::peer::{MasterOrder, Peer};
 use millrace_proto::Status;
 use millrace_proto::cluster::{DrainRequest, InventoryFile, Member, MountRequest, PinRequest};
 use millrace_proto::frame;
-use millrace_proto::job::{CancelJobRequest, JobsReply, StartJobRequest};
+use millrace_proto::job::{CancelJobRequest, JobsReply, StartCopiesJobRequest, StartJobRequest};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -169,13 +169,16 @@ impl Context {
                 MasterOrder::Mount(MountRequest { mount, remove: remove.into() })
             }
             Command::Pin { path, undo } => MasterOrder::Pin(PinRequest { path, undo: undo.into() }),
-            Command::Job(JobCommand::Start(spec)) => MasterOrder::StartJob(StartJobRequest {
-                id: spec.id,
-                paths: spec.paths,
-                recursive: spec.recursive.into(),
-                pin: spec.pin.into(),
-                bytes_per_second: spec.bytes_per_second,
-            }),
+            Command::Job(JobCommand::Start(spec)) => {
+                let job = StartJobRequest {
+                    id: spec.id,
+                    paths: spec.paths,
+                    recursive: spec.recursive.into(),
+                    pin: spec.pin.into(),
+                    bytes_per_second: spec.bytes_per_second,
+                };
+                MasterOrder::StartJob(StartCopiesJobRequest { job, replicas: spec.replicas })
+            }
             Command::Job(JobCommand::Cancel(id)) => MasterOrder::CancelJob(CancelJobRequest { id }),
             // These commands are the master's own.
             Command::Job(JobCommand::Record(_)) | Command::Report(_) => return Err(refusal.into()),

@@ -157,10 +157,10 @@ impl Context {
         let permits = Arc::new(Semaphore::new(FILES_AT_ONCE));
         let loads = found.map(|(step, cursor)| {
             let (context, pace) = (Arc::clone(self), Arc::clone(&pace));
-            let permits = Arc::clone(&permits);
+            let (permits, copies) = (Arc::clone(&permits), spec.replicas);
             async move {
                 let _permit = permits.acquire().await;
-                (context.outcome(step, &pace).await, cursor)
+                (context.outcome(step, &pace, copies).await, cursor)
             }
         });
         let mut outcomes = pin!(loads.buffered(FILES_AHEAD));
@@ -212,12 +212,12 @@ impl Context {
     }
 
     /// Does what a step of a walk asks for.
-    async fn outcome(self: &Arc<Self>, step: WalkStep, pace: &JobPace) -> Outcome {
+    async fn outcome(self: &Arc<Self>, step: WalkStep, pace: &JobPace, copies: u8) -> Outcome {
         match step {
             WalkStep::Circle => Outcome::Passed,
             WalkStep::Failed(failure) => Outcome::Failed(failure),
             WalkStep::File { path, entry } => self
-                .load_everywhere(&path.as_str().into(), entry, pace)
+                .load_everywhere(&path.as_str().into(), entry, pace, copies)
                 .await
                 .unwrap_or_else(|failure| {
                     let reason = failure.message;

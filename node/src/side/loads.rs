@@ -31,6 +31,10 @@ pub(crate) struct FilePart {
     pub file: FileId,
     pub version: u64,
     pub blocks: Range<u32>,
+    /// How many owners of each block are meant, the first ones; 0 for all.
+    pub copies: u8,
+    /// The member that has the blocks: they are taken from there, and from nowhere else.
+    pub holder: Option<Arc<str>>,
 }
 
 impl FilePart {
@@ -49,8 +53,13 @@ impl FilePart {
 impl Context {
     /// Brings every block of a file that this node owns into memory, a window of blocks at a time, for
     /// as long as the client is there.
-    pub(super) async fn load(self: &Arc<Self>, caller: Caller<'_>, path: Arc<str>) -> Answer {
-        self.while_asked(caller, self.load_whole(caller, path)).await
+    pub(super) async fn load(
+        self: &Arc<Self>,
+        caller: Caller<'_>,
+        path: Arc<str>,
+        copies: u8,
+    ) -> Answer {
+        self.while_asked(caller, self.load_whole(caller, path, copies)).await
     }
 
     /// As [`Context::load`], a part of a file.
@@ -84,13 +93,19 @@ impl Context {
         }
     }
 
-    async fn load_whole(self: &Arc<Self>, caller: Caller<'_>, path: Arc<str>) -> Answer {
+    async fn load_whole(
+        self: &Arc<Self>,
+        caller: Caller<'_>,
+        path: Arc<str>,
+        copies: u8,
+    ) -> Answer {
         let view = self.cluster.view();
         view.check_agreement()?;
         let entry = self.look_up_file(caller, &path).await?;
         self.check_kept(&path)?;
         let blocks = 0..entry.length.div_ceil(u64::from(self.block_size)) as u32;
-        let part = FilePart { path, file: entry.id, version: entry.version, blocks };
+        let (file, version) = (entry.id, entry.version);
+        let part = FilePart { path, file, version, blocks, copies, holder: None };
         let (block_count, filled_count, _) =
             self.ensure_own(&part, caller.requester.deadline).await?;
         Ok(encode(caller.requester, &LoadReply { entry, block_count, filled_count }))
@@ -131,26 +146,28 @@ impl Context {
         Ok(LoadPartReply { block_count, filled_count, filled_bytes })
     }
 
-    /// Has the blocks of a part of a file that this node owns in memory; returns how many they are, and how many
-    /// blocks and bytes had to be read from the source.
+    /// Has the blocks of a part of a file that this node owns in memory; returns how many of them are there, and how
+    /// many blocks and bytes had to be read from the source.
     async fn ensure_own(
         self: &Arc<Self>,
         part: &FilePart,
         deadline: Option<u64>,
     ) -> Result<(u64, u64, u64), Failure> {
         let view = self.cluster.view();
-        let replicas = view.layout.replicas(&part.path);
+        let copies = view.copies(&part.path, part.copies)?;
+        let from = part.holder.clone().map_or(FillFrom::Anywhere, FillFrom::Member);
         let loads = part
             .blocks
             .clone()
             .map(|block| BlockKey { file: part.file, block })
-            .filter(|key| view.owns_itself(key, replicas))
-            .map(|key| Arc::clone(self).ensure(key, part.version, FillFrom::Anywhere, deadline));
+            .filter(|key| view.owns_itself(key, copies))
+            .map(|key| Arc::clone(self).ensure(key, part.version, from.clone(), deadline));
         let mut loads = stream::iter(loads).buffer_unordered(LOAD_WINDOW);
         let (mut block_count, mut filled_count, mut filled_bytes) = (0, 0, 0);
         while let Some(ensured) = loads.next().await {
-            block_count += 1;
-            if let Ensured::Filled(Filling::Source, length) = ensured? {
+            let ensured = ensured?;
+            block_count += u64::from(ensured != Ensured::NotThere);
+            if let Ensured::Filled(Filling::Source, length) = ensured {
                 filled_count += 1;
                 filled_bytes += u64::from(length);
             }

@@ -68,7 +68,7 @@ pub(super) async fn serve(
                 PathLookup::Free { path, everywhere } => {
                     context.free(caller, path, everywhere).await
                 }
-                PathLookup::Load { path } => context.load(caller, path).await,
+                PathLookup::Load { path, copies } => context.load(caller, path, copies).await,
                 PathLookup::LoadPart(part) => context.load_part(caller, part).await,
                 PathLookup::Delete { path, condition, slot } => {
                     context.delete(&requester, path, condition, slot).await

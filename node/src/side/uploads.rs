@@ -24,10 +24,11 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::timeout;
 
 use super::lookups::{Caller, entry_of};
+use super::write_cache::WriteCache;
 use super::{Answer, Context, Failure, encode};
 use crate::mailbox::{Requester, reply_header};
 use crate::owner::Ticket;
-use crate::store::{Condition, StoreError, Upload};
+use crate::store::{Condition, StoreError, Upload, Written};
 use crate::upload::{CREDIT, Door, Step, StepKind};
 
 /// How long an upload is kept of which nothing comes.
@@ -53,9 +54,17 @@ pub(crate) struct Put {
     pub(crate) slot: OwnedSemaphorePermit,
 }
 
+/// An object that is being written.
+struct Object {
+    upload: Box<dyn Upload>,
+    /// What of it is kept in memory, if its mount asks for that.
+    kept: Option<WriteCache>,
+}
+
 /// A change that a store is asked to make.
 enum Change {
-    Put(Box<dyn Upload>),
+    /// Has the object made visible, and its blocks, as far as they are kept.
+    Put(Box<dyn Upload>, Option<WriteCache>),
     Delete(Condition),
     /// The path gets this one.
     Rename(Arc<str>, Condition),
@@ -114,23 +123,23 @@ impl Context {
     async fn take_steps(
         self: &Arc<Self>,
         path: &Arc<str>,
-        mut upload: Box<dyn Upload>,
+        upload: Box<dyn Upload>,
         ticket: &Ticket,
         steps: &flume::Receiver<Step>,
         door: &Door,
         slot: OwnedSemaphorePermit,
     ) -> Option<Failure> {
-        let mut taken = 0;
+        let (mut taken, mut object) = (0, Object { upload, kept: self.write_cache(path) });
         loop {
             let step = match timeout(IDLE, steps.recv_async()).await {
                 Ok(Ok(step)) => step,
                 Ok(Err(_)) => {
                     // The connection is gone.
-                    give_up(upload).await;
+                    object.give_up().await;
                     return None;
                 }
                 Err(_) => {
-                    give_up(upload).await;
+                    object.give_up().await;
                     return Some(invalid("the upload has ended: nothing came of it for a minute"));
                 }
             };
@@ -140,7 +149,7 @@ impl Context {
                     let length = bytes.len() as u64;
                     let caller = Caller { requester: &requester, ticket };
                     let part = (taken, offset, checksum, bytes);
-                    let answer = self.take_part(caller, &mut *upload, part).await;
+                    let answer = self.take_part(caller, &mut object, part).await;
                     taken += length;
                     door.leave(length as usize);
                     answer
@@ -150,7 +159,7 @@ impl Context {
                     Err(invalid(&message))
                 }
                 StepKind::End { .. } => {
-                    let change = Change::Put(upload);
+                    let change = Change::Put(object.upload, object.kept);
                     let entry = self.make(&requester, path, change, slot).await;
                     let entry = entry.and_then(|entry| entry.ok_or_else(Failure::gone));
                     let block_size = self.block_size;
@@ -160,14 +169,14 @@ impl Context {
                     return None;
                 }
                 StepKind::Abort => {
-                    give_up(upload).await;
+                    object.give_up().await;
                     self.answer(requester, Ok(empty(&requester))).await;
                     return None;
                 }
             };
             if let Err(Failure { status, message }) = &answer {
                 let failure = Failure { status: *status, message: message.clone() };
-                give_up(upload).await;
+                object.give_up().await;
                 door.shut();
                 self.answer(requester, answer).await;
                 return Some(failure);
@@ -179,7 +188,7 @@ impl Context {
     async fn take_part(
         &self,
         caller: Caller<'_>,
-        upload: &mut dyn Upload,
+        object: &mut Object,
         (taken, offset, sum, bytes): (u64, u64, u32, Bytes),
     ) -> Answer {
         if offset != taken {
@@ -189,7 +198,10 @@ impl Context {
         if checksum::of(&bytes) != sum {
             return Err(Failure::new(Status::BadChecksum, "the part was damaged on the way"));
         }
-        self.ask(caller, upload.write(bytes)).await?;
+        if let Some(kept) = &mut object.kept {
+            kept.take(&bytes).await;
+        }
+        self.ask(caller, object.upload.write(bytes)).await?;
         Ok(empty(caller.requester))
     }
 
@@ -247,26 +259,45 @@ impl Context {
     }
 
     /// Makes a change at the store, then sees to it that everything of the version before is gone.
-    async fn change(&self, path: &Arc<str>, change: Change) -> Result<Option<Entry>, Failure> {
+    async fn change(
+        self: &Arc<Self>,
+        path: &Arc<str>,
+        change: Change,
+    ) -> Result<Option<Entry>, Failure> {
+        let mut kept = None;
         let done = match change {
             Change::Rename(to, condition) => return self.move_to(path, &to, condition).await,
-            Change::Put(upload) => upload.finish().await.map(Some),
+            Change::Put(upload, blocks) => {
+                kept = blocks;
+                upload.finish().await.map(Some)
+            }
             Change::Delete(condition) => {
                 self.store.delete(Arc::clone(path), condition).await.map(|()| None)
             }
         };
+        let is_made = matches!(&done, Ok(Some(it)) if self.is_servable(path, it.found.length));
+        if let Some(kept) = kept.take_if(|_| !is_made) {
+            kept.give_up().await;
+        }
         match done {
-            Ok(Some(found)) if !self.is_servable(path, found.length) => {
+            Ok(Some(Written { found, .. })) if !self.is_servable(path, found.length) => {
                 self.tell_others(path).await;
                 let message =
                     "the file is written, and has more than 2^32 blocks: use a larger block_size";
                 Err(invalid(message))
             }
-            Ok(Some(found)) => {
+            Ok(Some(written)) => {
                 let look = self.begin();
-                let entry = self.note(path, path.to_string(), found, look).await;
+                let entry = self.note(path, path.to_string(), written.found.clone(), look).await;
+                let kept = match kept {
+                    Some(blocks) => blocks.keep(&written).await,
+                    None => None,
+                };
                 self.believe_nothing(path);
                 self.tell_others(path).await;
+                if let Some(part) = kept {
+                    self.offer(part);
+                }
                 Ok(Some(entry))
             }
             Ok(None) => {
@@ -376,9 +407,14 @@ impl Context {
     }
 }
 
-/// Removes what a store has of an upload.
-async fn give_up(upload: Box<dyn Upload>) {
-    if timeout(ABORT_TIME, upload.abort()).await.is_err() {
-        tracing::warn!("a source does not remove what it has of an upload that was given up");
+impl Object {
+    /// Removes what the store and the shards have of it.
+    async fn give_up(self) {
+        if let Some(kept) = self.kept {
+            kept.give_up().await;
+        }
+        if timeout(ABORT_TIME, self.upload.abort()).await.is_err() {
+            tracing::warn!("a source does not remove what it has of an upload that was given up");
+        }
     }
 }

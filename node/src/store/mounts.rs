@@ -43,6 +43,8 @@ struct Table {
     bounds: Vec<Duration>,
     /// For each mount what it asks for.
     terms: Vec<Terms>,
+    /// For each mount whether what is written there is kept.
+    caches_writes: Vec<bool>,
 }
 
 /// All sources of a node. Until it knows what is mounted, it asks to be asked again.
@@ -109,7 +111,7 @@ impl Mounts {
     pub(crate) fn admit(&self, source: &str) -> Result<(), StoreError> {
         let (source, terms) = Terms::split(source).map_err(StoreError::Unusable)?;
         match self.roots.find(source)? {
-            Location::Directory(_) => for_a_directory(&terms),
+            Location::Directory(_) => for_a_directory(&terms, false),
             Location::Remote(url) => {
                 let limits = self.limits_of(&terms);
                 self.remote.open(&url, terms.credential.as_deref(), limits).map(drop)
@@ -129,13 +131,20 @@ impl Mounts {
         let stores: Vec<_> = mounts.iter().map(store_of).collect();
         let bounds = mounts.iter().map(|mount| self.bound_of(mount)).collect();
         let terms_of = |mount: &Mount| Terms::split(&mount.source).map(|(_, terms)| terms);
-        let terms = mounts.iter().map(|mount| terms_of(mount).unwrap_or_default()).collect();
+        let terms: Vec<Terms> =
+            mounts.iter().map(|mount| terms_of(mount).unwrap_or_default()).collect();
+        // A content that is compared has versions that the store does not know.
+        let caches_writes = mounts.iter().zip(&terms).map(|(mount, terms)| {
+            let is_asked = terms.is_cached_on_write || self.options.caches_writes(&mount.prefix);
+            is_asked && !terms.is_passed_through && !compared.contains(bare(&mount.source))
+        });
+        let caches_writes = caches_writes.collect();
         for (mount, store) in mounts.iter().zip(&stores) {
             if let Err(error) = store {
                 tracing::warn!("mount {} at '/{}': {error}", mount.source, mount.prefix);
             }
         }
-        let table = Arc::new(Table { mounts, stores, bounds, terms });
+        let table = Arc::new(Table { mounts, stores, bounds, terms, caches_writes });
         *self.table.write().unwrap_or_else(PoisonError::into_inner) = Some(table);
     }
 
@@ -148,7 +157,7 @@ impl Mounts {
                 self.remote.open(&url, terms.credential.as_deref(), limits)?
             }
             Location::Directory(root) => {
-                for_a_directory(&terms)?;
+                for_a_directory(&terms, self.options.caches_writes(prefix))?;
                 let rule = self.options.device_rule(prefix);
                 Arc::new(LocalStore::new(&self.machine, root, source, rule))
             }
@@ -227,8 +236,9 @@ impl Table {
     }
 }
 
-/// Checks that nothing is asked for that a directory of this machine cannot have.
-fn for_a_directory(terms: &Terms) -> Result<(), StoreError> {
+/// Checks that nothing is asked for that a directory of this machine cannot have, by its terms or by the options of
+/// this node.
+fn for_a_directory(terms: &Terms, caches_writes: bool) -> Result<(), StoreError> {
     let refused = |text: &str| Err(StoreError::Unusable(text.to_owned()));
     if terms.credential.is_some() {
         return refused("a directory takes no credential: the node opens it as its own user");
@@ -237,6 +247,12 @@ fn for_a_directory(terms: &Terms) -> Result<(), StoreError> {
         return refused(
             "concurrency, bandwidth and hedge are for stores on other machines: leave them out, or set \
              fill_concurrency, which holds for each file system",
+        );
+    }
+    if terms.is_cached_on_write || caches_writes {
+        return refused(
+            "cache_on_write is for stores on other machines, because a directory does not say which bytes it has \
+             taken as which version: leave it out; the kernel keeps what was written",
         );
     }
     Ok(())
@@ -280,6 +296,11 @@ impl UnderStore for Mounts {
             Some(Terms { ttl_ms: Some(ms), .. }) => Duration::from_millis(*ms),
             _ => Duration::MAX,
         }
+    }
+
+    fn caches_writes(&self, path: &str) -> bool {
+        let table = self.table().unwrap_or_default();
+        mount_of(&table.mounts, path).is_some_and(|(index, _)| table.caches_writes[index])
     }
 
     fn stat(&self, path: Arc<str>) -> StoreFuture<'_, Result<Found, StoreError>> {

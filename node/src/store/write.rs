@@ -9,6 +9,15 @@ pub use millrace_proto::write::Condition;
 
 use super::{Found, StoreError, StoreFuture};
 
+/// What a path is by a write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// What look-ups find.
+    pub found: Found,
+    /// True if the store itself said that the version is the bytes of this write, and no others.
+    pub is_certain: bool,
+}
+
 /// How names of files begin that are being written.
 const TEMPORARY_PREFIX: &str = ".millrace-";
 /// How they end.
@@ -28,7 +37,7 @@ pub trait Upload: Send + 'static {
     ///
     /// # Errors
     /// [`StoreError::Unknown`] if the store may have done it or not. After every other error it has not.
-    fn finish(self: Box<Self>) -> StoreFuture<'static, Result<Found, StoreError>>;
+    fn finish(self: Box<Self>) -> StoreFuture<'static, Result<Written, StoreError>>;
 
     /// Removes what the store has of it.
     fn abort(self: Box<Self>) -> StoreFuture<'static, ()>;

@@ -231,7 +231,7 @@ impl Worker {
     }
 
     /// True if every byte of the block is here.
-    fn is_resident(&self, key: &BlockKey, version: u64) -> bool {
+    pub(super) fn is_resident(&self, key: &BlockKey, version: u64) -> bool {
         let found = self.cache.find(key).filter(|(_, found)| *found == version);
         found.is_some_and(|(entry, _)| self.cache.is_whole(entry))
     }

@@ -77,6 +77,7 @@ impl Worker {
             | ColdOp::Mount
             | ColdOp::Pin
             | ColdOp::StartJob
+            | ColdOp::StartCopiesJob
             | ColdOp::CancelJob
             | ColdOp::Jobs
                 if self.role(token).is_none() =>
@@ -86,7 +87,9 @@ impl Worker {
                  (--admin-token): this connection has neither",
                 )
             }
-            ColdOp::Inventory | ColdOp::Vouch | ColdOp::OfPath(PathOp::LoadPart)
+            ColdOp::Inventory
+            | ColdOp::Vouch
+            | ColdOp::OfPath(PathOp::LoadPart | PathOp::LoadPartCopies)
                 if self.role(token).is_none() && !self.shared.proofs.is_insecure =>
             {
                 Some(

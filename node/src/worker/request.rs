@@ -8,12 +8,13 @@ use millrace_proto::cluster::{
 };
 use millrace_proto::frame::{self, Header};
 use millrace_proto::job::{
-    ArchivedCancelJobRequest, ArchivedJobsRequest, ArchivedLoadPartRequest, ArchivedStartJobRequest,
+    ArchivedCancelJobRequest, ArchivedJobsRequest, ArchivedLoadPartCopiesRequest,
+    ArchivedLoadPartRequest, ArchivedStartCopiesJobRequest, ArchivedStartJobRequest,
 };
 use millrace_proto::message::{
-    ArchivedFreeRequest, ArchivedHelloRequest, ArchivedListRequest, ArchivedLoadRequest,
-    ArchivedRange, ArchivedReadManyRequest, ArchivedRefreshRequest, ArchivedStatRequest, Counter,
-    HelloReply, RANGES_MAX, READ_MANY_BYTES_MAX, Range, StatusReply,
+    ArchivedFreeRequest, ArchivedHelloRequest, ArchivedListRequest, ArchivedLoadCopiesRequest,
+    ArchivedLoadRequest, ArchivedRange, ArchivedReadManyRequest, ArchivedRefreshRequest,
+    ArchivedStatRequest, Counter, HelloReply, RANGES_MAX, READ_MANY_BYTES_MAX, Range, StatusReply,
 };
 use millrace_proto::proof::Role;
 use millrace_proto::{FrameError, Op, Status, VERSION, feature};
@@ -53,6 +54,7 @@ pub(super) enum ColdOp {
     Pin,
     Pins,
     StartJob,
+    StartCopiesJob,
     CancelJob,
     Jobs,
     Challenge,
@@ -68,6 +70,8 @@ pub(super) enum PathOp {
     List,
     Load,
     LoadPart,
+    LoadCopies,
+    LoadPartCopies,
     Free,
 }
 
@@ -122,13 +126,22 @@ impl Worker {
             Op::Ping => self.on_cold_request(now, ColdOp::Ping, requester, body, actions),
             Op::Status => self.on_cold_request(now, ColdOp::Status, requester, body, actions),
             Op::Attach => self.on_cold_request(now, ColdOp::Attach, requester, body, actions),
-            Op::Stat | Op::Refresh | Op::List | Op::Load | Op::LoadPart | Op::Free => {
+            Op::Stat
+            | Op::Refresh
+            | Op::List
+            | Op::Load
+            | Op::LoadPart
+            | Op::LoadCopies
+            | Op::LoadPartCopies
+            | Op::Free => {
                 let op = match op {
                     Op::Stat => PathOp::Stat,
                     Op::Refresh => PathOp::Refresh,
                     Op::List => PathOp::List,
                     Op::Load => PathOp::Load,
                     Op::LoadPart => PathOp::LoadPart,
+                    Op::LoadCopies => PathOp::LoadCopies,
+                    Op::LoadPartCopies => PathOp::LoadPartCopies,
                     _ => PathOp::Free,
                 };
                 self.on_cold_request(now, ColdOp::OfPath(op), requester, body, actions)
@@ -140,6 +153,9 @@ impl Worker {
             Op::Pin => self.on_cold_request(now, ColdOp::Pin, requester, body, actions),
             Op::Pins => self.on_cold_request(now, ColdOp::Pins, requester, body, actions),
             Op::StartJob => self.on_cold_request(now, ColdOp::StartJob, requester, body, actions),
+            Op::StartCopiesJob => {
+                self.on_cold_request(now, ColdOp::StartCopiesJob, requester, body, actions)
+            }
             Op::CancelJob => self.on_cold_request(now, ColdOp::CancelJob, requester, body, actions),
             Op::Jobs => self.on_cold_request(now, ColdOp::Jobs, requester, body, actions),
             Op::Challenge => self.on_cold_request(now, ColdOp::Challenge, requester, body, actions),
@@ -345,7 +361,7 @@ impl Worker {
                 ClusterLookup::Command { command, passes_on: is_administrator }.into()
             }
             ColdOp::Pins => ClusterLookup::Pins.into(),
-            ColdOp::StartJob | ColdOp::CancelJob => {
+            ColdOp::StartJob | ColdOp::StartCopiesJob | ColdOp::CancelJob => {
                 let command = Command::Job(job_command(op, body)?);
                 ClusterLookup::Command { command, passes_on: is_administrator }.into()
             }
@@ -448,13 +464,20 @@ fn job_command(op: ColdOp, body: &[u8]) -> Result<JobCommand, FrameError> {
         let request = frame::body::<ArchivedCancelJobRequest>(body)?;
         return Ok(JobCommand::Cancel(request.id.to_native()));
     }
-    let request = frame::body::<ArchivedStartJobRequest>(body)?;
+    let (request, replicas) = match op {
+        ColdOp::StartCopiesJob => {
+            let request = frame::body::<ArchivedStartCopiesJobRequest>(body)?;
+            (&request.job, request.replicas)
+        }
+        _ => (frame::body::<ArchivedStartJobRequest>(body)?, 0),
+    };
     Ok(JobCommand::Start(JobSpec {
         id: request.id.to_native(),
         paths: request.paths.iter().map(|path| path.as_str().to_owned()).collect(),
         recursive: request.recursive != 0,
         pin: request.pin != 0,
         bytes_per_second: request.bytes_per_second.to_native(),
+        replicas,
     }))
 }
 
@@ -481,21 +504,36 @@ fn path_lookup(op: PathOp, body: &[u8], everywhere: bool) -> Result<PathLookup, 
         }
         PathOp::Load => {
             let path = text(&frame::body::<ArchivedLoadRequest>(body)?.path);
-            PathLookup::Load { path }
+            PathLookup::Load { path, copies: 0 }
+        }
+        PathOp::LoadCopies => {
+            let request = frame::body::<ArchivedLoadCopiesRequest>(body)?;
+            PathLookup::Load { path: text(&request.path), copies: request.replicas }
         }
         PathOp::LoadPart => {
             let request = frame::body::<ArchivedLoadPartRequest>(body)?;
-            let first = request.first.to_native();
-            PathLookup::LoadPart(FilePart {
-                path: text(&request.path),
-                file: (&request.file).into(),
-                version: request.version.to_native(),
-                blocks: first..first.saturating_add(request.count.to_native()),
-            })
+            PathLookup::LoadPart(file_part(request, 0, ""))
+        }
+        PathOp::LoadPartCopies => {
+            let request = frame::body::<ArchivedLoadPartCopiesRequest>(body)?;
+            PathLookup::LoadPart(file_part(&request.part, request.replicas, &request.holder))
         }
         PathOp::Free => {
             let path = text(&frame::body::<ArchivedFreeRequest>(body)?.path);
             PathLookup::Free { path, everywhere }
         }
     })
+}
+
+/// Reads which blocks a member is to bring in, and from which other one, if there is a name.
+fn file_part(request: &ArchivedLoadPartRequest, copies: u8, holder: &str) -> FilePart {
+    let first = request.first.to_native();
+    FilePart {
+        path: text(&request.path),
+        file: (&request.file).into(),
+        version: request.version.to_native(),
+        blocks: first..first.saturating_add(request.count.to_native()),
+        copies,
+        holder: (!holder.is_empty()).then(|| text(holder)),
+    }
 }

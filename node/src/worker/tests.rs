@@ -25,6 +25,7 @@ mod profile;
 mod prove;
 mod turns;
 mod upload;
+mod written;
 
 const BLOCK: u32 = 64 << 10;
 const FILE: FileId = FileId(0xf11e);

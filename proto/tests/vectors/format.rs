@@ -240,6 +240,12 @@ message!(
     |a| PutAbortRequest { upload: a.upload.to_native() },
     |m| object(&[("upload", m.upload.to_string())])
 );
+message!(
+    LoadCopiesRequest,
+    ArchivedLoadCopiesRequest,
+    |a| LoadCopiesRequest { path: text(&a.path), replicas: a.replicas },
+    |m| object(&[("path", string(&m.path)), ("replicas", m.replicas.to_string())])
+);
 message!(LoadRequest, ArchivedLoadRequest, |a| LoadRequest { path: text(&a.path) }, |m| object(&[
     ("path", string(&m.path))
 ]));
@@ -404,23 +410,29 @@ message!(
     |a| PinsReply { pins: a.pins.iter().map(text).collect() },
     |m| object(&[("pins", list(&m.pins, |pin| string(pin)))])
 );
-message!(
-    StartJobRequest,
-    ArchivedStartJobRequest,
-    |a| StartJobRequest {
+
+fn start_job(a: &ArchivedStartJobRequest) -> StartJobRequest {
+    StartJobRequest {
         id: a.id.to_native(),
         paths: a.paths.iter().map(text).collect(),
         recursive: a.recursive,
         pin: a.pin,
         bytes_per_second: a.bytes_per_second.to_native(),
-    },
-    |m| object(&[
-        ("id", m.id.to_string()),
-        ("paths", list(&m.paths, |path| string(path))),
-        ("recursive", m.recursive.to_string()),
-        ("pin", m.pin.to_string()),
-        ("bytes_per_second", m.bytes_per_second.to_string()),
-    ])
+    }
+}
+
+message!(StartJobRequest, ArchivedStartJobRequest, |a| start_job(a), |m| object(&[
+    ("id", m.id.to_string()),
+    ("paths", list(&m.paths, |path| string(path))),
+    ("recursive", m.recursive.to_string()),
+    ("pin", m.pin.to_string()),
+    ("bytes_per_second", m.bytes_per_second.to_string()),
+]));
+message!(
+    StartCopiesJobRequest,
+    ArchivedStartCopiesJobRequest,
+    |a| StartCopiesJobRequest { job: start_job(&a.job), replicas: a.replicas },
+    |m| object(&[("job", m.job.json()), ("replicas", m.replicas.to_string())])
 );
 message!(
     CancelJobRequest,
@@ -437,22 +449,36 @@ message!(
     |a| JobsReply { jobs: a.jobs.iter().map(Job::from).collect() },
     |m| object(&[("jobs", list(&m.jobs, job_json))])
 );
-message!(
-    LoadPartRequest,
-    ArchivedLoadPartRequest,
-    |a| LoadPartRequest {
+
+fn load_part(a: &ArchivedLoadPartRequest) -> LoadPartRequest {
+    LoadPartRequest {
         path: text(&a.path),
         file: (&a.file).into(),
         version: a.version.to_native(),
         first: a.first.to_native(),
         count: a.count.to_native(),
+    }
+}
+
+message!(LoadPartRequest, ArchivedLoadPartRequest, |a| load_part(a), |m| object(&[
+    ("path", string(&m.path)),
+    ("file", string(&m.file.to_string())),
+    ("version", m.version.to_string()),
+    ("first", m.first.to_string()),
+    ("count", m.count.to_string()),
+]));
+message!(
+    LoadPartCopiesRequest,
+    ArchivedLoadPartCopiesRequest,
+    |a| LoadPartCopiesRequest {
+        part: load_part(&a.part),
+        replicas: a.replicas,
+        holder: text(&a.holder),
     },
     |m| object(&[
-        ("path", string(&m.path)),
-        ("file", string(&m.file.to_string())),
-        ("version", m.version.to_string()),
-        ("first", m.first.to_string()),
-        ("count", m.count.to_string()),
+        ("part", m.part.json()),
+        ("replicas", m.replicas.to_string()),
+        ("holder", string(&m.holder)),
     ])
 );
 message!(

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::{Bytes, BytesMut};
-use millrace_node::under_store::{Condition, Found, StoreError, StoreFuture, Upload, check_path};
+use millrace_node::under_store::{Condition, StoreError, StoreFuture, Upload, Written, check_path};
 use millrace_proto::message::Kind;
 use object_store::path::Path;
 use object_store::{
@@ -228,7 +228,7 @@ impl Inner {
         location: &Path,
         condition: Condition,
         bytes: Bytes,
-    ) -> Result<Found, StoreError> {
+    ) -> Result<Written, StoreError> {
         let mode = self.mode(location, condition).await?;
         let length = bytes.len() as u64;
         let payload = PutPayload::from(bytes);
@@ -246,7 +246,7 @@ impl Inner {
         location: &Path,
         length: u64,
         result: PutResult,
-    ) -> Result<Found, StoreError> {
+    ) -> Result<Written, StoreError> {
         let own = ObjectMeta {
             location: location.clone(),
             last_modified: SystemTime::now().into(),
@@ -254,16 +254,19 @@ impl Inner {
             e_tag: result.e_tag,
             version: result.version,
         };
+        // A tag that came with the answer to the write itself belongs to this write.
+        let is_certain = Tag::of(&own).etag.is_some();
         let looked = async { Ok(self.store.head(location).await?) };
         let unknown =
             || StoreError::Unknown("the store took it, and does not say its tag".to_owned());
         let meta = match self.timed(looked).await {
             // Another writer may have been here since.
             Ok(meta) if own.e_tag.is_none() || Tag::of(&meta).is(&Tag::of(&own)) => meta,
-            _ if Tag::of(&own).etag.is_some() => own,
+            _ if is_certain => own,
             _ => return Err(unknown()),
         };
-        self.found(path, &meta).map_err(|_| unknown())
+        let found = self.found(path, &meta).map_err(|_| unknown())?;
+        Ok(Written { found, is_certain })
     }
 }
 
@@ -331,7 +334,7 @@ impl RemoteUpload {
         sent
     }
 
-    async fn end(&mut self) -> Result<Found, StoreError> {
+    async fn end(&mut self) -> Result<Written, StoreError> {
         if self.multipart.is_none() {
             let (inner, path) = (Arc::clone(&self.inner), Arc::clone(&self.path));
             let (location, condition) = (self.location.clone(), self.condition);
@@ -442,7 +445,7 @@ impl Upload for RemoteUpload {
         Box::pin(self.take(bytes))
     }
 
-    fn finish(mut self: Box<Self>) -> StoreFuture<'static, Result<Found, StoreError>> {
+    fn finish(mut self: Box<Self>) -> StoreFuture<'static, Result<Written, StoreError>> {
         Box::pin(async move {
             let done = self.end().await;
             if let (Err(_), Some(given_up)) = (&done, self.give_up()) {

@@ -195,5 +195,7 @@ fn put(state: &mut State, place: (String, String), bytes: Vec<u8>) -> Done {
     state.put_count += 1;
     let (number, length) = (state.put_count, bytes.len());
     state.objects.insert(place, Object { bytes: Arc::new(bytes), number });
-    (200, format!("ETag: {}\r\n", tag_of(number, length)), String::new())
+    // A weak tag names no bytes.
+    let weak = if state.has_no_tags { "W/" } else { "" };
+    (200, format!("ETag: {weak}{}\r\n", tag_of(number, length)), String::new())
 }

@@ -12,7 +12,9 @@ use futures_util::stream::{self, FuturesUnordered, StreamExt, TryStreamExt};
 use millrace_client::Error;
 use millrace_proto::Status;
 use millrace_proto::cluster::Member;
-use millrace_proto::job::{LOAD_PART_BLOCKS_MAX, LoadPartReply, LoadPartRequest};
+use millrace_proto::job::{
+    LOAD_PART_BLOCKS_MAX, LoadPartCopiesRequest, LoadPartReply, LoadPartRequest,
+};
 use millrace_proto::message::{Entry, Kind};
 use tokio::time::{Instant, sleep_until};
 
@@ -45,10 +47,11 @@ impl Context {
         path: &Arc<str>,
         found: Entry,
         pace: &JobPace,
+        copies: u8,
     ) -> Result<Outcome, Failure> {
         let mut entry = found;
         for _ in 1..VERSION_TRIES {
-            match self.load_version(path, &entry, pace).await {
+            match self.load_version(path, &entry, pace, copies).await {
                 Err(failure) if failure.status == Status::StaleVersion => (),
                 done => return done,
             }
@@ -57,7 +60,7 @@ impl Context {
                 return Err(Failure::new(Status::WrongKind, "it is not a file any more"));
             }
         }
-        self.load_version(path, &entry, pace).await
+        self.load_version(path, &entry, pace, copies).await
     }
 
     /// Loads one version of a file. `StaleVersion` also says that the owners of its blocks are others by now.
@@ -66,13 +69,15 @@ impl Context {
         path: &Arc<str>,
         entry: &Entry,
         pace: &JobPace,
+        copies: u8,
     ) -> Result<Outcome, Failure> {
         let before = self.cluster.view();
         let block_size = u64::from(self.block_size);
         let (file, version) = (entry.id, entry.version);
         let parts = cut(entry.length, block_size, pace.part_bytes()).map(|blocks| {
             let bytes = bytes_of(&blocks, block_size, entry.length);
-            let part = FilePart { path: Arc::clone(path), file, version, blocks };
+            let path = Arc::clone(path);
+            let part = FilePart { path, file, version, blocks, copies, holder: None };
             async move {
                 pace.wait(bytes).await;
                 let part = &part;
@@ -103,7 +108,8 @@ impl Context {
         let view = self.cluster.view();
         view.check_agreement()?;
         let patience = PART_PATIENCE + Duration::from_millis(bytes / SLOWEST_BYTES_PER_MS);
-        let (owners, expected) = owners(&view, part);
+        let copies = view.copies(&part.path, part.copies)?;
+        let (owners, expected) = owners(&view, part, copies);
         let loads = owners.keys().map(|&index| {
             let member = &view.layout.members[index];
             let is_me = member.id == view.me;
@@ -129,6 +135,30 @@ impl Context {
         Ok(total)
     }
 
+    /// Has the other owners of the blocks of a part take them over from this node. A block that one does not take is
+    /// read from the source there when it is asked for.
+    pub(in crate::side) async fn offer_to_owners(&self, part: FilePart) {
+        let view = self.cluster.view();
+        let (me, replicas) = (Arc::from(view.me.as_str()), view.layout.replicas(&part.path));
+        let block_size = u64::from(self.block_size);
+        let length = u64::from(part.blocks.end) * block_size;
+        for blocks in cut(length, block_size, PART_BYTES) {
+            let bytes = bytes_of(&blocks, block_size, length);
+            let patience = PART_PATIENCE + Duration::from_millis(bytes / SLOWEST_BYTES_PER_MS);
+            let part = FilePart { blocks, holder: Some(Arc::clone(&me)), ..part.clone() };
+            let (owners, _) = owners(&view, &part, replicas);
+            let others = owners.keys().map(|&index| &view.layout.members[index]);
+            let loads = others.filter(|member| member.id != view.me);
+            let mut loads: FuturesUnordered<_> =
+                loads.map(|member| self.load_at(member, &part, patience)).collect();
+            while let Some(loaded) = loads.next().await {
+                if let Err(failure) = loaded {
+                    tracing::debug!("take over blocks of '{}': {}", part.path, failure.message);
+                }
+            }
+        }
+    }
+
     /// Has another member bring in what it owns of a part.
     async fn load_at(
         &self,
@@ -143,6 +173,8 @@ impl Context {
             first: part.blocks.start,
             count: part.blocks.len() as u32,
         };
+        let holder = part.holder.as_ref().map(ToString::to_string).unwrap_or_default();
+        let request = LoadPartCopiesRequest { part: request, replicas: part.copies, holder };
         let Some(peer) = self.peers.get(member) else {
             let message = format!("{} did not answer a moment ago", member.id);
             return Err(Failure { status: Status::Busy, message });
@@ -169,11 +201,10 @@ fn failed_at(id: &str, error: &Error) -> Failure {
 }
 
 /// Returns the members that own blocks of a part, as indexes, each with how many; and how many that is together.
-fn owners(view: &View, part: &FilePart) -> (BTreeMap<usize, u32>, u32) {
-    let replicas = view.layout.replicas(&part.path);
+fn owners(view: &View, part: &FilePart, copies: usize) -> (BTreeMap<usize, u32>, u32) {
     let mut owners: BTreeMap<usize, u32> = BTreeMap::new();
     for block in part.blocks.clone() {
-        for owner in view.owners(&BlockKey { file: part.file, block }, replicas) {
+        for owner in view.owners(&BlockKey { file: part.file, block }, copies) {
             *owners.entry(owner).or_default() += 1;
         }
     }
@@ -298,14 +329,21 @@ mod tests {
             let members = members.iter().map(|id| member(id)).collect();
             View::new(Layout::new("c".to_owned(), 1, vec![mount], members), "a")
         };
-        let part = FilePart { path: "x".into(), file: FileId(1), version: 1, blocks: 5..105 };
-        let (one, expected) = owners(&view(&["a", "b", "c"], 1), &part);
+        let (path, blocks) = ("x".into(), 5..105);
+        let part = FilePart { path, file: FileId(1), version: 1, blocks, copies: 0, holder: None };
+        let (one, expected) = owners(&view(&["a", "b", "c"], 1), &part, 1);
         assert_eq!((one.len(), expected), (3, 100));
-        let (two, expected) = owners(&view(&["a", "b", "c"], 2), &part);
+        let three = view(&["a", "b", "c"], 2);
+        let (two, expected) = owners(&three, &part, 2);
         assert_eq!((two.len(), expected), (3, 200));
+        assert_eq!(owners(&three, &part, 1), (one, 100), "the first owners do not depend on more");
+        let copies = |asked| three.copies("x", asked).map_err(|refusal| refusal.status);
+        assert_eq!([0, 1, 2].map(copies), [Ok(2), Ok(1), Ok(2)]);
+        assert_eq!(copies(3), Err(Status::InvalidArgument));
+        assert_eq!(view(&["a"], 2).copies("x", 2).unwrap_err().status, Status::Busy);
         // A member counts what it owns by itself, and by the same rule.
         let view = view(&["a", "b"], 2);
-        let (both, _) = owners(&view, &part);
+        let (both, _) = owners(&view, &part, 2);
         for (index, count) in both {
             let key = view.layout.members[index].key;
             let owned = part

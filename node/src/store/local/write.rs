@@ -23,7 +23,7 @@ use rustix::io::Errno;
 
 use super::super::machine::Machine;
 use super::super::threads::LaneId;
-use super::super::write::{Condition, Upload, is_temporary, temporary_name};
+use super::super::write::{Condition, Upload, Written, is_temporary, temporary_name};
 use super::super::{Found, StoreError, StoreFuture};
 use super::directories::{
     MadeDirectories, failed, in_a_file, is_still_at, open_or_make, open_without_links, split,
@@ -397,12 +397,14 @@ impl Upload for LocalUpload {
         })
     }
 
-    fn finish(mut self: Box<Self>) -> StoreFuture<'static, Result<Found, StoreError>> {
+    fn finish(mut self: Box<Self>) -> StoreFuture<'static, Result<Written, StoreError>> {
         Box::pin(async move {
             let file = self.file.take().ok_or_else(given_up)?;
             let place = self.machine.writes.enter(self.lane.clone()).await?;
             // Its outcome is waited for however long it takes: it may be done later.
-            place.run(move || file.place()).await
+            let found = place.run(move || file.place()).await?;
+            // Another program may write to the file within the same tick of its times.
+            Ok(Written { found, is_certain: false })
         })
     }
 

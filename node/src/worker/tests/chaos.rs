@@ -11,7 +11,9 @@ use std::sync::OnceLock;
 use fastrand::Rng;
 
 use super::*;
-use crate::mailbox::{Ensured, FillFrom, Stay};
+use crate::chunks::Chunks;
+use crate::mailbox::{Ensured, FillFrom, Loan, Run, Stay, WrittenBlock};
+use crate::memory::Blank;
 use crate::store::FillError;
 
 /// Blocks of the file; the last one is short.
@@ -51,6 +53,8 @@ struct Chaos {
     /// Version, offset and length of each range, by the id of its request and its number.
     asked: HashMap<(u64, u16), (u64, u64, u32)>,
     loads: Vec<flume::Receiver<Ensured>>,
+    /// Memory that writes of these blocks asked for.
+    loans: Vec<(u32, flume::Receiver<Option<Blank>>)>,
     /// Replies whose bytes were compared.
     compared: u64,
 }
@@ -91,6 +95,7 @@ impl Chaos {
             next_id: 1,
             asked: HashMap::new(),
             loads: Vec::new(),
+            loans: Vec::new(),
             compared: 0,
         };
         chaos.change();
@@ -173,7 +178,8 @@ impl Chaos {
                 self.event(shard, event);
             }
             96 | 97 => self.load_or_give_up(),
-            98 => self.keep_some(),
+            98 if self.random.bool() => self.keep_some(),
+            98 => self.write_some(),
             _ => self.change_or_drop(),
         }
     }
@@ -431,6 +437,56 @@ impl Chaos {
         self.post(shard, Mail::Keep { blocks, wanted });
     }
 
+    /// Begins to write some blocks, and ends the writes of some others, well or not.
+    fn write_some(&mut self) {
+        for _ in 0..self.random.u8(1..6) {
+            let block = self.random.u32(..COUNT);
+            let (reply, receiver) = flume::bounded(1);
+            // A block that was given up at once has no receiver.
+            if self.random.u8(..) > 20 {
+                self.loans.push((block, receiver));
+            }
+            let held = self.random.u64(..2) * u64::from(LARGE);
+            self.post(self.shard_of(block), Mail::Lend(Loan { length: LARGE, held, reply }));
+        }
+        self.end_writes(false);
+    }
+
+    fn shard_of(&self, block: u32) -> u32 {
+        placement::shard_of(BlockKey { file: FILE, block }.hash(), self.shards().end)
+    }
+
+    /// Ends writes that have their memory: some of them, or all.
+    fn end_writes(&mut self, all: bool) {
+        for (block, receiver) in std::mem::take(&mut self.loans) {
+            let waits = receiver.is_empty() && !receiver.is_disconnected();
+            if waits || (!all && self.random.bool()) {
+                self.loans.push((block, receiver));
+                continue;
+            }
+            let Some(mut blank) = receiver.try_recv().ok().flatten() else { continue };
+            let shard = self.shard_of(block);
+            if self.random.u8(..) < 60 {
+                self.post(shard, Mail::Unlent { blank, is_lost: true });
+                continue;
+            }
+            // At times another version has been seen since the store named this one.
+            let version = self.version.saturating_sub(u64::from(self.random.u8(..) < 60));
+            assert!(blank.write(content_of(version, block)).is_empty());
+            if let Some(blank) = blank.cut() {
+                self.post(shard, Mail::Unlent { blank, is_lost: false });
+            }
+            let block_length = blank.length();
+            let key = BlockKey { file: FILE, block };
+            let run = Run { key, version, chunks: Chunks::all(block_length), block_length };
+            let (block, sums) = blank.freeze();
+            let stay = if self.random.bool() { Stay::Usual } else { Stay::Pinned };
+            let (done, _) = flume::bounded(1);
+            let written = WrittenBlock { run, stay, block, sums, done };
+            self.post(shard, Mail::Written(Box::new(written)));
+        }
+    }
+
     fn change_or_drop(&mut self) {
         if self.random.u8(..) < 80 {
             self.change();
@@ -479,7 +535,8 @@ impl Chaos {
         }
         let mut is_idle = false;
         while !is_idle {
-            is_idle = self.node.fills.is_empty();
+            self.end_writes(true);
+            is_idle = self.node.fills.is_empty() && self.loans.is_empty();
             while !self.node.fills.is_empty() {
                 self.end_a_fill();
             }
@@ -498,6 +555,7 @@ impl Chaos {
         }
         for worker in &mut self.node.workers {
             assert_eq!((worker.filling_bytes, worker.deadline_count), (0, 0));
+            assert_eq!(worker.lent_bytes, 0);
             assert_eq!((worker.stashed, worker.copied), (0, 0));
             assert_eq!((worker.connection_count, worker.turns.waiting_count()), (0, 0));
             assert_eq!((worker.incoming.count(), worker.leases.bytes()), (0, 0));
