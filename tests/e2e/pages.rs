@@ -58,7 +58,7 @@ fn figures_are_strict_open_metrics_and_count_what_happens() {
     // Every counter that a client sees is here, once for each shard.
     let shards = families["millrace_request"].samples.iter().map(|(_, labels, _)| &labels["shard"]);
     assert_eq!(shards.collect::<Vec<_>>(), ["0", "1"]);
-    assert_eq!(families.values().filter(|family| family.samples.len() == 2).count(), 41);
+    assert_eq!(families.values().filter(|family| family.samples.len() == 2).count(), 44);
 }
 
 #[test]
