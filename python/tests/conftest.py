@@ -29,9 +29,9 @@ def program():
 class Node:
     """A node that serves a directory."""
 
-    def __init__(self, folder, *options):
+    def __init__(self, folder, *options, listen="127.0.0.1:0"):
         self.folder = folder
-        command = [program(), "node", "--source", str(folder), "--listen", "127.0.0.1:0"]
+        command = [program(), "node", "--source", str(folder), "--listen", listen]
         command += ["--memory", "256MiB", "--admin", str(folder.parent / "admin.sock"), *options]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         line = self.process.stdout.readline()
@@ -54,13 +54,21 @@ class Node:
 
     def stop(self):
         self.process.terminate()
+        self._wait()
+
+    def kill(self):
+        """Ends the node as a crash would."""
+        self.process.kill()
+        self._wait()
+
+    def _wait(self):
         self.process.wait()
         self.process.stdout.close()
 
 
-def start(folder, *options):
+def start(folder, *options, **more):
     folder.mkdir(parents=True, exist_ok=True)
-    return Node(folder, *options)
+    return Node(folder, *options, **more)
 
 
 @pytest.fixture(scope="session")
