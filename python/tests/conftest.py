@@ -1,9 +1,12 @@
 """A real node that serves a directory, and clients of it."""
 
 import contextlib
+import json
 import os
 import pathlib
+import random
 import signal
+import socket
 import subprocess
 import time
 
@@ -69,6 +72,91 @@ class Node:
 def start(folder, *options, **more):
     folder.mkdir(parents=True, exist_ok=True)
     return Node(folder, *options, **more)
+
+
+class Cluster:
+    """A cluster of three nodes and one replica of coordination, as `millrace cluster up` starts it."""
+
+    def __init__(self, folder, source, *flags):
+        self.folder = folder
+        self.source = source
+        self.added = []
+        # Ports are taken a hundred apart, and coordination's a thousand above.
+        self.port = free_ports()
+        command = [program(), "cluster", "up", "--json", "--nodes", "3", "--replicas", "1"]
+        command += ["--dir", str(folder), "--source", str(source), "--port", str(self.port)]
+        flags = ["--admin-token=" + str(folder / "token"), *flags]
+        folder.mkdir()
+        (folder / "token").write_text("a token of the nodes of a test cluster")
+        (folder / "token").chmod(0o600)
+        command += [f"--node-flag={flag}" for flag in flags]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        # The list is all that it prints, over several lines.
+        text = ""
+        while not text.rstrip().endswith("]"):
+            line = self.process.stdout.readline()
+            assert line, "the cluster did not start"
+            text += line
+        members = {each["name"]: each for each in json.loads(text)}
+        self.pids = {name: each["pid"] for name, each in members.items()}
+        self.nodes = {name: each["address"] for name, each in members.items() if "node" in name}
+        self.coordination = f"zk://{members['coord-1']['address']}/millrace"
+
+    def admin(self, *arguments):
+        """Runs `millrace admin` with the token of the nodes."""
+        address = next(iter(self.nodes.values()))
+        command = [program(), "admin", *arguments, "--node", address]
+        command += ["--admin-token", str(self.folder / "token")]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+    def kill(self, name):
+        """Ends a node as a crash would."""
+        os.kill(self.pids[name], signal.SIGKILL)
+        del self.nodes[name]
+
+    def add(self, name):
+        """Starts one more node, as the first one was."""
+        command = (self.folder / "node-1" / "command").read_text().split()
+        number = int(name.rpartition("-")[2])
+        address = f"127.0.0.1:{self.port + 100 * (number - 1)}"
+        for option, value in {
+            "--listen": address,
+            "--node-id": name,
+            "--data": str(self.folder / name / "data"),
+        }.items():
+            command[command.index(option) + 1] = value
+        node = subprocess.Popen([program(), *command[1:]], stdout=subprocess.PIPE, text=True)
+        self.added.append(node)
+        assert node.stdout.readline().startswith("listening on "), f"{name} did not start"
+        self.nodes[name] = address
+
+    def counters(self, name):
+        """Returns a counter of each node."""
+        found = {}
+        for node, address in self.nodes.items():
+            found[node] = millrace.connect(address).status()[name]
+        return found
+
+    def stop(self):
+        for process in [*self.added, self.process]:
+            process.terminate()
+        for process in [*self.added, self.process]:
+            process.wait()
+            process.stdout.close()
+
+
+def free_ports():
+    """Returns a port from which on a cluster finds the ports that it takes free."""
+    while True:
+        first = random.randrange(20_000, 30_000, 10)
+        wanted = [first + 100 * index for index in range(5)] + [first + 1000]
+        with contextlib.ExitStack() as stack:
+            try:
+                for port in wanted:
+                    stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            except OSError:
+                continue
+            return first
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,10 @@ def replace(path, content):
         ("millrace://[::1]:7/a", "a", {"address": "[::1]:7"}),
         ("millrace://[::1]/a", "a", {"address": "[::1]:7070"}),
         ("millrace://node1:7070", "", {"address": "node1:7070"}),
+        ("millrace://node1,node2:7/a", "a", {"address": "node1:7070,node2:7"}),
+        ("millrace+zk://zk1:1,zk2:2/main/a/b", "a/b", {"address": "zk://zk1:1,zk2:2/main"}),
+        ("millrace+zk://zk1:1/main%2Feu/a", "a", {"address": "zk://zk1:1/main/eu"}),
+        ("millrace+zk://zk1:1/main", "", {"address": "zk://zk1:1/main"}),
         ("millrace:///a", "a", {}),
         ("/a/b", "a/b", {}),
         ("a", "a", {}),
@@ -42,8 +46,16 @@ def test_a_url_names_a_node_and_a_path(url, path, options):
 def test_a_path_has_a_url_again(node):
     fs, path = fsspec.core.url_to_fs(f"millrace://{node.address}/a/b")
     assert fs.unstrip_protocol(path) == f"millrace://{node.address}/a/b"
-    for address in ["zk://one:2181/cluster", "one:1,two:2", "unix:/run/millrace"]:
-        assert MillraceFileSystem(address=address).unstrip_protocol("a") == "millrace:///a"
+    for address, url in [
+        ("zk://one:2181,two:2181/main/eu", "millrace+zk://one:2181,two:2181/main%2Feu/a"),
+        ("millrace+zk://one:2181/main", "millrace+zk://one:2181/main/a"),
+        ("one:1,two:2", "millrace://one:1,two:2/a"),
+        ("millrace://one:1", "millrace://one:1/a"),
+        ("unix:/run/millrace", "millrace:///a"),
+    ]:
+        fs = MillraceFileSystem(address=address)
+        assert fs.unstrip_protocol("a") == url
+        assert fs._strip_protocol(url) == "a"
 
 
 def test_info_has_a_version_that_changes_with_the_bytes(fs, folder):

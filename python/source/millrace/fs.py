@@ -1,7 +1,9 @@
 """Millrace as a filesystem of fsspec: what pandas, pyarrow, DuckDB, Dask and others read through.
 
-    millrace://host:port/path      through the node at host:port (7070 if it names no port)
-    millrace:///path               with storage_options={"address": "host:port"}, or another address
+    millrace://host:port/path                 through the node at host:port (7070 if it names no port)
+    millrace://one:7070,two:7070/path         through the first of several that answers
+    millrace+zk://host:port/cluster/path      through the nodes that registered at coordination
+    millrace:///path                          with storage_options={"address": "host:port"}, or another one
 
 An open file is one version of it: a read after the file has changed raises ``millrace.StaleError``.
 Nothing is read ahead (``cache_type="none"``), because a node answers a small read in microseconds, and
@@ -10,7 +12,7 @@ engines ask for what they need.
 
 import errno
 from datetime import datetime, timezone
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote
 
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
@@ -19,6 +21,7 @@ from ._millrace import Client, File
 __all__ = ["MillraceFile", "MillraceFileSystem"]
 
 PORT = 7070
+SCHEMES = ("millrace+zk://", "millrace://")
 # Settings that are those of the client; all others are fsspec's.
 SETTINGS = (
     "deadline",
@@ -45,7 +48,7 @@ class MillraceFileSystem(AbstractFileSystem):
     threads, may be pickled, and goes on in a child of ``fork`` with connections of its own.
     """
 
-    protocol = "millrace"
+    protocol = ("millrace", "millrace+zk")
     root_marker = ""
     async_impl = False
 
@@ -60,9 +63,10 @@ class MillraceFileSystem(AbstractFileSystem):
         if isinstance(path, (list, tuple)):
             return [cls._strip_protocol(each) for each in path]
         path = str(path) if not hasattr(path, "__fspath__") else path.__fspath__()
-        if path.startswith("millrace://"):
-            path = path[len("millrace://") :].partition("/")[2]
-        elif path.startswith("millrace:"):
+        for scheme in SCHEMES:
+            if path.startswith(scheme):
+                return _split(path, scheme)[1]
+        if path.startswith("millrace:"):
             path = path[len("millrace:") :]
         return path.strip("/")
 
@@ -70,18 +74,23 @@ class MillraceFileSystem(AbstractFileSystem):
     def _get_kwargs_from_urls(path):
         if isinstance(path, (list, tuple)):
             path = path[0]
-        host = urlsplit(str(path)).netloc if str(path).startswith("millrace://") else ""
-        if not host:
-            return {}
-        has_port = host.rpartition(":")[2].isdigit() and not host.endswith("]")
-        return {"address": host if has_port else f"{host}:{PORT}"}
+        for scheme in SCHEMES:
+            if str(path).startswith(scheme):
+                address = _split(str(path), scheme)[0]
+                return {"address": address} if address else {}
+        return {}
 
     def unstrip_protocol(self, name):
-        """Returns the whole URL of a path; its host is there only if the address is ``host:port``."""
+        """Returns the whole URL of a path; it names no node if the address is a Unix socket."""
         path = self._strip_protocol(name)
-        is_host = "/" not in self.address and "," not in self.address and ":" in self.address
-        host = self.address if is_host and not self.address.startswith("unix:") else ""
-        return f"millrace://{host}/{path}"
+        address = self.address
+        if address.startswith("millrace+zk://"):
+            address = address.removeprefix("millrace+")
+        if address.startswith("zk://"):
+            servers, _, cluster = address.removeprefix("zk://").partition("/")
+            return f"millrace+zk://{servers}/{quote(cluster, safe='')}/{path}"
+        address = address.removeprefix("millrace://").rstrip("/")
+        return f"millrace://{'' if 'unix:' in address else address}/{path}"
 
     @property
     def fsid(self):
@@ -370,6 +379,21 @@ def _reopen(fs, path, block_size, position, cache_type, version):
     file = MillraceFile(fs, path, "rb", block_size, cache_type=cache_type, version=version)
     file.seek(position)
     return file
+
+
+def _split(url, scheme):
+    """Returns the address that a URL names, empty if it names none, and the path."""
+    host, _, path = url[len(scheme) :].partition("/")
+    if scheme == "millrace+zk://":
+        # The place of a cluster is one part of the path: a slash in it is written %2F.
+        cluster, _, path = path.partition("/")
+        return f"zk://{host}/{unquote(cluster)}", path.strip("/")
+    return ",".join(map(_with_port, host.split(","))) if host else "", path.strip("/")
+
+
+def _with_port(host):
+    has_port = host.rpartition(":")[2].isdigit() and not host.endswith("]")
+    return host if has_port else f"{host}:{PORT}"
 
 
 def _info(file):

