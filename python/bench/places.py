@@ -7,11 +7,15 @@ import random
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import fsspec
 
 import millrace
+
+# Programs of packages that pip installed beside this Python.
+os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
 
 BUCKET = "bench"
 MIB = 1 << 20
