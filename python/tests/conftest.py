@@ -137,12 +137,56 @@ class Cluster:
             found[node] = millrace.connect(address).status()[name]
         return found
 
+    def kill_one(self):
+        """Kills the second node, and waits until the others have put it out."""
+        epoch = max(self.counters("cluster_epoch").values())
+        self.kill("node-2")
+        wait_until("the dead node is out", lambda: min(self.counters("cluster_epoch").values()) > epoch)
+
+    def add_one(self):
+        """Adds a node, and waits until it has taken its share over."""
+        self.add("node-4")
+        wait_until("the new node has its share", lambda: (
+            self.counters("peer_fill_bytes")["node-4"] > 0
+            and sum(self.counters("handover_pending_count").values()) == 0
+        ))
+
+    def filled(self, before):
+        """Returns the bytes that came from the source since `before`, by the nodes that are alive."""
+        after = self.counters("fill_bytes")
+        return sum(count - before.get(name, 0) for name, count in after.items())
+
     def stop(self):
         for process in [*self.added, self.process]:
             process.terminate()
         for process in [*self.added, self.process]:
             process.wait()
             process.stdout.close()
+
+
+@contextlib.contextmanager
+def replicated(folder, fill):
+    """Starts a cluster of three nodes with two copies of each block of what `fill` writes, all of it in memory."""
+    served = folder / "served"
+    served.mkdir()
+    fill(served)
+    cluster = Cluster(folder / "cluster", served)
+    try:
+        cluster.admin("mount", "/", f"file://{served}", "--replicas", "2")
+        client = millrace.connect(cluster.coordination)
+        for file in client.list(""):
+            client.load(file.path)
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+def wait_until(what, is_so):
+    """Waits for what a cluster does by itself; a test that waits too long fails."""
+    end = time.monotonic() + 120
+    while not is_so():
+        assert time.monotonic() < end, f"waited in vain until {what}"
+        time.sleep(0.05)
 
 
 def free_ports():
