@@ -21,11 +21,11 @@ import time
 import dask.dataframe
 import distributed
 import duckdb
-import fsspec
 import pandas
 import polars
 import pyarrow.dataset
 import pyarrow.parquet
+from fsspec.implementations.local import LocalFileSystem
 
 import places
 from millrace.fs import MillraceFile
@@ -90,7 +90,7 @@ def duckdb_queries(queries):
         database = duckdb.connect()
         fs, name = place.filesystem()
         # A filesystem that is registered is used instead of DuckDB's own only for its own scheme.
-        fs = Renamed(fs) if place.name == "local" else fs
+        fs = Renamed() if place.name == "local" else fs
         database.register_filesystem(fs)
         scheme = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
         for table in TABLES:
@@ -101,13 +101,10 @@ def duckdb_queries(queries):
     return run
 
 
-class Renamed(fsspec.implementations.dirfs.DirFileSystem):
+class Renamed(LocalFileSystem):
     """Local files under a scheme of their own, so that DuckDB reads them through fsspec too."""
 
     protocol = "localfiles"
-
-    def __init__(self, fs):
-        super().__init__(path="/", fs=fs)
 
     @classmethod
     def _strip_protocol(cls, path):
@@ -116,8 +113,9 @@ class Renamed(fsspec.implementations.dirfs.DirFileSystem):
 
 def dask_columns(cluster):
     def run(place):
+        options = place.options or None
         frame = dask.dataframe.read_parquet(
-            place.url(LINEITEM), columns=COLUMNS, storage_options=place.options or None, split_row_groups=2
+            place.url(LINEITEM), columns=COLUMNS, storage_options=options, split_row_groups=2
         )
         with distributed.Client(cluster) as client:
             return client.compute((frame["l_extendedprice"] * frame["l_discount"]).sum()).result()

@@ -13,15 +13,13 @@ import os
 import pathlib
 import random
 import statistics
-import subprocess
 import tempfile
 import time
 
 import fsspec
 
-import millrace
+from places import MIB, node, write_random
 
-MIB = 1 << 20
 SAMPLE = 100_000
 
 
@@ -46,7 +44,6 @@ def ways(folder, address, s3):
         "local pread": lambda offset, length: os.pread(local, length, offset),
     }
     for name, settings in [("same machine", {}), ("TCP only", {"local": False})]:
-        # One client for all three ways: a second one would find the memory that a node leases taken.
         fs = fsspec.filesystem("millrace", address=address, **settings)
         client, opened = fs.client, fs.open("file")
         file = client.stat("file")
@@ -81,20 +78,10 @@ def main():
     with tempfile.TemporaryDirectory(dir="/dev/shm") as scratch:
         folder = pathlib.Path(scratch) / "served"
         folder.mkdir()
-        source = random.Random(1)
-        with open(folder / "file", "wb") as file:
-            for _ in range(arguments.mib):
-                file.write(source.randbytes(MIB))
-        command = [arguments.millrace, "node", "--source", str(folder), "--listen", "127.0.0.1:0"]
-        command += ["--memory", f"{2 * arguments.mib}MiB", "--admin", f"{scratch}/admin"]
-        node = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        try:
-            address = node.stdout.readline().split()[-1]
-            millrace.connect(address).load("file")
+        write_random(folder / "file", arguments.mib)
+        # As much may be leased as both clients of this process lease together.
+        with node(arguments.millrace, folder, f"{4 * arguments.mib}MiB", scratch) as address:
             report(ways(folder, address, arguments.s3), size, arguments)
-        finally:
-            node.terminate()
-            node.wait()
 
 
 def report(found, size, arguments):
