@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import pytest
@@ -132,6 +133,24 @@ def test_an_open_file_reads_as_a_local_one(fs, folder, content, cache_type):
         assert file.read(-1) == content
     with pytest.raises(ValueError, match="closed"):
         file.read(1)
+
+
+def test_a_seek_and_its_read_belong_together_in_each_thread(fs, folder, content):
+    (folder / "file").write_bytes(content)
+    with fs.open(f"{folder.name}/file") as file, ThreadPoolExecutor(1) as other:
+        for read in [file.read, lambda length: (file.readinto(buffer := bytearray(length)), bytes(buffer))[1]]:
+            file.seek(100_000)
+            # Another thread comes in between, as in an engine that shares a file without a lock.
+            other.submit(file.seek, 2_000_000).result()
+            assert other.submit(read, 1000).result() == content[2_000_000:2_001_000]
+            assert file.tell() == 100_000
+            assert read(1000) == content[100_000:101_000]
+            # Threads that take turns share one position.
+            file.seek(500)
+            assert other.submit(read, 10).result() == content[500:510]
+            assert read(10) == content[510:520]
+            assert other.submit(read, 10).result() == content[520:530]
+            assert file.tell() == other.submit(file.tell).result() == 530
 
 
 def test_lines_are_read_as_those_of_a_local_file(fs, folder):

@@ -11,6 +11,7 @@ engines ask for what they need.
 """
 
 import errno
+import threading
 from datetime import datetime, timezone
 from urllib.parse import quote, unquote
 
@@ -258,12 +259,17 @@ class MillraceFile(AbstractBufferedFile):
     """A file that is read in one version, or written as a whole.
 
     ``version``, a ``millrace.File``, chooses the version to read; else it is the one that is there now.
+
+    A ``seek`` and the read that follows it in one thread belong together, whatever other threads do with the
+    file meanwhile, because engines such as DuckDB read one file by several threads without a lock.
     """
 
     def __init__(self, fs, path, mode="rb", block_size="default", *args, version=None, **kwargs):
         self._version = None
         self._upload = None
         self._lines = (0, b"")
+        # Where each thread that has not read since its last seek reads next.
+        self._sought = {}
         if mode == "rb":
             found = fs.client.stat(path) if version is None else version
             if found.is_directory():
@@ -282,18 +288,43 @@ class MillraceFile(AbstractBufferedFile):
         """The ``millrace.File`` that is read; after a write the one that was written."""
         return self._version
 
+    def seek(self, loc, whence=0):
+        """Sets the position of the next read: from the start, from here (1) or from the end (2)."""
+        if self.mode != "rb":
+            raise OSError(errno.ESPIPE, "a file that is being written has no position to choose")
+        if whence not in (0, 1, 2):
+            raise ValueError(f"whence is {whence}; choose 0, 1 or 2")
+        position = int(loc) + (0, self.tell(), self.size)[whence]
+        if position < 0:
+            raise ValueError("a position before the start of the file")
+        self.loc = self._sought[threading.get_ident()] = position
+        return position
+
+    def tell(self):
+        """Returns the position of the next read of this thread."""
+        return self._sought.get(threading.get_ident(), self.loc)
+
+    def _take_position(self):
+        position = self._sought.pop(threading.get_ident(), None)
+        if position is None:
+            # Threads that read in turns go on where the last one ended.
+            self._sought.clear()
+            return self.loc
+        return position
+
     def read(self, length=-1):
         """Returns the next bytes: as many as are asked for, unless the file ends."""
         if not self._is_direct:
+            if self.mode == "rb":
+                self.loc = self._take_position()
             return super().read(length)
         self._check_open()
+        position = self._take_position()
         length = -1 if length is None else int(length)
-        left = max(self.size - self.loc, 0)
+        left = max(self.size - position, 0)
         length = left if length < 0 else min(length, left)
-        if length == 0:
-            return b""
-        data = self.fs.client.read(self._version, self.loc, length)
-        self.loc += len(data)
+        data = self.fs.client.read(self._version, position, length) if length else b""
+        self.loc = position + len(data)
         return data
 
     def readinto(self, b):
@@ -301,8 +332,9 @@ class MillraceFile(AbstractBufferedFile):
         if not self._is_direct:
             return super().readinto(b)
         self._check_open()
-        count = self.fs.client.read_into(self._version, self.loc, b)
-        self.loc += count
+        position = self._take_position()
+        count = self.fs.client.read_into(self._version, position, b)
+        self.loc = position + count
         return count
 
     def readline(self, size=-1):
@@ -310,15 +342,16 @@ class MillraceFile(AbstractBufferedFile):
         if self.mode != "rb":
             raise ValueError("File not in read mode")
         self._check_open()
+        position = self._take_position()
         parts = []
         found = 0
         size = -1 if size is None else size
         while size < 0 or found < size:
             start, chunk = self._lines
-            if not start <= self.loc < start + len(chunk):
-                start, chunk = self.loc, self._fetch_range(self.loc, self.loc + LINE_CHUNK)
+            if not start <= position < start + len(chunk):
+                start, chunk = position, self._fetch_range(position, position + LINE_CHUNK)
                 self._lines = (start, chunk)
-            at = self.loc - start
+            at = position - start
             end = chunk.find(b"\n", at) + 1
             part = chunk[at : end or len(chunk)]
             part = part if size < 0 else part[: size - found]
@@ -326,9 +359,10 @@ class MillraceFile(AbstractBufferedFile):
                 break
             parts.append(part)
             found += len(part)
-            self.loc += len(part)
+            position += len(part)
             if part.endswith(b"\n"):
                 break
+        self.loc = position
         return b"".join(parts)
 
     def _check_open(self):
@@ -372,7 +406,7 @@ class MillraceFile(AbstractBufferedFile):
         if self.mode != "rb":
             raise RuntimeError("a file that is being written cannot be pickled")
         cache = self.cache.name if self.cache else None
-        return _reopen, (self.fs, self.path, self.blocksize, self.loc, cache or "none", self._version)
+        return _reopen, (self.fs, self.path, self.blocksize, self.tell(), cache or "none", self._version)
 
 
 def _reopen(fs, path, block_size, position, cache_type, version):
