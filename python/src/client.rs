@@ -196,13 +196,13 @@ impl Client {
                 Err(error) => return Err(error),
             }
         }
-        let (files, mut made) = self.connected.room_for(py, found)?;
-        let mut fills = connected::fills(&files, &mut made);
+        let mut rooms = self.connected.room_for(py, found)?;
+        let mut fills = connected::fills(&mut rooms);
         let filled = py.detach(|| self.connected.fill_many(&mut fills))?;
-        let mut filled = made.into_iter().zip(filled);
+        let mut filled = rooms.into_iter().zip(filled);
         let results = results.into_iter().map(|result| {
             let result = result.and_then(|none| match filled.next() {
-                Some((made, Ok(()))) => Ok(made.finish().into_bound(py).into_any()),
+                Some((room, Ok(()))) => Ok(room.made.finish().into_bound(py).into_any()),
                 Some((_, Err(error))) => Err(failure::exception(error, Need::File)),
                 None => Ok(none),
             });

@@ -91,18 +91,19 @@ impl Connected {
         &self,
         py: Python<'_>,
         ranges: Vec<(File, u64, u64)>,
-    ) -> PyResult<(Vec<(client::File, u64)>, Vec<NewBytes>)> {
-        let mut files = Vec::with_capacity(ranges.len());
+    ) -> PyResult<Vec<Room>> {
         let mut total: u64 = 0;
-        for (file, offset, length) in ranges {
-            let file = file.0;
-            let length = length.min(file.length.saturating_sub(offset));
+        let mut lengths = Vec::with_capacity(ranges.len());
+        for (file, offset, length) in &ranges {
+            let length = (*length).min(file.0.length.saturating_sub(*offset));
             total = self.check_length(total.saturating_add(length))?;
-            files.push((file, offset, length));
+            lengths.push(length);
         }
-        let made = files.iter().map(|&(_, _, length)| NewBytes::new(py, length));
-        let made = made.collect::<PyResult<_>>()?;
-        Ok((files.into_iter().map(|(file, offset, _)| (file, offset)).collect(), made))
+        let pairs = ranges.into_iter().zip(lengths);
+        let rooms = pairs.map(|((file, offset, _), length)| {
+            Ok(Room { file: file.0, offset, made: NewBytes::new(py, length)? })
+        });
+        rooms.collect()
     }
 
     /// Passes a length that one call may ask for.
@@ -125,15 +126,22 @@ pub(crate) struct Fill<'a> {
     pub(crate) target: &'a mut [u8],
 }
 
+/// A range of a file, and the object that its bytes will be.
+#[derive(Debug)]
+pub(crate) struct Room {
+    file: client::File,
+    offset: u64,
+    pub(crate) made: NewBytes,
+}
+
 /// Returns where the bytes of many ranges go.
-pub(crate) fn fills<'a>(
-    files: &'a [(client::File, u64)],
-    made: &'a mut [NewBytes],
-) -> Vec<Fill<'a>> {
-    let pairs = files.iter().zip(made);
-    pairs
-        .map(|((file, offset), made)| Fill { file, offset: *offset, target: made.target() })
-        .collect()
+pub(crate) fn fills(rooms: &mut [Room]) -> Vec<Fill<'_>> {
+    let fills = rooms.iter_mut().map(|Room { file, offset, made }| Fill {
+        file,
+        offset: *offset,
+        target: made.target(),
+    });
+    fills.collect()
 }
 
 /// Reads bytes that a file must have into the whole of `target`.

@@ -20,7 +20,7 @@ use pyo3::types::PyList;
 use tokio::task::AbortHandle;
 
 use crate::client::{Client, LoadReport, condition, need_of};
-use crate::connected::{self, Connected, Fill};
+use crate::connected::{self, Connected};
 use crate::failure::{self, Need};
 use crate::file::File;
 use crate::memory::{NewBytes, PerProcess};
@@ -219,17 +219,16 @@ impl Requests {
         py: Python<'py>,
         ranges: Vec<(File, u64, u64)>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let (files, mut made) = self.connected.room_for(py, ranges)?;
+        let mut rooms = self.connected.room_for(py, ranges)?;
         let connected = self.connected.clone();
         let work = async move {
             let client = connected.client_later().await?;
-            let mut fills: Vec<Fill<'_>> = connected::fills(&files, &mut made);
-            let results = connected::fill_many(&client, &mut fills).await;
-            Ok((made, results))
+            let results = connected::fill_many(&client, &mut connected::fills(&mut rooms)).await;
+            Ok((rooms, results))
         };
-        begin(py, work, |py, (made, results)| {
-            let values = made.into_iter().zip(results).map(|(made, result)| match result {
-                Ok(()) => made.finish().into_any(),
+        begin(py, work, |py, (rooms, results)| {
+            let values = rooms.into_iter().zip(results).map(|(room, result)| match result {
+                Ok(()) => room.made.finish().into_any(),
                 Err(error) => failure::exception(error, Need::File).into_value(py).into_any(),
             });
             Ok(PyList::new(py, values)?.into_any())
