@@ -49,7 +49,7 @@ def reader(place, folder, way):
 
 def work(read, place, folder, way, seed, count, size, gate):
     if read is None:
-        # The threads of s3fs are those of the parent, so it begins anew in a child.
+        # The threads of s3fs are those of the parent, so it begins again in a child.
         fsspec.asyn.reset_after_fork()
         place.filesystem()[0].clear_instance_cache()
         read = reader(place, folder, way)
