@@ -33,6 +33,8 @@ fn _millrace(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<listing::Pages>()?;
     module.add_class::<requests::Requests>()?;
     module.add_class::<upload::Upload>()?;
+    let end_answers = wrap_pyfunction!(requests::end_answers, module)?;
+    module.py().import("atexit")?.call_method1("register", (end_answers,))?;
     module.add("StaleError", module.py().get_type::<failure::StaleError>())?;
     Ok(())
 }

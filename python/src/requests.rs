@@ -9,8 +9,8 @@
 //! thread does; a future that has ended is left as it is.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use millrace_client as client;
 use pyo3::exceptions::PyRuntimeError;
@@ -40,51 +40,77 @@ struct Letter {
     told: Told,
 }
 
-static ANSWERS: PerProcess<Sender<Letter>> = PerProcess::new();
+/// Where answers are sent.
+struct Post {
+    letters: Sender<Letter>,
+    /// True once the interpreter ends. Held while answers are given, so that it ends between two of them.
+    has_ended: Arc<Mutex<bool>>,
+}
+
+static POST: PerProcess<Post> = PerProcess::new();
 
 /// Returns where answers are sent; the first call of a process starts the thread that gives them to their loops.
 ///
 /// # Errors
 /// What the system says when it grants no thread.
-fn answers() -> PyResult<&'static Sender<Letter>> {
-    ANSWERS.get_or_try(|| {
+fn post() -> PyResult<&'static Post> {
+    POST.get_or_try(|| {
         let (sender, letters) = mpsc::channel();
+        let has_ended = Arc::new(Mutex::new(false));
+        let has_ended_there = has_ended.clone();
         std::thread::Builder::new()
             .name("millrace-answer".to_owned())
-            .spawn(move || deliver(&letters))
+            .spawn(move || deliver(&letters, &has_ended_there))
             .map_err(|error| PyRuntimeError::new_err(format!("cannot start a thread: {error}")))?;
-        Ok(sender)
+        Ok(Post { letters: sender, has_ended })
     })
 }
 
+/// Ends the answers of this process, because the interpreter must not be called while it ends.
+#[pyfunction]
+pub(crate) fn end_answers(py: Python<'_>) {
+    if let Some(post) = POST.get() {
+        // The thread of answers may need the lock to get to an end.
+        py.detach(|| *post.has_ended.lock().unwrap_or_else(PoisonError::into_inner) = true);
+    }
+}
+
 /// Gives answers to their event loops, until the interpreter ends.
-fn deliver(letters: &Receiver<Letter>) {
+fn deliver(letters: &Receiver<Letter>, has_ended: &Mutex<bool>) {
     while let Ok(first) = letters.recv() {
-        let given = Python::try_attach(|py| {
-            let batch = std::iter::once(first).chain(letters.try_iter().take(ANSWERS_MAX - 1));
-            let mut loops: Vec<(Py<PyAny>, Bound<'_, PyList>)> = Vec::new();
-            for Letter { event_loop, future, told } in batch {
-                let (is_good, value) = match told(py) {
-                    Ok(value) => (true, value),
-                    Err(error) => (false, error.into_value(py).into_bound(py).into_any()),
-                };
-                let answer = (future, is_good, value);
-                match loops.iter().find(|(known, _)| known.is(&event_loop)) {
-                    Some((_, list)) => list.append(answer)?,
-                    None => loops.push((event_loop, PyList::new(py, [answer])?)),
-                }
-            }
-            let settle = wrap_pyfunction!(settle, py)?;
-            for (event_loop, answers) in loops {
-                // A loop that was closed meanwhile takes no answer, and nothing waits for one there.
-                let _ = event_loop.call_method1(py, "call_soon_threadsafe", (&settle, answers));
-            }
-            PyResult::Ok(())
-        });
-        if given.is_none() {
+        let has_ended = has_ended.lock().unwrap_or_else(PoisonError::into_inner);
+        if *has_ended {
             return;
         }
+        let batch = std::iter::once(first).chain(letters.try_iter().take(ANSWERS_MAX - 1));
+        // An event loop that takes no answer was closed, and nothing waits for one there.
+        let _ = Python::try_attach(|py| give(py, batch));
     }
+}
+
+/// Gives answers to their event loops, those of one loop at once.
+///
+/// # Errors
+/// MemoryError.
+fn give(py: Python<'_>, batch: impl Iterator<Item = Letter>) -> PyResult<()> {
+    let mut loops: Vec<(Py<PyAny>, Bound<'_, PyList>)> = Vec::new();
+    for Letter { event_loop, future, told } in batch {
+        let (is_good, value) = match told(py) {
+            Ok(value) => (true, value),
+            Err(error) => (false, error.into_value(py).into_bound(py).into_any()),
+        };
+        let answer = (future, is_good, value);
+        match loops.iter().find(|(known, _)| known.is(&event_loop)) {
+            Some((_, list)) => list.append(answer)?,
+            None => loops.push((event_loop, PyList::new(py, [answer])?)),
+        }
+    }
+    let settle = wrap_pyfunction!(settle, py)?;
+    for (event_loop, answers) in loops {
+        // A loop that was closed meanwhile takes no answer.
+        let _ = event_loop.call_method1(py, "call_soon_threadsafe", (&settle, answers));
+    }
+    Ok(())
 }
 
 /// Answers futures; called by their event loop.
@@ -117,13 +143,13 @@ fn begin<'py, T: Send + 'static>(
 ) -> PyResult<Bound<'py, PyAny>> {
     let event_loop = py.import("asyncio")?.call_method0("get_running_loop")?;
     let future = event_loop.call_method0("create_future")?;
-    let (runtime, answers) = (runtime()?, answers()?);
+    let (runtime, post) = (runtime()?, post()?);
     let (loop_of, future_of) = (event_loop.unbind(), future.clone().unbind());
     let task = runtime.spawn(async move {
         let result = work.await;
         let told: Told = Box::new(move |py| told(py, result?));
         // The thread of answers ends with the interpreter only.
-        let _ = answers.send(Letter { event_loop: loop_of, future: future_of, told });
+        let _ = post.letters.send(Letter { event_loop: loop_of, future: future_of, told });
     });
     future.call_method1("add_done_callback", (End(task.abort_handle()),))?;
     Ok(future)

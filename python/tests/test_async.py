@@ -3,6 +3,8 @@
 import asyncio
 import multiprocessing
 import pickle
+import subprocess
+import sys
 import time
 
 import fsspec
@@ -142,6 +144,25 @@ def test_a_loop_that_ends_early_harms_nothing(node, folder, content):
         asyncio.run(begin(client, file))
     time.sleep(0.05)
     assert asyncio.run(client.read(file)) == content
+
+
+def test_an_interpreter_that_ends_between_answers_ends_well(node, folder, content):
+    (folder / "file").write_bytes(content[:1000])
+    script = f"""
+import asyncio, millrace
+
+async def main():
+    client = await millrace.aconnect({node.address!r})
+    file = await client.stat("{folder.name}/file")
+    for _ in range(200):
+        client._requests.read(file, 0, None)
+
+asyncio.new_event_loop().run_until_complete(main())
+"""
+    # Without an order for the end, one in eight of them crashed.
+    children = [subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE) for _ in range(40)]
+    errors = [child.communicate()[1] for child in children]
+    assert [child.returncode for child in children] == [0] * 40, errors
 
 
 def read_in_a_child(client, file):
