@@ -12,6 +12,8 @@ use crate::error::Error;
 
 #[cfg(feature = "coordination")]
 mod session;
+#[cfg(feature = "coordination")]
+mod wire;
 
 /// Returns the addresses of nodes that are registered, in random order; at least one. If a server keeps
 /// silent for a step the next one is asked.

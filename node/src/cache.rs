@@ -44,7 +44,7 @@ impl BlockKey {
 }
 
 /// Place of a block in the shard's table of entries; good while the block is pinned or indexed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
 pub(crate) struct EntryIndex(u32);
 
 impl EntryIndex {

@@ -3,9 +3,9 @@
     python python/bench/ranges.py --millrace target/release/millrace --seconds 3
 
 Starts a node over a file in /dev/shm, loads it, and prints for each way GB/s (10^9 bytes) of 1 MiB ranges in order,
-and samples of 100 KB a second at random offsets: the median of rounds that are interleaved, so that the ways share
-what the machine does meanwhile. The rivals are `os.preadv` into one buffer and `os.pread`, from page cache. With
---s3 URL and the usual AWS_ variables also s3fs on the same bytes.
+samples of 100 KB a second at random offsets, and the processor time that the reading thread takes for one: medians of
+rounds that are interleaved, so that the ways share what the machine does meanwhile. The rivals are `os.preadv` into one
+buffer and `os.pread`, from page cache. With --s3 URL and the usual AWS_ variables also s3fs on the same bytes.
 """
 
 import argparse
@@ -13,28 +13,27 @@ import os
 import pathlib
 import random
 import statistics
-import subprocess
 import tempfile
 import time
 
 import fsspec
 
-import millrace
+from places import MIB, node, write_random
 
-MIB = 1 << 20
 SAMPLE = 100_000
 
 
 def measure(read, offsets, length, seconds):
-    """Returns the ranges a second that `read` has, over and over in this order."""
+    """Returns the ranges a second that `read` has, over and over in this order, and this thread's seconds for each."""
     count = 0
-    start = time.perf_counter()
+    start, start_of_thread = time.perf_counter(), time.thread_time()
     while True:
         for offset in offsets:
             read(offset, length)
             count += 1
             if count % 16 == 0 and time.perf_counter() - start > seconds:
-                return count / (time.perf_counter() - start)
+                of_thread = time.thread_time() - start_of_thread
+                return count / (time.perf_counter() - start), of_thread / count
 
 
 def ways(folder, address, s3):
@@ -46,7 +45,6 @@ def ways(folder, address, s3):
         "local pread": lambda offset, length: os.pread(local, length, offset),
     }
     for name, settings in [("same machine", {}), ("TCP only", {"local": False})]:
-        # One client for all three ways: a second one would find the memory that a node leases taken.
         fs = fsspec.filesystem("millrace", address=address, **settings)
         client, opened = fs.client, fs.open("file")
         file = client.stat("file")
@@ -81,35 +79,28 @@ def main():
     with tempfile.TemporaryDirectory(dir="/dev/shm") as scratch:
         folder = pathlib.Path(scratch) / "served"
         folder.mkdir()
-        source = random.Random(1)
-        with open(folder / "file", "wb") as file:
-            for _ in range(arguments.mib):
-                file.write(source.randbytes(MIB))
-        command = [arguments.millrace, "node", "--source", str(folder), "--listen", "127.0.0.1:0"]
-        command += ["--memory", f"{2 * arguments.mib}MiB", "--admin", f"{scratch}/admin"]
-        node = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        try:
-            address = node.stdout.readline().split()[-1]
-            millrace.connect(address).load("file")
+        write_random(folder / "file", arguments.mib)
+        # As much may be leased as both clients of this process lease together.
+        with node(arguments.millrace, folder, f"{4 * arguments.mib}MiB", scratch) as address:
             report(ways(folder, address, arguments.s3), size, arguments)
-        finally:
-            node.terminate()
-            node.wait()
 
 
 def report(found, size, arguments):
     in_order = range(0, size, MIB)
     source = random.Random(2)
     at_random = [source.randrange(size - SAMPLE) for _ in range(4096)]
-    rates = {name: ([], []) for name in found}
+    rates = {name: ([], [], []) for name in found}
     for _ in range(arguments.rounds):
         for name, read in found.items():
-            ordered, samples = rates[name]
-            ordered.append(measure(read, in_order, MIB, arguments.seconds) * MIB / 1e9)
-            samples.append(measure(read, at_random, SAMPLE, arguments.seconds))
-    print(f"{'':26}{'1 MiB, GB/s':>12}{'100 KB, 1/s':>13}")
-    for name, (ordered, samples) in rates.items():
-        print(f"{name:26}{statistics.median(ordered):12.2f}{statistics.median(samples):13.0f}")
+            ordered, samples, costs = rates[name]
+            ordered.append(measure(read, in_order, MIB, arguments.seconds)[0] * MIB / 1e9)
+            rate, cost = measure(read, at_random, SAMPLE, arguments.seconds)
+            samples.append(rate)
+            costs.append(cost * 1e6)
+    print(f"{'':26}{'1 MiB, GB/s':>12}{'100 KB, 1/s':>13}{'CPU of one, us':>16}")
+    for name, columns in rates.items():
+        ordered, rate, cost = map(statistics.median, columns)
+        print(f"{name:26}{ordered:12.2f}{rate:13.0f}{cost:16.1f}")
 
 
 if __name__ == "__main__":

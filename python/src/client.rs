@@ -4,19 +4,19 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use millrace_client as client;
-use millrace_client::{Condition, Kind, PutOptions};
-use pyo3::exceptions::{PyIsADirectoryError, PyOSError, PyValueError};
+use millrace_client::{Condition, PutOptions};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 
-use crate::connected::Connected;
+use crate::connected::{self, Connected};
 use crate::failure::{self, Need};
 use crate::file::File;
 use crate::listing::Pages;
 use crate::memory;
 use crate::settings;
 use crate::upload::Upload;
-use crate::waiting::{wait, wait_for};
+use crate::waiting::wait;
 
 /// A client of a node or of a cluster. It connects when it is first used, and again in a child of `fork`.
 ///
@@ -51,18 +51,27 @@ enum Named {
 
 impl Client {
     /// Returns the file that was meant.
-    fn found(&self, py: Python<'_>, named: Named) -> PyResult<client::File> {
+    fn found(&self, py: Python<'_>, named: Named) -> PyResult<File> {
         let file = match named {
-            Named::File(file) => file.0,
+            Named::File(file) => file,
             Named::Path(path) => {
-                py.detach(|| wait(self.connected.client()?.stat(&path), Need::File))?
+                File(py.detach(|| wait(self.connected.client()?.stat(&path), Need::File))?)
             }
         };
-        if file.kind == Kind::Directory {
-            let text = format!("'{}' is a directory", file.path);
-            return Err(PyIsADirectoryError::new_err((libc::EISDIR, text)));
-        }
+        file.check_is_file()?;
         Ok(file)
+    }
+
+    /// Returns what holds the connections.
+    pub(crate) fn connected(&self) -> &Arc<Connected> {
+        &self.connected
+    }
+}
+
+impl From<client::LoadReport> for LoadReport {
+    fn from(report: client::LoadReport) -> LoadReport {
+        let client::LoadReport { file, block_count, filled_count, .. } = report;
+        LoadReport { file: File(file), block_count, filled_count }
     }
 }
 
@@ -140,7 +149,7 @@ impl Client {
         offset: u64,
         length: Option<u64>,
     ) -> PyResult<Bound<'py, PyBytes>> {
-        let file = self.found(py, file)?;
+        let file = self.found(py, file)?.0;
         let left = file.length.saturating_sub(offset);
         let length = self.connected.check_length(length.map_or(left, |length| length.min(left)))?;
         memory::new_bytes(py, length, |target| self.connected.fill(&file, offset, target))
@@ -154,7 +163,7 @@ impl Client {
         offset: u64,
         buffer: &Bound<'_, PyAny>,
     ) -> PyResult<u64> {
-        let file = self.found(py, file)?;
+        let file = self.found(py, file)?.0;
         let left = file.length.saturating_sub(offset);
         memory::fill_buffer(buffer, |target| {
             let length = self.connected.check_length(left.min(target.len() as u64))?;
@@ -175,31 +184,34 @@ impl Client {
         ranges: Vec<(Named, u64, u64)>,
         return_errors: bool,
     ) -> PyResult<Vec<Bound<'py, PyAny>>> {
-        let found: Vec<PyResult<(client::File, u64, u64)>> = ranges
-            .into_iter()
-            .map(|(named, offset, length)| Ok((self.found(py, named)?, offset, length)))
-            .collect();
-        let wanted: Vec<_> =
-            found.iter().flatten().map(|(file, offset, length)| (file, *offset, *length)).collect();
-        let answers = py.detach(|| wait_for(self.connected.client()?.read_many(&wanted)))?;
-        let mut answers = answers.into_iter();
-        let mut results = Vec::with_capacity(found.len());
-        for range in &found {
-            let result = match range {
-                Err(error) => Err(error.clone_ref(py)),
-                Ok(_) => match answers.next() {
-                    Some(Ok(bytes)) => Ok(PyBytes::new(py, &bytes).into_any()),
-                    Some(Err(error)) => Err(failure::exception(error, Need::File)),
-                    None => Err(PyOSError::new_err((libc::EIO, "an answer is missing"))),
-                },
-            };
-            results.push(match result {
-                Ok(bytes) => bytes,
-                Err(error) if return_errors => error.into_value(py).into_bound(py).into_any(),
+        let mut results: Vec<PyResult<Bound<'py, PyAny>>> = Vec::with_capacity(ranges.len());
+        let mut found = Vec::with_capacity(ranges.len());
+        for (named, offset, length) in ranges {
+            match self.found(py, named) {
+                Ok(file) => {
+                    found.push((file, offset, length));
+                    results.push(Ok(py.None().into_bound(py)));
+                }
+                Err(error) if return_errors => results.push(Err(error)),
                 Err(error) => return Err(error),
-            });
+            }
         }
-        Ok(results)
+        let mut rooms = self.connected.room_for(py, found)?;
+        let mut fills = connected::fills(&mut rooms);
+        let filled = py.detach(|| self.connected.fill_many(&mut fills))?;
+        let mut filled = rooms.into_iter().zip(filled);
+        let results = results.into_iter().map(|result| {
+            let result = result.and_then(|none| match filled.next() {
+                Some((room, Ok(()))) => Ok(room.made.finish().into_bound(py).into_any()),
+                Some((_, Err(error))) => Err(failure::exception(error, Need::File)),
+                None => Ok(none),
+            });
+            match result {
+                Err(error) if return_errors => Ok(error.into_value(py).into_bound(py).into_any()),
+                result => result,
+            }
+        });
+        results.collect()
     }
 
     /// Brings a whole file into the cache; `deadline` is the seconds it may take, for a large one.
@@ -216,8 +228,7 @@ impl Client {
             let client = deadline.map_or(client.clone(), |time| client.with_deadline(time));
             wait(client.load(path), Need::File)
         })?;
-        let client::LoadReport { file, block_count, filled_count, .. } = report;
-        Ok(LoadReport { file: File(file), block_count, filled_count })
+        Ok(LoadReport::from(report))
     }
 
     /// Writes a file as a whole and returns it. Raises FileExistsError or StaleError where the condition does not hold.
@@ -302,7 +313,7 @@ impl Client {
 }
 
 /// Returns what a write needs.
-fn need_of(options: PutOptions) -> Need {
+pub(crate) fn need_of(options: PutOptions) -> Need {
     match options.condition {
         Condition::Version(_) => Need::Version,
         _ => Need::File,
@@ -313,7 +324,7 @@ fn need_of(options: PutOptions) -> Need {
 ///
 /// # Errors
 /// ValueError for two.
-fn condition(if_absent: bool, if_version: Option<u64>) -> PyResult<Condition> {
+pub(crate) fn condition(if_absent: bool, if_version: Option<u64>) -> PyResult<Condition> {
     match (if_absent, if_version) {
         (false, None) => Ok(Condition::None),
         (true, None) => Ok(Condition::Absent),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use millrace_client as client;
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyIsADirectoryError, PyValueError};
 use pyo3::prelude::*;
 
 /// One version of a file, or a directory.
@@ -14,6 +14,20 @@ pub(crate) struct File(pub(crate) client::File);
 impl std::hash::Hash for File {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
         (&self.0.path, self.0.id, self.0.version).hash(state);
+    }
+}
+
+impl File {
+    /// Returns the file if it has bytes to read.
+    ///
+    /// # Errors
+    /// IsADirectoryError.
+    pub(crate) fn check_is_file(&self) -> PyResult<&client::File> {
+        if self.0.kind == client::Kind::Directory {
+            let text = format!("'{}' is a directory", self.0.path);
+            return Err(PyIsADirectoryError::new_err((libc::EISDIR, text)));
+        }
+        Ok(&self.0)
     }
 }
 

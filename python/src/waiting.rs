@@ -19,7 +19,7 @@ static RUNTIME: PerProcess<Runtime> = PerProcess::new();
 ///
 /// # Errors
 /// What the system says when it grants no thread.
-fn runtime() -> PyResult<&'static Runtime> {
+pub(crate) fn runtime() -> PyResult<&'static Runtime> {
     RUNTIME.get_or_try(|| {
         runtime::Builder::new_multi_thread()
             .worker_threads(1)

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import pytest
@@ -29,6 +30,10 @@ def replace(path, content):
         ("millrace://[::1]:7/a", "a", {"address": "[::1]:7"}),
         ("millrace://[::1]/a", "a", {"address": "[::1]:7070"}),
         ("millrace://node1:7070", "", {"address": "node1:7070"}),
+        ("millrace://node1,node2:7/a", "a", {"address": "node1:7070,node2:7"}),
+        ("millrace+zk://zk1:1,zk2:2/main/a/b", "a/b", {"address": "zk://zk1:1,zk2:2/main"}),
+        ("millrace+zk://zk1:1/main%2Feu/a", "a", {"address": "zk://zk1:1/main/eu"}),
+        ("millrace+zk://zk1:1/main", "", {"address": "zk://zk1:1/main"}),
         ("millrace:///a", "a", {}),
         ("/a/b", "a/b", {}),
         ("a", "a", {}),
@@ -42,8 +47,16 @@ def test_a_url_names_a_node_and_a_path(url, path, options):
 def test_a_path_has_a_url_again(node):
     fs, path = fsspec.core.url_to_fs(f"millrace://{node.address}/a/b")
     assert fs.unstrip_protocol(path) == f"millrace://{node.address}/a/b"
-    for address in ["zk://one:2181/cluster", "one:1,two:2", "unix:/run/millrace"]:
-        assert MillraceFileSystem(address=address).unstrip_protocol("a") == "millrace:///a"
+    for address, url in [
+        ("zk://one:2181,two:2181/main/eu", "millrace+zk://one:2181,two:2181/main%2Feu/a"),
+        ("millrace+zk://one:2181/main", "millrace+zk://one:2181/main/a"),
+        ("one:1,two:2", "millrace://one:1,two:2/a"),
+        ("millrace://one:1", "millrace://one:1/a"),
+        ("unix:/run/millrace", "millrace:///a"),
+    ]:
+        fs = MillraceFileSystem(address=address)
+        assert fs.unstrip_protocol("a") == url
+        assert fs._strip_protocol(url) == "a"
 
 
 def test_info_has_a_version_that_changes_with_the_bytes(fs, folder):
@@ -120,6 +133,24 @@ def test_an_open_file_reads_as_a_local_one(fs, folder, content, cache_type):
         assert file.read(-1) == content
     with pytest.raises(ValueError, match="closed"):
         file.read(1)
+
+
+def test_a_seek_and_its_read_belong_together_in_each_thread(fs, folder, content):
+    (folder / "file").write_bytes(content)
+    with fs.open(f"{folder.name}/file") as file, ThreadPoolExecutor(1) as other:
+        for read in [file.read, lambda length: (file.readinto(buffer := bytearray(length)), bytes(buffer))[1]]:
+            file.seek(100_000)
+            # Another thread comes in between, as in an engine that shares a file without a lock.
+            other.submit(file.seek, 2_000_000).result()
+            assert other.submit(read, 1000).result() == content[2_000_000:2_001_000]
+            assert file.tell() == 100_000
+            assert read(1000) == content[100_000:101_000]
+            # Threads that take turns share one position.
+            file.seek(500)
+            assert other.submit(read, 10).result() == content[500:510]
+            assert read(10) == content[510:520]
+            assert other.submit(read, 10).result() == content[520:530]
+            assert file.tell() == other.submit(file.tell).result() == 530
 
 
 def test_lines_are_read_as_those_of_a_local_file(fs, folder):

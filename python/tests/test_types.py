@@ -24,6 +24,9 @@ def test_a_checker_finds_a_wrong_call(tmp_path):
         'client = millrace.connect("node1:7070", deadline=5)\n'
         'first: bytes = client.read(client.stat("file"), 0, 10)\n'
         'client.read("file", "0")\n'
+        "async def later() -> bytes:\n"
+        '    other = await millrace.aconnect("node1:7070")\n'
+        '    return (await other.read_many([("file", 0, 1)]))[0]\n'
     )
     code, text = mypy("mypy", "--strict", str(script))
     assert code == 1
@@ -31,7 +34,7 @@ def test_a_checker_finds_a_wrong_call(tmp_path):
 
 
 def test_everything_has_a_docstring():
-    for kind in (millrace.Client, millrace.File, millrace.LoadReport, millrace.Upload):
+    for kind in (millrace.AsyncClient, millrace.Client, millrace.File, millrace.LoadReport, millrace.Upload):
         for name, member in vars(kind).items():
             if not name.startswith("_"):
                 assert inspect.getdoc(member), f"{kind.__name__}.{name}"

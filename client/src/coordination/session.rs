@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use millrace_proto::coordination::{ADDRESS_FIELD, MEMBERS, Place};
 use tokio::time::{self, Instant};
-use zookeeper_client::{Client, Error as Cause};
 
 use crate::address::{SEEDS_MAX, is_host_and_port};
 use crate::error::{Error, duration_text};
 use crate::race::{self, race};
 use crate::retry::Backoff;
+
+use super::wire::{Cause, Session};
 
 /// How long coordination keeps a session whose client died in the middle of the question.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,11 +44,9 @@ pub(super) async fn members(
                     Err(Cause::NoNode) => {
                         Ok(Err(Error::NoCluster { place: place.to_string().into() }))
                     }
-                    Err(error @ (Cause::NoAuth | Cause::AuthFailed | Cause::BadArguments(_))) => {
-                        Ok(Err(failure(place, error.to_string().into())))
-                    }
-                    // Both say nothing that the deadline does not.
-                    Err(Cause::Timeout | Cause::NoHosts) => Err(Error::DeadlineExceeded),
+                    Err(error @ Cause::Denied) => Ok(Err(failure(place, error.to_string().into()))),
+                    // It says nothing that the deadline does not.
+                    Err(Cause::Silent) => Err(Error::DeadlineExceeded),
                     Err(error) => Err(failure(place, error.to_string().into())),
                 }
             })
@@ -73,23 +72,20 @@ fn failure(place: &Place, reason: Arc<str>) -> Error {
 
 /// Asks one server for the records of up to [`SEEDS_MAX`] members, in random order.
 async fn ask(place: &Place, server: &str, patience: Duration) -> Result<Vec<Vec<u8>>, Cause> {
-    let connector =
-        Client::connector().with_session_timeout(SESSION_TIMEOUT).with_connection_timeout(patience);
-    // It is dropped at the end, which closes the session.
-    let client = connector.connect(server).await?;
+    let mut session = Session::open(server, SESSION_TIMEOUT, patience).await?;
     // What another server has acknowledged is seen here, too.
-    client.sync(&place.path).await?;
+    session.sync(&place.path).await?;
     let directory = format!("{}{MEMBERS}", place.path);
-    let (mut ids, _) = client.get_children(&directory).await?;
+    let mut ids = session.children(&directory).await?;
     fastrand::shuffle(&mut ids);
     ids.truncate(SEEDS_MAX);
-    // All are asked for before the first answer is awaited.
-    let asked: Vec<_> =
-        ids.iter().map(|id| client.get_data(&format!("{directory}/{id}"))).collect();
-    let mut records = Vec::with_capacity(asked.len());
-    for answer in asked {
-        match answer.await {
-            Ok((record, _)) => records.push(record),
+    let paths: Vec<String> = ids.iter().map(|id| format!("{directory}/{id}")).collect();
+    let answers = session.data(&paths).await?;
+    session.close().await;
+    let mut records = Vec::with_capacity(answers.len());
+    for answer in answers {
+        match answer {
+            Ok(record) => records.push(record),
             // The member left meanwhile.
             Err(Cause::NoNode) => {}
             Err(error) => return Err(error),

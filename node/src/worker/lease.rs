@@ -5,10 +5,11 @@
 //! ```
 //!
 //! Owns the table of leases. Each is one pin of a block. Always holds: a lease ends at its time, when
-//! its client gives it back, or when its client ends the connection; all of them together hold no more
-//! than their share of the memory. If this node ends a connection the client may not know it yet, so its
-//! leases stay until they run out.
+//! its client gives it back, or when its client ends the connection or sends no more; all of them together
+//! hold no more than their share of the memory, where a block counts once, however many clients lease it. If
+//! this node ends a connection the client may not know it yet, so its leases stay until they run out.
 
+use std::collections::HashMap;
 use std::os::fd::AsRawFd;
 
 use millrace_proto::checksum::PAGE_SIZE;
@@ -51,6 +52,8 @@ pub(super) struct Leases {
     free: Vec<u32>,
     first: u32,
     last: u32,
+    /// How many leases each leased block has.
+    held: HashMap<EntryIndex, u32>,
     bytes: u64,
     bytes_max: u64,
 }
@@ -62,6 +65,7 @@ impl Leases {
             free: Vec::new(),
             first: NONE,
             last: NONE,
+            held: HashMap::new(),
             bytes: 0,
             bytes_max: capacity_bytes * u64::from(percent) / 100,
         }
@@ -73,14 +77,15 @@ impl Leases {
         first.as_ref().map(|lease| lease.ends_at)
     }
 
-    /// Returns the bytes of the pages of leased blocks, once for each lease.
+    /// Returns the bytes of the pages of leased blocks, once for each block.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// True if there is room for a lease of this many bytes.
-    fn has_room(&self, bytes: u64) -> bool {
-        self.bytes + bytes <= self.bytes_max && self.leases.len() - self.free.len() < LEASES_MAX
+    /// True if there is room for a lease of a block of this many bytes.
+    fn has_room(&self, entry: EntryIndex, bytes: u64) -> bool {
+        let more = if self.held.contains_key(&entry) { 0 } else { bytes };
+        self.bytes + more <= self.bytes_max && self.leases.len() - self.free.len() < LEASES_MAX
     }
 
     fn get(&mut self, index: u32) -> &mut Lease {
@@ -89,7 +94,11 @@ impl Leases {
 
     /// Adds a lease, which runs out after all others.
     fn push(&mut self, lease: Lease) -> u32 {
-        self.bytes += lease.bytes;
+        let held = self.held.entry(lease.entry).or_default();
+        *held += 1;
+        if *held == 1 {
+            self.bytes += lease.bytes;
+        }
         let index = self.free.pop().unwrap_or_else(|| {
             self.leases.push(None);
             self.leases.len() as u32 - 1
@@ -106,7 +115,12 @@ impl Leases {
     fn remove(&mut self, index: u32) -> Lease {
         let lease = self.leases[index as usize].take().expect("a lease ends once");
         self.free.push(index);
-        self.bytes -= lease.bytes;
+        let held = self.held.get_mut(&lease.entry).expect("a leased block is counted");
+        *held -= 1;
+        if *held == 0 {
+            self.held.remove(&lease.entry);
+            self.bytes -= lease.bytes;
+        }
         match lease.previous {
             NONE => self.first = lease.next,
             previous => self.get(previous).next = lease.next,
@@ -233,7 +247,7 @@ impl Worker {
         {
             self.end_lease(index);
         }
-        if !self.leases.has_room(bytes) {
+        if !self.leases.has_room(hit.entry, bytes) {
             self.cache.unpin(hit.entry);
             let message = "as much memory is leased as may be (lease_percent): read it instead";
             self.fail(requester, Status::Busy, message, actions);
@@ -281,7 +295,7 @@ impl Worker {
         }
     }
 
-    /// Ends the leases of a connection that is closed, if its client ended it.
+    /// Ends the leases of a connection that is closed or sends no more, if its client ended it.
     pub(super) fn end_leases_of(&mut self, token: Token) {
         let Some(connection) = self.connection(token) else { return };
         let leases = std::mem::take(&mut connection.leases);

@@ -74,6 +74,12 @@ impl Worker {
         if let Some(owner) = &connection.owner {
             owner.end();
         }
+        if by_client {
+            // A process that has died waits for no answer, and on a Unix socket that looks the same as one that
+            // sends no more: its blocks are not held for what it asked last.
+            self.end_leases_of(token);
+        }
+        let Some(connection) = self.connection(token) else { return };
         match connection.phase {
             // No answer can reach it: its place is free, whatever it still waits for.
             _ if end != ReceiveEnd::Finished => self.close(token, actions),

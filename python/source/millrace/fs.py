@@ -1,7 +1,9 @@
 """Millrace as a filesystem of fsspec: what pandas, pyarrow, DuckDB, Dask and others read through.
 
-    millrace://host:port/path      through the node at host:port (7070 if it names no port)
-    millrace:///path               with storage_options={"address": "host:port"}, or another address
+    millrace://host:port/path                 through the node at host:port (7070 if it names no port)
+    millrace://one:7070,two:7070/path         through the first of several that answers
+    millrace+zk://host:port/cluster/path      through the nodes that registered at coordination
+    millrace:///path                          with storage_options={"address": "host:port"}, or another one
 
 An open file is one version of it: a read after the file has changed raises ``millrace.StaleError``.
 Nothing is read ahead (``cache_type="none"``), because a node answers a small read in microseconds, and
@@ -9,8 +11,9 @@ engines ask for what they need.
 """
 
 import errno
+import threading
 from datetime import datetime, timezone
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote
 
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
@@ -19,6 +22,7 @@ from ._millrace import Client, File
 __all__ = ["MillraceFile", "MillraceFileSystem"]
 
 PORT = 7070
+SCHEMES = ("millrace+zk://", "millrace://")
 # Settings that are those of the client; all others are fsspec's.
 SETTINGS = (
     "deadline",
@@ -45,7 +49,7 @@ class MillraceFileSystem(AbstractFileSystem):
     threads, may be pickled, and goes on in a child of ``fork`` with connections of its own.
     """
 
-    protocol = "millrace"
+    protocol = ("millrace", "millrace+zk")
     root_marker = ""
     async_impl = False
 
@@ -60,9 +64,10 @@ class MillraceFileSystem(AbstractFileSystem):
         if isinstance(path, (list, tuple)):
             return [cls._strip_protocol(each) for each in path]
         path = str(path) if not hasattr(path, "__fspath__") else path.__fspath__()
-        if path.startswith("millrace://"):
-            path = path[len("millrace://") :].partition("/")[2]
-        elif path.startswith("millrace:"):
+        for scheme in SCHEMES:
+            if path.startswith(scheme):
+                return _split(path, scheme)[1]
+        if path.startswith("millrace:"):
             path = path[len("millrace:") :]
         return path.strip("/")
 
@@ -70,18 +75,23 @@ class MillraceFileSystem(AbstractFileSystem):
     def _get_kwargs_from_urls(path):
         if isinstance(path, (list, tuple)):
             path = path[0]
-        host = urlsplit(str(path)).netloc if str(path).startswith("millrace://") else ""
-        if not host:
-            return {}
-        has_port = host.rpartition(":")[2].isdigit() and not host.endswith("]")
-        return {"address": host if has_port else f"{host}:{PORT}"}
+        for scheme in SCHEMES:
+            if str(path).startswith(scheme):
+                address = _split(str(path), scheme)[0]
+                return {"address": address} if address else {}
+        return {}
 
     def unstrip_protocol(self, name):
-        """Returns the whole URL of a path; its host is there only if the address is ``host:port``."""
+        """Returns the whole URL of a path; it names no node if the address is a Unix socket."""
         path = self._strip_protocol(name)
-        is_host = "/" not in self.address and "," not in self.address and ":" in self.address
-        host = self.address if is_host and not self.address.startswith("unix:") else ""
-        return f"millrace://{host}/{path}"
+        address = self.address
+        if address.startswith("millrace+zk://"):
+            address = address.removeprefix("millrace+")
+        if address.startswith("zk://"):
+            servers, _, cluster = address.removeprefix("zk://").partition("/")
+            return f"millrace+zk://{servers}/{quote(cluster, safe='')}/{path}"
+        address = address.removeprefix("millrace://").rstrip("/")
+        return f"millrace://{'' if 'unix:' in address else address}/{path}"
 
     @property
     def fsid(self):
@@ -249,12 +259,17 @@ class MillraceFile(AbstractBufferedFile):
     """A file that is read in one version, or written as a whole.
 
     ``version``, a ``millrace.File``, chooses the version to read; else it is the one that is there now.
+
+    A ``seek`` and the read that follows it in one thread belong together, whatever other threads do with the
+    file meanwhile, because engines such as DuckDB read one file by several threads without a lock.
     """
 
     def __init__(self, fs, path, mode="rb", block_size="default", *args, version=None, **kwargs):
         self._version = None
         self._upload = None
         self._lines = (0, b"")
+        # Where each thread that has not read since its last seek reads next.
+        self._sought = {}
         if mode == "rb":
             found = fs.client.stat(path) if version is None else version
             if found.is_directory():
@@ -273,18 +288,43 @@ class MillraceFile(AbstractBufferedFile):
         """The ``millrace.File`` that is read; after a write the one that was written."""
         return self._version
 
+    def seek(self, loc, whence=0):
+        """Sets the position of the next read: from the start, from here (1) or from the end (2)."""
+        if self.mode != "rb":
+            raise OSError(errno.ESPIPE, "a file that is being written has no position to choose")
+        if whence not in (0, 1, 2):
+            raise ValueError(f"whence is {whence}; choose 0, 1 or 2")
+        position = int(loc) + (0, self.tell(), self.size)[whence]
+        if position < 0:
+            raise ValueError("a position before the start of the file")
+        self.loc = self._sought[threading.get_ident()] = position
+        return position
+
+    def tell(self):
+        """Returns the position of the next read of this thread."""
+        return self._sought.get(threading.get_ident(), self.loc)
+
+    def _take_position(self):
+        position = self._sought.pop(threading.get_ident(), None)
+        if position is None:
+            # Threads that read in turns go on where the last one ended.
+            self._sought.clear()
+            return self.loc
+        return position
+
     def read(self, length=-1):
         """Returns the next bytes: as many as are asked for, unless the file ends."""
         if not self._is_direct:
+            if self.mode == "rb":
+                self.loc = self._take_position()
             return super().read(length)
         self._check_open()
+        position = self._take_position()
         length = -1 if length is None else int(length)
-        left = max(self.size - self.loc, 0)
+        left = max(self.size - position, 0)
         length = left if length < 0 else min(length, left)
-        if length == 0:
-            return b""
-        data = self.fs.client.read(self._version, self.loc, length)
-        self.loc += len(data)
+        data = self.fs.client.read(self._version, position, length) if length else b""
+        self.loc = position + len(data)
         return data
 
     def readinto(self, b):
@@ -292,8 +332,9 @@ class MillraceFile(AbstractBufferedFile):
         if not self._is_direct:
             return super().readinto(b)
         self._check_open()
-        count = self.fs.client.read_into(self._version, self.loc, b)
-        self.loc += count
+        position = self._take_position()
+        count = self.fs.client.read_into(self._version, position, b)
+        self.loc = position + count
         return count
 
     def readline(self, size=-1):
@@ -301,15 +342,16 @@ class MillraceFile(AbstractBufferedFile):
         if self.mode != "rb":
             raise ValueError("File not in read mode")
         self._check_open()
+        position = self._take_position()
         parts = []
         found = 0
         size = -1 if size is None else size
         while size < 0 or found < size:
             start, chunk = self._lines
-            if not start <= self.loc < start + len(chunk):
-                start, chunk = self.loc, self._fetch_range(self.loc, self.loc + LINE_CHUNK)
+            if not start <= position < start + len(chunk):
+                start, chunk = position, self._fetch_range(position, position + LINE_CHUNK)
                 self._lines = (start, chunk)
-            at = self.loc - start
+            at = position - start
             end = chunk.find(b"\n", at) + 1
             part = chunk[at : end or len(chunk)]
             part = part if size < 0 else part[: size - found]
@@ -317,9 +359,10 @@ class MillraceFile(AbstractBufferedFile):
                 break
             parts.append(part)
             found += len(part)
-            self.loc += len(part)
+            position += len(part)
             if part.endswith(b"\n"):
                 break
+        self.loc = position
         return b"".join(parts)
 
     def _check_open(self):
@@ -363,13 +406,28 @@ class MillraceFile(AbstractBufferedFile):
         if self.mode != "rb":
             raise RuntimeError("a file that is being written cannot be pickled")
         cache = self.cache.name if self.cache else None
-        return _reopen, (self.fs, self.path, self.blocksize, self.loc, cache or "none", self._version)
+        return _reopen, (self.fs, self.path, self.blocksize, self.tell(), cache or "none", self._version)
 
 
 def _reopen(fs, path, block_size, position, cache_type, version):
     file = MillraceFile(fs, path, "rb", block_size, cache_type=cache_type, version=version)
     file.seek(position)
     return file
+
+
+def _split(url, scheme):
+    """Returns the address that a URL names, empty if it names none, and the path."""
+    host, _, path = url[len(scheme) :].partition("/")
+    if scheme == "millrace+zk://":
+        # The place of a cluster is one part of the path: a slash in it is written %2F.
+        cluster, _, path = path.partition("/")
+        return f"zk://{host}/{unquote(cluster)}", path.strip("/")
+    return ",".join(map(_with_port, host.split(","))) if host else "", path.strip("/")
+
+
+def _with_port(host):
+    has_port = host.rpartition(":")[2].isdigit() and not host.endswith("]")
+    return host if has_port else f"{host}:{PORT}"
 
 
 def _info(file):

@@ -32,6 +32,11 @@ impl<T: Send + Sync> PerProcess<T> {
         PerProcess { slot: AtomicPtr::new(ptr::null_mut()) }
     }
 
+    /// Returns the value of this process, if there is one.
+    pub(crate) fn get(&self) -> Option<&T> {
+        value_of(self.slot.load(Ordering::Acquire), std::process::id())
+    }
+
     /// Returns the value of this process, which `make` makes at first use. Of several threads that
     /// make one at the same time, one keeps its value and the others drop theirs.
     ///

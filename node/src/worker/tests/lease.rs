@@ -120,6 +120,45 @@ fn leases_end_with_the_connection_if_the_client_ends_it() {
 }
 
 #[test]
+fn leases_end_when_their_client_sends_no_more_whatever_it_still_waits_for() {
+    let (mut node, local, _) = node();
+    node.receive(0, 0, local, &lease(0..2, 1));
+    node.end_all_fills(0);
+    assert_eq!(statuses(&mut node), [Status::Ok, Status::Ok]);
+    // This one waits for the source.
+    node.receive(1, 0, local, &lease(3..4, 2));
+    node.event(2, 0, Event::ReceiveEnded { token: local, end: ReceiveEnd::Finished });
+    assert_eq!(node.workers[0].leases.bytes(), 0);
+    // What is leased now ends with the connection.
+    node.end_all_fills(3);
+    node.event(4, 0, Event::Closed { token: local });
+    assert_eq!(node.workers[0].leases.bytes(), 0);
+    assert!(is_emptied(&mut node));
+}
+
+#[test]
+fn a_block_counts_once_however_many_clients_lease_it() {
+    let (mut node, local, _) = node();
+    let others = [(); 5].map(|()| node.workers[0].accept_local(0).unwrap());
+    for client in [&[local][..], &others[..]].concat() {
+        node.receive(0, 0, client, &lease(0..2, 1));
+        node.end_all_fills(0);
+    }
+    assert_eq!(statuses(&mut node), [Status::Ok; 12]);
+    assert_eq!(node.workers[0].leases.bytes(), 2 * u64::from(BLOCK));
+    node.receive(1, 0, local, &lease(2..3, 2));
+    node.end_all_fills(1);
+    assert_eq!(statuses(&mut node), [Status::Busy]);
+    // It is held until the last of them gives it back.
+    for client in others {
+        node.receive(2, 0, client, &encoded(Op::Release, 3, 0, &ranges(0..2)));
+        assert_eq!(node.workers[0].leases.bytes(), 2 * u64::from(BLOCK));
+    }
+    node.receive(3, 0, local, &encoded(Op::Release, 3, 0, &ranges(0..1)));
+    assert_eq!(node.workers[0].leases.bytes(), u64::from(BLOCK));
+}
+
+#[test]
 fn leases_outlive_a_connection_that_the_node_ends() {
     let (mut node, local, _) = node();
     node.receive(0, 0, local, &lease(0..2, 1));
