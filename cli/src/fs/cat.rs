@@ -112,7 +112,7 @@ pub(super) async fn run(client: &Client, args: &CatArgs) -> Result<(), Failure> 
         return Err(Failure::new(message));
     }
     let (offset, length) = span.within(file.length);
-    stream(client, &file, (offset, length), |bytes| output::print_bytes(bytes)).await
+    stream(client, &file, (offset, length), output::print_bytes).await
 }
 
 /// Hands a range of a file over in order; pieces are asked for ahead.

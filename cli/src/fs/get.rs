@@ -239,7 +239,7 @@ async fn to_stdout(client: &Client, files: Files<'_>, args: &GetArgs) -> Result<
         return Err(Failure::usage(text.to_owned()));
     }
     let file = only_file(files).await?;
-    stream(client, &file, (0, file.length), |bytes| output::print_bytes(bytes)).await
+    stream(client, &file, (0, file.length), output::print_bytes).await
 }
 
 /// Writes a file into what takes bytes in order.

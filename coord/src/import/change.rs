@@ -8,11 +8,11 @@ pub(super) struct Transaction<'a> {
     pub(super) zxid: i64,
     /// Milliseconds since 1970.
     pub(super) time_ms: i64,
-    pub(super) changes: Vec<Change<'a>>,
+    pub(super) changes: Vec<TreeChange<'a>>,
 }
 
 #[derive(Debug)]
-pub(super) enum Change<'a> {
+pub(super) enum TreeChange<'a> {
     Create {
         path: &'a str,
         data: Option<&'a [u8]>,
@@ -76,7 +76,7 @@ impl<'a> Transaction<'a> {
     }
 }
 
-fn read_multi<'a>(session: i64, reader: &mut Reader<'a>) -> Result<Vec<Change<'a>>, JuteError> {
+fn read_multi<'a>(session: i64, reader: &mut Reader<'a>) -> Result<Vec<TreeChange<'a>>, JuteError> {
     let parts = reader.list(|reader| Ok((reader.int()?, reader.buffer()?.unwrap_or_default())))?;
     let parts = parts.unwrap_or_default();
     // One that failed is written with errors in place of its parts.
@@ -95,21 +95,23 @@ fn read_change<'a>(
     session: i64,
     kind: i32,
     reader: &mut Reader<'a>,
-) -> Result<Option<Change<'a>>, JuteError> {
+) -> Result<Option<TreeChange<'a>>, JuteError> {
     Ok(Some(match kind {
         code::CREATE | code::CREATE_2 | code::CREATE_CONTAINER | code::CREATE_TTL => {
             read_create(session, kind, reader)?
         }
-        code::DELETE | code::DELETE_CONTAINER => Change::Delete { path: reader.path()? },
-        code::SET_DATA | code::RECONFIG => {
-            Change::SetData { path: reader.path()?, data: reader.buffer()?, version: reader.int()? }
-        }
-        code::SET_ACL => Change::SetAcl {
+        code::DELETE | code::DELETE_CONTAINER => TreeChange::Delete { path: reader.path()? },
+        code::SET_DATA | code::RECONFIG => TreeChange::SetData {
+            path: reader.path()?,
+            data: reader.buffer()?,
+            version: reader.int()?,
+        },
+        code::SET_ACL => TreeChange::SetAcl {
             path: reader.path()?,
             acl: reader.list(Acl::decode)?.unwrap_or_default(),
             version: reader.int()?,
         },
-        code::CLOSE_SESSION => Change::CloseSession { session },
+        code::CLOSE_SESSION => TreeChange::CloseSession { session },
         code::CREATE_SESSION | code::CHECK | code::ERROR => return Ok(None),
         other => return Err(JuteError::Operation(other)),
     }))
@@ -119,7 +121,7 @@ fn read_create<'a>(
     session: i64,
     kind: i32,
     reader: &mut Reader<'a>,
-) -> Result<Change<'a>, JuteError> {
+) -> Result<TreeChange<'a>, JuteError> {
     let (path, data) = (reader.path()?, reader.buffer()?);
     let acl = reader.list(Acl::decode)?.unwrap_or_default();
     let mut owner = match kind {
@@ -133,5 +135,5 @@ fn read_create<'a>(
     if kind == code::CREATE_TTL {
         owner |= reader.long()?;
     }
-    Ok(Change::Create { path, data, acl, owner, parent_cversion })
+    Ok(TreeChange::Create { path, data, acl, owner, parent_cversion })
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use millrace_proto::zookeeper::Acl;
 
-use super::change::{Change, Transaction};
+use super::change::{Transaction, TreeChange};
 use crate::state::assemble::{Assembly, Numbers};
 use crate::state::{LoadError, State};
 
@@ -87,9 +87,9 @@ impl ForeignTree {
         self.zxid = transaction.zxid;
     }
 
-    fn change(&mut self, at: &Transaction<'_>, change: &Change<'_>) {
+    fn change(&mut self, at: &Transaction<'_>, change: &TreeChange<'_>) {
         match change {
-            Change::Create { path, data, acl, owner, parent_cversion } => {
+            TreeChange::Create { path, data, acl, owner, parent_cversion } => {
                 let Some(parent) = self.nodes.get_mut(parent(path)) else { return };
                 let cversion = match *parent_cversion {
                     -1 => parent.numbers.cversion.wrapping_add(1),
@@ -115,19 +115,19 @@ impl ForeignTree {
                 let node = ForeignNode { data: data.map(<[u8]>::to_vec), numbers, acl };
                 self.insert((*path).to_owned(), node);
             }
-            Change::Delete { path } => self.remove(path, at.zxid),
-            Change::SetData { path, data, version } => {
+            TreeChange::Delete { path } => self.remove(path, at.zxid),
+            TreeChange::SetData { path, data, version } => {
                 let Some(node) = self.nodes.get_mut(key(path)) else { return };
                 node.data = data.map(<[u8]>::to_vec);
                 node.numbers.version = *version;
                 (node.numbers.mzxid, node.numbers.mtime) = (at.zxid, at.time_ms);
             }
-            Change::SetAcl { path, acl, version } => {
+            TreeChange::SetAcl { path, acl, version } => {
                 let acl = self.acl_key(acl);
                 let Some(node) = self.nodes.get_mut(key(path)) else { return };
                 (node.acl, node.numbers.aversion) = (acl, *version);
             }
-            Change::CloseSession { session } => {
+            TreeChange::CloseSession { session } => {
                 for path in self.ephemerals.remove(session).unwrap_or_default() {
                     self.remove(&path, at.zxid);
                 }

@@ -71,7 +71,7 @@ pub(super) struct Outgoing {
     pause_ms: u64,
     dials: usize,
     trouble: Option<String>,
-    /// True from when the other side ended an open stream until the next dial has an outcome.
+    /// True if the other side ended an open stream, and the next dial has no outcome yet.
     was_ended: bool,
     /// True if the other side ended an open stream, and then nothing listened at its address: the process is gone.
     pub(super) is_gone: bool,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use millrace_proto::FileId;
 use quick_cache::sync::Cache;
 
-use super::changes::Changes;
+use super::changes::RecentChanges;
 use super::listings::Listings;
 use crate::store::Found;
 
@@ -38,7 +38,7 @@ pub(super) struct Beliefs {
     /// Pages of directories. What is forgotten here is forgotten there, too.
     pub(super) listings: Listings,
     /// What was written or refreshed: look-ups of it that were under way then are not noted.
-    changes: Mutex<Changes>,
+    changes: Mutex<RecentChanges>,
 }
 
 impl Beliefs {
@@ -48,7 +48,7 @@ impl Beliefs {
             found: Cache::new(files_max),
             missing: Cache::new(MISSING_MAX.min(files_max)),
             listings: Listings::new(now),
-            changes: Mutex::new(Changes::new(now)),
+            changes: Mutex::new(RecentChanges::new(now)),
         }
     }
 

@@ -1,32 +1,32 @@
 //! The changes of a moment ago, so that what a source was asked before one is not taken for the state after it.
 //!
 //! Owns the last changes by their paths. Always holds: an answer is doubted if a change of its path, of a directory
-//! above it or of a path below it came after the question; and one of any other path, if so many changes came since
-//! that it is not known which.
+//! above it or of a path below it came after the question; and one of any other path, if more changes came since than
+//! are kept.
 
 use std::collections::VecDeque;
 use std::time::Instant;
 
-/// Changes that are told apart. Guessed: those of the seconds for which a question may be under way, at a rate at
+/// RecentChanges that are told apart. Guessed: those of the seconds for which a question may be under way, at a rate at
 /// which programs write; a comparison of each costs less than a question.
 const CHANGES_MAX: usize = 64;
 
-struct Change {
+struct PathChange {
     path: Box<str>,
     at: Instant,
 }
 
 /// The last changes, the newest at the end.
-pub(super) struct Changes {
-    known: VecDeque<Change>,
+pub(super) struct RecentChanges {
+    known: VecDeque<PathChange>,
     /// When the last change came that is not among them.
     forgotten: Instant,
 }
 
-impl Changes {
+impl RecentChanges {
     /// Begins without a change; what was asked before `now` is doubted.
-    pub(super) fn new(now: Instant) -> Changes {
-        Changes { known: VecDeque::new(), forgotten: now }
+    pub(super) fn new(now: Instant) -> RecentChanges {
+        RecentChanges { known: VecDeque::new(), forgotten: now }
     }
 
     /// Notes a change of this path, or of what is below it; the empty path has everything below it.
@@ -37,7 +37,7 @@ impl Changes {
         {
             self.forgotten = oldest.at;
         }
-        self.known.push_back(Change { path: path.into(), at: now.max(newest) });
+        self.known.push_back(PathChange { path: path.into(), at: now.max(newest) });
     }
 
     /// True if nothing that concerns the path has changed since this time.
@@ -68,7 +68,7 @@ mod tests {
     fn only_what_a_change_concerns_is_doubted() {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
-        let mut changes = Changes::new(start);
+        let mut changes = RecentChanges::new(start);
         changes.note("a/b", at(10));
         let paths = ["a", "a/b", "a/b/c", "a/bc", "a/c", "b", ""];
         let doubted = paths.map(|path| !changes.is_true_since(path, at(5)));
@@ -82,7 +82,7 @@ mod tests {
     fn what_was_asked_before_a_forgotten_change_is_doubted() {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
-        let mut changes = Changes::new(start);
+        let mut changes = RecentChanges::new(start);
         for ms in 1..=CHANGES_MAX as u64 {
             changes.note("a", at(ms));
         }

@@ -13,7 +13,7 @@ use millrace_proto::message::{Entry, ListReply};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
-use super::changes::{Changes, is_at_or_above, is_near};
+use super::changes::{RecentChanges, is_at_or_above, is_near};
 
 /// Bytes of all pages. Guessed: some hundred pages of the largest size, some thousand usual directories.
 const BYTES_MAX: u64 = 16 << 20;
@@ -55,14 +55,14 @@ impl Weighter<PageName, Answered> for ByBytes {
 pub(super) struct Listings {
     pages: Cache<PageName, Answered, ByBytes>,
     /// What was written or refreshed: listings of it that were under way then are not noted.
-    changes: Mutex<Changes>,
+    changes: Mutex<RecentChanges>,
 }
 
 impl Listings {
     /// Makes an empty table.
     pub(super) fn new(now: Instant) -> Listings {
         let pages = Cache::with_weighter(PAGES_EXPECTED, BYTES_MAX, ByBytes);
-        Listings { pages, changes: Mutex::new(Changes::new(now)) }
+        Listings { pages, changes: Mutex::new(RecentChanges::new(now)) }
     }
 
     /// Returns a page, if it is younger than `bound`.
