@@ -1,0 +1,1 @@
+//! SQL over what nodes serve, by DataFusion.

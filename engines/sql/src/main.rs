@@ -1,0 +1,3 @@
+//! `millrace-sql`: SQL over what nodes serve.
+
+fn main() {}

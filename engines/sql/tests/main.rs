@@ -1,0 +1,1 @@
+//! Claims about SQL through nodes, with real processes.
