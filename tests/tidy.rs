@@ -28,7 +28,7 @@ const EDGES: [(&str, &[&str]); 12] = [
     ("bench", &["proto", "ops", "client"]),
     ("cli", &["proto", "ops", "node", "stores", "coord", "client", "bench"]),
     ("engines/object-store", &["proto", "client"]),
-    ("engines/sql", &["proto", "client", "object-store", "bench", "tests"]),
+    ("engines/sql", &["ops", "client", "object-store", "bench", "tests"]),
     ("python", &["client"]),
     ("tests", &["proto", "node", "coord", "client", "object-store", "cli", "bench"]),
 ];

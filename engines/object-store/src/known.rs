@@ -1,7 +1,8 @@
-//! What was looked up a moment ago.
+//! What was looked up a moment ago, and what was looked up first.
 //!
-//! Owns a bounded table. Always holds: what is older than the time it is believed for is not returned, and what
+//! Owns bounded tables. Always holds: what is older than the time it is believed for is not returned, and what
 //! was found by a look that began before a path was forgotten is not noted, so that a write is seen after it.
+//! What was found first stays.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -77,9 +78,54 @@ impl<T> Table<T> {
     }
 }
 
+/// Most paths whose first finding is kept. Guessed: more files than a query reads; some hundred MB.
+const FIRST_MAX: usize = 1 << 20;
+
+/// What was found first of each path, for as long as this is there.
+#[derive(Debug)]
+pub(crate) struct First<T>(Mutex<HashMap<Arc<str>, T>>);
+
+impl<T: Clone> First<T> {
+    pub(crate) fn new() -> First<T> {
+        First(Mutex::default())
+    }
+
+    fn table(&self) -> MutexGuard<'_, HashMap<Arc<str>, T>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns what was found first.
+    pub(crate) fn get(&self, path: &str) -> Option<T> {
+        self.table().get(path).cloned()
+    }
+
+    /// Notes what was found, unless more was found before, and returns what counts. None if the table is full.
+    pub(crate) fn note(&self, path: &str, found: T) -> Option<T> {
+        let mut table = self.table();
+        if let Some(first) = table.get(path) {
+            return Some(first.clone());
+        }
+        (table.len() < FIRST_MAX).then(|| table.entry(path.into()).or_insert(found).clone())
+    }
+
+    /// Forgets a path, which the holder has written itself.
+    pub(crate) fn forget(&self, path: &str) {
+        self.table().remove(path);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_found_first_stays_until_it_is_forgotten() {
+        let first = First::new();
+        assert_eq!((first.note("a", 1), first.note("a", 2)), (Some(1), Some(1)));
+        assert_eq!((first.get("a"), first.get("b")), (Some(1), None));
+        first.forget("a");
+        assert_eq!(first.note("a", 3), Some(3));
+    }
 
     #[test]
     fn a_look_up_is_believed_for_its_time_and_until_it_is_forgotten() {
