@@ -98,20 +98,22 @@ pub(crate) async fn make(directory: &Path, scale: f64) -> Result<()> {
 
 fn write(table: &str, file: &Path, scale: f64) -> Result<()> {
     let mut out = BufWriter::with_capacity(1 << 20, std::fs::File::create(file)?);
-    let mut all = |head: &str, lines: &mut dyn Iterator<Item = Box<dyn Display + '_>>| -> Result<()> {
-        writeln!(out, "{head}")?;
-        let mut text = String::new();
-        for line in lines {
-            text.clear();
-            writeln!(text, "{line}")?;
-            out.write_all(text.as_bytes())?;
-        }
-        Ok(())
-    };
+    let mut all =
+        |head: &str, lines: &mut dyn Iterator<Item = Box<dyn Display + '_>>| -> Result<()> {
+            writeln!(out, "{head}")?;
+            let mut text = String::new();
+            for line in lines {
+                text.clear();
+                writeln!(text, "{line}")?;
+                out.write_all(text.as_bytes())?;
+            }
+            Ok(())
+        };
     macro_rules! table {
         ($generator:ident, $csv:ident) => {{
             let generator = rows::$generator::new(scale, 1, 1);
-            let mut lines = generator.iter().map(|row| Box::new(csv::$csv::new(row)) as Box<dyn Display>);
+            let mut lines =
+                generator.iter().map(|row| Box::new(csv::$csv::new(row)) as Box<dyn Display>);
             all(csv::$csv::header(), &mut lines)?
         }};
     }

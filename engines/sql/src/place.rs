@@ -80,7 +80,7 @@ fn at_nodes(authority: &str, path: &str) -> Result<(Url, Option<String>)> {
             "'{path}' has the part '{part}', which nodes do not follow; write the path from the root on"
         )));
     }
-    let plain_count = parts.iter().position(|part| is_pattern(part)).unwrap_or(parts.len());
+    let plain_count = parts.iter().position(is_pattern).unwrap_or(parts.len());
     let (plain, pattern) = parts.split_at(plain_count);
     let is_directory = !pattern.is_empty() || path.ends_with('/') || plain.is_empty();
     if let Ok(mut segments) = url.path_segments_mut() {
