@@ -108,6 +108,12 @@ impl<T: Clone> First<T> {
         (table.len() < FIRST_MAX).then(|| table.entry(path.into()).or_insert(found).clone())
     }
 
+    /// Returns all that was found; None if it is more than this many.
+    pub(crate) fn all(&self, most: usize) -> Option<Vec<T>> {
+        let table = self.table();
+        (table.len() <= most).then(|| table.values().cloned().collect())
+    }
+
     /// Forgets a path, which the holder has written itself.
     pub(crate) fn forget(&self, path: &str) {
         self.table().remove(path);
@@ -125,6 +131,7 @@ mod tests {
         assert_eq!((first.get("a"), first.get("b")), (Some(1), None));
         first.forget("a");
         assert_eq!(first.note("a", 3), Some(3));
+        assert_eq!((first.all(1), first.all(0)), (Some(vec![3]), None));
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //!
 //! Owns what DataFusion leaves open: which store a path leads to ([`Session`], and `stores.rs` and `place.rs`
 //! below it), what was read of it ([`Reads`]), and what a person sees ([`output`], [`shell`], [`Failure`]).
-//! Always holds: a statement sees each file in the one version that it looked at first, or it ends with an
-//! error; and it begins without anything that an earlier statement has kept of files.
+//! Always holds: a statement sees each file in one version, or it ends with an error; what an earlier statement
+//! has kept of a file is used only if the nodes have said that the file is the same.
 //!
 //! For a program that has a `SessionContext` of its own, [`CachedRegistry`] puts the cache around all of its
 //! buckets at once.

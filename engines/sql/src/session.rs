@@ -1,8 +1,8 @@
 //! A session: one connection to nodes, and statements one after the other.
 //!
 //! Owns DataFusion's context, how it is made, and how a statement begins and runs. Always holds: a statement sees
-//! each file in one version, and nothing of files is kept from one statement to the next, because DataFusion
-//! compares only lengths and times.
+//! each file in one version. What DataFusion keeps of files goes to the next statement only if the nodes have said
+//! that all of them are what they were, because DataFusion itself compares only lengths and times.
 
 use std::sync::Arc;
 
@@ -134,8 +134,8 @@ impl Session {
     /// # Errors
     /// If it cannot be planned: a table is not there, or a name is wrong.
     pub async fn start(&self, statement: Statement) -> std::result::Result<Running, Failure> {
-        let reads = self.stores.begin();
-        self.forget();
+        let (reads, holds) = self.stores.begin().await;
+        self.forget(!holds);
         let plan = self.context.state().statement_to_plan(statement).await?;
         let plan = self.with_places(plan).await?;
         let before = match plan {
@@ -163,14 +163,17 @@ impl Session {
         Ok(rows)
     }
 
-    /// Drops what DataFusion has kept of files.
-    fn forget(&self) {
+    /// Drops the listings that DataFusion has kept, and what it has kept of files if that is out of date.
+    fn forget(&self, has_changed: bool) {
         let caches = Arc::clone(&self.context.runtime_env().cache_manager);
-        caches.get_file_metadata_cache().clear();
-        if let Some(cache) = caches.get_file_statistic_cache() {
+        if let Some(cache) = caches.get_list_files_cache() {
             cache.clear();
         }
-        if let Some(cache) = caches.get_list_files_cache() {
+        if !has_changed {
+            return;
+        }
+        caches.get_file_metadata_cache().clear();
+        if let Some(cache) = caches.get_file_statistic_cache() {
             cache.clear();
         }
     }

@@ -1,11 +1,13 @@
 //! Which store a URL leads to: the nodes of the session, other nodes, and files of this machine.
 //!
 //! Owns connections, and what one statement sees of them: a view with one version of each file and with
-//! counters. Statements run one after the other; each begins with fresh views.
+//! counters. Statements run one after the other. A view goes on to the next statement if all files in it have
+//! still the versions that they had; what DataFusion has kept of them may be used then, and else not.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::object_store::ObjectStoreRegistry;
@@ -21,6 +23,11 @@ use crate::reads::{Counted, Reads};
 /// Most other nodes or clusters of a session. Guessed: more than a person writes.
 const OTHERS_MAX: usize = 64;
 
+/// Most files that are looked up again so that what was kept of them can be used. Guessed: a few milliseconds.
+const KEPT_MAX: usize = 256;
+/// Longest wait for that. Guessed.
+const KEPT_WAIT: Duration = Duration::from_millis(500);
+
 /// The stores of a session.
 pub(crate) struct Stores {
     config: ClientConfig,
@@ -34,7 +41,8 @@ pub(crate) struct Stores {
 #[derive(Default)]
 struct Statement {
     reads: Arc<Reads>,
-    views: HashMap<String, Arc<dyn ObjectStore>>,
+    /// By authority.
+    views: HashMap<String, MillraceStore>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -55,11 +63,23 @@ impl Stores {
         }
     }
 
-    /// Begins a statement; returns its counters.
-    pub(crate) fn begin(&self) -> Arc<Reads> {
-        let mut statement = lock(&self.statement);
-        *statement = Statement::default();
-        Arc::clone(&statement.reads)
+    /// Begins a statement; returns its counters, and true if what was kept of files may be used in it.
+    pub(crate) async fn begin(&self) -> (Arc<Reads>, bool) {
+        let views: Vec<_> = lock(&self.statement).views.clone().into_iter().collect();
+        let holds = match &views[..] {
+            [] => true,
+            [(_, view)] => {
+                let look = view.first_versions_hold(KEPT_MAX);
+                tokio::time::timeout(KEPT_WAIT, look).await.unwrap_or(false)
+            }
+            // DataFusion knows files by their paths alone, which may be the same at two places.
+            _ => false,
+        };
+        let views = if holds { views.into_iter().collect() } else { HashMap::new() };
+        let statement = Statement { reads: Arc::default(), views };
+        let reads = Arc::clone(&statement.reads);
+        *lock(&self.statement) = statement;
+        (reads, holds)
     }
 
     /// Connects to the nodes that a URL names, unless that was done before.
@@ -122,10 +142,8 @@ impl ObjectStoreRegistry for Stores {
         })?;
         let mut statement = lock(&self.statement);
         let reads = Arc::clone(&statement.reads);
-        let view = statement
-            .views
-            .entry(authority)
-            .or_insert_with(|| Arc::new(Counted { store: store.with_first_versions(), reads }));
-        Ok(Arc::clone(view))
+        let views = &mut statement.views;
+        let view = views.entry(authority).or_insert_with(|| store.with_first_versions());
+        Ok(Arc::new(Counted { store: view.clone(), reads }))
     }
 }

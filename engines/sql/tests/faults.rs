@@ -238,3 +238,38 @@ async fn a_stream_that_is_dropped_leaves_nothing_behind() {
     });
     node.stop();
 }
+
+#[tokio::test]
+async fn what_was_kept_of_a_file_is_not_used_after_it_was_replaced() {
+    let scratch = Scratch::new();
+    let (old, new) = (versioned(&scratch, 1).await, versioned(&scratch, 2).await);
+    let origin = Origin::start();
+    origin.put("box", "it.parquet", old);
+    let node = node_of(&origin);
+    let session = session(&node).await;
+    // Answered from the footer alone.
+    let query = "SELECT min(version) AS version, max(version) AS most FROM 'it.parquet'";
+    let made =
+        session.collect("CREATE EXTERNAL TABLE t STORED AS PARQUET LOCATION 'it.parquet'").await;
+    made.expect("a table");
+    let mut looked = Vec::new();
+    for _ in 0..2 {
+        looked.push(versions(&session.collect(query).await.expect("run")));
+        looked.push(versions(
+            &session.collect("SELECT max(version) AS version FROM t").await.expect("run"),
+        ));
+    }
+    assert_eq!(looked, vec![vec![1]; 4]);
+    // While nothing changes footers are read once.
+    let kept = start(&session, query).await;
+    let reads = std::sync::Arc::clone(&kept.reads);
+    let _: Vec<RecordBatch> = kept.rows.try_collect().await.expect("run");
+    assert_eq!(reads.counts().bytes, 0, "{:?}", reads.counts());
+    origin.put("box", "it.parquet", new);
+    assert_eq!(versions(&session.collect(query).await.expect("run")), [2]);
+    assert_eq!(
+        versions(&session.collect("SELECT max(version) AS version FROM t").await.expect("run")),
+        [2]
+    );
+    node.stop();
+}

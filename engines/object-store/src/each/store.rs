@@ -40,6 +40,8 @@ const COPIED_MAX: usize = 16 << 10;
 const LOOKS_MAX: u32 = 3;
 /// Time of a rename: a store may have to copy the object. As the command line has it.
 const RENAME_DEADLINE: Duration = Duration::from_secs(600);
+/// Look-ups under way of objects of one view. Guessed.
+const LOOKS_AT_ONCE: usize = 32;
 /// Deletes under way of one stream. Guessed: a quarter of the writes that a node has under way by default, so that
 /// others have theirs.
 const DELETES_AT_ONCE: usize = 4;
@@ -116,6 +118,20 @@ impl MillraceStore {
     /// what is there. It is for up to 1,048,576 objects; a read of more is an error.
     pub fn with_first_versions(&self) -> MillraceStore {
         MillraceStore { first: Some(Arc::new(First::new())), ..self.clone() }
+    }
+
+    /// True if this view may go on: no more than `most` objects were looked at in it, the nodes were asked for each
+    /// of them again, and all have the versions that they had. What an engine has kept of them, such as footers,
+    /// may be used again then. False for a store that is not such a view.
+    pub async fn first_versions_hold(&self, most: usize) -> bool {
+        let Some(files) = self.first.as_ref().and_then(|first| first.all(most)) else {
+            return false;
+        };
+        let looks = stream::iter(files).map(|file| async move {
+            let now = self.client.stat(&file.path).await;
+            now.is_ok_and(|now| now.version == file.version && now.length == file.length)
+        });
+        looks.buffer_unordered(LOOKS_AT_ONCE).all(|holds| async move { holds }).await
     }
 
     /// Returns the client below.
