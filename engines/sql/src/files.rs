@@ -95,10 +95,7 @@ async fn find(path: &ListingTableUrl, state: &SessionState) -> Result<Option<Opt
     let mut looks = 0;
     while let Some(file) = files.try_next().await? {
         let name = file.location.filename().unwrap_or_default();
-        // Jobs leave files beside their results that are not data.
-        let is_hidden = name.starts_with(['_', '.']);
-        let mut known = FORMATS.iter().filter(|(ending, ..)| name.ends_with(ending));
-        if let Some(known) = known.next().filter(|_| !is_hidden) {
+        if let Some(known) = FORMATS.iter().find(|(ending, ..)| name.ends_with(ending)) {
             return Ok(Some(Some(*known)));
         }
         looks += 1;

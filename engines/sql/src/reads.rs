@@ -1,6 +1,8 @@
-//! What one statement has read through a store, counted where DataFusion asks for it.
+//! What one statement sees of a store, and what it has read through it, counted where DataFusion asks for it.
 //!
-//! Always holds: a byte counts when it has come, and a batch of ranges is one read.
+//! Always holds: a byte counts when it has come, and a batch of ranges is one read. Files and directories whose
+//! names begin with `_` or `.` are not in listings, because jobs leave them beside their results, and DataFusion
+//! would take them for data.
 
 use std::fmt;
 use std::ops::Range;
@@ -126,7 +128,12 @@ impl<S: ObjectStore> ObjectStore for Counted<S> {
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
         self.reads.note_look();
-        self.store.list(prefix)
+        let above = prefix.map_or(0, |prefix| prefix.parts().count());
+        let is_data = move |meta: &ObjectMeta| {
+            let mut names = meta.location.parts().skip(above);
+            std::future::ready(!names.any(|name| name.as_ref().starts_with(['_', '.'])))
+        };
+        self.store.list(prefix).try_filter(is_data).boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
