@@ -93,11 +93,11 @@ fn store_error(error: &DataFusionError) -> Option<&StoreError> {
         if let Some(found) = error.downcast_ref::<StoreError>() {
             return Some(found);
         }
-        next = match error.downcast_ref::<DataFusionError>() {
-            // These two are not the source of the error that holds them.
-            Some(DataFusionError::ObjectStore(inner)) => Some(&**inner),
-            Some(DataFusionError::ArrowError(inner, _)) => Some(&**inner),
-            _ => error.source(),
+        // What an error of a file holds is not its source.
+        let held = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        next = match held {
+            Some(held) => Some(held),
+            None => error.source(),
         };
     }
     None
@@ -143,7 +143,8 @@ mod tests {
         let text = Failure::from(error).to_string();
         assert!(text.starts_with("'a' has changed while the query read it\nhint: "), "{text}");
         let store = StoreError::NotFound { path: "b".to_owned(), source: "gone".into() };
-        let text = Failure::from(DataFusionError::ObjectStore(Box::new(store))).to_string();
+        let file = DataFusionError::IoError(std::io::Error::other(store));
+        let text = Failure::from(file).to_string();
         assert!(text.starts_with("'b' is not there\nhint: "), "{text}");
     }
 }
