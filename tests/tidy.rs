@@ -18,7 +18,7 @@ const LINES_MAX: usize = 800;
 /// Most columns of a line.
 const COLUMNS_MAX: usize = 120;
 /// Our crates, and which of them each may depend on. `tests` may use nearly all; no crate needs it.
-const EDGES: [(&str, &[&str]); 11] = [
+const EDGES: [(&str, &[&str]); 12] = [
     ("proto", &[]),
     ("ops", &[]),
     ("node", &["proto", "ops", "client"]),
@@ -28,6 +28,7 @@ const EDGES: [(&str, &[&str]); 11] = [
     ("bench", &["proto", "ops", "client"]),
     ("cli", &["proto", "ops", "node", "stores", "coord", "client", "bench"]),
     ("engines/object-store", &["proto", "client"]),
+    ("engines/sql", &["ops", "client", "object-store", "bench", "tests"]),
     ("python", &["client"]),
     ("tests", &["proto", "node", "coord", "client", "object-store", "cli", "bench"]),
 ];

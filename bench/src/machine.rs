@@ -102,7 +102,7 @@ pub(crate) fn command_line(hidden: &str) -> String {
 }
 
 /// Returns the commit of the current directory, if it is under git.
-pub(crate) fn commit() -> Option<String> {
+pub fn commit() -> Option<String> {
     let output = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     (output.status.success() && !text.trim().is_empty()).then(|| text.trim().to_owned())

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::net::ToSocketAddrs as _;
+use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,7 +21,8 @@ mod proxy;
 mod side;
 
 pub use findings::{StoreAim, StoreLine, StoreReport, StoreRound};
-use proxy::{Objects, Pace, Proxy, Traffic};
+pub use proxy::{Objects, Pace, Proxy, Traffic};
+pub use side::bucket;
 use side::{Opened, Side, Way};
 
 use crate::machine::{self, Machine};
@@ -175,12 +176,25 @@ pub fn compare(options: &StoreOptions, mut progress: impl FnMut(&str)) -> Result
     })
 }
 
-/// Returns the endpoint and the bucket of a URL.
-fn parts_of(url: &str) -> Result<(&str, &str)> {
+/// Returns the endpoint and the bucket of a URL, `http://HOST:PORT/BUCKET`.
+///
+/// # Errors
+/// If it is not such a URL.
+pub fn parts_of(url: &str) -> Result<(&str, &str)> {
     let parts = url.rsplit_once('/').filter(|(endpoint, bucket)| {
         endpoint.strip_prefix("http://").is_some_and(|host| !host.is_empty()) && !bucket.is_empty()
     });
     parts.with_context(|| format!("'{url}' is not http://HOST:PORT/BUCKET"))
+}
+
+/// Returns the address of an endpoint, `http://HOST:PORT`.
+///
+/// # Errors
+/// If there is none.
+pub fn address_of(endpoint: &str) -> Result<SocketAddr> {
+    let host = endpoint.strip_prefix("http://").unwrap_or(endpoint);
+    let found = host.to_socket_addrs().ok().and_then(|mut all| all.next());
+    found.with_context(|| format!("find the address of {host}: write HOST:PORT"))
 }
 
 /// Measures all rounds with a node of its own.
@@ -192,13 +206,9 @@ fn measure(
     runtime: &tokio::runtime::Runtime,
     progress: &mut impl FnMut(&str),
 ) -> Result<Vec<StoreLine>> {
-    let host = endpoint.and_then(|it| it.strip_prefix("http://"));
-    let address = host.map(|host| {
-        let found = host.to_socket_addrs().ok().and_then(|mut all| all.next());
-        found.with_context(|| format!("find the address of {host}: write HOST:PORT"))
-    });
+    let address = endpoint.map(address_of).transpose()?;
     let pace = Pace { latency: options.latency, bytes_per_s: options.bytes_per_s };
-    let proxy = Proxy::start(Arc::clone(objects), address.transpose()?, pace)?;
+    let proxy = Proxy::start(Arc::clone(objects), address, pace)?;
     let line = format!("http://{}", proxy.address);
     progress("starting the node");
     let server = start_node(options, &line, bucket)?;

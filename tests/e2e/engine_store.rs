@@ -127,6 +127,36 @@ async fn another_store_at_the_same_path_is_not_taken_for_the_one_that_is_cached(
 }
 
 #[tokio::test]
+async fn a_view_of_first_versions_reads_no_other() {
+    let origin = Origin::start();
+    let node = node_of(&origin);
+    origin.put("box", "lake/it", vec![1; 300_000]);
+    let store = MillraceStore::connect(&url(&node)).await.expect("connect");
+    let view = store.with_first_versions();
+    let key = Key::from("it");
+    assert_eq!(view.get_range(&key, 0..10).await.expect("read")[..], [1; 10]);
+    assert!(view.first_versions_hold(1).await && !view.first_versions_hold(0).await);
+    origin.put("box", "lake/it", vec![2; 300_000]);
+    // The old version is where the node had it, and nowhere else.
+    for ranges in [&[150_000..150_010][..], &[10..20, 290_000..290_010]] {
+        let read = view.get_ranges(&key, ranges).await;
+        assert!(matches!(read, Err(Error::Precondition { .. })), "{read:?}");
+    }
+    let read = read(&view, "it").await;
+    assert!(matches!(read, Err(Error::Precondition { .. })), "{read:?}");
+    assert!(!view.first_versions_hold(1).await && !store.first_versions_hold(1).await);
+    // The store itself, and another view, have the new one.
+    assert_eq!(store.get_range(&key, 150_000..150_010).await.expect("read")[..], [2; 10]);
+    let view = store.with_first_versions();
+    assert_eq!(view.get_ranges(&key, &[0..2, 7..9]).await.expect("read")[1][..], [2; 2]);
+    // What is written through a view is read in it.
+    view.put(&key, "new".into()).await.expect("put");
+    assert_eq!(view.get(&key).await.expect("read").bytes().await.expect("read"), "new");
+    assert!(!view.first_versions_hold(1).await);
+    node.stop();
+}
+
+#[tokio::test]
 async fn only_the_ranges_that_are_asked_for_are_read() {
     let scratch = Scratch::new();
     let bytes = content::bytes("it", 0, 3_000_000);

@@ -35,25 +35,26 @@ const HEAD_MAX: u64 = 64 << 10;
 
 /// The objects of a measurement, by their keys, and their content.
 #[derive(Debug)]
-pub(super) struct Objects {
+pub struct Objects {
     lengths: BTreeMap<String, u64>,
     content: Bytes,
 }
 
 impl Objects {
-    pub(super) fn new(lengths: BTreeMap<String, u64>, seed: u64) -> Objects {
+    /// Makes objects of these keys and lengths in bytes.
+    pub fn new(lengths: BTreeMap<String, u64>, seed: u64) -> Objects {
         let mut content = vec![0; CONTENT_LENGTH];
         fastrand::Rng::with_seed(seed).fill(&mut content);
         Objects { lengths, content: content.into() }
     }
 
     /// Returns all keys with their lengths in bytes.
-    pub(super) fn all(&self) -> impl Iterator<Item = (&str, u64)> {
+    pub fn all(&self) -> impl Iterator<Item = (&str, u64)> {
         self.lengths.iter().map(|(key, length)| (key.as_str(), *length))
     }
 
     /// Returns a part of an object in pieces.
-    pub(super) fn pieces(&self, key: &str, range: Range<u64>) -> impl Iterator<Item = Bytes> {
+    pub fn pieces(&self, key: &str, range: Range<u64>) -> impl Iterator<Item = Bytes> {
         let add = |sum, byte| (sum * 8191 + usize::from(byte)) % CONTENT_LENGTH;
         let first = key.bytes().fold(0, add);
         let mut at = range.start;
@@ -69,7 +70,7 @@ impl Objects {
     ///
     /// # Errors
     /// If a byte differs.
-    pub(super) fn check(&self, key: &str, offset: u64, mut bytes: &[u8]) -> Result<()> {
+    pub fn check(&self, key: &str, offset: u64, mut bytes: &[u8]) -> Result<()> {
         for piece in self.pieces(key, offset..offset + bytes.len() as u64) {
             let (now, later) = bytes.split_at(piece.len());
             ensure!(now == piece, "'{key}' has wrong bytes in a read from {offset} on");
@@ -125,11 +126,11 @@ fn range_of(head: &str) -> Option<(u64, u64)> {
 
 /// What has gone over a line since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Traffic {
+pub struct Traffic {
     /// Reads of objects.
-    pub(super) reads: u64,
+    pub reads: u64,
     /// Bytes of answers, their heads with them.
-    pub(super) bytes: u64,
+    pub bytes: u64,
 }
 
 impl std::ops::Sub for Traffic {
@@ -142,16 +143,17 @@ impl std::ops::Sub for Traffic {
 
 /// How slow a line is.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Pace {
+pub struct Pace {
     /// Time from a request to the first byte of its answer.
-    pub(super) latency: Duration,
+    pub latency: Duration,
     /// Bytes a second of each connection.
-    pub(super) bytes_per_s: u64,
+    pub bytes_per_s: u64,
 }
 
 /// A line to a store. Its thread ends with the process.
-pub(super) struct Proxy {
-    pub(super) address: SocketAddr,
+pub struct Proxy {
+    /// Where it listens.
+    pub address: SocketAddr,
     counters: Arc<Counters>,
 }
 
@@ -166,11 +168,7 @@ impl Proxy {
     ///
     /// # Errors
     /// If it cannot listen.
-    pub(super) fn start(
-        objects: Arc<Objects>,
-        store: Option<SocketAddr>,
-        pace: Pace,
-    ) -> Result<Proxy> {
+    pub fn start(objects: Arc<Objects>, store: Option<SocketAddr>, pace: Pace) -> Result<Proxy> {
         let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
         let listener = listener.context("listen for the proxy")?;
         listener.set_nonblocking(true)?;
@@ -192,7 +190,7 @@ impl Proxy {
     }
 
     /// Returns what has gone over the line so far.
-    pub(super) fn traffic(&self) -> Traffic {
+    pub fn traffic(&self) -> Traffic {
         let Counters { reads, bytes } = &*self.counters;
         Traffic { reads: reads.load(Ordering::SeqCst), bytes: bytes.load(Ordering::SeqCst) }
     }

@@ -22,7 +22,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 /// If the client cannot be made.
-pub(super) fn bucket(endpoint: &str, name: &str) -> Result<AmazonS3> {
+pub fn bucket(endpoint: &str, name: &str) -> Result<AmazonS3> {
     // The library asks the process which cryptography to use; a second answer changes nothing.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let options = object_store::ClientOptions::new().with_timeout(DEADLINE).with_allow_http(true);

@@ -1,7 +1,8 @@
-//! What was looked up a moment ago.
+//! What was looked up a moment ago, and what was looked up first.
 //!
-//! Owns a bounded table. Always holds: what is older than the time it is believed for is not returned, and what
+//! Owns bounded tables. Always holds: what is older than the time it is believed for is not returned, and what
 //! was found by a look that began before a path was forgotten is not noted, so that a write is seen after it.
+//! What was found first stays.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -77,9 +78,71 @@ impl<T> Table<T> {
     }
 }
 
+/// Most paths whose first finding is kept. Guessed: more files than a query reads; some hundred MB.
+const FIRST_MAX: usize = 1 << 20;
+
+/// What was found first of each path, for as long as this is there.
+#[derive(Debug)]
+pub(crate) struct First<T>(Mutex<Findings<T>>);
+
+#[derive(Debug)]
+struct Findings<T> {
+    paths: HashMap<Arc<str>, T>,
+    /// True if some path was forgotten.
+    has_gaps: bool,
+}
+
+impl<T: Clone> First<T> {
+    pub(crate) fn new() -> First<T> {
+        First(Mutex::new(Findings { paths: HashMap::new(), has_gaps: false }))
+    }
+
+    fn table(&self) -> MutexGuard<'_, Findings<T>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns what was found first.
+    pub(crate) fn get(&self, path: &str) -> Option<T> {
+        self.table().paths.get(path).cloned()
+    }
+
+    /// Notes what was found, unless more was found before, and returns what counts. None if the table is full.
+    pub(crate) fn note(&self, path: &str, found: T) -> Option<T> {
+        let table = &mut self.table().paths;
+        if let Some(first) = table.get(path) {
+            return Some(first.clone());
+        }
+        (table.len() < FIRST_MAX).then(|| table.entry(path.into()).or_insert(found).clone())
+    }
+
+    /// Returns all that was found; None if it is more than this many, or something was forgotten.
+    pub(crate) fn all(&self, most: usize) -> Option<Vec<T>> {
+        let table = self.table();
+        let is_whole = !table.has_gaps && table.paths.len() <= most;
+        is_whole.then(|| table.paths.values().cloned().collect())
+    }
+
+    /// Forgets a path, which the holder has written itself.
+    pub(crate) fn forget(&self, path: &str) {
+        let mut table = self.table();
+        table.has_gaps |= table.paths.remove(path).is_some();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_found_first_stays_until_it_is_forgotten() {
+        let first = First::new();
+        assert_eq!((first.note("a", 1), first.note("a", 2)), (Some(1), Some(1)));
+        assert_eq!((first.get("a"), first.get("b")), (Some(1), None));
+        first.forget("b");
+        assert_eq!((first.all(1), first.all(0)), (Some(vec![1]), None));
+        first.forget("a");
+        assert_eq!((first.note("a", 3), first.all(1)), (Some(3), None));
+    }
 
     #[test]
     fn a_look_up_is_believed_for_its_time_and_until_it_is_forgotten() {

@@ -56,8 +56,9 @@ pub(crate) struct Mounted {
     address: String,
     config: ClientConfig,
     client: OnceCell<Client>,
-    /// Path of the mount, with a `/` at its end unless it is the root.
-    prefix: String,
+    /// Parts of the store that are mounted, longest prefix of keys first: the prefix, and the path of the mount,
+    /// each with a `/` at its end unless it is empty.
+    parts: Vec<(String, String)>,
     patience: Duration,
     known: Known<File>,
     health: Mutex<Health>,
@@ -68,13 +69,20 @@ pub(crate) struct Mounted {
 }
 
 impl Mounted {
-    pub(crate) fn new(address: String, config: ClientConfig, mount: &str) -> Mounted {
-        let mount = mount.trim_matches('/');
+    pub(crate) fn new(
+        address: String,
+        config: ClientConfig,
+        parts: Vec<(String, String)>,
+    ) -> Mounted {
+        let parts =
+            parts.into_iter().map(|(prefix, mount)| (directory(&prefix), directory(&mount)));
+        let mut parts: Vec<_> = parts.collect();
+        parts.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
         Mounted {
             address,
             config,
             client: OnceCell::new(),
-            prefix: if mount.is_empty() { String::new() } else { format!("{mount}/") },
+            parts,
             patience: PATIENCE,
             known: Known::new(FOR_GOOD),
             health: Mutex::default(),
@@ -88,7 +96,16 @@ impl Mounted {
     /// Returns another one for the same nodes, with another patience and fresh counts.
     pub(crate) fn with_patience(&self, patience: Duration) -> Mounted {
         let (address, config) = (self.address.clone(), self.config.clone());
-        Mounted { patience, ..Mounted::new(address, config, &self.prefix) }
+        Mounted { patience, ..Mounted::new(address, config, self.parts.clone()) }
+    }
+
+    /// Returns where nodes have an object; None if its part of the store is not mounted.
+    fn path_of(&self, key: &str) -> Option<String> {
+        let mut found = self.parts.iter().filter_map(|(prefix, mount)| {
+            let below = key.strip_prefix(prefix.as_str())?;
+            Some(format!("{mount}{below}"))
+        });
+        found.next()
     }
 
     pub(crate) fn counts(&self) -> CacheCounts {
@@ -107,13 +124,17 @@ impl Mounted {
         version: u64,
         ranges: &[Range<u64>],
     ) -> Option<Vec<Bytes>> {
+        let Some(path) = self.path_of(key) else {
+            self.missed_reads.fetch_add(1, Relaxed);
+            return None;
+        };
         if self.is_paused() {
             self.failed_reads.fetch_add(1, Relaxed);
             return None;
         }
         let length: u64 = ranges.iter().map(|range| range.end - range.start).sum();
         let patience = self.patience + Duration::from_secs(length / SLOWEST_BYTES_PER_S);
-        let read = tokio::time::timeout(patience, self.try_read(key, version, ranges)).await;
+        let read = tokio::time::timeout(patience, self.try_read(&path, version, ranges)).await;
         match read {
             Ok(Ok(Some(bytes))) => {
                 self.recover();
@@ -134,14 +155,13 @@ impl Mounted {
 
     async fn try_read(
         &self,
-        key: &str,
+        path: &str,
         version: u64,
         ranges: &[Range<u64>],
     ) -> Result<Option<Vec<Bytes>>, Error> {
         let connect = || Client::connect(self.address.clone(), self.config.clone());
         let client = self.client.get_or_try_init(connect).await?;
-        let path = format!("{}{key}", self.prefix);
-        let Some(file) = self.look_up(client, &path, version).await? else { return Ok(None) };
+        let Some(file) = self.look_up(client, path, version).await? else { return Ok(None) };
         let asked = ranges.iter().map(|range| (&file, range.start, range.end - range.start));
         let asked: Vec<_> = asked.collect();
         let results = client.read_many(&asked).await;
@@ -153,7 +173,7 @@ impl Mounted {
                 Ok(bytes.iter().zip(ranges).all(is_whole).then_some(bytes))
             }
             Err(Error::Stale { .. }) => {
-                self.known.forget(&path);
+                self.known.forget(path);
                 Ok(None)
             }
             Err(error) if is_about_path(&error) => Ok(None),
@@ -230,6 +250,12 @@ impl Mounted {
     }
 }
 
+/// Returns a path with a `/` at its end, unless it is empty.
+fn directory(path: &str) -> String {
+    let path = path.trim_matches('/');
+    if path.is_empty() { String::new() } else { format!("{path}/") }
+}
+
 /// True if another path, or less of it, might be read well.
 fn is_about_path(error: &Error) -> bool {
     if matches!(error, Error::InvalidArgument(_)) {
@@ -237,4 +263,23 @@ fn is_about_path(error: &Error) -> bool {
     }
     let about_path = [Status::NotFound, Status::PermissionDenied, Status::WrongKind];
     error.status().is_some_and(|status| about_path.contains(&status))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_prefix_of_a_key_says_where_nodes_have_it() {
+        let parts = [("", "/lake/"), ("logs/2026", "new"), ("logs", "")];
+        let parts = parts.map(|(prefix, mount)| (prefix.to_owned(), mount.to_owned())).to_vec();
+        let mounted = Mounted::new("a:1".to_owned(), ClientConfig::new(), parts);
+        let path = |key| mounted.path_of(key);
+        assert_eq!(path("x/y").as_deref(), Some("lake/x/y"));
+        assert_eq!(path("logs/2026/a").as_deref(), Some("new/a"));
+        assert_eq!(path("logs/20261").as_deref(), Some("20261"));
+        let parts = vec![("logs".to_owned(), "l".to_owned())];
+        let mounted = Mounted::new("a:1".to_owned(), ClientConfig::new(), parts);
+        assert_eq!((mounted.path_of("x"), mounted.path_of("logs2/x")), (None, None));
+    }
 }

@@ -54,7 +54,19 @@ impl CachedStore {
         mount: &str,
         config: ClientConfig,
     ) -> CachedStore {
-        let mounted = Arc::new(Mounted::new(address.to_owned(), config, mount));
+        let parts = vec![(String::new(), mount.to_owned())];
+        CachedStore::of_parts(inner, address, parts, config)
+    }
+
+    /// As [`CachedStore::with_config`], for a store of which nodes have mounted parts: of each a prefix of its
+    /// keys, and the path of the mount. The longest prefix of a key counts; what has none is read from the store.
+    pub fn of_parts(
+        inner: Arc<dyn ObjectStore>,
+        address: &str,
+        parts: Vec<(String, String)>,
+        config: ClientConfig,
+    ) -> CachedStore {
+        let mounted = Arc::new(Mounted::new(address.to_owned(), config, parts));
         CachedStore { inner, mounted, heads: Arc::new(Known::new(BELIEVED_FOR)) }
     }
 

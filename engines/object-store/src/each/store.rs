@@ -27,7 +27,7 @@ use super::api::{
 };
 use super::upload::Parts;
 use super::{failure, results, walk};
-use crate::known::{BELIEVED_FOR, Known};
+use crate::known::{BELIEVED_FOR, First, Known};
 
 /// Bytes of a piece of a whole object. Derived: a block of the default size.
 const PIECE: u64 = 1 << 20;
@@ -40,6 +40,8 @@ const COPIED_MAX: usize = 16 << 10;
 const LOOKS_MAX: u32 = 3;
 /// Time of a rename: a store may have to copy the object. As the command line has it.
 const RENAME_DEADLINE: Duration = Duration::from_secs(600);
+/// Look-ups under way of objects of one view. Guessed.
+const LOOKS_AT_ONCE: usize = 32;
 /// Deletes under way of one stream. Guessed: a quarter of the writes that a node has under way by default, so that
 /// others have theirs.
 const DELETES_AT_ONCE: usize = 4;
@@ -54,6 +56,8 @@ pub struct MillraceStore {
     /// Path below which keys are, with a `/` at its end unless it is empty.
     prefix: Arc<str>,
     known: Arc<Known<File>>,
+    /// What each object was when it was looked at first, if that is to stay.
+    first: Option<Arc<First<File>>>,
 }
 
 impl MillraceStore {
@@ -88,7 +92,8 @@ impl MillraceStore {
 
     /// Makes a store of a client that is connected.
     pub fn new(client: Client) -> MillraceStore {
-        MillraceStore { client, prefix: "".into(), known: Arc::new(Known::new(BELIEVED_FOR)) }
+        let known = Arc::new(Known::new(BELIEVED_FOR));
+        MillraceStore { client, prefix: "".into(), known, first: None }
     }
 
     /// Returns this store with all keys below a path.
@@ -96,7 +101,8 @@ impl MillraceStore {
         let prefix = prefix.trim_matches('/');
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
         let known = Arc::new(Known::new(self.known.believed_for()));
-        MillraceStore { client: self.client, prefix: prefix.into(), known }
+        let first = self.first.map(|_| Arc::new(First::new()));
+        MillraceStore { client: self.client, prefix: prefix.into(), known, first }
     }
 
     /// Returns this store with another time for which reads of ranges believe the last look-up of their
@@ -104,6 +110,28 @@ impl MillraceStore {
     /// `head`, reads of whole objects, conditions and listings always ask.
     pub fn with_believed_for(self, time: Duration) -> MillraceStore {
         MillraceStore { known: Arc::new(Known::new(time)), ..self }
+    }
+
+    /// Returns a view of this store for one query. Each object keeps the version that it had when it was looked
+    /// at or read first: any later read of another version ends with `Precondition`. So many reads of one object
+    /// are of one version, though none of them has a condition, and an object is looked up once. Listings show
+    /// what is there. It is for up to 1,048,576 objects; a read of more is an error.
+    pub fn with_first_versions(&self) -> MillraceStore {
+        MillraceStore { first: Some(Arc::new(First::new())), ..self.clone() }
+    }
+
+    /// True if this view may go on: no more than `most` objects were looked at in it, the nodes were asked for each
+    /// of them again, and all have the versions that they had. What an engine has kept of them, such as footers,
+    /// may be used again then. False for a store that is not such a view.
+    pub async fn first_versions_hold(&self, most: usize) -> bool {
+        let Some(files) = self.first.as_ref().and_then(|first| first.all(most)) else {
+            return false;
+        };
+        let looks = stream::iter(files).map(|file| async move {
+            let now = self.client.stat(&file.path).await;
+            now.is_ok_and(|now| now.version == file.version && now.length == file.length)
+        });
+        looks.buffer_unordered(LOOKS_AT_ONCE).all(|holds| async move { holds }).await
     }
 
     /// Returns the client below.
@@ -132,7 +160,31 @@ impl MillraceStore {
             return Err(Error::NotFound { path: path.to_owned(), source });
         }
         self.known.note(path, began, file.clone());
-        Ok(file)
+        let Some(first) = &self.first else { return Ok(file) };
+        first
+            .note(path, file)
+            .ok_or_else(|| failure::refused("a query of too many objects".to_owned()))
+    }
+
+    /// Returns what is known of an object, if that may be believed.
+    fn known(&self, path: &str) -> Option<File> {
+        match &self.first {
+            Some(first) => first.get(path),
+            None => self.known.get(path),
+        }
+    }
+
+    /// Forgets what is known of an object, because it was written here.
+    fn forget(&self, path: &str) {
+        self.known.forget(path);
+        if let Some(first) = &self.first {
+            first.forget(path);
+        }
+    }
+
+    /// True if an object may be looked up again after this many looks, because it has changed.
+    fn may_look_again(&self, looks: u32) -> bool {
+        self.first.is_none() && looks < LOOKS_MAX
     }
 
     /// Returns the trait's description of a file.
@@ -152,7 +204,7 @@ impl MillraceStore {
         let path = self.path_of(location);
         let mut looks = 0;
         loop {
-            let file = match self.known.get(&path) {
+            let file = match self.known(&path) {
                 Some(file) => file,
                 None => self.look_up(&path).await?,
             };
@@ -163,10 +215,7 @@ impl MillraceStore {
             for result in self.client.read_many(&asked).await {
                 match result {
                     Ok(bytes) => results.push(owned(bytes)),
-                    Err(error @ ClientError::Stale { .. }) if looks >= LOOKS_MAX => {
-                        return Err(failure::error(&path, error));
-                    }
-                    Err(ClientError::Stale { .. }) => is_stale = true,
+                    Err(ClientError::Stale { .. }) if self.may_look_again(looks) => is_stale = true,
                     Err(error) => return Err(failure::error(&path, error)),
                 }
             }
@@ -207,7 +256,7 @@ impl MillraceStore {
     ) -> Result<File> {
         let written = self.client.put(path, reader, PutOptions { condition }).await;
         // A look that was under way may have noted what was there before.
-        self.known.forget(path);
+        self.forget(path);
         written.map_err(|error| failed_write(path, condition, error))
     }
 
@@ -302,9 +351,9 @@ impl ObjectStore for MillraceStore {
     ) -> Result<Box<dyn MultipartUpload>> {
         refuse_attributes(&opts.attributes)?;
         let path = self.path_of(location);
-        let known = Arc::clone(&self.known);
+        let store = self.clone();
         let done = move |file: &File| {
-            known.forget(&file.path);
+            store.forget(&file.path);
             results::put(tag(file))
         };
         Ok(Box::new(Parts::new(&self.client, &path, done)))
@@ -318,7 +367,8 @@ impl ObjectStore for MillraceStore {
         let mut looks = 0;
         loop {
             // A part of an object is read by a caller that has looked at it before.
-            let known = if is_plain_part(&options) { self.known.get(&path) } else { None };
+            let is_known = is_plain_part(&options) || self.first.is_some();
+            let known = if is_known { self.known(&path) } else { None };
             let file = match known {
                 Some(file) => file,
                 None => self.look_up(&path).await?,
@@ -338,7 +388,9 @@ impl ObjectStore for MillraceStore {
                 Ok(bytes) => {
                     return Ok(results::got(GetResultPayload::Stream(bytes), meta, range));
                 }
-                Err(ClientError::Stale { .. }) if looks < LOOKS_MAX => self.known.forget(&path),
+                Err(ClientError::Stale { .. }) if self.may_look_again(looks) => {
+                    self.known.forget(&path);
+                }
                 Err(error) => return Err(failure::error(&path, error)),
             }
         }
@@ -359,7 +411,7 @@ impl ObjectStore for MillraceStore {
                 let location = location?;
                 let path = store.path_of(&location);
                 let deleted = store.client.delete(&path).await;
-                store.known.forget(&path);
+                store.forget(&path);
                 deleted.map_err(|error| failure::error(&path, error))?;
                 Ok(location)
             }
@@ -405,7 +457,7 @@ impl ObjectStore for MillraceStore {
                 (client.rename_if_absent(&path, &target).await, Condition::Absent)
             }
         };
-        [&path, &target].into_iter().for_each(|path| self.known.forget(path));
+        [&path, &target].into_iter().for_each(|path| self.forget(path));
         match renamed.map_err(|error| (error.status(), error)) {
             Ok(_) => Ok(()),
             // Some stores copy on a condition only where their operator says so, and all write on one.
