@@ -70,7 +70,10 @@ impl From<DataFusionError> for Failure {
             return of_store(error);
         }
         let root = error.find_root();
-        let text = root.strip_backtrace();
+        let mut text = root.strip_backtrace();
+        if let DataFusionError::Context(place, _) = &error {
+            text = format!("{place}: {text}");
+        }
         match root {
             DataFusionError::SQL(..) => Failure::new(format!("this is not SQL: {text}")),
             DataFusionError::Plan(_) if text.contains("not found") && text.contains("table '") => {

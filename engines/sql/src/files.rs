@@ -83,7 +83,8 @@ impl Files {
         let format = factory.create(state, &HashMap::from_iter(options))?;
         let options = ListingOptions::new(format).with_file_extension(ending);
         let config = ListingTableConfig::new(path).with_listing_options(options);
-        let config = config.infer_partitions_from_path(state).await?.infer_schema(state).await?;
+        let config = config.infer_partitions_from_path(state).await?.infer_schema(state).await;
+        let config = config.map_err(|error| error.context(format!("'{name}'")))?;
         Ok(Some(ListingTable::try_new(config)?))
     }
 }

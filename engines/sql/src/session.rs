@@ -136,12 +136,15 @@ impl Session {
     pub async fn start(&self, statement: Statement) -> std::result::Result<Running, Failure> {
         let (reads, holds) = self.stores.begin().await;
         self.forget(!holds);
-        let plan = self.context.state().statement_to_plan(statement).await?;
-        let plan = self.with_places(plan).await?;
-        let before = match plan {
-            LogicalPlan::Analyze(_) => Some(Moment::now(&self.stores).await),
+        // A plan needs footers, so they are read before the plan is there.
+        let before = match &statement {
+            Statement::Explain(explain) if explain.options.analyze => {
+                Some(Moment::now(&self.stores).await)
+            }
             _ => None,
         };
+        let plan = self.context.state().statement_to_plan(statement).await?;
+        let plan = self.with_places(plan).await?;
         let frame = self.context.execute_logical_plan(plan).await?;
         let rows = frame.execute_stream().await?;
         let rows = match before {

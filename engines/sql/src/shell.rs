@@ -189,6 +189,6 @@ mod tests {
     fn a_quote_is_open_until_the_next_one() {
         assert_eq!(open_quote("FROM 'a/b"), Some(6));
         assert_eq!(open_quote("FROM 'a/b' WHERE"), None);
-        assert_eq!(open_quote("x = 'it''s"), Some(8));
+        assert_eq!(open_quote("x = 'it''s"), Some(9));
     }
 }
