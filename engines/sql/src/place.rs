@@ -122,9 +122,12 @@ mod tests {
 
     #[test]
     fn what_no_node_has_is_refused() {
-        for (text, word) in
-            [("s3://b/k", "mount"), ("a/../b", "root"), ("millrace://a b/c", "address")]
-        {
+        for (text, word) in [
+            ("s3://b/k", "mount"),
+            ("a/../b", "root"),
+            ("a/*/b", "pattern"),
+            ("millrace://a b/c", "address"),
+        ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(word), "{text}: {error}");
         }
