@@ -98,7 +98,7 @@ fn same_answers(runs: &[&Measured]) -> Result<()> {
     Ok(())
 }
 
-/// Files of this machine, and the same through a node on it.
+/// Measures files of this machine, and the same through a node on it.
 fn near(options: &Options, report: &mut Report) -> Result<()> {
     let data = std::path::absolute(&options.data)?;
     let node = start_node(options, &data, Vec::new())?;

@@ -113,7 +113,7 @@ impl MillraceStore {
     }
 
     /// Returns a view of this store for one query. Each object keeps the version that it had when it was looked
-    /// at or read first: any later read of another version ends with `Precondition`. So many reads of one object
+    /// at or read first: any later read of another version ends with `Precondition`. Then all reads of one object
     /// are of one version, though none of them has a condition, and an object is looked up once. Listings show
     /// what is there. It is for up to 1,048,576 objects; a read of more is an error.
     pub fn with_first_versions(&self) -> MillraceStore {
