@@ -82,6 +82,11 @@ fn at_nodes(authority: &str, path: &str) -> Result<(Url, Option<String>)> {
     }
     let plain_count = parts.iter().position(is_pattern).unwrap_or(parts.len());
     let (plain, pattern) = parts.split_at(plain_count);
+    if pattern.len() > 1 {
+        return Err(refused(format!(
+            "'{path}' has a pattern before its last part; name the directory, and a pattern of the files in it"
+        )));
+    }
     let is_directory = !pattern.is_empty() || path.ends_with('/') || plain.is_empty();
     if let Ok(mut segments) = url.path_segments_mut() {
         segments.pop_if_empty().extend(plain);
@@ -105,7 +110,7 @@ mod tests {
         check("a/b.parquet", "millrace:///a/b.parquet", None);
         check("/a//b/", "millrace:///a/b/", None);
         check("", "millrace:///", None);
-        check("a/*/x?.csv", "millrace:///a/", Some("*/x?.csv"));
+        check("a/x?.csv", "millrace:///a/", Some("x?.csv"));
         check("50%#x", "millrace:///50%25%23x", None);
         check("millrace://n1:70/a/b", "millrace://n1:70/a/b", None);
         check("millrace://n1:70,n2:70/a", "millrace://n1%3A70%2Cn2%3A70/a", None);
@@ -117,9 +122,12 @@ mod tests {
 
     #[test]
     fn what_no_node_has_is_refused() {
-        for (text, word) in
-            [("s3://b/k", "mount"), ("a/../b", "root"), ("millrace://a b/c", "address")]
-        {
+        for (text, word) in [
+            ("s3://b/k", "mount"),
+            ("a/../b", "root"),
+            ("a/*/b", "pattern"),
+            ("millrace://a b/c", "address"),
+        ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(word), "{text}: {error}");
         }

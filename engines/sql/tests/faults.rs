@@ -220,7 +220,7 @@ async fn a_query_that_is_ended_leaves_nothing_behind() {
     node.stop();
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_is_dropped_leaves_nothing_behind() {
     let scratch = Scratch::new();
     versioned(&scratch, 1).await;
