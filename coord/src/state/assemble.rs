@@ -79,7 +79,7 @@ impl Assembly {
     /// Adds a node, or gives one that every state has its content. The root's path is empty.
     ///
     /// # Errors
-    /// If the parent has not come, or the path is none.
+    /// If the parent has not come, or no node may have such a path.
     pub fn add(
         &mut self,
         path: &str,

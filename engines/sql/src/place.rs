@@ -39,7 +39,7 @@ pub(crate) fn parse(text: &str) -> Result<(Url, Option<String>)> {
 /// Returns what parsed as a table of DataFusion.
 ///
 /// # Errors
-/// As [`parse`], and for a pattern that is none.
+/// As [`parse`], and for what is not a pattern.
 pub(crate) fn table(text: &str) -> Result<ListingTableUrl> {
     let (url, glob) = parse(text)?;
     let table = ListingTableUrl::try_new(url, None)?;
