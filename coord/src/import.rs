@@ -56,6 +56,9 @@ pub enum ImportError {
     Tree(#[from] LoadError),
 }
 
+/// Names of files, and transactions, are below this, so that changes can follow.
+const ZXID_MAX: i64 = i64::MAX >> 1;
+
 /// What was read.
 pub struct Imported {
     pub state: State,
@@ -142,7 +145,7 @@ fn follow(tree: &mut ForeignTree, logs: &[File]) -> Result<(u64, Option<PathBuf>
 
 /// True if no transaction was between the two: a leader counts its own from 1, in the lower half.
 fn follows(zxid: i64, next: i64) -> bool {
-    next == zxid + 1 || (next >> 32 > zxid >> 32 && next & 0xffff_ffff == 1)
+    Some(next) == zxid.checked_add(1) || (next >> 32 > zxid >> 32 && next & 0xffff_ffff == 1)
 }
 
 /// A file whose name ends with the zxid at which it begins.
@@ -172,7 +175,8 @@ fn numbered(folder: &Path, kind: &str) -> Result<Vec<File>, ImportError> {
         if number.ends_with(".gz") || number.ends_with(".snappy") {
             return Err(ImportError::Compressed { path });
         }
-        if let Ok(zxid) = i64::from_str_radix(number, 16) {
+        let zxid = i64::from_str_radix(number, 16).ok().filter(|zxid| (0..ZXID_MAX).contains(zxid));
+        if let Some(zxid) = zxid {
             files.push(File { path, zxid });
         }
     }

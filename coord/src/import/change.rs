@@ -2,6 +2,8 @@
 
 use millrace_proto::zookeeper::{Acl, JuteError, Reader};
 
+use crate::state::assemble::{OWNER_CONTAINER, owner_of_ttl};
+
 /// What one transaction changes; a multi has several changes.
 #[derive(Debug)]
 pub(super) struct Transaction<'a> {
@@ -38,10 +40,6 @@ pub(super) enum TreeChange<'a> {
         session: i64,
     },
 }
-
-/// Owner of a container node, and the mark of one with a time to live (ZooKeeper's `EphemeralType`).
-const OWNER_CONTAINER: i64 = i64::MIN;
-const OWNER_TTL: i64 = 0xff << 56;
 
 /// Codes of ZooKeeper's `ZooDefs.OpCode`.
 mod code {
@@ -126,14 +124,14 @@ fn read_create<'a>(
     let acl = reader.list(Acl::decode)?.unwrap_or_default();
     let mut owner = match kind {
         code::CREATE_CONTAINER => OWNER_CONTAINER,
-        code::CREATE_TTL => OWNER_TTL,
+        code::CREATE_TTL => 0,
         _ if reader.boolean()? => session,
         _ => 0,
     };
     // Servers before 3.4 wrote no count.
     let parent_cversion = if reader.rest().is_empty() { -1 } else { reader.int()? };
     if kind == code::CREATE_TTL {
-        owner |= reader.long()?;
+        owner = owner_of_ttl(reader.long()?);
     }
     Ok(TreeChange::Create { path, data, acl, owner, parent_cversion })
 }

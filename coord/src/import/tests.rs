@@ -86,7 +86,7 @@ fn body(zxid: i64, kind: i32, record: &[u8]) -> Vec<u8> {
         writer.long(SESSION);
         writer.int(5);
         writer.long(zxid);
-        writer.long(1000 + zxid);
+        writer.long(zxid.wrapping_add(1000));
         writer.int(kind);
         writer.raw(record);
     })
@@ -286,6 +286,10 @@ fn what_was_cut_short_is_left_out_and_what_is_damaged_is_refused() {
     }
     server.write("log.1", &[]);
     assert_eq!(server.read().unwrap().transactions, 0);
+    for zxid in [i64::MAX, -5] {
+        server.write("log.1", &log(&[body(zxid, 1, &create("/a", false, 1))]));
+        assert!(server.refused().contains("follows"), "{zxid}");
+    }
     server.write("log.1", b"something else entirely");
     assert!(server.refused().contains("not as a log"));
 }
@@ -315,7 +319,9 @@ fn other_directories_are_refused() {
     let error = read(empty.path(), empty.path()).err().unwrap();
     assert!(matches!(error, ImportError::NoData { .. }), "{error}");
     let server = Server::new();
-    assert!(!is_zookeeper(server.0.path()), "the folder is empty");
+    server.write("snapshot.7fffffffffffffff", b"");
+    server.write("snapshot.-1", b"");
+    assert!(!is_zookeeper(server.0.path()), "no server gives out such a number");
     server.write("snapshot.0", &snapshot(&[("/lost/child", Numbers::default(), -1)]));
     assert!(is_zookeeper(server.0.path()));
     assert!(server.refused().contains("its parent is missing"));

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use millrace_proto::zookeeper::{JuteError, Reader};
 
-use super::ImportError;
 use super::change::Transaction;
+use super::{ImportError, ZXID_MAX};
 
 /// "ZKLG".
 const MAGIC: i32 = 0x5a4b_4c47;
@@ -81,7 +81,7 @@ impl<'a> Transactions<'a> {
             return Err(self.damaged("the checksum of a transaction does not fit"));
         }
         let transaction = Transaction::read(bytes).map_err(|error| self.damaged(error))?;
-        if transaction.zxid <= self.last_zxid {
+        if transaction.zxid <= self.last_zxid || transaction.zxid >= ZXID_MAX {
             let (zxid, last) = (transaction.zxid, self.last_zxid);
             return Err(self.damaged(format!("zxid {zxid:#x} follows {last:#x}")));
         }

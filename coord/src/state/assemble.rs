@@ -11,6 +11,7 @@ use super::acl::{FIXED_COUNT, OPEN, READ_ONLY};
 use super::quota::stats_of;
 use super::record::{LoadError, Loader};
 use super::tree::{Life, Meta, NONE, ROOT};
+pub(crate) use super::tree::{OWNER_CONTAINER, owner_of_ttl};
 use super::{State, path};
 
 /// The numbers of a node as ZooKeeper's files have them (`StatPersisted`).

@@ -32,7 +32,7 @@ pub(super) const NONE: u32 = u32::MAX;
 pub(super) const NODES_MAX: usize = 1 << 28;
 
 /// Owner of a container node (ZooKeeper's `EphemeralType.CONTAINER_EPHEMERAL_OWNER`).
-pub(super) const OWNER_CONTAINER: i64 = i64::MIN;
+pub(crate) const OWNER_CONTAINER: i64 = i64::MIN;
 /// Highest byte of the owner of a TTL node; the lowest five are the time to live.
 const OWNER_TTL: i64 = 0xff << 56;
 /// Longest time to live in milliseconds, about 34 years.
@@ -53,7 +53,7 @@ pub(super) enum Life {
 }
 
 /// Returns the owner field of a TTL node.
-pub(super) fn owner_of_ttl(ttl_ms: i64) -> i64 {
+pub(crate) fn owner_of_ttl(ttl_ms: i64) -> i64 {
     OWNER_TTL | ttl_ms
 }
 
