@@ -199,6 +199,32 @@ fn a_snapshot_and_the_transactions_after_it_make_the_tree() {
 }
 
 #[test]
+fn containers_and_times_to_live_go_on() {
+    let server = Server::new();
+    let node_of = |path: &str, cversion: i32, ttl_ms: Option<i64>| {
+        bytes(|writer| {
+            writer.string(path);
+            writer.buffer(None);
+            writer.list(&[OPEN_ACL], |writer, acl| acl.encode(writer));
+            writer.int(cversion);
+            ttl_ms.into_iter().for_each(|ttl_ms| writer.long(ttl_ms));
+        })
+    };
+    let log = log(&[
+        body(1, 19, &node_of("/container", 1, None)),
+        body(2, 1, &create("/container/a", false, 1)),
+        body(3, 2, &delete("/container/a")),
+        body(4, 21, &node_of("/ttl", 2, Some(500))),
+    ]);
+    server.write("log.1", &log);
+    let state = server.read().unwrap().state;
+    assert_eq!(state.due_containers(1400, 9), ["/container"]);
+    let mut due = state.due_containers(1505, 9);
+    due.sort();
+    assert_eq!(due, ["/container", "/ttl"], "500 ms after the change at 1004");
+}
+
+#[test]
 fn what_a_quota_counts_is_counted_again() {
     let server = Server::new();
     let quota = "/zookeeper/quota/a/zookeeper_limits";
