@@ -21,7 +21,7 @@ mod queue;
 mod secret;
 use chains::Chains;
 use evict::{QueuePlace, Queues, REUSE_MAX};
-use ghost::Ghost;
+pub(crate) use ghost::Ghost;
 use index::Index;
 use queue::Links;
 use secret::Secret;
@@ -200,14 +200,14 @@ impl Cache {
     }
 
     /// Counts a read that begins at `offset` of the block as a reuse, unless it goes on where an
-    /// earlier one was: a scan in small steps is one use, not many.
+    /// earlier one was: a scan in small steps is one use, not many. True if it is the first one.
     #[inline]
-    pub(crate) fn touch(&mut self, index: EntryIndex, offset: u32) {
+    pub(crate) fn touch(&mut self, index: EntryIndex, offset: u32) -> bool {
         let entry = self.entry_mut(index.0);
-        if offset <= entry.last_offset && entry.reuse_count < REUSE_MAX {
-            entry.reuse_count += 1;
-        }
+        let is_reuse = offset <= entry.last_offset && entry.reuse_count < REUSE_MAX;
+        entry.reuse_count += u8::from(is_reuse);
         entry.last_offset = offset;
+        is_reuse && entry.reuse_count == 1
     }
 
     /// Returns the blocks among `count` entries from number `first` on.

@@ -23,11 +23,13 @@ use millrace_proto::terms::StaleAfter;
 
 mod coordination;
 mod credentials;
+mod disks;
 mod keys;
 mod mounts;
 mod sources;
 mod text;
 
+use crate::flash::DiskSize;
 use crate::local::AUTOMATIC;
 pub use coordination::Coordination;
 pub use credentials::{CredentialOptions, Credentials};
@@ -120,6 +122,8 @@ pub struct Config {
     pub session_timeout_ms: u32,
     /// Most bytes a second that are taken over from other nodes; 0 for none.
     pub handover_rate: u64,
+    /// Directories of the flash tier, with their sizes.
+    pub disks: Vec<DiskSize>,
     /// Worker threads, each with its own core and its own part of the cache.
     pub shards: usize,
     /// Cores for the shards, in shard order; surplus ones stay unused.
@@ -349,6 +353,7 @@ impl Config {
             credentials: Credentials::default(),
             stale_after: None,
             mount_roots: Vec::new(),
+            disks: Vec::new(),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             socket: PathBuf::from(AUTOMATIC),
             socket_mode: SOCKET_MODE,
@@ -404,6 +409,7 @@ impl Config {
             credentials: Credentials::default(),
             stale_after: None,
             mount_roots: Vec::new(),
+            disks: Vec::new(),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7070)),
             socket: PathBuf::from(AUTOMATIC),
             socket_mode: SOCKET_MODE,

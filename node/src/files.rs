@@ -23,6 +23,8 @@ pub(crate) struct FileRecord {
     pub length: u64,
     /// True if a part of a block is read where no more is needed.
     pub is_read_in_parts: bool,
+    /// True if its blocks may lie on the node's disks: they stay until others need the room.
+    pub is_stored: bool,
 }
 
 /// When a look at the source began. Later ones are greater.
@@ -148,7 +150,13 @@ mod tests {
     const FILE: FileId = FileId(1);
 
     fn record(version: u64) -> FileRecord {
-        FileRecord { path: "f".into(), version, length: 1, is_read_in_parts: false }
+        FileRecord {
+            path: "f".into(),
+            version,
+            length: 1,
+            is_read_in_parts: false,
+            is_stored: true,
+        }
     }
 
     #[test]
@@ -192,8 +200,13 @@ mod tests {
     #[test]
     fn a_read_of_another_version_is_a_doubt_until_the_source_is_asked() {
         let files = FileTable::new(10);
-        let record =
-            |version| FileRecord { path: "a".into(), version, length: 1, is_read_in_parts: false };
+        let record = |version| FileRecord {
+            path: "a".into(),
+            version,
+            length: 1,
+            is_read_in_parts: false,
+            is_stored: true,
+        };
         files.doubt(FileId(1), 5);
         assert!(!files.is_doubted(FileId(1)), "nothing is known of it");
         files.note(FileId(1), record(5));

@@ -25,6 +25,7 @@ mod cpus;
 pub mod doctor;
 mod eventfd;
 mod files;
+mod flash;
 mod guests;
 mod local;
 mod mailbox;
@@ -46,6 +47,7 @@ mod worker;
 
 pub use cluster::identity::IdentityError;
 pub use config::{Config, ConfigError};
+pub use flash::{DiskError, DiskSize};
 pub use node::{Node, StartError, Stopped};
 pub use secret::SecretError;
 

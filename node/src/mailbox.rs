@@ -103,6 +103,8 @@ pub(crate) enum Filling {
     Source,
     /// Another node that had it.
     Peer,
+    /// A disk of this node.
+    Disk,
 }
 
 /// Where a block may be taken from.
@@ -147,6 +149,10 @@ pub(crate) struct DropJob {
     pub file: FileId,
     /// Most blocks that are still to be dropped; None before it began.
     pub left: Option<u32>,
+    /// True if it must not come back after a restart either, whatever its version.
+    pub is_for_good: bool,
+    /// Where the search of the disks' index goes on, once it has begun.
+    pub before: Option<usize>,
     /// What was dropped so far.
     pub dropped: Dropped,
     /// Where the sum goes.

@@ -25,6 +25,7 @@ use rustix::mm::{Advice, MapFlags, ProtFlags};
 use smallvec::SmallVec;
 
 mod buddy;
+mod disk;
 mod parts;
 mod sums;
 use buddy::Buddy;
@@ -530,6 +531,11 @@ impl Block {
     /// Returns the code of the block, if it was signed.
     pub(crate) fn code(&self) -> Option<&Mac> {
         self.code.as_deref()
+    }
+
+    /// Gives the block the code that it was signed with when it was read from the source.
+    pub(crate) fn note_code(&mut self, code: Mac) {
+        self.code = Some(Box::new(code));
     }
 
     /// Calls `visit` with each piece of `offset..offset + length` that lies together. Addresses stay

@@ -112,6 +112,30 @@ counters! {
     Counter bad_frame_count,
     /// Blocks found damaged in memory, and dropped.
     Counter damaged_count,
+    /// Blocks, or parts of blocks, read from disks of the flash tier.
+    Counter flash_read_count,
+    /// Bytes of those blocks.
+    Counter flash_read_bytes,
+    /// Bytes of blocks that were written to disks of the flash tier.
+    Counter flash_stored_bytes,
+    /// Bytes of those that were written once more, because they were read before their room was wanted.
+    Counter flash_kept_bytes,
+    /// All bytes that were written to those disks.
+    Counter flash_written_bytes,
+    /// Blocks that had earned to be written and were not: too many waited, or there was no room in the index.
+    Counter flash_passed_over_count,
+    /// Parts of blocks on disks that did not match their checksums, and were forgotten.
+    Counter flash_damaged_count,
+    /// Operations of those disks that failed.
+    Counter flash_error_count,
+    /// Blocks, or parts of blocks, on disks now.
+    Gauge flash_run_count,
+    /// Bytes of the disks that answer.
+    Gauge flash_capacity_bytes,
+    /// Bytes of memory that the index of the flash tier holds.
+    Gauge flash_index_bytes,
+    /// Disks that are out, because an operation failed; once for each shard.
+    Gauge flash_out_count,
     /// Blocks evicted to make room.
     Counter evicted_count,
     /// Bytes summed to serve ranges that cut a page; aligned ranges add nothing.

@@ -27,6 +27,8 @@ use crate::cluster::join::{self, Membership, PublicAddresses};
 use crate::cluster::session::Handle;
 use crate::config::{Config, ConfigError, Coordination};
 use crate::files::FileTable;
+use crate::flash::directory::Disk;
+use crate::flash::{DiskError, Flash};
 use crate::guests::Guests;
 use crate::local::{self, LocalSockets, SocketFiles};
 use crate::mailbox::{Mail, Mailbox, Mailboxes};
@@ -88,6 +90,9 @@ pub enum StartError {
     /// There is less memory than was asked for.
     #[error(transparent)]
     Room(#[from] RoomError),
+    /// A disk of the flash tier cannot be used.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// Memory for the blocks cannot be had.
     #[error("take {bytes} bytes for blocks: {error}; lower memory")]
     Memory { bytes: u64, error: io::Error },
@@ -169,6 +174,7 @@ impl Node {
         let proofs = proofs(&config)?;
         let files = Arc::new(FileTable::new(config.files_max));
         let memories = memories(&config)?;
+        let disks = disks(&config)?;
         let listeners = listen(&config)?;
         let number = run_number();
         let local = listen_locally(&config, number)?;
@@ -237,11 +243,15 @@ impl Node {
             // The first shard alone.
             let admin = std::mem::take(&mut admin.listeners);
             let guests = Arc::clone(&guests);
+            let disks = disks.clone();
             let runtime_limits = runtime_limits(&config);
             let spawned = executor(config.cpus[shard]).spawn(move || async move {
                 let cache = Cache::new(memory, limits.pin_percent);
                 let cache = if populate { cache.populated() } else { cache };
-                let worker = Worker::new(shard as u32, shared, limits, side_queue, cache);
+                let block_size = shared.block_size;
+                let is_flash = !disks.is_empty();
+                let flash = is_flash.then(|| Flash::open(&disks, shard as u16, block_size));
+                let worker = Worker::new(shard as u32, shared, limits, side_queue, cache, flash);
                 let tcp = listener.into_sockets();
                 let sockets = Listeners { tcp, local, access: local_access, admin };
                 let runtime =
@@ -494,6 +504,12 @@ fn memories(config: &Config) -> Result<Vec<ShardMemory>, StartError> {
         room::take(&memories, &config.cpus).map_err(failed)?;
     }
     Ok(memories)
+}
+
+/// Opens the disks of the flash tier.
+fn disks(config: &Config) -> Result<Vec<Arc<Disk>>, StartError> {
+    let open = |disk| Disk::open(disk, config.shards, config.block_size).map(Arc::new);
+    Ok(config.disks.iter().map(open).collect::<Result<_, _>>()?)
 }
 
 /// The listening sockets of one shard.

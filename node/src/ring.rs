@@ -26,11 +26,14 @@ use crate::connection::{Batch, RECEIVE_BUFFER_SIZE};
 use crate::token::{GENERATION_COUNT, Token};
 
 mod buffers;
+mod disk;
 mod reference;
 mod send;
 
 pub(crate) use buffers::Buffer;
 use buffers::{BUFFER_GROUP, Buffers};
+use disk::DiskSlots;
+pub(crate) use disk::{DiskJob, DiskWork};
 use reference::References;
 use send::SendSlot;
 
@@ -56,6 +59,7 @@ enum Operation {
     Tick = 5,
     Alarm = 6,
     SendByReference = 7,
+    Disk = 8,
 }
 
 /// A completed operation.
@@ -82,6 +86,8 @@ pub(crate) enum Completion {
     Tick,
     /// The alarm that was asked for.
     Alarm,
+    /// A job with a file has ended.
+    Disk { job: Box<DiskJob>, result: io::Result<()> },
 }
 
 /// How the kernel is asked to run completions.
@@ -135,6 +141,7 @@ pub(crate) struct Ring {
     /// Emptied slots, whose memory is used again.
     spare_sends: Vec<SendSlot>,
     references: References,
+    disks: DiskSlots,
     /// Sends by reference that the kernel gave up for now.
     blocked_references: Vec<u32>,
     /// True if the kernel can send by reference.
@@ -198,6 +205,7 @@ impl Ring {
             blocked_sends: Vec::new(),
             spare_sends: Vec::new(),
             references: References::default(),
+            disks: DiskSlots::default(),
             blocked_references: Vec::new(),
             can_refer,
             held: Vec::new(),
@@ -290,6 +298,19 @@ impl Ring {
         slot.next_offset = 0;
         slot.by_reference = by_reference;
         slot
+    }
+
+    /// Reads or writes a file. [`Completion::Disk`] gives the job back.
+    pub(crate) fn work_on_disk(&mut self, job: Box<DiskJob>) {
+        let (number, entries) = self.disks.begin(job);
+        for entry in entries {
+            self.push(entry.user_data(user_data(Operation::Disk, number, 0)));
+        }
+    }
+
+    /// Returns the jobs with files that are under way.
+    pub(crate) fn disk_jobs_in_flight(&self) -> usize {
+        self.disks.count()
     }
 
     /// Sends a batch, behind the rest of the one before if that was held back. [`Completion::Sent`] gives
@@ -492,6 +513,11 @@ impl Ring {
             Operation::Tick => Some(Completion::Tick),
             Operation::Alarm => Some(Completion::Alarm),
             Operation::Cancel => None,
+            Operation::Disk => {
+                let (job, result) =
+                    self.disks.end(index, check(result).map(|count| count as usize))?;
+                Some(Completion::Disk { job, result })
+            }
         }
     }
 
@@ -698,6 +724,7 @@ fn parts(user_data: u64) -> (Operation, u32, u32) {
         5 => Operation::Tick,
         6 => Operation::Alarm,
         7 => Operation::SendByReference,
+        8 => Operation::Disk,
         other => panic!("no operation of kind {other} was ever submitted"),
     };
     (kind, user_data as u32, (user_data >> 32) as u32 & (GENERATION_COUNT - 1))

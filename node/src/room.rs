@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::cpus::confine;
+use crate::flash;
 use crate::memory::ShardMemory;
 
 /// Counted for the program, its side thread and what waits there: measured
@@ -115,6 +116,7 @@ fn own_bytes(config: &Config) -> u64 {
         + config.shards as u64 * SHARD_BYTES
         + config.connections_max as u64 * CONNECTION_BYTES
         + config.files_max as u64 * FILE_BYTES
+        + flash::memory_bytes(config.disks.iter().map(|disk| disk.bytes).sum())
 }
 
 /// Takes the pages of all shards from the system, each shard's from its own core, so that they lie near it.

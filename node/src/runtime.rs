@@ -415,6 +415,7 @@ impl Runtime {
                 }
                 self.handle(now, Event::Released { token, batch });
             }
+            Completion::Disk { job, result } => self.handle(now, Event::Disk { job, result }),
             Completion::Tick => {
                 self.tick_armed = false;
                 self.on_tick(now);
@@ -667,6 +668,7 @@ impl Runtime {
                 self.close_if_idle(now, token);
             }
             Action::Post(shard, mail) => self.post(shard, mail),
+            Action::Disk(job) => self.ring.work_on_disk(job),
             Action::WakeAt(at) => self.wake_at(now, at),
         }
     }
@@ -729,7 +731,8 @@ impl Runtime {
         }
         for _ in 0..1000 {
             self.ring.send_held(true, |_| ());
-            if self.ring.sends_in_flight() == 0 || self.ring.enter().is_err() {
+            let is_idle = self.ring.sends_in_flight() + self.ring.disk_jobs_in_flight() == 0;
+            if is_idle || self.ring.enter().is_err() {
                 return;
             }
             while self.ring.next_completion().is_some() {}

@@ -321,6 +321,11 @@ pub trait UnderStore: Send + Sync + 'static {
         Duration::MAX
     }
 
+    /// True if blocks of a path may lie on disks and outlive the node: their version says what is in them.
+    fn is_stored(&self, _path: &str) -> bool {
+        true
+    }
+
     /// True if what is written to a path is kept in memory.
     fn caches_writes(&self, _path: &str) -> bool {
         false

@@ -15,6 +15,7 @@
 //! read them there, `upload` passes writes on, `written` keeps what was written, `turns` shares fills out
 //! between clients, `pressure` bounds what replies hold that clients do not take.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -26,14 +27,17 @@ use crate::cache::{Cache, EntryIndex};
 use crate::cluster::handover::Progress;
 use crate::connection::{Batch, Connection, Hold, Phase, Pin, ReceiveEnd};
 use crate::files::FileTable;
+use crate::flash::Flash;
 use crate::mailbox::{Mail, Requester, Served, reply_header};
 use crate::memory::Segment;
 use crate::metrics::Counters;
+use crate::ring::DiskJob;
 use crate::side::SideQueue;
 use crate::timings::HitTimes;
 use crate::token::Token;
 
 mod fill;
+mod flash;
 mod incoming;
 mod lease;
 mod life;
@@ -87,6 +91,8 @@ pub(crate) enum Event<'a> {
     Closed { token: Token },
     /// A message from another shard or the side thread.
     Mail(Mail),
+    /// A job with a file has ended.
+    Disk { job: Box<DiskJob>, result: io::Result<()> },
     /// Time passed: look at deadlines.
     Tick,
     /// All that happened was told: what is to be sent is sent now.
@@ -111,6 +117,8 @@ pub(crate) enum Action {
     FinishSending(Token),
     /// Close the socket, whatever is under way.
     Close(Token),
+    /// Do this with a file; it comes back with [`Event::Disk`].
+    Disk(Box<DiskJob>),
     /// Post a message to another shard.
     Post(u32, Mail),
     /// Bring a [`Event::Tick`] at this time, in the node's milliseconds, however little happens until then.
@@ -206,6 +214,8 @@ pub(crate) struct Worker {
     limits: WorkerLimits,
     side: SideQueue,
     cache: Cache,
+    /// The flash tier, if the node has disks for it.
+    flash: Option<Flash>,
     /// Binary logarithm of the block size.
     block_shift: u32,
     connections: Vec<Option<Connection>>,
@@ -255,6 +265,7 @@ impl Worker {
         limits: WorkerLimits,
         side: SideQueue,
         cache: Cache,
+        flash: Option<Flash>,
     ) -> Worker {
         let block_size = shared.block_size;
         let block_shift = block_size.trailing_zeros();
@@ -270,6 +281,7 @@ impl Worker {
             limits,
             side,
             cache,
+            flash,
             block_shift,
             connections: Vec::new(),
             to_send: Vec::new(),
@@ -348,11 +360,15 @@ impl Worker {
             }
             Event::Closed { token } => self.on_closed(token, actions),
             Event::Mail(mail) => self.on_mail(now, mail, actions),
+            Event::Disk { job, result } => self.on_disk(*job, result, actions),
             Event::Tick => {
                 self.publish_gauges();
                 self.on_tick(now, actions);
             }
-            Event::TurnEnd => self.end_turn(now, actions),
+            Event::TurnEnd => {
+                self.work_on_disks(now, actions);
+                self.end_turn(now, actions);
+            }
             Event::Sleep => {
                 self.publish_gauges();
                 actions.extend(self.wakes_at(now).map(Action::WakeAt));
@@ -383,6 +399,7 @@ impl Worker {
             || self.limits.idle_timeout_ms > 0 && self.connection_count > 0
             || self.is_restless
             || self.turns.waiting_count() > 0
+            || self.flash.as_ref().is_some_and(Flash::is_waiting)
     }
 
     /// Returns when time means something next: at the next tick, or else at the end of the first lease.
@@ -407,6 +424,12 @@ impl Worker {
         counters.pinned_bytes.set(self.cache.kept_bytes());
         counters.leased_bytes.set(self.leases.bytes());
         counters.in_use_bytes.set(self.cache.in_use_bytes());
+        if let Some(flash) = &self.flash {
+            counters.flash_run_count.set(flash.run_count());
+            counters.flash_capacity_bytes.set(flash.capacity_bytes());
+            counters.flash_index_bytes.set(flash.index_bytes());
+            counters.flash_out_count.set(flash.out_count());
+        }
     }
 
     #[inline]
@@ -574,7 +597,9 @@ impl Worker {
             Mail::Filled { run, stay, result } => {
                 self.on_filled(run, stay, result, actions);
             }
-            Mail::Ensure { key, version, from, reply } => self.ensure(key, version, from, reply),
+            Mail::Ensure { key, version, from, reply } => {
+                self.ensure(key, version, from, reply, actions);
+            }
             Mail::Lend(loan) => self.on_lend(loan),
             Mail::Written(written) => self.on_written(*written),
             Mail::Unlent { blank, is_lost } => self.on_unlent(blank, is_lost),

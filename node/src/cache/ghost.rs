@@ -15,14 +15,14 @@ struct GhostSlot {
     sequence: u32,
 }
 
-pub(super) struct Ghost {
+pub(crate) struct Ghost {
     slots: Vec<GhostSlot>,
     sequence: u32,
 }
 
 impl Ghost {
     /// Makes room for `capacity` blocks, rounded up to a power of two.
-    pub(super) fn new(capacity: usize) -> Ghost {
+    pub(crate) fn new(capacity: usize) -> Ghost {
         let slots = vec![GhostSlot { fingerprint: 0, sequence: 0 }; capacity.next_power_of_two()];
         Ghost { slots, sequence: 0 }
     }
@@ -32,14 +32,14 @@ impl Ghost {
         self.slots.fill(GhostSlot { fingerprint: 0, sequence: 0 });
     }
 
-    pub(super) fn insert(&mut self, hash: u64) {
+    pub(crate) fn insert(&mut self, hash: u64) {
         self.sequence = self.sequence.wrapping_add(1).max(1);
         let slot = self.slot(hash);
         self.slots[slot] = GhostSlot { fingerprint: (hash >> 32) as u32, sequence: self.sequence };
     }
 
     /// True if the block was evicted within the last `age_max` evictions.
-    pub(super) fn contains(&self, hash: u64, age_max: u32) -> bool {
+    pub(crate) fn contains(&self, hash: u64, age_max: u32) -> bool {
         let slot = self.slots[self.slot(hash)];
         slot.sequence != 0
             && slot.fingerprint == (hash >> 32) as u32

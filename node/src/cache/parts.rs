@@ -8,7 +8,7 @@ use millrace_proto::checksum::CHUNK_SIZE;
 
 use super::{BlockKey, Cache, EntryIndex};
 use crate::chunks::{Chunks, Runs, runs};
-use crate::memory::{Block, PAGES_PER_CHUNK, Sums, of_chunks};
+use crate::memory::{Block, PAGES_PER_CHUNK, Segment, ShardMemory, Sums, of_chunks};
 
 impl Cache {
     /// True if all bytes of this range that the block has are here.
@@ -82,6 +82,29 @@ impl Cache {
             self.entry_mut(index.0).block_sum = block_sum;
         }
         index
+    }
+
+    /// Pins the block, and describes chunks of it, which are here, for a disk: the checksums of their pages as they are
+    /// kept, and the whole pages that hold them.
+    pub(crate) fn pin_chunks(
+        &mut self,
+        index: EntryIndex,
+        chunks: Chunks,
+        sums: &mut Vec<u32>,
+        segments: &mut Vec<Segment>,
+    ) {
+        let Cache { memory, entries, page_sums, in_use_pages, .. } = self;
+        let entry = entries[index.0 as usize].as_mut().expect("the entry is in use");
+        let length = chunks.length(entry.block.length());
+        let first = chunks.first_page();
+        for page in first..first + ShardMemory::pages_for(length) {
+            sums.push(page_sums[memory.shard_page(&entry.block, page) as usize]);
+        }
+        entry.block.whole_pages(chunks.offset(), length, |segment| segments.push(segment));
+        if entry.pin_count == 0 {
+            *in_use_pages += entry.block.held_pages();
+        }
+        entry.pin_count += 1;
     }
 
     /// Has an entry take a part in. One that is kept stays so while there is room in the share of those.

@@ -109,7 +109,13 @@ mod tests {
         for (file, path) in [(1, "hot/a"), (2, "cold/a")] {
             files.note(
                 FileId(file),
-                FileRecord { path: path.into(), version: 1, length: 100, is_read_in_parts: false },
+                FileRecord {
+                    path: path.into(),
+                    version: 1,
+                    length: 100,
+                    is_read_in_parts: false,
+                    is_stored: true,
+                },
             );
         }
         let view = |pins: &[&str]| {

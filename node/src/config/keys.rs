@@ -7,6 +7,7 @@ use millrace_proto::frame::{BODY_LENGTH_MAX, PAYLOAD_LENGTH_MAX};
 use millrace_proto::terms::{StaleAfter, is_credential};
 
 use super::coordination::Coordination;
+use super::disks::{disks_in, format_disks};
 use super::mounts::MountOptions;
 use super::sources::{options_in, roots_in};
 use super::text::{format_cpus, is_host, is_name, parse_cpus};
@@ -487,6 +488,21 @@ pub const KEYS: &[Key] = &[
         help: "Memory for cached blocks and their index, never exceeded",
         example: "8GiB",
         access: Access::Size(number!(memory, SHARD_MEMORY_MIN as u64..=16 * TIB)),
+    },
+    Key {
+        name: "disk",
+        value: "DIR:SIZE",
+        default: "none",
+        help: "Directory on a disk of flash for blocks that outlive memory and restarts; may be given several times",
+        example: "/mnt/nvme0/millrace:400GiB",
+        access: Access::List {
+            allowed: "absolute directories, each with a size behind ':', at most 16",
+            set: |config, text| {
+                config.disks = disks_in(text).unwrap_or_default();
+                disks_in(text).is_some()
+            },
+            get: |config| format_disks(&config.disks),
+        },
     },
     Key {
         name: "populate",

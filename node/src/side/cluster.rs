@@ -272,7 +272,9 @@ impl Puller for Arc<Context> {
                 let path: Arc<str> = file.path.as_str().into();
                 let version = file.version;
                 let is_read_in_parts = self.store.is_read_in_parts(&path);
-                let record = FileRecord { path, version, length: file.length, is_read_in_parts };
+                let is_stored = self.store.is_stored(&path);
+                let length = file.length;
+                let record = FileRecord { path, version, length, is_read_in_parts, is_stored };
                 // Nothing was known, so nothing is replaced.
                 self.files.note(file.id, record);
                 true

@@ -135,7 +135,10 @@ impl Context {
         if found.kind == Kind::File {
             let (version, length) = (found.version, found.length);
             let is_read_in_parts = self.store.is_read_in_parts(path);
-            let record = FileRecord { path: Arc::clone(path), version, length, is_read_in_parts };
+            let is_stored = self.store.is_stored(path);
+            let known_as = Arc::clone(path);
+            let record =
+                FileRecord { path: known_as, version, length, is_read_in_parts, is_stored };
             // A look that was overtaken by a newer one shows at the first read: the version is stale.
             noted = self.files.note_at(id, record, look.look);
             if noted == Noted::Instead {
@@ -218,14 +221,24 @@ impl Context {
         }
     }
 
-    /// Drops the blocks of a file on every shard.
+    /// Drops the blocks of a file on every shard, because it is another one now.
     pub(super) async fn drop_blocks(&self, file: FileId) -> Dropped {
+        self.drop_by(file, false).await
+    }
+
+    /// Drops the blocks of a file on every shard and every disk, so that they do not come back after a restart.
+    pub(super) async fn free_blocks(&self, file: FileId) -> Dropped {
+        self.drop_by(file, true).await
+    }
+
+    async fn drop_by(&self, file: FileId, is_for_good: bool) -> Dropped {
         self.stays.forget(file);
         let mut total = Dropped::default();
         let mut replies = Vec::with_capacity(self.shards.len());
         for shard in self.shards.iter() {
             let (reply, receiver) = flume::bounded(1);
-            let job = DropJob { file, left: None, dropped: Dropped::default(), reply };
+            let dropped = Dropped::default();
+            let job = DropJob { file, left: None, is_for_good, before: None, dropped, reply };
             shard.post_when_room(Mail::Drop(job)).await;
             replies.push(receiver);
         }
@@ -401,7 +414,7 @@ impl Context {
         if self.files.get(id).is_none() {
             self.look_up_file(caller, &path).await?;
         }
-        let Dropped { mut block_count, mut byte_count } = self.drop_blocks(id).await;
+        let Dropped { mut block_count, mut byte_count } = self.free_blocks(id).await;
         if everywhere {
             let others = self.free_at_others(&path, self.budget(caller.requester)).await?;
             block_count += others.block_count;

@@ -107,7 +107,7 @@ pub(super) async fn run(context: &Context, mut changes: watch::Receiver<Arc<View
     let mut seen = Arc::clone(&changes.borrow_and_update());
     loop {
         while let Some(file) = context.stays.take_due(Instant::now()) {
-            context.drop_blocks(file).await;
+            context.free_blocks(file).await;
         }
         let next = context.stays.next_end().unwrap_or_else(|| Instant::now() + FOREVER);
         tokio::select! {
@@ -133,7 +133,7 @@ impl Context {
         if ttl < Duration::MAX
             && let Some(first) = self.stays.note(file, ttl, Instant::now())
         {
-            self.drop_blocks(first).await;
+            self.free_blocks(first).await;
         }
     }
 
@@ -141,7 +141,7 @@ impl Context {
     async fn judge_all(&self) {
         for (file, path) in self.files.all() {
             match self.store.kept_for(&path) {
-                Duration::ZERO => drop(self.drop_blocks(file).await),
+                Duration::ZERO => drop(self.free_blocks(file).await),
                 ttl => self.stays.judge(file, ttl, Instant::now()),
             }
         }

@@ -59,6 +59,11 @@ impl UnderStore for Compared {
         self.inner.identify(path)
     }
 
+    /// Always false, because what was seen of the contents is forgotten when the node ends.
+    fn is_stored(&self, _path: &str) -> bool {
+        false
+    }
+
     fn stat(&self, path: Arc<str>) -> StoreFuture<'_, Result<Found, StoreError>> {
         Box::pin(async move {
             let found = self.inner.stat(Arc::clone(&path)).await?;

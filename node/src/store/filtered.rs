@@ -72,6 +72,10 @@ impl UnderStore for Filtered {
         self.store.is_read_in_parts(path)
     }
 
+    fn is_stored(&self, path: &str) -> bool {
+        self.store.is_stored(path)
+    }
+
     fn stat(&self, path: Arc<str>) -> StoreFuture<'_, Result<Found, StoreError>> {
         Box::pin(async move {
             let found = self.store.stat(Arc::clone(&path)).await?;

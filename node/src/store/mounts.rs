@@ -279,6 +279,15 @@ impl UnderStore for Mounts {
         }
     }
 
+    fn is_stored(&self, path: &str) -> bool {
+        let table = self.table().unwrap_or_default();
+        let is_stored = match table.place(path) {
+            Some(MountedPath { store: Ok(store), rest }) => store.is_stored(&rest),
+            _ => false,
+        };
+        is_stored && self.kept_for(path) == Duration::MAX
+    }
+
     fn stale_after(&self, path: &str) -> Duration {
         let Ok(table) = self.table() else { return Duration::ZERO };
         match mount_of(&table.mounts, path) {

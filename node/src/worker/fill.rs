@@ -38,7 +38,7 @@ struct Want {
 }
 
 /// Why a fill did not begin.
-enum Obstacle {
+pub(super) enum Obstacle {
     /// There is no room for it at the moment.
     Later,
     /// It cannot be.
@@ -46,7 +46,7 @@ enum Obstacle {
 }
 
 /// The answer to the client.
-struct FillRefusal {
+pub(super) struct FillRefusal {
     status: Status,
     message: Cow<'static, str>,
 }
@@ -102,7 +102,7 @@ impl Worker {
             self.fail(requester, Status::DeadlineExceeded, "the deadline passed", actions);
             return;
         }
-        if requester.header.op == Op::Peek as u8 {
+        if requester.header.op == Op::Peek as u8 && !self.can_peek(range, key, offset) {
             self.fail(requester, Status::NotCached, "not cached here", actions);
             return;
         }
@@ -139,7 +139,7 @@ impl Worker {
         let is_lease = requester.header.op == Op::Lease as u8;
         let length = (!is_lease).then_some(range.length);
         let want = Want { key, version: range.version, offset, length, amount };
-        match self.begin_fills(payer, want, from_for(&requester)) {
+        match self.begin_fills(payer, want, from_for(&requester), actions) {
             Ok(needs) => {
                 let wish = Wish::Read { requester, offset, length: range.length };
                 self.wait_for(key, Waiter { needs, wish });
@@ -194,10 +194,11 @@ impl Worker {
         version: u64,
         from: FillFrom,
         reply: flume::Sender<Ensured>,
+        actions: &mut Vec<Action>,
     ) {
         let is_from_member = matches!(from, FillFrom::Member(_));
         let amount = if is_from_member { Amount::Whole } else { Amount::Needed };
-        self.ensure_by(key, version, amount, from, reply);
+        self.ensure_by(key, version, amount, from, reply, actions);
     }
 
     fn ensure_by(
@@ -207,6 +208,7 @@ impl Worker {
         amount: Amount,
         from: FillFrom,
         reply: flume::Sender<Ensured>,
+        actions: &mut Vec<Action>,
     ) {
         let ensured = if self.is_resident(&key, version) {
             Ensured::Resident
@@ -214,7 +216,7 @@ impl Worker {
             Ensured::Failed(Status::ShuttingDown, "the node is shutting down".to_owned())
         } else {
             let want = Want { key, version, offset: 0, length: None, amount };
-            match self.begin_fills(Payer::Loads, want, &from) {
+            match self.begin_fills(Payer::Loads, want, &from, actions) {
                 Ok(needs) => {
                     return self.wait_for(key, Waiter { needs, wish: Wish::Load { from, reply } });
                 }
@@ -249,8 +251,9 @@ impl Worker {
         payer: Payer,
         want: Want,
         from: &FillFrom,
+        actions: &mut Vec<Action>,
     ) -> Result<Chunks, Obstacle> {
-        let Want { key, version, offset, length, .. } = want;
+        let Want { key, version, offset, length, amount } = want;
         let (record, block_length) =
             self.fillable(key, version, offset).map_err(Obstacle::Refused)?;
         if self.incoming.has_other_version(&key, version) {
@@ -278,7 +281,15 @@ impl Worker {
         let mut obstacle = None;
         for chunks in self.to_bring(&want, needs, &record, block_length) {
             let run = Run { key, version, chunks, block_length };
-            obstacle = self.begin_fill(payer, run, &record.path, from).err().or(obstacle);
+            let pieces = self.pieces(&run, record.is_stored, amount == Amount::Whole);
+            for (chunks, spot) in pieces {
+                let run = Run { chunks, ..run };
+                let begun = match spot {
+                    Some(spot) => self.begin_disk_fill(payer, run, spot, actions),
+                    None => self.begin_fill(payer, run, &record.path, from),
+                };
+                obstacle = begun.err().or(obstacle);
+            }
         }
         match (self.incoming.fills(&key, needs).next(), obstacle) {
             (None, Some(obstacle)) => Err(obstacle),
@@ -339,16 +350,7 @@ impl Worker {
     ) -> Result<(), Obstacle> {
         let Run { key, version, chunks, block_length } = run;
         let length = chunks.length(block_length);
-        // Blocks that are asked for faster than the source gives them must not empty the cache.
-        let is_full = self.filling_bytes > 0
-            && self.filling_bytes + u64::from(length) > filling_max(self.cache.capacity_bytes());
-        if is_full || !self.turns.has_room(payer, length) {
-            return Err(Obstacle::Later);
-        }
-        let Some(blank) = self.cache.allocate(length) else {
-            self.counters().short_count.add(1);
-            return Err(Obstacle::Refused(ALL_PINNED));
-        };
+        let blank = self.blank_for_fill(payer, length)?;
         let start = u64::from(key.block) * u64::from(self.shared.block_size);
         let errand = Arc::new(Errand::default());
         let for_side = Arc::clone(&errand);
@@ -369,6 +371,36 @@ impl Worker {
         self.turns.began(payer, length);
         self.incoming.begin(key, version, Fill { chunks, length, payer, errand, overdue: None });
         Ok(())
+    }
+
+    /// Takes memory for bytes that are to come in for this payer, if there is room in all shares.
+    pub(super) fn blank_for_fill(&mut self, payer: Payer, length: u32) -> Result<Blank, Obstacle> {
+        // Blocks that are asked for faster than the source gives them must not empty the cache.
+        let is_full = self.filling_bytes > 0
+            && self.filling_bytes + u64::from(length) > filling_max(self.cache.capacity_bytes());
+        if is_full || !self.turns.has_room(payer, length) {
+            return Err(Obstacle::Later);
+        }
+        self.cache.allocate(length).ok_or_else(|| {
+            self.counters().short_count.add(1);
+            Obstacle::Refused(ALL_PINNED)
+        })
+    }
+
+    /// True if a range that only a cache is asked for is on a disk.
+    fn can_peek(&self, range: &Range, key: BlockKey, offset: u32) -> bool {
+        if self.flash.is_none() {
+            return false;
+        }
+        let Ok((record, block_length)) = self.fillable(key, range.version, offset) else {
+            return false;
+        };
+        let needs = Chunks::covering(offset, range.length, block_length);
+        let (length, amount) = (Some(range.length), Amount::Needed);
+        let want = Want { key, version: range.version, offset, length, amount };
+        let runs = self.to_bring(&want, needs, &record, block_length);
+        let run = |chunks| Run { key, version: range.version, chunks, block_length };
+        record.is_stored && runs.iter().all(|chunks| self.is_on_disk(&run(*chunks)))
     }
 
     /// Returns the file of a block that may be filled, and the block's length.
@@ -398,14 +430,6 @@ impl Worker {
         result: Result<Arrival, (Blank, FillError)>,
         actions: &mut Vec<Action>,
     ) {
-        let (fill, waiters) = self.incoming.end(&run.key, run.version, run.chunks);
-        if fill.errand.is_hedged() {
-            self.counters().hedged_count.add(1);
-        }
-        if fill.overdue.is_none() {
-            self.filling_bytes -= u64::from(fill.length);
-            self.turns.ended(fill.payer, fill.length);
-        }
         let outcome = match result {
             Ok(arrival) => self.take_in(run, stay, arrival),
             Err((blank, error)) => {
@@ -416,6 +440,25 @@ impl Worker {
                 Err(error)
             }
         };
+        self.end_fill(run, stay, outcome, actions);
+    }
+
+    /// Goes on with all that waited for a fill, which has ended in this way.
+    pub(super) fn end_fill(
+        &mut self,
+        run: Run,
+        stay: Stay,
+        outcome: Result<Filling, FillError>,
+        actions: &mut Vec<Action>,
+    ) {
+        let (fill, waiters) = self.incoming.end(&run.key, run.version, run.chunks);
+        if fill.errand.is_hedged() {
+            self.counters().hedged_count.add(1);
+        }
+        if fill.overdue.is_none() {
+            self.filling_bytes -= u64::from(fill.length);
+            self.turns.ended(fill.payer, fill.length);
+        }
         for waiter in waiters {
             self.deadline_count -= waiter.deadline_count();
             match waiter.wish {
@@ -428,7 +471,9 @@ impl Worker {
                     let miss = Miss { requester, range, key: run.key, offset, amount };
                     self.answer_read(miss, &outcome, actions);
                 }
-                Wish::Load { from, reply } => self.answer_load(run, from, reply, &outcome),
+                Wish::Load { from, reply } => {
+                    self.answer_load(run, from, reply, &outcome, actions);
+                }
             }
         }
         let all = Chunks::all(run.block_length);
@@ -485,6 +530,7 @@ impl Worker {
         from: FillFrom,
         reply: flume::Sender<Ensured>,
         outcome: &Result<Filling, FillError>,
+        actions: &mut Vec<Action>,
     ) {
         let Run { key, version, chunks, block_length } = run;
         let ensured = match outcome {
@@ -498,10 +544,10 @@ impl Worker {
             // What waits for this very pull is told.
             Err(FillError::NotThere) if matches!(from, FillFrom::Member(_)) => Ensured::NotThere,
             Err(FillError::IsShared) => {
-                return self.ensure_by(key, version, Amount::Whole, from, reply);
+                return self.ensure_by(key, version, Amount::Whole, from, reply, actions);
             }
             Ok(_) | Err(FillError::NotThere | FillError::Unwanted) => {
-                return self.ensure(key, version, from, reply);
+                return self.ensure(key, version, from, reply, actions);
             }
         };
         // A load that was given up has no receiver.
@@ -525,6 +571,8 @@ impl Worker {
                 counters.peer_fill_count.add(1);
                 counters.peer_fill_bytes.add(length);
             }
+            // Counted by the tier.
+            Filling::Disk => (),
         }
         let entry = match chunks == Chunks::all(block_length) {
             true => self.cache.insert(key, version, block, &sums),
@@ -532,6 +580,9 @@ impl Worker {
         };
         if stay == Stay::Pinned {
             self.cache.keep(entry, &key, true);
+        }
+        if filling != Filling::Disk {
+            self.note_fill(entry, key, version, stay);
         }
         // While it was on its way a newer version may have been seen, and its drop gone by.
         if self.shared.files.get(key.file).is_some_and(|record| record.version != version) {
@@ -612,8 +663,7 @@ impl Worker {
         if block_count == DROP_SLICE && *left > 0 {
             actions.push(Action::Post(self.shard, Mail::Drop(job)));
         } else {
-            // The caller may have gone; the blocks are still dropped.
-            let _ = job.reply.try_send(job.dropped);
+            self.drop_on_disks(job, actions);
         }
     }
 }

@@ -162,6 +162,7 @@ impl Worker {
     pub(super) fn on_tick(&mut self, now: u64, actions: &mut Vec<Action>) {
         self.expire_waiters(now, actions);
         self.expire_leases(now);
+        self.give_up_disks(now, actions);
         self.start_waiting(now, actions);
         self.is_restless = false;
         self.expire_frames(now, actions);

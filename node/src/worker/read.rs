@@ -79,7 +79,9 @@ impl Worker {
         }
         match self.hit(requester, &key, range, offset) {
             Some(hit) => {
-                self.cache.touch(hit.entry, offset);
+                if self.cache.touch(hit.entry, offset) {
+                    self.earn(hit.entry, key, range.version);
+                }
                 if self.serve(requester, hit, offset, range.length, actions) {
                     let counters = self.counters();
                     counters.hit_count.add(1);

@@ -100,6 +100,7 @@ impl Node {
                 version: VERSION_ONE,
                 length: 10 * u64::from(BLOCK),
                 is_read_in_parts: false,
+                is_stored: true,
             },
         );
         let shared = Arc::new(Shared {
@@ -126,7 +127,7 @@ impl Node {
             .enumerate()
             .map(|(shard, memory): (usize, ShardMemory)| {
                 let cache = Cache::new(memory, limits().pin_percent);
-                Worker::new(shard as u32, Arc::clone(&shared), limits(), side.clone(), cache)
+                Worker::new(shard as u32, Arc::clone(&shared), limits(), side.clone(), cache, None)
             })
             .collect();
         Node {
@@ -492,6 +493,7 @@ fn old_and_new_versions_are_never_mixed() {
             version: 2,
             length: u64::from(BLOCK) * 10,
             is_read_in_parts: false,
+            is_stored: true,
         },
     );
     let dropped = drop_file(&mut node);
@@ -602,7 +604,14 @@ fn a_body_longer_than_configured_ends_the_stream() {
 /// Drops the file's blocks; the sum comes when that is done.
 fn drop_file(node: &mut Node) -> flume::Receiver<Dropped> {
     let (reply, dropped) = flume::bounded(1);
-    let job = DropJob { file: FILE, left: None, dropped: Dropped::default(), reply };
+    let job = DropJob {
+        file: FILE,
+        left: None,
+        is_for_good: false,
+        before: None,
+        dropped: Dropped::default(),
+        reply,
+    };
     node.event(0, 0, Event::Mail(Mail::Drop(job)));
     dropped
 }
@@ -615,6 +624,7 @@ fn a_large_file_is_dropped_in_slices_with_others_served_in_between() {
         version: 1,
         length: 600 * u64::from(BLOCK),
         is_read_in_parts: false,
+        is_stored: true,
     };
     node.shared.files.note(FILE, record);
     let token = node.workers[0].accept_far(0).unwrap();
@@ -624,7 +634,14 @@ fn a_large_file_is_dropped_in_slices_with_others_served_in_between() {
     }
     assert_eq!(node.workers[0].cache.block_count(), 600);
     let (reply, dropped) = flume::bounded(1);
-    let mut job = DropJob { file: FILE, left: None, dropped: Dropped::default(), reply };
+    let mut job = DropJob {
+        file: FILE,
+        left: None,
+        is_for_good: false,
+        before: None,
+        dropped: Dropped::default(),
+        reply,
+    };
     let mut turns = 1;
     loop {
         let mut actions = Vec::new();

@@ -126,6 +126,7 @@ impl Chaos {
             version: self.version,
             length: LENGTH,
             is_read_in_parts: self.is_read_in_parts,
+            is_stored: true,
         };
         self.node.shared.files.note(FILE, record);
     }
@@ -144,6 +145,7 @@ impl Chaos {
                     assert!(before.is_none(), "a connection sends one batch at a time");
                 }
                 Action::ReceiveGently | Action::FinishSending(_) | Action::WakeAt(_) => (),
+                Action::Disk(_) => panic!("there are no disks"),
             }
         }
     }
@@ -495,7 +497,17 @@ impl Chaos {
         for shard in self.shards() {
             let (reply, _) = flume::bounded(1);
             let dropped = Dropped::default();
-            self.post(shard, Mail::Drop(DropJob { file: FILE, left: None, dropped, reply }));
+            self.post(
+                shard,
+                Mail::Drop(DropJob {
+                    file: FILE,
+                    left: None,
+                    is_for_good: false,
+                    before: None,
+                    dropped,
+                    reply,
+                }),
+            );
         }
     }
 

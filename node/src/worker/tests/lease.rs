@@ -205,6 +205,7 @@ fn a_new_version_is_leased_beside_the_old_one_which_stays_until_it_runs_out() {
         version: 2,
         length: 10 * u64::from(BLOCK),
         is_read_in_parts: false,
+        is_stored: true,
     };
     node.shared.files.note(FILE, record);
     let mut request = ranges(0..1);

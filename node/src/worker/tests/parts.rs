@@ -25,7 +25,13 @@ fn node(page_count: u32) -> (Node, Token) {
 }
 
 fn note(node: &Node, version: u64) {
-    let record = FileRecord { path: "f".into(), version, length: LENGTH, is_read_in_parts: true };
+    let record = FileRecord {
+        path: "f".into(),
+        version,
+        length: LENGTH,
+        is_read_in_parts: true,
+        is_stored: true,
+    };
     node.shared.files.note(FILE, record);
 }
 

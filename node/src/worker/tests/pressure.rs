@@ -31,6 +31,7 @@ fn node(room: u32, cached: u32) -> Node {
         version: 1,
         length: 1000 * u64::from(BLOCK),
         is_read_in_parts: false,
+        is_stored: true,
     };
     node.shared.files.note(FILE, record);
     let token = node.workers[0].accept_far(0).unwrap();
@@ -150,6 +151,7 @@ fn what_other_shards_hold_for_a_client_counts_before_they_answer() {
         version: 1,
         length: 1000 * u64::from(BLOCK),
         is_read_in_parts: false,
+        is_stored: true,
     };
     node.shared.files.note(FILE, record);
     for worker in &mut node.workers {

@@ -12,6 +12,7 @@ fn node(room: u32) -> Node {
         version: 1,
         length: 1000 * u64::from(BLOCK),
         is_read_in_parts: false,
+        is_stored: true,
     };
     node.shared.files.note(FILE, record);
     node

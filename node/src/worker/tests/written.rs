@@ -72,7 +72,14 @@ fn a_block_that_was_written_is_a_hit_once_it_is_acknowledged_and_not_before() {
 }
 
 fn drop_job() -> DropJob {
-    DropJob { file: FILE, left: None, dropped: Dropped::default(), reply: flume::bounded(1).0 }
+    DropJob {
+        file: FILE,
+        left: None,
+        is_for_good: false,
+        before: None,
+        dropped: Dropped::default(),
+        reply: flume::bounded(1).0,
+    }
 }
 
 #[test]
