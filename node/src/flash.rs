@@ -121,12 +121,16 @@ fn runs_max(bytes: u64) -> usize {
 }
 
 /// Returns the bytes of memory that the tables of a node's flash tier hold, with these bytes on its disks.
-pub(crate) fn memory_bytes(disk_bytes: u64) -> u64 {
-    runs_max(disk_bytes) as u64 * (index::RUN_COST + GHOST_COST) as u64
+pub(crate) fn memory_bytes(disk_bytes: u64, block_size: u32) -> u64 {
+    let blocks = disk_bytes / u64::from(block_size);
+    runs_max(disk_bytes) as u64 * index::RUN_COST as u64 + blocks * SEEN_COST
 }
 
-/// Bytes of the memory of blocks that were filled once, for each run.
-const GHOST_COST: usize = 1;
+/// Bytes for each block that was filled once: its slots, up to the next power of two.
+const SEEN_COST: u64 = 2 * 8 * SEEN_SLOTS as u64;
+
+/// Slots for each block that was filled once. Guessed: a block has one alone, most of the time.
+const SEEN_SLOTS: usize = 4;
 
 impl Flash {
     /// Makes the tier of a shard, with what lies on its disks. A disk that cannot be read is left out.
@@ -169,7 +173,7 @@ impl Flash {
             doing: logs.iter().map(|_| Doing::Nothing).collect(),
             logs,
             index,
-            seen: Ghost::new((seen_max as usize).min(runs_max(bytes) / 16).max(1)),
+            seen: Ghost::new((seen_max as usize * SEEN_SLOTS).max(SEEN_SLOTS)),
             seen_max,
             candidates: VecDeque::new(),
             waiting_since: None,

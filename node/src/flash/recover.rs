@@ -101,18 +101,24 @@ impl Reader<'_> {
         }
         let Some(sequence) = begun else { return Ok(None) };
         let (mut entries, mut page) = (Vec::new(), start);
-        while page < start + region_pages
-            && let Some((head, found)) = self.head(page)?
-            && found == sequence
-        {
+        let end = start + region_pages;
+        let mut next = page;
+        while page < end {
+            let found = self.head(page)?.filter(|(_, found)| *found == sequence);
+            let Some((head, _)) = found else {
+                // If this head is damaged, there are others behind it.
+                page += 1;
+                continue;
+            };
             entries.extend(head.drops.iter().map(|file| FooterEntry::Drop(*file)));
             entries.extend(head.records.iter().map(|record| {
                 let stored = super::format::Stored { code: None, ..*record };
                 FooterEntry::Run { head: page, stored }
             }));
             page += head.page_counts().1;
+            next = page.min(end);
         }
-        let next = (page - start).min(region_pages);
+        let next = next - start;
         Ok(Some(FoundRegion { number, sequence, entries, footer_pages: 0, next }))
     }
 

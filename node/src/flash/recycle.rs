@@ -64,6 +64,8 @@ impl Flash {
                 self.index.remove(&key, version, spot);
                 self.counts.kept_bytes += u64::from(stored.length());
                 self.candidates.push_front(Candidate { entry, key, version });
+                // Its room is wanted, so it does not wait for others.
+                self.waiting_since = Some(0);
                 continue;
             }
             if self.loose.len() >= LOOSE_MAX {
