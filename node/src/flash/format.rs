@@ -232,6 +232,18 @@ impl Head {
         is_head.then(|| u32::from(u16_at(bytes, 48)).max(1))
     }
 
+    /// True if the first page of a head of this disk seems to have been written at page `page`, even if some of its
+    /// bits are not what they were.
+    pub(crate) fn is_likely(bytes: &[u8], disk: &[u8; 16], page: u32) -> bool {
+        if bytes.len() < FIXED_LENGTH {
+            return false;
+        }
+        let found = array_at::<16>(bytes, 16);
+        let other_bits: u32 = found.iter().zip(disk).map(|(a, b)| (a ^ b).count_ones()).sum();
+        // Two identities that were drawn differ in 64 bits, more or less.
+        other_bits <= 8 && (bytes[..4] == HEAD_MAGIC || u32_at(bytes, 40) == page)
+    }
+
     /// Reads a head that lies at page `page` of the file, of the region in any use of it; returns that use, too.
     pub(crate) fn decode(
         bytes: &[u8],

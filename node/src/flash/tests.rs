@@ -300,6 +300,29 @@ fn a_flipped_bit_is_never_read() {
     }
 }
 
+/// The first head of the region that is written says which use of it this is; so do the others.
+#[test]
+fn a_damaged_first_head_costs_its_group_alone() {
+    let mut bench = Bench::new();
+    for file in 0..3 {
+        bench.fill(file, 0, Chunks::all(BLOCK_SIZE));
+        bench.settle();
+    }
+    bench.drop_file(1);
+    bench.settle();
+    let path = bench.directory().join("shard-000");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[70] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    bench.restart();
+    assert_eq!([0, 1, 2].map(|file| bench.read_all(file)), [0, 0, 4]);
+    // What is written now goes behind them.
+    bench.fill(3, 0, Chunks::all(BLOCK_SIZE));
+    bench.settle();
+    bench.restart();
+    assert_eq!([0, 1, 2, 3].map(|file| bench.read_all(file)), [0, 0, 4, 4]);
+}
+
 #[test]
 fn a_disk_that_fails_is_left_out() {
     let mut bench = Bench::new();
