@@ -23,6 +23,7 @@ mod cluster;
 
 mod bench;
 
+mod disk;
 mod doctor;
 
 #[cfg(test)]
@@ -72,6 +73,7 @@ enum Verb {
     Admin(admin::AdminArgs),
     Cluster(cluster::ClusterArgs),
     Bench(bench::BenchArgs),
+    Disk(disk::DiskArgs),
     Doctor(doctor::DoctorArgs),
     Completions(CompletionsArgs),
 }
@@ -101,6 +103,7 @@ fn main() -> ExitCode {
         Verb::Admin(args) => admin::run(args),
         Verb::Cluster(args) => cluster::run(&args),
         Verb::Bench(args) => bench::run(args),
+        Verb::Disk(args) => disk::run(&args),
         Verb::Doctor(args) => doctor::run(&args),
         Verb::Completions(args) => completions(args.shell),
     };

@@ -32,7 +32,7 @@ pub(crate) mod directory;
 pub(crate) mod format;
 mod index;
 mod log;
-mod recover;
+pub(crate) mod recover;
 mod recycle;
 mod write;
 

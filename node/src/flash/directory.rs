@@ -47,7 +47,10 @@ pub enum DiskError {
     )]
     Foreign { directory: PathBuf, name: String },
     /// Another node uses it.
-    #[error("disk {}: another node uses this directory; give each node one of its own", .0.display())]
+    #[error(
+        "disk {}: another node uses this directory, or `millrace disk` looks at it; give each node one of its own",
+        .0.display()
+    )]
     InUse(PathBuf),
     /// It is too small for the shards and the blocks.
     #[error(
@@ -56,6 +59,9 @@ pub enum DiskError {
         .directory.display()
     )]
     TooSmall { directory: PathBuf, shard_count: usize, block_size: u32, needed: u64 },
+    /// It has no superblock that is read here.
+    #[error("disk {}: {why}; a node that is given this directory forgets what it holds", .directory.display())]
+    NoDisk { directory: PathBuf, why: String },
     /// The file system refused.
     #[error("disk {}: {what}: {error}", .directory.display())]
     Io { directory: PathBuf, what: &'static str, error: io::Error },
@@ -129,11 +135,7 @@ impl Disk {
         options.read(true).write(true).create(true).truncate(false);
         let lock =
             options.open(directory.join(SUPERBLOCK_NAME)).map_err(failed("open the superblock"))?;
-        again::while_in_use(
-            |error: &Errno| *error == Errno::WOULDBLOCK,
-            || rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive),
-        )
-        .map_err(|_| DiskError::InUse(directory.clone()))?;
+        take_lock(directory, &lock)?;
         let superblock = superblock(directory, &lock, shard_count, block_size, file_bytes, region)
             .map_err(failed("read or write the superblock"))?;
         let region_bytes = u64::from(superblock.region_pages) * u64::from(PAGE_SIZE);
@@ -151,6 +153,15 @@ impl Disk {
         remove_surplus(directory, shard_count);
         Ok(Disk { directory: directory.clone(), superblock, region_count, files, _lock: lock })
     }
+}
+
+/// Locks the directory by its superblock's file, as long as that is open.
+pub(crate) fn take_lock(directory: &Path, superblock: &File) -> Result<(), DiskError> {
+    again::while_in_use(
+        |error: &Errno| *error == Errno::WOULDBLOCK,
+        || rustix::fs::flock(superblock, FlockOperation::NonBlockingLockExclusive),
+    )
+    .map_err(|_| DiskError::InUse(directory.to_owned()))
 }
 
 /// Returns the name of something in a directory that is not of this tier.
