@@ -416,19 +416,22 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 }
 
 #[cfg(test)]
+mod document;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
-    const DISK: [u8; 16] = [7; 16];
-    const REGION: Region = Region { disk: DISK, shard: 3, sequence: 41 };
+    pub(super) const DISK: [u8; 16] = [7; 16];
+    pub(super) const REGION: Region = Region { disk: DISK, shard: 3, sequence: 41 };
 
-    fn run(block: u32, first: u32, end: u32, payload: u32) -> Stored {
+    pub(super) fn run(block: u32, first: u32, end: u32, payload: u32) -> Stored {
         let key = BlockKey { file: FileId(1 << 90 | 5), block };
         let chunks = Chunks { first, end };
         Stored { key, version: 77, block_length: 1 << 20, chunks, payload, code: None }
     }
 
-    fn head() -> Head {
+    pub(super) fn head() -> Head {
         let mut records = vec![run(0, 0, 1, 1), run(4, 3, 5, 17)];
         records[1].code = Some([9; 32]);
         Head { records, drops: vec![FileId(3), FileId(u128::MAX)], sums: (0..48).collect() }
