@@ -79,7 +79,7 @@ impl Flash {
                 // Memory is short: what waits for it now comes first.
                 continue;
             };
-            self.doing[disk] = Doing::Keeping { stored, spot };
+            self.doing[disk] = Doing::Keeping { stored, spot, is_void: false };
             let page = head + stored.payload;
             return Some(
                 self.read_job(disk, vec![(offset_of(head), head_blank), (offset_of(page), blank)]),

@@ -65,6 +65,8 @@ pub(super) enum Doing {
     Keeping {
         stored: Stored,
         spot: Spot,
+        /// True if its file was dropped meanwhile.
+        is_void: bool,
     },
 }
 
@@ -282,7 +284,10 @@ impl Flash {
             DiskWork::Read(read) => parts = read,
         }
         match (doing, result) {
-            (Doing::Keeping { stored, spot }, result) => {
+            (Doing::Keeping { is_void: true, .. }, _) => {
+                parts.into_iter().for_each(|(_, blank)| cache.release_blank(blank));
+            }
+            (Doing::Keeping { stored, spot, .. }, result) => {
                 self.on_kept(cache, stored, spot, parts, result);
             }
             (Doing::Footer, result) => self.on_footer(cache, disk, parts, result),
@@ -327,8 +332,10 @@ impl Flash {
     pub(crate) fn drop_for_good(&mut self, job: DropJob) -> Option<DropJob> {
         let mut waits = 0;
         for (disk, log) in self.logs.iter().enumerate() {
-            if let Doing::Group(group) = &mut self.doing[disk] {
-                group.void.push(job.file);
+            match &mut self.doing[disk] {
+                Doing::Group(group) => group.void.push(job.file),
+                Doing::Keeping { stored, is_void, .. } => *is_void |= stored.key.file == job.file,
+                _ => (),
             }
             if log.fault.is_none() && !log.is_empty() {
                 waits |= 1 << disk;
