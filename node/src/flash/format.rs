@@ -11,7 +11,7 @@ use crate::cache::BlockKey;
 use crate::chunks::Chunks;
 use crate::memory::ShardMemory;
 
-/// Version of the format. Another one is not read, and begins anew.
+/// Version of the format. Another one is not read, and begins again.
 pub(crate) const FORMAT_VERSION: u32 = 1;
 /// Size of the superblock in bytes.
 pub(crate) const SUPERBLOCK_LENGTH: usize = PAGE_SIZE as usize;
