@@ -260,13 +260,13 @@ mod tests {
     #[test]
     fn each_shard_has_its_regions() {
         let expect = "\
-disk abababababababababababababababab, format 1: 2 shards with blocks of 1.0 MiB and regions of 64.0 MiB
+disk abababababababababababababababab, format 1: 2 shards with blocks of 1 MiB and regions of 64 MiB
 
-shard-000, 1.0 GiB: 1 of 16 regions used; 1 run live, 64.0 KiB
-region  state   sequence   runs     bytes  drops
-     3  sealed        17  1,200  60.0 MiB      2
+shard-000, 1 GiB: 1 of 16 regions used; 1 run live, 64 KiB
+region  state   sequence   runs   bytes  drops
+     3  sealed        17  1,200  60 MiB      2
 
-shard-001, 1.0 GiB: 0 of 16 regions used; 0 runs live, 64.0 KiB
+shard-001, 1 GiB: 0 of 16 regions used; 0 runs live, 64 KiB
 ";
         assert_eq!(contents_text(&sample(), Sizes::Human), expect);
         let told = contents_json(&sample());
@@ -291,7 +291,7 @@ shard-001, 1.0 GiB: 0 of 16 regions used; 0 runs live, 64.0 KiB
         };
         let expect = "\
 shard-000 page 12: the head of a group is damaged; lost: 64 bytes
-3 runs in 2 groups and 1 region, 4.0 KiB, are sound; 1 fault
+3 runs in 2 groups and 1 region, 4 KiB, are sound; 1 fault
 ";
         assert_eq!(check_text(&check), expect);
         assert_eq!(check_json(&check)["faults"][0]["page"], 12);
