@@ -65,6 +65,8 @@ pub(super) enum Doing {
     Keeping {
         stored: Stored,
         spot: Spot,
+        /// True if its file was dropped meanwhile.
+        is_void: bool,
     },
 }
 
@@ -282,8 +284,8 @@ impl Flash {
             DiskWork::Read(read) => parts = read,
         }
         match (doing, result) {
-            (Doing::Keeping { stored, spot }, result) => {
-                self.on_kept(cache, stored, spot, parts, result);
+            (Doing::Keeping { stored, spot, is_void }, result) => {
+                self.on_kept(cache, stored, spot, is_void, parts, result);
             }
             (Doing::Footer, result) => self.on_footer(cache, disk, parts, result),
             (doing, Err(error)) => {
@@ -303,6 +305,8 @@ impl Flash {
     fn on_group(&mut self, cache: &mut Cache, disk: usize, group: Group) {
         let page = self.logs[disk].place().0;
         self.logs[disk].note(&group.head);
+        // What is remembered of this page is what was there before.
+        self.heads.remove(&(disk as u8, page));
         for stored in &group.head.records {
             if group.void.contains(&stored.key.file) {
                 continue;
@@ -327,8 +331,10 @@ impl Flash {
     pub(crate) fn drop_for_good(&mut self, job: DropJob) -> Option<DropJob> {
         let mut waits = 0;
         for (disk, log) in self.logs.iter().enumerate() {
-            if let Doing::Group(group) = &mut self.doing[disk] {
-                group.void.push(job.file);
+            match &mut self.doing[disk] {
+                Doing::Group(group) => group.void.push(job.file),
+                Doing::Keeping { stored, is_void, .. } => *is_void |= stored.key.file == job.file,
+                _ => (),
             }
             if log.fault.is_none() && !log.is_empty() {
                 waits |= 1 << disk;
