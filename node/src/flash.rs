@@ -24,25 +24,28 @@ use smallvec::SmallVec;
 
 use crate::cache::{BlockKey, Cache, EntryIndex, Ghost};
 use crate::chunks::{Chunks, runs};
-use crate::mailbox::{Arrival, Filling, Run};
-use crate::memory::{Blank, Block, PAGES_PER_CHUNK};
+use crate::mailbox::{Arrival, Run};
+use crate::memory::Blank;
 use crate::ring::{DiskJob, DiskWork};
 
 pub(crate) mod directory;
 pub(crate) mod format;
 mod index;
 mod log;
+mod read;
 pub(crate) mod recover;
 mod recycle;
 mod write;
 
 use directory::Disk;
 pub use directory::{DiskError, DiskSize};
-use format::{FooterEntry, Head, Stored, head_pages};
+use format::{FooterEntry, Stored, head_pages};
 pub(crate) use index::DISKS_MAX;
 use index::FlashIndex;
 pub(crate) use index::Spot;
 use log::DiskLog;
+pub(crate) use read::Small;
+use read::{FlashRead, Heads, Purpose};
 use write::{Doing, Loose, PendingDrop};
 
 /// Blocks that wait to be written at most; further ones are passed over. Guessed: a second of a quick disk.
@@ -59,15 +62,6 @@ struct Candidate {
     entry: EntryIndex,
     key: BlockKey,
     version: u64,
-}
-
-/// A read under way.
-struct FlashRead {
-    run: Run,
-    spot: Spot,
-    since: u64,
-    /// True if nothing waits for it any more, because it hangs.
-    is_given_up: bool,
 }
 
 /// What was counted since this was asked last.
@@ -94,6 +88,9 @@ pub(crate) enum FlashEvent {
     Nothing,
     /// A run was read, or could not be: then it is forgotten, and its blank comes back.
     Read { run: Run, result: Result<Arrival, Blank> },
+    /// A small range was read: its bytes, and the checksums that cover it, with the block's identity in them. None if
+    /// it could not be; then it is forgotten.
+    Small { small: Small, bytes: Option<(Vec<u8>, Vec<u32>)> },
 }
 
 /// See the module.
@@ -112,6 +109,11 @@ pub(crate) struct Flash {
     drops: Vec<PendingDrop>,
     reads: HashMap<u64, FlashRead>,
     read_count: u64,
+    small_count: usize,
+    heads: Heads,
+    /// Chunks that small ranges were read of.
+    touched: Ghost,
+    touched_max: u32,
     counts: FlashCounts,
 }
 
@@ -120,10 +122,14 @@ fn runs_max(bytes: u64) -> usize {
     (bytes / u64::from(checksum::CHUNK_SIZE)) as usize
 }
 
-/// Returns the bytes of memory that the tables of a node's flash tier hold, with these bytes on its disks.
-pub(crate) fn memory_bytes(disk_bytes: u64, block_size: u32) -> u64 {
-    let blocks = disk_bytes / u64::from(block_size);
-    runs_max(disk_bytes) as u64 * index::RUN_COST as u64 + blocks * SEEN_COST
+/// Returns the bytes of memory that the tables of a node's flash tier hold beside `memory`.
+pub(crate) fn memory_bytes(disks: &[DiskSize], block_size: u32, memory: u64) -> u64 {
+    let bytes: u64 = disks.iter().map(|disk| disk.bytes).sum();
+    let seen = bytes / u64::from(block_size) * SEEN_COST;
+    match bytes {
+        0 => 0,
+        _ => runs_max(bytes) as u64 * index::RUN_COST as u64 + seen + read::heads_bytes(memory),
+    }
 }
 
 /// Bytes for each block that was filled once: its slots, up to the next power of two.
@@ -134,7 +140,9 @@ const SEEN_SLOTS: usize = 4;
 
 impl Flash {
     /// Makes the tier of a shard, with what lies on its disks. A disk that cannot be read is left out.
-    pub(crate) fn open(disks: &[Arc<Disk>], shard: u16, block_size: u32) -> Flash {
+    ///
+    /// `memory` is the bytes of the shard's memory, by which the tables beside it are sized.
+    pub(crate) fn open(disks: &[Arc<Disk>], shard: u16, block_size: u32, memory: u64) -> Flash {
         let mut logs = Vec::with_capacity(disks.len());
         let mut found = Vec::new();
         for (number, disk) in disks.iter().enumerate() {
@@ -169,6 +177,7 @@ impl Flash {
             }
         }
         let seen_max = (bytes / u64::from(block_size)).min(u64::from(u32::MAX)) as u32;
+        let touched_max = (memory / u64::from(checksum::CHUNK_SIZE) / 4).clamp(1, 1 << 24) as u32;
         Flash {
             doing: logs.iter().map(|_| Doing::Nothing).collect(),
             logs,
@@ -181,6 +190,10 @@ impl Flash {
             drops: Vec::new(),
             reads: HashMap::new(),
             read_count: DISKS_MAX as u64 * 2,
+            small_count: 0,
+            heads: read::heads(memory),
+            touched: Ghost::new(touched_max as usize * SEEN_SLOTS),
+            touched_max,
             counts: FlashCounts::default(),
         }
     }
@@ -210,29 +223,6 @@ impl Flash {
         self.logs[usize::from(spot.disk)].fault.is_none().then_some(spot)
     }
 
-    /// Makes the job that reads a part of a run that lies there, into a blank of its length.
-    pub(crate) fn read(
-        &mut self,
-        now: u64,
-        cache: &mut Cache,
-        run: Run,
-        spot: Spot,
-        blank: Blank,
-    ) -> Result<Box<DiskJob>, Blank> {
-        let whole = Chunks { first: u32::from(spot.first), end: u32::from(spot.last) + 1 };
-        let length = whole.length(run.block_length);
-        let head_length = head_length(length);
-        let Some(head) = cache.allocate(head_length) else { return Err(blank) };
-        let skipped = (run.chunks.first - whole.first) * PAGES_PER_CHUNK;
-        let page = spot.head + u32::from(spot.payload) + skipped;
-        let parts = vec![(offset_of(spot.head), head), (offset_of(page), blank)];
-        self.read_count += 1;
-        let read = FlashRead { run, spot, since: now, is_given_up: false };
-        self.reads.insert(self.read_count, read);
-        let file = self.logs[usize::from(spot.disk)].file();
-        Ok(Box::new(DiskJob { number: self.read_count, file, work: DiskWork::Read(parts) }))
-    }
-
     /// Takes a job back.
     pub(crate) fn on_done(
         &mut self,
@@ -244,86 +234,6 @@ impl Flash {
         match (self.reads.remove(&number), work) {
             (Some(read), DiskWork::Read(parts)) => self.on_read(cache, read, parts, result),
             (_, work) => self.on_log_done(cache, number as usize, work, result),
-        }
-    }
-
-    fn on_read(
-        &mut self,
-        cache: &mut Cache,
-        read: FlashRead,
-        parts: Vec<(u64, Blank)>,
-        result: io::Result<()>,
-    ) -> FlashEvent {
-        let FlashRead { run, spot, is_given_up, .. } = read;
-        let [(_, head), (_, blank)]: [(u64, Blank); 2] =
-            parts.try_into().expect("a read has a head and a part");
-        let checked = self.check(spot, &run, head, blank, cache, result);
-        if is_given_up {
-            match checked {
-                Ok((block, _)) => cache.release(block),
-                Err(blank) => cache.release_blank(blank),
-            }
-            return FlashEvent::Nothing;
-        }
-        let result = checked.map(|(block, sums)| {
-            self.counts.read_count += 1;
-            self.counts.read_bytes += u64::from(block.length());
-            self.index.note_use(&run.key, run.version, spot);
-            Arrival { block, sums, filling: Filling::Disk }
-        });
-        FlashEvent::Read { run, result }
-    }
-
-    /// Compares what was read with its head. If it does not fit it is forgotten, and the blank comes back.
-    fn check(
-        &mut self,
-        spot: Spot,
-        run: &Run,
-        mut head: Blank,
-        mut blank: Blank,
-        cache: &mut Cache,
-        result: io::Result<()>,
-    ) -> Result<(Block, crate::memory::Sums), Blank> {
-        let disk = usize::from(spot.disk);
-        let mut verdict = None;
-        match result {
-            Ok(()) => {
-                head.filled_by_disk();
-                blank.filled_by_disk();
-                let log = &self.logs[disk];
-                let identity = &log.disk.superblock.disk;
-                let decoded = Head::decode(&head.to_vec(), identity, log.shard(), spot.head);
-                verdict = decoded.and_then(|(head, _)| matches(&head, spot, run, &blank));
-                if verdict.is_none() {
-                    self.counts.damaged_count += 1;
-                    tracing::warn!(
-                        "disk {}: a stored part of a block did not match its checksums, and was forgotten: is the \
-                         disk faulty?",
-                        log.disk.directory.display()
-                    );
-                }
-            }
-            Err(error) => self.on_read_error(disk, &error),
-        }
-        cache.release_blank(head);
-        let Some(code) = verdict else {
-            self.index.remove(&run.key, run.version, spot);
-            return Err(blank);
-        };
-        let (mut block, sums) = blank.freeze();
-        if let Some(code) = code.filter(|_| run.is_whole()) {
-            block.note_code(code);
-        }
-        Ok((block, sums))
-    }
-
-    fn on_read_error(&mut self, disk: usize, error: &io::Error) {
-        self.counts.error_count += 1;
-        if self.logs[disk].fault.is_none() {
-            let directory = self.logs[disk].disk.directory.display();
-            tracing::warn!(
-                "disk {directory}: read a part of a block: {error}; it is read from its source"
-            );
         }
     }
 
@@ -348,22 +258,27 @@ impl Flash {
         self.waiting_since.get_or_insert(now);
     }
 
-    /// Gives up what hangs. Returns the runs that something waits for, which are to be had elsewhere.
-    pub(crate) fn give_up(&mut self, now: u64) -> Vec<Run> {
-        let mut runs = Vec::new();
-        let mut hanging = Vec::new();
+    /// Gives up what hangs. Returns what something waits for, which is to be had elsewhere.
+    pub(crate) fn give_up(&mut self, now: u64) -> (Vec<Run>, Vec<Small>) {
+        let (mut runs, mut smalls, mut hanging) = (Vec::new(), Vec::new(), Vec::new());
         for read in self.reads.values_mut() {
-            let hangs = now.saturating_sub(read.since) > HANGS_MS;
-            if !read.is_given_up && hangs {
-                read.is_given_up = true;
-                runs.push(read.run);
-                hanging.push(usize::from(read.spot.disk));
+            if now.saturating_sub(read.since) <= HANGS_MS {
+                continue;
             }
+            match std::mem::replace(&mut read.purpose, Purpose::GivenUp) {
+                Purpose::Fill => runs.push(read.run),
+                Purpose::Small(small) => {
+                    self.small_count -= 1;
+                    smalls.push(small);
+                }
+                Purpose::GivenUp => continue,
+            }
+            hanging.push(usize::from(read.spot.disk));
         }
         for disk in hanging {
             self.take_out(disk, &format!("a read has not ended for {HANGS_MS} ms"));
         }
-        runs
+        (runs, smalls)
     }
 
     /// Takes a disk out: nothing is read from it or written to it any more.
@@ -431,29 +346,6 @@ fn head_length(run_length: u32) -> u32 {
 
 fn offset_of(page: u32) -> u64 {
     u64::from(page) * u64::from(PAGE_SIZE)
-}
-
-/// Compares a part of a stored run with its head. Returns the code of its block, if it has one; None if it is not what
-/// was wanted.
-#[expect(clippy::option_option, reason = "whether it matches, and then whether there is a code")]
-fn matches(head: &Head, spot: Spot, run: &Run, blank: &Blank) -> Option<Option<[u8; 32]>> {
-    let payload = u32::from(spot.payload);
-    let place = head.records.iter().position(|stored| stored.payload == payload)?;
-    let stored = &head.records[place];
-    let is_it = stored.key == run.key
-        && stored.version == run.version
-        && stored.block_length == run.block_length
-        && stored.chunks.first <= run.chunks.first
-        && run.chunks.end <= stored.chunks.end;
-    let tag = checksum::tag(run.key.file, run.version, run.key.block);
-    let skipped =
-        ((run.chunks.first - stored.chunks.first.min(run.chunks.first)) * PAGES_PER_CHUNK) as usize;
-    let wanted = head.sums_of(place).get(skipped..)?;
-    let found = blank.page_sums();
-    let is_right = is_it
-        && wanted.len() >= found.len()
-        && found.iter().zip(wanted).all(|(found, wanted)| found ^ tag == *wanted);
-    is_right.then_some(stored.code)
 }
 
 #[cfg(test)]

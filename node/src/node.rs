@@ -249,8 +249,9 @@ impl Node {
                 let cache = Cache::new(memory, limits.pin_percent);
                 let cache = if populate { cache.populated() } else { cache };
                 let block_size = shared.block_size;
-                let is_flash = !disks.is_empty();
-                let flash = is_flash.then(|| Flash::open(&disks, shard as u16, block_size));
+                let (is_flash, memory_bytes) = (!disks.is_empty(), cache.capacity_bytes());
+                let flash =
+                    is_flash.then(|| Flash::open(&disks, shard as u16, block_size, memory_bytes));
                 let worker = Worker::new(shard as u32, shared, limits, side_queue, cache, flash);
                 let tcp = listener.into_sockets();
                 let sockets = Listeners { tcp, local, access: local_access, admin };

@@ -116,7 +116,7 @@ fn own_bytes(config: &Config) -> u64 {
         + config.shards as u64 * SHARD_BYTES
         + config.connections_max as u64 * CONNECTION_BYTES
         + config.files_max as u64 * FILE_BYTES
-        + flash::memory_bytes(config.disks.iter().map(|disk| disk.bytes).sum(), config.block_size)
+        + flash::memory_bytes(&config.disks, config.block_size, config.memory as u64)
 }
 
 /// Takes the pages of all shards from the system, each shard's from its own core, so that they lie near it.

@@ -12,7 +12,6 @@ use super::index::Spot;
 use super::write::{Doing, Loose};
 use super::{Candidate, Flash, head_length, offset_of};
 use crate::cache::Cache;
-use crate::chunks::Chunks;
 use crate::mailbox::Run;
 use crate::memory::Blank;
 use crate::ring::{DiskJob, DiskWork};
@@ -154,27 +153,27 @@ impl Flash {
         }
     }
 
-    /// Takes a run that is to be written again.
+    /// Takes a run that is to be written again, unless its file was dropped meanwhile.
     pub(super) fn on_kept(
         &mut self,
         cache: &mut Cache,
         stored: Stored,
         spot: Spot,
+        is_void: bool,
         parts: Vec<(u64, Blank)>,
         result: io::Result<()>,
     ) {
-        let Ok([(_, head), (_, blank)]) = <[(u64, Blank); 2]>::try_from(parts) else { return };
+        let Ok([(_, head), (_, mut blank)]) = <[(u64, Blank); 2]>::try_from(parts) else { return };
         let Stored { key, version, chunks, block_length, .. } = stored;
         let run = Run { key, version, chunks, block_length };
-        match self.check(spot, &run, head, blank, cache, result) {
-            Ok((block, sums)) => {
-                let tag = checksum::tag(key.file, version, key.block);
-                let sums = sums.pages.iter().map(|sum| sum ^ tag).collect();
-                let code = block.code().copied().filter(|_| chunks == Chunks::all(block_length));
-                self.counts.kept_bytes += u64::from(stored.length());
-                self.loose.push_back(Loose { stored: Stored { code, ..stored }, block, sums });
-            }
-            Err(blank) => cache.release_blank(blank),
-        }
+        let first_page = chunks.first_page();
+        let head = self.take_head(spot, head, cache, &result);
+        let code = self.check(spot, &run, first_page, head.as_deref(), &mut blank, result);
+        let Some(code) = code.filter(|_| !is_void) else { return cache.release_blank(blank) };
+        let (block, sums) = blank.freeze();
+        let tag = checksum::tag(key.file, version, key.block);
+        let sums = sums.pages.iter().map(|sum| sum ^ tag).collect();
+        self.counts.kept_bytes += u64::from(stored.length());
+        self.loose.push_back(Loose { stored: Stored { code, ..stored }, block, sums });
     }
 }

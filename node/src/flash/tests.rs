@@ -4,8 +4,14 @@ use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use millrace_proto::Op;
+use millrace_proto::frame::Header;
+use millrace_proto::message::Range;
+
 use super::*;
+use crate::mailbox::Requester;
 use crate::memory::{Arena, peek};
+use crate::token::Token;
 
 const BLOCK_SIZE: u32 = 256 << 10;
 const DISK_MIB: u64 = 4;
@@ -72,7 +78,7 @@ impl Bench {
     fn new() -> Bench {
         let place = tempfile::tempdir().unwrap();
         let memory = Arena::new(1024).unwrap().cut(1).pop().unwrap();
-        let flash = Flash::open(&[disk_of(place.path())], 0, BLOCK_SIZE);
+        let flash = Flash::open(&[disk_of(place.path())], 0, BLOCK_SIZE, 4 << 20);
         let versions = (0..FILES).map(|file| (file, 1)).collect();
         let cache = Cache::new(memory, 50);
         Bench { place, cache, flash, now: 0, versions, events: vec![], under_way: vec![] }
@@ -150,10 +156,41 @@ impl Bench {
                     chunk_count += chunks.end - chunks.first;
                 }
                 FlashEvent::Read { result: Err(blank), .. } => self.cache.release_blank(blank),
-                FlashEvent::Nothing => panic!("a read was under way"),
+                _ => panic!("a run was read"),
             }
         }
         chunk_count
+    }
+
+    /// Reads a small range from the disk, if it is read by itself. True if it was. Panics on a wrong byte.
+    fn read_small(&mut self, file: u32, block: u32, offset: u32, length: u32) -> bool {
+        let (key, version) = (key(file, block), self.versions[&file]);
+        let at = u64::from(block) * u64::from(BLOCK_SIZE) + u64::from(offset);
+        let range = Range { file: key.file, version, offset: at, length };
+        let requester = Requester {
+            shard: 0,
+            token: Token { index: 0, generation: 0 },
+            header: Header::request(Op::Read, 1, 0),
+            part: 0,
+            asked: length,
+            is_forwarded: false,
+            covers_identity: true,
+            deadline: None,
+        };
+        let small = Small { requester, range, key, offset, length };
+        let job = self.flash.read_small(self.now, &mut self.cache, small, block_length(block));
+        let Some(mut job) = job else { return false };
+        let result = perform(&mut job, &self.directory());
+        let FlashEvent::Small { bytes, .. } = self.flash.on_done(&mut self.cache, *job, result)
+        else {
+            panic!("a small range was read");
+        };
+        let Some((bytes, sums)) = bytes else { return false };
+        let wanted = &content(&key, version)[offset as usize..][..length as usize];
+        assert!(bytes == wanted, "wrong bytes");
+        let tag = checksum::tag(key.file, version, key.block);
+        checksum::verify(&bytes, offset, block_length(block), tag, sums.into_iter()).unwrap();
+        true
     }
 
     fn read_all(&mut self, file: u32) -> u32 {
@@ -165,9 +202,9 @@ impl Bench {
         let memory = Arena::new(1024).unwrap().cut(1).pop().unwrap();
         self.under_way.clear();
         // The lock on the directory goes with the tier.
-        self.flash = Flash::open(&[], 0, BLOCK_SIZE);
+        self.flash = Flash::open(&[], 0, BLOCK_SIZE, 4 << 20);
         self.cache = Cache::new(memory, 50);
-        self.flash = Flash::open(&[disk_of(self.place.path())], 0, BLOCK_SIZE);
+        self.flash = Flash::open(&[disk_of(self.place.path())], 0, BLOCK_SIZE, 4 << 20);
     }
 
     fn drop_file(&mut self, file: u32) -> flume::Receiver<crate::mailbox::Dropped> {
@@ -378,6 +415,23 @@ fn a_disk_that_fails_is_left_out() {
     assert!(dropped.try_recv().is_ok(), "no disk is left that could tell");
 }
 
+#[test]
+fn small_ranges_come_by_themselves_until_their_chunk_is_wanted() {
+    let mut bench = Bench::new();
+    bench.fill(0, 0, Chunks::all(BLOCK_SIZE));
+    bench.fill(0, BLOCKS - 1, Chunks::all(70_000));
+    bench.settle();
+    assert!(bench.read_small(0, 0, 4096, 4096));
+    assert!(!bench.read_small(0, 0, 8192, 100), "the chunk was read a moment ago");
+    assert!(bench.read_small(0, 0, (64 << 10) + 5000, 10_000));
+    assert!(bench.read_small(0, BLOCKS - 1, 69_999, 1), "the last byte");
+    assert!(!bench.read_small(0, 0, (128 << 10) - 100, 200), "over two chunks");
+    assert!(!bench.read_small(0, 0, 128 << 10, 20 << 10), "it is not small");
+    assert!(!bench.read_small(1, 0, 0, 10), "it is not there");
+    let counts = bench.flash.take_counts();
+    assert_eq!((counts.read_count, counts.read_bytes), (3, 4096 + 12_288 + 368));
+}
+
 /// Random fills, reads, new versions, drops, restarts at any moment, torn writes and flipped bits.
 #[test]
 fn random_histories_never_give_a_wrong_byte() {
@@ -401,7 +455,12 @@ fn random_histories_never_give_a_wrong_byte() {
                     bench.fill(file, block, chunks);
                     gone.remove(&file);
                 }
-                45..75 => read_count += bench.read(file, block, chunks),
+                45..55 => {
+                    let length = random.u32(1..=20_000).min(block_length(block));
+                    let offset = random.u32(0..=block_length(block) - length);
+                    read_count += u32::from(bench.read_small(file, block, offset, length));
+                }
+                55..75 => read_count += bench.read(file, block, chunks),
                 75..80 => {
                     bench.versions.insert(file, next_version);
                     next_version += 1;

@@ -284,11 +284,8 @@ impl Flash {
             DiskWork::Read(read) => parts = read,
         }
         match (doing, result) {
-            (Doing::Keeping { is_void: true, .. }, _) => {
-                parts.into_iter().for_each(|(_, blank)| cache.release_blank(blank));
-            }
-            (Doing::Keeping { stored, spot, .. }, result) => {
-                self.on_kept(cache, stored, spot, parts, result);
+            (Doing::Keeping { stored, spot, is_void }, result) => {
+                self.on_kept(cache, stored, spot, is_void, parts, result);
             }
             (Doing::Footer, result) => self.on_footer(cache, disk, parts, result),
             (doing, Err(error)) => {
@@ -308,6 +305,8 @@ impl Flash {
     fn on_group(&mut self, cache: &mut Cache, disk: usize, group: Group) {
         let page = self.logs[disk].place().0;
         self.logs[disk].note(&group.head);
+        // What is remembered of this page is what was there before.
+        self.heads.remove(&(disk as u8, page));
         for stored in &group.head.records {
             if group.void.contains(&stored.key.file) {
                 continue;

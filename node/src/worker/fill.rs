@@ -56,7 +56,7 @@ const DROP_SLICE: u32 = 256;
 /// Share of the memory that may be on its way in at once, in percent. Guessed.
 const FILLING_PERCENT: u64 = 50;
 
-const LATE: &str = "the deadline passed before the source had answered";
+pub(super) const LATE: &str = "the deadline passed before the source had answered";
 const UNKNOWN: FillRefusal = FillRefusal {
     status: Status::UnknownFile,
     message: Cow::Borrowed("the file id is not known: look the path up again"),
@@ -109,6 +109,9 @@ impl Worker {
         let counters = self.counters();
         counters.miss_count.add(1);
         counters.miss_bytes.add(u64::from(range.length));
+        if self.read_small(requester, range, key, offset, actions) {
+            return;
+        }
         let amount = Amount::Needed;
         self.bring(Miss { requester: *requester, range: *range, key, offset, amount }, actions);
     }
@@ -404,7 +407,7 @@ impl Worker {
     }
 
     /// Returns the file of a block that may be filled, and the block's length.
-    fn fillable(
+    pub(super) fn fillable(
         &self,
         key: BlockKey,
         version: u64,

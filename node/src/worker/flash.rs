@@ -7,13 +7,16 @@
 use std::io;
 use std::sync::Arc;
 
-use super::fill::Obstacle;
+use millrace_proto::message::Range;
+use millrace_proto::{Op, Status, checksum};
+
+use super::fill::{LATE, Obstacle};
 use super::incoming::Fill;
 use super::turns::Payer;
 use super::{Action, Worker};
 use crate::cache::{BlockKey, EntryIndex};
-use crate::flash::{FlashCounts, FlashEvent, Pieces, Spot};
-use crate::mailbox::{DropJob, Mail, Run, Stay};
+use crate::flash::{FlashCounts, FlashEvent, Pieces, Small, Spot};
+use crate::mailbox::{DropJob, Mail, Requester, Run, Stay};
 use crate::ring::DiskJob;
 use crate::store::{Errand, FillError};
 
@@ -75,6 +78,54 @@ impl Worker {
         Ok(())
     }
 
+    /// Reads a small range from a disk by itself, if it lies there and is better not read with its chunk. True if it
+    /// is on its way.
+    pub(super) fn read_small(
+        &mut self,
+        requester: &Requester,
+        range: &Range,
+        key: BlockKey,
+        offset: u32,
+        actions: &mut Vec<Action>,
+    ) -> bool {
+        let is_read =
+            requester.header.op == Op::Read as u8 || requester.header.op == Op::ReadMany as u8;
+        if self.flash.is_none() || !is_read || !self.may_copy(range.length) {
+            return false;
+        }
+        let Ok((record, block_length)) = self.fillable(key, range.version, offset) else {
+            return false;
+        };
+        let length = range.length.min(block_length - offset);
+        let small = Small { requester: *requester, range: *range, key, offset, length };
+        let flash = self.flash.as_mut().filter(|_| record.is_stored);
+        let job =
+            flash.and_then(|it| it.read_small(self.now, &mut self.cache, small, block_length));
+        let is_begun = job.is_some();
+        actions.extend(job.map(Action::Disk));
+        is_begun
+    }
+
+    /// Answers a small range that was read, or has it brought from elsewhere.
+    fn on_small(
+        &mut self,
+        small: Small,
+        bytes: Option<(Vec<u8>, Vec<u32>)>,
+        actions: &mut Vec<Action>,
+    ) {
+        let Small { requester, range, key, offset, .. } = small;
+        match bytes {
+            _ if requester.deadline.is_some_and(|deadline| deadline <= self.now) => {
+                self.fail(&requester, Status::DeadlineExceeded, LATE, actions);
+            }
+            Some((bytes, mut sums)) => {
+                let tag = checksum::tag(key.file, range.version, key.block);
+                self.send_copy(&requester, tag, &mut sums, &bytes, actions);
+            }
+            None => self.on_miss(self.now, &requester, &range, key, offset, actions),
+        }
+    }
+
     /// Takes a job with a file back.
     pub(super) fn on_disk(
         &mut self,
@@ -90,6 +141,7 @@ impl Worker {
                 let result = result.map_err(|blank| (blank, FillError::NotThere));
                 self.on_filled(run, Stay::Usual, result, actions);
             }
+            FlashEvent::Small { small, bytes } => self.on_small(small, bytes, actions),
         }
     }
 
@@ -119,9 +171,13 @@ impl Worker {
 
     /// Has what hangs on a disk brought from elsewhere.
     pub(super) fn give_up_disks(&mut self, now: u64, actions: &mut Vec<Action>) {
-        let runs = self.flash.as_mut().map(|flash| flash.give_up(now)).unwrap_or_default();
+        let given_up = self.flash.as_mut().map(|flash| flash.give_up(now));
+        let (runs, smalls) = given_up.unwrap_or_default();
         for run in runs {
             self.end_fill(run, Stay::Usual, Err(FillError::NotThere), actions);
+        }
+        for small in smalls {
+            self.on_small(small, None, actions);
         }
     }
 

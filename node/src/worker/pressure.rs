@@ -117,6 +117,11 @@ impl Worker {
         is_short
     }
 
+    /// True if there is room for a copy of this length.
+    pub(super) fn may_copy(&self, length: u32) -> bool {
+        self.copied + u64::from(length) <= self.shares.copies
+    }
+
     /// Decides how `length` bytes of a block leave.
     #[inline]
     pub(super) fn passage(&self, requester: &Requester, hit: Hit, length: u32) -> Passage {
@@ -134,8 +139,7 @@ impl Worker {
             self.counters().short_count.add(1);
         }
         if length <= COPY_MAX && u64::from(length) * 2 <= held_bytes(hit.block_length) {
-            let has_room = self.copied + u64::from(length) <= self.shares.copies;
-            return if has_room { Passage::Copy } else { Passage::Wait };
+            return if self.may_copy(length) { Passage::Copy } else { Passage::Wait };
         }
         if sending > self.shares.sends_hard { Passage::Wait } else { Passage::Pin }
     }

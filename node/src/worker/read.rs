@@ -201,33 +201,49 @@ impl Worker {
         length: u32,
         actions: &mut Vec<Action>,
     ) -> bool {
-        let (flags, mask) = requester.checksums(self.cache.tag(hit.entry));
+        let tag = self.cache.tag(hit.entry);
         let (mut checksums, mut payload) =
             (std::mem::take(&mut self.checksums), std::mem::take(&mut self.payload));
         checksums.clear();
         payload.clear();
-        let push = |sum| checksums.push(sum ^ mask);
+        let push = |sum| checksums.push(sum);
         let copied = self.cache.copy_range(hit.entry, offset, length, push, &mut payload);
+        let is_whole = copied.is_ok();
+        match copied {
+            Ok(()) => self.send_copy(requester, tag, &mut checksums, &payload, actions),
+            Err(Damage::Found) => self.fail_damaged(requester, actions),
+        }
+        (self.checksums, self.payload) = (checksums, payload);
+        is_whole
+    }
+
+    /// Answers with bytes of a block with this tag, and the checksums that cover them, with the tag in them.
+    pub(super) fn send_copy(
+        &mut self,
+        requester: &Requester,
+        tag: u32,
+        checksums: &mut [u32],
+        payload: &[u8],
+        actions: &mut Vec<Action>,
+    ) {
+        let (flags, mask) = requester.checksums(tag);
+        checksums.iter_mut().for_each(|sum| *sum ^= mask);
+        let length = payload.len() as u32;
         let mut header = reply_header(&requester.header, requester.part, Status::Ok);
         header.payload_length = length;
         header.flags |= flags;
-        let is_whole = copied.is_ok();
-        if !is_whole {
-            self.fail_damaged(requester, actions);
-        } else if requester.shard != self.shard {
+        if requester.shard != self.shard {
             let mut frame = Vec::new();
-            frame::encode_read_reply(&mut frame, header, &checksums);
-            frame.extend_from_slice(&payload);
+            frame::encode_read_reply(&mut frame, header, checksums);
+            frame.extend_from_slice(payload);
             let mail = Mail::Reply { requester: *requester, frame };
             actions.push(Action::Post(requester.shard, mail));
         } else if let Some(connection) = find_connection(&mut self.connections, requester.token) {
-            connection.building.push_copy(header, &checksums, &payload, requester.asked);
+            connection.building.push_copy(header, checksums, payload, requester.asked);
             ask_to_send(connection, &mut self.to_send);
             self.copied += u64::from(length);
         }
         self.counters().copied_bytes.add(u64::from(length));
-        (self.checksums, self.payload) = (checksums, payload);
-        is_whole
     }
 
     pub(super) fn fail_damaged(&mut self, requester: &Requester, actions: &mut Vec<Action>) {
