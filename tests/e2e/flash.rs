@@ -280,7 +280,7 @@ async fn a_larger_and_a_smaller_size_keep_what_fits() {
     smaller.stop();
 }
 
-/// A file system without room refuses at the start, and one in memory is a disk like others.
+/// One in memory is a disk like others, where it has room.
 #[tokio::test]
 async fn a_file_system_that_is_full_is_told_at_the_start() {
     let tier = Tier::new();
@@ -299,5 +299,25 @@ async fn a_file_system_that_is_full_is_told_at_the_start() {
     node.restart();
     read_all(&node).await;
     assert!(node.counter("flash_read_bytes") > TOTAL / 2);
+    node.stop();
+}
+
+#[tokio::test]
+async fn a_file_system_without_direct_input_and_output_will_do() {
+    let tier = Tier::new();
+    let mut point = MountPoint::at(tier.place.at("mount"));
+    // This one takes no room beforehand, either.
+    let mounted = mounted::needs_root().and_then(|()| point.mount("ramfs", "ramfs", "mode=700"));
+    if let Err(why) = mounted {
+        return println!("skipped: {why}");
+    }
+    let mut node = tier.options_with(&point.path().join("disk"), "64MiB").start();
+    assert!(node.log().contains("this file system has no direct input and output"));
+    store_all(&node).await;
+    node.kill();
+    node.restart();
+    read_all(&node).await;
+    assert_eq!(node.counter("flash_read_bytes"), TOTAL);
+    assert_eq!(node.counter("fill_bytes"), 0);
     node.stop();
 }
