@@ -15,6 +15,7 @@ use super::turns::{Amount, Miss, Payer};
 use super::{Action, Worker};
 use crate::cache::BlockKey;
 use crate::chunks::{Chunks, Runs};
+use crate::cluster::pins::Judge;
 use crate::files::FileRecord;
 use crate::mailbox::{Arrival, DropJob, Ensured, FillFrom, Filling, Mail, Requester, Run, Stay};
 use crate::memory::Blank;
@@ -310,7 +311,9 @@ impl Worker {
             let is_coming = self.incoming.fills(key, all).any(|fill| fill.chunks == all);
             return if is_coming { Runs::new() } else { whole };
         }
-        let wanted = if record.is_read_in_parts { needs } else { all };
+        let run = Run { key: *key, version: *version, chunks: needs, block_length };
+        let in_parts = record.is_read_in_parts || record.is_stored && self.is_on_disk(&run);
+        let wanted = if in_parts { needs } else { all };
         let missing = self.cache.missing(key, *version, wanted);
         let mut runs = self.incoming.without(key, &missing);
         if runs.len() > RUNS_MAX {
@@ -584,8 +587,9 @@ impl Worker {
         if stay == Stay::Pinned {
             self.cache.keep(entry, &key, true);
         }
-        if filling != Filling::Disk {
-            self.note_fill(entry, key, version, stay);
+        match filling {
+            Filling::Disk => self.side.judge(Judge { shard: self.shard, entry, key }),
+            Filling::Source | Filling::Peer => self.note_fill(entry, key, version, stay),
         }
         // While it was on its way a newer version may have been seen, and its drop gone by.
         if self.shared.files.get(key.file).is_some_and(|record| record.version != version) {

@@ -200,7 +200,7 @@ impl Worker {
 
     /// True if all of a run is on disks that answer.
     pub(super) fn is_on_disk(&self, run: &Run) -> bool {
-        self.pieces(run, true, true).iter().all(|(_, spot)| spot.is_some())
+        self.flash.is_some() && self.pieces(run, true, true).iter().all(|(_, spot)| spot.is_some())
     }
 }
 
