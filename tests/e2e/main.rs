@@ -7,6 +7,7 @@ mod cluster_join;
 mod cluster_master;
 mod cluster_pins;
 mod cluster_reads;
+mod cluster_restore;
 mod coord_births;
 mod coord_cli;
 mod coord_crate_client;
