@@ -127,6 +127,8 @@ enum Cache {
 const TTL_MAX: Duration = Duration::from_secs(36_500 * 24 * 60 * 60);
 
 /// Remove a mount; its source is not touched
+///
+/// Blocks of files to which no mount leads any more leave the memory of all nodes.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
