@@ -187,6 +187,7 @@ fn every_verb_has_help_with_examples() {
         &["bench", "ring"],
         &["bench", "store"],
         &["cluster", "up"],
+        &["cluster", "restart"],
         &["admin"],
         &["admin", "status"],
         &["admin", "drain"],

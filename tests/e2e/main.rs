@@ -8,6 +8,7 @@ mod cluster_master;
 mod cluster_pins;
 mod cluster_reads;
 mod cluster_restore;
+mod cluster_up;
 mod coord_births;
 mod coord_cli;
 mod coord_crate_client;
