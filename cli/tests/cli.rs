@@ -190,6 +190,7 @@ fn every_verb_has_help_with_examples() {
         &["cluster", "restart"],
         &["admin"],
         &["admin", "status"],
+        &["admin", "wait"],
         &["admin", "drain"],
         &["admin", "mount"],
         &["doctor"],

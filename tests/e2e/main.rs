@@ -1,6 +1,7 @@
 //! Real nodes in processes of their own, and what they promise. One module for each story; the name of
 //! a test is its claim.
 
+mod cluster_cli;
 mod cluster_client;
 mod cluster_handover;
 mod cluster_join;
