@@ -43,7 +43,7 @@ pub(crate) struct AdminArgs {
 #[derive(Subcommand)]
 enum AdminVerb {
     Status(status::AdminStatusArgs),
-    Wait(status::WaitArgs),
+    Wait(status::HealthArgs),
     Nodes(status::NodesArgs),
     Drain(change::DrainArgs),
     Undrain(change::UndrainArgs),

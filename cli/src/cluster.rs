@@ -34,7 +34,7 @@ use restart::{Control, RestartArgs};
 const READY_WAIT: Duration = Duration::from_secs(60);
 /// Longest wait for a process to end after it was asked to.
 const STOP_WAIT: Duration = Duration::from_secs(20);
-/// How often the processes are looked at, and who asks for a restart is answered.
+/// How often the processes, and the socket at which a restart is asked for, are looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// Ports between one node and the next: there is room for those of its shards.
 const NODE_PORTS: u16 = 100;

@@ -231,7 +231,7 @@ fn bytes_that_nothing_points_to_and_bodies_that_are_not_asked_for_are_passed_ove
             assert_eq!(reply.header.request_id, 92, "{op:?}");
         }
     }
-    // A damaged one is no body at all.
+    // A damaged one is refused.
     let body = [7; 100];
     let bad = Header { body_checksum: 1, ..header(Op::Ping, 93, &body) };
     story.peer.send_raw(&raw_frame(bad, &body));

@@ -152,7 +152,7 @@ async fn plan_drain(client: &Client, id: &str) -> Result<(), Failure> {
     let members = cluster(client)?.members;
     let Some(member) = members.iter().find(|member| member.id == *id) else {
         return output::print(&format!(
-            "{id} is no member at the moment: it would be drained when it comes\n"
+            "{id} is not a member at the moment: it would be drained when it comes\n"
         ));
     };
     if !member.is_active {

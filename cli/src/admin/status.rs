@@ -21,7 +21,7 @@ const CLEAR: &str = "\x1b[2J\x1b[H";
 /// Show nodes, master, usage and what is being handed over
 ///
 /// Ends with exit code 1 if the cluster is not healthy: it has no master, or a member does not answer or has lost
-/// coordination. With --watch it goes on. A node that left, or died longer ago than the session time-out, is no member.
+/// coordination. With --watch it goes on. A node that left, or died longer ago than the session time-out, is not a member.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -102,7 +102,7 @@ struct ClusterReport {
 }
 
 impl ClusterReport {
-    /// True if the cluster is healthy, has so many members, and all have acted on its last change.
+    /// True if the cluster is healthy, has at least this many members, and all have acted on its last change.
     fn is_ready(&self, nodes_min: usize) -> bool {
         let has_acted = |node: &NodeReport| node.epoch == self.epoch;
         self.problems.is_empty()
@@ -132,7 +132,7 @@ fn problems(has_master: bool, nodes: &[NodeReport]) -> Vec<String> {
 Examples:
   millrace admin wait --healthy
   millrace admin wait --healthy --nodes 3 --timeout 5m && ./start-training")]
-pub(super) struct WaitArgs {
+pub(super) struct HealthArgs {
     /// Until it is healthy
     #[arg(long, required = true)]
     healthy: bool,
@@ -144,7 +144,7 @@ pub(super) struct WaitArgs {
     timeout: Duration,
 }
 
-pub(super) async fn wait(client: &Client, args: &WaitArgs) -> Result<(), Failure> {
+pub(super) async fn wait(client: &Client, args: &HealthArgs) -> Result<(), Failure> {
     debug_assert!(args.healthy, "the parser asks for it");
     let start = Instant::now();
     loop {

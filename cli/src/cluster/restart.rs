@@ -1,4 +1,4 @@
-//! `millrace cluster restart`: each process of a cluster anew, one after the other.
+//! `millrace cluster restart`: each process of a cluster once more, one after the other.
 //!
 //! Owns the socket at which `cluster up` is asked for it. A process is restarted only when the one before serves
 //! again, so reads and coordination go on. What is told on the socket is text: a line for each process, and at the

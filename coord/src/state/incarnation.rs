@@ -18,8 +18,8 @@ const LEAST_STEP: i64 = 1 << 32;
 const ZXID_MAX: i64 = i64::MAX >> 1;
 
 impl State {
-    /// Moves the zxid far above all that were given out. `now_ms` is the time in milliseconds since 1970. False, and
-    /// nothing is changed, if zxids are used up.
+    /// True if the zxid was moved far above all that were given out; false, and nothing is changed, if zxids are used
+    /// up. `now_ms` is the time in milliseconds since 1970.
     #[must_use]
     pub fn begin_incarnation(&mut self, now_ms: i64) -> bool {
         let by_time = now_ms.saturating_sub(START_MS).max(0).saturating_mul(1 << BITS_BELOW);

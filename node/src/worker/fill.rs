@@ -10,7 +10,7 @@ use std::sync::Arc;
 use millrace_proto::message::Range;
 use millrace_proto::{Op, Status};
 
-use super::incoming::{Ended, Fill, Successor, Waiter, Wish};
+use super::incoming::{EndedFill, Fill, Successor, Waiter, Wish};
 use super::turns::{Amount, Miss, Payer};
 use super::{Action, Worker};
 use crate::cache::BlockKey;
@@ -451,7 +451,7 @@ impl Worker {
         result: Result<Arrival, (Blank, FillError)>,
         actions: &mut Vec<Action>,
     ) {
-        let Ended { fill, waiters, successors } =
+        let EndedFill { fill, waiters, successors } =
             self.incoming.end(&run.key, run.version, run.chunks);
         if fill.errand.is_hedged() {
             self.counters().hedged_count.add(1);

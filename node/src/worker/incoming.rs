@@ -81,7 +81,7 @@ pub(super) struct Successor {
 }
 
 /// What a fill leaves behind that has ended.
-pub(super) struct Ended {
+pub(super) struct EndedFill {
     pub(super) fill: Fill,
     /// What waits for some of its chunks.
     pub(super) waiters: Vec<Waiter>,
@@ -148,7 +148,7 @@ impl Incoming {
     ///
     /// # Panics
     /// If it was not under way.
-    pub(super) fn end(&mut self, key: &BlockKey, version: u64, chunks: Chunks) -> Ended {
+    pub(super) fn end(&mut self, key: &BlockKey, version: u64, chunks: Chunks) -> EndedFill {
         let block = self.blocks.get_mut(key).expect("a fill ends once");
         assert_eq!(block.version, version);
         let place = block.fills.iter().position(|fill| fill.chunks == chunks);
@@ -160,7 +160,7 @@ impl Incoming {
             successors = std::mem::take(&mut block.successors);
             self.blocks.remove(key);
         }
-        Ended { fill, waiters, successors }
+        EndedFill { fill, waiters, successors }
     }
 
     /// Returns a fill whose source hangs, and all that wait for some of its chunks or for its end, taken out.

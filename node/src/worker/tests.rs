@@ -575,7 +575,7 @@ fn unknown_files_and_bad_ranges_have_their_own_answers() {
     check(FileId(1), 1, 0, 10, Status::UnknownFile);
     check(FILE, 2, 0, 10, Status::StaleVersion);
     check(FILE, 1, 10 * u64::from(BLOCK), 10, Status::OutOfRange);
-    // No file has so many blocks, and an offset is past the end wherever it is.
+    // No file has this many blocks, and an offset is past the end wherever it is.
     for offset in [u64::from(BLOCK) << 32, 1 << 63, u64::MAX] {
         check(FILE, 1, offset, 1, Status::OutOfRange);
         check(FILE, 2, offset, 1, Status::StaleVersion);
