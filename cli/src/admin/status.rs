@@ -21,7 +21,8 @@ const CLEAR: &str = "\x1b[2J\x1b[H";
 /// Show nodes, master, usage and what is being handed over
 ///
 /// Ends with exit code 1 if the cluster is not healthy: it has no master, or a member does not answer or has lost
-/// coordination. With --watch it goes on. A node that left, or died longer ago than the session time-out, is not a member.
+/// coordination. With --watch it goes on. A node that left, or died longer ago than the session time-out, is not a
+/// member.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
