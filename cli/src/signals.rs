@@ -3,7 +3,9 @@
 //! Owns the handlers: from [`Signals::install`] on, neither signal ends the process by itself. The
 //! caller learns of the first one, and drains; a second one ends the process at once.
 
+use std::cell::Cell;
 use std::sync::mpsc;
+use std::time::Duration;
 
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -18,6 +20,7 @@ const IMPATIENT: i32 = 1;
 pub(crate) struct Signals {
     /// Receives one message from the thread that listens.
     first: mpsc::Receiver<()>,
+    has_come: Cell<bool>,
 }
 
 struct Streams {
@@ -60,7 +63,15 @@ impl Signals {
         };
         let builder = std::thread::Builder::new().name("millrace-signals".to_owned());
         builder.spawn(listen).map_err(refused)?;
-        Ok(Signals { first })
+        Ok(Signals { first, has_come: Cell::new(false) })
+    }
+
+    /// True if a signal has come, for which this waits up to `patience`. From then on as after [`Signals::wait`].
+    pub(crate) fn came_within(&self, patience: Duration) -> bool {
+        if !self.has_come.get() {
+            self.has_come.set(self.first.recv_timeout(patience).is_ok());
+        }
+        self.has_come.get()
     }
 
     /// Waits for a signal. From then on another one ends the process at once, with exit code 1.

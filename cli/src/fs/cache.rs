@@ -74,10 +74,21 @@ impl LoadArgs {
 #[command(after_help = "\
 Examples:
   millrace fs free datasets/train.csv
+  millrace fs free -r datasets --dry-run
   millrace fs free -r datasets")]
 pub(super) struct FreeArgs {
     #[command(flatten)]
     what: What,
+    /// Print the paths of the files whose blocks would be dropped, and drop nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl FreeArgs {
+    /// True if this asks for something at an administration socket.
+    pub(super) fn changes(&self) -> bool {
+        !self.dry_run
+    }
 }
 
 #[derive(clap::Args)]
@@ -209,7 +220,44 @@ pub(super) async fn load(client: &Client, args: &LoadArgs) -> Result<(), Failure
     judge(total.failed_count, "loaded")
 }
 
+/// What `free --dry-run` prints for scripts.
+#[derive(Default, Serialize)]
+struct FreePlan {
+    dry_run: bool,
+    file_count: u64,
+    /// Length of the files at their source; how much of it is cached is not known.
+    length_bytes: u64,
+    failed_count: u64,
+}
+
+/// Says what `free` would do.
+async fn plan(client: &Client, args: &FreeArgs) -> Result<(), Failure> {
+    let mut plan = FreePlan { dry_run: true, ..FreePlan::default() };
+    let run = |_: Client, file: File| async move { Ok(file) };
+    let mut printed = Ok(());
+    let add = |file: File| {
+        plan.file_count += 1;
+        plan.length_bytes += file.length;
+        if !args.what.json && printed.is_ok() {
+            printed = output::print(&format!("{}\n", output::name(&file.path)));
+        }
+    };
+    plan.failed_count = for_files(client, (&args.what, false), "look up", run, add).await?;
+    printed?;
+    if args.what.json {
+        output::print_json(&plan)?;
+    } else {
+        let files = output::counted(plan.file_count, "file");
+        let length = Sizes::exact_if(args.what.bytes).show(plan.length_bytes);
+        output::note(&format!("would free what is cached of {files}, {length} at the source"));
+    }
+    judge(plan.failed_count, "looked up")
+}
+
 pub(super) async fn free(client: &Client, args: &FreeArgs) -> Result<(), Failure> {
+    if args.dry_run {
+        return plan(client, args).await;
+    }
     let mut total = FreeTotal::default();
     let run = |client: Client, file: File| async move { client.free(&file.path).await };
     let add = |report: FreeReport| {

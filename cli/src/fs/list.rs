@@ -14,12 +14,14 @@ use crate::walk::{self, Walk};
 
 /// List a directory.
 ///
-/// Names of directories end with `/`. With -R whole paths are printed, one on a line.
+/// Names of directories end with `/`. With -R whole paths are printed, one on a line. On a terminal control
+/// characters of names are escaped.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   millrace fs ls
   millrace fs ls -l datasets
+  millrace fs ls -R -0 datasets | xargs -0 -n 1 millrace fs stat
   millrace fs ls -R --json | jq -r 'select(.length > 1e9) | .path'")]
 pub(super) struct LsArgs {
     /// Directory or file
@@ -34,8 +36,11 @@ pub(super) struct LsArgs {
     /// Print exact sizes
     #[arg(long)]
     bytes: bool,
+    /// End each name with a zero byte instead of a line end, for scripts: a name may have line ends in it
+    #[arg(short = '0', long)]
+    print0: bool,
     /// Print one JSON document on a line for each entry
-    #[arg(long, conflicts_with_all = ["long", "bytes"])]
+    #[arg(long, conflicts_with_all = ["long", "bytes", "print0"])]
     json: bool,
 }
 
@@ -142,7 +147,7 @@ fn lines(entries: &[Entry], args: &LsArgs, label: impl Fn(&Entry) -> String) -> 
     let mut text = String::new();
     for entry in entries {
         let mark = if entry.kind == Kind::Directory { "/" } else { "" };
-        let name = output::name(&label(entry));
+        let name = if args.print0 { label(entry) } else { output::name(&label(entry)) };
         if args.long {
             let size = match entry.kind {
                 Kind::File => Sizes::exact_if(args.bytes).show(entry.length),
@@ -153,7 +158,8 @@ fn lines(entries: &[Entry], args: &LsArgs, label: impl Fn(&Entry) -> String) -> 
             let time = output::time(entry.modified_ms);
             let _ = write!(text, "{size:>width$}  {time}  ");
         }
-        let _ = writeln!(text, "{name}{mark}");
+        let end = if args.print0 { '\0' } else { '\n' };
+        let _ = write!(text, "{name}{mark}{end}");
     }
     text
 }
@@ -226,6 +232,7 @@ mod tests {
             long: false,
             recursive: false,
             bytes: false,
+            print0: false,
             json: false,
         };
         let name = |entry: &Entry| entry.name.clone();
@@ -234,5 +241,8 @@ mod tests {
         let expect =
             "         -  1970-01-01 00:00  data/\n   1.5 KiB  1970-01-01 00:00  grün.txt\n";
         assert_eq!(lines(&entries, &args, name), expect);
+        let odd = [entry("a\nb", Kind::File, 0), entry("c", Kind::Directory, 0)];
+        args = LsArgs { long: false, print0: true, ..args };
+        assert_eq!(lines(&odd, &args, name), "a\nb\0c/\0");
     }
 }

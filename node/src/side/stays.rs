@@ -2,7 +2,7 @@
 //!
 //! Owns since when each file of such a mount has blocks here. Always holds: all blocks of a file leave when the
 //! first one of them has been here as long as its mount says; nothing is deleted at a source. When the mounts
-//! change all files that are known are judged again.
+//! change all files that are known are judged again, and those of a source that is not mounted any more leave.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -140,6 +140,12 @@ impl Context {
     /// Judges all files that are known by what is mounted now.
     async fn judge_all(&self) {
         for (file, path) in self.files.all() {
+            if self.store.identify(&path) != file {
+                // No path leads to it any more, so `Free` would not find it either.
+                self.files.forget(file);
+                self.free_blocks(file).await;
+                continue;
+            }
             match self.store.kept_for(&path) {
                 Duration::ZERO => drop(self.free_blocks(file).await),
                 ttl => self.stays.judge(file, ttl, Instant::now()),
