@@ -13,6 +13,8 @@ use tempfile::TempDir;
 
 #[path = "cli/get.rs"]
 mod get;
+#[path = "cli/trees.rs"]
+mod trees;
 
 /// Unit of caching in these tests: small, so that few bytes make several blocks.
 const BLOCK_SIZE: &str = "64KiB";

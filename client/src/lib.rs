@@ -85,8 +85,8 @@ pub use client::Client;
 pub use config::ClientConfig;
 pub use error::Error;
 pub use file::{
-    ClusterInfo, Counter, Entry, File, FileId, FreeReport, HelloInfo, Kind, LoadReport, MemberInfo,
-    MountInfo, NodeStatus,
+    ClusterInfo, Counter, Entry, File, FileId, FreeReport, HelloInfo, Kind, ListedPage, LoadReport,
+    MemberInfo, MountInfo, NodeStatus,
 };
 pub use job::{JobId, JobOptions, JobReport, JobState};
 pub use lease::Lease;

@@ -17,12 +17,14 @@ use tokio::sync::Notify;
 pub use millrace_proto::source::file_id;
 
 use crate::memory::Blank;
+pub use left_out::LeftOut;
 pub use write::{Condition, Upload, Written};
 
 mod compared;
 pub(crate) mod contents;
 mod filtered;
 mod kernel_mounts;
+mod left_out;
 mod listing;
 pub(crate) mod local;
 pub(crate) mod machine;
@@ -59,6 +61,8 @@ pub struct Page {
     /// Which directory it is, whatever path led to it: two directories of a machine have different numbers. `None`
     /// where no directory can be another one above it, because the source has no symbolic links.
     pub directory: Option<u64>,
+    /// Names that are there and are not among the entries.
+    pub left_out: LeftOut,
 }
 
 impl Page {

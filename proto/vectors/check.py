@@ -33,6 +33,7 @@ STRUCTURES = {
     "StatReply": {"entry": "Entry", "block_size": "u32"},
     "ListRequest": {"path": "text", "token": "text", "limit": "u32"},
     "ListReply": {"entries": ["Entry"], "next": "text"},
+    "PartialListReply": {"left_out_count": "u64", "example": "text", "page": "ListReply"},
     "Range": {"file": "id", "version": "u64", "offset": "u64", "length": "u32"},
     "ReadReply": {"checksums": ["u32"]},
     "ReadManyRequest": {"ranges": ["Range"]},
@@ -73,7 +74,7 @@ STRUCTURES = {
     "PutEndRequest": {"upload": "u64", "length": "u64"},
     "PutAbortRequest": {"upload": "u64"},
 }
-SIZES = dict(zip(STRUCTURES, (18, 41, 8, 8, 8, 49, 53, 20, 16, 36, 8, 8, 36, 12, 16, 65, 16, 16, 28, 8,
+SIZES = dict(zip(STRUCTURES, (18, 41, 8, 8, 8, 49, 53, 20, 16, 32, 36, 8, 8, 36, 12, 16, 65, 16, 16, 28, 8,
                               13, 17, 85, 53, 24, 48, 16, 9, 18, 9, 8, 41, 32, 32, 9, 17, 17, 12, 28, 16, 8),
                  strict=True))
 OPS = dict(enumerate((
@@ -353,7 +354,11 @@ def check_frame(reply, vector):
     else:
         fields, decoded = judge(head + body, message, PAYLOAD_MAX)
         failed = reply and fields["status"] != 0 and message in ("ErrorReply", "None")
-        same(title, True, failed or message == OPS[fields["op"]][reply])
+        wanted = OPS[fields["op"]][reply]
+        if reply and wanted == "ListReply" and fields["flags"] & 4:
+            same(title, value["page"], Reader(body).root(wanted))
+            wanted = "PartialListReply"
+        same(title, True, failed or message == wanted)
     same(title, decoded, value)
     same(title, b"" if message == "None" else encode(message, value), body)
     wanted = json.loads(vector["header"])

@@ -260,7 +260,7 @@ where
                     }
                 }
                 Err(error) if what.are_many() && is_about_path(&error) => {
-                    tell(&bar, &failed_count, &path, &error.to_string());
+                    tell(&bar, &failed_count, &about(&path, &error.to_string()), 1);
                 }
                 Err(error) => return Err(Failure::at_path(&path, &error)),
             }
@@ -269,7 +269,12 @@ where
         match found.next().await? {
             None => files = None,
             Some(Item::Circle) => (),
-            Some(Item::Unreadable { path, reason }) => tell(&bar, &failed_count, &path, &reason),
+            Some(Item::Unreadable { path, reason }) => {
+                tell(&bar, &failed_count, &about(&path, &reason), 1);
+            }
+            Some(Item::LeftOut { path, count, example }) => {
+                tell(&bar, &failed_count, &walk::left_out(&path, count, &example), count);
+            }
             Some(Item::File(file)) => {
                 bar.inc_length(file.length);
                 return Ok(Some(file));
@@ -285,7 +290,7 @@ where
         match result {
             Ok(report) => add(report),
             Err(error) if goes_on && is_about_path(&error) => {
-                tell(&bar, &failed_count, &file.path, &error.to_string());
+                tell(&bar, &failed_count, &about(&file.path, &error.to_string()), 1);
             }
             Err(error) => return Err(Failure::at_path(&file.path, &error)),
         }
@@ -339,12 +344,17 @@ impl Paths {
     }
 }
 
-/// Names a path that failed, unless too many were named before.
-fn tell(bar: &ProgressBar, failed_count: &Cell<u64>, path: &str, reason: &str) {
+/// Returns what is said of a path that failed.
+fn about(path: &str, reason: &str) -> String {
+    format!("{}: {reason}", shown(path))
+}
+
+/// Says what failed, unless too much was said before, and counts the paths.
+fn tell(bar: &ProgressBar, failed_count: &Cell<u64>, text: &str, count: u64) {
     if failed_count.get() < NAMED_MAX {
-        bar.suspend(|| output::note(&format!("millrace: {}: {reason}", shown(path))));
+        bar.suspend(|| output::note(&format!("millrace: {text}")));
     }
-    failed_count.set(failed_count.get() + 1);
+    failed_count.set(failed_count.get() + count);
 }
 
 fn judge(failed_count: u64, done: &str) -> Result<(), Failure> {

@@ -30,7 +30,7 @@ const FILE_WINDOW_BYTES_MAX: u64 = 8 << 20;
 /// Most blocks of one file in flight.
 const FILE_WINDOW_MAX: usize = 8;
 /// Most files that are named when they fail.
-const NAMED_MAX: usize = 10;
+const NAMED_MAX: u64 = 10;
 
 /// Copy a file, or with -r all files below a directory, out of the cache.
 ///
@@ -132,17 +132,22 @@ pub(super) async fn run(client: &Client, args: &GetArgs) -> Result<(), Failure> 
         }
     };
     let (failed, circle_count) = (Cell::new(0), Cell::new(0));
-    let tell = |text: &str| {
+    let tell = |text: &str, count: u64| {
         if failed.get() < NAMED_MAX {
             bar.suspend(|| output::note(&format!("millrace: {text}")));
         }
-        failed.set(failed.get() + 1);
+        failed.set(failed.get() + count);
     };
     let next = async || loop {
         match files.next().await? {
             None => return Ok(None),
             Some(Item::Circle) => circle_count.set(circle_count.get() + 1),
-            Some(Item::Unreadable { path, reason }) => tell(&format!("{}: {reason}", shown(&path))),
+            Some(Item::Unreadable { path, reason }) => {
+                tell(&format!("{}: {reason}", shown(&path)), 1);
+            }
+            Some(Item::LeftOut { path, count, example }) => {
+                tell(&walk::left_out(&path, count, &example), count);
+            }
             Some(Item::File(file)) => {
                 bar.inc_length(file.length);
                 return Ok(Some(file));
@@ -165,7 +170,7 @@ pub(super) async fn run(client: &Client, args: &GetArgs) -> Result<(), Failure> 
         if !is_tree {
             return Err(Failure::new(trouble.text(&file.path)));
         }
-        tell(&trouble.text(&file.path));
+        tell(&trouble.text(&file.path), 1);
         Ok(())
     };
     let result = jobs::for_each_found(next, FILES_AT_ONCE, start, done).await;
@@ -181,12 +186,12 @@ pub(super) async fn run(client: &Client, args: &GetArgs) -> Result<(), Failure> 
         output::print_json(&GetTotal {
             file_count,
             total_bytes: copied_bytes,
-            failed_count: failed as u64,
+            failed_count: failed,
             seconds,
         })?;
     }
     if failed > 0 {
-        let what = output::counted(failed as u64, "path");
+        let what = output::counted(failed, "path");
         return Err(Failure::new(format!("{what} could not be copied")));
     }
     if !args.json {

@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 
-use millrace_client::{Client, Entry, File, Kind, Status};
+use millrace_client::{Client, Entry, File, Kind, ListedPage, Status};
 use serde::Serialize;
 
 use crate::failure::{Failure, shown};
@@ -84,22 +84,28 @@ pub(super) async fn ls(client: &Client, args: &LsArgs) -> Result<(), Failure> {
     if args.recursive {
         return ls_tree(client, &path, args).await;
     }
-    let mut token: Option<String> = None;
+    let (mut token, mut failed_count) = (None::<String>, 0);
     loop {
-        let (entries, next) = match client.list_page(&path, token.as_deref(), 0).await {
+        let page = match client.listed_page(&path, token.as_deref(), 0).await {
             Err(error) if token.is_none() && error.status() == Some(Status::WrongKind) => {
                 return ls_file(client, &path, args).await;
             }
             page => page.map_err(|error| Failure::at_path(&path, &error))?,
         };
+        let ListedPage { entries, next, left_out_count, left_out_example, .. } = page;
         if args.json {
             let mut entries = entries.iter();
             entries.try_for_each(|entry| print_line(&walk::join(&path, &entry.name), entry))?;
         } else {
             output::print(&lines(&entries, args, |entry| entry.name.clone()))?;
         }
+        if left_out_count > 0 {
+            let text = walk::left_out(&path, left_out_count, &left_out_example);
+            output::note(&format!("millrace: {text}"));
+            failed_count += left_out_count;
+        }
         if next.is_none() || next == token {
-            return Ok(());
+            return walk::judge_unlisted(failed_count);
         }
         token = next;
     }

@@ -289,7 +289,7 @@ fn list(
             Errno::NOTDIR => StoreError::WrongKind("not a directory"),
             other => other.into(),
         })?;
-    let (names, more) = windows.page(&directory, &listed.whole, after, limit)?;
+    let (names, more, mut left_out) = windows.page(&directory, &listed.whole, after, limit)?;
     let next = if more { names.last().map(|last| last.name.to_string()) } else { None };
     let entries = names
         .into_iter()
@@ -299,21 +299,39 @@ fn list(
             let is_mount = is_directory && listed.mounted.iter().any(|other| **other == *name);
             let found = match is_mount {
                 true => Found { kind: Kind::Directory, version: 0, length: 0, modified_ms: 0 },
-                false => look(&root, rule, &listed.path, &name)?,
+                false => match look(&root, rule, &listed.path, &name) {
+                    Ok(found) => found?,
+                    Err(error) => {
+                        left_out.named.push((name.into_string(), error.to_string()));
+                        return None;
+                    }
+                },
             };
             Some((name.into_string(), found))
         })
         .collect();
     let directory = source::directory_number(&directory);
-    Ok(Page { entries, is_by_key: false, next, directory })
+    Ok(Page { entries, is_by_key: false, next, directory, left_out })
 }
 
 /// Looks what an entry of a directory is, as a look-up of its path would, because a page is noted as
-/// look-ups are. `None` if it vanished, leads out of the root, or cannot be served.
-fn look(root: &OwnedFd, rule: DeviceRule, path: &str, name: &str) -> Option<Found> {
+/// look-ups are. `None` if it vanished, leads out of the root or nowhere, or is neither file nor directory.
+///
+/// # Errors
+/// If it is there, and cannot be looked at.
+fn look(
+    root: &OwnedFd,
+    rule: DeviceRule,
+    path: &str,
+    name: &str,
+) -> Result<Option<Found>, StoreError> {
     let whole = if path.is_empty() { name.to_owned() } else { format!("{path}/{name}") };
-    check_path(&whole).ok()?;
-    found(&source::find(root, &whole, rule).ok()?.1)
+    check_path(&whole)?;
+    match source::find(root, &whole, rule) {
+        Ok((_, look)) => Ok(found(&look)),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::XDEV | Errno::LOOP) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 #[cfg(test)]

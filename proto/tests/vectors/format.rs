@@ -112,6 +112,23 @@ message!(
     |m| object(&[("entries", list(&m.entries, entry_json)), ("next", string(&m.next))])
 );
 message!(
+    PartialListReply,
+    ArchivedPartialListReply,
+    |a| PartialListReply {
+        left_out_count: a.left_out_count.to_native(),
+        example: text(&a.example),
+        page: ListReply {
+            entries: a.page.entries.iter().map(Entry::from).collect(),
+            next: text(&a.page.next)
+        },
+    },
+    |m| object(&[
+        ("left_out_count", m.left_out_count.to_string()),
+        ("example", string(&m.example)),
+        ("page", m.page.json()),
+    ])
+);
+message!(
     ChallengeRequest,
     ArchivedChallengeRequest,
     |a| ChallengeRequest { role: a.role, node: a.node.to_native(), nonce: a.nonce },

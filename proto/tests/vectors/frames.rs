@@ -190,6 +190,22 @@ fn replies_are_as_published() {
             reply(Op::List, 9, Status::Ok),
             ListReply { entries: vec![], next: String::new() },
         ),
+        vector(
+            "list_partial",
+            "Flag bit 2. Its end, read as a ListReply, is the page.",
+            Header {
+                flags: frame::FLAG_REPLY | frame::FLAG_LEFT_OUT,
+                ..reply(Op::List, 10, Status::Ok)
+            },
+            PartialListReply {
+                left_out_count: 2,
+                example: "2 names are not UTF-8".into(),
+                page: ListReply {
+                    entries: vec![file("a-long-name.bin"), file("b.bin")],
+                    next: "another-name.bin".into(),
+                },
+            },
+        ),
         read_reply(
             "read",
             "Two pages and a part of block 0 of a file of 70000 bytes.",
