@@ -4,7 +4,8 @@
 //! that could lead out of a directory ends the walk, so that nothing built on it writes where it should
 //! not. The walk holds one page of each directory on its way, never the tree and never a large directory.
 //! A node follows symbolic links that stay in its root, so a tree may have circles. A directory that is one
-//! above it again is not entered; where no file tells directories apart, the depth is bounded.
+//! above it again is not entered. Where no file tells directories apart the walk ends where a node refuses the
+//! path: Linux follows at most 40 symbolic links in one, and no path is longer than 4096 bytes.
 
 use std::collections::VecDeque;
 
@@ -12,10 +13,6 @@ use millrace_client::{Client, Entry, File, Kind, ListedPage, circle};
 
 use crate::failure::{Failure, is_about_path, shown};
 use crate::output;
-
-/// Deepest directory that is listed, counted from where the walk begins. Derived: Linux follows at
-/// most 40 symbolic links in a path, and honest trees are less deep than the rest.
-const DEPTH_MAX: usize = 64;
 
 /// A walk in progress.
 pub(crate) struct Walk<'a> {
@@ -72,13 +69,6 @@ impl<'a> Walk<'a> {
         while let Some(level) = self.levels.last_mut() {
             if let Some(name) = level.directories.next() {
                 let path = join(&level.path, &name);
-                if self.levels.len() > DEPTH_MAX {
-                    return Err(Failure::new(format!(
-                        "{}: more than {DEPTH_MAX} levels of directories; \
-                         look for a symbolic link that leads in a circle",
-                        shown(&path)
-                    )));
-                }
                 return self.list(path, None, None).await.map(Some);
             }
             let Level { path, token, print, .. } = self.levels.pop().expect("there is one");

@@ -45,3 +45,19 @@ fn names_that_cannot_be_served_are_counted_and_end_with_1() {
     let report = json(&report.stdout);
     assert_eq!((&report["file_count"], &report["failed_count"]), (&2.into(), &3.into()));
 }
+
+#[test]
+fn a_deep_tree_is_listed_loaded_and_copied_whole() {
+    let source = tempfile::tempdir().unwrap();
+    let deep: Vec<String> = (0..200).map(|level| format!("d{level:03}")).collect();
+    let deep = deep.join("/");
+    std::fs::create_dir_all(source.path().join(&deep)).unwrap();
+    std::fs::write(source.path().join(&deep).join("bottom"), "deep").unwrap();
+    let node = Node::start(source.path());
+    let bottom = format!("{deep}/bottom");
+    assert!(node.fs_text(&["ls", "-R"]).lines().any(|line| line == bottom));
+    assert!(node.fs_text(&["load", "-r", "/"]).starts_with("loaded 1 file, "));
+    let target = tempfile::tempdir().unwrap();
+    node.fs_well(&["get", "-r", "/", text(target.path())]);
+    assert_eq!(std::fs::read(target.path().join(bottom)).unwrap(), b"deep");
+}
