@@ -11,6 +11,8 @@ use std::process::{Child, Command, Output, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
+#[path = "cli/cached.rs"]
+mod cached;
 #[path = "cli/get.rs"]
 mod get;
 #[path = "cli/trees.rs"]

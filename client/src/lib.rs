@@ -27,6 +27,7 @@
 //! nothing behind that its caller could see. Modules in reading order:
 
 mod admin;
+mod cached;
 mod client;
 mod control;
 mod job;
@@ -81,6 +82,7 @@ pub mod peer;
 #[doc(hidden)]
 pub mod source;
 
+pub use cached::CachedShare;
 pub use client::Client;
 pub use config::ClientConfig;
 pub use error::Error;

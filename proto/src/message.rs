@@ -165,6 +165,30 @@ pub struct PartialListReply {
     pub page: ListReply,
 }
 
+/// Most blocks of a [`CachedRequest`]. Guessed: a shard looks them up in less than a millisecond.
+pub const CACHED_BLOCKS_MAX: u32 = 8192;
+
+/// `Cached`: asks which blocks of a file version are in the node's memory. Nothing is read for it.
+#[derive(Archive, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[rkyv(derive(Clone, Copy, Debug))]
+pub struct CachedRequest {
+    /// The file.
+    pub file: FileId,
+    /// The version that `Stat` or `List` returned.
+    pub version: u64,
+    /// Number of the first block that is meant.
+    pub first: u32,
+    /// Blocks from there on, 1 to [`CACHED_BLOCKS_MAX`].
+    pub count: u32,
+}
+
+/// Reply to `Cached`.
+#[derive(Archive, Serialize, Clone, Debug, PartialEq, Eq)]
+pub struct CachedReply {
+    /// A bit for each block, the lowest of the first byte for the first one: 1 if all its bytes are in memory.
+    pub blocks: Vec<u8>,
+}
+
 /// A range of one block of a file version: the body of `Read`, and an element of `ReadMany`.
 #[derive(Archive, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
 #[rkyv(derive(Clone, Copy, Debug))]

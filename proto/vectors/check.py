@@ -73,9 +73,12 @@ STRUCTURES = {
     "PutPartRequest": {"upload": "u64", "offset": "u64", "checksum": "u32", "bytes": ["u8"]},
     "PutEndRequest": {"upload": "u64", "length": "u64"},
     "PutAbortRequest": {"upload": "u64"},
+    "CachedRequest": {"file": "id", "version": "u64", "first": "u32", "count": "u32"},
+    "CachedReply": {"blocks": ["u8"]},
 }
 SIZES = dict(zip(STRUCTURES, (18, 41, 8, 8, 8, 49, 53, 20, 16, 32, 36, 8, 8, 36, 12, 16, 65, 16, 16, 28, 8,
-                              13, 17, 85, 53, 24, 48, 16, 9, 18, 9, 8, 41, 32, 32, 9, 17, 17, 12, 28, 16, 8),
+                              13, 17, 85, 53, 24, 48, 16, 9, 18, 9, 8, 41, 32, 32, 9, 17, 17, 12, 28, 16, 8, 32,
+                              8),
                  strict=True))
 OPS = dict(enumerate((
     ("HelloRequest", "HelloReply"), ("None", "None"), ("StatRequest", "StatReply"),
@@ -88,7 +91,8 @@ OPS = dict(enumerate((
     ("Proof", "Proof"), ("Range", "Proof"), ("RefreshRequest", "StatReply")), 1))
 OPS |= dict(enumerate((
     ("WriteRequest", "PutReply"), ("PutPartRequest", "None"), ("PutEndRequest", "StatReply"),
-    ("PutAbortRequest", "None"), ("WriteRequest", "None"), ("RenameRequest", "StatReply")), 32))
+    ("PutAbortRequest", "None"), ("WriteRequest", "None"), ("RenameRequest", "StatReply"),
+    ("CachedRequest", "CachedReply")), 32))
 # Section 18.
 JOBS = {
     "StartJobRequest": (26, {"id": "u64", "paths": ["text"], "recursive": "u8", "pin": "u8",

@@ -129,6 +129,28 @@ message!(
     ])
 );
 message!(
+    CachedRequest,
+    ArchivedCachedRequest,
+    |a| CachedRequest {
+        file: (&a.file).into(),
+        version: a.version.to_native(),
+        first: a.first.to_native(),
+        count: a.count.to_native(),
+    },
+    |m| object(&[
+        ("file", string(&m.file.to_string())),
+        ("version", m.version.to_string()),
+        ("first", m.first.to_string()),
+        ("count", m.count.to_string()),
+    ])
+);
+message!(
+    CachedReply,
+    ArchivedCachedReply,
+    |a| CachedReply { blocks: a.blocks.as_slice().to_vec() },
+    |m| object(&[("blocks", list(&m.blocks, |byte| byte.to_string()))])
+);
+message!(
     ChallengeRequest,
     ArchivedChallengeRequest,
     |a| ChallengeRequest { role: a.role, node: a.node.to_native(), nonce: a.nonce },
