@@ -118,6 +118,13 @@ pub enum StoreError {
     /// this long.
     #[error("the file changed a moment ago, and too many such files are waited for: try again")]
     Settling(Duration),
+    /// The same, where a further change shows after this long already: then it can be read, if not kept.
+    #[error("the file changed a moment ago: try again")]
+    NotShowing(Duration),
+    /// The bytes were read whole, and a change would have shown, but for one that was under way before. To be kept
+    /// the file has to be left alone for this long, and to be read again.
+    #[error("the file changed a moment ago: try again")]
+    Fresh(Duration),
     /// Another source, or none, is mounted where the file was looked up last.
     #[error("what is mounted has changed since the file was looked up; look it up again")]
     Remounted,
@@ -151,7 +158,11 @@ impl StoreError {
             StoreError::InvalidPath(_) => Status::InvalidArgument,
             StoreError::Changed | StoreError::Differs => Status::StaleVersion,
             StoreError::Remounted => Status::UnknownFile,
-            StoreError::NotYet | StoreError::Settling(_) | StoreError::Busy(_) => Status::Busy,
+            StoreError::NotYet
+            | StoreError::Settling(_)
+            | StoreError::NotShowing(_)
+            | StoreError::Fresh(_)
+            | StoreError::Busy(_) => Status::Busy,
             StoreError::Hangs(_) | StoreError::Failed(_) => Status::SourceError,
             StoreError::Condition(_) => Status::ConditionFailed,
             StoreError::Unknown(_) => Status::DeadlineExceeded,

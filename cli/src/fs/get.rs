@@ -2,7 +2,7 @@
 //!
 //! Owns how a file is copied; what is at its target is left to `target`. Always holds: a file appears under its
 //! final name whole or not at all; it is written beside that name and renamed at the end, and removed when anything
-//! goes wrong first. A file that changes meanwhile is copied once more from the start.
+//! goes wrong first. A file that changes meanwhile is copied again from the start, some times.
 
 use std::cell::Cell;
 use std::fs::OpenOptions;
@@ -17,7 +17,7 @@ use millrace_client::{Client, Error, File};
 use serde::Serialize;
 use tempfile::NamedTempFile;
 
-use super::cat::{pieces, stream};
+use super::cat::{VERSIONS_MAX, pieces, stream_current};
 use super::target::{self, Destination, destination, part_file};
 use crate::failure::{Failure, is_about_path, shown};
 use crate::walk::{self, Files, Item};
@@ -244,7 +244,7 @@ async fn to_stdout(client: &Client, files: Files<'_>, args: &GetArgs) -> Result<
         return Err(Failure::usage(text.to_owned()));
     }
     let file = only_file(files).await?;
-    stream(client, &file, (0, file.length), output::print_bytes).await
+    stream_current(client, file, |file| Ok((0, file.length)), output::print_bytes).await
 }
 
 /// Writes a file into what takes bytes in order.
@@ -254,23 +254,27 @@ async fn into_stream(client: &Client, files: Files<'_>, path: &Path) -> Result<(
     // A FIFO opens once something reads it.
     let open = |path: &Path| OpenOptions::new().write(true).open(path);
     let mut opened = blocking(path, open).await.map_err(failed)?;
-    stream(client, &file, (0, file.length), |bytes| opened.write_all(bytes).map_err(failed)).await
+    let put = |bytes: &[u8]| opened.write_all(bytes).map_err(failed);
+    stream_current(client, file, |file| Ok((0, file.length)), put).await
 }
 
-/// Copies one file, once more if it changes meanwhile, and returns its length.
+/// Copies one file, in another version if it changes meanwhile, and returns its length.
 async fn copy(
     client: &Client,
     file: &File,
     target: (&Path, bool),
     bar: &ProgressBar,
 ) -> Result<u64, CopyError> {
-    match copy_version(client, file, target, bar).await {
-        Err(CopyError::Read(Error::Stale { .. })) => {
-            let newer = client.stat(&file.path).await.map_err(CopyError::Read)?;
-            copy_version(client, &newer, target, bar).await
+    let mut file = file.clone();
+    for _ in 1..VERSIONS_MAX {
+        match copy_version(client, &file, target, bar).await {
+            Err(CopyError::Read(Error::Stale { .. })) => {
+                file = client.stat(&file.path).await.map_err(CopyError::Read)?;
+            }
+            result => return result,
         }
-        result => result,
     }
+    copy_version(client, &file, target, bar).await
 }
 
 async fn copy_version(

@@ -3,7 +3,7 @@
 //! How a path is opened, and which content a file has, is `millrace_client::source`, because clients
 //! that read a source themselves use the same rules. The version is taken before and after the bytes are
 //! read; if it is not the one asked for both times the bytes are thrown away. A file that changed a
-//! moment ago may change again and keep its times: it is left to settle before it is read.
+//! moment ago may change again and keep its times: it is left to settle before what is read of it is kept.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -243,8 +243,11 @@ fn fill(root: &Root, rule: DeviceRule, wanted: &Part, blank: &mut Blank) -> Resu
     let root = open(root)?;
     let (place, look) = source::find(&root, path, rule)?;
     judge(&look)?;
-    if !look.settle.is_zero() && !wanted.is_settled {
-        return Err(StoreError::Settling(look.settle));
+    let is_fresh = !look.settle.is_zero() && !wanted.is_settled;
+    match look.shows_after {
+        None if is_fresh => return Err(StoreError::Settling(look.settle)),
+        Some(time) if is_fresh && !time.is_zero() => return Err(StoreError::NotShowing(time)),
+        _ => (),
     }
     let gone = |errno| match errno {
         // The path led to one file, and then to another.
@@ -262,7 +265,8 @@ fn fill(root: &Root, rule: DeviceRule, wanted: &Part, blank: &mut Blank) -> Resu
     });
     // A file that shrank ends early: that is a change, and the better answer of the two.
     judge(&source::look(&place, rule).map_err(gone)?)?;
-    read.map_err(|error| StoreError::Failed(format!("read {path}: {error}")))
+    read.map_err(|error| StoreError::Failed(format!("read {path}: {error}")))?;
+    if is_fresh { Err(StoreError::Fresh(look.settle)) } else { Ok(()) }
 }
 
 /// A directory that is listed.
