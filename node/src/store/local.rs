@@ -265,7 +265,12 @@ fn fill(root: &Root, rule: DeviceRule, wanted: &Part, blank: &mut Blank) -> Resu
     });
     // A file that shrank ends early: that is a change, and the better answer of the two.
     judge(&source::look(&place, rule).map_err(gone)?)?;
-    read.map_err(|error| StoreError::Failed(format!("read {path}: {error}")))?;
+    read.map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => StoreError::Failed(format!(
+            "read {path}: it ends before the length that its source tells"
+        )),
+        _ => StoreError::Failed(format!("read {path}: {error}")),
+    })?;
     if is_fresh { Err(StoreError::Fresh(look.settle)) } else { Ok(()) }
 }
 
