@@ -29,6 +29,8 @@ use crate::source::Source;
 const READY_WAIT: Duration = Duration::from_secs(60);
 /// Longest wait for a process to end after it was asked to.
 const STOP_WAIT: Duration = Duration::from_secs(20);
+/// How often it is looked whether a process has ended.
+const LOOK: Duration = Duration::from_millis(200);
 /// Ports between one node and the next: there is room for those of its shards.
 const NODE_PORTS: u16 = 100;
 /// What a process prints when it serves.
@@ -140,10 +142,24 @@ fn up(args: &UpArgs) -> Result<(), Failure> {
     }
     // The cluster serves, and goes on.
     output::announce(&told(args, &members)?);
-    signals.wait();
+    watch(&mut members, &signals);
     output::note("stopping");
     stop(members);
     Ok(())
+}
+
+/// Waits for a signal, and says which processes of the cluster end meanwhile.
+fn watch(members: &mut [Member], signals: &Signals) {
+    let mut ended = vec![false; members.len()];
+    while !signals.wait_at_most(LOOK) {
+        for (member, ended) in members.iter_mut().zip(&mut ended).filter(|(_, ended)| !**ended) {
+            if let Ok(Some(status)) = member.child.try_wait() {
+                *ended = true;
+                let (name, log) = (&member.name, member.log.display());
+                output::note(&format!("millrace: {name} has ended ({status}): see {log}"));
+            }
+        }
+    }
 }
 
 /// Returns the port of the first replica for clients; peers use two ports for each replica, 100 above.

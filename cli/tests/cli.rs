@@ -15,6 +15,8 @@ use tempfile::TempDir;
 mod cached;
 #[path = "cli/get.rs"]
 mod get;
+#[path = "cli/signals.rs"]
+mod signals;
 #[path = "cli/trees.rs"]
 mod trees;
 
