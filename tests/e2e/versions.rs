@@ -179,7 +179,7 @@ async fn a_removed_file_is_not_found_and_another_of_its_name_is_read() {
 }
 
 #[tokio::test]
-async fn a_file_that_never_settles_is_read_all_the_same_and_kept_once_it_rests() {
+async fn a_file_that_never_settles_is_read_and_kept_once_it_rests() {
     let scratch = Scratch::new();
     scratch.write("hot", &content::versioned(0, 100_000));
     let node = NodeOptions::new(scratch.root()).set("shards", 1).start();

@@ -28,9 +28,10 @@ const NAMED_MAX: u64 = 10;
 /// Bring every block of a file, or with -r of all files below a directory, into the cache.
 ///
 /// Blocks that are there already cost nothing. If the node's memory is too small, the blocks that were
-/// used least leave it: the end says how much is in memory then, and if it is not all of it the exit code is 1. With --detach the cluster does it by itself, and goes on after this program has
-/// ended and nodes were restarted: `millrace admin jobs` says how far it is. --detach and --pin ask the
-/// administration socket of a node, see `millrace admin --help`.
+/// used least leave it: the end says how much is in memory then, and if that is not all of it the exit code
+/// is 1. With --detach the cluster does it by itself, and goes on after this program has ended and nodes were
+/// restarted: `millrace admin jobs` says how far it is. --detach and --pin ask the administration socket of a
+/// node, see `millrace admin --help`.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:

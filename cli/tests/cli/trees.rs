@@ -39,7 +39,7 @@ fn names_that_cannot_be_served_are_counted_and_end_with_1() {
             assert!(told.contains(word), "{verb:?} does not say {word:?}: {told}");
         }
     }
-    // What can be served is there all the same.
+    // What can be served is there.
     assert!(copy.join("good").exists() && copy.join("a/good").exists());
     let report = said(node.fs(&["load", "-r", "/", "--json"]).output().unwrap());
     let report = json(&report.stdout);

@@ -66,7 +66,7 @@ impl Context {
         drop(under_way);
         let mut is_fleeting = false;
         let result = match result {
-            Ok(Brought { filling, is_fleeting: fleets }) => {
+            Ok(FilledBlank { filling, is_fleeting: fleets }) => {
                 is_fleeting = fleets;
                 let (block, sums) = blank.freeze();
                 Ok(Arrival { block, sums, filling })
@@ -131,7 +131,11 @@ impl Context {
 
     /// Brings the bytes of a block: from a node that has it, if that is likely, else from the source.
     /// Urgent fills do not wait for other nodes any longer.
-    async fn fill(&self, job: FillJob, others: &Semaphore) -> (Blank, Result<Brought, FillError>) {
+    async fn fill(
+        &self,
+        job: FillJob,
+        others: &Semaphore,
+    ) -> (Blank, Result<FilledBlank, FillError>) {
         let asks_others = self.asks_others(&job);
         if asks_others && !job.run.is_whole() {
             return (job.blank, Err(FillError::IsShared));
@@ -160,7 +164,8 @@ impl Context {
                 };
                 match is_here {
                     Some(true) => {
-                        let result = self.store.compare(&part, &blank).map(|()| Brought::FROM_PEER);
+                        let result =
+                            self.store.compare(&part, &blank).map(|()| FilledBlank::FROM_PEER);
                         return (blank, result.map_err(FillError::from));
                     }
                     Some(false) => return (blank, Err(FillError::NotThere)),
@@ -177,7 +182,7 @@ impl Context {
                     () = errand.urged() => false,
                 };
                 if is_here {
-                    let result = self.store.compare(&part, &blank).map(|()| Brought::FROM_PEER);
+                    let result = self.store.compare(&part, &blank).map(|()| FilledBlank::FROM_PEER);
                     return (blank, result.map_err(FillError::from));
                 }
             }
@@ -198,7 +203,7 @@ impl Context {
         mut part: Part,
         mut blank: Blank,
         errand: &Arc<Errand>,
-    ) -> (Blank, Result<Brought, FillError>) {
+    ) -> (Blank, Result<FilledBlank, FillError>) {
         let mut ticks_left = TICKS_MAX;
         loop {
             let (back, result) = self.store.fill(part.clone(), blank, Arc::clone(errand)).await;
@@ -222,21 +227,21 @@ impl Context {
                     self.time_read(errand);
                     errand.rest();
                     if !self.settles(&part, time).await {
-                        return (blank, Ok(Brought::from_source(true)));
+                        return (blank, Ok(FilledBlank::from_source(true)));
                     }
                     blank.empty();
                     part.is_settled = true;
                 }
                 result => {
                     self.time_read(errand);
-                    return (blank, result.map(|()| Brought::from_source(false)));
+                    return (blank, result.map(|()| FilledBlank::from_source(false)));
                 }
             }
         }
     }
 
-    /// Waits for as long as a file has to be left alone. Returns false as soon as it has another version or cannot be
-    /// looked at, and where too many files are waited for.
+    /// True if a file is left alone for as long as it has to be, which is waited for. False as soon as it has another
+    /// version or cannot be looked at, and where too many files are waited for.
     async fn settles(&self, part: &Part, time: Duration) -> bool {
         let Ok(_place) = self.settling.try_acquire() else { return false };
         let end = Instant::now() + time;
@@ -269,16 +274,16 @@ impl Context {
 }
 
 /// Bytes that were brought in.
-struct Brought {
+struct FilledBlank {
     filling: Filling,
     /// True if their file changed before it had settled, so that they are for those alone that wait for them.
     is_fleeting: bool,
 }
 
-impl Brought {
-    const FROM_PEER: Brought = Brought { filling: Filling::Peer, is_fleeting: false };
+impl FilledBlank {
+    const FROM_PEER: FilledBlank = FilledBlank { filling: Filling::Peer, is_fleeting: false };
 
-    fn from_source(is_fleeting: bool) -> Brought {
-        Brought { filling: Filling::Source, is_fleeting }
+    fn from_source(is_fleeting: bool) -> FilledBlank {
+        FilledBlank { filling: Filling::Source, is_fleeting }
     }
 }
