@@ -54,7 +54,7 @@ impl Failure {
     /// Returns the error of the client at a path; the empty path is the root.
     pub(crate) fn at_path(path: &str, error: &Error) -> Failure {
         match error {
-            Error::Status { .. } => {
+            Error::Status { .. } | Error::DeadlineExceeded => {
                 Failure::new(format!("{}: {error}", shown(path))).with_kind(kind_of(error))
             }
             _ => Failure::from(error.clone()),
@@ -218,6 +218,8 @@ mod tests {
         let error = Error::Status { status: Status::PermissionDenied, message: String::new() };
         let expect = Some("millrace: /: permission denied".to_owned());
         assert_eq!(Failure::at_path("", &error).lines(), expect);
+        let late = Failure::at_path("a/b", &Error::DeadlineExceeded).lines();
+        assert!(late.is_some_and(|line| line.starts_with("millrace: a/b: ")));
     }
 
     #[test]

@@ -22,6 +22,7 @@ mod get;
 
 mod cache;
 mod refresh;
+mod share;
 mod status;
 mod target;
 mod tree;

@@ -22,6 +22,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use millrace_proto::cluster::InventoryRequest;
+use millrace_proto::message::CachedRequest;
 use millrace_proto::proof::Secret;
 use millrace_proto::{Status, frame};
 use tokio::runtime::Runtime;
@@ -153,6 +154,7 @@ pub(crate) enum ClusterLookup {
         wait: bool,
     },
     Inventory(InventoryRequest),
+    Cached(CachedRequest),
     Pins,
     /// All jobs, or the one with this id.
     Jobs(Option<u64>),

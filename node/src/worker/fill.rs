@@ -532,6 +532,11 @@ impl Worker {
                     let miss = Miss { requester, range, key: run.key, offset, amount };
                     self.answer_read(miss, &outcome, actions);
                 }
+                Wish::Load { reply, .. } if stay == Stay::Passing => {
+                    // It changed before it could stay.
+                    let error = StoreError::Changed;
+                    let _ = reply.try_send(Ensured::Failed(error.status(), error.to_string()));
+                }
                 Wish::Load { from, reply } => {
                     self.answer_load(run, from, reply, &outcome, actions);
                 }
@@ -649,8 +654,11 @@ impl Worker {
             Filling::Disk => self.side.judge(Judge { shard: self.shard, entry, key }),
             Filling::Source | Filling::Peer => self.note_fill(entry, key, version, stay),
         }
-        // While it was on its way a newer version may have been seen, and its drop gone by.
-        if self.shared.files.get(key.file).is_some_and(|record| record.version != version) {
+        // While it was on its way a newer version may have been seen, and its drop gone by. What does not stay
+        // is for those alone that asked for this version.
+        if stay != Stay::Passing
+            && self.shared.files.get(key.file).is_some_and(|record| record.version != version)
+        {
             self.cache.remove(&key);
             return Err(StoreError::Changed.into());
         }
