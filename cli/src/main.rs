@@ -24,6 +24,7 @@ mod cluster;
 
 mod bench;
 
+mod disk;
 mod doctor;
 
 #[cfg(test)]
@@ -74,6 +75,7 @@ enum Verb {
     Admin(admin::AdminArgs),
     Cluster(cluster::ClusterArgs),
     Bench(bench::BenchArgs),
+    Disk(disk::DiskArgs),
     Doctor(doctor::DoctorArgs),
     Completions(CompletionsArgs),
 }
@@ -115,6 +117,7 @@ fn run(verb: Verb) -> Result<(), Failure> {
         Verb::Admin(args) => admin::run(args),
         Verb::Cluster(args) => cluster::run(&args),
         Verb::Bench(args) => bench::run(args),
+        Verb::Disk(args) => disk::run(&args),
         Verb::Doctor(args) => doctor::run(&args),
         Verb::Completions(args) => completions(args.shell),
     }

@@ -33,7 +33,7 @@ pub(crate) mod format;
 mod index;
 mod log;
 mod read;
-mod recover;
+pub(crate) mod recover;
 mod recycle;
 mod write;
 

@@ -22,6 +22,7 @@ mod cluster;
 pub mod config;
 mod connection;
 mod cpus;
+pub mod disk;
 pub mod doctor;
 mod eventfd;
 mod files;

@@ -18,6 +18,7 @@ mod coord_ensemble;
 mod coord_limits;
 mod coord_malformed;
 mod engine_store;
+mod flash;
 mod free_load;
 mod hung_source;
 mod jobs;

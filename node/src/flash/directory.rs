@@ -2,7 +2,7 @@
 //!
 //! Owns the lock, so that no two nodes use one directory, and how large the files are. Always holds: nothing but files
 //! of this tier is ever written to or removed; what was made for another number of shards or another size of blocks is
-//! not read, because a disk that begins anew has a new identity.
+//! not read, because a disk that begins again has a new identity.
 
 use std::fs::{File, OpenOptions};
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -47,7 +47,10 @@ pub enum DiskError {
     )]
     Foreign { directory: PathBuf, name: String },
     /// Another node uses it.
-    #[error("disk {}: another node uses this directory; give each node one of its own", .0.display())]
+    #[error(
+        "disk {}: another node uses this directory, or `millrace disk` looks at it; give each node one of its own",
+        .0.display()
+    )]
     InUse(PathBuf),
     /// It is too small for the shards and the blocks.
     #[error(
@@ -56,6 +59,9 @@ pub enum DiskError {
         .directory.display()
     )]
     TooSmall { directory: PathBuf, shard_count: usize, block_size: u32, needed: u64 },
+    /// It has no superblock that is read here.
+    #[error("disk {}: {why}; a node that is given this directory forgets what it holds", .directory.display())]
+    NoDisk { directory: PathBuf, why: String },
     /// The file system refused.
     #[error("disk {}: {what}: {error}", .directory.display())]
     Io { directory: PathBuf, what: &'static str, error: io::Error },
@@ -96,7 +102,7 @@ pub(crate) fn file_name(shard: usize) -> String {
 }
 
 impl Disk {
-    /// Opens a disk for the shards of a node; makes it if the directory is empty or not there, and begins anew if
+    /// Opens a disk for the shards of a node; makes it if the directory is empty or not there, and begins again if
     /// it was made for something else.
     ///
     /// # Errors
@@ -129,11 +135,7 @@ impl Disk {
         options.read(true).write(true).create(true).truncate(false);
         let lock =
             options.open(directory.join(SUPERBLOCK_NAME)).map_err(failed("open the superblock"))?;
-        again::while_in_use(
-            |error: &Errno| *error == Errno::WOULDBLOCK,
-            || rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive),
-        )
-        .map_err(|_| DiskError::InUse(directory.clone()))?;
+        take_lock(directory, &lock)?;
         let superblock = superblock(directory, &lock, shard_count, block_size, file_bytes, region)
             .map_err(failed("read or write the superblock"))?;
         let region_bytes = u64::from(superblock.region_pages) * u64::from(PAGE_SIZE);
@@ -153,17 +155,35 @@ impl Disk {
     }
 }
 
+/// Locks the directory by its superblock's file, as long as that is open.
+pub(crate) fn take_lock(directory: &Path, superblock: &File) -> Result<(), DiskError> {
+    again::while_in_use(
+        |error: &Errno| *error == Errno::WOULDBLOCK,
+        || rustix::fs::flock(superblock, FlockOperation::NonBlockingLockExclusive),
+    )
+    .map_err(|_| DiskError::InUse(directory.to_owned()))
+}
+
 /// Returns the name of something in a directory that is not of this tier.
 fn foreign_name(directory: &Path) -> io::Result<Option<String>> {
+    // The superblock is there before any shard's file is.
+    let is_disk = directory.join(SUPERBLOCK_NAME).exists();
     let mut foreign = None;
     for entry in std::fs::read_dir(directory)? {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        let is_ours = name == SUPERBLOCK_NAME || name.starts_with("shard-") || name == "lost+found";
+        let is_ours =
+            name == SUPERBLOCK_NAME || is_disk && is_shard_file(&name) || name == "lost+found";
         if !is_ours {
             foreign.get_or_insert(name);
         }
     }
     Ok(foreign)
+}
+
+/// True if a file of this name may be a shard's.
+fn is_shard_file(name: &str) -> bool {
+    let number = name.strip_prefix("shard-").and_then(|number| number.parse().ok());
+    number.is_some_and(|number| file_name(number) == name)
 }
 
 /// Returns the superblock of a disk; writes a new one if there is none that fits.
@@ -190,16 +210,16 @@ fn superblock(
                 return Ok(found);
             }
             tracing::warn!(
-                "disk {place}: it begins anew, because it was made for {} shards and blocks of {} bytes",
+                "disk {place}: it begins again, because it was made for {} shards and blocks of {} bytes",
                 found.shard_count,
                 found.block_size
             );
         }
         Err(NoSuperblock::Version(version)) => tracing::warn!(
-            "disk {place}: it begins anew, because it has format {version}, which this version does not read"
+            "disk {place}: it begins again, because it has format {version}, which this version does not read"
         ),
         Err(NoSuperblock::Foreign) if is_read => {
-            tracing::warn!("disk {place}: it begins anew, because its superblock is damaged");
+            tracing::warn!("disk {place}: it begins again, because its superblock is damaged");
         }
         Err(NoSuperblock::Foreign) => (),
     }
@@ -305,6 +325,13 @@ mod tests {
         let refused = open(&size_of(place.path(), 64), 2).err().unwrap().to_string();
         assert!(refused.contains("thesis.tex"), "{refused}");
         assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 1);
+        // Names alone do not make a disk.
+        let shards = place.path().join("shards");
+        std::fs::create_dir(&shards).unwrap();
+        std::fs::write(shards.join("shard-000"), "x").unwrap();
+        assert!(matches!(open(&size_of(&shards, 64), 2), Err(DiskError::Foreign { .. })));
+        std::fs::rename(shards.join("shard-000"), shards.join("shard-000.tar")).unwrap();
+        assert!(matches!(open(&size_of(&shards, 64), 2), Err(DiskError::Foreign { .. })));
         let missing = place.path().join("none/disk");
         assert!(matches!(open(&size_of(&missing, 64), 2), Err(DiskError::Io { .. })));
         let small = size_of(&place.path().join("disk"), 8);

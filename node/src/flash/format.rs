@@ -11,7 +11,7 @@ use crate::cache::BlockKey;
 use crate::chunks::Chunks;
 use crate::memory::ShardMemory;
 
-/// Version of the format. Another one is not read, and begins anew.
+/// Version of the format. Another one is not read, and begins again.
 pub(crate) const FORMAT_VERSION: u32 = 1;
 /// Size of the superblock in bytes.
 pub(crate) const SUPERBLOCK_LENGTH: usize = PAGE_SIZE as usize;
@@ -232,6 +232,18 @@ impl Head {
         is_head.then(|| u32::from(u16_at(bytes, 48)).max(1))
     }
 
+    /// True if the first page of a head of this disk seems to have been written at page `page`, even if some of its
+    /// bits are not what they were.
+    pub(crate) fn is_likely(bytes: &[u8], disk: &[u8; 16], page: u32) -> bool {
+        if bytes.len() < FIXED_LENGTH {
+            return false;
+        }
+        let found = array_at::<16>(bytes, 16);
+        let other_bits: u32 = found.iter().zip(disk).map(|(a, b)| (a ^ b).count_ones()).sum();
+        // Two identities that were drawn differ in 64 bits, more or less.
+        other_bits <= 8 && (bytes[..4] == HEAD_MAGIC || u32_at(bytes, 40) == page)
+    }
+
     /// Reads a head that lies at page `page` of the file, of the region in any use of it; returns that use, too.
     pub(crate) fn decode(
         bytes: &[u8],
@@ -404,19 +416,22 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 }
 
 #[cfg(test)]
+mod document;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
-    const DISK: [u8; 16] = [7; 16];
-    const REGION: Region = Region { disk: DISK, shard: 3, sequence: 41 };
+    pub(super) const DISK: [u8; 16] = [7; 16];
+    pub(super) const REGION: Region = Region { disk: DISK, shard: 3, sequence: 41 };
 
-    fn run(block: u32, first: u32, end: u32, payload: u32) -> Stored {
+    pub(super) fn run(block: u32, first: u32, end: u32, payload: u32) -> Stored {
         let key = BlockKey { file: FileId(1 << 90 | 5), block };
         let chunks = Chunks { first, end };
         Stored { key, version: 77, block_length: 1 << 20, chunks, payload, code: None }
     }
 
-    fn head() -> Head {
+    pub(super) fn head() -> Head {
         let mut records = vec![run(0, 0, 1, 1), run(4, 3, 5, 17)];
         records[1].code = Some([9; 32]);
         Head { records, drops: vec![FileId(3), FileId(u128::MAX)], sums: (0..48).collect() }

@@ -148,7 +148,7 @@ impl FlashIndex {
         }
     }
 
-    /// True if a run was read since it was written; it begins anew.
+    /// True if a run was read since it was written; it begins again.
     pub(crate) fn take_use(&mut self, key: &BlockKey, version: u64, wanted: Spot) -> bool {
         let place = self.position(key, version, |slot| spot(slot) == wanted);
         place.is_some_and(|place| std::mem::take(&mut self.slots[place].is_used))

@@ -41,7 +41,7 @@ pub(crate) fn recover(
     shard: u16,
     region_count: u32,
 ) -> io::Result<Vec<FoundRegion>> {
-    let reader = Reader { file, superblock, shard };
+    let reader = RegionReader { file, superblock, shard };
     let mut regions = Vec::new();
     for number in 0..region_count {
         regions.extend(reader.region(number)?);
@@ -68,15 +68,16 @@ pub(crate) fn living(regions: &[FoundRegion]) -> impl Iterator<Item = &FooterEnt
     })
 }
 
-struct Reader<'a> {
-    file: &'a File,
-    superblock: &'a Superblock,
-    shard: u16,
+/// Reads one shard's file.
+pub(crate) struct RegionReader<'a> {
+    pub file: &'a File,
+    pub superblock: &'a Superblock,
+    pub shard: u16,
 }
 
-impl Reader<'_> {
+impl RegionReader<'_> {
     /// Reads pages. None where the file ends.
-    fn pages(&self, page: u32, count: u32) -> io::Result<Option<Vec<u8>>> {
+    pub(crate) fn pages(&self, page: u32, count: u32) -> io::Result<Option<Vec<u8>>> {
         let mut bytes = vec![0; count as usize * PAGE_SIZE as usize];
         match self.file.read_exact_at(&mut bytes, u64::from(page) * u64::from(PAGE_SIZE)) {
             Ok(()) => Ok(Some(bytes)),
@@ -85,7 +86,8 @@ impl Reader<'_> {
         }
     }
 
-    fn region(&self, number: u32) -> io::Result<Option<FoundRegion>> {
+    /// Reads what a region holds. None if nothing of this disk is found in it.
+    pub(crate) fn region(&self, number: u32) -> io::Result<Option<FoundRegion>> {
         let Superblock { region_pages, disk, .. } = *self.superblock;
         let start = number * region_pages;
         let first = self.head(start)?;
@@ -99,6 +101,10 @@ impl Reader<'_> {
             let (sequence, footer_pages) = (trailer.sequence, trailer.footer_pages());
             return Ok(Some(FoundRegion { number, sequence, entries, footer_pages, next: 0 }));
         }
+        let begun = match begun {
+            None if self.is_head_damaged(start)? => self.last_sequence(start)?,
+            begun => begun,
+        };
         let Some(sequence) = begun else { return Ok(None) };
         let (mut entries, mut page) = (Vec::new(), start);
         let end = start + region_pages;
@@ -122,7 +128,24 @@ impl Reader<'_> {
         Ok(Some(FoundRegion { number, sequence, entries, footer_pages: 0, next }))
     }
 
-    fn head(&self, page: u32) -> io::Result<Option<(Head, u64)>> {
+    /// Returns the number of the last use of a region from the heads that are in it, whose first one is damaged.
+    fn last_sequence(&self, start: u32) -> io::Result<Option<u64>> {
+        let mut last = None;
+        for page in start..start + self.superblock.region_pages {
+            last = last.max(self.head(page)?.map(|(_, sequence)| sequence));
+        }
+        Ok(last)
+    }
+
+    /// True if a page seems to be the first one of a head that was written there, and is not sound.
+    pub(crate) fn is_head_damaged(&self, page: u32) -> io::Result<bool> {
+        let first = self.pages(page, 1)?;
+        let is_head = first.is_some_and(|it| Head::is_likely(&it, &self.superblock.disk, page));
+        Ok(is_head && self.head(page)?.is_none())
+    }
+
+    /// Reads a head, with the number of its region's use. None if there is none, or it is not sound.
+    pub(crate) fn head(&self, page: u32) -> io::Result<Option<(Head, u64)>> {
         let Some(mut bytes) = self.pages(page, 1)? else { return Ok(None) };
         match Head::claimed_pages(&bytes) {
             None => return Ok(None),

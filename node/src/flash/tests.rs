@@ -283,6 +283,39 @@ fn what_was_dropped_does_not_come_back() {
 }
 
 #[test]
+fn what_was_dropped_while_it_is_kept_does_not_come_back() {
+    let mut bench = Bench::new();
+    bench.fill(0, 0, Chunks::all(BLOCK_SIZE));
+    bench.settle();
+    let is_kept = |bench: &Bench| matches!(bench.flash.doing[0], Doing::Keeping { .. });
+    for round in 0..80u64 {
+        // It is in no memory, so that it is read from the oldest region when its room is wanted.
+        bench.cache.remove_of_file(key(0, 0).file, u32::MAX);
+        assert_eq!(bench.read(0, 0, Chunks::all(BLOCK_SIZE)), 4, "round {round}");
+        bench.versions.insert(5, 100 + round);
+        bench.fill(5, 0, Chunks::all(BLOCK_SIZE));
+        while bench.flash.has_to_write() && !is_kept(&bench) {
+            bench.now += 50;
+            bench.end();
+            bench.begin();
+        }
+        if is_kept(&bench) {
+            let dropped = bench.drop_file(0);
+            bench.end();
+            bench.settle();
+            assert_eq!(bench.flash.take_dropped().len(), 1);
+            drop(dropped);
+            assert_eq!(bench.read_all(0), 0);
+            bench.restart();
+            assert_eq!(bench.read_all(0), 0);
+            return;
+        }
+        bench.end();
+    }
+    panic!("it was never kept");
+}
+
+#[test]
 fn the_oldest_goes_unless_it_is_read() {
     let mut bench = Bench::new();
     for file in 0..FILES {
@@ -335,6 +368,29 @@ fn a_flipped_bit_is_never_read() {
         assert!(second <= first);
         assert_eq!(bench.flash.take_counts().damaged_count, 0, "{damaged} before");
     }
+}
+
+/// The first head of the region that is written says which use of it this is; so do the others.
+#[test]
+fn a_damaged_first_head_costs_its_group_alone() {
+    let mut bench = Bench::new();
+    for file in 0..3 {
+        bench.fill(file, 0, Chunks::all(BLOCK_SIZE));
+        bench.settle();
+    }
+    bench.drop_file(1);
+    bench.settle();
+    let path = bench.directory().join("shard-000");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[70] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    bench.restart();
+    assert_eq!([0, 1, 2].map(|file| bench.read_all(file)), [0, 0, 4]);
+    // What is written now goes behind them.
+    bench.fill(3, 0, Chunks::all(BLOCK_SIZE));
+    bench.settle();
+    bench.restart();
+    assert_eq!([0, 1, 2, 3].map(|file| bench.read_all(file)), [0, 0, 4, 4]);
 }
 
 #[test]
