@@ -144,7 +144,7 @@ pub struct ListRequest {
 /// Reply to `List`.
 #[derive(Archive, Serialize, Clone, Debug, PartialEq, Eq)]
 pub struct ListReply {
-    /// Entries of this page. What is neither file nor directory, or leads out of the root, is no entry.
+    /// Entries of this page. What is neither file nor directory, or leads out of the root, is not an entry.
     pub entries: Vec<Entry>,
     /// Token of the next page, empty after the last.
     pub next: String,

@@ -25,7 +25,7 @@ use crate::store::{Found, StoreError, check_path};
 const SOURCES_MAX: usize = 8;
 /// Most entries of one `List` page.
 const LIST_PAGE_MAX: usize = 1000;
-/// Why a name that is no client's to ask for is left out.
+/// Why a name that clients cannot ask for is left out.
 pub(super) const NOT_SERVABLE: &str =
     "no client can ask for it: the path is not one, or the file is too long";
 /// Bytes of an archived entry without its name.
