@@ -20,6 +20,7 @@ pub mod compare;
 pub mod content;
 pub mod control;
 pub mod coord;
+pub mod flash;
 pub mod isolation;
 pub mod keys;
 pub mod load;

@@ -25,6 +25,7 @@ use crate::fs::{self, NodeAddress};
 Examples:
   millrace admin status
   millrace admin status --watch
+  millrace admin wait --healthy --nodes 3
   millrace admin status --node zk://coord-1:2181,coord-2:2181/millrace
   millrace admin drain cache-3 && ssh cache-3 systemctl stop millrace
   millrace admin undrain cache-3
@@ -42,6 +43,7 @@ pub(crate) struct AdminArgs {
 #[derive(Subcommand)]
 enum AdminVerb {
     Status(status::AdminStatusArgs),
+    Wait(status::HealthArgs),
     Nodes(status::NodesArgs),
     Drain(change::DrainArgs),
     Undrain(change::UndrainArgs),
@@ -58,7 +60,10 @@ pub(crate) fn run(args: AdminArgs) -> Result<(), Failure> {
     let runtime = fs::runtime()?;
     runtime.block_on(async move {
         let config = match &args.verb {
+            AdminVerb::Drain(args) if args.dry_run => ClientConfig::new(),
+            AdminVerb::Unmount(args) if args.dry_run => ClientConfig::new(),
             AdminVerb::Status(_)
+            | AdminVerb::Wait(_)
             | AdminVerb::Nodes(_)
             | AdminVerb::Mounts(_)
             | AdminVerb::Pins(_) => ClientConfig::new(),
@@ -68,6 +73,7 @@ pub(crate) fn run(args: AdminArgs) -> Result<(), Failure> {
         let client = connected.map_err(fs::no_node)?;
         match args.verb {
             AdminVerb::Status(args) => status::status(&client, &args).await,
+            AdminVerb::Wait(args) => status::wait(&client, &args).await,
             AdminVerb::Nodes(args) => status::nodes(&client, &args),
             AdminVerb::Drain(args) => change::drain(&client, &args).await,
             AdminVerb::Undrain(args) => change::undrain(&client, &args).await,

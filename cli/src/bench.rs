@@ -20,6 +20,7 @@ use millrace_bench::wire::BATCH_MAX;
 use millrace_ops::size::parse_size;
 
 mod coord;
+mod flash;
 mod ring;
 mod scale;
 mod store;
@@ -45,7 +46,8 @@ Examples:
   millrace bench scale --axes connections,blocks
   millrace bench coord --rivals zookeeper
   millrace bench ring --members 1000
-  millrace bench store")]
+  millrace bench store
+  millrace bench flash /mnt/nvme0")]
 pub(crate) struct BenchArgs {
     #[command(subcommand)]
     verb: BenchVerb,
@@ -59,6 +61,7 @@ enum BenchVerb {
     Coord(coord::BenchCoordArgs),
     Ring(ring::BenchRingArgs),
     Store(store::BenchStoreArgs),
+    Flash(flash::BenchFlashArgs),
 }
 
 /// Load a running node with random reads of its files.
@@ -245,6 +248,7 @@ pub(crate) fn run(args: BenchArgs) -> Result<(), Failure> {
         BenchVerb::Coord(args) => coord::run(args),
         BenchVerb::Ring(args) => ring::run(args),
         BenchVerb::Store(args) => store::run(args),
+        BenchVerb::Flash(args) => flash::run(args),
     }
 }
 

@@ -3,6 +3,7 @@
 //! Owns the processes: replicas of coordination and nodes, each started as it would be by hand, with a
 //! directory and a log of its own. They stop with this process, nodes first.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -25,10 +26,16 @@ use crate::output::{self, Align, Table};
 use crate::signals::Signals;
 use crate::source::Source;
 
+mod restart;
+
+use restart::{Control, RestartArgs};
+
 /// Longest wait for a process to be ready.
 const READY_WAIT: Duration = Duration::from_secs(60);
 /// Longest wait for a process to end after it was asked to.
 const STOP_WAIT: Duration = Duration::from_secs(20);
+/// How often the processes, and the socket at which a restart is asked for, are looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// Ports between one node and the next: there is room for those of its shards.
 const NODE_PORTS: u16 = 100;
 /// What a process prints when it serves.
@@ -38,7 +45,8 @@ const READY: [&str; 2] = ["listening on ", "is serving ZooKeeper clients at "];
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  millrace cluster up --dir /tmp/cluster")]
+  millrace cluster up --dir /tmp/cluster
+  millrace cluster restart --dir /tmp/cluster")]
 pub(crate) struct ClusterArgs {
     #[command(subcommand)]
     verb: ClusterVerb,
@@ -47,6 +55,7 @@ pub(crate) struct ClusterArgs {
 #[derive(Subcommand)]
 enum ClusterVerb {
     Up(UpArgs),
+    Restart(RestartArgs),
 }
 
 /// Start nodes and coordination, and serve until Ctrl-C
@@ -110,13 +119,20 @@ pub(crate) fn end_with_parent() {
 struct Member {
     name: String,
     address: SocketAddr,
+    home: PathBuf,
     log: PathBuf,
+    /// The program and its arguments, to start it again.
+    program: PathBuf,
+    arguments: Vec<OsString>,
     child: Child,
+    /// True if its end was told already.
+    has_ended: bool,
 }
 
 pub(crate) fn run(args: &ClusterArgs) -> Result<(), Failure> {
     match &args.verb {
         ClusterVerb::Up(args) => up(args),
+        ClusterVerb::Restart(args) => restart::run(args),
     }
 }
 
@@ -133,14 +149,20 @@ fn up(args: &UpArgs) -> Result<(), Failure> {
     log::start("warn", None)?;
     let signals = Signals::install()?;
     let mut members = Vec::new();
-    let started = start(args, &dir, &source, &mut members);
-    if let Err(failure) = started {
-        stop(members);
-        return Err(failure);
-    }
+    let started = start(args, &dir, &source, &mut members).and_then(|()| Control::listen(&dir));
+    let control = match started {
+        Ok(control) => control,
+        Err(failure) => {
+            stop(members);
+            return Err(failure);
+        }
+    };
     // The cluster serves, and goes on.
     output::announce(&told(args, &members)?);
-    signals.wait();
+    while !signals.came_within(LOOK_AGAIN) {
+        tell_ended(&mut members);
+        control.serve(&mut members, &signals);
+    }
     output::note("stopping");
     stop(members);
     Ok(())
@@ -257,6 +279,11 @@ fn secret(dir: &Path) -> Result<PathBuf, Failure> {
 fn program() -> Result<Command, Failure> {
     let program = std::env::current_exe()
         .map_err(|error| Failure::new(format!("find this program: {error}")))?;
+    Ok(prepared(&program))
+}
+
+/// Returns a command that ends with this process.
+fn prepared(program: &Path) -> Command {
     let mut command = Command::new(program);
     command.env(PARENT_VARIABLE, std::process::id().to_string());
     for (name, _) in std::env::vars_os() {
@@ -266,7 +293,7 @@ fn program() -> Result<Command, Failure> {
             command.env_remove(&*name);
         }
     }
-    Ok(command)
+    command
 }
 
 fn cannot_write(path: &Path, error: &std::io::Error) -> Failure {
@@ -298,7 +325,30 @@ fn spawn(
     // Ctrl-C is for this process, which stops the others in order.
     command.process_group(0);
     let child = command.spawn().map_err(|error| Failure::new(format!("start {name}: {error}")))?;
-    Ok(Member { name, address, log, child })
+    Ok(Member {
+        name,
+        address,
+        home: home.to_owned(),
+        log,
+        program: command.get_program().into(),
+        arguments: command.get_args().map(OsString::from).collect(),
+        child,
+        has_ended: false,
+    })
+}
+
+/// Says once of each process that it has ended by itself.
+fn tell_ended(members: &mut [Member]) {
+    for member in members.iter_mut().filter(|member| !member.has_ended) {
+        if let Ok(Some(status)) = member.child.try_wait() {
+            member.has_ended = true;
+            output::note(&format!(
+                "{} has ended ({status}): see {}; `millrace cluster restart` starts it again",
+                member.name,
+                member.log.display()
+            ));
+        }
+    }
 }
 
 /// Waits until a process reports that it serves.
@@ -378,17 +428,22 @@ fn stop(mut members: Vec<Member>) {
         }
         let end = Instant::now() + STOP_WAIT;
         for mut member in group {
-            while matches!(member.child.try_wait(), Ok(None)) && Instant::now() < end {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            if matches!(member.child.try_wait(), Ok(None)) {
-                output::note(&format!("{} does not end: killed", member.name));
-                signal(&member, Signal::KILL);
-            }
-            // It is over either way.
-            let _ = member.child.wait();
+            wait_end(&mut member, end);
         }
     }
+}
+
+/// Waits until a process has ended that was asked to, and kills it if it does not.
+fn wait_end(member: &mut Member, end: Instant) {
+    while matches!(member.child.try_wait(), Ok(None)) && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    if matches!(member.child.try_wait(), Ok(None)) {
+        output::note(&format!("{} does not end: killed", member.name));
+        signal(member, Signal::KILL);
+    }
+    // It is over either way.
+    let _ = member.child.wait();
 }
 
 fn signal(member: &Member, signal: Signal) {

@@ -2,11 +2,18 @@
 //!
 //! Owns the form of a message: `millrace: <what>: <cause>` in one line, then perhaps `hint: ...`. The
 //! libraries end a message with what to do, after a semicolon; that part becomes the hint. If the reader
-//! of stdout went away the program ends without a message.
+//! of stdout went away the program ends without a message. Where a verb was asked for JSON the message is one JSON
+//! document on a line, with a code that scripts can compare.
 
 use std::process::ExitCode;
 
 use millrace_client::{Error, Status};
+use serde_json::json;
+
+/// Code of a failure that no node and no client of one has named.
+const KIND_FAILED: &str = "Failed";
+/// Code of a mistake on the command line or in a configuration.
+const KIND_USAGE: &str = "Usage";
 
 /// Exit code if the world is not as it has to be.
 const FAILED: u8 = 1;
@@ -24,6 +31,8 @@ pub(crate) enum Failure {
         hint: Option<String>,
         /// 1 or 2.
         code: u8,
+        /// The code of JSON: a status of the protocol, the name of an error of the client, `Failed` or `Usage`.
+        kind: String,
     },
     /// The report on stdout says it already.
     Reported,
@@ -45,7 +54,9 @@ impl Failure {
     /// Returns the error of the client at a path; the empty path is the root.
     pub(crate) fn at_path(path: &str, error: &Error) -> Failure {
         match error {
-            Error::Status { .. } => Failure::new(format!("{}: {error}", shown(path))),
+            Error::Status { .. } | Error::DeadlineExceeded => {
+                Failure::new(format!("{}: {error}", shown(path))).with_kind(kind_of(error))
+            }
             _ => Failure::from(error.clone()),
         }
     }
@@ -63,9 +74,17 @@ impl Failure {
     /// Returns the same failure with another hint.
     pub(crate) fn with_hint(self, advice: impl Into<String>) -> Failure {
         match self {
-            Failure::Told { text, code, .. } => {
-                Failure::Told { text, hint: Some(advice.into()), code }
+            Failure::Told { text, code, kind, .. } => {
+                Failure::Told { text, hint: Some(advice.into()), code, kind }
             }
+            other => other,
+        }
+    }
+
+    /// Returns the same failure with the code of JSON.
+    fn with_kind(self, kind: String) -> Failure {
+        match self {
+            Failure::Told { text, hint, code, .. } => Failure::Told { text, hint, code, kind },
             other => other,
         }
     }
@@ -77,7 +96,8 @@ impl Failure {
             Some((text, hint)) => (text.to_owned(), Some(hint.to_owned())),
             None => (message, None),
         };
-        Failure::Told { text, hint, code }
+        let kind = if code == USAGE { KIND_USAGE } else { KIND_FAILED };
+        Failure::Told { text, hint, code, kind: kind.to_owned() }
     }
 
     /// Returns the lines for stderr, if there is a message.
@@ -87,6 +107,18 @@ impl Failure {
                 Some(hint) => format!("millrace: {text}\nhint: {hint}"),
                 None => format!("millrace: {text}"),
             }),
+            Failure::Reported | Failure::BrokenPipe => None,
+        }
+    }
+
+    /// Returns the document for stderr, if there is a message.
+    pub(crate) fn document(&self) -> Option<String> {
+        match self {
+            Failure::Told { text, hint, code, kind } => {
+                let error =
+                    json!({ "code": kind, "message": text, "hint": hint, "exit_code": code });
+                Some(json!({ "error": error }).to_string())
+            }
             Failure::Reported | Failure::BrokenPipe => None,
         }
     }
@@ -103,8 +135,17 @@ impl Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
-        Failure::new(error.to_string())
+        Failure::new(error.to_string()).with_kind(kind_of(&error))
     }
+}
+
+/// Returns the code of JSON of an error: the status that a node answered, else the name of the error.
+fn kind_of(error: &Error) -> String {
+    let name = match error {
+        Error::Status { status, .. } => format!("{status:?}"),
+        other => format!("{other:?}"),
+    };
+    name.split(|letter: char| !letter.is_ascii_alphanumeric()).next().unwrap_or_default().to_owned()
 }
 
 /// True if an error is about one file or directory, so that others can still be worked on.
@@ -154,10 +195,31 @@ mod tests {
     }
 
     #[test]
+    fn documents_have_a_code_that_is_the_status_or_the_error() {
+        let code = |failure: Failure| {
+            let document = failure.document().expect("a message");
+            let value: serde_json::Value = serde_json::from_str(&document).expect("JSON");
+            value["error"]["code"].as_str().expect("text").to_owned()
+        };
+        let status = |status| Error::Status { status, message: "m".to_owned() };
+        assert_eq!(code(Failure::from(status(Status::NotFound))), "NotFound");
+        assert_eq!(code(Failure::at_path("a", &status(Status::SourceError))), "SourceError");
+        assert_eq!(code(Failure::from(Error::DeadlineExceeded)), "DeadlineExceeded");
+        assert_eq!(code(Failure::from(Error::Stale { path: "a".into() })), "Stale");
+        assert_eq!(code(Failure::from(Error::InvalidArgument("x".to_owned()))), "InvalidArgument");
+        assert_eq!(code(Failure::new("x").with_hint("y")), "Failed");
+        let expect = r#"{"error":{"code":"Usage","exit_code":2,"hint":"say it; again","message":"no \"x\""}}"#;
+        assert_eq!(Failure::usage("no \"x\"; say it; again").document().as_deref(), Some(expect));
+        assert_eq!(Failure::Reported.document(), None);
+    }
+
+    #[test]
     fn root_has_a_name_in_messages() {
         let error = Error::Status { status: Status::PermissionDenied, message: String::new() };
         let expect = Some("millrace: /: permission denied".to_owned());
         assert_eq!(Failure::at_path("", &error).lines(), expect);
+        let late = Failure::at_path("a/b", &Error::DeadlineExceeded).lines();
+        assert!(late.is_some_and(|line| line.starts_with("millrace: a/b: ")));
     }
 
     #[test]

@@ -22,6 +22,7 @@ mod get;
 
 mod cache;
 mod refresh;
+mod share;
 mod status;
 mod target;
 mod tree;
@@ -248,7 +249,7 @@ enum FsVerb {
 pub(crate) fn run(args: FsArgs) -> Result<(), Failure> {
     let runtime = runtime()?;
     let config = match &args.verb {
-        FsVerb::Free(_) => args.node.to_change()?,
+        FsVerb::Free(free) if free.changes() => args.node.to_change()?,
         FsVerb::Load(load) if load.changes() => args.node.to_change()?,
         _ => ClientConfig::new(),
     };

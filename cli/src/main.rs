@@ -5,6 +5,7 @@
 //! holds: results go to stdout, everything else to stderr, and a failure is one line that names the
 //! thing at fault. What a verb does is left to the crates behind it: `node`, `client` and `bench`.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -54,7 +55,8 @@ Examples:
 Exit codes:
   0  done
   1  failed: bytes that differ, a node that cannot be reached, a file that is not there
-  2  not understood: an unknown flag, or a value or a configuration that is not allowed";
+  2  not understood: an unknown flag, or a value or a configuration that is not allowed
+With --json a failure is one line of JSON on stderr: {\"error\": {\"code\", \"message\", \"hint\", \"exit_code\"}}.";
 
 /// A distributed block cache: files of a slow source, read at the speed of memory.
 #[derive(Parser)]
@@ -93,9 +95,21 @@ struct CompletionsArgs {
     shell: Shell,
 }
 
-fn main() -> ExitCode {
-    cluster::end_with_parent();
-    let result = match Cli::parse().verb {
+/// True if a command line asks for JSON, also where it is not understood.
+fn asks_json(arguments: impl Iterator<Item = OsString>) -> bool {
+    arguments.take_while(|argument| argument != "--").any(|argument| argument == "--json")
+}
+
+/// Parses the command line. Help, and what is wrong with it, is told by the parser, but for JSON.
+fn parse(is_json: bool) -> Result<Cli, Failure> {
+    Cli::try_parse().map_err(|error| match is_json && error.use_stderr() {
+        true => Failure::usage(error.render().to_string().trim_start_matches("error: ").to_owned()),
+        false => error.exit(),
+    })
+}
+
+fn run(verb: Verb) -> Result<(), Failure> {
+    match verb {
         Verb::Quickstart(args) => quickstart::run(&args),
         Verb::Node(args) => node::run(&args),
         Verb::Coord(args) => coord::run(*args),
@@ -106,11 +120,17 @@ fn main() -> ExitCode {
         Verb::Disk(args) => disk::run(&args),
         Verb::Doctor(args) => doctor::run(&args),
         Verb::Completions(args) => completions(args.shell),
-    };
-    let code = match result {
+    }
+}
+
+fn main() -> ExitCode {
+    cluster::end_with_parent();
+    let is_json = asks_json(std::env::args_os());
+    let code = match parse(is_json).and_then(|cli| run(cli.verb)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            if let Some(lines) = failure.lines() {
+            let told = if is_json { failure.document() } else { failure.lines() };
+            if let Some(lines) = told {
                 output::note(&lines);
             }
             failure.code()

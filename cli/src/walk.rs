@@ -4,18 +4,15 @@
 //! that could lead out of a directory ends the walk, so that nothing built on it writes where it should
 //! not. The walk holds one page of each directory on its way, never the tree and never a large directory.
 //! A node follows symbolic links that stay in its root, so a tree may have circles. A directory that is one
-//! above it again is not entered; where no file tells directories apart, the depth is bounded.
+//! above it again is not entered. Where no file tells directories apart the walk ends where a node refuses the
+//! path: Linux follows at most 40 symbolic links in one, and no path is longer than 4096 bytes.
 
 use std::collections::VecDeque;
 
-use millrace_client::{Client, Entry, File, Kind, circle};
+use millrace_client::{Client, Entry, File, Kind, ListedPage, circle};
 
 use crate::failure::{Failure, is_about_path, shown};
 use crate::output;
-
-/// Deepest directory that is listed, counted from where the walk begins. Derived: Linux follows at
-/// most 40 symbolic links in a path, and honest trees are less deep than the rest.
-const DEPTH_MAX: usize = 64;
 
 /// A walk in progress.
 pub(crate) struct Walk<'a> {
@@ -24,6 +21,8 @@ pub(crate) struct Walk<'a> {
     start: Option<String>,
     /// The directories on the way to where the walk is.
     levels: Vec<Level>,
+    /// What the page that was listed last leaves out, until it was told.
+    left_out: Option<Step>,
 }
 
 /// A directory that the walk is in.
@@ -46,12 +45,14 @@ pub(crate) enum Step {
     Circle,
     /// A directory that could not be listed, or not to its end, and why. The walk goes on beside it.
     Unreadable { path: String, reason: String },
+    /// Names that the node leaves out of the directory, how many, and one of them with the reason.
+    LeftOut { path: String, count: u64, example: String },
 }
 
 impl<'a> Walk<'a> {
     /// Begins a walk at the directory `path`.
     pub(crate) fn new(client: &'a Client, path: &str) -> Walk<'a> {
-        Walk { client, start: Some(path.to_owned()), levels: Vec::new() }
+        Walk { client, start: Some(path.to_owned()), levels: Vec::new(), left_out: None }
     }
 
     /// Lists the next page, `None` after the last.
@@ -62,16 +63,12 @@ impl<'a> Walk<'a> {
         if let Some(start) = self.start.take() {
             return self.list(start, None, None).await.map(Some);
         }
+        if let Some(step) = self.left_out.take() {
+            return Ok(Some(step));
+        }
         while let Some(level) = self.levels.last_mut() {
             if let Some(name) = level.directories.next() {
                 let path = join(&level.path, &name);
-                if self.levels.len() > DEPTH_MAX {
-                    return Err(Failure::new(format!(
-                        "{}: more than {DEPTH_MAX} levels of directories; \
-                         look for a symbolic link that leads in a circle",
-                        shown(&path)
-                    )));
-                }
                 return self.list(path, None, None).await.map(Some);
             }
             let Level { path, token, print, .. } = self.levels.pop().expect("there is one");
@@ -99,6 +96,10 @@ impl<'a> Walk<'a> {
                     output::note(&format!("millrace: {}: {reason}", shown(&path)));
                     *failed_count += 1;
                 }
+                Step::LeftOut { path, count, example } => {
+                    output::note(&format!("millrace: {}", left_out(&path, count, &example)));
+                    *failed_count += count;
+                }
             }
         }
         Ok(None)
@@ -112,7 +113,7 @@ impl<'a> Walk<'a> {
         token: Option<String>,
         print: Option<u64>,
     ) -> Result<Step, Failure> {
-        let (entries, next) = match self.client.list_page(&path, token.as_deref(), 0).await {
+        let page = match self.client.listed_page(&path, token.as_deref(), 0).await {
             Ok(page) => page,
             Err(error) if is_about_path(&error) => {
                 let reason = error.to_string();
@@ -120,6 +121,7 @@ impl<'a> Walk<'a> {
             }
             Err(error) => return Err(Failure::at_path(&path, &error)),
         };
+        let ListedPage { entries, next, left_out_count, left_out_example, .. } = page;
         if next.is_some() && next == token {
             let message = "the node lists the same page again; update the node";
             return Err(Failure::new(format!("{}: {message}", shown(&path))));
@@ -138,11 +140,21 @@ impl<'a> Walk<'a> {
         let directories: Vec<String> = directories.map(|entry| entry.name.clone()).collect();
         let directories = directories.into_iter();
         self.levels.push(Level { path: path.clone(), directories, token: next, print });
+        if left_out_count > 0 {
+            let (path, count, example) = (path.clone(), left_out_count, left_out_example);
+            self.left_out = Some(Step::LeftOut { path, count, example });
+        }
         Ok(Step::Directory { path, entries })
     }
 }
 
-/// Returns the failure of a verb that could not list some directories, if there were any.
+/// Returns what people read of names that a node leaves out of a directory.
+pub(crate) fn left_out(path: &str, count: u64, example: &str) -> String {
+    let names = output::counted(count, "name");
+    format!("{}: {names} cannot be served, such as {example}", shown(path))
+}
+
+/// Returns the failure of a verb that could not list some paths, if there were any.
 ///
 /// # Errors
 /// With their number.
@@ -150,7 +162,7 @@ pub(crate) fn judge_unlisted(failed_count: u64) -> Result<(), Failure> {
     match failed_count {
         0 => Ok(()),
         count => {
-            let failed = output::counted(count, "directory");
+            let failed = output::counted(count, "path");
             Err(Failure::new(format!("{failed} could not be listed")))
         }
     }
@@ -164,6 +176,12 @@ pub(crate) enum Item {
     Unreadable {
         path: String,
         reason: String,
+    },
+    /// Names that the node leaves out of a directory, as in [`Step::LeftOut`].
+    LeftOut {
+        path: String,
+        count: u64,
+        example: String,
     },
     /// A directory that was not entered, because it leads in a circle.
     Circle,
@@ -233,6 +251,9 @@ impl<'a> Files<'a> {
                 Some(Step::Circle) => return Ok(Some(Item::Circle)),
                 Some(Step::Unreadable { path, reason }) => {
                     return Ok(Some(Item::Unreadable { path, reason }));
+                }
+                Some(Step::LeftOut { path, count, example }) => {
+                    return Ok(Some(Item::LeftOut { path, count, example }));
                 }
             }
         }

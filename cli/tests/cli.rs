@@ -11,8 +11,14 @@ use std::process::{Child, Command, Output, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
+#[path = "cli/cached.rs"]
+mod cached;
 #[path = "cli/get.rs"]
 mod get;
+#[path = "cli/signals.rs"]
+mod signals;
+#[path = "cli/trees.rs"]
+mod trees;
 
 /// Unit of caching in these tests: small, so that few bytes make several blocks.
 const BLOCK_SIZE: &str = "64KiB";
@@ -187,8 +193,10 @@ fn every_verb_has_help_with_examples() {
         &["bench", "ring"],
         &["bench", "store"],
         &["cluster", "up"],
+        &["cluster", "restart"],
         &["admin"],
         &["admin", "status"],
+        &["admin", "wait"],
         &["admin", "drain"],
         &["admin", "mount"],
         &["doctor"],

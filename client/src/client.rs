@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use millrace_proto::frame;
 use millrace_proto::message::{
-    ArchivedListReply, ArchivedStatReply, ListRequest, PATH_LENGTH_MAX, StatRequest,
+    ArchivedListReply, ArchivedPartialListReply, ArchivedStatReply, ListRequest, PATH_LENGTH_MAX,
+    StatRequest,
 };
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -21,7 +22,7 @@ use crate::config::{ClientConfig, DURATION_MAX};
 use crate::connection::{Answer, Body, Landing, Lane, Reply};
 use crate::error::Error;
 use crate::failover::{Call, Rescue, Tries};
-use crate::file::{self, Entry, File, HelloInfo};
+use crate::file::{self, Entry, File, HelloInfo, ListedPage};
 use crate::lease::Leases;
 use crate::member::Member;
 use crate::network::Network;
@@ -125,7 +126,8 @@ impl Client {
         let mut entries = Vec::new();
         let mut token = String::new();
         loop {
-            let (page, next) = self.list_until(path, &token, 0, deadline).await?;
+            let ListedPage { entries: page, next, .. } =
+                self.list_until(path, &token, 0, deadline).await?;
             entries.extend(page);
             if entries.len() > ENTRIES_MAX {
                 let text =
@@ -154,6 +156,20 @@ impl Client {
         token: Option<&str>,
         limit: u32,
     ) -> Result<(Vec<Entry>, Option<String>), Error> {
+        let page = self.listed_page(path, token, limit).await?;
+        Ok((page.entries, page.next))
+    }
+
+    /// As [`Client::list_page`], and tells what the node leaves out of the page.
+    ///
+    /// # Errors
+    /// As [`Client::list`].
+    pub async fn listed_page(
+        &self,
+        path: &str,
+        token: Option<&str>,
+        limit: u32,
+    ) -> Result<ListedPage, Error> {
         self.list_until(path, token.unwrap_or_default(), limit, self.deadline()).await
     }
 
@@ -248,7 +264,7 @@ impl Client {
         token: &str,
         limit: u32,
         deadline: Instant,
-    ) -> Result<(Vec<Entry>, Option<String>), Error> {
+    ) -> Result<ListedPage, Error> {
         check_path(path)?;
         if token.len() > TOKEN_LENGTH_MAX {
             return Err(Error::InvalidArgument(format!(
@@ -260,10 +276,20 @@ impl Client {
             || Body::List(ListRequest { path: path.to_owned(), token: token.to_owned(), limit });
         let order = |topology: &Topology| topology.order_of_path(path);
         let decode = |reply: &Reply| {
-            let page = frame::body::<ArchivedListReply>(&reply.body)?;
-            let entries = page.entries.iter().map(Entry::from).collect();
+            let (page, left_out_count, example) = match reply.header.leaves_names_out() {
+                false => (frame::body::<ArchivedListReply>(&reply.body)?, 0, ""),
+                true => {
+                    let body = frame::body::<ArchivedPartialListReply>(&reply.body)?;
+                    (&body.page, body.left_out_count.to_native(), body.example.as_str())
+                }
+            };
             let next = page.next.as_str();
-            Ok((entries, (!next.is_empty()).then(|| next.to_owned())))
+            Ok(ListedPage {
+                entries: page.entries.iter().map(Entry::from).collect(),
+                next: (!next.is_empty()).then(|| next.to_owned()),
+                left_out_count,
+                left_out_example: example.to_owned(),
+            })
         };
         self.call(&request, &order, &decode, &|| Box::pin(async { None }), deadline).await
     }

@@ -34,8 +34,8 @@ use millrace_proto::job::{
     StartJobRequest,
 };
 use millrace_proto::message::{
-    FreeRequest, HelloRequest, ListRequest, LoadCopiesRequest, LoadRequest, Range, ReadManyRequest,
-    RefreshRequest, StatRequest,
+    CachedRequest, FreeRequest, HelloRequest, ListRequest, LoadCopiesRequest, LoadRequest, Range,
+    ReadManyRequest, RefreshRequest, StatRequest,
 };
 use millrace_proto::write::{PutEndRequest, PutPartRequest, RenameRequest, WriteRequest};
 use millrace_proto::{Header, Op, frame};
@@ -68,6 +68,7 @@ pub(crate) enum Body {
     Fetch(Range),
     Vouch(Range),
     Inventory(InventoryRequest),
+    Cached(CachedRequest),
     ReadMany(ReadManyRequest),
     Lease(ReadManyRequest),
     Release(ReadManyRequest),
@@ -106,6 +107,7 @@ impl Body {
             Body::Fetch(_) => Op::Fetch,
             Body::Vouch(_) => Op::Vouch,
             Body::Inventory(_) => Op::Inventory,
+            Body::Cached(_) => Op::Cached,
             Body::ReadMany(_) => Op::ReadMany,
             Body::Lease(_) => Op::Lease,
             Body::Release(_) => Op::Release,
@@ -142,6 +144,7 @@ impl Body {
                 frame::encode(out, header, body)
             }
             Body::Inventory(body) => frame::encode(out, header, body),
+            Body::Cached(body) => frame::encode(out, header, body),
             Body::ReadMany(body) | Body::Lease(body) | Body::Release(body) => {
                 frame::encode(out, header, body)
             }

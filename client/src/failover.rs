@@ -28,7 +28,7 @@ use crate::error::Error;
 use crate::member::Member;
 use crate::network::Network;
 use crate::reply::{self, Setback};
-use crate::retry::Backoff;
+use crate::retry::{Backoff, source_wait};
 use crate::topology::{Order, Topology};
 
 /// How often a busy member is asked again before the next one is.
@@ -195,6 +195,8 @@ pub(crate) struct Tries<'a, T> {
     is_hopeless: bool,
     /// True if a member was too busy to answer in this round.
     is_busy: bool,
+    /// Rounds that ended with a source that failed.
+    source_failures: u32,
     /// The members that said that there is no such thing, and how.
     denials: Vec<(Arc<Member>, Error)>,
 }
@@ -230,6 +232,7 @@ impl<'a, T> Tries<'a, T> {
             cause: None,
             is_hopeless: true,
             is_busy: false,
+            source_failures: 0,
             denials: Vec::new(),
         }
     }
@@ -304,7 +307,14 @@ impl<'a, T> Tries<'a, T> {
                 Step::End(error) => return Err(error),
                 Step::Next | Step::Late => {}
             }
-            let pause = Instant::now() + backoff.step();
+            let mut pause = Instant::now() + backoff.step();
+            if self.cause.as_ref().and_then(Error::status) == Some(Status::SourceError) {
+                self.source_failures += 1;
+                match source_wait(self.source_failures) {
+                    Some(wait) => pause = pause.max(Instant::now() + wait),
+                    None => self.is_hopeless = true,
+                }
+            }
             if self.is_idle() && (self.is_hopeless || pause >= self.deadline) {
                 return Err(self.end());
             }

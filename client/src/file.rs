@@ -81,6 +81,21 @@ impl From<&ArchivedEntry> for Entry {
     }
 }
 
+/// One page of a directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ListedPage {
+    /// The entries, sorted by the bytes of their names.
+    pub entries: Vec<Entry>,
+    /// Token of the next page; None after the last.
+    pub next: Option<String>,
+    /// Names that the source has and the node cannot serve, such as those that are not UTF-8. They are left out of
+    /// this page, or with the first page of the whole directory. A node of an earlier version does not count them.
+    pub left_out_count: u64,
+    /// One of them and why it is left out, for people; empty if there is none.
+    pub left_out_example: String,
+}
+
 /// One version of a file (or a directory, which can be listed but not read).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct File {

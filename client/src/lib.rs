@@ -27,6 +27,7 @@
 //! nothing behind that its caller could see. Modules in reading order:
 
 mod admin;
+mod cached;
 mod client;
 mod control;
 mod job;
@@ -81,12 +82,13 @@ pub mod peer;
 #[doc(hidden)]
 pub mod source;
 
+pub use cached::CachedShare;
 pub use client::Client;
 pub use config::ClientConfig;
 pub use error::Error;
 pub use file::{
-    ClusterInfo, Counter, Entry, File, FileId, FreeReport, HelloInfo, Kind, LoadReport, MemberInfo,
-    MountInfo, NodeStatus,
+    ClusterInfo, Counter, Entry, File, FileId, FreeReport, HelloInfo, Kind, ListedPage, LoadReport,
+    MemberInfo, MountInfo, NodeStatus,
 };
 pub use job::{JobId, JobOptions, JobReport, JobState};
 pub use lease::Lease;

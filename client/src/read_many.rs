@@ -239,7 +239,10 @@ impl Client {
                 self.introduce(lane, &mut sorted, tries, terms).await;
             }
             self.read_singly(sorted.singly, terms, &mut outcomes).await;
-            let Some((_, cause)) = sorted.again.first() else {
+            // Pieces whose source fails are given up when they are all that is left.
+            let fails = |cause: &Error| cause.status() == Some(Status::SourceError);
+            let other = sorted.again.iter().find(|(_, cause)| !fails(cause));
+            let Some((_, cause)) = other.or(sorted.again.first()) else {
                 break;
             };
             let in_time = retry.pause(sorted.wait_min, cause.clone()).await.is_ok();

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use millrace_proto::Status;
 use tokio::time::{self, Instant};
 
 use crate::error::Error;
@@ -36,6 +37,18 @@ impl Backoff {
     }
 }
 
+/// Tries of an operation whose source fails. Guessed: one that is restarted is there again, and one that is broken is
+/// not asked for long.
+pub(crate) const SOURCE_TRIES: u32 = 6;
+/// Shortest wait after a source has failed; it doubles each time, to 3 s for all of them together.
+const SOURCE_WAIT_MIN: Duration = Duration::from_millis(100);
+
+/// Returns how long to wait after the source has failed this often; `None` if it has been tried enough.
+pub(crate) fn source_wait(failed_count: u32) -> Option<Duration> {
+    let doublings = failed_count.saturating_sub(1);
+    (failed_count < SOURCE_TRIES).then(|| SOURCE_WAIT_MIN * (1 << doublings))
+}
+
 /// The tries of one operation.
 #[derive(Debug)]
 pub(crate) struct Retry {
@@ -43,19 +56,28 @@ pub(crate) struct Retry {
     deadline: Instant,
     /// What went wrong last.
     cause: Option<Error>,
+    /// How often the source has failed.
+    source_failures: u32,
 }
 
 impl Retry {
     pub(crate) fn new(backoff: Backoff, deadline: Instant) -> Retry {
-        Retry { backoff, deadline, cause: None }
+        Retry { backoff, deadline, cause: None, source_failures: 0 }
     }
 
-    /// Waits for the back-off, at least `wait_min`.
+    /// Waits for the back-off, at least `wait_min`, and longer where the source has failed.
     ///
     /// # Errors
-    /// `cause`, at once, if that would pass the deadline.
+    /// `cause`, at once, if that would pass the deadline, or the source has failed often enough.
     pub(crate) async fn pause(&mut self, wait_min: Duration, cause: Error) -> Result<(), Error> {
-        let wait = self.backoff.step().max(wait_min);
+        let mut wait = self.backoff.step().max(wait_min);
+        if cause.status() == Some(Status::SourceError) {
+            self.source_failures += 1;
+            match source_wait(self.source_failures) {
+                Some(source_wait) => wait = wait.max(source_wait),
+                None => return Err(cause),
+            }
+        }
         let fits = Instant::now().checked_add(wait).is_some_and(|end| end < self.deadline);
         if !fits {
             return Err(self.end(cause));
@@ -91,6 +113,21 @@ mod tests {
         }
         backoff.reset();
         assert!(backoff.step() <= min);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_source_that_fails_is_tried_some_times_however_much_time_there_is() {
+        let backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(1));
+        let mut retry = Retry::new(backoff, Instant::now() + Duration::from_secs(24 * 3600));
+        let cause = |status| Error::Status { status, message: String::new() };
+        for _ in 0..100 {
+            assert!(retry.pause(Duration::ZERO, cause(Status::Busy)).await.is_ok());
+        }
+        let mut tries = 1;
+        while retry.pause(Duration::ZERO, cause(Status::SourceError)).await.is_ok() {
+            tries += 1;
+        }
+        assert_eq!(tries, SOURCE_TRIES);
     }
 
     #[tokio::test(start_paused = true)]

@@ -20,6 +20,7 @@ use millrace_proto::message::Kind;
 use millrace_proto::source::{LocalStat, SETTLE, directory_hash, local_version};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
 use rustix::io::Errno;
+use rustix::time::{ClockId, Timespec};
 
 mod roots;
 mod system;
@@ -30,6 +31,8 @@ use system::{System, Times};
 /// How often an open is tried again: `openat2` answers EAGAIN when something was renamed meanwhile, and
 /// a server may have forgotten what the kernel remembers (ESTALE).
 const OPEN_TRIES: usize = 16;
+/// A wait for the next tick of the kernel's clock. Derived: a tick is 1 to 10 ms long.
+const TICK: Duration = Duration::from_millis(5);
 
 /// Whether the file system is part of the versions of its files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,6 +61,9 @@ pub struct Look {
     pub modified_ms: i64,
     /// How long to wait until a further change would show in the file's times. Zero if it would now.
     pub settle: Duration,
+    /// How long to wait until a change that is made from then on shows in the file's times, whatever becomes of those
+    /// that are under way: zero if it does now. `None` if only time to settle makes that sure.
+    pub shows_after: Option<Duration>,
     inode: u64,
 }
 
@@ -118,6 +124,8 @@ pub fn find(root: impl AsFd, path: &str, rule: DeviceRule) -> Result<(OwnedFd, L
 pub fn look(place: impl AsFd, rule: DeviceRule) -> Result<Look, Errno> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
     let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME | system::MOUNT_ID;
+    // This clock gives files their times. It is read first: what changes after the look gets no earlier time.
+    let clock = rustix::time::clock_gettime(ClockId::RealtimeCoarse);
     let stat = rustix::fs::statx(&place, "", flags, wanted)?;
     let modified_ms = stat
         .stx_mtime
@@ -130,6 +138,7 @@ pub fn look(place: impl AsFd, rule: DeviceRule) -> Result<Look, Errno> {
         length: 0,
         modified_ms,
         settle: Duration::ZERO,
+        shows_after: Some(Duration::ZERO),
         inode: stat.stx_ino,
     };
     match FileType::from_raw_mode(stat.stx_mode.into()) {
@@ -140,6 +149,7 @@ pub fn look(place: impl AsFd, rule: DeviceRule) -> Result<Look, Errno> {
             look.version = version(&stat, &system, rule);
             look.length = stat.stx_size;
             look.settle = settle_time(&stat, &system, SystemTime::now());
+            look.shows_after = shows_after(&stat, &system, clock, SystemTime::now());
         }
         _ => (),
     }
@@ -225,6 +235,28 @@ fn settle_time(stat: &Statx, system: &System, now: SystemTime) -> Duration {
         millrace_proto::source::granularity(time.tv_sec as u64, time.tv_nsec.into()).min(coarsest);
     // A server's clock may be ahead of ours: then, too, at most the whole time counts.
     (coarse.max(finest) * 2 + SETTLE).saturating_sub(age.unwrap_or_default())
+}
+
+/// Returns when a further change of the file would get another time than the last one had, where times are those of the
+/// kernel's own clock: once that has moved on since.
+fn shows_after(
+    stat: &Statx,
+    system: &System,
+    clock: Timespec,
+    now: SystemTime,
+) -> Option<Duration> {
+    let (seconds, nanoseconds) = (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec);
+    let Times { coarsest, finest, .. } = system.times;
+    let coarse = millrace_proto::source::granularity(seconds as u64, nanoseconds.into());
+    if system.is_foreign || system.is_shared || !coarse.min(coarsest).max(finest).is_zero() {
+        return None;
+    }
+    if (clock.tv_sec, clock.tv_nsec) > (seconds, nanoseconds.into()) {
+        return Some(Duration::ZERO);
+    }
+    // A time that is ahead of all clocks is none that a tick comes after.
+    let changed = UNIX_EPOCH + Duration::new(seconds.max(0) as u64, nanoseconds);
+    (changed <= now).then_some(TICK)
 }
 
 #[cfg(test)]

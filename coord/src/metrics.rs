@@ -151,6 +151,8 @@ metrics! {
         connections_closed = "connection_drop_count",
         /// Connections that were closed at once because there were too many.
         connections_rejected = "connection_rejected",
+        /// Clients refused because they have seen a later state than this replica has.
+        clients_refused_ahead = "clients_refused_ahead",
         /// Requests longer than jute.maxbuffer; their connections were closed.
         requests_too_large = "large_requests_rejected",
         /// Clients that were disconnected because they did not read their replies.

@@ -20,6 +20,7 @@ mod tree;
 mod acl;
 pub mod assemble;
 mod changes;
+mod incarnation;
 mod look;
 mod outcome;
 mod quota;

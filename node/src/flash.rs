@@ -53,6 +53,8 @@ const CANDIDATES_MAX: usize = 4096;
 /// A read that takes longer is given up, and its disk with it, in milliseconds. Guessed: a disk of flash answers
 /// within a few, and a source within seconds.
 const HANGS_MS: u64 = 2_000;
+/// The same of a write. Guessed: a disk that clears its cache may take seconds, and nothing waits for it but a drop.
+const WRITE_HANGS_MS: u64 = 15_000;
 
 /// Pieces of a run, each with where it lies, if it is on a disk.
 pub(crate) type Pieces = SmallVec<[(Chunks, Option<Spot>); 2]>;
@@ -97,6 +99,8 @@ pub(crate) enum FlashEvent {
 pub(crate) struct Flash {
     logs: Vec<DiskLog>,
     doing: Vec<Doing>,
+    /// When that began.
+    doing_since: Vec<u64>,
     index: FlashIndex,
     /// Blocks that were filled once.
     seen: Ghost,
@@ -180,6 +184,7 @@ impl Flash {
         let touched_max = (memory / u64::from(checksum::CHUNK_SIZE) / 4).clamp(1, 1 << 24) as u32;
         Flash {
             doing: logs.iter().map(|_| Doing::Nothing).collect(),
+            doing_since: vec![0; logs.len()],
             logs,
             index,
             seen: Ghost::new((seen_max as usize * SEEN_SLOTS).max(SEEN_SLOTS)),
@@ -277,6 +282,12 @@ impl Flash {
         }
         for disk in hanging {
             self.take_out(disk, &format!("a read has not ended for {HANGS_MS} ms"));
+        }
+        for disk in 0..self.doing.len() {
+            let hangs = now.saturating_sub(self.doing_since[disk]) > WRITE_HANGS_MS;
+            if hangs && !matches!(self.doing[disk], Doing::Nothing) {
+                self.take_out(disk, &format!("a write has not ended for {WRITE_HANGS_MS} ms"));
+            }
         }
         (runs, smalls)
     }

@@ -57,7 +57,7 @@ pub mod under_store {
     pub use crate::memory::Blank;
     pub use crate::store::roots::{FILE_SCHEME, is_remote, normal};
     pub use crate::store::{
-        Condition, Errand, FillError, Found, NoRemoteStores, Page, Part, RemoteStores, StoreError,
-        StoreFuture, StoreLimits, UnderStore, Upload, Written, check_path, file_id,
+        Condition, Errand, FillError, Found, LeftOut, NoRemoteStores, Page, Part, RemoteStores,
+        StoreError, StoreFuture, StoreLimits, UnderStore, Upload, Written, check_path, file_id,
     };
 }

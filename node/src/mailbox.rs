@@ -225,6 +225,13 @@ pub(crate) enum Mail {
     Unlent { blank: Blank, is_lost: bool },
     /// Drop the blocks of a file.
     Drop(DropJob),
+    /// Say which of these blocks of a file are here whole, in this version.
+    Which {
+        file: FileId,
+        version: u64,
+        blocks: std::ops::Range<u32>,
+        reply: flume::Sender<Vec<u32>>,
+    },
     /// List the blocks of these entries.
     Enumerate { first: u32, count: u32, reply: flume::Sender<Listing> },
     /// Keep these blocks from being evicted, or no longer.

@@ -122,7 +122,8 @@ counters! {
     Counter flash_kept_bytes,
     /// All bytes that were written to those disks.
     Counter flash_written_bytes,
-    /// Blocks that had earned to be written and were not: too many waited, or there was no room in the index.
+    /// Blocks that had earned to be written and were not: they left memory too soon, too many waited, or there was no
+    /// room in the index.
     Counter flash_passed_over_count,
     /// Parts of blocks on disks that did not match their checksums, and were forgotten.
     Counter flash_damaged_count,

@@ -22,6 +22,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use millrace_proto::cluster::InventoryRequest;
+use millrace_proto::message::CachedRequest;
 use millrace_proto::proof::Secret;
 use millrace_proto::{Status, frame};
 use tokio::runtime::Runtime;
@@ -30,6 +31,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::cluster::answers::Cluster;
 use crate::cluster::handover::{self, Progress};
 use crate::cluster::peers::Peers;
+use crate::cluster::pins::Judge;
 use crate::cluster::{Command, Refusal, Task, pins, report};
 use crate::config::Config;
 use crate::cpus::confine;
@@ -152,6 +154,7 @@ pub(crate) enum ClusterLookup {
         wait: bool,
     },
     Inventory(InventoryRequest),
+    Cached(CachedRequest),
     Pins,
     /// All jobs, or the one with this id.
     Jobs(Option<u64>),
@@ -195,7 +198,11 @@ pub(crate) struct SideQueue {
     cluster: flume::Sender<LookupJob<ClusterLookup>>,
     /// Places for writes.
     slots: Slots,
+    judges: flume::Sender<Judge>,
 }
+
+/// Blocks that came from disks and wait to be judged at most. Guessed: those of a second.
+const JUDGES_MAX: usize = 1 << 16;
 
 impl SideQueue {
     /// Makes queues whose other ends a test holds.
@@ -207,7 +214,14 @@ impl SideQueue {
     ) -> SideQueue {
         let (fill_count, fills_max) = (Arc::default(), usize::MAX);
         let slots = Slots::new(UPLOADS_OF_TESTS);
-        SideQueue { fills, fill_count, fills_max, lookups, cluster, slots }
+        let judges = flume::bounded(0).0;
+        SideQueue { fills, fill_count, fills_max, lookups, cluster, slots, judges }
+    }
+
+    /// Has a block kept that came from a disk, if its path is pinned. One that finds no room is judged when the pins
+    /// change next.
+    pub(crate) fn judge(&self, judge: Judge) {
+        let _ = self.judges.try_send(judge);
     }
 
     /// Takes a place among the writes of the node; None if all are taken.
@@ -348,6 +362,7 @@ pub(crate) fn start(config: &Config, parts: Parts) -> io::Result<Side> {
         timings,
     });
     let slots = Slots::new(config.upload_concurrency);
+    let (judges, to_judge) = flume::bounded(JUDGES_MAX);
     let (stop, stopped) = flume::bounded::<()>(1);
     let cpus = config.cpus.clone();
     let handover_rate = config.handover_rate;
@@ -365,7 +380,8 @@ pub(crate) fn start(config: &Config, parts: Parts) -> io::Result<Side> {
         };
         let own = report::Own { counters, progress: Arc::clone(&context.progress) };
         let report = report::run(&context.cluster, &context.peers, own);
-        let pins = pins::run(&context.shards, &context.files, context.cluster.views.subscribe());
+        let views = context.cluster.views.subscribe();
+        let pins = pins::run(&context.shards, &context.files, views, &to_judge);
         let jobs = jobs::serve(Arc::clone(&context));
         let watch = machine.watch();
         let stays = stays::run(&context, context.cluster.views.subscribe());
@@ -387,7 +403,7 @@ pub(crate) fn start(config: &Config, parts: Parts) -> io::Result<Side> {
         runtime.shutdown_timeout(Duration::from_secs(1));
     })?;
     let (fills, lookups, cluster) = (fill_sender, lookup_sender, cluster_sender);
-    let queue = SideQueue { fills, fill_count, fills_max, lookups, cluster, slots };
+    let queue = SideQueue { fills, fill_count, fills_max, lookups, cluster, slots, judges };
     Ok(Side { queue, stop, thread })
 }
 

@@ -17,12 +17,14 @@ use tokio::sync::Notify;
 pub use millrace_proto::source::file_id;
 
 use crate::memory::Blank;
+pub use left_out::LeftOut;
 pub use write::{Condition, Upload, Written};
 
 mod compared;
 pub(crate) mod contents;
 mod filtered;
 mod kernel_mounts;
+mod left_out;
 mod listing;
 pub(crate) mod local;
 pub(crate) mod machine;
@@ -59,6 +61,8 @@ pub struct Page {
     /// Which directory it is, whatever path led to it: two directories of a machine have different numbers. `None`
     /// where no directory can be another one above it, because the source has no symbolic links.
     pub directory: Option<u64>,
+    /// Names that are there and are not among the entries.
+    pub left_out: LeftOut,
 }
 
 impl Page {
@@ -114,6 +118,13 @@ pub enum StoreError {
     /// this long.
     #[error("the file changed a moment ago, and too many such files are waited for: try again")]
     Settling(Duration),
+    /// The same, where a further change shows after this long already: then it can be read, if not kept.
+    #[error("the file changed a moment ago: try again")]
+    NotShowing(Duration),
+    /// The bytes were read whole, and a change would have shown, but for one that was under way before. To be kept
+    /// the file has to be left alone for this long, and to be read again.
+    #[error("the file changed a moment ago: try again")]
+    Fresh(Duration),
     /// Another source, or none, is mounted where the file was looked up last.
     #[error("what is mounted has changed since the file was looked up; look it up again")]
     Remounted,
@@ -147,7 +158,11 @@ impl StoreError {
             StoreError::InvalidPath(_) => Status::InvalidArgument,
             StoreError::Changed | StoreError::Differs => Status::StaleVersion,
             StoreError::Remounted => Status::UnknownFile,
-            StoreError::NotYet | StoreError::Settling(_) | StoreError::Busy(_) => Status::Busy,
+            StoreError::NotYet
+            | StoreError::Settling(_)
+            | StoreError::NotShowing(_)
+            | StoreError::Fresh(_)
+            | StoreError::Busy(_) => Status::Busy,
             StoreError::Hangs(_) | StoreError::Failed(_) => Status::SourceError,
             StoreError::Condition(_) => Status::ConditionFailed,
             StoreError::Unknown(_) => Status::DeadlineExceeded,

@@ -604,6 +604,10 @@ impl Worker {
             Mail::Written(written) => self.on_written(*written),
             Mail::Unlent { blank, is_lost } => self.on_unlent(blank, is_lost),
             Mail::Drop(job) => self.on_drop(job, actions),
+            Mail::Which { file, version, blocks, reply } => {
+                // The caller may have gone.
+                let _ = reply.try_send(self.cache.whole_blocks(file, version, blocks));
+            }
             Mail::Enumerate { first, count, reply } => {
                 // The caller may have gone.
                 let _ = reply.try_send(self.cache.enumerate(first, count));

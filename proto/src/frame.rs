@@ -43,6 +43,7 @@ pub struct Header {
     /// Operation, see [`Op`]. A reply repeats the op of its request.
     pub op: u8,
     /// Bit 0: this frame is a reply. Bit 1: its checksums of payload cover the identity of the block.
+    /// Bit 2: a reply to `List` that leaves names out.
     /// Other bits are zero; a receiver ignores those it does not know.
     pub flags: u16,
     /// Status of a reply, see [`Status`]; zero in a request.
@@ -80,6 +81,11 @@ pub const FLAG_REPLY: u16 = 1 << 0;
 /// Flag bit 1: checksums of payload in this reply cover the identity of the block too, see
 /// [`crate::checksum::tag`].
 pub const FLAG_IDENTITY: u16 = 1 << 1;
+
+/// Flag bit 2: the body of this reply to `List` is a [`PartialListReply`].
+///
+/// [`PartialListReply`]: crate::message::PartialListReply
+pub const FLAG_LEFT_OUT: u16 = 1 << 2;
 
 /// Why bytes are not a frame. The variants are decisions: see [`FrameError::is_fatal`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -244,6 +250,11 @@ impl Header {
     /// True if the checksums of payload in this reply cover the identity of the block.
     pub fn covers_identity(&self) -> bool {
         self.flags & FLAG_IDENTITY != 0
+    }
+
+    /// True if this reply to `List` leaves names out.
+    pub fn leaves_names_out(&self) -> bool {
+        self.flags & FLAG_LEFT_OUT != 0
     }
 
     /// Returns the status of a reply. An unknown code becomes [`Status::Internal`].

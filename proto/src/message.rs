@@ -144,10 +144,49 @@ pub struct ListRequest {
 /// Reply to `List`.
 #[derive(Archive, Serialize, Clone, Debug, PartialEq, Eq)]
 pub struct ListReply {
-    /// Entries of this page. What is neither file nor directory, or leads out of the root, is left out.
+    /// Entries of this page. What is neither file nor directory, or leads out of the root, is not an entry.
     pub entries: Vec<Entry>,
     /// Token of the next page, empty after the last.
     pub next: String,
+}
+
+/// Reply to `List` that leaves names out which the source has, marked by [`FLAG_LEFT_OUT`]. It ends with what a reply
+/// without them is, so that a client which does not know the flag reads that.
+///
+/// [`FLAG_LEFT_OUT`]: crate::frame::FLAG_LEFT_OUT
+#[derive(Archive, Serialize, Clone, Debug, PartialEq, Eq)]
+pub struct PartialListReply {
+    /// How many names are left out: those between the page before and the end of this one, and with the first page
+    /// all names of the directory that are not UTF-8.
+    pub left_out_count: u64,
+    /// One of them and why it is left out, for people; at most 1024 bytes.
+    pub example: String,
+    /// The page.
+    pub page: ListReply,
+}
+
+/// Most blocks of a [`CachedRequest`]. Guessed: a shard looks them up in less than a millisecond.
+pub const CACHED_BLOCKS_MAX: u32 = 8192;
+
+/// `Cached`: asks which blocks of a file version are in the node's memory. Nothing is read for it.
+#[derive(Archive, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[rkyv(derive(Clone, Copy, Debug))]
+pub struct CachedRequest {
+    /// The file.
+    pub file: FileId,
+    /// The version that `Stat` or `List` returned.
+    pub version: u64,
+    /// Number of the first block that is meant.
+    pub first: u32,
+    /// Blocks from there on, 1 to [`CACHED_BLOCKS_MAX`].
+    pub count: u32,
+}
+
+/// Reply to `Cached`.
+#[derive(Archive, Serialize, Clone, Debug, PartialEq, Eq)]
+pub struct CachedReply {
+    /// A bit for each block, the lowest of the first byte for the first one: 1 if all its bytes are in memory.
+    pub blocks: Vec<u8>,
 }
 
 /// A range of one block of a file version: the body of `Read`, and an element of `ReadMany`.

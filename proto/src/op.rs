@@ -81,11 +81,13 @@ pub enum Op {
     Delete = 36,
     /// Give a file or a directory another path at the source.
     Rename = 37,
+    /// Ask which blocks of a file are in the node's memory.
+    Cached = 38,
 }
 
 impl Op {
     /// Every operation, in wire order.
-    pub const ALL: [Op; 37] = [
+    pub const ALL: [Op; 38] = [
         Op::Hello,
         Op::Ping,
         Op::Stat,
@@ -123,6 +125,7 @@ impl Op {
         Op::PutAbort,
         Op::Delete,
         Op::Rename,
+        Op::Cached,
     ];
 
     /// Returns the operation with this number, if this version knows it.

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use millrace_node::under_store::{
-    Blank, Condition, Errand, FillError, Found, Page, Part, StoreError, StoreFuture, StoreLimits,
-    UnderStore, Upload, check_path, file_id,
+    Blank, Condition, Errand, FillError, Found, LeftOut, Page, Part, StoreError, StoreFuture,
+    StoreLimits, UnderStore, Upload, check_path, file_id,
 };
 use millrace_proto::FileId;
 use millrace_proto::message::Kind;
@@ -308,7 +308,13 @@ impl Inner {
         loop {
             let listed = pages.list_paginated(Some(&prefix), options.clone()).await?;
             let entries = self.entries(path, &prefix, &listed.result)?;
-            let mut page = Page { entries, is_by_key: true, next: None, directory: None };
+            let mut page = Page {
+                entries,
+                is_by_key: true,
+                next: None,
+                directory: None,
+                left_out: LeftOut::default(),
+            };
             let Some(token) = listed.page_token else {
                 let is_alone = page.entries.is_empty() && after.is_empty() && !path.is_empty();
                 if is_alone && self.stat(path).await?.kind == Kind::File {

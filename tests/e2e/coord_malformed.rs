@@ -5,9 +5,9 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 
 use millrace_proto::zookeeper::{Error, Reader, ReplyHeader, Request, create_mode, opcode};
-use millrace_tests::HANG_GUARD;
 use millrace_tests::coord::client::create;
 use millrace_tests::coord::{Client, Ensemble, Failure, Options, attach_any};
+use millrace_tests::{HANG_GUARD, wait_until};
 
 fn raw(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).expect("connect");
@@ -274,4 +274,23 @@ fn a_client_that_sends_byte_by_byte_is_understood() {
     }
     let reply = client.receive().expect("an answer");
     assert_eq!((reply.header.xid, reply.header.error), (41, 0));
+}
+
+#[test]
+fn watches_that_a_client_cannot_ask_for_again_are_named_in_the_log() {
+    let mut ensemble = Ensemble::single(Options::new().line("jute.maxbuffer", 4096));
+    let replica = &mut ensemble.replicas[0];
+    let mut session = replica.client().session();
+    // A client does this each time when it returns, so the log has to say why it is closed each time.
+    for code in [opcode::SET_WATCHES, opcode::SET_WATCHES2] {
+        let client = attach_any(&[replica.address()], session).expect("the session lives");
+        session = client.session();
+        send_record(&client, -8, code, &[0; 4096]);
+        assert_eq!(read_to_end(client.stream()), b"");
+    }
+    let words = ["setWatches", "4104 bytes", "4096 are allowed", "max_message_bytes"];
+    wait_until("the log says it", || {
+        let log = replica.process().log();
+        log.lines().any(|line| words.iter().all(|word| line.contains(word)))
+    });
 }

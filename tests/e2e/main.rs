@@ -1,12 +1,15 @@
 //! Real nodes in processes of their own, and what they promise. One module for each story; the name of
 //! a test is its claim.
 
+mod cluster_cli;
 mod cluster_client;
 mod cluster_handover;
 mod cluster_join;
 mod cluster_master;
 mod cluster_pins;
 mod cluster_reads;
+mod cluster_restore;
+mod cluster_up;
 mod coord_births;
 mod coord_cli;
 mod coord_crate_client;

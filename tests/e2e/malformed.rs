@@ -4,7 +4,8 @@ use std::net::Shutdown;
 
 use millrace_proto::frame::{self, HEADER_SIZE, Header, PART_ALL};
 use millrace_proto::message::{
-    Entry, HelloRequest, ListRequest, RANGES_MAX, Range, ReadManyRequest, StatRequest,
+    ArchivedListReply, Entry, HelloRequest, ListRequest, RANGES_MAX, Range, ReadManyRequest,
+    StatRequest,
 };
 use millrace_proto::{Op, Status, checksum};
 use millrace_tests::peer::{empty_request, range, raw_frame, request};
@@ -216,6 +217,70 @@ fn a_body_that_is_no_message_is_answered_and_the_connection_goes_on() {
 }
 
 #[test]
+fn bytes_that_nothing_points_to_and_bodies_that_are_not_asked_for_are_passed_over() {
+    let mut story = Story::new();
+    let frame = request(Op::Stat, 1, &StatRequest { path: "a".to_owned() });
+    for junk in [1, 8, 5000] {
+        let body = [&vec![0xee; junk][..], &frame[HEADER_SIZE..]].concat();
+        story.peer.send_raw(&raw_frame(header(Op::Stat, 91, &body), &body));
+        let reply = story.answered(Status::Ok);
+        assert_eq!(reply.header.request_id, 91);
+        for op in [Op::Ping, Op::Status, Op::Attach, Op::Pins] {
+            story.peer.send_raw(&raw_frame(header(op, 92, &body), &body));
+            let reply = story.answered(Status::Ok);
+            assert_eq!(reply.header.request_id, 92, "{op:?}");
+        }
+    }
+    // A damaged one is refused.
+    let body = [7; 100];
+    let bad = Header { body_checksum: 1, ..header(Op::Ping, 93, &body) };
+    story.peer.send_raw(&raw_frame(bad, &body));
+    story.answered(Status::BadChecksum);
+    story.survives();
+}
+
+#[test]
+fn a_request_with_the_number_0_is_answered() {
+    let mut story = Story::new();
+    story.peer.send_raw(&request(Op::Stat, 0, &StatRequest { path: "a".to_owned() }));
+    let reply = story.answered(Status::Ok);
+    assert_eq!((reply.header.request_id, reply.header.op), (0, Op::Stat as u8));
+    story.survives();
+}
+
+#[test]
+fn pages_go_on_at_a_place_in_the_order_of_names() {
+    let scratch = Scratch::new();
+    for name in ["a", "c", "e", "g"] {
+        scratch.file(name, 1);
+    }
+    let node = Node::serve(scratch.root());
+    let mut peer = node.peer();
+    let mut page = |token: &str, limit| {
+        let (path, token) = (String::new(), token.to_owned());
+        let reply = peer.ask(Op::List, &ListRequest { path, token, limit });
+        assert_eq!(reply.status(), Status::Ok, "{}", reply.message());
+        let body = frame::body::<ArchivedListReply>(&reply.body).expect("a list");
+        let names: Vec<String> = body.entries.iter().map(|it| it.name.to_string()).collect();
+        (names, body.next.to_string())
+    };
+    let (names, next) = page("", 2);
+    assert_eq!(names, ["a", "c"]);
+    for gone in ["c", "e"] {
+        std::fs::remove_file(scratch.at(gone)).expect("remove");
+    }
+    for come in ["b", "f"] {
+        scratch.file(come, 1);
+    }
+    // The window of a directory that has changed is not good any more.
+    let (names, end) = page(&next, 0);
+    assert_eq!((names, end.as_str()), (vec!["f".to_owned(), "g".to_owned()], ""));
+    assert_eq!(page("bb", u32::MAX).0, ["f", "g"], "any text is a place");
+    assert_eq!(page("", u32::MAX).0, ["a", "b", "f", "g"]);
+    node.stop();
+}
+
+#[test]
 fn a_frame_that_is_a_reply_gets_no_worse_than_one_answer() {
     let mut story = Story::new();
     let bad = Header { flags: frame::FLAG_REPLY | 0x80, ..header(Op::Ping, 86, b"") };
@@ -264,7 +329,9 @@ fn a_bad_range_fails_alone() {
         (range(&entry, 0, 0), Status::InvalidArgument),
         (range(&entry, 65_535, 2), Status::InvalidArgument),
         (range(&entry, 0, u32::MAX - 300_000_000), Status::InvalidArgument),
-        (range(&entry, u64::MAX, 1), Status::InvalidArgument),
+        (range(&entry, u64::MAX, 2), Status::InvalidArgument),
+        (range(&entry, u64::MAX, 1), Status::OutOfRange),
+        (range(&entry, 1 << 63, 1), Status::OutOfRange),
         (range(&entry, length, 1), Status::OutOfRange),
         (range(&entry, 10 * length, 1), Status::OutOfRange),
         (Range { version: entry.version ^ 1, ..range(&entry, 0, 1) }, Status::StaleVersion),

@@ -165,3 +165,35 @@ async fn a_directory_is_not_asked_for_what_stores_have() {
     }
     node.stop();
 }
+
+#[tokio::test]
+async fn blocks_leave_with_the_mount_that_led_to_them() {
+    let (root, other) = (Scratch::new(), Scratch::new());
+    root.write("stays", &content::bytes("stays", 0, 100));
+    let bytes = content::bytes("goes", 0, 3 << 20);
+    for name in ["goes", "a/goes"] {
+        other.write(name, &bytes);
+    }
+    let directory = other.root().display().to_string();
+    let node = node(&root, &directory, "http://127.0.0.1:9");
+    let client = node.client_with(over_tcp()).await;
+    mount(&node, &client, &format!("file://{directory}")).await;
+    assert_eq!(read(&client, "stays").await.len(), 100);
+    let file = client.stat("it/goes").await.expect("stat");
+    assert!(client.read(&file, 0, u64::MAX).await.expect("read") == bytes);
+    assert!(read(&client, "it/a/goes").await == bytes);
+    assert_eq!(node.counter("block_count"), 97);
+    // Another source at the same path: what is there by the same name is not the same file.
+    mount(&node, &client, &format!("file://{directory}/a")).await;
+    wait_until("the blocks of the other source are gone", || node.counter("block_count") == 1);
+    assert!(read(&client, "it/goes").await == bytes);
+    client.unmount("it").await.expect("unmount");
+    wait_until("the blocks are gone", || node.counter("block_count") == 1);
+    let after = client.read(&file, 0, 10).await.expect_err("no path leads to it");
+    assert!(
+        matches!(after, millrace_client::Error::Status { status: Status::NotFound, .. }),
+        "{after}"
+    );
+    assert_eq!(read(&client, "stays").await.len(), 100);
+    node.stop();
+}

@@ -214,7 +214,7 @@ fn a_missing_file_is_found_once_it_is_there() {
 }
 
 #[tokio::test]
-async fn names_that_cannot_be_asked_for_are_counted_in_the_log() {
+async fn names_that_cannot_be_asked_for_are_counted_in_the_list_and_the_log() {
     use std::os::unix::ffi::OsStrExt;
     let scratch = Scratch::new();
     std::fs::write(scratch.at("good"), "x").expect("write");
@@ -225,7 +225,10 @@ async fn names_that_cannot_be_asked_for_are_counted_in_the_log() {
     let client = node.client().await;
     let entries = client.list("").await.expect("list");
     assert_eq!(entries.iter().map(|entry| &*entry.name).collect::<Vec<_>>(), ["good"]);
-    let line = format!("2 names in '{}/' are not UTF-8", scratch.root().display());
+    let page = client.listed_page("", None, 0).await.expect("list a page");
+    assert_eq!((page.entries.len(), page.left_out_count), (1, 2));
+    assert!(page.left_out_example.contains("not UTF-8"), "{}", page.left_out_example);
+    let line = format!("in '{}/': 2 names are not UTF-8", scratch.root().display());
     wait_until("the log says so", || node.log().contains(&line));
     node.stop();
 }

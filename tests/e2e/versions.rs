@@ -177,3 +177,54 @@ async fn a_removed_file_is_not_found_and_another_of_its_name_is_read() {
     assert!(matches!(stale, Err(Error::Stale { .. })), "{stale:?}");
     node.stop();
 }
+
+#[tokio::test]
+async fn a_file_that_never_settles_is_read_and_kept_once_it_rests() {
+    let scratch = Scratch::new();
+    scratch.write("hot", &content::versioned(0, 100_000));
+    let node = NodeOptions::new(scratch.root()).set("shards", 1).start();
+    let client = node.client().await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let writer = {
+        let (path, stop) = (scratch.root().to_owned(), stop.clone());
+        std::thread::spawn(move || {
+            for version in 1.. {
+                if stop.load(Ordering::Relaxed) {
+                    return version;
+                }
+                std::fs::write(path.join("next"), content::versioned(version, 100_000))
+                    .expect("write");
+                std::fs::rename(path.join("next"), path.join("hot")).expect("replace");
+                std::thread::sleep(Duration::from_millis(60));
+            }
+            unreachable!("versions have no end")
+        })
+    };
+    let (mut read_count, mut last) = (0, 0);
+    for _ in 0..1000 {
+        if read_count == 10 {
+            break;
+        }
+        let file = match client.stat("hot").await {
+            Err(error) if is_change(&error) => continue,
+            file => file.expect("stat"),
+        };
+        let bytes = match client.read(&file, 0, u64::MAX).await {
+            Err(error) if is_change(&error) => continue,
+            bytes => bytes.expect("read"),
+        };
+        let version = content::version_of(0, &bytes).expect("one version");
+        assert!(bytes.len() == 100_000 && version >= last, "{version} after {last}");
+        (read_count, last) = (read_count + 1, version);
+    }
+    stop.store(true, Ordering::Relaxed);
+    assert_eq!(read_count, 10, "it was replaced all the time, and read");
+    let written = writer.join().expect("the writer") - 1;
+    let file = client.stat("hot").await.expect("stat");
+    let bytes = client.read(&file, 0, u64::MAX).await.expect("read");
+    assert_eq!(content::version_of(0, &bytes), Some(written));
+    let fills = node.counter("fill_count");
+    client.read(&file, 0, u64::MAX).await.expect("read");
+    assert_eq!(node.counter("fill_count"), fills, "it is kept");
+    node.stop();
+}

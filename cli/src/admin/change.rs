@@ -29,6 +29,7 @@ pub(super) const SEEN_WAIT: Duration = Duration::from_secs(30);
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
+  millrace admin drain cache-3 --dry-run
   millrace admin drain cache-3
   millrace admin drain cache-3 --no-wait && millrace admin status --watch")]
 pub(super) struct DrainArgs {
@@ -38,6 +39,9 @@ pub(super) struct DrainArgs {
     /// Do not wait
     #[arg(long)]
     no_wait: bool,
+    /// Say what would be done, and change nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
 }
 
 /// Let a drained node take part again
@@ -127,18 +131,56 @@ enum Cache {
 const TTL_MAX: Duration = Duration::from_secs(36_500 * 24 * 60 * 60);
 
 /// Remove a mount; its source is not touched
+///
+/// Blocks of files to which no mount leads any more leave the memory of all nodes.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
+  millrace admin unmount datasets --dry-run
   millrace admin unmount datasets")]
 pub(super) struct UnmountArgs {
     /// Path it is mounted at; / for the root
     #[arg(value_name = "PATH")]
     path: String,
+    /// Say what would be done, and change nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
+}
+
+/// Says what `drain` would do.
+async fn plan_drain(client: &Client, id: &str) -> Result<(), Failure> {
+    let members = cluster(client)?.members;
+    let Some(member) = members.iter().find(|member| member.id == *id) else {
+        return output::print(&format!(
+            "{id} is not a member at the moment: it would be drained when it comes\n"
+        ));
+    };
+    if !member.is_active {
+        return output::print(&format!("{id} is drained already\n"));
+    }
+    let others = members.iter().filter(|other| other.id != *id && other.is_active).count();
+    let statuses = client.statuses().await;
+    let status = statuses.iter().find(|(other, _)| other == id).map(|(_, status)| status);
+    let has = match status {
+        Some(Ok(status)) => {
+            let count = |name| status.counter(name).unwrap_or(0);
+            let blocks = output::counted(count("block_count"), "block");
+            format!("{blocks}, {}", output::size(count("used_bytes")))
+        }
+        _ => "what it has, which is not known because it does not answer".to_owned(),
+    };
+    let goes_to = match others {
+        0 => "no other node takes part: everything would be read from the source".to_owned(),
+        count => format!("{} would take over {has}", output::counted(count as u64, "node")),
+    };
+    output::print(&format!("would drain {id}; {goes_to}\n"))
 }
 
 pub(super) async fn drain(client: &Client, args: &DrainArgs) -> Result<(), Failure> {
     let id = &args.node_id;
+    if args.dry_run {
+        return plan_drain(client, id).await;
+    }
     let given_up = |progress: &[Progress]| progress.iter().map(|it| it.given_up).sum::<u64>();
     let statuses = client.statuses().await;
     let reached = statuses.iter().filter_map(|(_, status)| status.as_ref().ok());
@@ -255,6 +297,20 @@ pub(super) async fn unmount(client: &Client, args: &UnmountArgs) -> Result<(), F
     if cluster(client)?.mounts.iter().all(|mount| mount.prefix != prefix) {
         return Err(Failure::new(format!("nothing is mounted at /{prefix}"))
             .with_hint("`millrace admin mounts` lists what is"));
+    }
+    if args.dry_run {
+        let pins = client.pins().await?;
+        let below = |pin: &&String| {
+            prefix.is_empty()
+                || pin
+                    .strip_prefix(prefix)
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        let pinned = match pins.iter().filter(below).count() as u64 {
+            0 => String::new(),
+            count => format!(", below which {} stay without files", output::counted(count, "pin")),
+        };
+        return output::print(&format!("would remove what is mounted at /{prefix}{pinned}\n"));
     }
     client.unmount(prefix).await?;
     wait_for(client, "it is gone", |client| {

@@ -1,21 +1,28 @@
 //! The members of a cluster and how they are.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use millrace_client::{Client, ClusterInfo, Error, MemberInfo, NodeStatus};
 use millrace_proto::terms::{StaleAfter, Terms};
 use serde::Serialize;
 
 use super::cluster;
+use crate::age;
 use crate::failure::Failure;
 use crate::output::{self, Align, Sizes, Table};
 
 /// How often `--watch` looks again.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// How often `wait` looks again.
+const WAIT_INTERVAL: Duration = Duration::from_millis(200);
 /// Clears a terminal and moves to its beginning: ECMA-48, ED and CUP.
 const CLEAR: &str = "\x1b[2J\x1b[H";
 
 /// Show nodes, master, usage and what is being handed over
+///
+/// Ends with exit code 1 if the cluster is not healthy: it has no master, or a member does not answer or has lost
+/// coordination. With --watch it goes on. A node that left, or died longer ago than the session time-out, is not a
+/// member.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -90,7 +97,77 @@ struct ClusterReport {
     used_bytes: u64,
     /// Percentage of reads that memory answered, once there was a read.
     hit_percent: Option<u64>,
+    /// What keeps the cluster from being healthy.
+    problems: Vec<String>,
     nodes: Vec<NodeReport>,
+}
+
+impl ClusterReport {
+    /// True if the cluster is healthy, has at least this many members, and all have acted on its last change.
+    fn is_ready(&self, nodes_min: usize) -> bool {
+        let has_acted = |node: &NodeReport| node.epoch == self.epoch;
+        self.problems.is_empty()
+            && self.nodes.len() >= nodes_min
+            && self.nodes.iter().all(has_acted)
+    }
+}
+
+/// Returns what keeps a cluster from being healthy.
+fn problems(has_master: bool, nodes: &[NodeReport]) -> Vec<String> {
+    let of_node = nodes.iter().filter_map(|node| match node.state {
+        "unreachable" => Some(format!("{} does not answer at {}", node.id, node.address)),
+        "fenced" => Some(format!("{} has lost coordination", node.id)),
+        _ => None,
+    });
+    let no_master =
+        (!has_master).then(|| "there is no master, so nothing can be changed".to_owned());
+    no_master.into_iter().chain(of_node).collect()
+}
+
+/// Wait until the cluster is healthy
+///
+/// Healthy is what `millrace admin status` ends with exit code 0 for, with all members having acted on the last change.
+/// Ends with exit code 1 if that does not come to be in time.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  millrace admin wait --healthy
+  millrace admin wait --healthy --nodes 3 --timeout 5m && ./start-training")]
+pub(super) struct HealthArgs {
+    /// Until it is healthy
+    #[arg(long, required = true)]
+    healthy: bool,
+    /// And has at least COUNT members
+    #[arg(long, value_name = "COUNT", default_value_t = 1)]
+    nodes: usize,
+    /// Longest wait: 90s, 5m or 1h
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = age::parse)]
+    timeout: Duration,
+}
+
+pub(super) async fn wait(client: &Client, args: &HealthArgs) -> Result<(), Failure> {
+    debug_assert!(args.healthy, "the parser asks for it");
+    let start = Instant::now();
+    loop {
+        let report = report(client).await?;
+        let count = report.nodes.len();
+        if report.is_ready(args.nodes) {
+            let nodes = output::counted(count as u64, "node");
+            return output::print(&format!("the cluster is healthy, with {nodes}\n"));
+        }
+        if start.elapsed() >= args.timeout {
+            let why = match report.problems.as_slice() {
+                [] if count < args.nodes => format!("it has {count} of {} members", args.nodes),
+                [] => "not all members have acted on the last change".to_owned(),
+                problems => problems.join(", "),
+            };
+            return Err(Failure::new(format!(
+                "the cluster is not healthy: {}",
+                output::visible(&why)
+            )));
+        }
+        tokio::time::sleep(WAIT_INTERVAL).await;
+    }
 }
 
 pub(super) async fn status(client: &Client, args: &AdminStatusArgs) -> Result<(), Failure> {
@@ -105,7 +182,7 @@ pub(super) async fn status(client: &Client, args: &AdminStatusArgs) -> Result<()
             output::print(&format!("{clear}{}", render(&report, Sizes::exact_if(args.bytes))))?;
         }
         if !args.watch {
-            return Ok(());
+            return if report.problems.is_empty() { Ok(()) } else { Err(Failure::Reported) };
         }
         tokio::time::sleep(WATCH_INTERVAL).await;
     }
@@ -124,6 +201,7 @@ async fn report(client: &Client) -> Result<ClusterReport, Failure> {
     let sum = |figure: fn(&NodeReport) -> u64| nodes.iter().map(figure).sum::<u64>();
     let (hits, misses) = (sum(|node| node.hit_count), sum(|node| node.miss_count));
     Ok(ClusterReport {
+        problems: problems(master.is_some(), &nodes),
         cluster: id,
         epoch,
         master,
@@ -207,8 +285,13 @@ fn render(report: &ClusterReport, sizes: Sizes) -> String {
         Some(percent) => format!(", {percent} % of reads from memory"),
         None => String::new(),
     };
+    let problems: String = report
+        .problems
+        .iter()
+        .map(|problem| format!("not healthy: {}\n", output::visible(problem)))
+        .collect();
     format!(
-        "cluster {}, epoch {}, {master}, {}\n{} of {} used{hits}\n\n{}",
+        "cluster {}, epoch {}, {master}, {}\n{} of {} used{hits}\n{problems}\n{}",
         output::visible(&report.cluster),
         report.epoch,
         output::counted(report.nodes.len() as u64, "node"),
@@ -360,12 +443,20 @@ mod tests {
             capacity_bytes: 2 << 30,
             used_bytes: 1 << 20,
             hit_percent: Some(99),
+            problems: vec!["a \u{1b} is gone".into()],
             nodes: vec![node(member("a", false), None), node(member("b", true), None)],
         };
         let text = render(&report, Sizes::Human);
         let head = "cluster c, epoch 7, master b (*), 2 nodes\n\
-                    1 MiB of 2 GiB used, 99 % of reads from memory\n\n";
+                    1 MiB of 2 GiB used, 99 % of reads from memory\nnot healthy: a \\u{1b} is gone\n\n";
         assert!(text.starts_with(head), "{text}");
         assert!(text.contains("b*") && text.contains("unreachable"), "{text}");
+        assert_eq!(problems(true, &report.nodes).len(), 2, "neither answers");
+        assert_eq!(problems(false, &[]), ["there is no master, so nothing can be changed"]);
+        let whole = ClusterReport { problems: Vec::new(), ..report };
+        assert!(!whole.is_ready(2), "their epochs are not known");
+        let nodes = whole.nodes.into_iter().map(|node| NodeReport { epoch: 7, ..node }).collect();
+        let acted = ClusterReport { nodes, ..whole };
+        assert!(acted.is_ready(2) && !acted.is_ready(3));
     }
 }

@@ -19,7 +19,7 @@ use crate::output;
 /// Write a copy of the whole state into a new file.
 ///
 /// A running replica writes the file itself, as its own user, and goes on serving meanwhile. If none
-/// runs, the copy is made from the data directory, which stays as it is. Sessions are part of the copy.
+/// runs, the copy is made from the data directory, which stays as it is.
 /// Every part of the file has a checksum; `millrace coord dump FILE` verifies them.
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -39,6 +39,9 @@ pub(super) struct BackupArgs {
 /// The result is a new replica by itself, with a new identity. It does not belong to the ensemble of the
 /// backup, whose members must not run any more. With --member it is the first member of a new ensemble;
 /// start the others with --join and `millrace coord add` them.
+///
+/// Sessions end, because clients may hold what they were given after the backup; they open new ones. Zxids go on
+/// far above all that were given out, so clients and nodes follow by themselves, and none is refused.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -14,6 +14,7 @@ use millrace_client::{Client, Error, File, FreeReport, JobOptions, LoadReport};
 use millrace_proto::job::{JOB_PATHS_BYTES_MAX, job_paths_size};
 use serde::Serialize;
 
+use super::share;
 use crate::failure::{Failure, is_about_path, shown};
 use crate::jobs;
 use crate::output::{self, Sizes};
@@ -27,9 +28,10 @@ const NAMED_MAX: u64 = 10;
 /// Bring every block of a file, or with -r of all files below a directory, into the cache.
 ///
 /// Blocks that are there already cost nothing. If the node's memory is too small, the blocks that were
-/// used least leave it. With --detach the cluster does it by itself, and goes on after this program has
-/// ended and nodes were restarted: `millrace admin jobs` says how far it is. --detach and --pin ask the
-/// administration socket of a node, see `millrace admin --help`.
+/// used least leave it: the end says how much is in memory then, and if that is not all of it the exit code
+/// is 1. With --detach the cluster does it by itself, and goes on after this program has ended and nodes were
+/// restarted: `millrace admin jobs` says how far it is. --detach and --pin ask the administration socket of a
+/// node, see `millrace admin --help`.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -74,10 +76,21 @@ impl LoadArgs {
 #[command(after_help = "\
 Examples:
   millrace fs free datasets/train.csv
+  millrace fs free -r datasets --dry-run
   millrace fs free -r datasets")]
 pub(super) struct FreeArgs {
     #[command(flatten)]
     what: What,
+    /// Print the paths of the files whose blocks would be dropped, and drop nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl FreeArgs {
+    /// True if this asks for something at an administration socket.
+    pub(super) fn changes(&self) -> bool {
+        !self.dry_run
+    }
 }
 
 #[derive(clap::Args)]
@@ -115,6 +128,9 @@ struct LoadTotal {
     /// Blocks that had to be read from the source.
     filled_count: u64,
     failed_count: u64,
+    /// Bytes of it that were in memory at the end; missing if a node of an earlier version cannot say it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cached_bytes: Option<u64>,
     seconds: f64,
 }
 
@@ -186,30 +202,90 @@ pub(super) async fn load(client: &Client, args: &LoadArgs) -> Result<(), Failure
             None => client.load(&file.path).await,
         }
     };
+    let mut loaded = Vec::new();
     let add = |report: LoadReport| {
         total.file_count += 1;
         total.total_bytes += report.file.length;
         total.block_count += report.block_count;
         total.filled_count += report.filled_count;
+        loaded.push(report.file);
     };
-    total.failed_count = for_files(client, (&args.what, args.pin), "load", run, add).await?;
+    let plan =
+        Plan { what: &args.what, verb: "load", pins: args.pin, capacity: capacity(client).await };
+    total.failed_count = for_files(client, &plan, run, add).await?;
+    let cached = share::cached_bytes_of_all(client, &loaded).await?;
+    total.cached_bytes = cached.into_iter().sum();
     total.seconds = started.elapsed().as_secs_f64();
+    let sizes = Sizes::exact_if(args.what.bytes);
     if args.what.json {
         output::print_json(&total)?;
     } else {
         output::print(&format!(
             "loaded {}, {}: {}, {} of them read from the source, in {:.1} s\n",
             output::counted(total.file_count, "file"),
-            Sizes::exact_if(args.what.bytes).show(total.total_bytes),
+            sizes.show(total.total_bytes),
             output::counted(total.block_count, "block"),
             output::count(total.filled_count),
             total.seconds
         ))?;
     }
-    judge(total.failed_count, "loaded")
+    judge(total.failed_count, "loaded")?;
+    match total.cached_bytes {
+        Some(cached) if cached < total.total_bytes => Err(Failure::new(format!(
+            "{} of the {} that were loaded are in memory; load less, give the nodes more memory, or see which files \
+             are there with `millrace fs ls --cached`",
+            sizes.show(cached),
+            sizes.show(total.total_bytes)
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Returns how many bytes of blocks all nodes together can hold; `None` if that is not known.
+async fn capacity(client: &Client) -> Option<u64> {
+    let statuses = client.statuses().await.into_iter();
+    statuses.map(|(_, status)| status.ok()?.counter("capacity_bytes")).sum()
+}
+
+/// What `free --dry-run` prints for scripts.
+#[derive(Default, Serialize)]
+struct WouldFree {
+    dry_run: bool,
+    file_count: u64,
+    /// Length of the files at their source; how much of it is cached is not known.
+    length_bytes: u64,
+    failed_count: u64,
+}
+
+/// Says what `free` would do.
+async fn would_free(client: &Client, args: &FreeArgs) -> Result<(), Failure> {
+    let mut total = WouldFree { dry_run: true, ..WouldFree::default() };
+    let run = |_: Client, file: File| async move { Ok(file) };
+    let mut printed = Ok(());
+    let add = |file: File| {
+        total.file_count += 1;
+        total.length_bytes += file.length;
+        if !args.what.json && printed.is_ok() {
+            printed = output::print(&format!("{}\n", output::name(&file.path)));
+        }
+    };
+    let plan = Plan { what: &args.what, verb: "look up", pins: false, capacity: None };
+    total.failed_count = for_files(client, &plan, run, add).await?;
+    printed?;
+    if args.what.json {
+        output::print_json(&total)?;
+    } else {
+        let files = output::counted(total.file_count, "file");
+        let length = Sizes::exact_if(args.what.bytes).show(total.length_bytes);
+        output::note(&format!("would free what is cached of {files}, {length} at the source"));
+    }
+    judge(total.failed_count, "looked up")
 }
 
 pub(super) async fn free(client: &Client, args: &FreeArgs) -> Result<(), Failure> {
+    if args.dry_run {
+        return would_free(client, args).await;
+    }
     let mut total = FreeTotal::default();
     let run = |client: Client, file: File| async move { client.free(&file.path).await };
     let add = |report: FreeReport| {
@@ -217,7 +293,8 @@ pub(super) async fn free(client: &Client, args: &FreeArgs) -> Result<(), Failure
         total.block_count += report.block_count;
         total.total_bytes += report.byte_count;
     };
-    total.failed_count = for_files(client, (&args.what, false), "free", run, add).await?;
+    let plan = Plan { what: &args.what, verb: "free", pins: false, capacity: None };
+    total.failed_count = for_files(client, &plan, run, add).await?;
     if args.what.json {
         output::print_json(&total)?;
     } else {
@@ -231,12 +308,20 @@ pub(super) async fn free(client: &Client, args: &FreeArgs) -> Result<(), Failure
     judge(total.failed_count, "freed")
 }
 
-/// Runs an operation on every file asked for, if wanted after each path is pinned; returns how many paths
-/// failed.
+/// What is done with the files that are asked for.
+struct Plan<'a> {
+    what: &'a What,
+    verb: &'a str,
+    /// True if each path is pinned first.
+    pins: bool,
+    /// Bytes beyond which it is said that not all of them will stay in memory.
+    capacity: Option<u64>,
+}
+
+/// Runs an operation on every file asked for; returns how many paths failed.
 async fn for_files<R, F>(
     client: &Client,
-    (what, pins): (&What, bool),
-    verb: &str,
+    plan: &Plan<'_>,
     run: impl Fn(Client, File) -> F,
     mut add: impl FnMut(R),
 ) -> Result<u64, Failure>
@@ -244,8 +329,9 @@ where
     R: Send + 'static,
     F: Future<Output = Result<R, Error>> + Send + 'static,
 {
+    let Plan { what, verb, pins, capacity } = *plan;
     let bar = output::bytes_bar(verb, 0);
-    let failed_count = Cell::new(0);
+    let (failed_count, found_bytes) = (Cell::new(0), Cell::new(0));
     let mut paths = Paths::new(what)?;
     let goes_on = what.recursive || what.are_many();
     let mut files: Option<Files<'_>> = None;
@@ -260,7 +346,7 @@ where
                     }
                 }
                 Err(error) if what.are_many() && is_about_path(&error) => {
-                    tell(&bar, &failed_count, &path, &error.to_string());
+                    tell(&bar, &failed_count, &about(&path, &error.to_string()), 1);
                 }
                 Err(error) => return Err(Failure::at_path(&path, &error)),
             }
@@ -269,9 +355,16 @@ where
         match found.next().await? {
             None => files = None,
             Some(Item::Circle) => (),
-            Some(Item::Unreadable { path, reason }) => tell(&bar, &failed_count, &path, &reason),
+            Some(Item::Unreadable { path, reason }) => {
+                tell(&bar, &failed_count, &about(&path, &reason), 1);
+            }
+            Some(Item::LeftOut { path, count, example }) => {
+                tell(&bar, &failed_count, &walk::left_out(&path, count, &example), count);
+            }
             Some(Item::File(file)) => {
                 bar.inc_length(file.length);
+                let before = found_bytes.replace(found_bytes.get() + file.length);
+                warn_of_room(&bar, capacity, before, found_bytes.get());
                 return Ok(Some(file));
             }
         }
@@ -285,7 +378,7 @@ where
         match result {
             Ok(report) => add(report),
             Err(error) if goes_on && is_about_path(&error) => {
-                tell(&bar, &failed_count, &file.path, &error.to_string());
+                tell(&bar, &failed_count, &about(&file.path, &error.to_string()), 1);
             }
             Err(error) => return Err(Failure::at_path(&file.path, &error)),
         }
@@ -294,6 +387,18 @@ where
     let result = jobs::for_each_found(next, FILES_AT_ONCE, start, done).await;
     bar.finish_and_clear();
     result.map(|()| failed_count.get())
+}
+
+/// Says once, as soon as it is known, that what is loaded is more than the nodes can hold.
+fn warn_of_room(bar: &ProgressBar, capacity: Option<u64>, before: u64, now: u64) {
+    let Some(capacity) = capacity.filter(|capacity| before <= *capacity && now > *capacity) else {
+        return;
+    };
+    let capacity = output::size(capacity);
+    let text = format!(
+        "millrace: this is more than the {capacity} that the nodes can hold: not all of it will stay in memory"
+    );
+    bar.suspend(|| output::note(&text));
 }
 
 /// The paths that were named, on the command line and in a file.
@@ -339,12 +444,17 @@ impl Paths {
     }
 }
 
-/// Names a path that failed, unless too many were named before.
-fn tell(bar: &ProgressBar, failed_count: &Cell<u64>, path: &str, reason: &str) {
+/// Returns what is said of a path that failed.
+fn about(path: &str, reason: &str) -> String {
+    format!("{}: {reason}", shown(path))
+}
+
+/// Says what failed, unless too much was said before, and counts the paths.
+fn tell(bar: &ProgressBar, failed_count: &Cell<u64>, text: &str, count: u64) {
     if failed_count.get() < NAMED_MAX {
-        bar.suspend(|| output::note(&format!("millrace: {}: {reason}", shown(path))));
+        bar.suspend(|| output::note(&format!("millrace: {text}")));
     }
-    failed_count.set(failed_count.get() + 1);
+    failed_count.set(failed_count.get() + count);
 }
 
 fn judge(failed_count: u64, done: &str) -> Result<(), Failure> {

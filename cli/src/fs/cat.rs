@@ -16,6 +16,8 @@ use crate::{jobs, output, walk};
 const WINDOW_BYTES_MAX: u64 = 32 << 20;
 /// Most blocks in flight.
 const WINDOW_MAX: usize = 32;
+/// Versions of a file that are tried while it changes again and again. Guessed.
+pub(super) const VERSIONS_MAX: usize = 8;
 
 /// Write a file, or a range of it, to stdout.
 #[derive(clap::Args)]
@@ -95,6 +97,14 @@ pub(super) async fn run(client: &Client, args: &CatArgs) -> Result<(), Failure> 
         let message = format!("{} is a directory; list it with fs ls", shown(&path));
         return Err(Failure::new(message));
     }
+    stream_current(client, file, |file| range(args, file), output::print_bytes).await
+}
+
+/// Returns the range of the file that is asked for.
+///
+/// # Errors
+/// If it begins past the end.
+fn range(args: &CatArgs, file: &File) -> Result<(u64, u64), Failure> {
     let span = args.range.unwrap_or(Span::From {
         offset: args.offset.unwrap_or(0),
         length: args.length.unwrap_or(u64::MAX),
@@ -106,20 +116,50 @@ pub(super) async fn run(client: &Client, args: &CatArgs) -> Result<(), Failure> 
         let flag = if args.range.is_some() { "--range" } else { "--offset" };
         let message = format!(
             "flag {flag}: begins at byte {offset}, {} has {} bytes",
-            shown(&path),
+            shown(&file.path),
             file.length
         );
         return Err(Failure::new(message));
     }
-    let (offset, length) = span.within(file.length);
-    stream(client, &file, (offset, length), output::print_bytes).await
+    Ok(span.within(file.length))
+}
+
+/// As [`stream`], of the version that the file has now: if it changes before the first byte is handed over, another
+/// one is read.
+///
+/// # Errors
+/// As [`stream`], and those of `range`.
+pub(super) async fn stream_current(
+    client: &Client,
+    mut file: File,
+    range: impl Fn(&File) -> Result<(u64, u64), Failure>,
+    mut put: impl FnMut(&[u8]) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let mut has_begun = false;
+    for _ in 1..VERSIONS_MAX {
+        let span = range(&file)?;
+        let begin = |bytes: &[u8]| {
+            has_begun = true;
+            put(bytes)
+        };
+        let result = stream(client, &file, span, begin).await;
+        if result.is_ok() || has_begun {
+            return result;
+        }
+        match client.stat(&file.path).await {
+            Ok(newer) if newer.version != file.version => file = newer,
+            _ => return result,
+        }
+    }
+    let span = range(&file)?;
+    stream(client, &file, span, put).await
 }
 
 /// Hands a range of a file over in order; pieces are asked for ahead.
 ///
 /// # Errors
 /// The first error of a read, or of `put`.
-pub(super) async fn stream(
+async fn stream(
     client: &Client,
     file: &File,
     (offset, length): (u64, u64),

@@ -2,7 +2,7 @@
 //!
 //! Owns how a file is copied; what is at its target is left to `target`. Always holds: a file appears under its
 //! final name whole or not at all; it is written beside that name and renamed at the end, and removed when anything
-//! goes wrong first. A file that changes meanwhile is copied once more from the start.
+//! goes wrong first. A file that changes meanwhile is copied again from the start, some times.
 
 use std::cell::Cell;
 use std::fs::OpenOptions;
@@ -17,7 +17,7 @@ use millrace_client::{Client, Error, File};
 use serde::Serialize;
 use tempfile::NamedTempFile;
 
-use super::cat::{pieces, stream};
+use super::cat::{VERSIONS_MAX, pieces, stream_current};
 use super::target::{self, Destination, destination, part_file};
 use crate::failure::{Failure, is_about_path, shown};
 use crate::walk::{self, Files, Item};
@@ -30,7 +30,7 @@ const FILE_WINDOW_BYTES_MAX: u64 = 8 << 20;
 /// Most blocks of one file in flight.
 const FILE_WINDOW_MAX: usize = 8;
 /// Most files that are named when they fail.
-const NAMED_MAX: usize = 10;
+const NAMED_MAX: u64 = 10;
 
 /// Copy a file, or with -r all files below a directory, out of the cache.
 ///
@@ -132,17 +132,22 @@ pub(super) async fn run(client: &Client, args: &GetArgs) -> Result<(), Failure> 
         }
     };
     let (failed, circle_count) = (Cell::new(0), Cell::new(0));
-    let tell = |text: &str| {
+    let tell = |text: &str, count: u64| {
         if failed.get() < NAMED_MAX {
             bar.suspend(|| output::note(&format!("millrace: {text}")));
         }
-        failed.set(failed.get() + 1);
+        failed.set(failed.get() + count);
     };
     let next = async || loop {
         match files.next().await? {
             None => return Ok(None),
             Some(Item::Circle) => circle_count.set(circle_count.get() + 1),
-            Some(Item::Unreadable { path, reason }) => tell(&format!("{}: {reason}", shown(&path))),
+            Some(Item::Unreadable { path, reason }) => {
+                tell(&format!("{}: {reason}", shown(&path)), 1);
+            }
+            Some(Item::LeftOut { path, count, example }) => {
+                tell(&walk::left_out(&path, count, &example), count);
+            }
             Some(Item::File(file)) => {
                 bar.inc_length(file.length);
                 return Ok(Some(file));
@@ -165,7 +170,7 @@ pub(super) async fn run(client: &Client, args: &GetArgs) -> Result<(), Failure> 
         if !is_tree {
             return Err(Failure::new(trouble.text(&file.path)));
         }
-        tell(&trouble.text(&file.path));
+        tell(&trouble.text(&file.path), 1);
         Ok(())
     };
     let result = jobs::for_each_found(next, FILES_AT_ONCE, start, done).await;
@@ -181,12 +186,12 @@ pub(super) async fn run(client: &Client, args: &GetArgs) -> Result<(), Failure> 
         output::print_json(&GetTotal {
             file_count,
             total_bytes: copied_bytes,
-            failed_count: failed as u64,
+            failed_count: failed,
             seconds,
         })?;
     }
     if failed > 0 {
-        let what = output::counted(failed as u64, "path");
+        let what = output::counted(failed, "path");
         return Err(Failure::new(format!("{what} could not be copied")));
     }
     if !args.json {
@@ -239,7 +244,7 @@ async fn to_stdout(client: &Client, files: Files<'_>, args: &GetArgs) -> Result<
         return Err(Failure::usage(text.to_owned()));
     }
     let file = only_file(files).await?;
-    stream(client, &file, (0, file.length), output::print_bytes).await
+    stream_current(client, file, |file| Ok((0, file.length)), output::print_bytes).await
 }
 
 /// Writes a file into what takes bytes in order.
@@ -249,23 +254,27 @@ async fn into_stream(client: &Client, files: Files<'_>, path: &Path) -> Result<(
     // A FIFO opens once something reads it.
     let open = |path: &Path| OpenOptions::new().write(true).open(path);
     let mut opened = blocking(path, open).await.map_err(failed)?;
-    stream(client, &file, (0, file.length), |bytes| opened.write_all(bytes).map_err(failed)).await
+    let put = |bytes: &[u8]| opened.write_all(bytes).map_err(failed);
+    stream_current(client, file, |file| Ok((0, file.length)), put).await
 }
 
-/// Copies one file, once more if it changes meanwhile, and returns its length.
+/// Copies one file, in another version if it changes meanwhile, and returns its length.
 async fn copy(
     client: &Client,
     file: &File,
     target: (&Path, bool),
     bar: &ProgressBar,
 ) -> Result<u64, CopyError> {
-    match copy_version(client, file, target, bar).await {
-        Err(CopyError::Read(Error::Stale { .. })) => {
-            let newer = client.stat(&file.path).await.map_err(CopyError::Read)?;
-            copy_version(client, &newer, target, bar).await
+    let mut file = file.clone();
+    for _ in 1..VERSIONS_MAX {
+        match copy_version(client, &file, target, bar).await {
+            Err(CopyError::Read(Error::Stale { .. })) => {
+                file = client.stat(&file.path).await.map_err(CopyError::Read)?;
+            }
+            result => return result,
         }
-        result => result,
     }
+    copy_version(client, &file, target, bar).await
 }
 
 async fn copy_version(

@@ -12,6 +12,7 @@ use millrace_ops::size::parse_size;
 use serde::Serialize;
 
 use super::list::print_line;
+use super::share;
 use crate::age;
 use crate::failure::{Failure, shown};
 use crate::output::{self, Sizes};
@@ -57,12 +58,14 @@ pub(super) struct FindArgs {
 
 /// Show how many bytes are below each directory.
 ///
-/// These are the lengths of the files at their source, whether they are in the cache or not.
+/// These are the lengths of the files at their source, whether they are in the cache or not. With --cached a
+/// second size says how much of them is in memory.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   millrace fs du datasets
   millrace fs du -d 1 /
+  millrace fs du --cached datasets
   millrace fs du --json datasets | jq -s 'max_by(.total_bytes).path'")]
 pub(super) struct DuArgs {
     /// Directory or file
@@ -71,6 +74,9 @@ pub(super) struct DuArgs {
     /// Print directories at most N levels below; their sums include everything
     #[arg(short = 'd', long, value_name = "N")]
     max_depth: Option<usize>,
+    /// Also print how many bytes of the files are in memory
+    #[arg(long)]
+    cached: bool,
     /// Print exact sizes
     #[arg(long)]
     bytes: bool,
@@ -119,7 +125,7 @@ pub(super) async fn find(client: &Client, args: &FindArgs) -> Result<(), Failure
         for entry in wanted {
             let path = walk::join(&path, &entry.name);
             match (args.json, args.print0) {
-                (true, _) => print_line(&path, entry)?,
+                (true, _) => print_line(&path, entry, None)?,
                 (_, true) => text.extend([path.as_str(), "\0"]),
                 _ => text.extend([output::name(&path).as_ref(), "\n"]),
             }
@@ -135,13 +141,28 @@ struct Sum {
     path: String,
     file_count: u64,
     total_bytes: u64,
+    /// Bytes of the blocks that are in memory whole, if that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cached_bytes: Option<u64>,
+}
+
+impl Sum {
+    fn add_cached(&mut self, bytes: u64) {
+        if let Some(cached) = &mut self.cached_bytes {
+            *cached += bytes;
+        }
+    }
 }
 
 pub(super) async fn du(client: &Client, args: &DuArgs) -> Result<(), Failure> {
     let path = walk::clean(&args.path);
     let top = client.stat(&path).await.map_err(|error| Failure::at_path(&path, &error))?;
     if top.kind == Kind::File {
-        let sum = Sum { path, file_count: 1, total_bytes: top.length };
+        let cached_bytes = match args.cached {
+            true => share::cached_bytes(client, &top).await?,
+            false => None,
+        };
+        let sum = Sum { path, file_count: 1, total_bytes: top.length, cached_bytes };
         return print_sum(&sum, args);
     }
     let mut walk = Walk::new(client, &path);
@@ -152,14 +173,20 @@ pub(super) async fn du(client: &Client, args: &DuArgs) -> Result<(), Failure> {
         while sums.last().is_some_and(|sum| !is_at_or_below(&path, &sum.path)) {
             finish(&mut sums, args)?;
         }
+        let cached = match args.cached {
+            true => share::cached_bytes_of_page(client, &path, &entries).await?,
+            false => Vec::new(),
+        };
         if sums.last().is_none_or(|sum| sum.path != path) {
-            sums.push(Sum { path, file_count: 0, total_bytes: 0 });
+            let cached_bytes = args.cached.then_some(0);
+            sums.push(Sum { path, file_count: 0, total_bytes: 0, cached_bytes });
         }
         let Some(sum) = sums.last_mut() else { continue };
         for entry in entries.iter().filter(|entry| entry.kind == Kind::File) {
             sum.file_count += 1;
             sum.total_bytes += entry.length;
         }
+        sum.add_cached(cached.into_iter().flatten().sum());
     }
     while !sums.is_empty() {
         finish(&mut sums, args)?;
@@ -179,6 +206,7 @@ fn finish(sums: &mut Vec<Sum>, args: &DuArgs) -> Result<(), Failure> {
     if let Some(above) = sums.last_mut() {
         above.file_count += sum.file_count;
         above.total_bytes += sum.total_bytes;
+        above.add_cached(sum.cached_bytes.unwrap_or(0));
     }
     match args.max_depth.is_none_or(|depth| sums.len() <= depth) {
         true => print_sum(&sum, args),
@@ -190,11 +218,17 @@ fn print_sum(sum: &Sum, args: &DuArgs) -> Result<(), Failure> {
     if args.json {
         return output::print_json_line(sum);
     }
-    let size = Sizes::exact_if(args.bytes).show(sum.total_bytes);
+    let sizes = Sizes::exact_if(args.bytes);
+    let size = sizes.show(sum.total_bytes);
     // Fixed widths, so that lines are aligned though the next one is not known yet.
     let width = if args.bytes { 15 } else { 10 };
     let files = output::counted(sum.file_count, "file");
-    output::print(&format!("{size:>width$}  {files:>14}  {}\n", output::name(shown(&sum.path))))
+    let cached = match sum.cached_bytes {
+        Some(bytes) => format!("{:>width$}  ", sizes.show(bytes)),
+        None => String::new(),
+    };
+    let path = output::name(shown(&sum.path));
+    output::print(&format!("{size:>width$}  {cached}{files:>14}  {path}\n"))
 }
 
 #[cfg(test)]

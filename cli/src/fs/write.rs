@@ -236,6 +236,10 @@ pub(super) async fn rm(client: &Client, args: &RmArgs) -> Result<(), Failure> {
                 Some(Item::File(file)) => return Ok(Some(file)),
                 Some(Item::Circle) => (),
                 Some(Item::Unreadable { path, reason }) => tell(&failed_count, &path, &reason),
+                Some(Item::LeftOut { path, count, example }) => {
+                    output::note(&format!("millrace: {}", walk::left_out(&path, count, &example)));
+                    failed_count.set(failed_count.get() + count);
+                }
             }
         };
         let start = |file: File| {

@@ -107,7 +107,8 @@ pub(super) async fn find(client: &Client, truth: &Truth) -> Result<Listed, Failu
                 let sample = |entry| Sample { file: client.file(&path, entry), trouble: None };
                 found.samples.extend(files.map(sample));
             }
-            Step::Circle => {}
+            // They are counted as what the source has besides.
+            Step::Circle | Step::LeftOut { .. } => {}
             Step::Unreadable { path, reason } => found.unreadable.push((path, reason)),
         }
     }

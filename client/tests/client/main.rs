@@ -4,6 +4,7 @@ mod jobs;
 mod mock;
 mod reader;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -272,6 +273,21 @@ async fn busy_to_the_end_is_told_as_busy() {
     let client = client.with_deadline(Duration::from_millis(100));
     let error = client.read(&file, 0, 10).await.unwrap_err();
     assert_eq!(error.status(), Some(Status::Busy));
+}
+
+#[tokio::test]
+async fn a_source_that_always_fails_is_given_up_long_before_the_deadline() {
+    let asked_count = Arc::new(AtomicUsize::new(0));
+    let count = asked_count.clone();
+    let always_failing = first_reads(usize::MAX, move |_, asked| {
+        count.fetch_add(1, Ordering::Relaxed);
+        vec![Act::Send(asked.status(Status::SourceError))]
+    });
+    let (_mock, client, file) = open(Setup::default(), always_failing).await;
+    let client = client.with_deadline(Duration::from_secs(24 * 3600));
+    let error = client.read(&file, 0, 10).await.unwrap_err();
+    assert_eq!(error.status(), Some(Status::SourceError));
+    assert_eq!(asked_count.load(Ordering::Relaxed), 6);
 }
 
 #[tokio::test]

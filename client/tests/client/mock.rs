@@ -119,7 +119,8 @@ impl World {
             | Op::Ring
             | Op::Peek
             | Op::Fetch
-            | Op::Inventory => {
+            | Op::Inventory
+            | Op::Cached => {
                 frame::encode_empty(&mut out, asked.header.reply(Status::UnknownOp));
             }
             Op::Put | Op::PutPart | Op::PutEnd | Op::PutAbort | Op::Delete | Op::Rename => {

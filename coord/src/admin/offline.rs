@@ -9,6 +9,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use protobuf::ProtobufEnum as _;
 use raft::eraftpb::{ConfState, Entry, EntryType};
@@ -56,6 +57,10 @@ pub enum OfflineError {
     Io { doing: &'static str, path: PathBuf, error: std::io::Error },
     #[error("the members in it cannot be read: {0}")]
     Members(#[from] crate::config::MemberError),
+    #[error(
+        "its zxid, {zxid:#x}, or the time of this machine leaves no zxids for what would follow"
+    )]
+    ZxidsUsedUp { zxid: i64 },
 }
 
 /// The verified content of a data directory or a backup.
@@ -201,9 +206,12 @@ impl Offline {
     /// `member` of a new ensemble that others can be added to. `directory` may exist already, and may have
     /// a `myid`.
     ///
+    /// All sessions end, and zxids go on above all that were given out ([`State::begin_incarnation`]), because clients
+    /// may have seen, and hold for theirs, what came after the copy.
+    ///
     /// # Errors
-    /// [`OfflineError::NotEmpty`], or the error of the system; `directory` is then as before, except for a
-    /// folder `restoring`.
+    /// [`OfflineError::NotEmpty`], [`OfflineError::ZxidsUsedUp`], or the error of the system; `directory` is then as
+    /// before, except for a folder `restoring`.
     pub fn restore(
         mut self,
         directory: &Path,
@@ -211,6 +219,7 @@ impl Offline {
         member: Option<&Member>,
     ) -> Result<(), OfflineError> {
         check_empty(directory)?;
+        self.begin_incarnation()?;
         self.set_members(member)?;
         let fail =
             |doing| move |error| OfflineError::Io { doing, path: directory.to_owned(), error };
@@ -242,18 +251,36 @@ impl Offline {
         fs::remove_dir_all(&fresh).map_err(fail("clear"))
     }
 
+    /// Parts with the service that the state is a copy of.
+    fn begin_incarnation(&mut self) -> Result<(), OfflineError> {
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now_ms = i64::try_from(since_1970.as_millis()).unwrap_or(i64::MAX);
+        if !self.state.begin_incarnation(now_ms) {
+            return Err(OfflineError::ZxidsUsedUp { zxid: self.state.zxid() });
+        }
+        let sessions: Vec<i64> = self.state.sessions().map(|(id, _)| id).collect();
+        for session in sessions {
+            self.command(session, Act::CloseSession);
+        }
+        Ok(())
+    }
+
     /// Replaces the replicated list of members, if it must change.
     fn set_members(&mut self, member: Option<&Member>) -> Result<(), OfflineError> {
         let text = member.map(std::slice::from_ref).map(config_lines).unwrap_or_default();
         if text.is_empty() && self.state.config_text().is_empty() {
             return Ok(());
         }
-        let act = Act::SetConfig { text: &text };
-        let command =
-            Command { origin: 0, tag: 0, session: 0, attach: 0, identities: Vec::new(), act };
-        let set = self.state.apply(0, Rules::default(), &command, &mut Changes::default());
-        set.expect("the node of the members cannot be deleted");
+        self.command(0, Act::SetConfig { text: &text });
         Ok(())
+    }
+
+    /// Applies a command of the service itself.
+    fn command(&mut self, session: i64, act: Act<'_>) {
+        let command =
+            Command { origin: 0, tag: 0, session, attach: 0, identities: Vec::new(), act };
+        let applied = self.state.apply(0, Rules::default(), &command, &mut Changes::default());
+        applied.expect("the session is there, and the node of the members cannot be deleted");
     }
 
     fn commit_to(

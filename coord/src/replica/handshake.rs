@@ -101,7 +101,7 @@ impl Replica {
         // replica that still replays its log will have that state before the handshake is through.
         let is_current = self.consensus.applied_term() == self.consensus.term();
         if is_current && request.last_zxid_seen > self.state.zxid() {
-            return self.close_client(id, actions);
+            return self.refuse_ahead(id, request.last_zxid_seen, actions);
         }
         // As in ZooKeeper, this comes before the check of the password: a client that returns must not
         // compete with the connection that it lost.
@@ -168,6 +168,23 @@ impl Replica {
         client.timeout_ms = timeout_ms;
         jute::message(&mut client.output, |writer| response.encode(writer));
         self.queue_send(id);
+    }
+
+    /// Closes a client that has seen a later state. The protocol has no answer that says so, so the log does.
+    fn refuse_ahead(&mut self, id: ClientId, seen: i64, actions: &mut Vec<Action>) {
+        self.metrics.clients_refused_ahead += 1;
+        let here = self.state.zxid();
+        if let Some(client) = self.client_mut(id) {
+            let address = client.address;
+            tracing::warn!(
+                %address,
+                seen = format!("{seen:#x}"),
+                here = format!("{here:#x}"),
+                "refused a client that has seen more than this replica has: another replica may be further; if none \
+                 is, the client was of another ensemble, or this one lost data: start the client again"
+            );
+        }
+        self.close_client(id, actions);
     }
 
     /// Answers that the session is gone, and closes the client.

@@ -11,6 +11,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use millrace_proto::zookeeper::opcode;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry, Token};
 
@@ -90,8 +91,11 @@ enum Look {
     Word([u8; 4]),
     /// It has left, or must be closed.
     Gone,
-    /// A message of an impossible length.
-    Length(i32),
+    /// A message of an impossible length, and the code of its request if that has come.
+    Length {
+        length: i32,
+        code: Option<i32>,
+    },
 }
 
 #[derive(Debug)]
@@ -282,10 +286,9 @@ impl Clients {
                 Look::Idle | Look::More | Look::Held => {}
                 Look::Word(word) => self.words.push((id, word)),
                 Look::Gone => self.drop_client(id, world),
-                Look::Length(length) => {
+                Look::Length { length, code } => {
                     self.metrics.requests_too_large += 1;
-                    let limit = self.limits.message_max_bytes;
-                    let why = format!("closed: a length of {length}; jute.maxbuffer is {limit}");
+                    let why = refusal(length, code, self.limits.message_max_bytes);
                     self.complain(world.now.ms, address, &why);
                     self.drop_client(id, world);
                 }
@@ -526,7 +529,12 @@ fn cut(
         let size = i32::from_be_bytes(*head);
         let length = match usize::try_from(size) {
             Ok(length) if length <= limits.message_max_bytes => length,
-            _ => return (all, Look::Length(size)),
+            _ => {
+                // Behind the length are the number of the request and its code. The first message has none.
+                let code = rest.get(8..).and_then(<[u8]>::first_chunk).copied();
+                let code = code.filter(|_| !matches!(phase, SocketPhase::New));
+                return (all, Look::Length { length: size, code: code.map(i32::from_be_bytes) });
+            }
         };
         let Some(message) = rest.get(4..4 + length) else {
             return (Cut { consumed, needed: 4 + length }, Look::Idle);
@@ -540,5 +548,19 @@ fn cut(
         }
         world.handle(Event::ClientMessage { client, message });
         consumed += 4 + length;
+    }
+}
+
+/// Says why a message of an impossible length ends its connection, and what to do about it.
+fn refusal(length: i32, code: Option<i32>, limit: usize) -> String {
+    match code {
+        Some(opcode::SET_WATCHES | opcode::SET_WATCHES2) if length > 0 => format!(
+            "closed: it asks for its watches again (setWatches) with {length} bytes, and {limit} are allowed: it will \
+             come back with the same until max_message_bytes (jute.maxbuffer) is raised, or its session ends"
+        ),
+        _ if length < 0 => format!("closed: a length of {length}, which no client sends"),
+        _ => format!(
+            "closed: a request of {length} bytes, and {limit} are allowed (max_message_bytes, jute.maxbuffer)"
+        ),
     }
 }

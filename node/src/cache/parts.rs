@@ -4,6 +4,9 @@
 //! checksums are valid for the chunks that are here; the block's own is made when the last chunk comes,
 //! from those of the chunks.
 
+use std::ops::Range;
+
+use millrace_proto::FileId;
 use millrace_proto::checksum::CHUNK_SIZE;
 
 use super::{BlockKey, Cache, EntryIndex};
@@ -21,6 +24,15 @@ impl Cache {
     #[inline]
     pub(crate) fn is_whole(&self, index: EntryIndex) -> bool {
         self.entry(index.0).block.is_whole()
+    }
+
+    /// Returns which of these blocks of a file are here with all their bytes, in this version.
+    pub(crate) fn whole_blocks(&self, file: FileId, version: u64, blocks: Range<u32>) -> Vec<u32> {
+        let is_here = |block: &u32| {
+            let found = self.find(&BlockKey { file, block: *block });
+            found.is_some_and(|(index, found)| found == version && self.is_whole(index))
+        };
+        blocks.filter(is_here).collect()
     }
 
     /// Notes where the last read of a block began that is here in part.

@@ -14,11 +14,22 @@ use crate::mailbox::{Mail, Mailboxes};
 /// Entries of a shard that are looked at for one message. Guessed: below 0.1 ms of the shard's time.
 const ENTRIES_PER_PAGE: u32 = 2048;
 
-/// Follows the pins for as long as the node runs. `changes` brings new views.
+/// A block that came from a disk, where it did not matter whether it is pinned.
+pub(crate) struct Judge {
+    /// The shard.
+    pub(crate) shard: u32,
+    /// Its entry there.
+    pub(crate) entry: EntryIndex,
+    /// The block.
+    pub(crate) key: BlockKey,
+}
+
+/// Follows the pins for as long as the node runs. `changes` brings new views, `judges` blocks from disks.
 pub(crate) async fn run(
     shards: &Mailboxes,
     files: &FileTable,
     mut changes: tokio::sync::watch::Receiver<Arc<View>>,
+    judges: &flume::Receiver<Judge>,
 ) {
     let mut seen = Arc::new(View::default());
     loop {
@@ -30,9 +41,26 @@ pub(crate) async fn run(
             sweep(shards, files, &view, was_unpinned).await;
         }
         seen = view;
-        if changes.changed().await.is_err() {
-            return;
+        loop {
+            tokio::select! {
+                changed = changes.changed() => match changed {
+                    Ok(()) => break,
+                    Err(_) => return,
+                },
+                Ok(judge) = judges.recv_async() => keep(shards, files, &seen, judge).await,
+            }
         }
+    }
+}
+
+/// Keeps a block if its path is pinned.
+async fn keep(shards: &Mailboxes, files: &FileTable, view: &View, judge: Judge) {
+    let Judge { shard, entry, key } = judge;
+    let is_pinned = !view.pins.is_empty()
+        && files.get(key.file).is_some_and(|record| view.pins(&record.path, &key));
+    if is_pinned {
+        let mail = Mail::Keep { blocks: vec![(entry, key)], wanted: true };
+        shards[shard as usize].post_when_room(mail).await;
     }
 }
 

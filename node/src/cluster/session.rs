@@ -536,11 +536,11 @@ impl Session {
         }
         let old = Arc::clone(&self.settings.views.borrow());
         if view.layout.epoch < old.layout.epoch {
-            // A server that lags behind will report what it does not know yet; one that was restored
-            // from a backup will not.
+            // A server that lags behind will report what it does not know yet. `millrace coord restore` goes on above
+            // all that was given out; a server whose files were put back by hand does not.
             tracing::warn!(
                 "coordination is at {}, and was at {} before: not followed until it is there again; \
-                 if it was restored from an old backup, restart the nodes",
+                 if files of ZooKeeper were put back, restart the nodes and clients",
                 view.layout.epoch,
                 old.layout.epoch
             );

@@ -493,7 +493,7 @@ pub const KEYS: &[Key] = &[
         name: "disk",
         value: "DIR:SIZE",
         default: "none",
-        help: "Directory on a disk of flash for blocks that outlive memory and restarts; may be given several times",
+        help: "Directory on a disk of flash, with what it may hold; may be given several times",
         example: "/mnt/nvme0/millrace:400GiB",
         access: Access::List {
             allowed: "absolute directories, each with a size behind ':', at most 16",

@@ -96,7 +96,11 @@ impl Flash {
         (0..self.logs.len()).find_map(|disk| {
             let is_free =
                 self.logs[disk].fault.is_none() && matches!(self.doing[disk], Doing::Nothing);
-            if is_free { self.step(disk, now, cache) } else { None }
+            let job = if is_free { self.step(disk, now, cache) } else { None };
+            if job.is_some() {
+                self.doing_since[disk] = now;
+            }
+            job
         })
     }
 
@@ -215,6 +219,11 @@ impl Flash {
             blocks.push(block);
         }
         while !is_full && let Some(candidate) = self.candidates.pop_front() {
+            if cache.find(&candidate.key) != Some((candidate.entry, candidate.version)) {
+                // It has left memory before its turn came.
+                self.counts.passed_over_count += 1;
+                continue;
+            }
             let missing = self.missing(&candidate, cache);
             for chunks in missing {
                 let Candidate { entry, key, version } = candidate;
@@ -248,12 +257,9 @@ impl Flash {
         Next::Group { head, entries, blocks, segments }
     }
 
-    /// Returns the runs of a candidate that are in memory, and on no disk.
+    /// Returns the runs of a candidate, which is in memory, that are in memory and on no disk.
     fn missing(&self, candidate: &Candidate, cache: &Cache) -> Runs {
         let Candidate { entry, key, version } = candidate;
-        if cache.find(key) != Some((*entry, *version)) {
-            return Runs::new();
-        }
         let is_missing = |chunk: u32| {
             cache.holds(*entry, chunk * CHUNK_SIZE, 1) && self.find(key, *version, chunk).is_none()
         };

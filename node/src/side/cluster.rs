@@ -10,6 +10,7 @@ use millrace_proto::Status;
 use millrace_proto::cluster::{DrainRequest, InventoryFile, Member, MountRequest, PinRequest};
 use millrace_proto::frame;
 use millrace_proto::job::{CancelJobRequest, JobsReply, StartCopiesJobRequest, StartJobRequest};
+use millrace_proto::message::{CACHED_BLOCKS_MAX, CachedReply, CachedRequest};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -20,7 +21,7 @@ use crate::cluster::handover::{Brought, Puller};
 use crate::cluster::job::{JobCommand, no_job, unix_ms};
 use crate::cluster::{Command, Refusal, View};
 use crate::files::FileRecord;
-use crate::mailbox::{Dropped, Ensured, FillFrom, Filling, Requester, reply_header};
+use crate::mailbox::{Dropped, Ensured, FillFrom, Filling, Mail, Requester, reply_header};
 
 /// Inventories that are made at once: each goes over the entries of the shards.
 const INVENTORIES_MAX: usize = 4;
@@ -80,12 +81,42 @@ impl Context {
                 let reply = self.cluster.inventory(&self.shards, &self.files, request).await;
                 reply.map(|reply| encode(requester, &reply)).map_err(Failure::from)
             }
+            ClusterLookup::Cached(request) => {
+                self.cached(&request).await.map(|reply| encode(requester, &reply))
+            }
             ClusterLookup::Command { command, passes_on } => {
                 self.command(requester, command, passes_on, budget).await
             }
             ClusterLookup::Pins => Ok(encode(requester, &self.cluster.pins())),
             ClusterLookup::Jobs(id) => self.jobs(requester, id, budget).await,
         }
+    }
+
+    /// Returns which blocks of a file are in memory here.
+    async fn cached(&self, request: &CachedRequest) -> Result<CachedReply, Failure> {
+        let CachedRequest { file, version, first, count } = *request;
+        if count == 0 || count > CACHED_BLOCKS_MAX {
+            let message =
+                format!("1 to {CACHED_BLOCKS_MAX} blocks are asked for at a time, not {count}");
+            return Err(Failure { status: Status::InvalidArgument, message });
+        }
+        let mut replies = Vec::with_capacity(self.shards.len());
+        for shard in self.shards.iter() {
+            let (reply, receiver) = flume::bounded(1);
+            let blocks = first..first.saturating_add(count);
+            shard.post_when_room(Mail::Which { file, version, blocks, reply }).await;
+            replies.push(receiver);
+        }
+        let mut reply = CachedReply { blocks: vec![0; count.div_ceil(8) as usize] };
+        for receiver in replies {
+            // A shard that stopped meanwhile has nothing any more.
+            let Ok(here) = receiver.recv_async().await else { continue };
+            for block in here {
+                let place = block - first;
+                reply.blocks[place as usize / 8] |= 1 << (place % 8);
+            }
+        }
+        Ok(reply)
     }
 
     /// Returns all jobs without their failures, or one with them.

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::{Context, FillJob};
 use crate::cluster::peers::Wanted;
@@ -21,6 +21,12 @@ use crate::store::{Errand, FillError, Part, StoreError};
 
 /// How often a fill that waits is looked at.
 const LOOK: Duration = Duration::from_millis(500);
+/// How often a file that settles is looked at. Guessed: four times in the usual time.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// Longest wait for such a look. Guessed: well beyond what a source takes that is only busy.
+const LOOK_TIMEOUT: Duration = Duration::from_millis(500);
+/// Ticks of the kernel's clock that are waited for, until a change of a file would show. Guessed: one is enough.
+const TICKS_MAX: u32 = 20;
 
 /// Serves fills, each in a task of its own. Readers of the source are shared out where it is known which
 /// source that is; at most `others_max` wait for other nodes, and further ones go to the source.
@@ -58,8 +64,10 @@ impl Context {
             }
         };
         drop(under_way);
+        let mut is_fleeting = false;
         let result = match result {
-            Ok(filling) => {
+            Ok(FilledBlank { filling, is_fleeting: fleets }) => {
+                is_fleeting = fleets;
                 let (block, sums) = blank.freeze();
                 Ok(Arrival { block, sums, filling })
             }
@@ -79,7 +87,7 @@ impl Context {
         // looks at all blocks because the pins have changed since comes after it, and sees this one.
         let kept_for = self.store.kept_for(&path);
         let stay = match self.cluster.view().pins(&path, &key) {
-            _ if kept_for.is_zero() => Stay::Passing,
+            _ if is_fleeting || kept_for.is_zero() => Stay::Passing,
             true => Stay::Pinned,
             false => Stay::Usual,
         };
@@ -123,7 +131,11 @@ impl Context {
 
     /// Brings the bytes of a block: from a node that has it, if that is likely, else from the source.
     /// Urgent fills do not wait for other nodes any longer.
-    async fn fill(&self, job: FillJob, others: &Semaphore) -> (Blank, Result<Filling, FillError>) {
+    async fn fill(
+        &self,
+        job: FillJob,
+        others: &Semaphore,
+    ) -> (Blank, Result<FilledBlank, FillError>) {
         let asks_others = self.asks_others(&job);
         if asks_others && !job.run.is_whole() {
             return (job.blank, Err(FillError::IsShared));
@@ -152,7 +164,8 @@ impl Context {
                 };
                 match is_here {
                     Some(true) => {
-                        let result = self.store.compare(&part, &blank).map(|()| Filling::Peer);
+                        let result =
+                            self.store.compare(&part, &blank).map(|()| FilledBlank::FROM_PEER);
                         return (blank, result.map_err(FillError::from));
                     }
                     Some(false) => return (blank, Err(FillError::NotThere)),
@@ -169,7 +182,7 @@ impl Context {
                     () = errand.urged() => false,
                 };
                 if is_here {
-                    let result = self.store.compare(&part, &blank).map(|()| Filling::Peer);
+                    let result = self.store.compare(&part, &blank).map(|()| FilledBlank::FROM_PEER);
                     return (blank, result.map_err(FillError::from));
                 }
             }
@@ -179,34 +192,98 @@ impl Context {
         if run.is_whole() {
             self.peers.sign(key, version, &mut blank);
         }
-        let (blank, result) = self.read_source(part, blank, &errand).await;
-        (blank, result.map(|()| Filling::Source))
+        self.read_source(part, blank, &errand).await
     }
 
-    /// Reads a part of a file from the source. While its file settles the fill is not one of the
-    /// readers: a file that keeps changing takes no reader from others.
+    /// Reads a part of a file from the source. While its file settles the fill is not one of the readers: a file that
+    /// keeps changing takes no reader from others. If it changes before it has settled, those that wait get what was
+    /// read of it in the version that they asked for.
     async fn read_source(
         &self,
         mut part: Part,
         mut blank: Blank,
         errand: &Arc<Errand>,
-    ) -> (Blank, Result<(), FillError>) {
+    ) -> (Blank, Result<FilledBlank, FillError>) {
+        let mut ticks_left = TICKS_MAX;
         loop {
             let (back, result) = self.store.fill(part.clone(), blank, Arc::clone(errand)).await;
-            // A file that settles was only looked at.
-            let settle = match &result {
-                Err(FillError::Store(StoreError::Settling(time))) => Some(*time),
-                _ => None,
-            };
-            if let (Some(since), None) = (errand.reading_since(), settle) {
-                self.timings.source.record(since.elapsed());
+            blank = back;
+            // A file that settles, or changed this very moment, was only looked at.
+            match result {
+                Err(FillError::Store(StoreError::NotShowing(time))) if ticks_left > 0 => {
+                    ticks_left -= 1;
+                    errand.rest();
+                    sleep(time).await;
+                }
+                Err(FillError::Store(StoreError::Settling(time))) => {
+                    let Ok(_place) = self.settling.try_acquire() else {
+                        return (blank, Err(StoreError::Settling(time).into()));
+                    };
+                    errand.rest();
+                    sleep(time).await;
+                    part.is_settled = true;
+                }
+                Err(FillError::Store(StoreError::Fresh(time))) => {
+                    self.time_read(errand);
+                    errand.rest();
+                    if !self.settles(&part, time).await {
+                        return (blank, Ok(FilledBlank::from_source(true)));
+                    }
+                    blank.empty();
+                    part.is_settled = true;
+                }
+                result => {
+                    self.time_read(errand);
+                    return (blank, result.map(|()| FilledBlank::from_source(false)));
+                }
             }
-            let (Some(time), Ok(_place)) = (settle, self.settling.try_acquire()) else {
-                return (back, result);
-            };
-            errand.rest();
-            sleep(time).await;
-            (part.is_settled, blank) = (true, back);
         }
+    }
+
+    /// True if a file is left alone for as long as it has to be, which is waited for. False as soon as it has another
+    /// version or cannot be looked at, and where too many files are waited for.
+    async fn settles(&self, part: &Part, time: Duration) -> bool {
+        let Ok(_place) = self.settling.try_acquire() else { return false };
+        let end = Instant::now() + time;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return true;
+            }
+            sleep(left.min(LOOK_AGAIN)).await;
+            if self.files.get(part.file).is_some_and(|known| known.version != part.version) {
+                return false;
+            }
+            // Where the source does not answer any more, those that wait get what is here.
+            let found = timeout(LOOK_TIMEOUT, self.store.stat(Arc::clone(&part.path))).await;
+            let is_gone = match found {
+                Ok(Ok(found)) => found.version != part.version,
+                Ok(Err(_)) | Err(_) => true,
+            };
+            if is_gone {
+                return false;
+            }
+        }
+    }
+
+    fn time_read(&self, errand: &Errand) {
+        if let Some(since) = errand.reading_since() {
+            self.timings.source.record(since.elapsed());
+        }
+    }
+}
+
+/// Bytes that were brought in.
+struct FilledBlank {
+    filling: Filling,
+    /// True if their file changed before it had settled, so that they are for those alone that wait for them.
+    is_fleeting: bool,
+}
+
+impl FilledBlank {
+    const FROM_PEER: FilledBlank = FilledBlank { filling: Filling::Peer, is_fleeting: false };
+
+    fn from_source(is_fleeting: bool) -> FilledBlank {
+        FilledBlank { filling: Filling::Source, is_fleeting }
     }
 }

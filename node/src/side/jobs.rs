@@ -26,6 +26,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use self::spread::JobPace;
 use self::walk::{Tree, TreePage, Walk, WalkStep};
+use super::lookups::NOT_SERVABLE;
 use super::{Context, Failure};
 use crate::cluster::job::{Cursor, JobCommand, JobRecord, NamedFailure, Outcome};
 use crate::cluster::{Command, View};
@@ -47,6 +48,8 @@ const RECORD_EVERY: Duration = Duration::from_secs(1);
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Most entries of one page of a listing.
 const PAGE_MAX: usize = 1000;
+/// Where a walk is that has counted the names which have no place in the order: no name is as small.
+const BEFORE_ALL_NAMES: &str = "\0";
 /// How long something that passes by itself is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The same for what only waits for its turn. Guessed: a job has time, and a file that keeps changing must not
@@ -277,13 +280,22 @@ impl Context {
             let token = page.token(&name, found.kind);
             let listed = match self.is_servable(&whole, found.length) {
                 true => Ok(self.note(&whole.into(), name, found, look).await),
-                false => {
-                    let reason =
-                        "no client can ask for it: the path is not one, or the file is too long";
-                    Err(NamedFailure { path: whole, reason: reason.to_owned() })
-                }
+                false => Err(NamedFailure { path: whole, reason: NOT_SERVABLE.to_owned() }),
             };
             entries.push((token, listed));
+        }
+        let left_out = page.left_out;
+        let not_utf8 = left_out.not_utf8_text();
+        if !left_out.named.is_empty() {
+            entries.extend(left_out.named.into_iter().map(|(name, reason)| {
+                let path = if path.is_empty() { name.clone() } else { format!("{path}/{name}") };
+                (name, Err(NamedFailure { path, reason }))
+            }));
+            entries.sort_by(|(one, _), (other, _)| one.cmp(other));
+        }
+        if let Some(reason) = not_utf8 {
+            let failure = NamedFailure { path: path.to_owned(), reason };
+            entries.insert(0, (BEFORE_ALL_NAMES.to_owned(), Err(failure)));
         }
         Ok(TreePage { entries, next: page.next, directory: page.directory })
     }

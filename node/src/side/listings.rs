@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use millrace_proto::FileId;
-use millrace_proto::message::{Entry, ListReply};
+use millrace_proto::message::{Entry, PartialListReply};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
@@ -35,7 +35,7 @@ pub(super) struct PageName {
 struct Answered {
     /// The id that the path had: another source may be mounted there by now.
     id: FileId,
-    reply: Arc<ListReply>,
+    reply: Arc<PartialListReply>,
     /// When the source was asked.
     at: Instant,
 }
@@ -45,9 +45,14 @@ struct ByBytes;
 
 impl Weighter<PageName, Answered> for ByBytes {
     fn weight(&self, name: &PageName, page: &Answered) -> u64 {
-        let entries = page.reply.entries.iter();
+        let entries = page.reply.page.entries.iter();
         let entries: usize = entries.map(|entry| size_of::<Entry>() + entry.name.len()).sum();
-        (PAGE_COST + name.path.len() + name.token.len() + page.reply.next.len() + entries) as u64
+        (PAGE_COST
+            + name.path.len()
+            + name.token.len()
+            + page.reply.page.next.len()
+            + page.reply.example.len()
+            + entries) as u64
     }
 }
 
@@ -72,14 +77,20 @@ impl Listings {
         id: FileId,
         bound: Duration,
         now: Instant,
-    ) -> Option<Arc<ListReply>> {
+    ) -> Option<Arc<PartialListReply>> {
         let page = self.pages.get(name)?;
         let counts = page.id == id && now.saturating_duration_since(page.at) < bound;
         counts.then_some(page.reply)
     }
 
     /// Notes the page that a source gave which was asked at this time.
-    pub(super) fn note(&self, name: PageName, id: FileId, reply: Arc<ListReply>, at: Instant) {
+    pub(super) fn note(
+        &self,
+        name: PageName,
+        id: FileId,
+        reply: Arc<PartialListReply>,
+        at: Instant,
+    ) {
         // This is held meanwhile, so that no change goes by between the two.
         let changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
         if changes.is_true_since(&name.path, at) {
@@ -108,6 +119,8 @@ impl Listings {
 
 #[cfg(test)]
 mod tests {
+    use millrace_proto::message::ListReply;
+
     use super::*;
 
     const ID: FileId = FileId(1);
@@ -117,8 +130,13 @@ mod tests {
         PageName { path: path.into(), token: token.into(), limit: 1000 }
     }
 
-    fn reply(next: &str) -> Arc<ListReply> {
-        Arc::new(ListReply { entries: Vec::new(), next: next.to_owned() })
+    fn page_of(entries: Vec<Entry>, next: &str) -> Arc<PartialListReply> {
+        let page = ListReply { entries, next: next.to_owned() };
+        Arc::new(PartialListReply { left_out_count: 0, example: String::new(), page })
+    }
+
+    fn reply(next: &str) -> Arc<PartialListReply> {
+        page_of(Vec::new(), next)
     }
 
     #[test]
@@ -129,7 +147,7 @@ mod tests {
         listings.note(first.clone(), ID, reply("k"), start);
         let get = |name: &PageName, id, ms| {
             let now = start + Duration::from_millis(ms);
-            listings.get(name, id, BOUND, now).map(|reply| reply.next.clone())
+            listings.get(name, id, BOUND, now).map(|reply| reply.page.next.clone())
         };
         assert_eq!(get(&first, ID, 29_999).as_deref(), Some("k"));
         assert_eq!(get(&first, ID, 30_000), None);
@@ -175,7 +193,7 @@ mod tests {
             modified_ms: 0,
         };
         let entries: Vec<Entry> = (0..400).map(|_| entry(&"x".repeat(60))).collect();
-        let full = Arc::new(ListReply { entries, next: String::new() });
+        let full = page_of(entries, "");
         for number in 0..2000 {
             listings.note(page(&number.to_string(), ""), ID, Arc::clone(&full), start);
         }

@@ -7,15 +7,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use millrace_proto::message::{Entry, FreeReply, Kind, LIST_PAGE_BYTES_MAX, ListReply, StatReply};
-use millrace_proto::{FileId, Status};
+use millrace_proto::message::{
+    Entry, FreeReply, Kind, LIST_PAGE_BYTES_MAX, ListReply, PartialListReply, StatReply,
+};
+use millrace_proto::{FileId, Status, frame};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::listings::PageName;
 use super::{Answer, Context, Failure, LookupJob, PathLookup, encode};
 use crate::files::{FileRecord, Look, Noted};
-use crate::mailbox::{DropJob, Dropped, Mail, Requester};
+use crate::mailbox::{DropJob, Dropped, Mail, Requester, reply_header};
 use crate::owner::{LoadLimits, Ticket};
 use crate::store::{Found, StoreError, check_path};
 
@@ -23,6 +25,9 @@ use crate::store::{Found, StoreError, check_path};
 const SOURCES_MAX: usize = 8;
 /// Most entries of one `List` page.
 const LIST_PAGE_MAX: usize = 1000;
+/// Why a name that clients cannot ask for is left out.
+pub(super) const NOT_SERVABLE: &str =
+    "no client can ask for it: the path is not one, or the file is too long";
 /// Bytes of an archived entry without its name.
 const ENTRY_SIZE: usize = 64;
 
@@ -361,7 +366,7 @@ impl Context {
         if !bound.is_zero() {
             self.believe_this_epoch();
             if let Some(reply) = self.beliefs.listings.get(&name, id, bound, Instant::now()) {
-                return Ok(encode(caller.requester, &*reply));
+                return Ok(encode_list(caller.requester, &reply));
             }
         }
         // A directory is read whole for one page: one client's do not run side by side.
@@ -384,6 +389,7 @@ impl Context {
             let whole = if path.is_empty() { name.clone() } else { format!("{path}/{name}") };
             // A name that a look-up refuses is not shown, and least of all noted.
             if !self.is_servable(&whole, found.length) {
+                page.left_out.named.push((name, NOT_SERVABLE.to_owned()));
                 continue;
             }
             size += ENTRY_SIZE + name.len();
@@ -394,7 +400,12 @@ impl Context {
             last = page.token(&name, found.kind);
             reply.entries.push(self.note(&whole.into(), name, found, look).await);
         }
-        let frame = encode(caller.requester, &reply);
+        if !reply.next.is_empty() {
+            page.left_out.end_at(&reply.next);
+        }
+        let (left_out_count, example) = (page.left_out.count(), page.left_out.example());
+        let reply = PartialListReply { left_out_count, example, page: reply };
+        let frame = encode_list(caller.requester, &reply);
         if !bound.is_zero() {
             self.beliefs.listings.note(name, id, Arc::new(reply), look.at);
         }
@@ -422,6 +433,18 @@ impl Context {
         }
         Ok(encode(caller.requester, &FreeReply { block_count, byte_count }))
     }
+}
+
+/// Makes the frame of a page, in the short form if no name is left out.
+fn encode_list(requester: &Requester, reply: &PartialListReply) -> Vec<u8> {
+    if reply.left_out_count == 0 {
+        return encode(requester, &reply.page);
+    }
+    let mut bytes = Vec::new();
+    let mut header = reply_header(&requester.header, requester.part, Status::Ok);
+    header.flags |= frame::FLAG_LEFT_OUT;
+    frame::encode(&mut bytes, header, reply);
+    bytes
 }
 
 /// When a source began to be asked.

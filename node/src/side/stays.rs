@@ -2,13 +2,14 @@
 //!
 //! Owns since when each file of such a mount has blocks here. Always holds: all blocks of a file leave when the
 //! first one of them has been here as long as its mount says; nothing is deleted at a source. When the mounts
-//! change all files that are known are judged again.
+//! change all files that are known are judged again, and those of a source that is not mounted any more leave.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use millrace_proto::FileId;
+use millrace_proto::cluster::{Mount, mount_of};
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep_until;
 
@@ -119,7 +120,7 @@ pub(super) async fn run(context: &Context, mut changes: watch::Receiver<Arc<View
                 }
                 let view = Arc::clone(&changes.borrow_and_update());
                 if view.layout.mounts != seen.layout.mounts {
-                    context.judge_all().await;
+                    context.judge_all(&seen.layout.mounts, &view.layout.mounts).await;
                 }
                 seen = view;
             }
@@ -137,9 +138,30 @@ impl Context {
         }
     }
 
-    /// Judges all files that are known by what is mounted now.
-    async fn judge_all(&self) {
+    /// True if a file, which is known by a path where nothing leads to it any more, is still reached by another one:
+    /// its source may be mounted a second time.
+    fn is_elsewhere(&self, file: FileId, path: &str, before: &[Mount], now: &[Mount]) -> bool {
+        let Some((_, rest)) = mount_of(before, path) else { return false };
+        let join = |prefix: &str| match (prefix, rest) {
+            ("", rest) => rest.to_owned(),
+            (prefix, "") => prefix.to_owned(),
+            (prefix, rest) => format!("{prefix}/{rest}"),
+        };
+        now.iter().any(|mount| self.store.identify(&join(&mount.prefix)) == file)
+    }
+
+    /// Judges all files that are known by what is mounted now, and was before.
+    async fn judge_all(&self, before: &[Mount], now: &[Mount]) {
         for (file, path) in self.files.all() {
+            if self.store.identify(&path) != file {
+                if self.is_elsewhere(file, &path, before, now) {
+                    continue;
+                }
+                // No path leads to it any more, so `Free` would not find it either.
+                self.files.forget(file);
+                self.free_blocks(file).await;
+                continue;
+            }
             match self.store.kept_for(&path) {
                 Duration::ZERO => drop(self.free_blocks(file).await),
                 ttl => self.stays.judge(file, ttl, Instant::now()),

@@ -97,7 +97,13 @@ impl UnderStore for Compared {
             let version = self.contents.base(part.file, part.version);
             let base = Part { version, ..part.clone() };
             let (blank, result) = self.inner.fill(base, blank, errand).await;
-            let result = result.and_then(|()| Ok(self.compare(&part, &blank)?));
+            let result = match result {
+                // What is not kept cannot be compared later.
+                Err(FillError::Store(StoreError::Fresh(time))) => {
+                    Err(StoreError::Settling(time).into())
+                }
+                result => result.and_then(|()| Ok(self.compare(&part, &blank)?)),
+            };
             (blank, result)
         })
     }

@@ -98,6 +98,10 @@ impl UnderStore for Filtered {
                 let whole = if path.is_empty() { name.clone() } else { format!("{path}/{name}") };
                 self.filter.shows(&whole, found)
             });
+            page.left_out.named.retain(|(name, _)| {
+                let whole = if path.is_empty() { name.clone() } else { format!("{path}/{name}") };
+                self.filter.shows_path(&whole)
+            });
             Ok(page)
         })
     }

@@ -6,15 +6,14 @@
 //! directory; a directory that shows a change is read again; a listing that begins reads it again.
 
 use std::collections::{BinaryHeap, VecDeque};
-use std::ffi::CStr;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Dir, FileType};
 
-use super::StoreError;
 use super::write::is_temporary;
+use super::{LeftOut, StoreError};
 
 /// Bytes of names in a window: some ten thousand names.
 const WINDOW_BYTES: usize = 1 << 20;
@@ -55,8 +54,8 @@ pub(crate) struct Windows {
     kept: Mutex<VecDeque<Window>>,
 }
 
-/// Names of one page, and whether more follow.
-pub(super) type Names = (Vec<Name>, bool);
+/// Names of one page, whether more follow, and what is left out.
+pub(super) type Names = (Vec<Name>, bool, LeftOut);
 
 impl Windows {
     /// Returns up to `limit` names after `after` of an open directory.
@@ -85,11 +84,14 @@ impl Windows {
             return Ok(names);
         }
         let read_at = Instant::now();
-        let (names, is_end, hidden) = read(directory, after, limit)?;
-        if let Some(line) = hidden.line(path).filter(|_| after.is_empty()) {
-            tracing::warn!("{line}");
+        let (names, is_end, left_out) = read(directory, after, limit)?;
+        let mut page = page_of(&names, is_end, limit);
+        if after.is_empty() {
+            if let Some(line) = left_out.not_utf8_text() {
+                tracing::warn!("in '{path}': {line}");
+            }
+            page.2 = left_out;
         }
-        let page = page_of(&names, is_end, limit);
         if page.1 {
             let (directory, after) = (path.into(), after.to_owned());
             self.keep(Window { directory, stamp, read_at, after, names: names.into(), is_end });
@@ -128,50 +130,18 @@ impl Windows {
 
 fn page_of(names: &[Name], is_end: bool, limit: usize) -> Names {
     let count = names.len().min(limit);
-    (names[..count].to_vec(), !is_end || names.len() > limit)
-}
-
-/// Names of a directory that are not UTF-8: they cannot be asked for in this protocol, so they are not listed.
-#[derive(Default)]
-struct Hidden {
-    count: u64,
-    /// One of them, as far as it can be shown.
-    example: String,
-}
-
-impl Hidden {
-    fn add(&mut self, name: &CStr) {
-        if self.count == 0 {
-            self.example = name.to_string_lossy().into_owned();
-        }
-        self.count += 1;
-    }
-
-    /// Returns what the log says of them, if there are any.
-    fn line(&self, path: &str) -> Option<String> {
-        let Hidden { count, example } = self;
-        (*count > 0).then(|| {
-            format!(
-                "{count} names in '{path}' are not UTF-8 and are left out, such as {example:?}: \
-                 rename them to have them served"
-            )
-        })
-    }
+    (names[..count].to_vec(), !is_end || names.len() > limit, LeftOut::default())
 }
 
 /// Reads the smallest names after `after`, as many as a window holds and more than a page in any case;
 /// also returns whether these are all, and what is left out of all names.
-fn read(
-    directory: &OwnedFd,
-    after: &str,
-    limit: usize,
-) -> Result<(Vec<Name>, bool, Hidden), StoreError> {
+fn read(directory: &OwnedFd, after: &str, limit: usize) -> Result<Names, StoreError> {
     let mut names: BinaryHeap<Name> = BinaryHeap::new();
-    let (mut bytes, mut is_end, mut hidden) = (0, true, Hidden::default());
+    let (mut bytes, mut is_end, mut left_out) = (0, true, LeftOut::default());
     for entry in Dir::read_from(directory)? {
         let entry = entry?;
         let Ok(name) = entry.file_name().to_str() else {
-            hidden.add(entry.file_name());
+            left_out.add_not_utf8(entry.file_name());
             continue;
         };
         if name == "." || name == ".." || name <= after || is_temporary(name) {
@@ -190,7 +160,7 @@ fn read(
             is_end = false;
         }
     }
-    Ok((names.into_sorted_vec(), is_end, hidden))
+    Ok((names.into_sorted_vec(), is_end, left_out))
 }
 
 #[cfg(test)]
@@ -243,7 +213,7 @@ mod tests {
         let (windows, directory) = (Windows::default(), open(folder.path()));
         let (mut after, mut count) = (String::new(), 0);
         loop {
-            let (names, more) = windows.page(&directory, "d", &after, 500).unwrap();
+            let (names, more, _) = windows.page(&directory, "d", &after, 500).unwrap();
             for name in names {
                 assert!(name.name.starts_with(&format!("{count:05}")), "{count}: {}", name.name);
                 count += 1;

@@ -3,7 +3,7 @@
 //! How a path is opened, and which content a file has, is `millrace_client::source`, because clients
 //! that read a source themselves use the same rules. The version is taken before and after the bytes are
 //! read; if it is not the one asked for both times the bytes are thrown away. A file that changed a
-//! moment ago may change again and keep its times: it is left to settle before it is read.
+//! moment ago may change again and keep its times: it is left to settle before what is read of it is kept.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -243,8 +243,11 @@ fn fill(root: &Root, rule: DeviceRule, wanted: &Part, blank: &mut Blank) -> Resu
     let root = open(root)?;
     let (place, look) = source::find(&root, path, rule)?;
     judge(&look)?;
-    if !look.settle.is_zero() && !wanted.is_settled {
-        return Err(StoreError::Settling(look.settle));
+    let is_fresh = !look.settle.is_zero() && !wanted.is_settled;
+    match look.shows_after {
+        None if is_fresh => return Err(StoreError::Settling(look.settle)),
+        Some(time) if is_fresh && !time.is_zero() => return Err(StoreError::NotShowing(time)),
+        _ => (),
     }
     let gone = |errno| match errno {
         // The path led to one file, and then to another.
@@ -262,7 +265,13 @@ fn fill(root: &Root, rule: DeviceRule, wanted: &Part, blank: &mut Blank) -> Resu
     });
     // A file that shrank ends early: that is a change, and the better answer of the two.
     judge(&source::look(&place, rule).map_err(gone)?)?;
-    read.map_err(|error| StoreError::Failed(format!("read {path}: {error}")))
+    read.map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => StoreError::Failed(format!(
+            "read {path}: it ends before the length that its source tells"
+        )),
+        _ => StoreError::Failed(format!("read {path}: {error}")),
+    })?;
+    if is_fresh { Err(StoreError::Fresh(look.settle)) } else { Ok(()) }
 }
 
 /// A directory that is listed.
@@ -289,7 +298,7 @@ fn list(
             Errno::NOTDIR => StoreError::WrongKind("not a directory"),
             other => other.into(),
         })?;
-    let (names, more) = windows.page(&directory, &listed.whole, after, limit)?;
+    let (names, more, mut left_out) = windows.page(&directory, &listed.whole, after, limit)?;
     let next = if more { names.last().map(|last| last.name.to_string()) } else { None };
     let entries = names
         .into_iter()
@@ -299,21 +308,39 @@ fn list(
             let is_mount = is_directory && listed.mounted.iter().any(|other| **other == *name);
             let found = match is_mount {
                 true => Found { kind: Kind::Directory, version: 0, length: 0, modified_ms: 0 },
-                false => look(&root, rule, &listed.path, &name)?,
+                false => match look(&root, rule, &listed.path, &name) {
+                    Ok(found) => found?,
+                    Err(error) => {
+                        left_out.named.push((name.into_string(), error.to_string()));
+                        return None;
+                    }
+                },
             };
             Some((name.into_string(), found))
         })
         .collect();
     let directory = source::directory_number(&directory);
-    Ok(Page { entries, is_by_key: false, next, directory })
+    Ok(Page { entries, is_by_key: false, next, directory, left_out })
 }
 
 /// Looks what an entry of a directory is, as a look-up of its path would, because a page is noted as
-/// look-ups are. `None` if it vanished, leads out of the root, or cannot be served.
-fn look(root: &OwnedFd, rule: DeviceRule, path: &str, name: &str) -> Option<Found> {
+/// look-ups are. `None` if it vanished, leads out of the root or nowhere, or is neither file nor directory.
+///
+/// # Errors
+/// If it is there, and cannot be looked at.
+fn look(
+    root: &OwnedFd,
+    rule: DeviceRule,
+    path: &str,
+    name: &str,
+) -> Result<Option<Found>, StoreError> {
     let whole = if path.is_empty() { name.to_owned() } else { format!("{path}/{name}") };
-    check_path(&whole).ok()?;
-    found(&source::find(root, &whole, rule).ok()?.1)
+    check_path(&whole)?;
+    match source::find(root, &whole, rule) {
+        Ok((_, look)) => Ok(found(&look)),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::XDEV | Errno::LOOP) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 #[cfg(test)]

@@ -20,8 +20,8 @@ use super::local::LocalStore;
 use super::machine::Machine;
 use super::roots::{Location, MountRoots, is_remote};
 use super::{
-    Condition, Errand, FillError, Found, NoRemoteStores, Page, Part, RemoteStores, StoreError,
-    StoreFuture, StoreLimits, UnderStore, Upload, check_path, file_id,
+    Condition, Errand, FillError, Found, LeftOut, NoRemoteStores, Page, Part, RemoteStores,
+    StoreError, StoreFuture, StoreLimits, UnderStore, Upload, check_path, file_id,
 };
 use crate::config::MountOptions;
 use crate::memory::Blank;
@@ -345,9 +345,13 @@ impl UnderStore for Mounts {
                 }
             };
             let mut page = match page {
-                Err(StoreError::NotFound) if table.leads_to_a_mount(&path) => {
-                    Page { entries: Vec::new(), is_by_key: false, next: None, directory: None }
-                }
+                Err(StoreError::NotFound) if table.leads_to_a_mount(&path) => Page {
+                    entries: Vec::new(),
+                    is_by_key: false,
+                    next: None,
+                    directory: None,
+                    left_out: LeftOut::default(),
+                },
                 other => other?,
             };
             add(&mut page, table.names_below(&path), &after, limit);
@@ -478,6 +482,7 @@ fn add(page: &mut Page, names: BTreeSet<String>, after: &str, limit: usize) {
     }
     // What is mounted hides what was there.
     page.entries.retain(|(name, _)| !names.contains(name));
+    page.left_out.named.retain(|(name, _)| !names.contains(name));
     page.entries.extend(names.into_iter().map(|name| (name, directory())));
     let mut entries = std::mem::take(&mut page.entries);
     entries.sort_by_cached_key(|(name, found)| page.token(name, found.kind));

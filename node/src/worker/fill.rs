@@ -10,11 +10,12 @@ use std::sync::Arc;
 use millrace_proto::message::Range;
 use millrace_proto::{Op, Status};
 
-use super::incoming::{Fill, Waiter, Wish};
+use super::incoming::{EndedFill, Fill, Successor, Waiter, Wish};
 use super::turns::{Amount, Miss, Payer};
 use super::{Action, Worker};
 use crate::cache::BlockKey;
 use crate::chunks::{Chunks, Runs};
+use crate::cluster::pins::Judge;
 use crate::files::FileRecord;
 use crate::mailbox::{Arrival, DropJob, Ensured, FillFrom, Filling, Mail, Requester, Run, Stay};
 use crate::memory::Blank;
@@ -41,6 +42,8 @@ struct Want {
 pub(super) enum Obstacle {
     /// There is no room for it at the moment.
     Later,
+    /// Another version of the block is still on its way in, and will find itself stale.
+    OtherVersion,
     /// It cannot be.
     Refused(FillRefusal),
 }
@@ -148,6 +151,10 @@ impl Worker {
                 self.wait_for(key, Waiter { needs, wish });
             }
             Err(Obstacle::Later) => return Some(miss),
+            Err(Obstacle::OtherVersion) => {
+                let wish = Wish::Read { requester, offset, length: range.length };
+                self.wait_for_end(key, range.version, wish);
+            }
             Err(Obstacle::Refused(refusal)) => {
                 self.fail(&requester, refusal.status, &refusal.message, actions);
             }
@@ -223,6 +230,9 @@ impl Worker {
                 Ok(needs) => {
                     return self.wait_for(key, Waiter { needs, wish: Wish::Load { from, reply } });
                 }
+                Err(Obstacle::OtherVersion) => {
+                    return self.wait_for_end(key, version, Wish::Load { from, reply });
+                }
                 Err(
                     Obstacle::Later | Obstacle::Refused(FillRefusal { status: Status::Busy, .. }),
                 ) => Ensured::Busy,
@@ -247,6 +257,32 @@ impl Worker {
         self.incoming.wait(key, waiter);
     }
 
+    /// Has a wish wait until nothing of another version of the block is on its way.
+    fn wait_for_end(&mut self, key: BlockKey, version: u64, wish: Wish) {
+        let waiter = Waiter { needs: Chunks::all(u32::MAX), wish };
+        self.deadline_count += waiter.deadline_count();
+        self.incoming.wait_for_end(key, Successor { version, waiter });
+    }
+
+    /// Goes on with what waited for the end of another version.
+    fn succeed(&mut self, key: BlockKey, successor: Successor, actions: &mut Vec<Action>) {
+        let Successor { version, waiter } = successor;
+        self.deadline_count -= waiter.deadline_count();
+        match waiter.wish {
+            Wish::Read { requester, offset, length } => {
+                let range = self.range_of(key, version, offset, length);
+                self.bring(Miss { requester, range, key, offset, amount: Amount::Needed }, actions);
+            }
+            Wish::Load { from, reply } => self.ensure(key, version, from, reply, actions),
+        }
+    }
+
+    /// Returns a range of a block as a client would ask for it.
+    fn range_of(&self, key: BlockKey, version: u64, offset: u32, length: u32) -> Range {
+        let start = u64::from(key.block) * u64::from(self.shared.block_size);
+        Range { file: key.file, version, offset: start + u64::from(offset), length }
+    }
+
     /// Begins to bring in what is wanted of a block, for which something will wait, but for what is here
     /// or under way already. Returns the chunks to wait for: something of them is under way.
     fn begin_fills(
@@ -259,12 +295,10 @@ impl Worker {
         let Want { key, version, offset, length, amount } = want;
         let (record, block_length) =
             self.fillable(key, version, offset).map_err(Obstacle::Refused)?;
-        if self.incoming.has_other_version(&key, version) {
-            // The version before this one is still on its way in; it will find itself stale.
-            let refusal = FillRefusal { status: Status::Busy, ..STALE };
-            return Err(Obstacle::Refused(refusal));
-        }
+        let is_other = self.incoming.has_other_version(&key, version);
         let needs = match length {
+            // It waits for all that is on its way.
+            _ if is_other => Chunks::all(u32::MAX),
             Some(length) => Chunks::covering(offset, length, block_length),
             None => Chunks::all(block_length),
         };
@@ -279,13 +313,22 @@ impl Worker {
                 // which would wait for itself.
                 fill.errand.urge();
             }
-            fill.errand.want(true);
+            if !is_other {
+                fill.errand.want(true);
+            }
+        }
+        if is_other {
+            return Err(Obstacle::OtherVersion);
         }
         let mut obstacle = None;
-        for chunks in self.to_bring(&want, needs, &record, block_length) {
+        let mut to_bring = self.to_bring(&want, needs, &record, block_length);
+        if amount == Amount::Whole && record.is_stored && !to_bring.is_empty() {
+            // What lies on a disk in several runs comes as it lies, beside what is here.
+            to_bring = self.whole_from_disk(&key, version, block_length).unwrap_or(to_bring);
+        }
+        for chunks in to_bring {
             let run = Run { key, version, chunks, block_length };
-            let pieces = self.pieces(&run, record.is_stored, amount == Amount::Whole);
-            for (chunks, spot) in pieces {
+            for (chunks, spot) in self.pieces(&run, record.is_stored, amount == Amount::Whole) {
                 let run = Run { chunks, ..run };
                 let begun = match spot {
                     Some(spot) => self.begin_disk_fill(payer, run, spot, actions),
@@ -310,7 +353,9 @@ impl Worker {
             let is_coming = self.incoming.fills(key, all).any(|fill| fill.chunks == all);
             return if is_coming { Runs::new() } else { whole };
         }
-        let wanted = if record.is_read_in_parts { needs } else { all };
+        let run = Run { key: *key, version: *version, chunks: needs, block_length };
+        let in_parts = record.is_read_in_parts || record.is_stored && self.is_on_disk(&run);
+        let wanted = if in_parts { needs } else { all };
         let missing = self.cache.missing(key, *version, wanted);
         let mut runs = self.incoming.without(key, &missing);
         if runs.len() > RUNS_MAX {
@@ -406,6 +451,21 @@ impl Worker {
         record.is_stored && runs.iter().all(|chunks| self.is_on_disk(&run(*chunks)))
     }
 
+    /// Answers a request for a block behind those that a file can have.
+    pub(super) fn fail_past_end(
+        &mut self,
+        requester: &Requester,
+        range: &Range,
+        actions: &mut Vec<Action>,
+    ) {
+        let refusal = match self.shared.files.get(range.file) {
+            None => UNKNOWN,
+            Some(record) if record.version != range.version => STALE,
+            Some(_) => PAST_END,
+        };
+        self.fail(requester, refusal.status, &refusal.message, actions);
+    }
+
     /// Returns the file of a block that may be filled, and the block's length.
     pub(super) fn fillable(
         &self,
@@ -454,7 +514,8 @@ impl Worker {
         outcome: Result<Filling, FillError>,
         actions: &mut Vec<Action>,
     ) {
-        let (fill, waiters) = self.incoming.end(&run.key, run.version, run.chunks);
+        let EndedFill { fill, waiters, successors } =
+            self.incoming.end(&run.key, run.version, run.chunks);
         if fill.errand.is_hedged() {
             self.counters().hedged_count.add(1);
         }
@@ -466,13 +527,15 @@ impl Worker {
             self.deadline_count -= waiter.deadline_count();
             match waiter.wish {
                 Wish::Read { requester, offset, length } => {
-                    let start = u64::from(run.key.block) * u64::from(self.shared.block_size);
-                    let at = start + u64::from(offset);
-                    let (file, version) = (run.key.file, run.version);
-                    let range = Range { file, version, offset: at, length };
+                    let range = self.range_of(run.key, run.version, offset, length);
                     let amount = Amount::Needed;
                     let miss = Miss { requester, range, key: run.key, offset, amount };
                     self.answer_read(miss, &outcome, actions);
+                }
+                Wish::Load { reply, .. } if stay == Stay::Passing => {
+                    // It changed before it could stay.
+                    let error = StoreError::Changed;
+                    let _ = reply.try_send(Ensured::Failed(error.status(), error.to_string()));
                 }
                 Wish::Load { from, reply } => {
                     self.answer_load(run, from, reply, &outcome, actions);
@@ -483,6 +546,9 @@ impl Worker {
         if stay == Stay::Passing && self.incoming.fills(&run.key, all).next().is_none() {
             // What is being sent of it, or leased, stays until that has ended.
             self.cache.remove(&run.key);
+        }
+        for successor in successors {
+            self.succeed(run.key, successor, actions);
         }
         self.start_waiting(self.now, actions);
     }
@@ -584,11 +650,15 @@ impl Worker {
         if stay == Stay::Pinned {
             self.cache.keep(entry, &key, true);
         }
-        if filling != Filling::Disk {
-            self.note_fill(entry, key, version, stay);
+        match filling {
+            Filling::Disk => self.side.judge(Judge { shard: self.shard, entry, key }),
+            Filling::Source | Filling::Peer => self.note_fill(entry, key, version, stay),
         }
-        // While it was on its way a newer version may have been seen, and its drop gone by.
-        if self.shared.files.get(key.file).is_some_and(|record| record.version != version) {
+        // While it was on its way a newer version may have been seen, and its drop gone by. What does not stay
+        // is for those alone that asked for this version.
+        if stay != Stay::Passing
+            && self.shared.files.get(key.file).is_some_and(|record| record.version != version)
+        {
             self.cache.remove(&key);
             return Err(StoreError::Changed.into());
         }

@@ -15,6 +15,7 @@ use super::incoming::Fill;
 use super::turns::Payer;
 use super::{Action, Worker};
 use crate::cache::{BlockKey, EntryIndex};
+use crate::chunks::{Chunks, Runs};
 use crate::flash::{FlashCounts, FlashEvent, Pieces, Small, Spot};
 use crate::mailbox::{DropJob, Mail, Requester, Run, Stay};
 use crate::ring::DiskJob;
@@ -198,9 +199,29 @@ impl Worker {
         }
     }
 
+    /// Returns the runs that bring a whole block from disks, if it lies there: all of it as one, if it was stored so,
+    /// else what is neither here nor on its way.
+    pub(super) fn whole_from_disk(
+        &self,
+        key: &BlockKey,
+        version: u64,
+        block_length: u32,
+    ) -> Option<Runs> {
+        let all = Chunks::all(block_length);
+        let run = |chunks| Run { key: *key, version, chunks, block_length };
+        if self.pieces(&run(all), true, false).len() == 1 {
+            return None;
+        }
+        let missing = self.cache.missing(key, version, all);
+        let runs = self.incoming.without(key, &missing);
+        let is_coming = self.incoming.fills(key, all).next().is_some();
+        let is_there = runs.iter().all(|chunks| self.is_on_disk(&run(*chunks)));
+        (is_there && (is_coming || !runs.is_empty())).then_some(runs)
+    }
+
     /// True if all of a run is on disks that answer.
     pub(super) fn is_on_disk(&self, run: &Run) -> bool {
-        self.pieces(run, true, true).iter().all(|(_, spot)| spot.is_some())
+        self.flash.is_some() && self.pieces(run, true, true).iter().all(|(_, spot)| spot.is_some())
     }
 }
 

@@ -1,7 +1,8 @@
 //! What is on its way in: the runs of chunks of each block, and what waits for them.
 //!
 //! Owns the waiters. Always holds: a chunk is on its way once, unless the whole block is, too; every waiter
-//! waits for a run that is on its way, and leaves with it, with its deadline or with its connection.
+//! waits for a run that is on its way, and leaves with it, with its deadline or with its connection. What wants another
+//! version of the block waits until nothing of this one is on its way.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -70,6 +71,22 @@ struct IncomingBlock {
     version: u64,
     fills: SmallVec<[Fill; 1]>,
     waiters: SmallVec<[Waiter; 1]>,
+    successors: Vec<Successor>,
+}
+
+/// What waits for another version of a block than the one that is on its way.
+pub(super) struct Successor {
+    pub(super) version: u64,
+    pub(super) waiter: Waiter,
+}
+
+/// What a fill leaves behind that has ended.
+pub(super) struct EndedFill {
+    pub(super) fill: Fill,
+    /// What waits for some of its chunks.
+    pub(super) waiters: Vec<Waiter>,
+    /// What may begin now: it was the last fill of its version.
+    pub(super) successors: Vec<Successor>,
 }
 
 /// What is on its way of all blocks.
@@ -111,6 +128,7 @@ impl Incoming {
             version,
             fills: SmallVec::new(),
             waiters: SmallVec::new(),
+            successors: Vec::new(),
         });
         assert_eq!(block.version, version, "versions do not mix");
         block.fills.push(fill);
@@ -121,29 +139,31 @@ impl Incoming {
         self.blocks.get_mut(&key).expect("a fill has begun").waiters.push(waiter);
     }
 
+    /// Adds what waits until nothing of the version that is on its way is.
+    pub(super) fn wait_for_end(&mut self, key: BlockKey, successor: Successor) {
+        self.blocks.get_mut(&key).expect("a fill has begun").successors.push(successor);
+    }
+
     /// Takes a fill out that has ended, with all that wait for some of its chunks.
     ///
     /// # Panics
     /// If it was not under way.
-    pub(super) fn end(
-        &mut self,
-        key: &BlockKey,
-        version: u64,
-        chunks: Chunks,
-    ) -> (Fill, Vec<Waiter>) {
+    pub(super) fn end(&mut self, key: &BlockKey, version: u64, chunks: Chunks) -> EndedFill {
         let block = self.blocks.get_mut(key).expect("a fill ends once");
         assert_eq!(block.version, version);
         let place = block.fills.iter().position(|fill| fill.chunks == chunks);
         let fill = block.fills.remove(place.expect("a fill ends once"));
         let waiters = take_waiters(block, chunks);
+        let mut successors = Vec::new();
         if block.fills.is_empty() {
             debug_assert!(block.waiters.is_empty(), "every waiter waits for a fill");
+            successors = std::mem::take(&mut block.successors);
             self.blocks.remove(key);
         }
-        (fill, waiters)
+        EndedFill { fill, waiters, successors }
     }
 
-    /// Returns a fill whose source hangs, and all that wait for some of its chunks, taken out.
+    /// Returns a fill whose source hangs, and all that wait for some of its chunks or for its end, taken out.
     pub(super) fn hang(
         &mut self,
         key: &BlockKey,
@@ -152,7 +172,8 @@ impl Incoming {
     ) -> Option<(&mut Fill, Vec<Waiter>)> {
         let block = self.blocks.get_mut(key).filter(|block| block.version == version)?;
         let place = block.fills.iter().position(|fill| fill.chunks == chunks)?;
-        let waiters = take_waiters(block, chunks);
+        let mut waiters = take_waiters(block, chunks);
+        waiters.extend(block.successors.drain(..).map(|successor| successor.waiter));
         Some((&mut block.fills[place], waiters))
     }
 
@@ -161,6 +182,11 @@ impl Incoming {
     pub(super) fn forget(&mut self, gone: Option<(u32, Token)>) -> usize {
         let mut deadlines = 0;
         for block in self.blocks.values_mut() {
+            block.successors.retain(|Successor { waiter, .. }| {
+                let is_gone = waiter.is_gone(gone);
+                deadlines += if is_gone { waiter.deadline_count() } else { 0 };
+                !is_gone
+            });
             let mut given_up: SmallVec<[Chunks; 1]> = SmallVec::new();
             block.waiters.retain(|waiter| {
                 let is_gone = waiter.is_gone(gone);
@@ -183,16 +209,18 @@ impl Incoming {
 
     /// Takes the waiters out whose deadline has passed.
     pub(super) fn expire(&mut self, now: u64, expired: &mut Vec<Requester>) {
+        let mut is_in_time = |waiter: &Waiter| match &waiter.wish {
+            Wish::Read { requester, .. }
+                if requester.deadline.is_some_and(|deadline| deadline <= now) =>
+            {
+                expired.push(*requester);
+                false
+            }
+            _ => true,
+        };
         for block in self.blocks.values_mut() {
-            block.waiters.retain(|waiter| match &waiter.wish {
-                Wish::Read { requester, .. }
-                    if requester.deadline.is_some_and(|deadline| deadline <= now) =>
-                {
-                    expired.push(*requester);
-                    false
-                }
-                _ => true,
-            });
+            block.waiters.retain(|waiter| is_in_time(waiter));
+            block.successors.retain(|successor| is_in_time(&successor.waiter));
         }
     }
 }

@@ -196,7 +196,10 @@ impl Worker {
             requester.asked = REPLY_ASKED;
             self.take(&requester);
             let hash = self.key_of(&range).hash();
-            if placement::shard_of(hash, self.shared.counters.len() as u32) == self.shard {
+            let is_past_all = range.offset >> self.block_shift > u64::from(u32::MAX);
+            if is_past_all
+                || placement::shard_of(hash, self.shared.counters.len() as u32) == self.shard
+            {
                 self.find(now, &requester, &range, actions);
             } else {
                 let message = "the block belongs to another shard: lease it there";

@@ -62,12 +62,15 @@ impl Worker {
     ) {
         let (block, offset) = self.block_and_offset(range.offset);
         let crosses = u64::from(offset) + u64::from(range.length) > 1 << self.block_shift;
-        if range.length == 0 || crosses || block > u64::from(u32::MAX) {
+        if range.length == 0 || crosses {
             let message = "a range has at least one byte and does not cross a block boundary";
             self.fail(requester, Status::InvalidArgument, message, actions);
             return;
         }
-        let key = BlockKey { file: range.file, block: block as u32 };
+        let Ok(block) = u32::try_from(block) else {
+            return self.fail_past_end(requester, range, actions);
+        };
+        let key = BlockKey { file: range.file, block };
         let owner = placement::shard_of(key.hash(), self.shared.counters.len() as u32);
         if owner != self.shard {
             self.counters().forwarded_count.add(1);

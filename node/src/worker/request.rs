@@ -12,9 +12,10 @@ use millrace_proto::job::{
     ArchivedLoadPartRequest, ArchivedStartCopiesJobRequest, ArchivedStartJobRequest,
 };
 use millrace_proto::message::{
-    ArchivedFreeRequest, ArchivedHelloRequest, ArchivedListRequest, ArchivedLoadCopiesRequest,
-    ArchivedLoadRequest, ArchivedRange, ArchivedReadManyRequest, ArchivedRefreshRequest,
-    ArchivedStatRequest, Counter, HelloReply, RANGES_MAX, READ_MANY_BYTES_MAX, Range, StatusReply,
+    ArchivedCachedRequest, ArchivedFreeRequest, ArchivedHelloRequest, ArchivedListRequest,
+    ArchivedLoadCopiesRequest, ArchivedLoadRequest, ArchivedRange, ArchivedReadManyRequest,
+    ArchivedRefreshRequest, ArchivedStatRequest, CachedRequest, Counter, HelloReply, RANGES_MAX,
+    READ_MANY_BYTES_MAX, Range, StatusReply,
 };
 use millrace_proto::proof::Role;
 use millrace_proto::{FrameError, Op, Status, VERSION, feature};
@@ -49,6 +50,7 @@ pub(super) enum ColdOp {
     OfPath(PathOp),
     Ring,
     Inventory,
+    Cached,
     Drain,
     Mount,
     Pin,
@@ -148,6 +150,7 @@ impl Worker {
             }
             Op::Ring => self.on_cold_request(now, ColdOp::Ring, requester, body, actions),
             Op::Inventory => self.on_cold_request(now, ColdOp::Inventory, requester, body, actions),
+            Op::Cached => self.on_cold_request(now, ColdOp::Cached, requester, body, actions),
             Op::Drain => self.on_cold_request(now, ColdOp::Drain, requester, body, actions),
             Op::Mount => self.on_cold_request(now, ColdOp::Mount, requester, body, actions),
             Op::Pin => self.on_cold_request(now, ColdOp::Pin, requester, body, actions),
@@ -341,6 +344,16 @@ impl Worker {
                     cursor: request.cursor.to_native(),
                 };
                 ClusterLookup::Inventory(request).into()
+            }
+            ColdOp::Cached => {
+                let request = frame::body::<ArchivedCachedRequest>(body)?;
+                ClusterLookup::Cached(CachedRequest {
+                    file: (&request.file).into(),
+                    version: request.version.to_native(),
+                    first: request.first.to_native(),
+                    count: request.count.to_native(),
+                })
+                .into()
             }
             ColdOp::Drain => {
                 let request = frame::body::<ArchivedDrainRequest>(body)?;

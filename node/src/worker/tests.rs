@@ -505,6 +505,65 @@ fn old_and_new_versions_are_never_mixed() {
     assert_eq!(node.workers[0].cache.block_count(), 0);
 }
 
+/// Notes a version of the file.
+fn note_version(node: &Node, version: u64) {
+    let length = u64::from(BLOCK) * 10;
+    node.shared.files.note(
+        FILE,
+        FileRecord { path: "f".into(), version, length, is_read_in_parts: false, is_stored: true },
+    );
+}
+
+#[test]
+fn a_new_version_waits_for_the_end_of_what_is_on_its_way_of_the_old_one() {
+    let of_version = |version, request, budget_ms| {
+        let range = Range { file: FILE, version, offset: u64::from(BLOCK), length: 5000 };
+        encoded(Op::Read, request, budget_ms, &range)
+    };
+    let statuses = |node: &mut Node| -> Vec<(u64, Status)> {
+        node.replies().iter().map(|reply| (reply.0, reply.2)).collect()
+    };
+    let mut node = Node::new(1, 512, 8);
+    let token = node.workers[0].accept_far(0).unwrap();
+    note_version(&node, 2);
+    node.receive(0, 0, token, &of_version(2, 1001, 0));
+    note_version(&node, VERSION_ONE);
+    // These ask for the version that is there now. They are not asked to come again and again.
+    node.receive(0, 0, token, &of_version(VERSION_ONE, 1002, 0));
+    node.receive(0, 0, token, &of_version(VERSION_ONE, 1003, 50));
+    let gone = node.workers[0].accept_far(0).unwrap();
+    node.receive(0, 0, gone, &of_version(VERSION_ONE, 1004, 50));
+    node.event(0, 0, Event::Closed { token: gone });
+    assert!(statuses(&mut node).is_empty());
+    node.event(50, 0, Event::Tick);
+    assert_eq!(statuses(&mut node), [(1003, Status::DeadlineExceeded)]);
+    assert_eq!(node.workers[0].deadline_count, 0);
+    assert_eq!(node.end_fills(60, |_| Ok(())), 1);
+    assert_eq!(statuses(&mut node), [(1001, Status::StaleVersion)]);
+    assert_eq!(node.end_fills(70, |_| Ok(())), 1, "what waited began when the old one ended");
+    assert_eq!(statuses(&mut node), [(1002, Status::Ok)]);
+    assert_eq!(node.workers[0].incoming.count(), 0);
+}
+
+#[test]
+fn a_source_that_hangs_with_the_old_version_is_told_to_those_who_want_the_new_one() {
+    let mut node = Node::new(1, 512, 8);
+    let token = node.workers[0].accept_far(0).unwrap();
+    node.receive(0, 0, token, &read(1, 1, 0));
+    let job = node.fills.try_iter().next().unwrap();
+    note_version(&node, 2);
+    let of_new = |request| {
+        let range = Range { file: FILE, version: 2, offset: u64::from(BLOCK), length: 5000 };
+        encoded(Op::Read, request, 0, &range)
+    };
+    node.receive(0, 0, token, &of_new(1002));
+    let overdue = Mail::Overdue { run: job.run, message: "it hangs".to_owned() };
+    node.event(0, 0, Event::Mail(overdue));
+    node.receive(0, 0, token, &of_new(1003));
+    let statuses: Vec<Status> = node.replies().iter().map(|reply| reply.2).collect();
+    assert_eq!(statuses, [Status::SourceError; 3]);
+}
+
 #[test]
 fn unknown_files_and_bad_ranges_have_their_own_answers() {
     let mut node = Node::new(1, 512, 8);
@@ -519,6 +578,13 @@ fn unknown_files_and_bad_ranges_have_their_own_answers() {
     check(FileId(1), 1, 0, 10, Status::UnknownFile);
     check(FILE, 2, 0, 10, Status::StaleVersion);
     check(FILE, 1, 10 * u64::from(BLOCK), 10, Status::OutOfRange);
+    // No file has this many blocks, and an offset is past the end wherever it is.
+    for offset in [u64::from(BLOCK) << 32, 1 << 63, u64::MAX] {
+        check(FILE, 1, offset, 1, Status::OutOfRange);
+        check(FILE, 2, offset, 1, Status::StaleVersion);
+        check(FileId(1), 1, offset, 1, Status::UnknownFile);
+    }
+    check(FILE, 1, u64::MAX - u64::from(BLOCK) + 1, BLOCK, Status::OutOfRange);
     check(FILE, 1, u64::MAX, 10, Status::InvalidArgument);
     check(FILE, 1, 0, 0, Status::InvalidArgument);
     check(FILE, 1, 1, BLOCK, Status::InvalidArgument);

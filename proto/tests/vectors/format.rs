@@ -13,6 +13,8 @@ use millrace_proto::proof::*;
 use millrace_proto::write::*;
 use millrace_proto::{FileId, FrameError, HEADER_SIZE, Header, Op, Status};
 
+pub(crate) use crate::text::{hex, list, object, string, unhex};
+
 /// A message that can be put in a file and compared with what a file holds.
 pub(crate) trait Message {
     fn kind(&self) -> &'static str;
@@ -110,6 +112,45 @@ message!(
     ArchivedListReply,
     |a| ListReply { entries: a.entries.iter().map(Entry::from).collect(), next: text(&a.next) },
     |m| object(&[("entries", list(&m.entries, entry_json)), ("next", string(&m.next))])
+);
+message!(
+    PartialListReply,
+    ArchivedPartialListReply,
+    |a| PartialListReply {
+        left_out_count: a.left_out_count.to_native(),
+        example: text(&a.example),
+        page: ListReply {
+            entries: a.page.entries.iter().map(Entry::from).collect(),
+            next: text(&a.page.next)
+        },
+    },
+    |m| object(&[
+        ("left_out_count", m.left_out_count.to_string()),
+        ("example", string(&m.example)),
+        ("page", m.page.json()),
+    ])
+);
+message!(
+    CachedRequest,
+    ArchivedCachedRequest,
+    |a| CachedRequest {
+        file: (&a.file).into(),
+        version: a.version.to_native(),
+        first: a.first.to_native(),
+        count: a.count.to_native(),
+    },
+    |m| object(&[
+        ("file", string(&m.file.to_string())),
+        ("version", m.version.to_string()),
+        ("first", m.first.to_string()),
+        ("count", m.count.to_string()),
+    ])
+);
+message!(
+    CachedReply,
+    ArchivedCachedReply,
+    |a| CachedReply { blocks: a.blocks.as_slice().to_vec() },
+    |m| object(&[("blocks", list(&m.blocks, |byte| byte.to_string()))])
 );
 message!(
     ChallengeRequest,
@@ -523,21 +564,6 @@ pub(crate) fn text(archived: &rkyv::string::ArchivedString) -> String {
     archived.as_str().to_owned()
 }
 
-/// Writes a text without control characters as JSON.
-pub(crate) fn string(text: &str) -> String {
-    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
-}
-
-pub(crate) fn object(fields: &[(&str, String)]) -> String {
-    let fields: Vec<String> =
-        fields.iter().map(|(name, value)| format!("\"{name}\": {value}")).collect();
-    format!("{{{}}}", fields.join(", "))
-}
-
-pub(crate) fn list<T>(values: &[T], json: impl Fn(&T) -> String) -> String {
-    format!("[{}]", values.iter().map(json).collect::<Vec<_>>().join(", "))
-}
-
 pub(crate) fn entry_json(entry: &Entry) -> String {
     object(&[
         ("name", string(&entry.name)),
@@ -608,27 +634,6 @@ fn member_json(member: &Member) -> String {
         ("capacity", member.capacity.to_string()),
         ("server", string(&member.server)),
     ])
-}
-
-/// Writes hex digits; `-` for no bytes, because no line ends in a space.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    if bytes.is_empty() {
-        return "-".to_owned();
-    }
-    bytes.iter().fold(String::new(), |mut out, byte| {
-        let _ = write!(out, "{byte:02x}");
-        out
-    })
-}
-
-pub(crate) fn unhex(text: &str) -> Vec<u8> {
-    if text == "-" {
-        return Vec::new();
-    }
-    (0..text.len())
-        .step_by(2)
-        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).expect("hex digits"))
-        .collect()
 }
 
 /// Compares `built` with the file, or writes it where asked to; returns the vectors in the file.

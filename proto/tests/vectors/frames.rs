@@ -28,6 +28,12 @@ fn requests_are_as_published() {
     };
     let largest =
         Range { file: FileId(u128::MAX), version: u64::MAX, offset: u64::MAX, length: u32::MAX };
+    let cached = |first, count| CachedRequest {
+        file: FileId(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff),
+        version: 7,
+        first,
+        count,
+    };
     let mut vectors = vec![
         vector("hello", "Name out of line (11 bytes).", request(Op::Hello, 1), hello),
         vector("ping", "No body.", request(Op::Ping, 2), Nothing),
@@ -125,6 +131,15 @@ fn requests_are_as_published() {
             ReadManyRequest { ranges: vec![range(0, 1)] },
         ),
     ];
+    vectors.extend([
+        vector("cached", "Ten blocks.", request(Op::Cached, 70), cached(0, 10)),
+        vector(
+            "cached_most",
+            "As many as there can be.",
+            request(Op::Cached, 71),
+            cached(8192, CACHED_BLOCKS_MAX),
+        ),
+    ]);
     vectors.extend(cluster::requests());
     vectors.extend(job::requests());
     vectors.extend(write::requests());
@@ -189,6 +204,22 @@ fn replies_are_as_published() {
             "A vector without elements.",
             reply(Op::List, 9, Status::Ok),
             ListReply { entries: vec![], next: String::new() },
+        ),
+        vector(
+            "list_partial",
+            "Flag bit 2. Its end, read as a ListReply, is the page.",
+            Header {
+                flags: frame::FLAG_REPLY | frame::FLAG_LEFT_OUT,
+                ..reply(Op::List, 10, Status::Ok)
+            },
+            PartialListReply {
+                left_out_count: 2,
+                example: "2 names are not UTF-8".into(),
+                page: ListReply {
+                    entries: vec![file("a-long-name.bin"), file("b.bin")],
+                    next: "another-name.bin".into(),
+                },
+            },
         ),
         read_reply(
             "read",
@@ -291,6 +322,12 @@ fn replies_are_as_published() {
             ErrorReply { message: "frame header checksum mismatch".into() },
         ),
     ];
+    vectors.push(vector(
+        "cached",
+        "Of ten blocks the first, the eighth and the last are there.",
+        reply(Op::Cached, 70, Status::Ok),
+        CachedReply { blocks: vec![0x81, 0x02] },
+    ));
     vectors.extend(cluster::replies());
     vectors.extend(job::replies());
     vectors.extend(write::replies());

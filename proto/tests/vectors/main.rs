@@ -10,4 +10,5 @@ mod job;
 mod refused;
 mod ring;
 mod rules;
+mod text;
 mod write;

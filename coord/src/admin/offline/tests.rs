@@ -131,13 +131,45 @@ fn a_copy_comes_back_as_it_was() {
     let target = root.path().join("new/deep");
     copy.restore(&target, 5, None).unwrap();
     let restored = open(&target).unwrap();
-    assert_eq!(restored.state.digest(), offline.state.digest());
+    assert_eq!(nodes(&restored), ["/b", "/b/c"]);
     assert_eq!((restored.index, restored.term), (offline.index, offline.term));
     let identity = restored.identity.unwrap();
     assert_eq!(identity.replica_id, 5);
     assert_ne!(identity.cluster_id, 7, "it belongs to no ensemble of before");
     assert_ne!(identity.store_id, 9);
     assert!(!target.join(RESTORING).exists());
+}
+
+/// Builds an entry with one command of session 0.
+fn command(index: u64, act: Act<'_>) -> Entry {
+    let mut data = Vec::new();
+    begin_batch(&mut data, 1000, Rules::default());
+    Command { origin: 0, tag: 0, session: 0, attach: 0, identities: Vec::new(), act }
+        .encode(&mut data);
+    entry(index, EntryType::EntryNormal, data)
+}
+
+#[test]
+fn what_a_copy_becomes_parts_with_what_came_after_the_copy() {
+    let open_session = Act::CreateSession { timeout_ms: 4000, password: [1; 16] };
+    let source = directory(&[1], vec![create(2, "/b"), command(3, open_session)], 1);
+    let root = tempfile::tempdir().unwrap();
+    let file = root.path().join("backup");
+    let before = open(source.path()).unwrap();
+    before.back_up(&file).unwrap();
+    assert_eq!(before.state.counts().sessions, 1);
+    let mut zxid = before.state.zxid();
+    // The second copy is as old as the first, and what the first gave out counts too.
+    for name in ["one", "other"] {
+        let target = root.path().join(name);
+        open_backup(&file).unwrap().restore(&target, 1, None).unwrap();
+        let restored = open(&target).unwrap();
+        assert_eq!(nodes(&restored), ["/b"]);
+        assert_eq!(restored.state.counts().sessions, 0);
+        assert!(restored.state.zxid() > zxid + (1 << 20), "{:#x}", restored.state.zxid());
+        zxid = restored.state.zxid();
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
 }
 
 #[test]

@@ -12,9 +12,9 @@ use millrace_proto::message::{Entry, Kind};
 
 use crate::cluster::job::{Cursor, JobSpec, Level, NamedFailure};
 
-/// Deepest directory that is listed. Derived: Linux follows at most 40 symbolic links in a path, and honest
-/// trees are less deep than the rest.
-const DEPTH_MAX: usize = 64;
+/// Deepest directory that is listed. Derived: each level adds a name to the place that is recorded of a job, which
+/// stays well within a node of coordination.
+const DEPTH_MAX: usize = 512;
 
 /// A page of a directory.
 #[derive(Debug, Default)]
@@ -139,7 +139,8 @@ impl<T: Tree> Walk<T> {
         }
         if self.places.len() >= DEPTH_MAX {
             let reason = format!(
-                "more than {DEPTH_MAX} levels of directories; look for a symbolic link that leads in a circle"
+                "it lies more than {DEPTH_MAX} levels of directories below the path that was named; name one further \
+                 down"
             );
             return Some(WalkStep::Failed(NamedFailure { path, reason }));
         }
@@ -381,7 +382,7 @@ mod tests {
 
     #[test]
     fn a_tree_is_entered_to_a_bounded_depth() {
-        let deep = vec!["d"; 100].join("/");
+        let deep = vec!["d"; 600].join("/");
         let tree = Made::new(&[&deep]);
         let found = walk(&tree, &spec(&["d"]), &Cursor::default());
         assert_eq!(found.len(), 1);
