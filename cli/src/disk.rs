@@ -35,8 +35,8 @@ enum DiskVerb {
 
 /// Show what a disk was made for, and what the file of each shard holds.
 ///
-/// Reads what a node reads at its start: the superblock, the footers of regions, and the heads of groups where there is
-/// no footer. A region is sealed when it is full and has its footer, open when it is written on, else unsealed. Its
+/// Reads what a node reads at its start: the superblock, the footers of regions, and the heads of groups where there
+/// is no footer. A region is sealed when it is full and has its footer, open when it is written on, else unsealed. Its
 /// sequence grows with each use. Live is what a node would find: runs of chunks that no later drop voids.
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -57,9 +57,9 @@ struct InspectArgs {
 
 /// Read every head, footer and block of a disk, and compare them with their checksums.
 ///
-/// Prints a line for each fault: the file, the page of 4096 bytes in it, what is wrong, and what is lost. Ends with 1 if
-/// there is one. A node that is given the disk serves no wrong byte: what is lost is read from the source. If a node was
-/// killed, the last group that it wrote may not be whole, which is told as a fault, too.
+/// Prints a line for each fault: the file, the page of 4096 bytes in it, what is wrong, and what is lost. Ends with 1
+/// if there is one. A node that is given the disk serves no wrong byte: what is lost is read from the source. If a node
+/// was killed, the last group that it wrote may not be whole, which is told as a fault, too.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -324,8 +324,8 @@ impl ShardVerifier<'_> {
         Ok(())
     }
 
-    /// True if a region in this use, which is not sealed, has a footer that is not sound: its last page is neither void
-    /// nor of an earlier use.
+    /// Returns whether a region in this use, which is not sealed, has a footer that is not sound: its last page is
+    /// neither void nor of an earlier use.
     fn is_footer_damaged(&self, last: u32, sequence: u64) -> io::Result<bool> {
         let Superblock { disk, region_pages, .. } = *self.reader.superblock;
         let page = self.reader.pages(last, 1)?.unwrap_or_default();

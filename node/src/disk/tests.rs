@@ -135,7 +135,7 @@ fn a_sound_disk_has_no_faults() {
     assert_eq!((seen, check.run_bytes), (8 << 20, 8 * ((64 << 10) - 100)));
 }
 
-/// Each bit that a checksum covers is one that is missed, in the place where it is.
+// Each bit that a checksum covers is one that is missed, in the place where it is.
 #[test]
 fn every_flipped_bit_is_found() {
     let sample = Sample::new();

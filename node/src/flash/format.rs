@@ -458,7 +458,7 @@ mod tests {
         assert_eq!(decode_footer(&footer, &trailer), Some(entries));
     }
 
-    /// A flipped bit anywhere in what is summed is noticed, and what is of another place is refused.
+    // A flipped bit anywhere in what is summed is noticed, and what is of another place is refused.
     #[test]
     fn nothing_else_is_taken() {
         let bytes = head().encode(&REGION, 12);

@@ -154,7 +154,7 @@ impl FlashIndex {
         place.is_some_and(|place| std::mem::take(&mut self.slots[place].is_used))
     }
 
-    /// Adds a run, in place of one of the same block that holds the same chunks. False if there is no room.
+    /// True if there is room: then a run is added, in place of one of the same block that holds the same chunks.
     pub(crate) fn insert(&mut self, key: &BlockKey, version: u64, at: Spot) -> bool {
         let is_same = |slot: &FlashSlot| (slot.first, slot.last) == (at.first, at.last);
         let (tag, file) = self.tags(key, version);

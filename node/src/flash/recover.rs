@@ -137,7 +137,7 @@ impl RegionReader<'_> {
         Ok(last)
     }
 
-    /// True if a page seems to be the first one of a head that was written there, and is not sound.
+    /// Returns whether a page seems to be the first one of a head that was written there, and is not sound.
     pub(crate) fn is_head_damaged(&self, page: u32) -> io::Result<bool> {
         let first = self.pages(page, 1)?;
         let is_head = first.is_some_and(|it| Head::is_likely(&it, &self.superblock.disk, page));

@@ -370,7 +370,7 @@ fn a_flipped_bit_is_never_read() {
     }
 }
 
-/// The first head of the region that is written says which use of it this is; so do the others.
+// The first head of the region that is written says which use of it this is; so do the others.
 #[test]
 fn a_damaged_first_head_costs_its_group_alone() {
     let mut bench = Bench::new();
@@ -432,7 +432,7 @@ fn small_ranges_come_by_themselves_until_their_chunk_is_wanted() {
     assert_eq!((counts.read_count, counts.read_bytes), (3, 4096 + 12_288 + 368));
 }
 
-/// Random fills, reads, new versions, drops, restarts at any moment, torn writes and flipped bits.
+// Random fills, reads, new versions, drops, restarts at any moment, torn writes and flipped bits.
 #[test]
 fn random_histories_never_give_a_wrong_byte() {
     let runs = std::env::var("MILLRACE_FLASH_RUNS").ok().and_then(|it| it.parse().ok());

@@ -1,8 +1,8 @@
 //! Reads and writes of files: what the kernel may still read or write.
 //!
 //! Owns the jobs under way. Always holds: blanks and iovecs of a job stay where they are until each of its operations
-//! has completed; pieces of blocks that it writes are pinned by the caller for as long. A job whose parts lie one behind
-//! the other is one operation.
+//! has completed; pieces of blocks that it writes are pinned by the caller for as long. A job whose parts lie one
+//! behind the other is one operation.
 
 use std::fs::File;
 use std::io;

@@ -59,7 +59,7 @@ impl UnderStore for Compared {
         self.inner.identify(path)
     }
 
-    /// Always false, because what was seen of the contents is forgotten when the node ends.
+    /// True if a block may lie on a disk: none, because what was seen of the contents is forgotten with the node.
     fn is_stored(&self, _path: &str) -> bool {
         false
     }

@@ -225,7 +225,7 @@ impl Worker {
     }
 }
 
-/// Says what was dropped. The caller may have gone; it is dropped all the same.
+/// Says what was dropped. The caller may have gone; it is dropped still.
 fn answer_drop(job: DropJob) {
     let _ = job.reply.try_send(job.dropped);
 }
