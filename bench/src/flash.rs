@@ -25,6 +25,8 @@ use crate::rival::{self, NodeOptions, Server, Transport};
 const FILE_BYTES: usize = 64 << 20;
 /// Size of the reads by which the disk is filled. Derived: a block.
 const FILL_SIZE: u32 = 1 << 20;
+/// Reads in flight meanwhile. Guessed: slower than the disk, so that blocks are written before they leave memory.
+const FILL_DEPTH: usize = 2;
 /// Seconds in which it has to be full. Guessed.
 const FILL_SECONDS_MAX: u32 = 120;
 /// Share of the data that has to be on the disk before anything is measured.
@@ -49,7 +51,7 @@ pub struct FlashOptions {
     pub seconds: f64,
     /// Rounds; an odd number has a median that was measured.
     pub rounds: usize,
-    /// How the node is started. A cache size of 0 means a sixteenth of the data, and at least 64 MiB.
+    /// How the node is started. A cache size of 0 means an eighth of the data, and at least 128 MiB.
     pub node: NodeOptions,
     /// Seed of content and choice.
     pub seed: u64,
@@ -143,9 +145,9 @@ pub fn measure(options: &FlashOptions, mut progress: impl FnMut(&str)) -> Result
     set.write_files(&source)?;
     let fio_file = scratch.path().join("fio");
     write_file(&fio_file, set)?;
-    let least = 64 << 20;
+    let least = 128 << 20;
     let memory_bytes = match options.node.memory_bytes {
-        0 => (options.data_bytes / 16).max(least),
+        0 => (options.data_bytes / 8).max(least),
         bytes => bytes,
     };
     let mut node = NodeOptions { memory_bytes, ..options.node.clone() };
@@ -153,8 +155,8 @@ pub fn measure(options: &FlashOptions, mut progress: impl FnMut(&str)) -> Result
     node.arguments.push(format!("--disk={}:{}", tier.display(), set.total_bytes() * 2));
     let server = rival::start_node(&node, &source, &[cpu], Transport::Tcp)?;
     let mut control = Control::connect(server.address())?;
-    let side = Side { options, server: &server, load_cpu };
-    let stored = side.fill(&mut control, set.total_bytes(), &mut progress)?;
+    let reader = Reader { options, server: &server, load_cpu };
+    let stored = reader.fill(&mut control, set.total_bytes(), &mut progress)?;
     let mut lines = Vec::new();
     for &size in &options.sizes {
         let mut rounds = Vec::new();
@@ -162,7 +164,7 @@ pub fn measure(options: &FlashOptions, mut progress: impl FnMut(&str)) -> Result
             progress(&format!("{}, round {}", report::size(u64::from(size)), round + 1));
             let direct = || run_fio(&fio, &fio_file, options, size, cpu);
             let first = if round % 2 == 0 { Some(direct()?) } else { None };
-            let (millrace, hit_share, source_share) = side.read(&mut control, size, round)?;
+            let (millrace, hit_share, source_share) = reader.read(&mut control, size, round)?;
             let fio = first.map_or_else(direct, Ok)?;
             rounds.push(FlashRound { fio, millrace, hit_share, source_share });
         }
@@ -233,13 +235,13 @@ fn run_fio(
 }
 
 /// The node's side.
-struct Side<'a> {
+struct Reader<'a> {
     options: &'a FlashOptions,
     server: &'a Server,
     load_cpu: Option<usize>,
 }
 
-impl Side<'_> {
+impl Reader<'_> {
     fn read_options(&self, size: u32, seconds: f64, seed: u64) -> ReadOptions {
         ReadOptions {
             address: self.server.address().to_string(),
@@ -265,7 +267,12 @@ impl Side<'_> {
         progress("filling the disk");
         let wanted = (data_bytes as f64 * FILLED_SHARE) as u64 / u64::from(FILL_SIZE);
         for second in 0..FILL_SECONDS_MAX {
-            read::read(&self.read_options(FILL_SIZE, 1.0, u64::from(second)), |_| ())?;
+            let slow = ReadOptions {
+                connections: 1,
+                depth: FILL_DEPTH,
+                ..self.read_options(FILL_SIZE, 1.0, u64::from(second))
+            };
+            read::read(&slow, |_| ())?;
             if counter(control, "flash_run_count")? >= wanted {
                 let written = counter(control, "flash_written_bytes")?;
                 let stored = counter(control, "flash_stored_bytes")?;

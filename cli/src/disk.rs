@@ -57,9 +57,9 @@ struct InspectArgs {
 
 /// Read every head, footer and block of a disk, and compare them with their checksums.
 ///
-/// Prints a line for each fault: the file, the page of 4096 bytes in it, what is wrong, and what is lost. Ends with 1
-/// if there is one. A node that is given the disk serves no wrong byte: what is lost is read from the source. If a node
-/// was killed, the last group that it wrote may not be whole, which is told as a fault, too.
+/// Prints a line for each fault: the file, the page of 4096 bytes in it, what is wrong, and what is lost. Ends with
+/// 1 if there is one. A node that is given the disk serves no wrong byte: what is lost is read from the source. If
+/// a node was killed, the last group that it wrote may not be whole, which is told as a fault, too.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -49,7 +49,7 @@ pub(super) struct BenchFlashArgs {
     #[arg(long, value_name = "COUNT", value_parser = counts(ROUNDS_MAX),
         allow_negative_numbers = true, default_value_t = FlashOptions::default().rounds)]
     rounds: usize,
-    /// Memory of the node [default: a sixteenth of the data, at least 64MiB]
+    /// Memory of the node [default: an eighth of the data, at least 128MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     memory: Option<u64>,
     /// Program to start as the node [default: this one]

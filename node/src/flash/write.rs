@@ -371,6 +371,15 @@ impl Flash {
         done.into_iter().map(|drop: PendingDrop| drop.job).collect()
     }
 
+    /// Returns the bytes of memory that disks read from now.
+    pub(crate) fn pinned_bytes(&self) -> u64 {
+        let pages = self.doing.iter().map(|doing| match doing {
+            Doing::Group(group) => group.head.sums.len() as u64,
+            _ => 0,
+        });
+        pages.sum::<u64>() * u64::from(PAGE_SIZE)
+    }
+
     /// Forgets what of a file is to be written again.
     pub(crate) fn forget_loose(&mut self, cache: &mut Cache, file: FileId) {
         let (gone, kept) = std::mem::take(&mut self.loose)

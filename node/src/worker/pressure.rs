@@ -10,6 +10,7 @@ use millrace_proto::checksum::PAGE_SIZE;
 
 use super::{Action, Hit, Worker, WorkerLimits};
 use crate::connection::Connection;
+use crate::flash::Flash;
 use crate::mailbox::Requester;
 use crate::memory::ShardMemory;
 use crate::token::Token;
@@ -89,7 +90,8 @@ impl Worker {
     /// Returns the bytes of memory that replies hold, whole pages.
     #[inline]
     fn sending_bytes(&self) -> u64 {
-        self.cache.in_use_bytes().saturating_sub(self.leases.bytes())
+        let written = self.flash.as_ref().map_or(0, Flash::pinned_bytes);
+        self.cache.in_use_bytes().saturating_sub(self.leases.bytes() + written)
     }
 
     /// Returns the most bytes that the answers of other shards to this connection will hold, whole
