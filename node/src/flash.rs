@@ -106,6 +106,8 @@ pub(crate) struct Flash {
     seen: Ghost,
     seen_max: u32,
     candidates: VecDeque<Candidate>,
+    /// Candidates that are written at once when as many wait.
+    candidates_wanted: usize,
     /// Since when one waits.
     waiting_since: Option<u64>,
     /// Runs that are to be written again, and are in no cache.
@@ -190,6 +192,7 @@ impl Flash {
             seen: Ghost::new((seen_max as usize * SEEN_SLOTS).max(SEEN_SLOTS)),
             seen_max,
             candidates: VecDeque::new(),
+            candidates_wanted: write::candidates_wanted(memory, block_size),
             waiting_since: None,
             loose: VecDeque::new(),
             drops: Vec::new(),

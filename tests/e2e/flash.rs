@@ -66,7 +66,13 @@ async fn store(node: &Node, wanted: u64) {
     let client = node.client().await;
     let start = Instant::now();
     while node.counter("flash_run_count") < wanted {
-        assert!(start.elapsed() < HANG_GUARD, "too little is written");
+        assert!(
+            start.elapsed() < HANG_GUARD,
+            "{} of {wanted} blocks are written, {} were passed over, {} bytes are in memory",
+            node.counter("flash_run_count"),
+            node.counter("flash_passed_over_count"),
+            node.counter("used_bytes"),
+        );
         for path in FILES {
             read(&client, path).await;
             read(&client, path).await;

@@ -18,14 +18,20 @@ use crate::mailbox::DropJob;
 use crate::memory::{Blank, Block, Segment};
 use crate::ring::{DiskJob, DiskWork};
 
-/// Blocks that are written at once when as many wait. Guessed: 16 MiB of large blocks.
-const CANDIDATES_WANTED: usize = 16;
+/// Blocks that are written at once when as many wait, at most. Guessed: 16 MiB of large blocks.
+const CANDIDATES_WANTED: u64 = 16;
 /// Fewer are written when one has waited for so long, in milliseconds. Guessed: little is lost with the node.
 const WAIT_MS: u64 = 100;
 /// Pages of one group at most, unless it is one block. Derived: what the sums in a head of one page allow.
 const GROUP_PAGES_MAX: usize = 900;
 /// Share of the memory that a group holds at most, one in this many.
 const GROUP_SHARE: u64 = 16;
+
+/// Returns how many blocks are written at once in a shard with this memory: few, if it is little, because they would
+/// leave it before.
+pub(super) fn candidates_wanted(memory: u64, block_size: u32) -> usize {
+    (memory / GROUP_SHARE / u64::from(block_size)).clamp(1, CANDIDATES_WANTED) as usize
+}
 
 /// A run that is in no cache, to be written again.
 pub(super) struct Loose {
@@ -170,7 +176,7 @@ impl Flash {
         let is_due = self.waiting_since.is_some_and(|since| now.saturating_sub(since) >= WAIT_MS);
         !self.loose.is_empty()
             || is_due
-            || self.candidates.len() >= CANDIDATES_WANTED
+            || self.candidates.len() >= self.candidates_wanted
             || self.drops.iter().any(|drop| drop.waits & bit != 0)
     }
 
