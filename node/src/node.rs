@@ -50,7 +50,7 @@ const BACKLOG: i32 = 4096;
 /// Messages a mailbox holds. Guessed: several turns of a busy shard; when it is full the sender keeps
 /// its messages and tries again.
 const MAILBOX_CAPACITY: usize = 8192;
-/// Memory of an executor for storage buffers, in bytes; nothing reads files through it yet.
+/// Memory of an executor for storage buffers, in bytes; nothing reads files through it, because the ring does.
 const EXECUTOR_IO_MEMORY: usize = 64 << 10;
 /// Descriptors besides connections: rings, eventfds, listeners, files being read.
 const DESCRIPTORS_SPARE: u64 = 256;

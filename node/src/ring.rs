@@ -1,4 +1,4 @@
-//! The raw io_uring of a shard: accept, receive and send, and nothing that blocks.
+//! The raw io_uring of a shard: accept, receive and send, reads and writes of disks, and nothing that blocks.
 //!
 //! ```text
 //!   provided buffers (one ring, one slab)          send slots (one for each connection)

@@ -255,7 +255,7 @@ async fn what_cannot_be_loaded_is_named_and_the_rest_is_loaded() {
     let (scratch, data) = (Scratch::new(), Scratch::new());
     scratch.file("tree/good", 1000);
     scratch.file("tree/below/good", 1000);
-    // A name that no client can ask for is left out, as in listings.
+    // A name that no client can ask for is left out, as in listings, and counted.
     let odd = scratch.at("tree").join(std::ffi::OsStr::from_bytes(b"bad\xff"));
     std::fs::write(odd, b"x").expect("write");
     std::os::unix::fs::symlink("..", scratch.at("tree/below/circle")).expect("link");
@@ -264,11 +264,13 @@ async fn what_cannot_be_loaded_is_named_and_the_rest_is_loaded() {
     let named = paths(&["tree", "missing"]);
     let id = client.start_job(&named, &options(true, 0)).await.expect("start");
     let done = ended(&client, id).await;
-    assert_eq!((done.file_count, done.failed_count), (2, 1), "{done:?}");
-    assert_eq!(done.failures[0].0, "missing");
-    assert!(done.failures[0].1.contains("no such file"), "{done:?}");
+    assert_eq!((done.file_count, done.failed_count), (2, 2), "{done:?}");
+    assert_eq!(done.failures[0].0, "tree");
+    assert!(done.failures[0].1.contains("not UTF-8"), "{done:?}");
+    assert_eq!(done.failures[1].0, "missing");
+    assert!(done.failures[1].1.contains("no such file"), "{done:?}");
     let listed = client.jobs().await.expect("list");
-    assert!(listed[0].failures.is_empty() && listed[0].failed_count == 1);
+    assert!(listed[0].failures.is_empty() && listed[0].failed_count == 2);
     let waited = millrace(&node, &["admin", "jobs", "wait", &id.to_string()]);
     assert_eq!(waited.status.code(), Some(1), "not all of it was loaded");
     assert!(text(&waited.stderr).contains("missing"), "{}", text(&waited.stderr));

@@ -196,11 +196,10 @@ impl DiskLog {
         }
     }
 
-    /// True if the oldest region is to be looked through now, so that another one is free when this one is full.
+    /// True if the oldest region is to be looked through now: while the region that is open has room for what is kept
+    /// of it, and so that another one is free when it is full.
     pub(super) fn should_recycle(&self) -> bool {
-        let is_half_full =
-            self.open.as_ref().is_none_or(|open| open.next > self.region_pages() / 2);
-        self.free.is_empty() && self.recycling.is_none() && !self.sealed.is_empty() && is_half_full
+        self.free.is_empty() && self.recycling.is_none() && !self.sealed.is_empty()
     }
 
     /// Begins to free the oldest region.

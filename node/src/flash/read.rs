@@ -25,6 +25,8 @@ use crate::ring::{DiskJob, DiskWork};
 
 /// Longest range that is read by itself. Guessed: a quarter of a chunk; longer ones come with their chunk.
 const SMALL_MAX: u32 = CHUNK_SIZE / 4;
+/// Odd, so that no two chunks become one; 2^64 divided by the golden ratio, which spreads them.
+const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
 /// Small ranges that are read at once. Guessed: twice what a quick disk has under way.
 const SMALLS_MAX: usize = 512;
 /// Share of the memory that heads may take beside it, one in this many: those of blocks of 1 MiB are 1/900 of them.
@@ -128,8 +130,8 @@ impl Flash {
             return None;
         }
         let spot = self.find(&key, range.version, chunks.first)?;
-        // Blocks next to each other differ in the low bits, and so do chunks.
-        let hash = key.hash().rotate_left(8) ^ u64::from(chunks.first);
+        // Chunks differ in all bits, because the ghost looks at the upper ones, too.
+        let hash = key.hash().wrapping_add(u64::from(chunks.first).wrapping_mul(SPREAD));
         if self.touched.contains(hash, self.touched_max) {
             return None;
         }

@@ -10,7 +10,7 @@ use millrace_proto::checksum::{self, PAGE_SIZE};
 use super::format::{FooterEntry, Stored, decode_footer, decode_trailer};
 use super::index::Spot;
 use super::write::{Doing, Loose};
-use super::{Candidate, Flash, head_length, offset_of};
+use super::{Flash, head_length, offset_of};
 use crate::cache::Cache;
 use crate::mailbox::Run;
 use crate::memory::Blank;
@@ -44,7 +44,7 @@ impl Flash {
                 return None;
             };
             let Some(spot) = Spot::of(disk as u8, head, &stored) else { continue };
-            let Stored { key, version, chunks, block_length, .. } = stored;
+            let Stored { key, version, .. } = stored;
             if !self.index.take_use(&key, version, spot) {
                 self.index.remove(&key, version, spot);
                 continue;
@@ -54,28 +54,15 @@ impl Flash {
                 self.index.remove(&key, version, spot);
                 continue;
             }
-            let run = Run { key, version, chunks, block_length };
-            let held = cache.find(&key).filter(|(_, found)| *found == version);
-            let offset = chunks.offset();
-            if let Some((entry, _)) = held
-                && cache.holds(entry, offset, run.chunks.length(block_length))
-            {
-                self.index.remove(&key, version, spot);
-                self.counts.kept_bytes += u64::from(stored.length());
-                self.candidates.push_front(Candidate { entry, key, version });
-                // Its room is wanted, so it does not wait for others.
-                self.waiting_since = Some(0);
-                continue;
-            }
             if self.loose.len() >= LOOSE_MAX {
                 self.put_back(disk, head, stored, spot);
                 return None;
             }
-            let head_blank = cache.allocate(head_length(stored.length()));
-            let blank = cache.allocate(stored.length());
             self.index.remove(&key, version, spot);
-            let (Some(head_blank), Some(blank)) = (head_blank, blank) else {
-                // Memory is short: what waits for it now comes first.
+            // Where memory is short, what waits for it now comes first.
+            let Some(head_blank) = cache.allocate(head_length(stored.length())) else { continue };
+            let Some(blank) = cache.allocate(stored.length()) else {
+                cache.release_blank(head_blank);
                 continue;
             };
             self.doing[disk] = Doing::Keeping { stored, spot, is_void: false };

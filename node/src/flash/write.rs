@@ -89,7 +89,10 @@ impl Flash {
         !self.candidates.is_empty()
             || !self.loose.is_empty()
             || self.drops.iter().any(|drop| drop.waits & !self.out_disks() != 0)
-            || self.logs.iter().any(|log| log.recycling.is_some())
+            || self
+                .logs
+                .iter()
+                .any(|log| log.fault.is_none() && (log.recycling.is_some() || log.should_recycle()))
             || self.doing.iter().any(|doing| !matches!(doing, Doing::Nothing))
     }
 

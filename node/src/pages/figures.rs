@@ -103,6 +103,8 @@ fn name_and_unit(figure: &Figure) -> (String, &'static str) {
         "block_count" => "blocks",
         "pinned_count" => "pinned_blocks",
         "connection_count" => "connections",
+        "flash_run_count" => "flash_runs",
+        "flash_out_count" => "flash_disks_out",
         "handover_source_count" => "handover_sources",
         "handover_pending_count" => "handover_pending_blocks",
         "handover_block_count" => "handover_blocks",
