@@ -237,21 +237,16 @@ impl Node {
             let shared = Arc::clone(&shared);
             let limits = limits(&config);
             let side_queue = side_queue.clone();
-            let mailboxes = Arc::clone(&node.mailboxes);
-            let ready = ready.clone();
+            let (mailboxes, ready) = (Arc::clone(&node.mailboxes), ready.clone());
             let populate = config.populate;
-            // The first shard alone.
+            // The first one alone.
             let admin = std::mem::take(&mut admin.listeners);
-            let guests = Arc::clone(&guests);
-            let disks = disks.clone();
+            let (guests, disks) = (Arc::clone(&guests), disks.clone());
             let runtime_limits = runtime_limits(&config);
             let spawned = executor(config.cpus[shard]).spawn(move || async move {
                 let cache = Cache::new(memory, limits.pin_percent);
                 let cache = if populate { cache.populated() } else { cache };
-                let block_size = shared.block_size;
-                let (is_flash, memory_bytes) = (!disks.is_empty(), cache.capacity_bytes());
-                let flash =
-                    is_flash.then(|| Flash::open(&disks, shard as u16, block_size, memory_bytes));
+                let flash = tier(&disks, shard, shared.block_size, &cache);
                 let worker = Worker::new(shard as u32, shared, limits, side_queue, cache, flash);
                 let tcp = listener.into_sockets();
                 let sockets = Listeners { tcp, local, access: local_access, admin };
@@ -511,6 +506,12 @@ fn memories(config: &Config) -> Result<Vec<ShardMemory>, StartError> {
 fn disks(config: &Config) -> Result<Vec<Arc<Disk>>, StartError> {
     let open = |disk| Disk::open(disk, config.shards, config.block_size).map(Arc::new);
     Ok(config.disks.iter().map(open).collect::<Result<_, _>>()?)
+}
+
+/// Makes the flash tier of a shard, if there are disks for one.
+fn tier(disks: &[Arc<Disk>], shard: usize, block_size: u32, cache: &Cache) -> Option<Flash> {
+    let is_wanted = !disks.is_empty();
+    is_wanted.then(|| Flash::open(disks, shard as u16, block_size, cache.capacity_bytes()))
 }
 
 /// The listening sockets of one shard.

@@ -255,7 +255,7 @@ mod tests {
 
     #[test]
     fn a_chunk_costs_no_more_than_24_bytes() {
-        assert!(RUN_COST <= 24, "{RUN_COST}");
+        const { assert!(RUN_COST <= 24) };
         let index = FlashIndex::new(1 << 20);
         assert!(index.bytes() <= 24 << 20, "{}", index.bytes());
     }

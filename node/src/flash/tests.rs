@@ -49,7 +49,7 @@ struct Bench {
     versions: HashMap<u32, u64>,
     events: Vec<FlashEvent>,
     /// A job that is under way, for faults between its begin and its end.
-    under_way: Vec<Box<DiskJob>>,
+    under_way: Vec<DiskJob>,
 }
 
 fn key(file: u32, block: u32) -> BlockKey {
@@ -103,7 +103,7 @@ impl Bench {
     /// Begins what disks are to do.
     fn begin(&mut self) {
         while let Some(job) = self.flash.next_job(self.now, &mut self.cache) {
-            self.under_way.push(job);
+            self.under_way.push(*job);
         }
     }
 
@@ -111,7 +111,7 @@ impl Bench {
     fn end(&mut self) {
         for mut job in std::mem::take(&mut self.under_way) {
             let result = perform(&mut job, &self.directory());
-            self.events.push(self.flash.on_done(&mut self.cache, *job, result));
+            self.events.push(self.flash.on_done(&mut self.cache, job, result));
         }
     }
 
@@ -189,7 +189,7 @@ impl Bench {
         let wanted = &content(&key, version)[offset as usize..][..length as usize];
         assert!(bytes == wanted, "wrong bytes");
         let tag = checksum::tag(key.file, version, key.block);
-        checksum::verify(&bytes, offset, block_length(block), tag, sums.into_iter()).unwrap();
+        checksum::verify(&bytes, offset, block_length(block), tag, sums).unwrap();
         true
     }
 
@@ -403,7 +403,7 @@ fn a_disk_that_fails_is_left_out() {
     bench.begin();
     for job in std::mem::take(&mut bench.under_way) {
         let full = io::Error::from_raw_os_error(libc::ENOSPC);
-        bench.flash.on_done(&mut bench.cache, *job, Err(full));
+        bench.flash.on_done(&mut bench.cache, job, Err(full));
     }
     assert_eq!(bench.flash.out_count(), 1);
     assert_eq!(bench.read_all(0), 0);
