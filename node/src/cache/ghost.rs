@@ -72,7 +72,7 @@ impl Ghost {
 mod tests {
     use super::*;
 
-    /// With one way two blocks of one slot pushed each other out for good.
+    /// Fills one place: with one slot for it two blocks pushed each other out for good.
     #[test]
     fn blocks_of_one_slot_are_remembered_side_by_side() {
         let mut ghost = Ghost::new(64);
