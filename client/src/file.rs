@@ -92,7 +92,7 @@ pub struct ListedPage {
     /// Names that the source has and the node cannot serve, such as those that are not UTF-8. They are left out of
     /// this page, or with the first page of the whole directory. A node of an earlier version does not count them.
     pub left_out_count: u64,
-    /// One of them and why it is left out, for people; empty if there is none.
+    /// One of them and why it is left out, for people; empty if all are served.
     pub left_out_example: String,
 }
 

@@ -254,7 +254,7 @@ fn shows_after(
     if (clock.tv_sec, clock.tv_nsec) > (seconds, nanoseconds.into()) {
         return Some(Duration::ZERO);
     }
-    // A time that is ahead of all clocks is none that a tick comes after.
+    // No tick of a clock comes after a time that is ahead of all clocks.
     let changed = UNIX_EPOCH + Duration::new(seconds.max(0) as u64, nanoseconds);
     (changed <= now).then_some(TICK)
 }

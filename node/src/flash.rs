@@ -67,7 +67,7 @@ struct Candidate {
 }
 
 /// What was counted since this was asked last.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct FlashCounts {
     /// Runs read, and their bytes.
     pub read_count: u64,

@@ -159,6 +159,15 @@ pub(crate) struct DropJob {
     pub reply: flume::Sender<Dropped>,
 }
 
+impl DropJob {
+    /// Returns a job that has not begun, and where its sum comes.
+    pub(crate) fn new(file: FileId, is_for_good: bool) -> (DropJob, flume::Receiver<Dropped>) {
+        let (reply, receiver) = flume::bounded(1);
+        let dropped = Dropped::default();
+        (DropJob { file, left: None, is_for_good, before: None, dropped, reply }, receiver)
+    }
+}
+
 /// A block of an object that is being written, to be filled as its bytes pass.
 #[derive(Debug)]
 pub(crate) struct Loan {

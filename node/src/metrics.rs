@@ -76,7 +76,7 @@ counters! {
     Counter hit_count,
     /// Bytes of those ranges.
     Counter hit_bytes,
-    /// Ranges that had to wait for the source.
+    /// Ranges that had to wait, for the source or for a disk of the flash tier.
     Counter miss_count,
     /// Bytes of those ranges.
     Counter miss_bytes,

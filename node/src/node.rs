@@ -474,6 +474,7 @@ fn raise_descriptor_limit(config: &Config) -> Result<(), StartError> {
     let needed = config.connections_max as u64
         + config.shards as u64 * DESCRIPTORS_PER_SHARD
         + config.fill_concurrency as u64
+        + (config.disks.len() * (config.shards + 1)) as u64
         + DESCRIPTORS_SPARE;
     let Rlimit { current, maximum } = rustix::process::getrlimit(Resource::Nofile);
     if current.is_none_or(|current| current >= needed) {

@@ -10,10 +10,11 @@
 //! Owns all state of the shard; nothing here waits, reads a clock or makes a system call. Always holds:
 //! every request that was taken is answered once, or its connection is closed; a hit is answered within
 //! the call that brought the request, without a task and without an allocation.
-//! Modules: `life` begins and ends connections, `receive` cuts bytes into frames, `request` turns frames
-//! into work, `read` finds blocks, `fill` brings them in, `lease` keeps them in place for clients that
-//! read them there, `upload` passes writes on, `written` keeps what was written, `turns` shares fills out
-//! between clients, `pressure` bounds what replies hold that clients do not take.
+//! Modules: `life` begins and ends connections, `receive` cuts bytes into frames, `request` turns
+//! frames into work, `read` finds blocks, `fill` brings them in, `lease` keeps them in place for
+//! clients that read them there, `upload` passes writes on, `written` keeps what was written,
+//! `flash` reads and writes disks, `turns` shares fills out between clients, `pressure` bounds what
+//! replies hold that clients do not take.
 
 use std::io;
 use std::sync::Arc;

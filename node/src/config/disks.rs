@@ -7,7 +7,7 @@ use millrace_ops::size::{format_size, parse_size};
 
 use crate::flash::{DISKS_MAX, DiskSize};
 
-/// Reads disks; None if a directory is not absolute, a size is none, or a directory is named twice.
+/// Reads disks; None if a directory is not absolute, a size cannot be read, or a directory is named twice.
 pub(super) fn disks_in(text: &str) -> Option<Vec<DiskSize>> {
     let parts: Vec<&str> = text.split(LIST_SEPARATOR).filter(|part| !part.is_empty()).collect();
     let disks: Option<Vec<DiskSize>> = parts

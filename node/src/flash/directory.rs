@@ -186,7 +186,7 @@ fn is_shard_file(name: &str) -> bool {
     number.is_some_and(|number| file_name(number) == name)
 }
 
-/// Returns the superblock of a disk; writes a new one if there is none that fits.
+/// Returns the superblock of a disk; writes a new one if the old one does not fit.
 fn superblock(
     directory: &Path,
     file: &File,

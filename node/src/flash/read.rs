@@ -221,7 +221,7 @@ impl Flash {
         }
     }
 
-    /// Takes a head that was read, and remembers it. None if it is none.
+    /// Takes a head that was read, and remembers it. None if it is not sound.
     pub(super) fn take_head(
         &mut self,
         spot: Spot,

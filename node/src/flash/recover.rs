@@ -144,7 +144,7 @@ impl RegionReader<'_> {
         Ok(is_head && self.head(page)?.is_none())
     }
 
-    /// Reads a head, with the number of its region's use. None if there is none, or it is not sound.
+    /// Reads a head, with the number of its region's use. None if no sound head lies there.
     pub(crate) fn head(&self, page: u32) -> io::Result<Option<(Head, u64)>> {
         let Some(mut bytes) = self.pages(page, 1)? else { return Ok(None) };
         match Head::claimed_pages(&bytes) {

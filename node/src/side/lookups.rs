@@ -241,9 +241,7 @@ impl Context {
         let mut total = Dropped::default();
         let mut replies = Vec::with_capacity(self.shards.len());
         for shard in self.shards.iter() {
-            let (reply, receiver) = flume::bounded(1);
-            let dropped = Dropped::default();
-            let job = DropJob { file, left: None, is_for_good, before: None, dropped, reply };
+            let (job, receiver) = DropJob::new(file, is_for_good);
             shard.post_when_room(Mail::Drop(job)).await;
             replies.push(receiver);
         }

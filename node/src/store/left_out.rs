@@ -51,7 +51,7 @@ impl LeftOut {
         })
     }
 
-    /// Returns one of the names and why it is left out, for people; empty if there is none.
+    /// Returns one of the names and why it is left out, for people; empty if all are served.
     pub(crate) fn example(&self) -> String {
         let named = self.named.first().map(|(name, reason)| format!("{name:?}: {reason}"));
         let mut text = named.or_else(|| self.not_utf8_text()).unwrap_or_default();

@@ -154,7 +154,9 @@ impl Worker {
         }
         let dropped = flash.take_dropped();
         let counts = flash.take_counts();
-        self.count(counts);
+        if counts != FlashCounts::default() {
+            self.count(counts);
+        }
         dropped.into_iter().for_each(answer_drop);
     }
 

@@ -669,15 +669,7 @@ fn a_body_longer_than_configured_ends_the_stream() {
 
 /// Drops the file's blocks; the sum comes when that is done.
 fn drop_file(node: &mut Node) -> flume::Receiver<Dropped> {
-    let (reply, dropped) = flume::bounded(1);
-    let job = DropJob {
-        file: FILE,
-        left: None,
-        is_for_good: false,
-        before: None,
-        dropped: Dropped::default(),
-        reply,
-    };
+    let (job, dropped) = DropJob::new(FILE, false);
     node.event(0, 0, Event::Mail(Mail::Drop(job)));
     dropped
 }
@@ -699,15 +691,7 @@ fn a_large_file_is_dropped_in_slices_with_others_served_in_between() {
         node.end_fills(0, |_| Ok(()));
     }
     assert_eq!(node.workers[0].cache.block_count(), 600);
-    let (reply, dropped) = flume::bounded(1);
-    let mut job = DropJob {
-        file: FILE,
-        left: None,
-        is_for_good: false,
-        before: None,
-        dropped: Dropped::default(),
-        reply,
-    };
+    let (mut job, dropped) = DropJob::new(FILE, false);
     let mut turns = 1;
     loop {
         let mut actions = Vec::new();

@@ -495,19 +495,7 @@ impl Chaos {
             return;
         }
         for shard in self.shards() {
-            let (reply, _) = flume::bounded(1);
-            let dropped = Dropped::default();
-            self.post(
-                shard,
-                Mail::Drop(DropJob {
-                    file: FILE,
-                    left: None,
-                    is_for_good: false,
-                    before: None,
-                    dropped,
-                    reply,
-                }),
-            );
+            self.post(shard, Mail::Drop(DropJob::new(FILE, false).0));
         }
     }
 

@@ -72,14 +72,7 @@ fn a_block_that_was_written_is_a_hit_once_it_is_acknowledged_and_not_before() {
 }
 
 fn drop_job() -> DropJob {
-    DropJob {
-        file: FILE,
-        left: None,
-        is_for_good: false,
-        before: None,
-        dropped: Dropped::default(),
-        reply: flume::bounded(1).0,
-    }
+    DropJob::new(FILE, false).0
 }
 
 #[test]
