@@ -208,7 +208,6 @@ impl Bench {
     }
 
     fn drop_file(&mut self, file: u32) -> flume::Receiver<crate::mailbox::Dropped> {
-        let (reply, receiver) = flume::bounded(1);
         let file = key(file, 0).file;
         self.cache.remove_of_file(file, u32::MAX);
         self.flash.forget_loose(&mut self.cache, file);
@@ -219,14 +218,7 @@ impl Bench {
                 break;
             }
         }
-        let job = crate::mailbox::DropJob {
-            file,
-            left: None,
-            is_for_good: true,
-            before,
-            dropped: Default::default(),
-            reply,
-        };
+        let (job, receiver) = crate::mailbox::DropJob::new(file, true);
         if let Some(job) = self.flash.drop_for_good(job) {
             job.reply.send(job.dropped).unwrap();
         }
@@ -413,6 +405,51 @@ fn a_disk_that_fails_is_left_out() {
     assert_eq!(bench.cache.in_use_bytes(), 0, "nothing stays pinned");
     let dropped = bench.drop_file(0);
     assert!(dropped.try_recv().is_ok(), "no disk is left that could tell");
+}
+
+#[test]
+fn a_disk_that_hangs_is_left_out_and_what_waits_is_given_up_once() {
+    let mut bench = Bench::new();
+    bench.fill(0, 0, Chunks::all(BLOCK_SIZE));
+    bench.settle();
+    let (key, version, block_length) = (key(0, 0), 1, BLOCK_SIZE);
+    let run = Run { key, version, chunks: Chunks::all(BLOCK_SIZE), block_length };
+    let spot = bench.flash.pieces(&run)[0].1.unwrap();
+    let before = bench.cache.used_bytes();
+    let blank = bench.cache.allocate(BLOCK_SIZE).unwrap();
+    let job = bench.flash.read(bench.now, &mut bench.cache, run, spot, blank);
+    let mut job = job.unwrap_or_else(|_| panic!("memory for a head"));
+    bench.now += HANGS_MS;
+    assert!(bench.flash.give_up(bench.now).0.is_empty(), "it has a little time left");
+    bench.now += 1;
+    assert_eq!(bench.flash.give_up(bench.now).0, [run]);
+    assert!(bench.flash.give_up(bench.now).0.is_empty(), "once");
+    assert_eq!((bench.flash.out_count(), bench.flash.run_count()), (1, 0));
+    // It ends after all: its memory comes back, and nothing else happens.
+    let result = perform(&mut job, &bench.directory());
+    let event = bench.flash.on_done(&mut bench.cache, *job, result);
+    assert!(matches!(event, FlashEvent::Nothing));
+    assert_eq!(bench.cache.used_bytes(), before);
+}
+
+#[test]
+fn a_write_that_hangs_takes_the_disk_out_and_drops_are_answered() {
+    let mut bench = Bench::new();
+    bench.fill(0, 0, Chunks::all(BLOCK_SIZE));
+    bench.settle();
+    bench.fill(1, 1, Chunks::all(BLOCK_SIZE));
+    bench.now += 1000;
+    bench.begin();
+    bench.drop_file(0);
+    assert!(bench.flash.take_dropped().is_empty(), "the disk does not know yet");
+    bench.now += WRITE_HANGS_MS + 1;
+    bench.flash.give_up(bench.now);
+    assert_eq!(bench.flash.out_count(), 1);
+    assert_eq!(bench.flash.take_dropped().len(), 1);
+    // The write ends after all, and lets go of the memory that it read.
+    bench.end();
+    assert_eq!(bench.cache.in_use_bytes(), 0);
+    assert_eq!(bench.flash.run_count(), 0, "nothing of a disk that is out is found");
 }
 
 #[test]

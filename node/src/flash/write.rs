@@ -309,6 +309,12 @@ impl Flash {
                 }
                 self.take_out(disk, &format!("write to it: {error}"));
             }
+            // The disk was taken out meanwhile, and the index with it.
+            (doing, Ok(())) if self.logs[disk].fault.is_some() => {
+                if let Doing::Group(group) = doing {
+                    release(cache, group);
+                }
+            }
             (Doing::Opening(region), Ok(())) => self.logs[disk].open_region(region),
             (Doing::Sealing, Ok(())) => self.logs[disk].seal(),
             (Doing::Group(group), Ok(())) => self.on_group(cache, disk, group),
@@ -405,7 +411,7 @@ fn release(cache: &mut Cache, group: Group) {
     group.blocks.into_iter().for_each(|block| cache.release(block));
 }
 
-/// Takes memory for these bytes, and puts them there. None if there is none.
+/// Takes memory for these bytes, and puts them there. None if memory is short.
 fn own_blank(cache: &mut Cache, bytes: &[u8]) -> Option<Blank> {
     let mut blank = cache.allocate(bytes.len() as u32)?;
     blank.write(bytes);
