@@ -34,8 +34,6 @@ use crate::worker::{Action, Event, TICK_MS, Terms, Way, Worker};
 /// How long the loop stays hot without work. Guessed: a few times what waking a thread costs. At full
 /// load 5 to 1000 us made no difference that could be measured.
 const HOT: Duration = Duration::from_micros(50);
-/// The same while a disk is at work. Guessed: a disk of flash answers in about 100 us.
-const HOT_FOR_DISKS: Duration = Duration::from_micros(200);
 /// A turn of the loop that takes this many milliseconds is a stall: all connections of the shard wait
 /// for it. Guessed: far longer than turns take that have a processor.
 const STALL_MS: u64 = 10;
@@ -293,8 +291,7 @@ impl Runtime {
             if self.ring.has_work() || !self.mail.is_empty() {
                 return true;
             }
-            let patience = if self.ring.disk_jobs_in_flight() > 0 { HOT_FOR_DISKS } else { HOT };
-            if worked_at.elapsed() > patience {
+            if worked_at.elapsed() > HOT {
                 return false;
             }
             std::hint::spin_loop();
