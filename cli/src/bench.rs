@@ -29,6 +29,28 @@ use crate::failure::Failure;
 use crate::fs::{NO_NODE_HINT, NodeAddress};
 use crate::output::{self, Activity};
 
+/// How the nodes of a measurement are started.
+#[derive(clap::Args)]
+struct NodeFlags {
+    /// Program to start as the node [default: this one]
+    #[arg(long, value_name = "FILE", value_parser = value_parser!(PathBuf))]
+    program: Option<PathBuf>,
+    /// Further flag of the node, such as --node-flag=--block-size=64KiB; may be repeated
+    #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
+    node_flag: Vec<String>,
+}
+
+impl NodeFlags {
+    /// Returns what the harness wants to know. Without a size it chooses the memory, because it knows the objects.
+    fn options(self, memory: Option<u64>) -> NodeOptions {
+        NodeOptions {
+            program: self.program,
+            memory_bytes: memory.unwrap_or(0),
+            arguments: self.node_flag,
+        }
+    }
+}
+
 /// Most rounds. Guessed: with the shortest sensible round, hours.
 const ROUNDS_MAX: usize = 10_000;
 /// Largest skew: nearly every read is then of one range.
@@ -222,12 +244,8 @@ struct CompareArgs {
     /// Memory of the node [default: four times the objects and 256 MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     memory: Option<u64>,
-    /// Program to start as the node [default: this one]
-    #[arg(long, value_name = "FILE", value_parser = value_parser!(PathBuf))]
-    program: Option<PathBuf>,
-    /// Further flag of the node, such as --node-flag=--block-size=64KiB; may be repeated
-    #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
-    node_flag: Vec<String>,
+    #[command(flatten)]
+    node: NodeFlags,
     /// Write the speeds as a bar chart to this file, as SVG
     #[arg(long, value_name = "FILE", value_parser = value_parser!(PathBuf),
         conflicts_with = "latency")]
@@ -302,12 +320,7 @@ fn run_compare(args: CompareArgs) -> Result<(), Failure> {
             if args.inside { isolation::set_up(args.packet_max) } else { isolation::start_again() };
         isolated.map_err(|error| Failure::new(format!("flag --isolated: {error:#}")))?;
     }
-    let node = NodeOptions {
-        program: args.program,
-        // The harness knows the objects, so by default it chooses the memory.
-        memory_bytes: args.memory.unwrap_or(0),
-        arguments: args.node_flag,
-    };
+    let node = args.node.options(args.memory);
     let options = CompareOptions {
         sizes: args.sizes,
         connections: args.connections,

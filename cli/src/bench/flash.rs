@@ -4,13 +4,11 @@
 
 use std::path::PathBuf;
 
-use clap::value_parser;
 use millrace_bench::flash::{self, FlashOptions};
 use millrace_bench::load::{CONNECTIONS_MAX, DEPTH_MAX};
-use millrace_bench::rival::NodeOptions;
 use millrace_ops::size::parse_size;
 
-use super::{ROUNDS_MAX, counts, measured_seconds, read_size};
+use super::{NodeFlags, ROUNDS_MAX, counts, measured_seconds, read_size};
 use crate::failure::Failure;
 use crate::output::{self, Activity};
 
@@ -52,12 +50,8 @@ pub(super) struct BenchFlashArgs {
     /// Memory of the node [default: an eighth of the data, at least 128MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     memory: Option<u64>,
-    /// Program to start as the node [default: this one]
-    #[arg(long, value_name = "FILE", value_parser = value_parser!(PathBuf))]
-    program: Option<PathBuf>,
-    /// Further flag of the node; may be repeated
-    #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
-    node_flag: Vec<String>,
+    #[command(flatten)]
+    node: NodeFlags,
     /// Seed of content and choice
     #[arg(long, default_value_t = FlashOptions::default().seed)]
     seed: u64,
@@ -75,11 +69,7 @@ pub(super) fn run(args: BenchFlashArgs) -> Result<(), Failure> {
         data_bytes: args.data,
         seconds: args.seconds,
         rounds: args.rounds,
-        node: NodeOptions {
-            program: args.program,
-            memory_bytes: args.memory.unwrap_or(0),
-            arguments: args.node_flag,
-        },
+        node: args.node.options(args.memory),
         seed: args.seed,
     };
     let activity = Activity::start();

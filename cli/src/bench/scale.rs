@@ -3,17 +3,14 @@
 //!
 //! Owns flags and printing. What is measured, and how, is left to `scale` of the crate `bench`.
 
-use std::path::PathBuf;
-
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::value_parser;
 use millrace_bench::load::CONNECTIONS_MAX;
-use millrace_bench::rival::{NodeOptions, Transport};
+use millrace_bench::rival::Transport;
 use millrace_bench::scale::{self, Axis, ScaleOptions};
 use millrace_node::config::SHARDS_MAX;
 use millrace_ops::size::parse_size;
 
-use super::{ROUNDS_MAX, counts, measured_seconds, seconds};
+use super::{NodeFlags, ROUNDS_MAX, counts, measured_seconds, seconds};
 use crate::failure::Failure;
 use crate::output::{self, Activity};
 
@@ -71,12 +68,8 @@ pub(super) struct BenchScaleArgs {
     /// Reach nodes over Unix sockets instead of TCP
     #[arg(long)]
     unix: bool,
-    /// Program to start as the node [default: this one]
-    #[arg(long, value_name = "FILE", value_parser = value_parser!(PathBuf))]
-    program: Option<PathBuf>,
-    /// Further flag of the nodes; may be repeated
-    #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
-    node_flag: Vec<String>,
+    #[command(flatten)]
+    node: NodeFlags,
     /// Seed of the choice
     #[arg(long, default_value_t = ScaleOptions::default().seed)]
     seed: u64,
@@ -98,7 +91,7 @@ pub(super) fn run(args: BenchScaleArgs) -> Result<(), Failure> {
         rounds: args.rounds,
         transport: if args.unix { Transport::Unix } else { Transport::Tcp },
         // The harness knows the blocks, so it chooses the memory.
-        node: NodeOptions { program: args.program, memory_bytes: 0, arguments: args.node_flag },
+        node: args.node.options(None),
         seed: args.seed,
     };
     let activity = Activity::start();

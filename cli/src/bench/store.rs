@@ -2,16 +2,14 @@
 //!
 //! Owns flags and printing. What is measured, and how, is left to `store` of the crate `bench`.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::value_parser;
 use millrace_bench::load::CONNECTIONS_MAX;
-use millrace_bench::rival::NodeOptions;
 use millrace_bench::store::{self, StoreOptions};
 use millrace_ops::size::parse_size;
 
-use super::{ROUNDS_MAX, counts, measured_seconds};
+use super::{NodeFlags, ROUNDS_MAX, counts, measured_seconds};
 use crate::failure::Failure;
 use crate::output::{self, Activity};
 
@@ -73,12 +71,8 @@ pub(super) struct BenchStoreArgs {
     /// Memory of the node [default: twice what a round reads and 256 MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     memory: Option<u64>,
-    /// Program to start as the node [default: this one]
-    #[arg(long, value_name = "FILE", value_parser = value_parser!(PathBuf))]
-    program: Option<PathBuf>,
-    /// Further flag of the node, such as --node-flag=--fill-concurrency=64; may be repeated
-    #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
-    node_flag: Vec<String>,
+    #[command(flatten)]
+    node: NodeFlags,
     /// Seed of content and choice
     #[arg(long, default_value_t = StoreOptions::default().seed)]
     seed: u64,
@@ -99,12 +93,7 @@ pub(super) fn run(args: BenchStoreArgs) -> Result<(), Failure> {
         sharing_count: args.sharing,
         seconds: args.seconds,
         rounds: args.rounds,
-        node: NodeOptions {
-            program: args.program,
-            // The harness knows the objects, so by default it chooses the memory.
-            memory_bytes: args.memory.unwrap_or(0),
-            arguments: args.node_flag,
-        },
+        node: args.node.options(args.memory),
         seed: args.seed,
     };
     let activity = Activity::start();

@@ -62,7 +62,7 @@ pub(super) async fn cached_bytes_of_page(
     Ok(entries.iter().map(of_entry).collect())
 }
 
-/// Returns a share in percent, as a column shows it: `-` where there is none.
+/// Returns a share in percent, as a column shows it: `-` where it is not known.
 pub(super) fn shown(cached: Option<u64>, length: u64) -> String {
     match cached {
         Some(cached) => format!("{} %", output::percent(cached, length)),
